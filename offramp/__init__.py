@@ -1,0 +1,32 @@
+"""offramp: vision networks with several exits that teach each other while they train, and leave early for real."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "offramp.outputs",
+    "ExitOutputs": "offramp.outputs",
+    "Trace": "offramp.outputs",
+    "Backbone": "offramp.net",
+    "Branch": "offramp.net",
+    "Head": "offramp.net",
+    "MultiExitNet": "offramp.net",
+    "attach": "offramp.net",
+    "fresh": "offramp.net",
+    "plain": "offramp.net",
+    "segments": "offramp.net",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

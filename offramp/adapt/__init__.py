@@ -1,0 +1,1 @@
+"""Leaving early: policies, their calibration, and the runtime."""

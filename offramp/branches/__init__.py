@@ -1,0 +1,1 @@
+"""Exit structures: one file each, named as on the command line."""

@@ -1,0 +1,1 @@
+"""Measuring: accuracy of every exit, costs, traces."""

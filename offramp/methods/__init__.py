@@ -1,0 +1,1 @@
+"""Training methods: one file each, named as on the command line."""

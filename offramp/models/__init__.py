@@ -1,0 +1,1 @@
+"""Backbones: one file per family, naming the networks it builds."""

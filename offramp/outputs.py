@@ -1,0 +1,51 @@
+"""What flows between the rooms: batches, the outputs of all exits, states between stages, traces.
+
+Shape letters, the same in every file: E exits (shallow to deep, the final exit last), B batch, C classes,
+D feature width, T tokens, N samples of a data set, H W space.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+State = Tensor | tuple[Tensor, ...]
+"""What one stage hands to the next. EVERY tensor has the batch first, so that compaction is one index."""
+
+Carry = tuple[Tensor, ...]
+"""What exits hand along their chain (previous logits, a running sum); empty for exits that stand alone."""
+
+Segment = Callable[[State, Carry], tuple[State, Carry, Tensor]]
+"""One or more stages and the exit after them: eager, compiled, exported or a foreign runtime's session alike."""
+
+
+class Batch(NamedTuple):
+    """Samples as the network and the objective see them.
+
+    `labels` are class indices (B,) or soft labels (B, C); `ids` name the samples within their data set.
+    """
+
+    inputs: Shaped[Tensor, "B ..."]
+    labels: Int[Tensor, "B"] | Float[Tensor, "B C"]
+    ids: Int[Tensor, "B"]
+
+
+class ExitOutputs(NamedTuple):
+    """What a network with E exits answers, shallow to deep, the final exit last.
+
+    `features` are what enters each classifier (pooled); `maps` the same before pooling, (B, D, H, W) or (B, T, D).
+    """
+
+    logits: Float[Tensor, "E B C"]
+    features: tuple[Float[Tensor, "B _"], ...]
+    maps: tuple[Float[Tensor, "B ..."], ...]
+
+
+class Trace(NamedTuple):
+    """All exits' logits of a whole split, computed once; policies and curves are computed from it."""
+
+    logits: Float[Tensor, "E N C"]
+    labels: Int[Tensor, "N"] | None
+    ids: Int[Tensor, "N"]
+    split: str

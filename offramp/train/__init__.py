@@ -1,0 +1,1 @@
+"""Training: one step, epochs on Fabric, optimisers, checkpoints, logs."""
