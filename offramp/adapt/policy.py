@@ -1,0 +1,173 @@
+"""When a sample may leave: thresholds on a score of each exit's answer, as plain JSON. Runs without torch."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import array_api_compat
+
+VERSION = 1
+SCORES = ("confidence", "margin", "entropy", "patience")
+ANSWERS = ("exit", "arithmetic", "geometric", "sum")
+NEVER = 1e8
+"""A threshold that no score reaches: nobody leaves here (the value MSDNet's code uses)."""
+
+Array = Any
+PolicyCarry = dict[str, Array]
+"""What looks back over the enabled exits passed; every array has the batch first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitPolicy:
+    """Where samples leave: at the first enabled exit whose score is at least its threshold, else at the final exit.
+
+    Attributes:
+        thresholds: E numbers on the scale of `score`; the final exit's is never compared.
+        enabled: E flags; an exit that is switched off is not evaluated. The final exit is always on.
+        score: `confidence` (top probability), `margin` (top minus second), `entropy` (1 - H/log C), each in [0, 1] and
+            larger for a surer answer, or `patience` (how many enabled exits in a row gave the same answer).
+        temperatures: E positive numbers; the logits of each exit are divided by its own.
+        answer: the logits a sample takes along: those of the `exit` alone, or of the ensemble of the enabled exits
+            passed: `arithmetic` or `geometric` mean of probabilities, or `sum` of logits.
+        patience: with the score `patience`, how many equal answers let a sample leave.
+    Raises:
+        ValueError: if the lengths differ, a name is unknown, a number is out of range or the final exit is off.
+    """
+
+    thresholds: tuple[float, ...]
+    enabled: tuple[bool, ...]
+    score: str = "confidence"
+    temperatures: tuple[float, ...] = ()
+    answer: str = "exit"
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        exits = len(self.enabled)
+        if not self.temperatures:
+            object.__setattr__(self, "temperatures", (1.0,) * exits)
+        lengths = (len(self.thresholds), exits, len(self.temperatures))
+        if len(set(lengths)) > 1 or not exits:
+            raise ValueError(
+                f"a policy needs one threshold, flag and temperature per exit, got {lengths[0]}, {exits} and {lengths[2]}"
+            )
+        if not self.enabled[-1]:
+            raise ValueError("a policy cannot switch the final exit off")
+        if self.score not in SCORES or self.answer not in ANSWERS:
+            raise ValueError(
+                f"a policy's score is one of {', '.join(SCORES)} and its answer one of {', '.join(ANSWERS)}, "
+                f"got {self.score!r} and {self.answer!r}"
+            )
+        if any(not t > 0 for t in self.temperatures) or self.patience < 1 or any(map(math.isnan, self.thresholds)):
+            raise ValueError("a policy needs positive temperatures, a patience of at least 1 and thresholds that are numbers")
+
+    @property
+    def exits(self) -> int:
+        """E, the number of exits of the network this policy is for."""
+        return len(self.enabled)
+
+    def step(self, carry: PolicyCarry, logits: Array, exit: int) -> tuple[PolicyCarry, Array, Array, Array]:
+        """Judge the answers of one enabled exit.
+
+        Args:
+            carry: what the previous call answered; {} at the first enabled exit.
+            logits: (B, C), numpy or torch.
+            exit: 0-based index among all E exits.
+        Returns:
+            (carry, answer logits (B, C), score (B,), leaves (B,) bool), in float32.
+        """
+        xp = array_api_compat.array_namespace(logits)
+        z = xp.astype(logits, xp.float32) / self.temperatures[exit]
+        carry, answer = self._ensemble(xp, carry, z, passed=sum(self.enabled[: exit + 1]))
+        if self.score == "patience":
+            carry, score = _agreement(xp, carry, answer)
+            leaves = score >= self.patience
+        else:
+            score = _certainty(xp, answer, self.score)
+            leaves = score >= self.thresholds[exit]
+        if exit == self.exits - 1:
+            leaves = xp.ones_like(leaves)
+        return carry, answer, score, leaves
+
+    def _ensemble(self, xp: Any, carry: PolicyCarry, z: Array, passed: int) -> tuple[PolicyCarry, Array]:
+        if self.answer == "exit":
+            return carry, z
+        share = z if self.answer == "sum" else _log_softmax(xp, z)
+        share = xp.exp(share) if self.answer == "arithmetic" else share
+        total = carry["total"] + share if carry else share
+        carry = {**carry, "total": total}
+        if self.answer == "sum":
+            return carry, total
+        return carry, total / passed if self.answer == "geometric" else xp.log(xp.clip(total / passed, 1e-30, None))
+
+    def to_json(self, provenance: dict[str, Any] | None = None) -> str:
+        """The policy as JSON text with its version, and where it comes from."""
+        return json.dumps(
+            {"format": "offramp-policy", "version": VERSION, **asdict(self), "provenance": provenance or {}}, indent=2
+        )
+
+
+def _log_softmax(xp: Any, z: Array) -> Array:
+    shifted = z - xp.max(z, axis=1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
+
+
+def _certainty(xp: Any, z: Array, score: str) -> Array:
+    log_p = _log_softmax(xp, z)
+    p = xp.exp(log_p)
+    if score == "confidence":
+        return xp.max(p, axis=1)
+    if score == "entropy":
+        return 1 + xp.sum(p * log_p, axis=1) / math.log(max(z.shape[1], 2))
+    ordered = xp.sort(p, axis=1)
+    return ordered[:, -1] - ordered[:, -2]
+
+
+def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry, Array]:
+    """How many enabled exits in a row, this one included, gave this answer."""
+    said = xp.argmax(answer, axis=1)
+    count = xp.ones_like(answer[:, 0])
+    if "said" in carry:
+        count = xp.where(said == carry["said"], carry["count"] + 1, count)
+    return {**carry, "said": said, "count": count}, count
+
+
+def parse(text: str, source: str = "policy") -> ExitPolicy:
+    """Read a policy from JSON text; `source` names it in errors.
+
+    Raises:
+        ValueError: if it is not a policy, of another version, or its content is not valid.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is not a policy: it is no JSON ({error})") from None
+    if not isinstance(found, dict) or found.get("format") != "offramp-policy":
+        raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
+    if found.get("version") != VERSION:
+        raise ValueError(f"{source} has policy version {found.get('version')!r}; this offramp reads version {VERSION}")
+    names = [field.name for field in fields(ExitPolicy)]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing)}")
+    values = {name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names}
+    try:
+        return ExitPolicy(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = None) -> None:
+    """Write atomically; a policy that was there before is kept as `<name>.old`."""
+    fresh = path.with_suffix(path.suffix + ".new")
+    fresh.write_text(policy.to_json(provenance) + "\n")
+    if path.exists():
+        os.replace(path, path.with_suffix(path.suffix + ".old"))
+    os.replace(fresh, path)
+
+
+def load(path: Path) -> ExitPolicy:
+    """Read `policy.json`; see `parse`."""
+    return parse(path.read_text(), str(path))

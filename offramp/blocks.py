@@ -1,0 +1,27 @@
+"""Layers that networks and exits are both made of, initialised when they are made."""
+
+from torch import nn
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions kaiming normal (fan out), batch norms 1 and 0, as in He et al. 2016 and the papers' code.
+
+    Biases of convolutions and classifiers keep PyTorch's default. Every block calls this in its constructor, so that
+    `offramp.net.fresh` and branches get the same start as the trunk.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def conv(enters: int, leaves: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded so that stride 1 keeps the size: (B, enters, H, W) -> (B, leaves, H', W')."""
+    return nn.Conv2d(enters, leaves, kernel, stride, kernel // 2, bias=False)
+
+
+def conv_norm_relu(enters: int, leaves: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """Convolution without bias, batch norm, ReLU."""
+    return [conv(enters, leaves, kernel, stride), nn.BatchNorm2d(leaves), nn.ReLU(inplace=True)]

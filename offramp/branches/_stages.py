@@ -1,0 +1,99 @@
+"""What a branch must know of the trunk: the shapes along it, its widths and strides. Nothing is computed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from offramp.meta import Shape, blank, run_on_meta, shape_of, written
+from offramp.net import Backbone
+from offramp.outputs import State
+
+MapShape = tuple[int, int, int]
+
+
+class StageShapes(NamedTuple):
+    """Shapes along one stage, without the batch: after its first block, and after all of it."""
+
+    first: Shape | tuple[Shape, ...]
+    leaves: Shape | tuple[Shape, ...]
+
+
+def shapes(backbone: Backbone) -> tuple[list[StageShapes], State]:
+    """The shapes along every stage and the last state (meta), for inputs of the shape the network is made for."""
+    state: State = blank(nn.Sequential(*backbone.stages), backbone.shape)
+    found = []
+    for stage in backbone.stages:
+        state = run_on_meta(stage[0], state)
+        first = shape_of(state)
+        state = run_on_meta(stage[1:], state) if len(stage) > 1 else state
+        found.append(StageShapes(first, shape_of(state)))
+    return found, state
+
+
+def check_exit(kind: str, backbone: Backbone, exit: int) -> None:
+    """Refuse an exit behind a stage that does not exist, or behind the last one (the backbone's head is there).
+
+    Raises:
+        ValueError: naming the exits that are possible.
+    """
+    last = len(backbone.stages) - 2
+    if not 0 <= exit <= last:
+        raise ValueError(f"{kind} has exits 0 to {last} on a network of {last + 2} stages, not {exit}")
+
+
+def maps(kind: str, backbone: Backbone) -> list[MapShape]:
+    """(channels, height, width) after every stage.
+
+    Raises:
+        ValueError: if a stage hands on anything but one map (tokens, several scales).
+    """
+    found: list[MapShape] = []
+    for number, (_, leaves) in enumerate(shapes(backbone)[0], 1):
+        sizes = [size for size in leaves if isinstance(size, int)]
+        if len(sizes) != 3 or len(leaves) != 3:
+            raise ValueError(
+                f"{kind} exits need one map (channels, height, width) after every stage, "
+                f"but stage {number} hands on {written(leaves)}; `sketch` may fit"
+            )
+        found.append((sizes[0], sizes[1], sizes[2]))
+    return found
+
+
+class Step(NamedTuple):
+    """One deeper stage as a branch imitates it: the width it should leave and the factor by which it shrinks maps."""
+
+    width: int
+    stride: int
+
+
+def steps(
+    kind: str, backbone: Backbone, exit: int, widths: Sequence[int] | None = None
+) -> tuple[int, list[Step]] | None:
+    """The width at the tap of an exit, and one step per deeper stage (EED, Table III; BEED supplement, Fig. 1).
+
+    The last step has the width of the backbone's own features, so that features can be compared. The steps before it
+    have the width inside the stage's blocks (`planes` of its first block) or, where blocks have none, of its maps.
+    Answers None behind a stem, that is behind the first stage where the second does not shrink the maps: the papers
+    have no exit there.
+
+    Args:
+        widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
+
+    Raises:
+        ValueError: if the exit does not exist, the stages have no maps, or the number of widths is wrong.
+    """
+    check_exit(kind, backbone, exit)
+    along = maps(kind, backbone)
+    deeper = range(exit + 1, len(along))
+    strides = [max(1, round(along[stage - 1][1] / along[stage][1])) for stage in deeper]
+    if exit == 0 and strides[0] == 1 and along[0][1] > 1:
+        return None
+    if widths is None:
+        inner = tuple(int(getattr(backbone.stages[stage][0], "planes", along[stage][0])) for stage in deeper)
+        chosen = [*inner[:-1], along[-1][0]]
+    elif len(widths) != len(along) - 1 or min(widths) < 1:
+        raise ValueError(f"{kind} needs {len(along) - 1} widths of at least 1 on this network, got {list(widths)}")
+    else:
+        chosen = list(widths)[exit:]
+    return along[exit][0], [Step(*step) for step in zip(chosen, strides, strict=True)]

@@ -1,0 +1,38 @@
+"""One bottleneck without expansion or shortcut per deeper stage (BEED, Lee & Lee 2022, supplement Fig. 1)."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from offramp.blocks import conv_norm_relu, initialise
+from offramp.branches._stages import steps
+from offramp.net import Backbone, Branch, Head
+
+
+def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] | None = None) -> nn.Module | None:
+    """1×1, 3×3 with the deeper stage's stride, 1×1, each with batch norm and ReLU, for each stage; then a head.
+
+    Widths follow the supplement: 128, 256, 512 for a ResNet18. For bottleneck ResNets, which it does not print, the
+    widths inside the blocks are taken and the backbone's own at the end, as EED does, so that features can be compared.
+
+    Args:
+        exit: number of the exit, from 0; it stands behind stage `exit`.
+        classes: number of classes C.
+        widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
+
+    Raises:
+        ValueError: if the stages hand on no maps or the widths do not fit.
+    """
+    found = steps("beed", backbone, exit, widths)
+    if found is None:
+        return None
+    enters, deeper = found
+    body: list[nn.Module] = []
+    for width, stride in deeper:
+        body += conv_norm_relu(enters, width, 1)
+        body += conv_norm_relu(width, width, 3, stride)
+        body += conv_norm_relu(width, width, 1)
+        enters = width
+    made = nn.Sequential(*body)
+    initialise(made)
+    return Branch(made, Head(enters, classes))

@@ -1,0 +1,36 @@
+"""One 3×3 convolution per deeper stage (Exit-Ensemble Distillation, Lee & Lee 2022: "three, two, one conv layers")."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from offramp.blocks import conv_norm_relu, initialise
+from offramp.branches._stages import steps
+from offramp.net import Backbone, Branch, Head
+
+
+def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] | None = None) -> nn.Module | None:
+    """ReLU, then 3×3 convolution with the deeper stage's stride, batch norm and ReLU for each; then a head.
+
+    Widths are those of the papers' Table III: 128, 256, 512 for a ResNet18 and 128, 256, 2048 for a ResNet50. The
+    first ReLU matters where a stage hands on a raw sum (wide ResNets, PyramidNet); elsewhere it changes nothing.
+
+    Args:
+        exit: number of the exit, from 0; it stands behind stage `exit`.
+        classes: number of classes C.
+        widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
+
+    Raises:
+        ValueError: if the stages hand on no maps or the widths do not fit.
+    """
+    found = steps("eed", backbone, exit, widths)
+    if found is None:
+        return None
+    enters, deeper = found
+    body: list[nn.Module] = [nn.ReLU()]  # not in place: the trunk goes on with the same maps
+    for width, stride in deeper:
+        body += conv_norm_relu(enters, width, 3, stride)
+        enters = width
+    made = nn.Sequential(*body)
+    initialise(made)
+    return Branch(made, Head(enters, classes))

@@ -1,0 +1,78 @@
+"""What people type, made ready for the parser: dotted parameters gathered, the config file merged (options win)."""
+
+from pathlib import Path
+from typing import Any
+
+from offramp.config import KINDS, read_yaml
+
+
+def prepare(argv: list[str]) -> list[str]:
+    """Rewrite the words of a command line.
+
+    `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` is read and what the command line
+    does not say itself is appended from it.
+
+    Raises:
+        ValueError: if a value is missing, or the config file is absent, no YAML or has an unknown key.
+    """
+    words: list[str] = []
+    said: set[str] = set()
+    configs: list[Path] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        kind, dot, key = name.removeprefix("--").partition(".")
+        dotted = name.startswith("--") and dot and key and kind in KINDS
+        if (dotted or name == "--config") and not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"{name} needs a value")
+            value = rest.pop(0)
+        if dotted:
+            said.add(f"{kind}.{key}")
+            words += ["--option", f"{kind}.{key}={value}"]
+        elif name == "--config":
+            configs.append(Path(value))
+        else:
+            if word.startswith("--"):
+                said.add(_bare(name))
+            words.append(word)
+    if len(configs) > 1:
+        raise ValueError("--config can be given once")
+    for path in configs:
+        for key, found in read_yaml(path).items():
+            if key.replace("_", "-") not in said:
+                words += _words(key, found)
+    return words
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("--").removeprefix("no-").replace("_", "-")
+
+
+def _words(key: str, value: Any) -> list[str]:
+    """A key of a config file, as it would be typed."""
+    kind, dot, _ = key.partition(".")
+    if dot and kind in KINDS:
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return ["--option", f"{key}={text}"]
+    option = f"--{key.replace('_', '-')}"
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
+    if isinstance(value, list):
+        return [word for part in value for word in (option, str(part))] or [f"--empty-{option[2:]}"]
+    return [option, str(value)]
+
+
+def options(words: list[str]) -> dict[str, dict[str, Any]]:
+    """`["method.alpha=.5"]` -> {"method": {"alpha": ".5"}}."""
+    made: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        kind, dot, key = name.partition(".")
+        if not (equals and dot and kind in KINDS):
+            raise ValueError(f"--option takes KIND.KEY=VALUE with KIND one of {', '.join(KINDS)}, got {word!r}")
+        made.setdefault(kind, {})[key] = value
+    return made

@@ -1,0 +1,108 @@
+"""What the terminal shows: progress while training, tables of exits, costs in readable units."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+
+def count(number: float) -> str:
+    """1234567 -> "1.23 M"."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def percent(share: float | None) -> str:
+    """0.7712 -> "77.12"; a dash for what does not exist."""
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table: the first column left, numbers right, at most 80 columns."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for index, name in enumerate(head):
+        made.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+class TrainingProgress:
+    """The reporter of a training run: a bar with epoch, ETA, loss and terms; a line per epoch with every exit."""
+
+    def __init__(self, show: bool) -> None:
+        self.show = show and stderr.is_terminal
+        self.quiet = not show
+        self.epochs = self.steps = 0
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=18),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}", style="dim"),
+            console=stderr,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+
+    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None:
+        """Show the bar from here on."""
+        self.epochs, self.steps = epochs, steps
+        if epoch or step:
+            self.note(f"going on at epoch {epoch + 1} of {epochs}, step {step + 1} of {steps}")
+        if self.show and epoch < epochs:
+            done = epoch * steps + step
+            self.task = self.bar.add_task("", total=epochs * steps, completed=done, epoch=f"{epoch + 1}/{epochs}", loss="")
+            self.bar.start()
+
+    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
+        """Move the bar."""
+        if self.task is not None:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in list(terms.items())[:4])
+            self.bar.update(
+                self.task, completed=epoch * self.steps + step, epoch=f"{epoch + 1}/{self.epochs}", loss=text
+            )
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """One line: losses and the accuracy of every exit on val."""
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in list(record["train"].items())[:5])
+        exits = "  ".join(map(percent, record["val_accuracy"])) if record["val_accuracy"] else "nothing held out"
+        self.note(f"epoch {record['epoch'] + 1:3d}/{self.epochs}  {terms}  | val % {exits}")
+
+    def note(self, text: str) -> None:
+        """One line beside the bar."""
+        if not self.quiet:
+            (self.bar.console if self.show else stderr).print(text, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.task is not None:
+            self.bar.stop()
+
+
+@contextmanager
+def working(text: str, total: int, show: bool) -> Iterator[Any]:
+    """A bar for work that counts samples; gives the function to call with how many are done."""
+    if not (show and stderr.is_terminal):
+        yield lambda samples: None
+        return
+    with Progress(TextColumn(text), BarColumn(bar_width=30), TimeRemainingColumn(), console=stderr, transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda samples: bar.advance(task, samples)
+
+
+def flush() -> None:
+    """Bring everything printed to the terminal in order."""
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,114 @@
+"""offramp train: train a network with exits, and keep everything that is needed to go on or to use it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from offramp.cli import emit
+from offramp.cli._argv import options as parse_options
+from offramp.config import Config, build_data, build_method, build_net, flat, resolve
+
+Json = Annotated[bool, Parameter(negative="")]
+
+
+def train(
+    config: Config = Config(),  # noqa: B008
+    *,
+    out: Path,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+    option: Annotated[list[str] | None, Parameter(negative="", show=False)] = None,
+    config_file: Annotated[Path | None, Parameter(name="--config", parse=True)] = None,
+) -> None:
+    """Train a network with exits.
+
+    Besides the options below, `--net.KEY`, `--branch.KEY`, `--method.KEY` and `--data.KEY` set the parameters that
+    `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves; `--resume` goes on, to the bit.
+
+    Args:
+        out: Folder of the run: config, metrics, checkpoints, weights.
+        resume: Go on where the run in this folder stands.
+        json: Print the result as one JSON object.
+        option: What `--net.KEY value` and the like become.
+        config_file: YAML file with options (see `recipes/`); options on the command line win.
+    """
+    import dataclasses
+
+    wanted = resolve(dataclasses.replace(config, options=parse_options(option or [])))
+    result = run(wanted, out, resume, show=not json)
+    if json:
+        emit(result)
+
+
+def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any]:
+    """Train as the resolved configuration says; answers what `result.json` holds."""
+    import torch
+
+    from offramp.cli._show import TrainingProgress
+    from offramp.train import folder as place
+    from offramp.train.device import make_fabric
+    from offramp.train.loop import Interrupted, Loop
+
+    if resume and (folder / place.RESULT).is_file():
+        place.claim(folder, flat(config), resume)
+        finished: dict[str, Any] = json.loads((folder / place.RESULT).read_text())
+        reporter = TrainingProgress(show)
+        reporter.note(f"{folder} is finished: {finished['epochs']} epochs in {finished['seconds']:.0f} s")
+        return finished
+    data = build_data(config, progress=show)
+    torch.manual_seed(config.recipe.seed)
+    method = build_method(config)
+    net = build_net(config, method, classes=len(data.classes), shape=data.shape)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        place.claim(folder, flat(config), resume)
+    fabric = make_fabric(config.recipe)
+    reporter = TrainingProgress(show and fabric.is_global_zero)
+    _introduce(reporter, config, data)
+    loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
+    try:
+        loop.run(resume)
+    except Interrupted:
+        reporter.stop()
+        reporter.note(f"saved in {folder}; the same command with --resume goes on")
+        raise KeyboardInterrupt from None
+    finally:
+        reporter.stop()
+    return _conclude(loop, config, reporter) if fabric.is_global_zero else {}
+
+
+def _introduce(reporter: Any, config: Config, data: Any) -> None:
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    reporter.note(f"{config.method} on {config.net} with {config.branch} exits; {config.data}: {sizes}")
+    for note in data.notes:
+        reporter.note(note)
+    for kind in ("net", "branch", "method"):
+        values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
+        if values:
+            reporter.note(f"  {kind}: {values}")
+    reporter.note(f"  {config.recipe.device}, {config.recipe.precision}, seed {config.recipe.seed}")
+
+
+def _conclude(loop: Any, config: Config, reporter: Any) -> dict[str, Any]:
+    """Write result.json: where the figures come from, the last epoch and the best on val, both."""
+    from offramp.measure.provenance import provenance
+    from offramp.train import folder as place
+    from offramp.train import log
+
+    epochs = log.read(loop.folder / "metrics.jsonl", "epoch")
+    best = epochs[loop.at.best_epoch] if loop.at.best_epoch >= 0 else None
+    result = {
+        "run": str(loop.folder),
+        "epochs": config.recipe.epochs,
+        "seconds": loop.at.seconds,
+        "last": {"epoch": epochs[-1]["epoch"] + 1, "val_accuracy": epochs[-1]["val_accuracy"]},
+        "best": {"epoch": best["epoch"] + 1, "val_accuracy": best["val_accuracy"]} if best else None,
+        "provenance": provenance(),
+    }
+    part = loop.folder / f".part-{place.RESULT}"
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(part, loop.folder / place.RESULT)
+    reporter.note(f"done: {config.recipe.epochs} epochs in {loop.at.seconds:.0f} s, kept in {loop.folder}")
+    return result

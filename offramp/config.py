@@ -1,0 +1,332 @@
+"""What a run is made of, as plain values; the only place where names become objects."""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from cyclopts import Parameter
+
+from offramp.names import unknown
+from offramp.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offramp.adapt.policy import ExitPolicy
+    from offramp.data.splits import DataSet
+    from offramp.methods._method import Method
+    from offramp.net import MultiExitNet
+
+KINDS = ("net", "branch", "method", "data")
+"""What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Network, exits, method, data and recipe of a run.
+
+    Attributes:
+        net: The network (`offramp nets`).
+        branch: The structure of the exits (`offramp branches`).
+        method: How the exits are trained (`offramp methods`).
+        data: The data set (`offramp data`), folder:PATH or parquet:PATH.
+        data_dir: The data set's own folder or its parent; else $OFFRAMP_DATA.
+        width: Base channels of the network, short for --net.width.
+        image_size: Side of the images in pixels, where the data set has no size of its own.
+        per_class: Take only this many training images of each class, CIFAR(X) of DBT and HDKD.
+        holdout: Share of the training images held out, half for val and half for cal; 0 trains on all.
+        split_seed: Seed of the held-out split.
+        streaming: Decode images anew in every epoch, in bounded memory.
+    """
+
+    net: str = "resnet18"
+    branch: str = "sketch"
+    method: str = "muse"
+    data: str = "digits"
+    data_dir: Path | None = None
+    width: int | None = None
+    image_size: int | None = None
+    per_class: int | None = None
+    holdout: float = 0.1
+    split_seed: int = 0
+    streaming: bool = False
+    options: Annotated[dict[str, dict[str, Any]], Parameter(parse=False)] = field(default_factory=dict)
+    recipe: Annotated[Recipe, Parameter(name="*")] = Recipe()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"--holdout is a share of the training images in [0, 1), got {self.holdout}")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration as a config file holds it: option names, then `net.KEY` and the like; plain values."""
+    values = {**dataclasses.asdict(config), **dataclasses.asdict(config.recipe)}
+    del values["recipe"], values["options"]
+    plain = {name.replace("_", "-"): _plain(value) for name, value in values.items()}
+    for kind in KINDS:
+        plain |= {f"{kind}.{key}": _plain(value) for key, value in config.options.get(kind, {}).items()}
+    return plain
+
+
+def unflat(values: Mapping[str, Any], source: str) -> Config:
+    """The configuration that `flat` wrote; `source` names it in errors.
+
+    Raises:
+        ValueError: naming the source, the key and the nearest valid one.
+    """
+    recipe_names = {spec.name for spec in dataclasses.fields(Recipe)}
+    own: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        kind, dot, name = key.partition(".")
+        if dot and kind in KINDS:
+            options.setdefault(kind, {})[name] = value
+            continue
+        check_key(key, source)
+        field_name = key.replace("-", "_")
+        value = tuple(value) if isinstance(value, list) else value
+        (recipe if field_name in recipe_names else own)[field_name] = value
+    if own.get("data_dir") is not None:
+        own["data_dir"] = Path(own["data_dir"])
+    return Config(**own, options=options, recipe=Recipe(**recipe))
+
+
+def keys() -> list[str]:
+    """The names of all options of a configuration, as in a config file."""
+    names = [spec.name for kind in (Config, Recipe) for spec in dataclasses.fields(kind)]
+    return [name.replace("_", "-") for name in names if name not in ("options", "recipe")]
+
+
+def check_key(key: str, source: str) -> None:
+    """Raise ValueError, naming the file and the nearest valid key, if a config file cannot have this one."""
+    kind, dot, _ = key.partition(".")
+    if key.replace("_", "-") not in keys() and not (dot and kind in KINDS):
+        message = unknown("key", key, [*keys(), *(f"{kind}.KEY" for kind in KINDS)], listing="offramp train --help")
+        raise ValueError(f"{source}: {message}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file as a flat mapping; `net: {name: resnet18, width: 16}` is the same as `net` and `net.width`.
+
+    Raises:
+        ValueError: naming the file, if it is absent, no YAML, no mapping, or has an unknown key.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no config file {path}")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no options: it must be a mapping such as `net: resnet18`")
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            values |= {str(key) if name == "name" else f"{key}.{name}": part for name, part in value.items()}
+        else:
+            values[str(key)] = value
+    for key in values:
+        check_key(key, str(path))
+    return values
+
+
+def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given parameters, converted to the types that `build` declares.
+
+    Raises:
+        ValueError: naming the parameter, its type and the nearest valid one.
+    """
+    hints = typing.get_type_hints(build)
+    offered = [
+        key for key, spec in inspect.signature(build).parameters.items()
+        if spec.kind is spec.KEYWORD_ONLY and key not in ("classes", "channels")
+    ]
+    made = {}
+    for key, value in given.items():
+        if key.replace("-", "_") not in offered:
+            raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"offramp {kind}s {name}")
+        made[key.replace("-", "_")] = _convert(value, hints[key.replace("-", "_")], f"--{kind}.{key}")
+    return made
+
+
+def build_data(config: Config, progress: bool = True) -> "DataSet":
+    """Read the data set and split it; see `offramp.data.load`."""
+    from offramp import data
+
+    given = dict(config.options.get("data", {}))
+    general = {key.replace("-", "_") for key in given} & set(inspect.signature(data.load).parameters)
+    options = arguments("data", config.data, data.load, {key: given.pop(key) for key in [*given] if key in general})
+    return data.load(
+        config.data,
+        data_dir=config.data_dir,
+        holdout=config.holdout,
+        per_class=config.per_class,
+        image_size=config.image_size,
+        split_seed=config.split_seed,
+        streaming=config.streaming,
+        progress=progress,
+        **options,
+        **given,
+    )
+
+
+def build_method(config: Config) -> "Method":
+    """The training method with its parameters."""
+    from offramp import methods
+
+    method: Method = methods.find(config.method)(**resolve(config).options.get("method", {}))
+    return method
+
+
+def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[int, int, int]) -> "nn.Module":
+    """The network that the method trains, freshly initialised.
+
+    Args:
+        classes: C; shape: (channels, height, width) of the inputs.
+    Raises:
+        ValueError: naming the nearest net, branch or parameter, or why they do not fit.
+    """
+    from offramp import branches, models
+
+    nets, exits = models.find(config.net), branches.find(config.branch)
+    of = resolve(config).options
+
+    def backbone() -> Any:
+        return nets.build(config.net, classes=classes, channels=shape[0], **of.get("net", {}))
+
+    def branch(trunk: Any, exit: int) -> Any:
+        return exits.build(trunk, exit, classes, **of.get("branch", {}))
+
+    net = method.network(backbone, branch)
+    prepare = getattr(method.objective, "prepare", None)
+    if prepare is not None:
+        from offramp.meta import blank, run_on_meta
+
+        widths = tuple(feature.shape[1] for feature in run_on_meta(net, blank(net, shape)).features)
+        prepare(exits=len(widths), widths=widths)
+    return net
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run: its configuration, its network in eval mode, and what its weights' header says.
+
+    `policy` is None until the run was calibrated.
+    """
+
+    folder: Path
+    config: Config
+    net: "MultiExitNet"
+    about: dict[str, Any]
+    policy: "ExitPolicy | None"
+
+
+def load_run(folder: Path | str, weights: str = "last") -> LoadedRun:
+    """Open a run for use.
+
+    Args:
+        weights: `last` or `best` (on val).
+    Raises:
+        ValueError: if the folder is no run, has no such weights yet, or they do not fit its configuration.
+    """
+    from offramp.adapt import policy
+    from offramp.net import MultiExitNet
+    from offramp.train import checkpoint
+    from offramp.train.folder import POLICY, read_config
+
+    folder = Path(folder)
+    config = unflat(read_config(folder), str(folder / "config.yaml"))
+    path = folder / f"{weights}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {path.name} yet: train it to the end (--resume), or take other --weights")
+    tensors, about = checkpoint.load_weights(path)
+    net = build_net(config, build_method(config), classes=len(about["classes"]), shape=tuple(about["shape"]))
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the network of {folder}: {' '.join(str(error).split())[:300]}") from None
+    assert isinstance(net, MultiExitNet)
+    found = policy.load(folder / POLICY) if (folder / POLICY).is_file() else None
+    return LoadedRun(folder, config, net.eval(), about, found)
+
+
+def resolve(config: Config) -> Config:
+    """The same configuration with every parameter, the device and the precision filled in, as they will be used.
+
+    Raises:
+        ValueError: naming what is unknown or of the wrong type, and the nearest valid name.
+    """
+    from offramp import branches, methods, models
+    from offramp.train.device import device_of, precision_of
+
+    builds = {
+        "net": (config.net, models.find(config.net).build),
+        "branch": (config.branch, branches.find(config.branch).build),
+        "method": (config.method, methods.find(config.method)),
+    }
+    options = {"data": dict(config.options.get("data", {}))}
+    for kind, (name, build) in builds.items():
+        given = dict(config.options.get(kind, {}))
+        if kind == "net" and config.width is not None:
+            if str(given.get("width", config.width)) != str(config.width):
+                raise ValueError(f"--width {config.width} and --net.width {given['width']} contradict each other")
+            given["width"] = config.width
+        options[kind] = defaults(build) | arguments(kind, name, build, given)
+    device = device_of(config.recipe.device)
+    recipe = dataclasses.replace(config.recipe, device=device, precision=precision_of(config.recipe.precision, device))
+    return dataclasses.replace(config, recipe=recipe, options={kind: given for kind, given in options.items() if given})
+
+
+def defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a `build` that have a default, with it."""
+    return {
+        key: spec.default for key, spec in inspect.signature(build).parameters.items()
+        if spec.kind is spec.KEYWORD_ONLY and spec.default is not spec.empty and key not in ("classes", "channels")
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _convert(value: Any, hint: Any, option: str) -> Any:
+    """`value` as the type `hint`, or an error that says what the option takes."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    for kind in typing.get_args(hint) if union else (hint,):
+        fits, made = _fit(value, kind)
+        if fits:
+            return made
+    choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    wants = f"one of {', '.join(map(str, choice))}" if choice else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{option} takes {wants}, got {value!r}")
+
+
+def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Whether the value, typed or read from YAML, can be of this kind, and as what."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        same = [choice for choice in typing.get_args(kind) if str(choice) == str(value)]
+        return bool(same), same[0] if same else None
+    if kind is str:
+        return isinstance(value, str), value
+    if origin in (tuple, list, Sequence):
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        made = [_fit(part, typing.get_args(kind)[0]) for part in parts]
+        return all(fits for fits, _ in made), tuple(part for _, part in made)
+    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    if kind is float and not isinstance(parsed, bool):
+        try:
+            return True, float(parsed)  # YAML reads 1e-6 as text
+        except (TypeError, ValueError):
+            return False, None
+    return kind is Any or type(parsed) is kind, parsed

@@ -1,0 +1,226 @@
+"""CIFAR-10 and -100 in four forms: Parquet shards, the python version, the binary version, the Hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from offramp.data._archive import members
+from offramp.data._cache import Allocate, Fill, cached
+from offramp.data._decode import Fit
+from offramp.data._pickle import pixels_in, read_pickle
+from offramp.data._shards import fill_from, open_shard, shards_by_split
+from offramp.data.hub import shards_of
+from offramp.data.load import NORMALISE
+from offramp.data.splits import ArraySource, Found, Request, consecutive
+
+SIZE = Fit(32, None)
+
+
+class Cifar(NamedTuple):
+    """How one of the two is stored. `python`, `binary`: files by split, then the folder's and archive's name."""
+
+    name: str
+    classes: int
+    python: dict[str, tuple[str, ...]]
+    python_home: str
+    names_file: str  # of the python version
+    names_key: str
+    label_key: str
+    binary: dict[str, tuple[str, ...]]
+    binary_home: str
+    binary_names: str
+    label_bytes: int  # that begin each record of the binary version
+    label_byte: int  # which of them is wanted
+    column: str  # of the Parquet shards
+    hub: str
+
+
+def read(cifar: Cifar, request: Request) -> Found:
+    """The data set in the form that is found at `--data-dir`.
+
+    Raises:
+        FileNotFoundError: if nothing is found there, with the places that were looked at.
+        ValueError: if options make no sense, or a file is damaged or refused.
+    """
+    if request.path:
+        raise ValueError(f"write {cifar.name} and name its folder by --data-dir, not {request.name}")
+    if request.streaming:
+        raise ValueError(f"{cifar.name} fits memory and does not stream: only folder:PATH does")
+    if request.image_size not in (None, 32):
+        raise ValueError(
+            f"{cifar.name} is 32x32 and keeps that size: image_size={request.image_size} is for folder, parquet and hub"
+        )
+    files, fill = _from_hub(cifar, request) if str(request.data_dir).startswith("hub:") else _on_disk(cifar, request)
+    import PIL
+
+    settings = {"form": cifar.name, "labels": cifar.column, "pillow": PIL.__version__}
+    settings |= {"hub": str(request.data_dir)} if not files else {}
+    found = cached(cifar.name, files, settings, fill, request.cache_dir)
+    source = ArraySource(cifar.name, tuple(found.facts["classes"]), found.labels, found.pixels)
+    mean, std = NORMALISE["cifar10"]
+    parts = consecutive(found.facts["parts"])
+    return Found(source, parts, mean, std, augmentation="crop-flip", notes=tuple(found.facts["notes"]))
+
+
+def _on_disk(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
+    """The files of the first form found in the folder, or in its child of the data set's name, and their reader."""
+    if request.data_dir is None:
+        raise FileNotFoundError(
+            f"where is {cifar.name}? Name its folder, or its folder's parent, by --data-dir or $OFFRAMP_DATA"
+        )
+    root = Path(request.data_dir).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist: name the folder of {cifar.name}, or its parent, by --data-dir")
+    homes = [root, root / cifar.name, root / cifar.python_home, root / cifar.binary_home]
+    for home in homes:
+        shards = [file for under in ("", "data", "plain_text", cifar.name) for file in _parquet(home / under)]
+        if shards and (home != root or _belongs(cifar, shards)):
+            return _parquet_form(cifar, home, shards, request.progress)
+        for folder, wanted, fill in (
+            (cifar.python_home, (*_flat(cifar.python), cifar.names_file), _python_fill),
+            (cifar.binary_home, (*_flat(cifar.binary), cifar.binary_names), _binary_fill),
+        ):
+            place = _holds(home, folder, wanted)
+            if place is not None:
+                listed = [place] if place.is_file() else [place / name for name in wanted if (place / name).is_file()]
+                return [(file.name, file) for file in listed], fill(cifar, place, wanted)
+    raise FileNotFoundError(
+        f"there is no {cifar.name} in {root} nor in {root / cifar.name}: expected Parquet shards (train-*.parquet, "
+        f"test-*.parquet), {cifar.python_home}[.tar.gz] or {cifar.binary_home}[.tar.gz]"
+    )
+
+
+def _flat(files: dict[str, tuple[str, ...]]) -> list[str]:
+    return [name for names in files.values() for name in names]
+
+
+def _parquet(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+
+
+def _belongs(cifar: Cifar, shards: Sequence[Path]) -> bool:
+    """Whether shards that lie directly in `--data-dir` can be this data set: the other one's labels are no match."""
+    columns = [field.name for field in open_shard(shards[0]).schema]
+    return cifar.column in columns or cifar.column == "coarse_label"
+
+
+def _holds(home: Path, folder: str, wanted: Sequence[str]) -> Path | None:
+    """The folder or archive of the original version in, or at, this place."""
+    if home.is_file():
+        name = home.name
+        return home if name.startswith((folder, folder.removesuffix("-py").removesuffix("-bin"))) else None
+    if any((home / name).is_file() for name in wanted[:-1]):
+        return home
+    stem = folder.replace("batches-bin", "binary").replace("batches-py", "python")
+    for candidate in (folder, f"{stem}.tar.gz", f"{stem}.tar", f"{folder}.tar.gz"):
+        if (home / candidate).exists():
+            return home / candidate
+    return None
+
+
+def _parquet_form(cifar: Cifar, home: Path, files: list[Path], progress: bool) -> tuple[list[tuple[str, Path]], Fill]:
+    split = shards_by_split(home, files)
+    for part in ("train", "test"):
+        if part not in split:
+            raise FileNotFoundError(f"{home} holds no {part} shards of {cifar.name} ({part}-*.parquet): get them too")
+    parts = {part: [open_shard(file) for file in split[part]] for part in ("train", "test")}
+    return [(file.name, file) for part in parts for file in split[part]], _shards_fill(cifar, parts, progress)
+
+
+def _shards_fill(cifar: Cifar, parts: dict[str, Any], progress: bool) -> Fill:
+    return fill_from(
+        cifar.name,
+        parts,
+        image_column=None,
+        label_column=cifar.column,
+        classes=cifar.classes,
+        fit=SIZE,
+        progress=progress,
+    )
+
+
+def _from_hub(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
+    identity = str(request.data_dir).removeprefix("hub:") or cifar.hub
+    return [], _shards_fill(cifar, shards_of(identity), request.progress)
+
+
+def _checked(labels: Sequence[int] | np.ndarray, classes: int, where: str) -> Int64[np.ndarray, "N"]:
+    """Labels as an array, all of them in range."""
+    try:
+        array = np.asarray(labels, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: its labels are no integers ({error}); get the file again") from error
+    bad = np.flatnonzero((array < 0) | (array >= classes))
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(f"{where}, row {row}: label {array[row]} is out of range (0..{classes - 1}); correct it")
+    return array
+
+
+def _fill(
+    parts: dict[str, list[tuple[UInt8[np.ndarray, "_ 3 32 32"], np.ndarray]]], names: Sequence[str], allocate: Allocate
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Copy the batches of all parts into one array."""
+    batches = [batch for group in parts.values() for batch in group]
+    out = allocate(sum(len(pixels) for pixels, _ in batches), 3, 32, 32)
+    np.concatenate([pixels for pixels, _ in batches], out=out)
+    counts = {part: sum(len(pixels) for pixels, _ in group) for part, group in parts.items()}
+    return np.concatenate([labels for _, labels in batches]), {"parts": counts, "classes": list(names), "notes": []}
+
+
+def _content(place: Path, wanted: Sequence[str]) -> dict[str, bytes]:
+    """The files' contents; all but the last (the classes' names) must be there."""
+    found = members(place, wanted)
+    for name in wanted[:-1]:
+        if name not in found:
+            raise FileNotFoundError(f"{place} has no {name}: get the whole data set")
+    return found
+
+
+def _python_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:
+    def one(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        where = str(place / name)
+        batch = read_pickle(content, where)
+        pixels = pixels_in(batch, where)
+        if cifar.label_key not in batch:
+            raise ValueError(f"{where} has no {cifar.label_key!r}: is it {cifar.name}?")
+        labels = _checked(batch[cifar.label_key], cifar.classes, where)
+        if labels.shape != (len(pixels),):
+            raise ValueError(f"{where} has {len(pixels)} images but labels of shape {labels.shape}: get it again")
+        return pixels, labels
+
+    def fill(allocate: Allocate) -> tuple[np.ndarray, dict[str, Any]]:
+        content = _content(place, wanted)
+        names = [str(label) for label in range(cifar.classes)]
+        if cifar.names_file in content:
+            meta = read_pickle(content[cifar.names_file], str(place / cifar.names_file))
+            listed = [n.decode("latin1") if isinstance(n, bytes) else str(n) for n in meta.get(cifar.names_key, [])]
+            names = listed if len(listed) == cifar.classes else names
+        return _fill({p: [one(f, content[f]) for f in files] for p, files in cifar.python.items()}, names, allocate)
+
+    return fill
+
+
+def _binary_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:
+    record = cifar.label_bytes + 3072
+
+    def one(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        where = str(place / name)
+        rows, rest = divmod(len(content), record)
+        if rest:
+            raise ValueError(f"{where}, row {rows}: the record ends early, so the file is truncated; get it again")
+        table = np.frombuffer(content, dtype=np.uint8).reshape(rows, record)
+        labels = _checked(table[:, cifar.label_byte], cifar.classes, where)
+        return table[:, cifar.label_bytes :].reshape(rows, 3, 32, 32), labels
+
+    def fill(allocate: Allocate) -> tuple[np.ndarray, dict[str, Any]]:
+        content = _content(place, wanted)
+        names = content.get(cifar.binary_names, b"").decode("latin1").split()
+        if len(names) != cifar.classes:
+            names = [str(label) for label in range(cifar.classes)]
+        return _fill({p: [one(f, content[f]) for f in files] for p, files in cifar.binary.items()}, names, allocate)
+
+    return fill

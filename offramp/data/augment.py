@@ -1,0 +1,188 @@
+"""Augmentation of whole batches on the device, drawn from a counter: (seed, epoch, sample id) decide, nothing else."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, Num, UInt8
+from torch import Tensor
+
+from offramp.data.load import AUGMENTATIONS
+
+# Numbers of the draws. Below 64 they belong to this room; others (mixup) take theirs from 64 on.
+ORDER, TOP, LEFT, FLIP = 0, 1, 2, 3
+BOX = 8  # and the 39 that follow: ten tries of (area, ratio, top, left)
+TRIES = 10
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same bits."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(value: int) -> int:
+    """The finaliser of splitmix64, in Python's integers."""
+    value = ((value ^ (value >> 30)) * _MIX[0]) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX[1]) & _MASK
+    return value ^ (value >> 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: torch's own is arithmetic."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def hashed(seed: int, epoch: int, ids: Int[Tensor, "B"], draw: int) -> Int[Tensor, "B"]:
+    """64 random bits per sample, equal on every device and in every batch.
+
+    Source: G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, 2014 (splitmix64); the
+    stream is chosen by (seed, epoch, draw), the place in it by the id.
+    """
+    key = 0
+    for part in (seed, epoch, draw):
+        key = _mix((key + _GOLDEN + part) & _MASK)
+    value = ids.to(torch.int64) * _signed(_GOLDEN) + _signed(key)
+    value = (value ^ _shift(value, 30)) * _signed(_MIX[0])
+    value = (value ^ _shift(value, 27)) * _signed(_MIX[1])
+    return value ^ _shift(value, 31)
+
+
+def uniform(seed: int, epoch: int, ids: Int[Tensor, "B"], draw: int) -> Float[Tensor, "B"]:
+    """One number in [0, 1) per sample, float32, a multiple of 2^-24; see `hashed`. `draw` tells uses apart."""
+    return _shift(hashed(seed, epoch, ids, draw), 40).to(torch.float32) * 2.0**-24
+
+
+def order(seed: int, epoch: int, ids: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """The ids in the order of this epoch."""
+    return ids[torch.argsort(hashed(seed, epoch, ids, ORDER), stable=True)]
+
+
+def normalise(
+    pixels: UInt8[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+) -> Float[Tensor, "B C H W"]:
+    """(pixels / 255 - mean) / std in float32."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(1, -1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(1, -1, 1, 1)
+    return pixels.to(dtype=torch.float32, memory_format=layout).mul_(scale).add_(shift)
+
+
+def crop_flip(
+    images: Num[Tensor, "B C H W"],
+    top: Int[Tensor, "B"] | None,
+    left: Int[Tensor, "B"] | None,
+    flip: Num[Tensor, "B"] | None,
+    padding: int,
+) -> Num[Tensor, "B C H W"]:
+    """Pad with zeros, cut the window at (top, left) out of each image, mirror those with a flip of 1.
+
+    `top` and `left` lie in 0..2*padding; None cuts (or mirrors) nothing.
+    """
+    batch, channels, height, width = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device).expand(batch, height)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    if flip is not None:
+        columns = torch.where(flip.bool()[:, None], width - 1 - columns, columns)
+    if top is not None and left is not None:
+        images = torch.nn.functional.pad(images, (padding, padding, padding, padding))
+        rows, columns = rows + top[:, None], columns + left[:, None]
+    places = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    places = places.view(batch, 1, height * width).expand(batch, channels, height * width)
+    return images.flatten(2).gather(2, places).view(batch, channels, height, width)
+
+
+def boxes(
+    draws: Float[Tensor, "B 10 4"], height: int, width: int, area: tuple[float, float] = (0.08, 1.0)
+) -> Float[Tensor, "B 4"]:
+    """(top, left, height, width) of a random part of each image, in pixels: Inception's random-resized crop.
+
+    Area uniform in `area`, aspect ratio log-uniform in 3/4..4/3; the first of ten tries that fits, else the largest
+    centred part with an allowed ratio (as in torchvision.transforms.RandomResizedCrop; methods.md calls it 224+flip).
+    """
+    size = (area[0] + draws[..., 0] * (area[1] - area[0])) * (height * width)
+    ratio = torch.exp((2 * draws[..., 1] - 1) * math.log(4 / 3))
+    wide, high = torch.sqrt(size * ratio).round(), torch.sqrt(size / ratio).round()
+    fits = (wide <= width) & (high <= height) & (wide >= 1) & (high >= 1)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+
+    def pick(values: Tensor) -> Tensor:
+        return values.gather(1, first)[:, 0]
+
+    w, h = pick(wide), pick(high)
+    top = (pick(draws[..., 2]) * (height - h + 1)).floor()
+    left = (pick(draws[..., 3]) * (width - w + 1)).floor()
+    full_w, full_h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    spare = torch.tensor(
+        [(height - full_h) // 2, (width - full_w) // 2, full_h, full_w], dtype=w.dtype, device=w.device
+    )
+    return torch.where(fits.any(1)[:, None], torch.stack([top, left, h, w], 1), spare)
+
+
+def box_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 10 4"]:
+    """The numbers that `boxes` needs for these samples."""
+    return torch.stack([uniform(seed, epoch, ids, BOX + draw) for draw in range(4 * TRIES)], 1).view(-1, TRIES, 4)
+
+
+def resized(images: Float[Tensor, "B C H W"], box: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
+    """The boxes (top, left, height, width) of each image, resized bilinearly to the full size."""
+    height, width = images.shape[2:]
+    top, left, high, wide = box.unbind(1)
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 0, 2] = wide / width, (2 * left + wide) / width - 1
+    theta[:, 1, 1], theta[:, 1, 2] = high / height, (2 * top + high) / height - 1
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def augment(
+    pixels: UInt8[Tensor, "B C H W"],
+    ids: Int[Tensor, "B"],
+    *,
+    kind: str,
+    seed: int,
+    epoch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels_last: bool = False,
+    cropped: bool = False,
+) -> Float[Tensor, "B C H W"]:
+    """Augmented and normalised images in float32.
+
+    Args:
+        pixels: as the source has them, 0..255.
+        ids: decide, with seed and epoch, everything that is random.
+        kind: one of `AUGMENTATIONS`. Crops pad by an eighth of the height (4 of 32) with zeros: of the pixels, or
+            with `-normalised` of the normalised images. The draws are equal on every device; resized crops are too,
+            to rounding, everything else to the last bit.
+        seed: of the run.
+        epoch: number of the epoch.
+        mean: one per channel, for pixels in 0..1.
+        std: the same.
+        channels_last: memory layout of the answer.
+        cropped: the source has cut the random-resized crops from its originals already; only flip.
+    Raises:
+        ValueError: if `kind` is unknown.
+    """
+    if kind not in AUGMENTATIONS:
+        raise ValueError(f"augmentation {kind!r} is unknown: there are {', '.join(AUGMENTATIONS)}")
+    top = left = flip = None
+    padding = max(1, pixels.shape[2] // 8)
+    if kind.startswith("crop"):
+        top, left = ((uniform(seed, epoch, ids, d) * (2 * padding + 1)).to(torch.int64) for d in (TOP, LEFT))
+    if "flip" in kind or kind == "random-resized-crop":
+        flip = uniform(seed, epoch, ids, FLIP) < 0.5
+    if top is None and flip is None:
+        return normalise(pixels, mean, std, channels_last)
+    if kind.endswith("-normalised"):
+        images = crop_flip(normalise(pixels, mean, std), top, left, flip, padding)
+    else:
+        images = normalise(crop_flip(pixels, top, left, flip, padding), mean, std, channels_last)
+    if kind == "random-resized-crop" and not cropped:
+        images = resized(images, boxes(box_draws(seed, epoch, ids), pixels.shape[2], pixels.shape[3]))
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images

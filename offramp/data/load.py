@@ -1,0 +1,212 @@
+"""From a name to a data set: find the source's file, read it, cut the splits, and refuse what cannot be trained on."""
+
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
+
+AUGMENTATIONS = (
+    "none",
+    "flip",
+    "crop",
+    "crop-flip",
+    "crop-normalised",
+    "crop-flip-normalised",
+    "random-resized-crop",
+)
+"""`-normalised` pads with zeros after normalising (DBT), the others before; random-resized-crop flips too."""
+
+NORMALISE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # MUSE, MSD, EED, BEED; on CIFAR-100 as well
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # MSDNet, HDKD
+    "dbt": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Means and standard deviations of the papers, for pixels in 0..1 (methods and their released code)."""
+
+
+def available() -> list[tuple[str, str]]:
+    """(name, what it is) of every data source: the files of this folder that define `build`."""
+    found = []
+    for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        text = file.read_text(encoding="utf-8")
+        if re.search(r"^def build\(", text, re.MULTILINE):
+            found.append((file.stem, text.splitlines()[0].strip('"')))
+    return found
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    holdout: float = 0.1,
+    per_class: int | None = None,
+    per_class_includes_holdout: bool = True,
+    image_size: int | None = None,
+    split_seed: int = 0,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    augmentation: str | None = None,
+    normalise: str | None = None,
+    **options: Any,
+) -> DataSet:
+    """Read a data set and cut it into train, val, cal and test.
+
+    Args:
+        name: digits, cifar10, cifar100, folder:PATH, parquet:PATH or hub:ID.
+        data_dir: the data set's own folder (or archive) or its parent; default $OFFRAMP_DATA.
+        holdout: share of the training images that is held out, stratified: half val, half cal. 0: neither exists.
+            Where the data bring both val and test, that val is halved instead and `holdout` is not used. Data with
+            train and val only: val is what is reported on (as everyone does on ImageNet), and becomes test.
+            Data that are not divided: 10 % test, `holdout` of all val and cal, the rest train.
+        per_class: CIFAR(X) of the DBT paper, X images per class. The X includes what is held out
+            (CIFAR(150) = 100 train + 50 held out) unless `per_class_includes_holdout` is False.
+        image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
+            median shorter side is at most 48, else 224).
+        split_seed: decides which images are held out; independent of the training seed.
+        streaming: decode images anew for every batch instead of keeping them all (folder only).
+        cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
+        progress: show a bar on stderr while decoding.
+        augmentation: one of `AUGMENTATIONS` instead of the source's own.
+        normalise: one of `NORMALISE` instead of the source's own constants.
+        options: of the source, such as `image_column` and `label_column` of parquet.
+    Raises:
+        ValueError: if the name, an option or the data are bad; one sentence with file, row and what to do.
+        FileNotFoundError: if there is nothing where the data should be.
+    """
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be a share from 0 to below 1, got {holdout}")
+    _known("augmentation", augmentation, AUGMENTATIONS)
+    _known("normalise", normalise, tuple(NORMALISE))
+    build, path = _builder(name, options)
+    request = Request(
+        name=name,
+        path=path,
+        data_dir=str(data_dir) if data_dir is not None else os.environ.get("OFFRAMP_DATA") or None,
+        image_size=image_size,
+        streaming=streaming,
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        progress=progress,
+    )
+    found = build(request, **options)
+    rows = _splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
+    _check(name, found.source, rows)
+    mean, std = NORMALISE[normalise] if normalise else (found.mean, found.std)
+    if len(mean) != found.source.shape[0]:
+        raise ValueError(f"normalise={normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}")
+    splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
+    source = found.source
+    return DataSet(
+        name, splits, source.classes, source.shape, mean, std, augmentation or found.augmentation, found.notes
+    )
+
+
+def _nearest(word: str, words: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(words)}"
+
+
+def _known(option: str, value: str | None, values: tuple[str, ...]) -> None:
+    if value is not None and value not in values:
+        raise ValueError(f"{option}={value!r} is unknown: {_nearest(value, values)}")
+
+
+def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], str]:
+    """The `build` of a source's file and what follows the colon; unknown names and options are errors."""
+    head, _, path = name.partition(":")
+    names = tuple(known for known, _ in available())
+    if head not in names:
+        raise ValueError(f"there is no data set {head!r}: {_nearest(head, names)}")
+    build: Callable[..., Found] = import_module(f"offramp.data.{head}").build
+    parameters = inspect.signature(build).parameters.values()
+    valid = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    for option in options:
+        if option not in valid:
+            hint = _nearest(option, valid) if valid else "it has none of its own"
+            raise ValueError(f"{head} has no option {option!r}: {hint}")
+    return build, path
+
+
+def _splits(
+    name: str, found: Found, holdout: float, per_class: int | None, inclusive: bool, seed: int
+) -> dict[str, Indices]:
+    """Rows of train, test and, unless nothing is held out, val and cal."""
+    labels, parts = found.source.labels, dict(found.parts)
+    for part, rows in parts.items():
+        if not len(rows):
+            raise ValueError(f"{name}: the split {part!r} has no samples")
+    try:
+        if "all" in parts:
+            parts["test"], rest = take(labels, parts["all"], 0.1, 1, seed)
+            parts["train"] = rest
+            share = holdout * len(parts.pop("all")) / len(rest)
+        else:
+            share = holdout
+            if "test" not in parts and "val" in parts:
+                parts["test"] = parts.pop("val")
+        if "train" not in parts or "test" not in parts:
+            raise ValueError(f"there is only {' and '.join(parts)}, but train and test are needed")
+        _check_classes(found.source, {"train": parts["train"], "test": parts["test"]})
+        return _held_out(labels, parts, share, per_class, inclusive, seed)
+    except ValueError as error:
+        raise ValueError(f"{name}: {_with_class_names(str(error), found.source.classes)}") from error
+
+
+def _held_out(
+    labels: Indices, parts: dict[str, Indices], share: float, per_class: int | None, inclusive: bool, seed: int
+) -> dict[str, Indices]:
+    """Hold val and cal out of train (or halve a val that came with the data), then keep `per_class` of train."""
+    rows = {"train": parts["train"], "test": parts["test"]}
+    held_per_class = 0
+    if "val" in parts:
+        rows["val"], rows["cal"] = halves(labels, parts["val"], seed)
+    elif share > 0:
+        held, rows["train"] = take(labels, parts["train"], share, 2, seed)
+        rows["val"], rows["cal"] = halves(labels, held, seed)
+        held_per_class = int(np.bincount(labels[held]).max())
+    if per_class is not None:
+        left = per_class - held_per_class if inclusive else per_class
+        if left < 1:
+            raise ValueError(
+                f"per_class={per_class} leaves nothing to train on, since it includes the {held_per_class} images per "
+                "class that are held out: raise it, lower holdout, or set per_class_includes_holdout=false"
+            )
+        rows["train"] = subset(labels, rows["train"], left, seed)
+    return rows
+
+
+def _with_class_names(text: str, classes: tuple[str, ...]) -> str:
+    """Say `class 3 (cat)` where the splitting functions, which know numbers only, said `class 3`."""
+    return re.sub(r"\bclass (\d+)\b", lambda found: f"class {found[1]} ({classes[int(found[1])]})", text)
+
+
+def _check_classes(source: Source, rows: dict[str, Indices]) -> None:
+    """Refuse a class that some of these splits have and others have not."""
+    present = {split: set(np.unique(source.labels[ids]).tolist()) for split, ids in rows.items()}
+    for label in sorted(set().union(*present.values())):
+        holders = [split for split, labels in present.items() if label in labels]
+        if len(holders) < len(rows):
+            lacking = [split for split in rows if split not in holders]
+            raise ValueError(
+                f"class {label} is in {' and '.join(holders)} but not in {' and '.join(lacking)}: every class needs "
+                "images in every split"
+            )
+
+
+def _check(name: str, source: Source, rows: dict[str, Indices]) -> None:
+    """The last look before training: every split has samples of every class, and one class is not enough."""
+    if len(source.classes) < 2:
+        raise ValueError(f"{name} has one class only ({', '.join(source.classes)}): classification needs two")
+    try:
+        _check_classes(source, rows)
+    except ValueError as error:
+        raise ValueError(f"{name}: {_with_class_names(str(error), source.classes)}") from error

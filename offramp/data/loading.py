@@ -1,0 +1,115 @@
+"""What the training loop iterates: batches of a split, in an order and with augmentation that can be had again."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from offramp.data.augment import augment, normalise, order
+from offramp.data.resident import Resident
+from offramp.data.splits import DataSet, Split
+from offramp.data.streaming import Streaming
+from offramp.outputs import Batch
+
+
+class Loader:
+    """Batches of a split: inputs (B, C, H, W) float32 normalised, labels (B,) and ids (B,), all on the device.
+
+    The order depends on (seed, epoch) only, augmentation on (seed, epoch, sample id) only: stopping, resuming and
+    dividing the work between processes change no tensor.
+
+    Args:
+        split: what to iterate.
+        dataset: where it belongs; says how to normalise and augment.
+        batch_size: samples per step, over all processes together.
+        device: where the batches are wanted.
+        augment: apply the data set's augmentation (train only).
+        seed: of the run.
+        shuffle: a new order every epoch; default: as `augment`. Otherwise the order of the split.
+        channels_last: memory layout of the inputs.
+        rank: this process among `world`; it gets its slice of every batch.
+        world: number of processes.
+    Raises:
+        ValueError: if the batch size is below the number of processes, or not one step is left.
+
+    When shuffled, a last batch that would leave a process with ONE sample is dropped (BatchNorm raises on 1x1 maps),
+    or with none (the others would wait for it); in evaluation nothing is ever dropped, and a slice may be empty.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        dataset: DataSet,
+        *,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+        augment: bool,
+        seed: int,
+        shuffle: bool | None = None,
+        channels_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in 0..{world - 1} for world={world}, got {rank}")
+        if batch_size < world:
+            raise ValueError(f"batch_size={batch_size} does not give each of {world} processes a sample: raise it")
+        self.split, self.dataset, self.batch_size = split, dataset, batch_size
+        self.augment, self.seed = augment, seed
+        self.shuffle = augment if shuffle is None else shuffle
+        self.channels_last, self.rank, self.world = channels_last, rank, world
+        self.device = torch.device(device)
+        self.steps = _steps(len(split), batch_size, world, drop=self.shuffle)
+        if not self.steps:
+            raise ValueError(
+                f"{dataset.name}: {len(split)} samples in {split.name} do not make one batch for {world} process(es)"
+            )
+        crop = augment and dataset.augmentation == "random-resized-crop"
+        streaming = split.source.streaming
+        self.store = Streaming(split, self.device, crop=crop) if streaming else Resident(split, self.device)
+        self.ids = torch.from_numpy(split.indices).to(self.device)
+        self.labels = torch.from_numpy(split.source.labels).to(self.device)
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        return self.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on; after a resume they equal those of the unbroken run."""
+        ids = order(self.seed, epoch, self.ids) if self.shuffle else self.ids
+        bounds = [self._bounds(step) for step in range(start, len(self))]
+        pixels = self.store.batches(ids, bounds, self.seed, epoch)
+        for (first, last), images in zip(bounds, pixels, strict=True):
+            chosen = ids[first:last]
+            yield Batch(self._inputs(images, chosen, epoch), self.labels[chosen], chosen)
+
+    def _inputs(self, pixels: Tensor, ids: Int[Tensor, "B"], epoch: int) -> Tensor:
+        mean, std = self.dataset.mean, self.dataset.std
+        if not self.augment:
+            return normalise(pixels, mean, std, self.channels_last)
+        return augment(
+            pixels,
+            ids,
+            kind=self.dataset.augmentation,
+            seed=self.seed,
+            epoch=epoch,
+            mean=mean,
+            std=std,
+            channels_last=self.channels_last,
+            cropped=self.store.cropped,
+        )
+
+    def _bounds(self, step: int) -> tuple[int, int]:
+        """This process's slice of a step's batch, as places in the epoch's order."""
+        first = step * self.batch_size
+        size = min(self.batch_size, len(self.split) - first)
+        return first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world
+
+
+def _steps(samples: int, batch_size: int, world: int, *, drop: bool) -> int:
+    whole, rest = divmod(samples, batch_size)
+    return whole + (rest // world > 1 if drop else rest > 0)
+
+
+loader = Loader

@@ -1,0 +1,65 @@
+"""Images that do not fit memory: decoded anew for every batch by a few threads that work a little ahead."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from offramp.data.augment import box_draws
+from offramp.data.splits import Indices, Split
+
+AHEAD = 2  # batches decoded or being decoded while one is used: what bounds memory
+
+
+@runtime_checkable
+class CroppingSource(Protocol):
+    """A source that cuts random-resized crops from its originals, sharper than from images already made small."""
+
+    def crops(self, indices: Indices, draws: Float[Tensor, "B 10 4"]) -> UInt8[np.ndarray, "B C H W"]:
+        """One random part of each image; `draws` as `offramp.data.augment.boxes` takes them."""
+
+
+class Streaming:
+    """The pixels of a split, batch by batch; at most `AHEAD` + 1 batches are in memory."""
+
+    def __init__(self, split: Split, device: torch.device, *, crop: bool = False, workers: int | None = None) -> None:
+        self.source: Any = split.source
+        self.device = device
+        self.cropped = crop and isinstance(split.source, CroppingSource)
+        self.workers = workers or min(8, os.cpu_count() or 1)
+
+    def batches(
+        self, ids: Int[Tensor, "N"], bounds: Sequence[tuple[int, int]], seed: int, epoch: int
+    ) -> Iterator[UInt8[Tensor, "B C H W"]]:
+        """The pixels of ids[a:b] for each of the bounds (a, b), on the device."""
+        rows = ids.cpu()
+        waiting: deque[list[Future[Any]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="offramp-decode")
+        try:
+            for start, stop in bounds:
+                parts = torch.tensor_split(rows[start:stop], self.workers)
+                waiting.append([pool.submit(self._decode, part, seed, epoch) for part in parts])
+                if len(waiting) > AHEAD:
+                    yield self._collect(waiting.popleft())
+            while waiting:
+                yield self._collect(waiting.popleft())
+        finally:  # also where the loop is left early or an image fails
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, ids: Tensor, seed: int, epoch: int) -> Any:
+        rows = ids.numpy()
+        if self.cropped:
+            return self.source.crops(rows, box_draws(seed, epoch, ids))
+        return self.source.batch(rows)
+
+    def _collect(self, parts: list["Future[Any]"]) -> Tensor:
+        pixels = torch.from_numpy(np.concatenate([part.result() for part in parts]))
+        if self.device.type == "cuda":
+            return pixels.pin_memory().to(self.device, non_blocking=True)
+        return pixels.to(self.device)

@@ -1,0 +1,42 @@
+"""Times of things measured side by side: interleaved rounds, so that a drifting machine moves all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+
+def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Time every run once per round, in turn.
+
+    Args:
+        runs: what to call, by name.
+        rounds: how many counted rounds; `warm_up` more go before.
+    Returns:
+        Seconds of every counted round, by name. Quote medians, and ratios of medians or of pairs.
+    Raises:
+        ValueError: if there are no rounds to count.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for index in range(warm_up + rounds):
+        for name, run in runs.items():
+            _wait()
+            began = time.perf_counter()
+            run()
+            _wait()
+            if index >= warm_up:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each, in seconds."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

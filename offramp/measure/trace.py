@@ -1,0 +1,41 @@
+"""All exits' logits of a data split, computed once."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from offramp.outputs import Batch, ExitOutputs, Trace
+
+
+def trace(
+    net: nn.Module | Callable[..., ExitOutputs],
+    batches: Iterable[Batch],
+    split: str,
+    advance: Callable[[int], None] = lambda samples: None,
+) -> Trace:
+    """Run every exit over the batches and keep the logits, in float32 on the CPU.
+
+    Args:
+        net: a network that answers `ExitOutputs`; it is put in eval mode and back.
+        batches: batches with class-index labels.
+        split: name of the split, kept in the trace.
+        advance: called with the number of samples after each batch (for a progress bar).
+    Raises:
+        ValueError: if there are no batches.
+    """
+    training = isinstance(net, nn.Module) and net.training
+    if isinstance(net, nn.Module):
+        net.eval()
+    logits, labels, ids = [], [], []
+    with torch.inference_mode():
+        for batch in batches:
+            logits.append(net(batch.inputs).logits.float().cpu())
+            labels.append(batch.labels.cpu())
+            ids.append(batch.ids.cpu())
+            advance(len(batch.ids))
+    if isinstance(net, nn.Module):
+        net.train(training)
+    if not logits:
+        raise ValueError(f"the split {split!r} has no samples to trace")
+    return Trace(torch.cat(logits, 1), torch.cat(labels), torch.cat(ids), split)

@@ -1,0 +1,163 @@
+"""BEED (Lee & Lee 2022, Online KD with Multi-Exits): every exit learns from a weighted ensemble of all exits."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp.losses.hint import distance, total
+from offramp.losses.imitate import kl
+from offramp.losses.schedules import rising_powers
+from offramp.losses.softmax import exact
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, has_peers, not_negative, positive
+from offramp.methods._match import Adapt, Match
+from offramp.methods._method import Method, Terms
+from offramp.outputs import Batch, ExitOutputs
+
+Mode = Literal["beed", "eed", "kd"]
+
+
+def build(
+    *,
+    mode: Mode = "beed",
+    importance: float = 1.6,
+    balance: float | None = None,
+    temperature: float = 3.0,
+    alpha: float | None = None,
+    beta: float | None = None,
+    adapt: Adapt = "off",
+) -> Method:
+    """L = sum_k [ (2-a_k) CE_k + a_k alpha T^2 KL_T(G_z -> z_k) ] + beta sum_k mean (F_k - G_f)^2.
+
+    F_k are the maps before pooling; G_z and G_f are detached means weighted by w_k ~ B^(k-1); a_k = A^(K-k): what
+    hjdw2/BEED computes, whose three modes these are. Its mode EED weights the ensemble by B too (plain EED: importance
+    1), and until March 2023 gave exits 2 and 3 no imitation. Mode kd: sum_k CE_k + alpha sum_{k<K} T^2 KL_T(sg z_K ->
+    z_k) + beta sum_{k<K} mean (F_k - sg F_K)^2.
+
+    Args:
+        mode: beed; eed (all a_k = 1); kd (the final exit alone teaches).
+        importance: B (lambda in the supplement, --beta in the code): how much more each deeper exit counts as teacher.
+        balance: A (gamma in the supplement, --alpha in the code) of mode beed; default 1.520875^(1/(K-1)), 1.15 at K=4.
+        temperature: T.
+        alpha: weight of the imitation of logits; default 1, in mode kd 0.1.
+        beta: weight of the imitation of maps; default 0.1, in mode kd 0.025; 0 switches it off.
+        adapt: maps of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    choice("mode", mode, Mode)
+    positive("importance", importance)
+    positive("temperature", temperature)
+    if balance is not None:
+        positive("balance", balance)
+    alpha = (0.1 if mode == "kd" else 1.0) if alpha is None else alpha
+    beta = (0.025 if mode == "kd" else 0.1) if beta is None else beta
+    not_negative("alpha", alpha)
+    not_negative("beta", beta)
+    settings = Settings(mode, importance, balance, temperature, alpha, beta)
+    return Method(WeightedEnsemble(settings, Match(adapt)))
+
+
+class Settings(NamedTuple):
+    """What BEED is given, with the mode's defaults."""
+
+    mode: Mode
+    importance: float
+    balance: float | None
+    temperature: float
+    alpha: float
+    beta: float
+
+
+def balancing(balance: float | None, exits: int) -> float:
+    """A for a network with that many exits; the default keeps A^(K-1) at 1.520875, what 1.15 is for four.
+
+    Raises:
+        ValueError: if a cross-entropy weight 2 - A^(K-1) were negative.
+    """
+    if balance is None:
+        return float(1.520875 ** (1.0 / (exits - 1)))
+    largest = balance ** (exits - 1)
+    if largest > 2.0:
+        raise ValueError(
+            f"balance {balance} makes the weight of the first exit's cross-entropy, 2 - {balance}^{exits - 1} = "
+            f"{2.0 - largest:.3f}, negative: with {exits} exits it can be at most {2.0 ** (1.0 / (exits - 1)):.4f}"
+        )
+    return balance
+
+
+def importances(importance: float, logits: Float[Tensor, "E B C"]) -> Float[Tensor, "E"]:
+    """w_k = B^(k-1) / sum_j B^(j-1): the exits' shares of the ensemble, the deepest largest for B > 1."""
+    powers = rising_powers(importance, logits)
+    return powers / powers.sum()
+
+
+class WeightedEnsemble(nn.Module):
+    """The objective of BEED and of its code's two other modes; adaptation layers are trained with the run."""
+
+    def __init__(self, settings: Settings, match: Match) -> None:
+        super().__init__()
+        self.settings = settings
+        self.match = match
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check the exits and A, create adaptation layers; answers notes on maps that are left out."""
+        has_peers("beed", exits)
+        if self.settings.mode == "beed":
+            balancing(self.settings.balance, exits)
+        return self.match.prepare(widths) if self.settings.beta else ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce`, `kl`, and `features` unless beta is 0."""
+        settings, logits = self.settings, outputs.logits
+        has_peers("beed", len(logits))
+        ce = cross_entropy(logits, batch.labels)
+        if settings.mode == "kd":
+            terms = {"ce": ce.sum(), "kl": kl(logits[:-1], logits[-1:], temperature=settings.temperature).sum()}
+        else:
+            terms = self._from_ensemble(logits, ce)
+        terms["kl"] = settings.alpha * settings.temperature**2 * terms["kl"]
+        if settings.beta:
+            terms["features"] = settings.beta * self._features(outputs)
+        return terms
+
+    def _from_ensemble(self, logits: Float[Tensor, "E B C"], ce: Float[Tensor, "E"]) -> Terms:
+        settings = self.settings
+        base = balancing(settings.balance, len(logits)) if settings.mode == "beed" else 1.0
+        a = rising_powers(base, logits).flip(0)
+        shares = importances(settings.importance, logits)
+        target = (shares[:, None, None] * exact(logits.detach())).sum(0, keepdim=True)
+        imitated = kl(logits, target, temperature=settings.temperature)
+        return {"ce": ((2.0 - a) * ce).sum(), "kl": (a * imitated).sum()}
+
+    def _features(self, outputs: ExitOutputs) -> Float[Tensor, ""]:
+        students = matched = self.match(outputs.maps)
+        if self.settings.mode == "kd":
+            students, target = matched[:-1], matched[-1].detach()
+        else:
+            target = ensemble(matched, importances(self.settings.importance, outputs.logits))
+        distances = [distance(feature, target, reduction="mean") for feature in students if feature is not None]
+        return total(distances, like=outputs.logits)
+
+
+def ensemble(maps: list[Tensor | None], shares: Float[Tensor, "E"]) -> Float[Tensor, "B ..."]:
+    """Detached mean of the maps, weighted by the shares of those exits that have one.
+
+    Raises:
+        ValueError: if the maps differ in shape.
+    """
+    kept = [exit for exit, features in enumerate(maps) if features is not None]
+    present = [exact(features.detach()) for features in maps if features is not None]
+    shapes = sorted({tuple(features.shape[1:]) for features in present})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the maps of the exits have different shapes, {shapes}, and cannot be averaged: use exits that end in "
+            "equal maps (branch beed or sketch), or set beta to 0"
+        )
+    stacked = torch.stack(present)
+    weights = torch.stack([shares[exit] for exit in kept])
+    weights = weights / weights.sum()
+    return (weights.view(-1, *[1] * (stacked.dim() - 1)) * stacked).sum(0)

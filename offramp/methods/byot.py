@@ -1,0 +1,116 @@
+"""BYOT (Zhang et al., ICCV 2019, Be Your Own Teacher; "SD"): every exit learns the final one's logits and features."""
+
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp.losses.hint import Reduction, distance, total
+from offramp.losses.imitate import kl, soft_cross_entropy
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, exit_numbers, fraction, has_peers, not_negative, positions, positive
+from offramp.methods._match import Adapt, Match
+from offramp.methods._method import Method, Terms
+from offramp.outputs import Batch, ExitOutputs
+
+Imitation = Literal["soft-ce", "kl"]
+
+
+def build(
+    *,
+    alpha: float = 0.1,
+    temperature: float = 3.0,
+    beta: float = 1e-6,
+    t2: bool = True,
+    final_ce_weight: float | None = None,
+    imitation: Imitation = "soft-ce",
+    features: Reduction = "sum",
+    without_features: tuple[int, ...] = (),
+    adapt: Adapt = "off",
+) -> Method:
+    """L = (1-a) sum_k CE_k + a T^2 sum_{k<K} H_T(sg z_K -> z_k) + beta sum_{k<K} Phi(F_k, sg F_K).
+
+    Phi is the sum of squared differences over batch and width, wherever one of the two features is positive. Defaults
+    are what luanyunteng/pytorch-be-your-own-teacher runs, the code that MSD, MUSE and EED build on. The conference
+    paper gives the final exit's cross-entropy the weight 1: final_ce_weight 1. The authors' later journal code: alpha
+    .3, beta .03, t2 off, final_ce_weight 1, features norm, without_features -2, adapt all.
+
+    Args:
+        alpha: a, the share of imitation (the first commit of that code had 0.5).
+        temperature: T.
+        beta: weight of the feature term.
+        t2: multiply the imitation by T^2.
+        final_ce_weight: weight of the final exit's cross-entropy; default 1 - alpha.
+        imitation: what is minimised and logged, soft-ce or kl: the same gradient, less the teacher's entropy.
+        features: sum or mean of squares over batch and width, or norm: un-squared, unmasked, of the whole batch.
+        without_features: exits with no feature term, 1 the shallowest, -1 the final one.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    fraction("alpha", alpha)
+    positive("temperature", temperature)
+    not_negative("beta", beta)
+    choice("imitation", imitation, Imitation)
+    choice("features", features, Reduction)
+    exit_numbers("without_features", without_features)
+    final = 1.0 - alpha if final_ce_weight is None else final_ce_weight
+    not_negative("final_ce_weight", final)
+    factor = alpha * (temperature**2 if t2 else 1.0)
+    settings = Settings(1.0 - alpha, final, factor, temperature, beta, imitation, features, tuple(without_features))
+    return Method(OwnTeacher(settings, Match(adapt)))
+
+
+class Settings(NamedTuple):
+    """What `build` makes of its arguments: the weights as they multiply."""
+
+    ce: float
+    final_ce: float
+    imitate: float
+    temperature: float
+    beta: float
+    imitation: Imitation
+    features: Reduction
+    without_features: tuple[int, ...]
+
+
+class OwnTeacher(nn.Module):
+    """The objective of BYOT; adaptation layers are trained with the run."""
+
+    def __init__(self, settings: Settings, match: Match) -> None:
+        super().__init__()
+        self.settings = settings
+        self.match = match
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check the exits and create adaptation layers; answers notes on features that are left out."""
+        has_peers("byot", exits)
+        left_out = positions("without_features", self.settings.without_features, exits)
+        return self.match.prepare(widths, left_out) if self.settings.beta else ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce`, `soft-ce` or `kl`, and `features` unless beta is 0."""
+        settings, logits = self.settings, outputs.logits
+        has_peers("byot", len(logits))
+        ce = cross_entropy(logits, batch.labels)
+        form = soft_cross_entropy if settings.imitation == "soft-ce" else kl
+        imitated = form(logits[:-1], logits[-1:], temperature=settings.temperature)
+        terms = {
+            "ce": settings.ce * ce[:-1].sum() + settings.final_ce * ce[-1],
+            settings.imitation: settings.imitate * imitated.sum(),
+        }
+        if settings.beta:
+            terms["features"] = settings.beta * self._features(outputs)
+        return terms
+
+    def _features(self, outputs: ExitOutputs) -> Float[Tensor, ""]:
+        left_out = positions("without_features", self.settings.without_features, len(outputs.logits))
+        form = self.settings.features
+        *students, teacher = self.match(outputs.features, left_out)
+        distances = [
+            distance(feature, teacher.detach(), reduction=form, masked=form != "norm")
+            for feature in students
+            if feature is not None
+        ]
+        return total(distances, like=outputs.logits)

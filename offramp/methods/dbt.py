@@ -1,0 +1,77 @@
+"""DBT (Phuong & Lampert, ICCV 2019, Distillation-Based Training): every exit learns from the final one as well."""
+
+from typing import Literal
+
+from torch import nn
+
+from offramp.losses.imitate import kl, soft_cross_entropy
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, fraction, has_peers, positive
+from offramp.methods._method import Method, Terms
+from offramp.methods._temperature import Temperature
+from offramp.outputs import Batch, ExitOutputs
+
+Imitation = Literal["soft-ce", "kl"]
+
+
+def build(
+    *,
+    alpha: float = 0.5,
+    rising: bool = True,
+    temperature: float | None = None,
+    rate: float = 1.05,
+    limit: float = 0.5,
+    scale: float | None = None,
+    imitation: Imitation = "soft-ce",
+) -> Method:
+    """L = s { (1-C) sum_k CE_k + C T^2 sum_{k<K} H_T(sg z_K -> z_k) }, with the form and values of the authors' code.
+
+    The paper calls its temperature annealed; in the code it only rises, and that is what this does. Other papers call
+    other losses DBT: EED's is `eed` with teachers -1 and final_learns off, the BEED code's is `beed` with mode kd.
+
+    Args:
+        alpha: C, the share of imitation; 1 - C is the share of the labels, at the final exit too.
+        rising: let T rise by `rate` after each batch in which the softened final exit is surer than `limit`.
+        temperature: T at the start; default 1 if rising, 4 if constant.
+        rate: factor of one rise.
+        limit: mean of max softmax(z_K / T) over the batch above which T rises.
+        scale: s; default 2 * 5 / K, which keeps the size of a sum over five exits.
+        imitation: what is minimised and logged, soft-ce or kl: the same gradient, less the teacher's entropy.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    fraction("alpha", alpha)
+    choice("imitation", imitation, Imitation)
+    if scale is not None:
+        positive("scale", scale)
+    start = (1.0 if rising else 4.0) if temperature is None else temperature
+    return Method(Distil(alpha, Temperature(start=start, rising=rising, rate=rate, limit=limit), scale, imitation))
+
+
+class Distil(nn.Module):
+    """The objective of DBT; its temperature is stored with the run."""
+
+    def __init__(self, alpha: float, temperature: Temperature, scale: float | None, imitation: Imitation) -> None:
+        super().__init__()
+        self.alpha, self.scale = alpha, scale
+        self.imitate = soft_cross_entropy if imitation == "soft-ce" else kl
+        self.imitation = imitation
+        self.temperature = temperature
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check that there is an exit to learn from."""
+        has_peers("dbt", exits)
+        return ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce` and `soft-ce` or `kl`; in training mode the temperature may rise for the next batch."""
+        logits = outputs.logits
+        has_peers("dbt", len(logits))
+        scale = 10.0 / len(logits) if self.scale is None else self.scale
+        temperature = self.temperature(logits[-1])
+        imitated = self.imitate(logits[:-1], logits[-1:], temperature=temperature).sum()
+        return {
+            "ce": scale * (1.0 - self.alpha) * cross_entropy(logits, batch.labels).sum(),
+            self.imitation: scale * self.alpha * temperature**2 * imitated,
+        }

@@ -1,0 +1,125 @@
+"""EED (Lee & Lee 2021, Exit-Ensemble Distillation): every exit learns from the mean of all exits, or of some."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp.losses.hint import distance, total
+from offramp.losses.imitate import kl, mse, soft_cross_entropy
+from offramp.losses.softmax import exact
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, exit_numbers, has_peers, not_negative, positions, positive
+from offramp.methods._match import Adapt, Match
+from offramp.methods._method import Method, Terms
+from offramp.outputs import Batch, ExitOutputs
+
+Imitation = Literal["soft-ce", "kl", "mse"]
+
+
+def build(
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    imitation: Imitation = "soft-ce",
+    temperature: float = 3.0,
+    teachers: tuple[int, ...] | None = None,
+    final_learns: bool = True,
+    adapt: Adapt = "off",
+) -> Method:
+    """Eq. 8: L = sum_k { CE_k + alpha l_z(z_k, G_z) + beta l_f(F_k, G_f) }, G the detached mean over the teachers.
+
+    l_z is T^2 H_T(G_z -> z_k), the paper's "KL" (softmax of the mean logits), or the mean squared difference of raw
+    logits; l_f is the masked mean squared difference of pooled features. The released code multiplies its KL branch by
+    0.1, the paper by 1: alpha .1 is the code. "DBT" in this paper (eq. 4) is teachers -1, final_learns off, beta 0; its
+    "SD" the same with beta 1.
+
+    Args:
+        alpha: weight of the imitation of logits.
+        beta: weight of the imitation of features; 0 switches it off.
+        imitation: soft-ce and kl (the same gradient, less the teacher's entropy), or mse of raw logits.
+        temperature: T; mse has none.
+        teachers: exits whose mean teaches, 1 the shallowest, -1 the final one; default all.
+        final_learns: whether the final exit is a student too.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+
+    Raises:
+        ValueError: if a value is out of range or no teacher is left.
+    """
+    not_negative("alpha", alpha)
+    not_negative("beta", beta)
+    positive("temperature", temperature)
+    choice("imitation", imitation, Imitation)
+    if teachers is not None:
+        exit_numbers("teachers", teachers)
+        if not teachers:
+            raise ValueError("teachers must name at least one exit, 1 the shallowest and -1 the final one, got none")
+        teachers = tuple(teachers)
+    settings = Settings(alpha, beta, imitation, temperature, teachers, final_learns)
+    return Method(EnsembleTeacher(settings, Match(adapt)))
+
+
+class Settings(NamedTuple):
+    """What EED is given."""
+
+    alpha: float
+    beta: float
+    imitation: Imitation
+    temperature: float
+    teachers: tuple[int, ...] | None
+    final_learns: bool
+
+    def positions(self, exits: int) -> tuple[int, ...]:
+        """0-based positions of the teachers among that many exits."""
+        return tuple(range(exits)) if self.teachers is None else positions("teachers", self.teachers, exits)
+
+
+class EnsembleTeacher(nn.Module):
+    """The objective of EED; adaptation layers are trained with the run."""
+
+    def __init__(self, settings: Settings, match: Match) -> None:
+        super().__init__()
+        self.settings = settings
+        self.match = match
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check the exits and create adaptation layers; answers notes on features that are left out."""
+        has_peers("eed", exits)
+        self.settings.positions(exits)
+        return self.match.prepare(widths) if self.settings.beta else ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce`, then `soft-ce`, `kl` or `mse`, then `features` unless beta is 0."""
+        settings, logits = self.settings, outputs.logits
+        has_peers("eed", len(logits))
+        teachers = settings.positions(len(logits))
+        students = logits if settings.final_learns else logits[:-1]
+        target = torch.stack([exact(logits[exit].detach()) for exit in teachers]).mean(0, keepdim=True)
+        terms = {
+            "ce": cross_entropy(logits, batch.labels).sum(),
+            settings.imitation: settings.alpha * self._imitate(students, target).sum(),
+        }
+        if settings.beta:
+            terms["features"] = settings.beta * self._features(outputs, teachers)
+        return terms
+
+    def _imitate(self, students: Float[Tensor, "S B C"], target: Float[Tensor, "1 B C"]) -> Float[Tensor, "S"]:
+        settings = self.settings
+        if settings.imitation == "mse":
+            return mse(students, target)
+        form = kl if settings.imitation == "kl" else soft_cross_entropy
+        return settings.temperature**2 * form(students, target, temperature=settings.temperature)
+
+    def _features(self, outputs: ExitOutputs, teachers: tuple[int, ...]) -> Float[Tensor, ""]:
+        matched = self.match(outputs.features)
+        teaching = [exact(matched[exit].detach()) for exit in teachers if matched[exit] is not None]
+        if not teaching:
+            return total([], like=outputs.logits)
+        target = torch.stack(teaching).mean(0)
+        distances = [
+            distance(feature, target, reduction="mean", masked=True)
+            for feature in (matched if self.settings.final_learns else matched[:-1])
+            if feature is not None
+        ]
+        return total(distances, like=outputs.logits)

@@ -1,0 +1,152 @@
+"""MUSE (In-Network Mutual Learning): every exit learns the logits of all others and the features of the final one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp.losses.hint import distance, total
+from offramp.losses.kl_table import kl_table
+from offramp.losses.schedules import cosine
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
+from offramp.methods._match import Adapt, Match
+from offramp.methods._method import Method, Terms
+from offramp.outputs import Batch, ExitOutputs
+
+Schedule = Literal["cosine", "constant", "off"]
+Features = Literal["sum", "mean"]
+
+
+def build(
+    *,
+    alpha: float = 0.5,
+    temperature: float = 3.0,
+    beta_begin: float = 1e-6,
+    beta_end: float = 1e-7,
+    schedule: Schedule = "cosine",
+    t2: bool = True,
+    detach_teachers: bool = True,
+    detach_superpeer: bool = True,
+    features: Features = "sum",
+    adapt: Adapt = "off",
+) -> Method:
+    """Eq. 5: L = (1-a) sum_k CE_k + a T^2/(K-1) sum_{l!=k} KL_T(sg z_l -> z_k) + beta(e) sum_{k<K} |F_k - sg F_K|^2.
+
+    T^2 and the detached teachers are not printed in the paper; the author's earlier code has both. Eq. 6, the cosine
+    schedule of beta, is a misprint, here corrected. The paper's other values: alpha .1, temperature 20 on ImageNet;
+    beta 1e-5 to 1e-6 for ResNet152 and 1e-5 to 1e-7 for wide ResNets; schedule off where exits differ in width.
+
+    Args:
+        alpha: a, the share of mutual learning; the labels have 1 - a, at the final exit too.
+        temperature: T (tau in the paper).
+        beta_begin: weight of the feature term in the first epoch.
+        beta_end: weight that it approaches in the last epoch.
+        schedule: cosine from begin to end, constant at beta_begin, or off (no feature term).
+        t2: multiply the mutual term by T^2.
+        detach_teachers: no gradient into the logits of the exit that teaches.
+        detach_superpeer: no gradient into the final exit's features.
+        features: sum of squares over batch and width, or their mean.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    settings = Settings(
+        name="muse",
+        alpha=alpha,
+        temperature=temperature,
+        beta_begin=beta_begin,
+        beta_end=beta_end,
+        schedule=schedule,
+        t2=t2,
+        detach_teachers=detach_teachers,
+        detach_superpeer=detach_superpeer,
+        reverse_kl=False,
+        features=features,
+    )
+    return Method(Mutual(settings, Match(adapt)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What MUSE and MSD are given; `reverse_kl` turns the divergence round, as MSD prints it."""
+
+    name: str
+    alpha: float
+    temperature: float
+    beta_begin: float
+    beta_end: float
+    schedule: Schedule
+    t2: bool
+    detach_teachers: bool
+    detach_superpeer: bool
+    reverse_kl: bool
+    features: Features
+
+    def __post_init__(self) -> None:
+        fraction("alpha", self.alpha)
+        positive("temperature", self.temperature)
+        not_negative("beta_begin", self.beta_begin)
+        not_negative("beta_end", self.beta_end)
+        choice("schedule", self.schedule, Schedule)
+        choice("features", self.features, Features)
+
+    def beta(self, progress: float) -> float:
+        """Weight of the feature term in this epoch."""
+        if self.schedule == "cosine":
+            return cosine(self.beta_begin, self.beta_end, progress)
+        return self.beta_begin if self.schedule == "constant" else 0.0
+
+    @property
+    def compares_features(self) -> bool:
+        """Whether there is a feature term at any time."""
+        return self.beta(0.0) > 0.0 or self.beta(1.0) > 0.0
+
+
+class Mutual(nn.Module):
+    """The objective of MUSE and MSD; adaptation layers are trained with the run."""
+
+    def __init__(self, settings: Settings, match: Match) -> None:
+        super().__init__()
+        self.settings = settings
+        self.match = match
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check the exits and create adaptation layers; answers notes on features that are left out."""
+        has_peers(self.settings.name, exits)
+        return self.match.prepare(widths) if self.settings.compares_features else ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce`, `kl`, and `features` unless their weight is 0 for the whole run."""
+        settings, logits = self.settings, outputs.logits
+        has_peers(settings.name, len(logits))
+        factor = settings.alpha * (settings.temperature**2 if settings.t2 else 1.0) / (len(logits) - 1)
+        terms = {
+            "ce": (1.0 - settings.alpha) * cross_entropy(logits, batch.labels).sum(),
+            "kl": factor * self._mutual(logits).sum(),  # nobody is their own teacher: the diagonal is 0
+        }
+        if settings.compares_features:
+            terms["features"] = settings.beta(progress) * self._features(outputs)
+        return terms
+
+    def _mutual(self, logits: Float[Tensor, "E B C"]) -> Float[Tensor, "E E"]:
+        settings = self.settings
+        return kl_table(
+            logits,
+            temperature=settings.temperature,
+            detach_teachers=settings.detach_teachers,
+            reverse=settings.reverse_kl,
+        )
+
+    def _features(self, outputs: ExitOutputs) -> Float[Tensor, ""]:
+        *students, superpeer = self.match(outputs.features)
+        if self.settings.detach_superpeer:
+            superpeer = superpeer.detach()
+        distances = [
+            distance(feature, superpeer, reduction=self.settings.features)
+            for feature in students
+            if feature is not None
+        ]
+        return total(distances, like=outputs.logits)

@@ -1,0 +1,23 @@
+"""Vanilla: the network without early exits, trained by cross-entropy; what all others are compared with."""
+
+from torch import nn
+
+from offramp.losses.truth import cross_entropy
+from offramp.methods._method import Method, Terms
+from offramp.net import BuildBackbone, BuildBranch, plain
+from offramp.outputs import Batch, ExitOutputs
+
+
+def build() -> Method:
+    """CE_K of a network WITHOUT exits. It has no parameters."""
+    return Method(objective, network=without_exits)
+
+
+def without_exits(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
+    """The backbone alone, one stage and one exit; the branches are never built."""
+    return plain(backbone())
+
+
+def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+    """Cross-entropy of the final exit."""
+    return {"ce": cross_entropy(outputs.logits[-1:], batch.labels).sum()}

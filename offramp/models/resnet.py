@@ -1,0 +1,149 @@
+"""ResNet 18/34/50/101/152 for small (CIFAR) and large (ImageNet) images (He et al., CVPR 2016)."""
+
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from offramp.blocks import conv, initialise
+from offramp.names import unknown
+from offramp.net import Backbone, Head
+
+NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+_BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+_SIZE = {"cifar": 32, "imagenet": 224}
+
+
+class Stem(nn.Module):
+    """What stands before the first block: 3×3 at full size for CIFAR, 7×7 and max pooling (4 times smaller) else.
+
+    `relu=False` leaves out the ReLU after the batch norm, as the released code of EED and BEED does.
+    """
+
+    def __init__(self, channels: int, width: int, form: str, relu: bool) -> None:
+        super().__init__()
+        self.conv = conv(channels, width, 3) if form == "cifar" else conv(channels, width, 7, 2)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = relu
+        self.pools = form != "cifar"
+        self.construct = partial(Stem, channels, width, form, relu)
+        initialise(self)
+
+    def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
+        """Maps (B, width, H', W') for images (B, channels, H, W)."""
+        maps: Tensor = self.bn(self.conv(inputs))
+        if self.relu:
+            maps = F.relu(maps, inplace=True)
+        return F.max_pool2d(maps, 3, 2, 1) if self.pools else maps
+
+
+def shortcut(enters: int, leaves: int, stride: int) -> nn.Module:
+    """1×1 convolution and batch norm where a block changes width or size; nothing elsewhere."""
+    if stride == 1 and enters == leaves:
+        return nn.Identity()
+    return nn.Sequential(conv(enters, leaves, 1, stride), nn.BatchNorm2d(leaves))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions around a shortcut; the first carries the stride. Leaves `planes` channels."""
+
+    expansion = 1
+
+    def __init__(self, enters: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.planes = planes
+        self.conv1 = conv(enters, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv(planes, planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = shortcut(enters, planes, stride)
+        self.construct = partial(BasicBlock, enters, planes, stride)
+        initialise(self)
+
+    def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
+        """(B, enters, H, W) -> (B, planes, H/stride, W/stride). The input is never changed: exits share it."""
+        inner = F.relu(self.bn1(self.conv1(maps)), inplace=True)
+        inner = self.bn2(self.conv2(inner))
+        inner += self.shortcut(maps)
+        return F.relu(inner, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 (with the stride) and 1×1 convolutions around a shortcut. Leaves 4 × `planes` channels."""
+
+    expansion = 4
+
+    def __init__(self, enters: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.planes = planes
+        self.conv1 = conv(enters, planes, 1)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv(planes, planes, 3, stride)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = conv(planes, planes * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.shortcut = shortcut(enters, planes * self.expansion, stride)
+        self.construct = partial(Bottleneck, enters, planes, stride)
+        initialise(self)
+
+    def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
+        """(B, enters, H, W) -> (B, 4 planes, H/stride, W/stride). The input is never changed: exits share it."""
+        inner = F.relu(self.bn1(self.conv1(maps)), inplace=True)
+        inner = F.relu(self.bn2(self.conv2(inner)), inplace=True)
+        inner = self.bn3(self.conv3(inner))
+        inner += self.shortcut(maps)
+        return F.relu(inner, inplace=True)
+
+
+def build(
+    name: str,
+    *,
+    classes: int,
+    channels: int = 3,
+    width: int = 64,
+    form: str = "cifar",
+    stem_relu: bool = True,
+    image_size: int | None = None,
+) -> Backbone:
+    """A ResNet in four stages, the stem in the first.
+
+    Args:
+        name: one of `NETS`.
+        classes: number of classes C.
+        channels: channels of the images.
+        width: channels after the stem; stage k (from 0) has width × 2^k, times 4 with bottleneck blocks.
+        form: `cifar` (3×3 stem, no pooling) or `imagenet` (7×7 stem with stride 2, max pooling; torchvision's).
+        stem_relu: False leaves out the ReLU of the stem, as the released code of EED and BEED does.
+        image_size: height and width of the images, for costs and shapes only; default 32 or 224 by `form`.
+
+    Raises:
+        ValueError: for an unknown name or form, or a count below 1.
+    """
+    if name not in _BLOCKS:
+        raise unknown("net", name, NETS)
+    if form not in _SIZE:
+        raise unknown("form", form, _SIZE, listing="")
+    size = _SIZE[form] if image_size is None else image_size
+    for option, value in {"classes": classes, "channels": channels, "width": width, "image_size": size}.items():
+        if value < 1:
+            raise ValueError(f"{name} needs {option} of at least 1, got {value}")
+    block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
+    stages: list[nn.Sequential] = []
+    enters = width
+    for index, count in enumerate(_BLOCKS[name]):
+        planes = width * 2**index
+        strides = [1 if index == 0 else 2, *[1] * (count - 1)]
+        parts: list[nn.Module] = [] if index else [Stem(channels, width, form, stem_relu)]
+        for stride in strides:
+            parts.append(block(enters, planes, stride))
+            enters = planes * block.expansion
+        stages.append(nn.Sequential(*parts))
+    return Backbone(tuple(stages), Head(enters, classes), (channels, size, size))

@@ -1,0 +1,76 @@
+"""Names that people type: what a folder of the package offers, and the nearest spelling when a name is unknown."""
+
+import ast
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The sentence part that helps: "the nearest is 'muse'", or the whole choice where nothing is near.
+
+    The order of the options breaks ties; case does not count.
+    """
+    choice = list(options)
+    folded = {option.casefold(): option for option in reversed(choice)}
+    near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
+    if near:
+        return f"the nearest is {folded[near[0]]!r}"
+    return f"there are {', '.join(map(repr, choice))}" if choice else "there are none"
+
+
+def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None = None) -> ValueError:
+    """The error for a name that does not exist: "unknown method 'muze'; the nearest is 'muse' (see `offramp methods`)".
+
+    Args:
+        kind: what was asked for, in the singular ("method", "net", "option").
+        listing: the command that lists what there is; default `offramp <kind>s`, in the plural, and none at all for "".
+    """
+    command = f"offramp {kind}{'es' if kind.endswith('ch') else 's'}" if listing is None else listing
+    hint = f" (see `{command}`)" if command else ""
+    return ValueError(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
+
+
+def discover(package: ModuleType | str) -> dict[str, str]:
+    """{name: first line of its docstring} of the files in a package, sorted, without importing any of them.
+
+    A file whose name begins with an underscore is no offer. `package` is the module or its dotted name.
+    """
+    module = importlib.import_module(package) if isinstance(package, str) else package
+    found: dict[str, str] = {}
+    for entry in pkgutil.iter_modules(module.__path__):
+        if not entry.name.startswith("_") and not entry.ispkg:
+            found[entry.name] = _first_line(Path(entry.module_finder.path) / f"{entry.name}.py")  # type: ignore[union-attr]
+    return dict(sorted(found.items()))
+
+
+def _first_line(file: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    return docstring.splitlines()[0] if docstring else ""
+
+
+def load(kind: str, package: ModuleType | str, name: str) -> ModuleType:
+    """Import the file of that name from a package of ours.
+
+    Raises:
+        ValueError: if there is no such file, with the nearest name.
+    """
+    offered = discover(package)
+    if name not in offered:
+        raise unknown(kind, name, offered)
+    return importlib.import_module(f"{package if isinstance(package, str) else package.__name__}.{name}")
+
+
+def check_options(kind: str, owner: str, given: Mapping[str, object], allowed: Iterable[str]) -> None:
+    """Refuse options that `owner` (a method, net or branch) does not have, naming the nearest.
+
+    Raises:
+        ValueError: "unknown option 'tau' of method 'muse'; the nearest is 'temperature'".
+    """
+    options = list(allowed)
+    for key in given:
+        if key not in options:
+            raise ValueError(f"unknown option {key!r} of {kind} {owner!r}; {nearest(key, options)}")

@@ -1,0 +1,134 @@
+"""Checkpoints: folders written whole or not at all, with a version and the digest of each file."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+VERSION = 1
+KEPT = 2
+"""How many checkpoints stay: the newest and the one before, in case the newest turns out damaged."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: the network's weights, and everything else that the run needs to go on."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Damaged(ValueError):
+    """A checkpoint or weights file that cannot be used; the message names it and says why."""
+
+
+def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write `folder/step-<step>` atomically and drop all but the newest checkpoints.
+
+    Args:
+        weights: the network's state_dict.
+        state: tensors and plain values only (it is read back with weights_only).
+    """
+    final = folder / f"step-{step:09d}"
+    part = folder / f".part-{final.name}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file(_contiguous(weights), part / "weights.safetensors")
+    torch.save(state, part / "state.pt")
+    digests = {name: _digest(part / name) for name in ("weights.safetensors", "state.pt")}
+    manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": digests}
+    (part / "checkpoint.json").write_text(json.dumps(manifest, indent=2))
+    for file in part.iterdir():
+        _sync(file)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(part, final)
+    _sync(folder)
+    for old in _all(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint folder.
+
+    Raises:
+        Damaged: if it is not ours, of another version, or a file is missing, truncated or changed.
+    """
+    try:
+        manifest = json.loads((path / "checkpoint.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path} is not a checkpoint of offramp: its checkpoint.json cannot be read ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != "offramp-checkpoint":
+        raise Damaged(f"{path} is not a checkpoint of offramp")
+    if manifest.get("version") != VERSION:
+        raise Damaged(f"{path} has checkpoint version {manifest.get('version')!r}; this offramp reads version {VERSION}")
+    for name in ("weights.safetensors", "state.pt"):
+        if not (path / name).is_file() or _digest(path / name) != manifest["blake2b"].get(name):
+            raise Damaged(f"{path / name} is missing, truncated or changed since it was written")
+    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    return Checkpoint(path, load_file(path / "weights.safetensors"), state)
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and one sentence for each newer one that is not."""
+    refused = []
+    for path in reversed(_all(folder)):
+        try:
+            return load(path), refused
+        except Damaged as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Write weights alone, atomically; `about` (epoch, accuracies) goes into the file's header."""
+    part = path.with_name(f".part-{path.name}")
+    save_file(_contiguous(weights), part, metadata={"format": "offramp-weights", "about": json.dumps(about)})
+    _sync(part)
+    os.replace(part, path)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and what their header says.
+
+    Raises:
+        Damaged: if the file is missing, truncated or not written by offramp.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get("about")
+            if about is None:
+                raise Damaged(f"{path} was not written by offramp: its header says nothing of the run")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise Damaged(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+
+
+def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

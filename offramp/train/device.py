@@ -1,0 +1,42 @@
+"""Where and in which precision a run computes: Lightning Fabric, set up from the recipe."""
+
+import torch
+from lightning_fabric import Fabric
+
+from offramp.train.recipe import Recipe
+
+
+def device_of(wish: str) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        ValueError: if a GPU is wished for and there is none.
+    """
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no CUDA GPU here; take --device cpu or auto")
+    return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def precision_of(wish: str, device: str) -> str:
+    """`bf16` or `32`: `auto` takes bf16 where the processor has instructions for it (AVX512-BF16, AMX, Ampere GPUs)."""
+    if wish != "auto":
+        return wish
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "32"
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """Fabric for the recipe's device, precision and number of processes, launched."""
+    device = device_of(recipe.device)
+    precision = "bf16-mixed" if precision_of(recipe.precision, device) == "bf16" else "32-true"
+    fabric = Fabric(
+        accelerator=device,
+        devices=recipe.devices,
+        precision=precision,  # type: ignore[arg-type]
+        strategy="ddp" if recipe.devices > 1 else "auto",
+    )
+    if recipe.devices > 1:
+        fabric.launch()
+    return fabric

@@ -1,0 +1,58 @@
+"""A run's folder: who may write into it, and what lies where."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+POLICY = "policy.json"
+FREE = {"data-dir", "checkpoint-every", "tensorboard"}
+"""What may differ when a run is resumed: it does not change what is computed."""
+
+
+def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
+    """Make the folder this run's own, or recognise it.
+
+    Raises:
+        ValueError: if it holds another run, or this one without `resume`, or something that is no run.
+    """
+    path = folder / CONFIG
+    if path.is_file() and any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        there = read_config(folder)
+        differing = [
+            key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)
+        ]
+        if differing:
+            key = differing[0]
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise ValueError(
+                f"{folder} holds a run of another configuration: its {key} is {there.get(key)!r}, not "
+                f"{config.get(key)!r}{more}; nothing was overwritten. Take another --out"
+            )
+        if not resume:
+            raise ValueError(f"{folder} already holds this run; add --resume to go on with it, or take another --out")
+        return
+    if folder.is_dir() and any(entry.name != CONFIG for entry in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no run of offramp; take another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".part-{CONFIG}"
+    part.write_text(yaml.safe_dump(config, sort_keys=False))
+    os.replace(part, path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises:
+        ValueError: if the folder holds no run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run: it has no {CONFIG} (`offramp train --out {folder}` makes one)")
+    found = yaml.safe_load(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no options")
+    return found

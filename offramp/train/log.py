@@ -1,0 +1,81 @@
+"""The run's record: metrics.jsonl, one JSON object per line, cut back to the checkpoint when a run is resumed."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """Append-only records of a run.
+
+    Args:
+        path: the metrics file; created if absent.
+        offset: keep only this many bytes of what is there (those that the checkpoint has seen).
+        events: folder for TensorBoard events, or None.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, events: Path | None = None, step: int = 0) -> None:
+        self.path = path
+        self.file = path.open("ab")
+        self.file.truncate(offset)
+        self.file.seek(0, os.SEEK_END)
+        self.board = _board(events, step) if events else None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; numbers that JSON lacks (NaN, infinity) are written as null."""
+        self.file.write(json.dumps(_plain(record)).encode() + b"\n")
+        if self.board:
+            for name, value in _scalars(record):
+                self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def flush(self) -> int:
+        """Bring everything to the disk; answers the size of the file in bytes."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        if self.board:
+            self.board.flush()
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """All complete records of a metrics file, of one kind if asked for."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    records = [json.loads(line) for line in lines if line]
+    return [record for record in records if kind is None or record["kind"] == kind]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if isinstance(value, dict):
+            found += _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, list):
+            found += _scalars({str(index + 1): part for index, part in enumerate(value)}, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in ("step", "epoch"):
+            found.append((prefix + name, value))
+    return found
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install 'offramp[tensorboard]'") from None
+    return SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]

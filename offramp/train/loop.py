@@ -1,0 +1,297 @@
+"""Epochs on Fabric: every step recorded, every state restorable to the bit, the best and the last epoch kept."""
+
+import math
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from offramp.data.loading import Loader
+from offramp.data.splits import DataSet
+from offramp.measure.accuracy import top_k
+from offramp.measure.trace import trace
+from offramp.methods._method import Method
+from offramp.outputs import Batch
+from offramp.train import checkpoint, optim, soften
+from offramp.train.log import Metrics
+from offramp.train.recipe import Recipe
+from offramp.train.step import Parts, one_step
+
+CHECK_EVERY = 20
+"""Steps between looks at the losses' values (each look waits for the device)."""
+
+
+class Reporter(Protocol):
+    """Who is told how the run goes."""
+
+    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None:
+        """Training begins at this epoch and step, of so many."""
+
+    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
+        """A step of the epoch is done; the terms are those of the last look."""
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """An epoch is done and evaluated."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+
+class Diverged(RuntimeError):
+    """A loss term or a weight is no longer a number."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the run was saved and can be resumed."""
+
+
+@dataclass
+class Position:
+    """Where a run stands: the next epoch and the next step within it, and the best epoch on val so far."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+
+class Loop:
+    """A run: what it trains and where it stands.
+
+    Args:
+        fabric: from `offramp.train.device.make_fabric`.
+        folder: the run's folder; it exists.
+        net: the network, not yet on its device.
+        method: how it trains.
+        data: the splits; `val` may be absent, then only the last epoch exists.
+    """
+
+    def __init__(
+        self, fabric: Any, folder: Path, recipe: Recipe, net: nn.Module, method: Method, data: DataSet, reporter: Reporter
+    ) -> None:
+        self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method = method
+        parameters = list(self.net.parameters())
+        if isinstance(method.objective, nn.Module):
+            method.objective.to(fabric.device)
+            parameters += list(method.objective.parameters())
+        optimizer = optim.build(recipe, parameters)
+        compiled = torch.compile(self.net) if recipe.compile else self.net
+        wrapped, optimizer = fabric.setup(compiled, optimizer)
+        self.parts = Parts(fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip)
+        self.average = (
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        )
+        common = {"device": fabric.device, "seed": recipe.seed, "channels_last": True}
+        self.train = Loader(
+            data.splits["train"], data, batch_size=recipe.batch_size, augment=True,
+            rank=fabric.global_rank, world=fabric.world_size, **common,
+        )
+        self.val = (
+            Loader(data.splits["val"], data, batch_size=max(recipe.batch_size, 256), augment=False, **common)
+            if "val" in data.splits
+            else None
+        )
+        self.at = Position()
+        self.metrics: Metrics | None = None
+        self.pending: list[tuple[int, int, float, dict[str, Tensor]]] = []
+        self.sums: dict[str, float] = {}
+        self.stop = threading.Event()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return len(self.train)
+
+    @property
+    def step_number(self) -> int:
+        """Optimiser steps taken since the run began."""
+        return self.at.epoch * self.steps + self.at.step
+
+    def run(self, resume: bool) -> Position:
+        """Train from where the newest whole checkpoint stands, if `resume`, to the end.
+
+        Raises:
+            Diverged: naming step and term, if a loss is not finite; the last good checkpoint stays.
+            Interrupted: after Ctrl-C; everything is saved.
+        """
+        offset = self._restore() if resume else 0
+        if self.fabric.is_global_zero:
+            events = self.folder / "events" if self.recipe.tensorboard else None
+            self.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
+        previous = self._catch_interrupt()
+        try:
+            self.reporter.start(self.recipe.epochs, self.steps, self.at.epoch, self.at.step)
+            while self.at.epoch < self.recipe.epochs:
+                self._epoch()
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+            if self.metrics:
+                self.metrics.close()
+        return self.at
+
+    def _epoch(self) -> None:
+        """The rest of the current epoch, its evaluation and its checkpoint."""
+        self.parts.net.train()
+        if isinstance(self.parts.objective, nn.Module):
+            self.parts.objective.train()
+        began = time.perf_counter()
+        progress = self.at.epoch / self.recipe.epochs
+        for batch in self.train.epoch(self.at.epoch, self.at.step):
+            self._step(batch, progress)
+            if self.stop.is_set():
+                self.at.seconds += time.perf_counter() - began
+                self._save()
+                raise Interrupted
+            if self.at.step % self.recipe.checkpoint_every == 0 and self.at.step < self.steps:
+                self.at.seconds += time.perf_counter() - began
+                began = time.perf_counter()
+                self._save()
+        self._look()
+        self.at.seconds += time.perf_counter() - began
+        self._finish_epoch()
+
+    def _step(self, batch: Batch, progress: float) -> None:
+        recipe, at = self.recipe, self.at
+        lr = optim.rate(recipe, at.epoch, self.step_number / (recipe.epochs * self.steps))
+        optim.set_rate(self.parts.optimizer, lr)
+        if recipe.label_smoothing:
+            batch = soften.smooth(batch, len(self.data.classes), recipe.label_smoothing)
+        if recipe.mixup:
+            batch = soften.mixup(batch, len(self.data.classes), recipe.mixup, (recipe.seed, at.epoch, at.step))
+        terms = (self.method.step or one_step)(self.parts, batch, progress)
+        if self.average:
+            self.average.update_parameters(self.net)
+        self.pending.append((at.epoch, self.step_number, lr, terms))
+        at.step += 1
+        if len(self.pending) >= CHECK_EVERY:
+            self._look()
+
+    def _look(self) -> None:
+        """Fetch the pending losses from the device, stop if one is not finite, and write them down."""
+        for epoch, step, lr, terms in self.pending:
+            values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+            wrong = [name for name, value in values.items() if not math.isfinite(value)]
+            if wrong:
+                raise Diverged(
+                    f"the loss term {wrong[0]!r} became {values[wrong[0]]} at step {step} (epoch {epoch + 1}); the last "
+                    f"good checkpoint is kept in {self.folder / 'checkpoints'}. A lower --lr or --clip 1 may help."
+                )
+            loss = sum(values.values())
+            for name, value in {"loss": loss, **values}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            if self.metrics:
+                self.metrics.write(
+                    {"kind": "step", "epoch": epoch, "step": step, "lr": lr, "loss": loss, "terms": values}
+                )
+        if self.pending:
+            self.reporter.stepped(self.at.epoch, self.at.step, {"loss": loss, **values})
+        self.pending = []
+
+    def _finish_epoch(self) -> None:
+        epoch, means = self.at.epoch, {name: total / self.steps for name, total in self.sums.items()}
+        accuracy = self._validate()
+        self.at.epoch, self.at.step, self.sums = epoch + 1, 0, {}
+        record = {
+            "kind": "epoch", "epoch": epoch, "step": self.step_number, "train": means, "val_accuracy": accuracy,
+            "seconds": self.at.seconds,
+        }
+        score = sum(accuracy) / len(accuracy) if accuracy else -1.0
+        about = {
+            "epoch": epoch + 1, "val_accuracy": accuracy, "data": self.data.name, "classes": self.data.classes,
+            "shape": self.data.shape, "mean": self.data.mean, "std": self.data.std,
+        }
+        if self.fabric.is_global_zero:
+            if self.metrics:
+                self.metrics.write(record)
+            if accuracy and score > self.at.best:
+                checkpoint.save_weights(self.folder / "best.safetensors", self._evaluated().state_dict(), about)
+            if self.at.epoch == self.recipe.epochs:
+                checkpoint.save_weights(self.folder / "last.safetensors", self._evaluated().state_dict(), about)
+        if accuracy and score > self.at.best:
+            self.at.best, self.at.best_epoch = score, epoch
+        self._save()
+        self.reporter.epoch_done(record)
+
+    def _validate(self) -> list[float] | None:
+        """Accuracy of every exit on val, in [0, 1]; None where nothing was held out."""
+        if self.val is None:
+            return None
+        net = self.average.module if self.average else self.parts.net
+        traced = trace(net, self.val.epoch(0), "val")
+        assert traced.labels is not None
+        return top_k(traced.logits, traced.labels)
+
+    def _evaluated(self) -> nn.Module:
+        """The network whose weights count: the moving average if there is one."""
+        module: nn.Module = self.average.module if self.average else self.net
+        return module
+
+    def _save(self) -> None:
+        """Write a checkpoint of exactly this state, after making sure that it is a good one."""
+        self._look()
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.net.parameters()):
+            raise Diverged(
+                f"a weight is no longer finite at step {self.step_number}; the last good checkpoint is kept in "
+                f"{self.folder / 'checkpoints'}. A lower --lr or --clip 1 may help."
+            )
+        rng = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
+        if not self.fabric.is_global_zero or self.metrics is None:
+            return
+        objective = self.parts.objective
+        state = {
+            "position": vars(self.at).copy(),
+            "sums": self.sums,
+            "metrics_offset": self.metrics.flush(),
+            "optimizer": self.parts.optimizer.state_dict(),
+            "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
+            "average": self.average.state_dict() if self.average else {},
+            "rng": rng,
+            "rng_cuda": torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None,
+        }
+        checkpoint.save(self.folder / "checkpoints", self.step_number, self.net.state_dict(), state)
+
+    def _restore(self) -> int:
+        """Take everything up from the newest whole checkpoint; answers how much of the metrics it has seen."""
+        found, refused = checkpoint.latest(self.folder / "checkpoints")
+        for sentence in refused:
+            self.reporter.note(f"{sentence}; taking the checkpoint before it")
+        if found is None:
+            return 0
+        state = found.state
+        self.net.load_state_dict(found.weights)
+        self.parts.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.parts.objective, nn.Module):
+            self.parts.objective.load_state_dict(state["objective"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.at = Position(**state["position"])
+        self.sums = dict(state["sums"])
+        torch.set_rng_state(state["rng"][self.fabric.global_rank])
+        if state["rng_cuda"] is not None and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"], self.fabric.device)
+        offset: int = state["metrics_offset"]
+        return offset
+
+    def _catch_interrupt(self) -> Any:
+        """Let Ctrl-C end the run after the current step; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.stop.set()
+            self.reporter.note("Ctrl-C: saving after this step (again: stop at once)")
+
+        return signal.signal(signal.SIGINT, handle)

@@ -1,0 +1,82 @@
+"""How a run trains: epochs, optimiser, schedule, precision; the part of the configuration that the loop reads."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about training that is not the network, the method or the data.
+
+    The defaults are the recipe of MUSE, MSD, EED and BEED on CIFAR (methods of the papers: SGD, momentum 0.9, learning
+    rate 0.1 cut to a tenth at 37.5 %, 65 % and 90 % of the run, weight decay 5e-4, batch 128, 200 epochs).
+
+    Attributes:
+        epochs: Passes over the training split.
+        batch_size: Samples per optimiser step, over all devices together.
+        optimizer: The optimiser.
+        lr: Learning rate at its highest.
+        momentum: Momentum of SGD.
+        nesterov: Nesterov's form of momentum.
+        weight_decay: Weight decay, on all parameters.
+        schedule: `step` cuts the rate at the milestones, `cosine` anneals it to zero, `onecycle` rises, then anneals.
+        milestones: Fractions of the run at whose epoch the rate is cut.
+        gamma: What the rate is multiplied with at each milestone.
+        warmup: Fraction of the run over which the rate rises linearly from zero (with onecycle: to its peak).
+        label_smoothing: Share of the label spread evenly over all classes.
+        mixup: Alpha of mixup's Beta distribution; 0 is off.
+        ema: Decay of the moving average of the weights, per step; 0 is off. When on, it is what is evaluated and kept.
+        clip: Largest norm of the gradient; 0 is off.
+        precision: `auto` takes bf16 where the processor computes in it, else 32.
+        compile: Compile the network with torch.compile.
+        device: Where to train; `auto` takes a GPU if there is one.
+        devices: How many processes, one per device.
+        seed: Seed of weights, order and augmentation.
+        checkpoint_every: Steps between checkpoints within an epoch; one is written after every epoch anyway.
+        tensorboard: Also write TensorBoard events into the run (needs the extra `tensorboard`).
+    Raises:
+        ValueError: naming the option, if a value makes no sense.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
+    gamma: float = 0.1
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.0
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    seed: int = 0
+    checkpoint_every: int = 500
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "devices", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "gamma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+        for name in ("momentum", "warmup", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "mixup", "clip", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+        if any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"--milestones are rising fractions of the run between 0 and 1, got {self.milestones}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("--nesterov needs --momentum above 0")
+        if self.batch_size % self.devices:
+            raise ValueError(f"--batch-size {self.batch_size} does not divide evenly over --devices {self.devices}")

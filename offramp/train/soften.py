@@ -1,0 +1,36 @@
+"""Label smoothing and mixup: both turn class indices into soft labels (B, C), which every objective accepts."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from offramp.outputs import Batch
+
+
+def smooth(batch: Batch, classes: int, share: float) -> Batch:
+    """Spread `share` of every label evenly over all classes."""
+    soft = _soft(batch, classes)
+    return batch._replace(labels=soft * (1 - share) + share / classes)
+
+
+def mixup(batch: Batch, classes: int, alpha: float, key: tuple[int, ...]) -> Batch:
+    """Blend every sample with another of the batch: weight ~ Beta(alpha, alpha), one for the batch.
+
+    Args:
+        key: (seed, epoch, step); the same key draws the same blend.
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018.
+    """
+    draw = np.random.default_rng(key)
+    weight = float(draw.beta(alpha, alpha))
+    other = torch.from_numpy(draw.permutation(len(batch.ids))).to(batch.inputs.device)
+    soft = _soft(batch, classes)
+    return batch._replace(
+        inputs=batch.inputs.mul(weight).add_(batch.inputs[other], alpha=1 - weight),
+        labels=soft.mul(weight).add_(soft[other], alpha=1 - weight),
+    )
+
+
+def _soft(batch: Batch, classes: int) -> Float[Tensor, "B C"]:
+    return batch.labels if batch.labels.dim() == 2 else one_hot(batch.labels, classes).float()

@@ -1,0 +1,84 @@
+"""Two processes that train together get the gradients of one process with the whole batch."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from offramp.losses.across import global_mean, global_sum, processes
+from offramp.methods import find
+from offramp.outputs import Batch, ExitOutputs
+
+METHODS = {
+    "muse": {"beta_begin": 0.01},
+    "byot-norm": {"beta": 0.3, "features": "norm"},
+    "eed": {},
+    "beed": {},
+    "dbt": {},
+}
+SAMPLES = 8
+
+
+def outputs(trunk: nn.Linear, heads: nn.ModuleList, inputs: Tensor) -> ExitOutputs:
+    features = [trunk(inputs), trunk(inputs).square(), trunk(inputs).sin()]
+    logits = torch.stack([head(feature) for head, feature in zip(heads, features)])
+    return ExitOutputs(logits, tuple(features), tuple(feature[..., None, None] for feature in features))
+
+
+def gradients(name: str, rank: int, ranks: int) -> list[Tensor]:
+    """Gradients of one step on this rank's share of eight samples, averaged over ranks as DDP does; then T if any."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(5, 4).double(), nn.ModuleList(nn.Linear(4, 3) for _ in range(3)).double()
+    own = slice(rank * SAMPLES // ranks, (rank + 1) * SAMPLES // ranks)
+    inputs = 5 * torch.randn(SAMPLES, 5, dtype=torch.float64)[own]
+    batch = Batch(inputs, (torch.arange(SAMPLES) % 3)[own], torch.arange(SAMPLES)[own])
+    objective = find(name.split("-")[0])(**copy.deepcopy(METHODS[name])).objective
+    sum(objective(outputs(trunk, heads, inputs), batch, 0.0).values()).backward()
+    found = [parameter.grad for module in (trunk, heads) for parameter in module.parameters()]
+    if ranks > 1:
+        for gradient in found:
+            dist.all_reduce(gradient)
+            gradient /= ranks
+    return found + [buffer.double() for buffer in objective.buffers()]
+
+
+def _work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {name: gradients(name, rank, 2) for name in METHODS}
+    value = torch.tensor(float(rank + 1), requires_grad=True)
+    total = global_sum(value)
+    total.backward()
+    sums = [total.item(), value.grad.item(), global_mean(torch.tensor(float(rank))).item(), processes()]
+    torch.save((found, sums), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, list[Tensor]], list[float]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_work, (str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_those_of_the_whole_batch(
+    name: str, two_processes: list[tuple[dict[str, list[Tensor]], list[float]]]
+) -> None:
+    alone = gradients(name, 0, 1)
+    for found, _ in two_processes:
+        torch.testing.assert_close(found[name], alone, rtol=1e-10, atol=1e-12)
+
+
+def test_sums_and_means(two_processes: list[tuple[dict[str, list[Tensor]], list[float]]]) -> None:
+    for _, sums in two_processes:
+        assert sums == [3.0, 2.0, 0.5, 2]
+
+
+def test_alone_nothing_is_changed() -> None:
+    value = torch.tensor(2.0, requires_grad=True)
+    assert processes() == 1 and global_sum(value) is value and global_mean(value).item() == 2.0
