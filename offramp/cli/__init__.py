@@ -1,7 +1,9 @@
 """The command line: one file per verb; torch is imported inside the verbs, so that --help answers at once."""
 
 import json
+import os
 import sys
+import traceback
 from typing import Any
 
 from cyclopts import App
@@ -62,6 +64,9 @@ def _expected(error: Exception) -> bool:
 
 
 def _fail(words: list[str], message: str, status: int) -> int:
+    """Say what went wrong in one line; with OFFRAMP_DEBUG set, where as well."""
+    if os.environ.get("OFFRAMP_DEBUG"):
+        traceback.print_exc()
     if "--json" in words:
         print(json.dumps({"error": message}))
     print(f"offramp: {message}", file=sys.stderr)

@@ -107,7 +107,7 @@ def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) ->
     policy = loaded.policy
     assert policy is not None
     fabric = make_fabric(loaded.config.recipe)
-    net = loaded.net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = loaded.net.eval().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parts, (plain,) = segments(net, policy.enabled), segments(net, [False] * (net.exits - 1) + [True])
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)

@@ -48,6 +48,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     import torch
 
     from offramp.cli._show import TrainingProgress
+    from offramp.measure.provenance import provenance
     from offramp.train import folder as place
     from offramp.train.device import make_fabric
     from offramp.train.loop import Interrupted, Loop
@@ -62,6 +63,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
+    origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         place.claim(folder, flat(config), resume)
     fabric = make_fabric(config.recipe)
@@ -76,7 +78,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
         raise KeyboardInterrupt from None
     finally:
         reporter.stop()
-    return _conclude(loop, config, reporter) if fabric.is_global_zero else {}
+    return _conclude(loop, config, reporter, origin) if fabric.is_global_zero else {}
 
 
 def _introduce(reporter: Any, config: Config, data: Any) -> None:
@@ -91,9 +93,8 @@ def _introduce(reporter: Any, config: Config, data: Any) -> None:
     reporter.note(f"  {config.recipe.device}, {config.recipe.precision}, seed {config.recipe.seed}")
 
 
-def _conclude(loop: Any, config: Config, reporter: Any) -> dict[str, Any]:
+def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: where the figures come from, the last epoch and the best on val, both."""
-    from offramp.measure.provenance import provenance
     from offramp.train import folder as place
     from offramp.train import log
 
@@ -105,7 +106,7 @@ def _conclude(loop: Any, config: Config, reporter: Any) -> dict[str, Any]:
         "seconds": loop.at.seconds,
         "last": {"epoch": epochs[-1]["epoch"] + 1, "val_accuracy": epochs[-1]["val_accuracy"]},
         "best": {"epoch": best["epoch"] + 1, "val_accuracy": best["val_accuracy"]} if best else None,
-        "provenance": provenance(),
+        "provenance": origin,
     }
     part = loop.folder / f".part-{place.RESULT}"
     part.write_text(json.dumps(result, indent=2) + "\n")

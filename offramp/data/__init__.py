@@ -9,7 +9,7 @@ from typing import Any
 from offramp.data.load import available, load
 from offramp.data.splits import DataSet, Source, Split
 
-__all__ = ["DataSet", "Loader", "Source", "Split", "available", "load", "loader", "uniform"]  # noqa: F822 (lazy names)
+__all__ = ["DataSet", "Loader", "Source", "Split", "available", "load", "loader", "uniform"]
 
 _HOME = {"Loader": "offramp.data.loading", "loader": "offramp.data.loading", "uniform": "offramp.data.augment"}
 

@@ -64,6 +64,7 @@ def cached(
         settings: how it is decoded.
         fill: does the work.
         cache_dir: see `cache_root`.
+
     Raises:
         OSError: if the disk takes nothing and the images are too many to keep in memory.
     """

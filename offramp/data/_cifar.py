@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 from jaxtyping import Int64, UInt8
 
 from offramp.data._archive import members
 from offramp.data._cache import Allocate, Fill, cached
 from offramp.data._decode import Fit
 from offramp.data._pickle import pixels_in, read_pickle
-from offramp.data._shards import fill_from, open_shard, shards_by_split
+from offramp.data._shards import Columns, Shard, fill_from, open_shard, shards_by_split
 from offramp.data.hub import shards_of
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
@@ -26,11 +27,13 @@ class Cifar(NamedTuple):
     classes: int
     python: dict[str, tuple[str, ...]]
     python_home: str
+    python_archive: str  # without its ending
     names_file: str  # of the python version
     names_key: str
     label_key: str
     binary: dict[str, tuple[str, ...]]
     binary_home: str
+    binary_archive: str
     binary_names: str
     label_bytes: int  # that begin each record of the binary version
     label_byte: int  # which of them is wanted
@@ -54,10 +57,7 @@ def read(cifar: Cifar, request: Request) -> Found:
             f"{cifar.name} is 32x32 and keeps that size: image_size={request.image_size} is for folder, parquet and hub"
         )
     files, fill = _from_hub(cifar, request) if str(request.data_dir).startswith("hub:") else _on_disk(cifar, request)
-    import PIL
-
     settings = {"form": cifar.name, "labels": cifar.column, "pillow": PIL.__version__}
-    settings |= {"hub": str(request.data_dir)} if not files else {}
     found = cached(cifar.name, files, settings, fill, request.cache_dir)
     source = ArraySource(cifar.name, tuple(found.facts["classes"]), found.labels, found.pixels)
     mean, std = NORMALISE["cifar10"]
@@ -74,22 +74,22 @@ def _on_disk(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fi
     root = Path(request.data_dir).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist: name the folder of {cifar.name}, or its parent, by --data-dir")
-    homes = [root, root / cifar.name, root / cifar.python_home, root / cifar.binary_home]
-    for home in homes:
+    for home in (root, root / cifar.name):
         shards = [file for under in ("", "data", "plain_text", cifar.name) for file in _parquet(home / under)]
-        if shards and (home != root or _belongs(cifar, shards)):
+        if shards and cifar.column in [field.name for field in open_shard(shards[0]).schema]:
             return _parquet_form(cifar, home, shards, request.progress)
-        for folder, wanted, fill in (
-            (cifar.python_home, (*_flat(cifar.python), cifar.names_file), _python_fill),
-            (cifar.binary_home, (*_flat(cifar.binary), cifar.binary_names), _binary_fill),
+        python, binary = (*_flat(cifar.python), cifar.names_file), (*_flat(cifar.binary), cifar.binary_names)
+        for folder, archive, wanted, fill in (
+            (cifar.python_home, cifar.python_archive, python, _python_fill),
+            (cifar.binary_home, cifar.binary_archive, binary, _binary_fill),
         ):
-            place = _holds(home, folder, wanted)
+            place = _place(home, folder, archive, wanted)
             if place is not None:
-                listed = [place] if place.is_file() else [place / name for name in wanted if (place / name).is_file()]
-                return [(file.name, file) for file in listed], fill(cifar, place, wanted)
+                files = [place] if place.is_file() else [place / name for name in wanted if (place / name).is_file()]
+                return [(file.name, file) for file in files], fill(cifar, place, wanted)
     raise FileNotFoundError(
         f"there is no {cifar.name} in {root} nor in {root / cifar.name}: expected Parquet shards (train-*.parquet, "
-        f"test-*.parquet), {cifar.python_home}[.tar.gz] or {cifar.binary_home}[.tar.gz]"
+        f"test-*.parquet, labels in {cifar.column!r}), {cifar.python_home} or {cifar.binary_home} (folder or .tar.gz)"
     )
 
 
@@ -101,24 +101,20 @@ def _parquet(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet")) if folder.is_dir() else []
 
 
-def _belongs(cifar: Cifar, shards: Sequence[Path]) -> bool:
-    """Whether shards that lie directly in `--data-dir` can be this data set: the other one's labels are no match."""
-    columns = [field.name for field in open_shard(shards[0]).schema]
-    return cifar.column in columns or cifar.column == "coarse_label"
-
-
-def _holds(home: Path, folder: str, wanted: Sequence[str]) -> Path | None:
-    """The folder or archive of the original version in, or at, this place."""
+def _place(home: Path, folder: str, archive: str, wanted: Sequence[str]) -> Path | None:
+    """The folder or archive of an original version at, or in, this place."""
     if home.is_file():
-        name = home.name
-        return home if name.startswith((folder, folder.removesuffix("-py").removesuffix("-bin"))) else None
+        return home if home.name in _archives(archive, folder) else None
     if any((home / name).is_file() for name in wanted[:-1]):
         return home
-    stem = folder.replace("batches-bin", "binary").replace("batches-py", "python")
-    for candidate in (folder, f"{stem}.tar.gz", f"{stem}.tar", f"{folder}.tar.gz"):
-        if (home / candidate).exists():
-            return home / candidate
+    for name in (folder, *_archives(archive, folder)):
+        if (home / name).exists():
+            return home / name
     return None
+
+
+def _archives(*stems: str) -> list[str]:
+    return [stem + ending for stem in stems for ending in (".tar.gz", ".tgz", ".tar")]
 
 
 def _parquet_form(cifar: Cifar, home: Path, files: list[Path], progress: bool) -> tuple[list[tuple[str, Path]], Fill]:
@@ -130,21 +126,14 @@ def _parquet_form(cifar: Cifar, home: Path, files: list[Path], progress: bool) -
     return [(file.name, file) for part in parts for file in split[part]], _shards_fill(cifar, parts, progress)
 
 
-def _shards_fill(cifar: Cifar, parts: dict[str, Any], progress: bool) -> Fill:
-    return fill_from(
-        cifar.name,
-        parts,
-        image_column=None,
-        label_column=cifar.column,
-        classes=cifar.classes,
-        fit=SIZE,
-        progress=progress,
-    )
+def _shards_fill(cifar: Cifar, parts: dict[str, list[Shard]], progress: bool) -> Fill:
+    columns = Columns(label=cifar.column, classes=cifar.classes)
+    return fill_from(cifar.name, parts, columns, SIZE, progress)
 
 
 def _from_hub(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
-    identity = str(request.data_dir).removeprefix("hub:") or cifar.hub
-    return [], _shards_fill(cifar, shards_of(identity), request.progress)
+    parts, files = shards_of(str(request.data_dir).removeprefix("hub:") or cifar.hub)
+    return files, _shards_fill(cifar, parts, request.progress)
 
 
 def _checked(labels: Sequence[int] | np.ndarray, classes: int, where: str) -> Int64[np.ndarray, "N"]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # not EPS and the like, which start other programs
 LIMIT = 64_000_000  # pixels of one image
@@ -65,7 +65,7 @@ def open_image(data: bytes | Path) -> Image.Image:
         image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"an image bomb? it has more than the {LIMIT // 10**6} megapixels allowed") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BadImage(f"no {', '.join(FORMATS)} image") from error
     except Exception as error:  # parsers fail in many ways; every one of them is a bad image
         raise BadImage(_reason(error)) from error
@@ -101,7 +101,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _centre(image: Image.Image, fit: Fit) -> Image.Image:
+def centre(image: Image.Image, fit: Fit) -> Image.Image:
     """Shorter side to `fit.resize`, then the centre square of `fit.size`, in one antialiased bilinear step."""
     if fit.resize is None:
         if image.size != (fit.size, fit.size):
@@ -137,12 +137,10 @@ def decode(
 
 def centred(data: bytes | Path, fit: Fit) -> tuple[UInt8[np.ndarray, "3 H W"], str | None]:
     """One image, resized and cropped by `fit`."""
-    return decode(data, lambda image: _centre(image, fit))
+    return decode(data, lambda image: centre(image, fit))
 
 
-def in_order(
-    pool: ThreadPoolExecutor, task: Callable[[T], R], items: Iterable[T], depth: int
-) -> Iterator[R]:
+def in_order(pool: ThreadPoolExecutor, task: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
     """`map` over a pool that never takes more than `depth` items ahead, so that memory stays bounded."""
     waiting: deque[Any] = deque()
     for item in items:
@@ -172,6 +170,7 @@ def each_image(
     """Run `task(place, data)` on all images in threads; it answers what the image is counted as.
 
     Returns: how many there are of each kind that is not RGB.
+
     Raises:
         ValueError: naming the bad images, after all were tried.
     """
@@ -190,7 +189,7 @@ def each_image(
         return good, failed
 
     workers = min(16, (os.cpu_count() or 1) + 1)
-    with ThreadPoolExecutor(workers) as pool, _bar(title, count, progress) as advance:
+    with ThreadPoolExecutor(workers) as pool, _Bar(title, count, progress) as advance:
         for found, failed in in_order(pool, run, chunks(enumerate(items), CHUNK), 2 * workers):
             kinds.update(found)
             bad.extend(failed)
@@ -216,7 +215,7 @@ def decode_into(
     return each_image(items, len(out), task, name=name, title=f"decoding {name}", progress=progress)
 
 
-class _bar:  # noqa: N801 (used like a function)
+class _Bar:
     """A progress bar on stderr where somebody looks at it; else nothing."""
 
     def __init__(self, title: str, total: int, shown: bool) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 from jaxtyping import Int64
 
-from offramp.data._cache import Allocate, Fill
+from offramp.data._cache import Allocate, Fill, cached
 from offramp.data._decode import SAMPLE, Encoded, Fit, became_rgb, decode_into, default_fit, guess_size
+from offramp.data.load import NORMALISE
+from offramp.data.splits import ArraySource, Found, Request, consecutive
 
 ROWS = 512  # rows read at a time
 
@@ -185,39 +188,73 @@ def images(shard: Shard, column: str) -> Iterator[Encoded]:
             row += 1
 
 
+class Columns(NamedTuple):
+    """Where images and labels are (None: to be found), the shorter side before the crop, and what is expected."""
+
+    image: str | None = None
+    label: str | None = None
+    resize: int | None = None
+    classes: int | None = None
+
+
 def fill_from(
-    name: str,
-    parts: dict[str, list[Shard]],
-    *,
-    image_column: str | None,
-    label_column: str | None,
-    usual_labels: Sequence[str] = ("label", "labels", "class", "target"),
-    classes: int | None = None,
-    fit: Fit | int | None,
-    resize: int | None = None,
-    progress: bool,
+    name: str, parts: dict[str, list[Shard]], columns: Columns, size: Fit | int | None, progress: bool
 ) -> Fill:
-    """What `cached` needs to decode these shards. `fit` None: the size is guessed from the first images."""
+    """What `cached` needs to decode these shards. `size` None: it is guessed from the first images."""
 
     def fill(allocate: Allocate) -> tuple[np.ndarray, dict[str, Any]]:
         shards = [shard for group in parts.values() for shard in group]
-        image = choose_column(shards[0], image_column, ("image", "img"), image=True)
-        label = choose_column(shards[0], label_column, usual_labels, image=False)
-        for shard in shards[1:]:
-            choose_column(shard, image, (), image=True)
-            choose_column(shard, label, (), image=False)
+        image, label = _columns(shards, columns)
         names = class_names(shards[0], label)
-        if classes is not None and names is not None and len(names) != classes:
-            raise ValueError(f"{shards[0].where} has {len(names)} classes in {label!r}, but {name} has {classes}")
-        labels, found = read_labels(shards, label, names or ([str(i) for i in range(classes)] if classes else None))
-        chosen = fit if isinstance(fit, Fit) else default_fit(fit or guess_size(_first(shards[0], image)), resize)
-        pixels = allocate(len(labels), 3, chosen.size, chosen.size)
+        if columns.classes is not None:
+            if names is not None and len(names) != columns.classes:
+                raise ValueError(
+                    f"{shards[0].where} names {len(names)} classes in {label!r}, but {name} has {columns.classes}"
+                )
+            names = names or tuple(str(number) for number in range(columns.classes))
+        labels, classes = read_labels(shards, label, names)
+        fit = (
+            size if isinstance(size, Fit) else default_fit(size or guess_size(_first(shards[0], image)), columns.resize)
+        )
+        pixels = allocate(len(labels), 3, fit.size, fit.size)
         stream = (item for shard in shards for item in images(shard, image))
-        kinds = decode_into(pixels, stream, chosen, name=name, progress=progress)
+        kinds = decode_into(pixels, stream, fit, name=name, progress=progress)
         counts = {split: sum(shard.rows for shard in group) for split, group in parts.items()}
-        return labels, {"parts": counts, "classes": list(found), "notes": list(became_rgb(name, kinds))}
+        return labels, {"parts": counts, "classes": list(classes), "notes": list(became_rgb(name, kinds))}
 
     return fill
+
+
+def _columns(shards: Sequence[Shard], columns: Columns) -> tuple[str, str]:
+    """Names of the image and the label column, which every shard must have."""
+    image = choose_column(shards[0], columns.image, ("image", "img"), image=True)
+    label = choose_column(shards[0], columns.label, ("label", "labels", "class", "target"), image=False)
+    for shard in shards[1:]:
+        choose_column(shard, image, (), image=True)
+        choose_column(shard, label, (), image=False)
+    return image, label
+
+
+def tabular(request: Request, parts: dict[str, list[Shard]], files: list[tuple[str, Path]], columns: Columns) -> Found:
+    """A data set of resized images from shards: what `parquet` and `hub` have in common."""
+    fill = fill_from(request.name, parts, columns, request.image_size, request.progress)
+    settings = {
+        "form": "shards",
+        "size": request.image_size,
+        "columns": list(columns),
+        "pillow": PIL.__version__,
+        "parts": {split: len(group) for split, group in parts.items()},
+    }
+    found = cached(request.name, files, settings, fill, request.cache_dir)
+    source = ArraySource(request.name, tuple(found.facts["classes"]), found.labels, found.pixels)
+    mean, std = NORMALISE["imagenet"]
+    rows = consecutive(found.facts["parts"])
+    return Found(source, rows, mean, std, usual_augmentation(source.shape[1]), tuple(found.facts["notes"]))
+
+
+def usual_augmentation(size: int) -> str:
+    """For photographs: as on CIFAR up to 64 pixels, as on ImageNet above."""
+    return "crop-flip" if size <= 64 else "random-resized-crop"
 
 
 def _first(shard: Shard, column: str) -> list[bytes]:

@@ -8,11 +8,13 @@ CIFAR100 = Cifar(
     classes=100,
     python={"train": ("train",), "test": ("test",)},
     python_home="cifar-100-python",
+    python_archive="cifar-100-python",
     names_file="meta",
     names_key="fine_label_names",
     label_key="fine_labels",
     binary={"train": ("train.bin",), "test": ("test.bin",)},
     binary_home="cifar-100-binary",
+    binary_archive="cifar-100-binary",
     binary_names="fine_label_names.txt",
     label_bytes=2,
     label_byte=1,
@@ -36,6 +38,7 @@ def build(request: Request, *, labels: str = "fine") -> Found:
     Args:
         request: from `load`.
         labels: `fine` (100 classes) or `coarse` (20).
+
     Raises:
         ValueError: if `labels` is neither.
     """

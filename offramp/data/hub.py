@@ -1,15 +1,15 @@
 """A data set of the Hugging Face Hub, hub:ID, where `datasets` is installed; the only source that uses the network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from offramp.data._cache import cached
-from offramp.data._shards import ROWS, SPLIT_WORDS, Shard, fill_from
-from offramp.data.splits import ArraySource, Found, Request, consecutive
+from offramp.data._shards import ROWS, SPLIT_WORDS, Columns, Shard, tabular
+from offramp.data.splits import Found, Request
 
 
-def shards_of(identity: str, config: str | None = None) -> dict[str, list[Shard]]:
-    """Every split of a data set on the Hub as one shard, by our names of the splits.
+def shards_of(identity: str, config: str | None = None) -> tuple[dict[str, list[Shard]], list[tuple[str, Path]]]:
+    """Every split of a data set on the Hub as one shard, by our names of the splits, and the files that hold them.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -25,14 +25,19 @@ def shards_of(identity: str, config: str | None = None) -> dict[str, list[Shard]
         loaded = datasets.load_dataset(identity, config)
     except Exception as error:  # network, names, scripts: the library says it in many ways
         raise ValueError(f"hub:{identity} could not be loaded: {error}") from error
-    parts: dict[str, list[Shard]] = {}
-    for name in loaded:
-        if name in SPLIT_WORDS:
-            parts.setdefault(SPLIT_WORDS[name], []).append(shard_of(f"hub:{identity} {name}", loaded[name]))
-    if not parts:
-        raise ValueError(f"hub:{identity} has only {', '.join(loaded)}: train, validation or test are needed")
-    order = ("train", "val", "test")
-    return {"all": parts["train"]} if set(parts) == {"train"} else {part: parts[part] for part in order if part in parts}
+    return parts_of(f"hub:{identity}", loaded)
+
+
+def parts_of(where: str, loaded: Mapping[str, Any]) -> tuple[dict[str, list[Shard]], list[tuple[str, Path]]]:
+    """The same of a `datasets.DatasetDict`."""
+    tables = {SPLIT_WORDS[name]: loaded[name] for name in loaded if name in SPLIT_WORDS}
+    if "train" not in tables:
+        raise ValueError(f"{where} has the splits {', '.join(loaded)}: a train split is needed")
+    parts = {split: [shard_of(f"{where} {split}", table)] for split, table in tables.items()}
+    if len(parts) == 1:
+        parts = {"all": parts["train"]}
+    files = [Path(entry["filename"]) for table in tables.values() for entry in table.cache_files]
+    return parts, [(file.name, file) for file in files]
 
 
 def shard_of(where: str, table: Any) -> Shard:
@@ -62,24 +67,13 @@ def build(
         label_column: default: `label`, `labels`, `class`, `target` or the only one that fits.
         config: which configuration of the data set.
         resize: shorter side before the centre crop.
+
     Raises:
         ImportError: if `datasets` is not installed.
         ValueError: if the data set cannot be had or used.
     """
     if request.streaming:
         raise ValueError(f"{request.name} does not stream: only folder:PATH does")
-    parts = shards_of(request.path, config)
-    fill = fill_from(
-        request.name,
-        parts,
-        image_column=image_column,
-        label_column=label_column,
-        fit=request.image_size,
-        resize=resize,
-        progress=request.progress,
-    )
-    return tabular(request, [], _versions(parts) | {"config": config, "resize": resize}, fill, (image_column, label_column))
-
-
-def _versions(parts: dict[str, list[Shard]]) -> dict[str, Any]:
-    return {split: [[shard.where, shard.rows, str(shard.schema)] for shard in shards] for split, shards in parts.items()}
+    parts, files = shards_of(request.path, config)
+    columns = Columns(image_column, label_column, resize)
+    return tabular(request, parts, files, columns)

@@ -47,7 +47,7 @@ def load(
     name: str,
     *,
     data_dir: str | Path | None = None,
-    holdout: float = 0.1,
+    holdout: int | float = 0.1,
     per_class: int | None = None,
     per_class_includes_holdout: bool = True,
     image_size: int | None = None,
@@ -79,6 +79,7 @@ def load(
         augmentation: one of `AUGMENTATIONS` instead of the source's own.
         normalise: one of `NORMALISE` instead of the source's own constants.
         options: of the source, such as `image_column` and `label_column` of parquet.
+
     Raises:
         ValueError: if the name, an option or the data are bad; one sentence with file, row and what to do.
         FileNotFoundError: if there is nothing where the data should be.
@@ -137,7 +138,7 @@ def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], 
 
 
 def _splits(
-    name: str, found: Found, holdout: float, per_class: int | None, inclusive: bool, seed: int
+    name: str, found: Found, holdout: int | float, per_class: int | None, inclusive: bool, seed: int
 ) -> dict[str, Indices]:
     """Rows of train, test and, unless nothing is held out, val and cal."""
     labels, parts = found.source.labels, dict(found.parts)
@@ -162,7 +163,7 @@ def _splits(
 
 
 def _held_out(
-    labels: Indices, parts: dict[str, Indices], share: float, per_class: int | None, inclusive: bool, seed: int
+    labels: Indices, parts: dict[str, Indices], share: int | float, per_class: int | None, inclusive: bool, seed: int
 ) -> dict[str, Indices]:
     """Hold val and cal out of train (or halve a val that came with the data), then keep `per_class` of train."""
     rows = {"train": parts["train"], "test": parts["test"]}

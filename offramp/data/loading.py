@@ -30,6 +30,7 @@ class Loader:
         channels_last: memory layout of the inputs.
         rank: this process among `world`; it gets its slice of every batch.
         world: number of processes.
+
     Raises:
         ValueError: if the batch size is below the number of processes, or not one step is left.
 
@@ -101,7 +102,7 @@ class Loader:
         )
 
     def _bounds(self, step: int) -> tuple[int, int]:
-        """This process's slice of a step's batch, as places in the epoch's order."""
+        """The slice of a step's batch that this process gets, as places in the epoch's order."""
         first = step * self.batch_size
         size = min(self.batch_size, len(self.split) - first)
         return first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world

@@ -17,14 +17,13 @@ def trace(
     """Run every exit over the batches and keep the logits, in float32 on the CPU.
 
     Args:
-        net: a network that answers `ExitOutputs`; it is put in eval mode and back.
+        net: a network that answers `ExitOutputs`; it is put, and left, in eval mode.
         batches: batches with class-index labels.
         split: name of the split, kept in the trace.
         advance: called with the number of samples after each batch (for a progress bar).
     Raises:
         ValueError: if there are no batches.
     """
-    training = isinstance(net, nn.Module) and net.training
     if isinstance(net, nn.Module):
         net.eval()
     logits, labels, ids = [], [], []
@@ -34,8 +33,6 @@ def trace(
             labels.append(batch.labels.cpu())
             ids.append(batch.ids.cpu())
             advance(len(batch.ids))
-    if isinstance(net, nn.Module):
-        net.train(training)
     if not logits:
         raise ValueError(f"the split {split!r} has no samples to trace")
     return Trace(torch.cat(logits, 1), torch.cat(labels), torch.cat(ids), split)

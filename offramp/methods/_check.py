@@ -10,13 +10,13 @@ from offramp.names import nearest
 def positive(name: str, value: float) -> None:
     """Raise ValueError unless value > 0."""
     if not (value > 0.0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be greater than 0, got {value}")
+        raise ValueError(f"{name} must be greater than 0 and finite, got {value}")
 
 
 def not_negative(name: str, value: float) -> None:
     """Raise ValueError unless value >= 0."""
     if not (value >= 0.0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be at least 0, got {value}")
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
 def fraction(name: str, value: float) -> None:

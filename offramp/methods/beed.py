@@ -43,7 +43,7 @@ def build(
         temperature: T.
         alpha: weight of the imitation of logits; default 1, in mode kd 0.1.
         beta: weight of the imitation of maps; default 0.1, in mode kd 0.025; 0 switches it off.
-        adapt: maps of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+        adapt: maps of another width are left out (off) or get a learned layer (linear); all gives every exit one.
 
     Raises:
         ValueError: if a value is out of range.

@@ -44,7 +44,7 @@ def build(
         imitation: what is minimised and logged, soft-ce or kl: the same gradient, less the teacher's entropy.
         features: sum or mean of squares over batch and width, or norm: un-squared, unmasked, of the whole batch.
         without_features: exits with no feature term, 1 the shallowest, -1 the final one.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
 
     Raises:
         ValueError: if a value is out of range.

@@ -42,7 +42,7 @@ def build(
         temperature: T; mse has none.
         teachers: exits whose mean teaches, 1 the shallowest, -1 the final one; default all.
         final_learns: whether the final exit is a student too.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
 
     Raises:
         ValueError: if a value is out of range or no teacher is left.

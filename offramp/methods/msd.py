@@ -36,7 +36,7 @@ def build(
         detach_superpeer: no gradient into the final exit's features.
         reverse_kl: KL(student || teacher) instead of KL(teacher || student).
         features: sum of squares over batch and width, or their mean.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
 
     Raises:
         ValueError: if a value is out of range.

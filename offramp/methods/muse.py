@@ -48,7 +48,7 @@ def build(
         detach_teachers: no gradient into the logits of the exit that teaches.
         detach_superpeer: no gradient into the final exit's features.
         features: sum of squares over batch and width, or their mean.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all: every early exit gets one.
+        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
 
     Raises:
         ValueError: if a value is out of range.

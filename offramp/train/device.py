@@ -1,5 +1,7 @@
 """Where and in which precision a run computes: Lightning Fabric, set up from the recipe."""
 
+import logging
+
 import torch
 from lightning_fabric import Fabric
 
@@ -29,6 +31,7 @@ def precision_of(wish: str, device: str) -> str:
 
 def make_fabric(recipe: Recipe) -> Fabric:
     """Fabric for the recipe's device, precision and number of processes, launched."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
     precision = "bf16-mixed" if precision_of(recipe.precision, device) == "bf16" else "32-true"
     fabric = Fabric(

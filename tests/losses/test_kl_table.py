@@ -7,6 +7,9 @@ from torch import Tensor
 from offramp.losses.imitate import kl, soft_cross_entropy
 from offramp.losses.kl_table import kl_table, soft_cross_entropy_table
 
+# torch's own jvp scripts its rules on first use, with a function that torch itself deprecates.
+TORCH_JVP = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+
 
 def logits(exits: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(exits, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype) * 3
@@ -54,6 +57,7 @@ def test_nobody_diverges_from_themselves(reverse: bool) -> None:
     )
 
 
+@TORCH_JVP
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("detach", [False, True])
 def test_forward_tangents_equal_the_gradient_s_product(detach: bool, reverse: bool) -> None:
@@ -69,6 +73,7 @@ def test_forward_tangents_equal_the_gradient_s_product(detach: bool, reverse: bo
     torch.testing.assert_close(tangent, expected, atol=1e-13, rtol=1e-10)
 
 
+@TORCH_JVP
 def test_forward_tangents_stop_at_a_detached_teacher() -> None:
     only_last = torch.zeros(4, 6, 5, dtype=torch.float64)
     only_last[-1] = 1.0 + torch.arange(5, dtype=torch.float64)

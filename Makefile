@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Both set everything up in .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+WORKERS ?= 2
+
+.PHONY: setup demo test test-all lint bench clean
+
+setup: $(VENV)/.ready
+
+# torch first and pinned: without that, another package may bring a build with several GB of CUDA libraries.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" numpy
+	@$(BIN)/python -m pip install --quiet -e '.[demo,dev,tensorboard]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/offramp train --config recipes/digits.yaml --out runs/demo --resume
+	@test -f runs/demo/policy.json || $(BIN)/offramp calibrate runs/demo --macs 0.7
+	@$(BIN)/offramp evaluate runs/demo
+
+test: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not full"
+
+test-all: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: setup
+	@$(BIN)/python benchmarks/losses.py
+	@$(BIN)/python benchmarks/train_speed.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,65 @@
+"""Archives: read in memory, refused as a whole when one member leaves the folder."""
+
+import io
+import tarfile
+
+import pytest
+
+from offramp.data import load
+from offramp.data._archive import members
+
+
+def archive(path, *entries):
+    with tarfile.open(path, "w:gz") as made:
+        for name, content, kind in entries:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            info.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            info.size = len(content)
+            made.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_wanted_members_are_read_and_others_are_not(tmp_path):
+    path = archive(tmp_path / "a.tar.gz", ("d/x", b"1", tarfile.REGTYPE), ("d/y", b"2", tarfile.REGTYPE))
+    assert members(path, ["x", "z"]) == {"x": b"1"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("../evil", tarfile.REGTYPE, "'../evil' leaves the folder"),
+        ("/etc/evil", tarfile.REGTYPE, "'/etc/evil' leaves the folder"),
+        ("d/../../evil", tarfile.REGTYPE, "leaves the folder"),
+        ("..\\evil", tarfile.REGTYPE, "leaves the folder"),
+        ("C:/evil", tarfile.REGTYPE, "leaves the folder"),
+        ("d/link", tarfile.SYMTYPE, "'d/link' is a link or a device"),
+        ("d/hard", tarfile.LNKTYPE, "'d/hard' is a link or a device"),
+        ("d/null", tarfile.CHRTYPE, "'d/null' is a link or a device"),
+    ],
+)
+def test_one_bad_member_refuses_the_archive(tmp_path, name, kind, message):
+    path = archive(tmp_path / "a.tar.gz", ("d/x", b"1", tarfile.REGTYPE), (name, b"", kind))
+    with pytest.raises(ValueError, match=r"a.tar.gz is refused: its member") as caught:
+        members(path, ["x"])
+    assert message.replace("\\", "\\\\") in str(caught.value) or message in str(caught.value)
+
+
+def test_giants_twins_and_damage(tmp_path, monkeypatch):
+    path = archive(tmp_path / "a.tar.gz", ("d/x", b"123456", tarfile.REGTYPE), ("e/x", b"1", tarfile.REGTYPE))
+    with pytest.raises(ValueError, match="holds x twice"):
+        members(path, ["x"])
+    monkeypatch.setattr("offramp.data._archive.LIMIT", 5)
+    with pytest.raises(ValueError, match="'d/x' is 6 bytes long"):
+        members(path, ["x"])
+    path.write_bytes(path.read_bytes()[:-20])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is a damaged archive"):
+        members(path, ["z"])
+
+
+def test_load_refuses_such_an_archive(tmp_path):
+    archive(tmp_path / "cifar-100-python.tar.gz", ("../train", b"", tarfile.REGTYPE))
+    with pytest.raises(ValueError, match="leaves the folder"):
+        load("cifar100", data_dir=tmp_path)
