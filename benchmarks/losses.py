@@ -2,9 +2,10 @@
 
     python benchmarks/losses.py [--json]
 
-The three are measured in turn, round by round in one process, so that a busy machine slows all of them alike; medians
-are compared, and the fastest rounds shown beside them: many small operations suffer most from company. Targets: the table is at least 20 times faster than separate divergences, and takes at most 4 times as
-long as one cross-entropy over the same logits (all exits' rows at once).
+The three are measured in turn, round by round in one process, so that a busy machine slows all of them; medians are
+compared. The fastest rounds are shown too, as many small operations suffer most from company. Targets: the table is
+at least 20 times faster than separate divergences, and takes at most 4 times as long as one cross-entropy over the same
+logits (all exits' rows at once).
 """
 
 import argparse
@@ -122,6 +123,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="write one JSON line instead of the table")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA GPU and a torch built for it; there is none here")
     torch.set_num_threads(options.threads)
     result = report(options, measure(options))
     if options.json:

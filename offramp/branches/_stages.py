@@ -38,6 +38,8 @@ def check_exit(kind: str, backbone: Backbone, exit: int) -> None:
         ValueError: naming the exits that are possible.
     """
     last = len(backbone.stages) - 2
+    if last < 0:
+        raise ValueError(f"{kind} needs a network of two stages or more, this one has {last + 2}")
     if not 0 <= exit <= last:
         raise ValueError(f"{kind} has exits 0 to {last} on a network of {last + 2} stages, not {exit}")
 

@@ -70,6 +70,7 @@ def open_image(data: bytes | Path) -> Image.Image:
     except Exception as error:  # parsers fail in many ways; every one of them is a bad image
         raise BadImage(_reason(error)) from error
     if image.width * image.height > LIMIT:
+        image.close()
         raise BadImage(
             f"an image bomb? it is {image.width}x{image.height}, more than the {LIMIT // 10**6} megapixels allowed"
         )

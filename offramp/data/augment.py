@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
 from offramp.data.load import AUGMENTATIONS
@@ -74,7 +74,7 @@ def normalise(
     # Rows of width * channels numbers: an inner loop over three channels would take three times as long on a CPU.
     rows = torch.stack(pixels.unbind(1), -1).to(torch.float32).flatten(2)
     rows.mul_(scale.repeat(width)).add_(shift.repeat(width))
-    return rows.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    return rows.view(*rows.shape[:2], width, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
@@ -88,10 +88,10 @@ def crop_flip(
     images: Num[Tensor, "B C H W"],
     top: Int[Tensor, "B"] | None,
     left: Int[Tensor, "B"] | None,
-    flip: Num[Tensor, "B"] | None,
+    flip: Bool[Tensor, "B"] | None,
     padding: int,
 ) -> Num[Tensor, "B C H W"]:
-    """Pad with zeros, cut the window at (top, left) out of each image, mirror those with a flip of 1.
+    """Pad with zeros, cut the window at (top, left) out of each image, mirror those with `flip`.
 
     `top` and `left` lie in 0..2*padding; None cuts (or mirrors) nothing.
     """
@@ -100,7 +100,7 @@ def crop_flip(
     rows = torch.arange(height, device=device).expand(batch, height)
     columns = torch.arange(width, device=device).expand(batch, width)
     if flip is not None:
-        columns = torch.where(flip.bool()[:, None], width - 1 - columns, columns)
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
     if top is not None and left is not None:
         images = torch.nn.functional.pad(images, (padding, padding, padding, padding))
         rows, columns = rows + top[:, None], columns + left[:, None]
@@ -195,6 +195,6 @@ def augment(
         images = crop_flip(normalise(pixels, mean, std), top, left, flip, padding)
     else:
         images = normalise(crop_flip(pixels, top, left, flip, padding), mean, std, channels_last)
-    if kind == "random-resized-crop" and not cropped:
+    if kind == "random-resized-crop" and not cropped and len(ids):
         images = resized(images, boxes(box_draws(seed, epoch, ids), pixels.shape[2], pixels.shape[3]))
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images

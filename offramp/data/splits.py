@@ -170,7 +170,9 @@ def halves(labels: Int64[np.ndarray, "N"], rows: Indices, seed: int) -> tuple[In
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def take(labels: Int64[np.ndarray, "N"], rows: Indices, share: int | float, least: int, seed: int) -> tuple[Indices, Indices]:
+def take(
+    labels: Int64[np.ndarray, "N"], rows: Indices, share: int | float, least: int, seed: int
+) -> tuple[Indices, Indices]:
     """(taken, left): a stratified share of the rows, at least `least` and never all of a class."""
     taken: list[Indices] = []
     for label in np.unique(labels[rows]):

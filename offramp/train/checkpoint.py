@@ -39,7 +39,8 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
     """
     final = folder / f"step-{step:09d}"
     part = folder / f".part-{final.name}"
-    shutil.rmtree(part, ignore_errors=True)
+    for abandoned in folder.glob(".part-*"):
+        shutil.rmtree(abandoned)
     part.mkdir(parents=True)
     save_file(_contiguous(weights), part / "weights.safetensors")
     torch.save(state, part / "state.pt")

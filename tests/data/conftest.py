@@ -15,9 +15,10 @@ from PIL import Image
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def own_cache(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("OFFRAMP_CACHE", str(cache))
+    return cache
 
 
 def random_images(count, size=32, seed=0):
@@ -38,7 +39,7 @@ def shard(path, images, labels, *, image="img", label="fine_label", names=None, 
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     column = pa.array([{"bytes": data, "path": "/etc/passwd"} for data in images], kind) if struct else pa.array(images)
-    table = pa.table({image: column, label: pa.array(labels)})
+    table = pa.table({image: column, label: pa.array(labels, None if len(labels) else pa.int64())})
     if names:
         features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

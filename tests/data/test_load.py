@@ -74,7 +74,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar1O0", {}, "there is no data set 'cifar1O0': did you mean cifar100"),
+        ("cifar1O0", {}, "there is no data set 'cifar1O0': did you mean cifar10 or cifar100"),
         ("xyz", {}, "there are cifar10, cifar100, digits"),
         ("digits", {"holdout": 1.0}, "holdout must be a share from 0 to below 1, got 1.0"),
         ("digits", {"augmentation": "crop-flp"}, "augmentation='crop-flp' is unknown: did you mean crop-flip"),
@@ -87,10 +87,10 @@ def test_without_holdout_per_class_is_what_is_trained_on():
         ("digits:x", {}, "take no path"),
         ("digits", {"per_class": 14}, "per_class=14 leaves nothing to train on, since it includes the 15"),
         ("digits", {"per_class": 4000}, r"digits: class 0 \(0\) has 1\d\d images to train on, fewer than"),
-        ("digits", {"holdout": 0.99}, r"class 0 \(0\) has 142 images, too few to set"),
+        ("digits", {"holdout": 0.999}, r"class 0 \(0\) has 142 images, too few to set"),
         ("folder", {}, "write folder:PATH"),
         ("parquet", {}, "write parquet:PATH"),
-        ("hub", {}, "write hub:OWNER/NAME".replace("write", "Write")),
+        ("hub", {}, "Write hub:OWNER/NAME"),
     ],
 )
 def test_bad_names_and_options(name, options, message):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from offramp.losses.across import global_mean, global_sum, processes
 from offramp.methods import find
+from offramp.methods._temperature import Temperature
 from offramp.outputs import Batch, ExitOutputs
 
 METHODS = {
@@ -53,7 +54,15 @@ def _work(rank: int, folder: str) -> None:
     value = torch.tensor(float(rank + 1), requires_grad=True)
     total = global_sum(value)
     total.backward()
-    sums = [total.item(), value.grad.item(), global_mean(torch.tensor(float(rank))).item(), processes()]
+    temperature = Temperature(start=1.0, rising=True)
+    temperature(torch.tensor([[50.0, 0.0, 0.0]]) * (1 - rank))  # one process is sure, the other is not: 2/3 together
+    sums = [
+        total.item(),
+        value.grad.item(),
+        global_mean(torch.tensor(float(rank))).item(),
+        processes(),
+        temperature.rises.item(),
+    ]
     torch.save((found, sums), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -74,9 +83,11 @@ def test_gradients_are_those_of_the_whole_batch(
         torch.testing.assert_close(found[name], alone, rtol=1e-10, atol=1e-12)
 
 
-def test_sums_and_means(two_processes: list[tuple[dict[str, list[Tensor]], list[float]]]) -> None:
+def test_sums_means_and_the_temperature_are_common(
+    two_processes: list[tuple[dict[str, list[Tensor]], list[float]]],
+) -> None:
     for _, sums in two_processes:
-        assert sums == [3.0, 2.0, 0.5, 2]
+        assert sums == [3.0, 2.0, 0.5, 2, 1]
 
 
 def test_alone_nothing_is_changed() -> None:

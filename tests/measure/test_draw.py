@@ -22,7 +22,8 @@ def network(name: str, branch: str) -> MultiExitNet:
 
 
 def drawn(description: Description) -> str:
-    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    """On a terminal wider than needed, so that a line that is too long shows."""
+    console = Console(width=200, file=io.StringIO(), force_terminal=False)
     console.print(draw(description))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)

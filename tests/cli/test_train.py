@@ -1,0 +1,225 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offramp.train import log
+
+TINY = ("--net", "resnet18", "--width", "4", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--precision", "32")
+
+
+def without_seconds(path: Path) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in log.read(path)]
+
+
+def start(log: Path, *words: object) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from offramp.cli import main; main()", *map(str, words)]
+    with log.open("a") as said:
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=said)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = load_file(one / "last.safetensors"), load_file(other / "last.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a), [n for n in a if not torch.equal(a[n], b[n])]
+    assert without_seconds(one / "metrics.jsonl") == without_seconds(other / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_killed_at_any_moment_and_resumed_is_bit_identical(tmp_path, precision):
+    # dbt owns state (its temperature), mixup and the weights' average add more: all of it must survive the kill
+    words = ["train", "--net", "resnet18", "--width", 4, "--data", "digits", "--epochs", 3, "--batch-size", 64,
+             "--precision", precision, "--checkpoint-every", 3, "--method", "dbt", "--mixup", 0.2, "--ema", 0.9]
+    whole = start(tmp_path / "log", *words, "--out", tmp_path / "whole")
+    assert whole.wait(120) == 0, (tmp_path / "log").read_text()
+    kills = 0
+    for kill_after in (5, 11, 24, 38, 47):  # records in metrics.jsonl or checkpoints seen before the kill
+        process = start(tmp_path / "log", *words, "--out", tmp_path / "killed", "--resume")
+        newest = f"step-{kill_after // 3 * 3:09d}"
+        deadline = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < deadline:
+            if any(path.name >= newest for path in (tmp_path / "killed/checkpoints").glob("step-*")):
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait(100)
+    last = start(tmp_path / "log", *words, "--out", tmp_path / "killed", "--resume")
+    assert last.wait(120) == 0, (tmp_path / "log").read_text()
+    assert kills >= 2
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_run_leaves_everything_behind_and_resume_of_a_finished_run_says_so(offramp, tmp_path):
+    ran = offramp("train", *TINY, "--out", tmp_path / "a", "--json")
+    assert ran.status == 0
+    assert ran.json["last"]["epoch"] == 2
+    assert len(ran.json["best"]["val_accuracy"]) == 4
+    assert ran.json["provenance"]["versions"]["torch"].startswith("2.")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "best.safetensors", "last.safetensors", "result.json"} <= names
+    before = (tmp_path / "a/last.safetensors").stat().st_mtime_ns
+    again = offramp("train", *TINY, "--out", tmp_path / "a", "--resume")
+    assert again.status == 0
+    assert "is finished: 2 epochs" in again.err
+    assert (tmp_path / "a/last.safetensors").stat().st_mtime_ns == before
+
+
+def test_metrics_have_every_step_once(offramp, tmp_path):
+    offramp("train", *TINY, "--out", tmp_path / "a")
+    steps = log.read(tmp_path / "a/metrics.jsonl", "step")
+    assert [record["step"] for record in steps] == list(range(12))
+    assert all(abs(record["loss"] - sum(record["terms"].values())) < 1e-5 for record in steps)
+    assert [record["epoch"] for record in log.read(tmp_path / "a/metrics.jsonl", "epoch")] == [0, 1]
+
+
+def test_run_of_another_configuration_is_never_overwritten(offramp, tmp_path):
+    offramp("train", *TINY, "--out", tmp_path / "a")
+    other = offramp("train", *TINY, "--lr", "0.05", "--out", tmp_path / "a")
+    assert other.status == 1
+    assert "its lr is 0.1, not 0.05; nothing was overwritten" in other.err
+    resumed = offramp("train", *TINY, "--lr", "0.05", "--out", tmp_path / "a", "--resume")
+    assert resumed.status == 1
+    same = offramp("train", *TINY, "--out", tmp_path / "a")
+    assert same.status == 1
+    assert "add --resume" in same.err
+
+
+def test_folder_that_is_no_run_is_left_alone(offramp, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    ran = offramp("train", *TINY, "--out", tmp_path)
+    assert ran.status == 1
+    assert "is not empty and holds no run" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(offramp, tmp_path):
+    words = ("train", *TINY, "--out", tmp_path / "a")
+    offramp(*words)
+    (tmp_path / "a/result.json").unlink()
+    newest = sorted((tmp_path / "a/checkpoints").glob("step-*"))[-1]
+    weights = newest / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    ran = offramp(*words, "--resume")
+    assert ran.status == 0
+    assert f"{weights} is missing, truncated or changed" in ran.err
+    assert "taking the checkpoint before it" in ran.err
+    assert "going on at epoch 2 of 2" in ran.err
+
+
+def test_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(offramp, tmp_path):
+    ran = offramp("train", "--net", "resnet18", "--width", 4, "--precision", "32", "--epochs", 3, "--lr", "1e25",
+                  "--batch-size", 256, "--checkpoint-every", 1, "--out", tmp_path / "a")
+    assert ran.status == 1
+    assert "at step" in ran.err
+    assert "last good checkpoint is kept" in ran.err
+    for path in (tmp_path / "a/checkpoints").glob("step-*"):
+        weights = load_file(path / "weights.safetensors")
+        assert all(torch.isfinite(tensor.float()).all() for tensor in weights.values())
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    words = ["train", "--net", "resnet18", "--width", 4, "--epochs", 300, "--batch-size", 64, "--out", tmp_path / "a"]
+    process = start(tmp_path / "log", *words)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "a/best.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    said = (tmp_path / "log").read_text()
+    assert "--resume goes on" in said
+    newest = sorted((tmp_path / "a/checkpoints").glob("step-*"))[-1]
+    step = json.loads((newest / "checkpoint.json").read_text())["step"]
+    assert len(log.read(tmp_path / "a/metrics.jsonl", "step")) == step
+
+
+def test_config_file_and_options_mix_and_options_win(offramp, tmp_path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("net: {name: resnet18, width: 4}\nmethod: joint\nepochs: 1\nlr: 0.2\nbatch-size: 256\nmilestones: [0.5]\n")
+    ran = offramp("train", "--config", recipe, "--lr", "0.3", "--out", tmp_path / "a", "--json")
+    assert ran.status == 0
+    stored = (tmp_path / "a/config.yaml").read_text()
+    assert "lr: 0.3" in stored
+    assert "net.width: 4" in stored
+    assert "method: joint" in stored
+    assert "milestones:\n- 0.5\n" in stored
+
+
+def test_holdout_zero_has_only_the_last_epoch(offramp, tmp_path):
+    ran = offramp("train", *TINY, "--holdout", "0", "--out", tmp_path / "a", "--json")
+    assert ran.status == 0
+    assert ran.json["best"] is None
+    assert not (tmp_path / "a/best.safetensors").exists()
+    refused = offramp("calibrate", tmp_path / "a", "--macs", "0.9")
+    assert refused.status == 1
+    assert "no split to calibrate on" in refused.err
+
+
+def test_every_option_of_the_recipe_trains(offramp, tmp_path):
+    ran = offramp(
+        "train", "--net", "resnet18", "--width", 4, "--epochs", 1, "--batch-size", 256, "--optimizer", "adamw", "--lr", "1e-3",
+        "--schedule", "onecycle", "--label-smoothing", "0.1", "--mixup", "0.2", "--ema", "0.5", "--clip", "1",
+        "--tensorboard", "--out", tmp_path / "a",
+    )
+    assert ran.status == 0, ran.err
+    assert list((tmp_path / "a/events").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--netz", "resnet18"), "Did you mean --net?"),
+        (("--net", "resnet81"), "the nearest is 'resnet18'"),
+        (("--method", "muze"), "the nearest is 'muse'"),
+        (("--branch", "sketchy"), "the nearest is 'sketch'"),
+        (("--data", "digitz"), "digits"),
+        (("--method.alhpa", "1"), "the nearest is 'alpha'"),
+        (("--net.widht", "1"), "the nearest is 'width'"),
+        (("--method.alpha", "much"), "--method.alpha takes float, got 'much'"),
+        (("--method.schedule", "wave"), "takes one of cosine, constant, off"),
+        (("--method.temperature", "0"), "temperature"),
+        (("--lr", "-1"), "--lr must be positive"),
+        (("--milestones", ".9", "--milestones", ".1"), "--milestones are rising fractions"),
+        (("--precision", "bf61"), '"bf16"'),
+        (("--method.alpha",), "--method.alpha needs a value"),
+        (("--config", "nowhere.yaml"), "there is no config file nowhere.yaml"),
+        (("--width", "8", "--net.width", "4"), "contradict each other"),
+    ],
+)
+def test_mistakes_get_one_clear_sentence_and_start_nothing(offramp, tmp_path, words, says):
+    ran = offramp("train", "--epochs", "1", "--out", tmp_path / "a", *words)
+    assert ran.status in (1, 2)
+    assert says in ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nett: resnet18\n", "x.yaml: unknown key 'nett'; the nearest is 'net'"),
+        ("- a\n- b\n", "x.yaml holds no options"),
+        ("a: [1\n", "x.yaml is not YAML"),
+        ("lr: fast\n", "--lr"),
+        ("method: {name: muse, alhpa: 1}\n", "the nearest is 'alpha'"),
+    ],
+)
+def test_bad_config_files_are_named(offramp, tmp_path, text, says):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(text)
+    ran = offramp("train", "--config", recipe, "--out", tmp_path / "a")
+    assert ran.status in (1, 2)
+    assert says in ran.err
+
+
+def test_json_errors_are_json_too(offramp, tmp_path):
+    ran = offramp("train", "--method", "muze", "--out", tmp_path / "a", "--json")
+    assert ran.status == 1
+    assert "muse" in ran.json["error"]

@@ -1,0 +1,223 @@
+"""Folders of images: layouts, sizes, modes, and every promised refusal."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from offramp.data import load
+
+LAYOUT = {"train/cat": 12, "train/dog": 12, "test/cat": 2, "test/dog": 2}
+
+
+def sizes(data):
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+def test_train_and_test(tmp_path, write):
+    data = load(f"folder:{write.image_folder(tmp_path, LAYOUT)}", holdout=0.4)
+    assert data.classes == ("cat", "dog")
+    assert data.shape == (3, 32, 32)
+    assert sizes(data) == {"train": 14, "val": 5, "cal": 5, "test": 4}
+    assert data.augmentation == "crop-flip"
+
+
+def test_a_val_that_came_with_the_data_is_halved(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT | {"val/cat": 5, "val/dog": 4})
+    for holdout in (0.1, 0):
+        data = load(f"folder:{tmp_path}", holdout=holdout)
+        assert sizes(data) == {"train": 24, "val": 5, "cal": 4, "test": 4}
+
+
+def test_val_without_test_is_what_is_reported_on(tmp_path, write):
+    write.image_folder(tmp_path, {"train/a": 10, "train/b": 10, "validation/a": 3, "validation/b": 3})
+    assert sizes(load(f"folder:{tmp_path}", holdout=0.2)) == {"train": 16, "val": 2, "cal": 2, "test": 6}
+
+
+def test_undivided_folders_are_cut_80_10_10(tmp_path, write):
+    write.image_folder(tmp_path, {"cat": 40, "dog/brown": 20, "dog/white": 20})
+    data = load(f"folder:{tmp_path}")
+    assert sizes(data) == {"train": 64, "val": 4, "cal": 4, "test": 8}
+    assert data.classes == ("cat", "dog")
+    for split in data.splits.values():
+        assert np.bincount(split.labels).tolist() == [len(split) // 2] * 2
+    other = load(f"folder:{tmp_path}", split_seed=1)
+    assert not np.array_equal(data.splits["test"].ids, other.splits["test"].ids)
+
+
+def test_within_data_dir(tmp_path, write):
+    write.image_folder(tmp_path / "pets", LAYOUT)
+    assert len(load("folder:pets", data_dir=tmp_path, holdout=0).splits["train"]) == 24
+
+
+@pytest.mark.parametrize(("size", "expected"), [((48, 60), 32), ((49, 200), 224)])
+def test_size_follows_the_median_shorter_side(tmp_path, write, size, expected):
+    write.image_folder(tmp_path, LAYOUT, size)
+    assert load(f"folder:{tmp_path}", holdout=0).shape == (3, expected, expected)
+
+
+def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / part).mkdir(parents=True)
+        image = Image.new("RGB", (120, 60), (255, 0, 0))
+        image.paste((0, 255, 0), (45, 15, 75, 45))  # the inner half of the centre square
+        image.save(tmp_path / part / "0.png")
+    for resize, border in ((None, 8), (32, 8), (64, 0)):
+        data = load(f"folder:{tmp_path}", holdout=0, image_size=32, resize=resize)
+        green = data.splits["train"].source.batch(np.arange(4))[:, 1] > 127
+        expected = np.zeros((32, 32), dtype=bool)
+        expected[border : 32 - border, border : 32 - border] = True
+        assert (green == expected).all()
+    with pytest.raises(ValueError, match="image_size=32 must be positive and resize=31 at least as large"):
+        load(f"folder:{tmp_path}", image_size=32, resize=31)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_other_modes_become_rgb_and_are_counted(tmp_path, write, streaming):
+    write.image_folder(tmp_path, LAYOUT)
+    image = Image.linear_gradient("L").resize((40, 40))
+    for place, mode, name in (
+        ("train/cat", "L", "g.png"),
+        ("train/cat", "1", "h.png"),
+        ("train/dog", "P", "p.png"),
+        ("train/dog", "CMYK", "c.jpg"),
+        ("test/dog", "RGBA", "t.png"),
+        ("test/cat", "LA", "u.png"),
+    ):
+        image.convert("RGB").convert(mode).save(tmp_path / place / name)
+    Image.fromarray(np.full((40, 40), 40000, dtype=np.uint16)).save(tmp_path / "test/cat/w.png")
+    Image.new("P", (40, 40), 3).save(tmp_path / "test/dog/v.png", transparency=b"\x00\x7f\xff")
+    for _ in range(2):  # the second time from the cache
+        data = load(f"folder:{tmp_path}", holdout=0, streaming=streaming)
+        name = f"folder:{tmp_path}"
+        assert data.notes == (f"{name}: 1 CMYK, 3 grey, 2 palette, 2 transparent images became RGB",)
+    place = sorted((tmp_path / "test/cat").iterdir()).index(tmp_path / "test/cat/w.png")
+    deep = data.splits["test"].source.batch(data.splits["test"].ids[place : place + 1])
+    assert (deep == 40000 >> 8).all()
+
+
+def test_upright_by_exif(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    image = Image.new("RGB", (40, 40), (255, 255, 255))
+    image.paste((0, 0, 0), (0, 0, 20, 40))  # the left half black
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees: the left half is the top half
+    image.save(tmp_path / "train/cat/000.jpg", exif=exif, quality=95)
+    data = load(f"folder:{tmp_path}", holdout=0)
+    pixels = data.splits["train"].source.batch(np.array([0]))[0, 0]
+    assert pixels[:12].max() < 50 and pixels[20:].min() > 200
+
+
+def test_files_that_are_no_images_are_told_and_hidden_ones_are_not(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    (tmp_path / "train/cat/notes.txt").write_text("x")
+    (tmp_path / "train/labels.csv").write_text("x")
+    (tmp_path / "train/cat/.DS_Store").write_text("x")
+    (tmp_path / ".git").mkdir()
+    write.image_folder(tmp_path, {"train/cat/.thumbnails": 2})
+    data = load(f"folder:{tmp_path}", holdout=0)
+    assert data.notes == (f"{tmp_path}: 2 files are no images by their names and were left out (labels.csv, …)",)
+    assert len(data.splits["train"]) == 24
+
+
+def test_circular_links_end(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    (tmp_path / "train/cat/again").symlink_to(tmp_path / "train/cat")
+    assert len(load(f"folder:{tmp_path}", holdout=0).splits["train"]) == 24
+
+
+def refused(tmp_path, error, message, **options):
+    with pytest.raises(error, match=message):
+        load(f"folder:{tmp_path}", **options)
+
+
+def test_missing_and_empty(tmp_path):
+    refused(tmp_path / "nowhere", FileNotFoundError, "nowhere does not exist: correct folder:")
+    refused(tmp_path, FileNotFoundError, "is empty: it should hold train/ and test/")
+    (tmp_path / "train/cat").mkdir(parents=True)
+    (tmp_path / "test/cat").mkdir(parents=True)
+    refused(tmp_path, ValueError, "train holds no images")
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", FileNotFoundError, "is no folder")
+
+
+def test_split_without_samples(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT | {"test/cat": 0, "test/dog": 0})
+    refused(tmp_path, ValueError, "test holds no images")
+
+
+def test_class_in_one_split_only(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT | {"train/owl": 5})
+    refused(tmp_path, ValueError, r"class 2 \(owl\) is in train but not in test: every class needs")
+
+
+def test_class_without_val(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT | {"val/cat": 3})
+    refused(tmp_path, ValueError, r"class 1 \(dog\) is in train and cal and test but not in val|class 1 \(dog\)")
+
+
+def test_one_class(tmp_path, write):
+    write.image_folder(tmp_path, {"train/cat": 9, "test/cat": 3})
+    refused(tmp_path, ValueError, "has one class only")
+
+
+def test_too_few_images_to_hold_out(tmp_path, write):
+    write.image_folder(tmp_path, {"train/a": 2, "train/b": 9, "test/a": 1, "test/b": 1})
+    refused(tmp_path, ValueError, r"class 0 \(a\) has 2 images, too few to set 2 of them aside")
+    assert sizes(load(f"folder:{tmp_path}", holdout=0)) == {"train": 11, "test": 2}
+
+
+def test_stray_image_and_stray_folder(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    stray = tmp_path / "train/x.png"
+    stray.write_bytes(b"")
+    refused(tmp_path, ValueError, "x.png lies in no class folder")
+    stray.unlink()
+    (tmp_path / "extra").mkdir()
+    refused(tmp_path, ValueError, "has extra/ beside train/")
+    (tmp_path / "extra").rename(tmp_path / "validation")
+    (tmp_path / "val").mkdir()
+    refused(tmp_path, ValueError, "has both va.*/ and va.*/: keep one")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_undecodable_image(tmp_path, write, streaming):
+    write.image_folder(tmp_path, LAYOUT)
+    bad = tmp_path / "train/dog/003.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    refused(tmp_path, ValueError, rf"1 of 28 images cannot be decoded: {bad} \(", streaming=streaming)
+
+
+def test_a_check_of_headers_finds_what_headers_show(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    bad = tmp_path / "train/dog/003.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    load(f"folder:{tmp_path}", streaming=True, check="headers", holdout=0)
+    bad.write_bytes(b"GIF")
+    refused(tmp_path, ValueError, "1 of 28 images cannot be decoded", streaming=True, check="headers")
+    refused(tmp_path, ValueError, "say full or headers", check="none")
+
+
+def test_image_bomb(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    bad = tmp_path / "train/dog/bomb.png"
+    Image.new("1", (8001, 8000)).save(bad)
+    assert bad.stat().st_size < 100_000
+    message = rf"1 of 29 images cannot be decoded: {bad} \(an image bomb\? it is 8001x8000"
+    refused(tmp_path, ValueError, message)
+    refused(tmp_path, ValueError, message, streaming=True)
+    Image.new("1", (30001, 8000)).save(bad)  # beyond what Pillow itself allows
+    refused(tmp_path, ValueError, "an image bomb")
+
+
+def test_a_disguised_program_is_not_started(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    (tmp_path / "train/dog/003.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    refused(tmp_path, ValueError, r"003.png \(no PNG, JPEG")
+
+
+def test_nothing_is_written_beside_the_data(tmp_path, write):
+    root = write.image_folder(tmp_path / "data", LAYOUT)
+    before = sorted(root.rglob("*"))
+    load(f"folder:{root}", holdout=0)
+    load(f"folder:{root}", holdout=0, streaming=True)
+    assert sorted(root.rglob("*")) == before

@@ -1,0 +1,173 @@
+"""The loader: order, resuming in mid-epoch, processes, the last batch, streaming equal to resident."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.data import Loader, load, loader
+from offramp.data.load import AUGMENTATIONS
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def train(data, **options):
+    return loader(data.splits["train"], data, **{"batch_size": 100, "augment": True, "seed": 3, **options})
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_epoch_sees_every_sample_once_in_a_new_order(digits):
+    batches = train(digits)
+    assert len(batches) == 13
+    orders = [torch.cat([batch.ids for batch in batches.epoch(epoch)]) for epoch in (0, 1, 0)]
+    assert torch.equal(orders[0], orders[2])
+    assert not torch.equal(orders[0], orders[1])
+    assert np.array_equal(np.sort(orders[0].numpy()), digits.splits["train"].ids)
+    for batch in batches.epoch(0):
+        assert batch.inputs.shape[1:] == (1, 8, 8)
+        source = digits.splits["train"].source
+        assert np.array_equal(batch.labels.numpy(), source.labels[batch.ids.numpy()])
+
+
+def test_starting_in_mid_epoch_gives_the_same_batches(digits):
+    whole = list(train(digits).epoch(4))
+    resumed = list(train(digits).epoch(4, start=5))
+    assert len(resumed) == len(whole) - 5
+    assert all(same(a, b) for a, b in zip(whole[5:], resumed, strict=True))
+    assert list(train(digits).epoch(4, start=13)) == []
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_every_batch(digits, world):
+    whole = list(train(digits).epoch(0))
+    parts = [list(train(digits, rank=rank, world=world).epoch(0)) for rank in range(world)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for index in range(3):
+            assert torch.equal(torch.cat([share[index] for share in shares]), batch[index])
+        sizes = [len(share.ids) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_evaluation_keeps_order_and_pixels_and_drops_nothing(digits):
+    split = digits.splits["test"]
+    batches = Loader(split, digits, batch_size=358, augment=False, seed=0)
+    found = list(batches.epoch(0))
+    assert [len(batch.ids) for batch in found] == [358, 1] and len(batches) == 2
+    assert np.array_equal(torch.cat([batch.ids for batch in found]).numpy(), split.indices)
+    pixels = (torch.cat([b.inputs for b in found]) * digits.std[0] + digits.mean[0]) * 255
+    np.testing.assert_allclose(pixels.numpy(), split.source.batch(split.indices), atol=1e-3)
+    assert all(same(a, b) for a, b in zip(found, batches.epoch(7), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "steps"),
+    [(1294, 1, 1), (1293, 1, 2), (1295, 1, 1), (1, 1, 1295), (1292, 2, 1), (1291, 2, 2)],
+)
+def test_only_a_last_batch_that_leaves_one_sample_is_dropped(digits, batch_size, world, steps):
+    batches = train(digits, batch_size=batch_size, world=world)
+    assert len(batches) == steps == len(list(batches.epoch(0)))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_in_evaluation_a_process_may_get_an_empty_slice(digits, folders, channels_last):
+    for data in (digits, *folders):
+        split = data.splits["test"]
+        options = {"batch_size": len(split) - 1, "augment": False, "seed": 0, "channels_last": channels_last}
+        shares = [list(Loader(split, data, rank=rank, world=2, **options).epoch(0)) for rank in (0, 1)]
+        assert [len(share[-1].ids) for share in shares] == [0, 1]
+        assert shares[0][-1].inputs.shape == (0, *data.shape)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_every_augmentation_takes_empty_and_single_slices(digits, kind):
+    data = replace(digits, augmentation=kind)
+    split = replace(data.splits["train"], indices=data.splits["train"].indices[:5])
+    for rank in range(4):
+        batches = Loader(split, data, batch_size=4, augment=True, shuffle=False, seed=0, rank=rank, world=4)
+        assert [len(batch.inputs) for batch in batches.epoch(0)] == [1, int(rank == 3)]
+
+
+def test_shuffle_without_augmentation(digits):
+    plain = train(digits, augment=False)
+    mixed = train(digits, augment=False, shuffle=True)
+    assert torch.equal(next(plain.epoch(0)).ids, torch.from_numpy(digits.splits["train"].indices[:100]))
+    assert not torch.equal(next(mixed.epoch(0)).ids, next(plain.epoch(0)).ids)
+
+
+def test_channels_last(digits):
+    one, other = next(train(digits).epoch(0)), next(train(digits, channels_last=True).epoch(0))
+    assert other.inputs.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(one.inputs, other.inputs)
+
+
+def test_what_cannot_work_is_refused(digits):
+    with pytest.raises(ValueError, match="batch_size=2 does not give each of 3 processes a sample"):
+        train(digits, batch_size=2, world=3)
+    with pytest.raises(ValueError, match=r"rank must be in 0..1 for world=2, got 2"):
+        train(digits, rank=2, world=2)
+    tiny = load("digits", per_class=1, per_class_includes_holdout=False)
+    with pytest.raises(ValueError, match=r"digits: 10 samples in train do not make one batch for 6 process"):
+        train(tiny, world=6)
+
+
+@pytest.fixture
+def folders(tmp_path, write):
+    root = write.image_folder(tmp_path / "pets", {"train/a": 20, "train/b": 20, "test/a": 3, "test/b": 3}, (90, 70))
+    options = {"image_size": 24, "holdout": 0.2}
+    return load(f"folder:{root}", **options), load(f"folder:{root}", streaming=True, **options)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_streaming_gives_the_batches_that_resident_gives(folders, augment):
+    resident, streaming = folders
+    assert resident.augmentation == streaming.augmentation == "crop-flip"
+    options = {"batch_size": 7, "augment": augment, "seed": 1, "world": 2, "rank": 1}
+    one, other = (loader(data.splits["train"], data, **options) for data in folders)
+    assert all(same(a, b) for a, b in zip(one.epoch(1, 1), other.epoch(1, 1), strict=True))
+
+
+def test_streaming_does_not_depend_on_threads_nor_on_where_it_starts(tmp_path, write):
+    root = write.image_folder(tmp_path / "pets", {"train/a": 20, "train/b": 20, "test/a": 3, "test/b": 3}, (200, 150))
+    data = load(f"folder:{root}", streaming=True, image_size=96)
+    assert data.augmentation == "random-resized-crop"
+    batches = [loader(data.splits["train"], data, batch_size=8, augment=True, seed=0) for _ in range(2)]
+    batches[1].store.workers = 1
+    whole, again = (list(each.epoch(2)) for each in batches)
+    assert all(same(a, b) for a, b in zip(whole, again, strict=True))
+    assert all(same(a, b) for a, b in zip(whole[3:], batches[0].epoch(2, 3), strict=True))
+
+
+def test_leaving_a_streaming_epoch_early_ends_its_threads(folders):
+    import threading
+
+    _, data = folders
+    running = loader(data.splits["train"], data, batch_size=4, augment=True, seed=0).epoch(0)
+    next(running)
+    assert any(thread.name.startswith("offramp-decode") for thread in threading.enumerate())
+    running.close()
+    assert not any(thread.name.startswith("offramp-decode") for thread in threading.enumerate())
+
+
+def test_an_image_that_breaks_later_is_named(folders):
+    _, data = folders
+    source = data.splits["train"].source
+    source.files[int(data.splits["train"].ids[0])].write_bytes(b"gone")
+    with pytest.raises(ValueError, match=r"\.png cannot be decoded"):
+        list(loader(data.splits["train"], data, batch_size=4, augment=True, seed=0).epoch(0))
+
+
+def test_bounded_memory(folders):
+    _, data = folders
+    batches = loader(data.splits["train"], data, batch_size=2, augment=False, seed=0)
+    seen = []
+    decode = batches.store._decode
+    batches.store._decode = lambda part, seed, epoch: seen.extend(part.tolist()) or decode(part, seed, epoch)
+    next(batches.epoch(0))
+    assert len(set(seen)) <= 2 * 3

@@ -1,0 +1,109 @@
+"""Any Parquet shards: columns, classes, splits by name, and every promised refusal."""
+
+import numpy as np
+import pytest
+
+from offramp.data import load
+
+
+@pytest.fixture
+def pictures(write):
+    return [write.png(image) for image in write.random_images(40, 28)]
+
+
+def two(write, root, pictures, **options):
+    write.shard(root / "train.parquet", pictures[:30], [0, 1, 2] * 10, label="label", image="image", **options)
+    write.shard(root / "test.parquet", pictures[30:], [0, 1, 2, 0, 1, 2, 0, 1, 2, 0], label="label", image="image")
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_a_folder_with_columns_that_are_found(tmp_path, write, pictures, struct):
+    two(write, tmp_path, pictures, struct=struct)
+    data = load(f"parquet:{tmp_path}", holdout=0.2)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 24, "val": 3, "cal": 3, "test": 10}
+    assert data.shape == (3, 32, 32)
+    assert data.classes == ("0", "1", "2")
+    assert load(f"parquet:{tmp_path}", image_size=28).splits["train"].source.batch(np.arange(40)).tolist() == (
+        write.random_images(40, 28).tolist()
+    )
+
+
+@pytest.mark.parametrize("layout", ["data/train-00000-of-00001", "train/0000", "default/train/part.0", "a_train"])
+def test_splits_by_the_names_that_are_usual(tmp_path, write, pictures, layout):
+    for part in ("train", "test"):
+        path = tmp_path / f"{layout.replace('train', part)}.parquet"
+        write.shard(path, pictures, [0, 1] * 20, label="label")
+    assert {k: len(v) for k, v in load(f"parquet:{tmp_path}", holdout=0).splits.items()} == {"train": 40, "test": 40}
+
+
+def test_one_file_is_cut_80_10_10(tmp_path, write, pictures):
+    file = write.shard(tmp_path / "pets.parquet", pictures, ["dog", "cat"] * 20, label="animal")
+    data = load(f"parquet:{file}")
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 32, "val": 2, "cal": 2, "test": 4}
+    assert data.classes == ("cat", "dog")
+    assert data.splits["train"].source.labels[:2].tolist() == [1, 0]
+
+
+def test_names_of_the_hub(tmp_path, write, pictures):
+    two(write, tmp_path, pictures, names=["x", "y", "z"])
+    assert load(f"parquet:{tmp_path}", holdout=0).classes == ("x", "y", "z")
+
+
+def test_labels_with_gaps_are_names(tmp_path, write, pictures):
+    file = write.shard(tmp_path / "a.parquet", pictures, [5, 9] * 20, label="label")
+    data = load(f"parquet:{file}", holdout=0)
+    assert data.classes == ("5", "9")
+    assert data.splits["train"].source.labels[:2].tolist() == [0, 1]
+
+
+def refused(path, message, error=ValueError, **options):
+    with pytest.raises(error, match=message):
+        load(f"parquet:{path}", **options)
+
+
+def test_columns_that_cannot_be_found(tmp_path, write, pictures):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "a.parquet"
+    columns = {"p": pa.array(pictures), "q": pa.array(pictures), "x": [0] * 40, "y": [1] * 40, "z": [0.5] * 40}
+    pq.write_table(pa.table(columns), file)
+    refused(file, r"a.parquet: which column holds the images\? Say image_column=, one of p, q, x, y, z")
+    refused(file, r"which column holds the labels\? Say label_column=", image_column="p")
+    refused(file, r"has no column 'r' \(image_column\): it has p, q, x, y, z", image_column="r")
+    refused(file, r"column 'x' \(image_column\) holds int64, not image bytes", image_column="x")
+    refused(file, r"column 'z' \(label_column\) holds double, not integers", image_column="p", label_column="z")
+    refused(file, "has one class only", image_column="p", label_column="x")
+
+
+def test_bad_labels_name_file_and_row(tmp_path, write, pictures):
+    file = write.shard(tmp_path / "a.parquet", pictures, [0, 1] * 18 + [0, 1, None, 1], label="label")
+    refused(file, rf"{file}, row 38: the label \(label\) is missing")
+    write.shard(file, pictures, [0, 1] * 18 + [0, -1, 0, 1], label="label")
+    refused(file, rf"{file}, row 37: label -1 is out of range \(0 and more\)")
+    write.shard(file, pictures, [0, 1] * 18 + [0, 3, 0, 1], label="label", names=["a", "b", "c"])
+    refused(file, r"row 37: label 3 is out of range \(0..2\)")
+
+
+def test_a_path_beside_the_bytes_is_never_followed(tmp_path, write, pictures):
+    pictures[7] = None
+    file = write.shard(tmp_path / "a.parquet", pictures, [0, 1] * 20, label="label")
+    refused(file, r"1 of 40 images cannot be decoded: .*row 7 \(there are no image bytes\)")
+
+
+def test_places(tmp_path, write, pictures):
+    refused(tmp_path / "x", "x does not exist", FileNotFoundError)
+    refused(tmp_path, r"holds no \*.parquet files", FileNotFoundError)
+    two(write, tmp_path, pictures)
+    refused(tmp_path, "does not stream", streaming=True)
+    write.shard(tmp_path / "more.parquet", pictures, [0] * 40, label="label")
+    refused(tmp_path, "more.parquet does not say which split it belongs to")
+    (tmp_path / "more.parquet").write_bytes(b"PAR1")
+    refused(tmp_path / "more.parquet", "is not a whole Parquet file")
+
+
+def test_split_without_samples(tmp_path, write, pictures):
+    two(write, tmp_path, pictures)
+    (tmp_path / "test.parquet").unlink()
+    write.shard(tmp_path / "test.parquet", [b""][:0], [0][:0], label="label", image="image", names=["a", "b", "c"])
+    refused(tmp_path, "the split 'test' has no samples")
