@@ -58,7 +58,7 @@ class Config:
     split_seed: int = 0
     streaming: bool = False
     options: Annotated[dict[str, dict[str, Any]], Parameter(parse=False)] = field(default_factory=dict)
-    recipe: Annotated[Recipe, Parameter(name="*")] = Recipe()
+    recipe: Annotated[Recipe, Parameter(name="*")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
@@ -146,7 +146,8 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
     """
     hints = typing.get_type_hints(build)
     offered = [
-        key for key, spec in inspect.signature(build).parameters.items()
+        key
+        for key, spec in inspect.signature(build).parameters.items()
         if spec.kind is spec.KEYWORD_ONLY and key not in ("classes", "channels")
     ]
     made = {}
@@ -182,7 +183,7 @@ def build_method(config: Config) -> "Method":
     """The training method with its parameters."""
     from offramp import methods
 
-    method: Method = methods.find(config.method)(**resolve(config).options.get("method", {}))
+    method: Method = methods.find(config.method).build(**resolve(config).options.get("method", {}))
     return method
 
 
@@ -205,14 +206,22 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     def branch(trunk: Any, exit: int) -> Any:
         return exits.build(trunk, exit, classes, **of.get("branch", {}))
 
-    net = method.network(backbone, branch)
-    prepare = getattr(method.objective, "prepare", None)
-    if prepare is not None:
-        from offramp.meta import blank, run_on_meta
+    return method.network(backbone, branch)
 
-        widths = tuple(feature.shape[1] for feature in run_on_meta(net, blank(net, shape)).features)
-        prepare(exits=len(widths), widths=widths)
-    return net
+
+def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Let the method see the exits it will train; answers notes for the user (exits whose features are left out).
+
+    Raises:
+        ValueError: if the method cannot train this network, with the reason.
+    """
+    from offramp.meta import blank, run_on_meta
+
+    ready: Callable[..., tuple[str, ...]] | None = getattr(method.objective, "prepare", None)
+    if ready is None:
+        return ()
+    widths = tuple(feature.shape[1] for feature in run_on_meta(net, blank(net, shape)).features)
+    return ready(exits=len(widths), widths=widths)
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,8 @@ def load_run(folder: Path | str, weights: str = "last") -> LoadedRun:
 
     folder = Path(folder)
     config = unflat(read_config(folder), str(folder / "config.yaml"))
+    here = dataclasses.replace(config.recipe, device="auto", devices=1)  # it may have been trained elsewhere
+    config = dataclasses.replace(config, recipe=here)
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} has no {path.name} yet: train it to the end (--resume), or take other --weights")
@@ -270,7 +281,7 @@ def resolve(config: Config) -> Config:
     builds = {
         "net": (config.net, models.find(config.net).build),
         "branch": (config.branch, branches.find(config.branch).build),
-        "method": (config.method, methods.find(config.method)),
+        "method": (config.method, methods.find(config.method).build),
     }
     options = {"data": dict(config.options.get("data", {}))}
     for kind, (name, build) in builds.items():
@@ -280,15 +291,17 @@ def resolve(config: Config) -> Config:
                 raise ValueError(f"--width {config.width} and --net.width {given['width']} contradict each other")
             given["width"] = config.width
         options[kind] = defaults(build) | arguments(kind, name, build, given)
-    device = device_of(config.recipe.device)
-    recipe = dataclasses.replace(config.recipe, device=device, precision=precision_of(config.recipe.precision, device))
+    device: Any = device_of(config.recipe.device)
+    precision: Any = precision_of(config.recipe.precision, device)
+    recipe = dataclasses.replace(config.recipe, device=device, precision=precision)
     return dataclasses.replace(config, recipe=recipe, options={kind: given for kind, given in options.items() if given})
 
 
 def defaults(build: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a `build` that have a default, with it."""
     return {
-        key: spec.default for key, spec in inspect.signature(build).parameters.items()
+        key: spec.default
+        for key, spec in inspect.signature(build).parameters.items()
         if spec.kind is spec.KEYWORD_ONLY and spec.default is not spec.empty and key not in ("classes", "channels")
     }
 

@@ -85,7 +85,9 @@ class MultiExitNet(nn.Module):
     def __init__(self, stages: Sequence[nn.Module], branches: Sequence[nn.Module]) -> None:
         super().__init__()
         if not stages or len(stages) != len(branches):
-            raise ValueError(f"a network needs one branch per stage, got {len(stages)} stages and {len(branches)} branches")
+            raise ValueError(
+                f"a network needs one branch per stage, got {len(stages)} stages and {len(branches)} branches"
+            )
         self.stages = nn.ModuleList(stages)
         self.branches = nn.ModuleList(branches)
 

@@ -9,8 +9,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("offramp", "beartype.beartype")
 
-import pytest
-import torch
+import pytest  # noqa: E402 (the hook must come first)
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -1,6 +1,6 @@
 """From all exits' logits of the calibration split to a policy: the geometric rule of MSDNet under a MACs budget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -27,7 +27,7 @@ class Outcome:
 def geometric_shares(q: float, exits: int) -> Float[ndarray, "E"]:
     """P_k proportional to q^k, k = 1 … E, summing to one: the share of samples meant to leave at each exit."""
     powers = np.exp(np.log(q) * np.arange(1, exits + 1))
-    return powers / powers.sum()
+    return np.asarray(powers / powers.sum())
 
 
 def geometric_thresholds(confidence: Float[ndarray, "E N"], shares: Float[ndarray, "E"]) -> Float[ndarray, "E"]:
@@ -53,7 +53,7 @@ def exits_taken(confidence: Float[ndarray, "E N"], thresholds: Float[ndarray, "E
     """The first exit whose confidence is at least its threshold, for each sample."""
     passes = confidence >= thresholds[:, None]
     passes[-1] = True
-    return passes.argmax(0)
+    return np.asarray(passes.argmax(0))
 
 
 def confidences(logits: Float[ndarray, "E N C"]) -> Float[ndarray, "E N"]:
@@ -61,7 +61,7 @@ def confidences(logits: Float[ndarray, "E N C"]) -> Float[ndarray, "E N"]:
     z = logits.astype(np.float32)
     shifted = z - z.max(axis=2, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
-    return np.exp(log_p).max(axis=2)
+    return np.asarray(np.exp(log_p).max(axis=2))
 
 
 def _feasible(
@@ -93,7 +93,7 @@ def calibrate(
     logits: Float[ndarray, "E N C"],
     labels: Int[ndarray, "N"],
     *,
-    segment_costs: dict[tuple[bool, ...], Sequence[float]],
+    segment_costs: Mapping[tuple[bool, ...], Sequence[float]],
     budget: float,
 ) -> Outcome:
     """The most accurate policy of the geometric rule whose mean cost on the calibration split is within the budget.
@@ -116,8 +116,11 @@ def calibrate(
         found += _feasible(confidence, right, enabled, np.cumsum(parts).tolist(), budget)
     if not found:
         cheapest = min(
-            (outcome for enabled, parts in segment_costs.items()
-             for outcome in _feasible(confidence, right, enabled, np.cumsum(parts).tolist(), float("inf"))),
+            (
+                outcome
+                for enabled, parts in segment_costs.items()
+                for outcome in _feasible(confidence, right, enabled, np.cumsum(parts).tolist(), float("inf"))
+            ),
             key=lambda outcome: outcome.cost,
         )
         raise ValueError(f"no policy is that cheap: the budget is {budget:.4g}, the cheapest costs {cheapest.cost:.4g}")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ class ExitPolicy:
         lengths = (len(self.thresholds), exits, len(self.temperatures))
         if len(set(lengths)) > 1 or not exits:
             raise ValueError(
-                f"a policy needs one threshold, flag and temperature per exit, got {lengths[0]}, {exits} and {lengths[2]}"
+                f"a policy needs one threshold, flag and temperature per exit, got {', '.join(map(str, lengths))}"
             )
         if not self.enabled[-1]:
             raise ValueError("a policy cannot switch the final exit off")
@@ -61,7 +60,9 @@ class ExitPolicy:
                 f"got {self.score!r} and {self.answer!r}"
             )
         if any(not t > 0 for t in self.temperatures) or self.patience < 1 or any(map(math.isnan, self.thresholds)):
-            raise ValueError("a policy needs positive temperatures, a patience of at least 1 and thresholds that are numbers")
+            raise ValueError(
+                "a policy needs positive temperatures, a patience of 1 or more and thresholds that are numbers"
+            )
 
     @property
     def exits(self) -> int:
@@ -152,7 +153,9 @@ def parse(text: str, source: str = "policy") -> ExitPolicy:
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
-    values = {name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names}
+    values: dict[str, Any] = {
+        name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names
+    }
     try:
         return ExitPolicy(**values)
     except (TypeError, ValueError) as error:
@@ -164,8 +167,8 @@ def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = Non
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_text(policy.to_json(provenance) + "\n")
     if path.exists():
-        os.replace(path, path.with_suffix(path.suffix + ".old"))
-    os.replace(fresh, path)
+        path.replace(path.with_suffix(path.suffix + ".old"))
+    fresh.replace(path)
 
 
 def load(path: Path) -> ExitPolicy:

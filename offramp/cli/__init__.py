@@ -23,7 +23,14 @@ def app() -> App:
         result_action="return_value",
     )
     for verb in (
-        train.train, evaluate.evaluate, calibrate.calibrate, info.info, lists.nets, lists.branches, lists.methods, lists.data
+        train.train,
+        evaluate.evaluate,
+        calibrate.calibrate,
+        info.info,
+        lists.nets,
+        lists.branches,
+        lists.methods,
+        lists.data,
     ):
         made.command(verb)
     return made

@@ -63,7 +63,9 @@ class TrainingProgress:
             self.note(f"going on at epoch {epoch + 1} of {epochs}, step {step + 1} of {steps}")
         if self.show and epoch < epochs:
             done = epoch * steps + step
-            self.task = self.bar.add_task("", total=epochs * steps, completed=done, epoch=f"{epoch + 1}/{epochs}", loss="")
+            self.task = self.bar.add_task(
+                "", total=epochs * steps, completed=done, epoch=f"{epoch + 1}/{epochs}", loss=""
+            )
             self.bar.start()
 
     def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
@@ -97,7 +99,9 @@ def working(text: str, total: int, show: bool) -> Iterator[Any]:
     if not (show and stderr.is_terminal):
         yield lambda samples: None
         return
-    with Progress(TextColumn(text), BarColumn(bar_width=30), TimeRemainingColumn(), console=stderr, transient=True) as bar:
+    with Progress(
+        TextColumn(text), BarColumn(bar_width=30), TimeRemainingColumn(), console=stderr, transient=True
+    ) as bar:
         task = bar.add_task(text, total=total)
         yield lambda samples: bar.advance(task, samples)
 

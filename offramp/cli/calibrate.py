@@ -86,8 +86,13 @@ def fit(run: Path, macs: str, weights: str, data_dir: Path | None, show: bool) -
         **provenance(),
     }
     policy.save(outcome.policy, run / POLICY, about)
-    return {"run": str(run), "policy": str(run / POLICY), "thresholds": outcome.policy.thresholds,
-            "enabled": outcome.policy.enabled, **about}
+    return {
+        "run": str(run),
+        "policy": str(run / POLICY),
+        "thresholds": outcome.policy.thresholds,
+        "enabled": outcome.policy.enabled,
+        **about,
+    }
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -97,13 +102,18 @@ def _show(result: dict[str, Any]) -> None:
     last = len(result["enabled"]) - 1
     rows = []
     for exit, (on, threshold) in enumerate(zip(result["enabled"], result["thresholds"], strict=True)):
-        level = "off" if not on else "all" if exit == last else "nobody" if threshold >= NEVER else f">= {threshold:.4f}"
-        rows.append(["final" if exit == last else f"exit {exit + 1}", level, percent(result["expected"]["shares"][exit])])
+        level = (
+            "off" if not on else "all" if exit == last else "nobody" if threshold >= NEVER else f">= {threshold:.4f}"
+        )
+        rows.append(
+            ["final" if exit == last else f"exit {exit + 1}", level, percent(result["expected"]["shares"][exit])]
+        )
     title = f"{result['policy']}: fitted on {result['samples']:,} samples of cal"
     stdout.print(table(title, ["exit", "leave if confidence", "leave here %"], rows), soft_wrap=True)
     expected, plain = result["expected"], result["plain"]
     stdout.print(
         f"expected: accuracy {percent(expected['accuracy'])} % at {count(expected['macs'])} MACs; "
         f"plain: {percent(plain['accuracy'])} % at {count(plain['macs'])}",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )

@@ -86,64 +86,28 @@ def trace_split(loaded: LoadedRun, data: "DataSet", split: str, show: bool) -> "
 
     fabric = make_fabric(loaded.config.recipe)
     net = fabric.setup_module(loaded.net)
-    loader = Loader(data.splits[split], data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
-    with working(f"evaluating {split}", len(data.splits[split]), show) as advance:
+    rows = data.splits[split]
+    loader = Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
+    with working(f"evaluating {split}", len(rows), show) as advance:
         return trace(net, loader.epoch(0), split, advance)
 
 
 def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) -> dict[str, Any]:
-    """Leave early for real on test, and time it beside the plain network: same weights, final exit only."""
-    import numpy as np
+    """Leave early for real on test, in the precision that the run was trained in; see `leave_early`."""
     import torch
 
-    from offramp.adapt.runtime import answer
     from offramp.cli._show import working
     from offramp.data.loading import Loader
-    from offramp.measure.cost import segment_macs
-    from offramp.measure.timing import medians, side_by_side
-    from offramp.net import segments
+    from offramp.measure.adaptive import leave_early
     from offramp.train.device import make_fabric
 
-    policy = loaded.policy
-    assert policy is not None
+    assert loaded.policy is not None
     fabric = make_fabric(loaded.config.recipe)
     net = loaded.net.eval().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parts, (plain,) = segments(net, policy.enabled), segments(net, [False] * (net.exits - 1) + [True])
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)
-    prices = np.cumsum(segment_macs(net, data.shape, policy.enabled))
-    order = [exit for exit, on in enumerate(policy.enabled) if on]
-    price = dict(zip(order, prices.tolist(), strict=True))
-    right, plainly_right = 0, 0
-    taken: list[int] = []
-    times: list[tuple[float, float]] = []
     with torch.inference_mode(), fabric.autocast(), working("leaving early", len(split), show) as advance:
-        for index, batch in enumerate(loader.epoch(0)):
-            given = answer(parts, policy, batch.inputs)
-            right += int((given.logits.argmax(1) == batch.labels).sum())
-            plainly_right += int((plain(batch.inputs, ())[2].argmax(1) == batch.labels).sum())
-            taken += given.exit.tolist()
-            if index < 30 and len(batch.ids) == batch_size:
-                runs = {
-                    "plain": lambda inputs=batch.inputs: plain(inputs, ()),
-                    "adaptive": lambda inputs=batch.inputs: answer(parts, policy, inputs),
-                }
-                middle = medians(side_by_side(runs, rounds=3, warm_up=1))
-                times.append((middle["plain"], middle["adaptive"]))
-            advance(len(batch.ids))
-    n = len(split)
-    ms = [1000 * float(np.median(column)) / batch_size for column in zip(*times, strict=True)] if times else [None, None]
-    ratio = float(np.median([plain_s / adaptive_s for plain_s, adaptive_s in times])) if times else None
-    return {
-        "policy": {"thresholds": policy.thresholds, "enabled": policy.enabled, "score": policy.score},
-        "shares": (np.bincount(taken, minlength=net.exits) / n).tolist(),
-        "accuracy": right / n,
-        "macs": float(np.mean([price[exit] for exit in taken])),
-        "ms": ms[1],
-        "plain": {"accuracy": plainly_right / n, "macs": segment_macs(net, data.shape, [False] * (net.exits - 1) + [True])[0], "ms": ms[0]},
-        "speedup": ratio,
-        "batch_size": batch_size,
-    }
+        return leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -176,5 +140,6 @@ def show(result: dict[str, Any]) -> None:
         saved = leaving["plain"]["macs"] / leaving["macs"]
         stdout.print(
             f"{saved:.2f}x fewer operations, {leaving['speedup']:.2f}x faster on the clock (median of pairs)",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )

@@ -46,16 +46,23 @@ def info(
     assert isinstance(built, MultiExitNet)
     if json:
         parameters = cost.parameters(built)
-        emit({
-            "net": net, "branch": branch, "shape": shape, "classes": classes,
-            "macs": cost.macs(built, shape), "macs_cumulative": cost.macs_cumulative(built, shape),
-            "msdnet_ops": cost.msdnet_ops(built, shape), "eed_flops": cost.eed_flops(built, shape),
-            "parameters": {"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
-            "options": config.options,
-        })
+        emit(
+            {
+                "net": net,
+                "branch": branch,
+                "shape": shape,
+                "classes": classes,
+                "macs": cost.macs(built, shape),
+                "macs_cumulative": cost.macs_cumulative(built, shape),
+                "msdnet_ops": cost.msdnet_ops(built, shape),
+                "eed_flops": cost.eed_flops(built, shape),
+                "parameters": {"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
+                "options": config.options,
+            }
+        )
         return
     from offramp.cli._show import stdout
 
-    stdout.print(draw.draw(draw.describe(built, shape, f"{net} with {branch} exits, {classes} classes")), soft_wrap=True)
-
-
+    stdout.print(
+        draw.draw(draw.describe(built, shape, f"{net} with {branch} exits, {classes} classes")), soft_wrap=True
+    )

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
-from offramp.config import Config, build_data, build_method, build_net, flat, resolve
+from offramp.config import Config, build_data, build_method, build_net, flat, prepare, resolve
 
 Json = Annotated[bool, Parameter(negative="")]
 
@@ -51,7 +51,8 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     from offramp.measure.provenance import provenance
     from offramp.train import folder as place
     from offramp.train.device import make_fabric
-    from offramp.train.loop import Interrupted, Loop
+    from offramp.train.loop import Loop
+    from offramp.train.reporter import Interrupted
 
     if resume and (folder / place.RESULT).is_file():
         place.claim(folder, flat(config), resume)
@@ -63,12 +64,13 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
+    notes = (*data.notes, *prepare(method, net, data.shape))
     origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         place.claim(folder, flat(config), resume)
     fabric = make_fabric(config.recipe)
     reporter = TrainingProgress(show and fabric.is_global_zero)
-    _introduce(reporter, config, data)
+    _introduce(reporter, config, data, notes)
     loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
     try:
         loop.run(resume)
@@ -81,10 +83,10 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     return _conclude(loop, config, reporter, origin) if fabric.is_global_zero else {}
 
 
-def _introduce(reporter: Any, config: Config, data: Any) -> None:
+def _introduce(reporter: Any, config: Config, data: Any, notes: tuple[str, ...]) -> None:
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     reporter.note(f"{config.method} on {config.net} with {config.branch} exits; {config.data}: {sizes}")
-    for note in data.notes:
+    for note in notes:
         reporter.note(note)
     for kind in ("net", "branch", "method"):
         values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
@@ -110,6 +112,6 @@ def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) 
     }
     part = loop.folder / f".part-{place.RESULT}"
     part.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(part, loop.folder / place.RESULT)
+    part.replace(loop.folder / place.RESULT)
     reporter.note(f"done: {config.recipe.epochs} epochs in {loop.at.seconds:.0f} s, kept in {loop.folder}")
     return result

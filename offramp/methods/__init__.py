@@ -1,8 +1,7 @@
 """Training methods: one file each, named as on the command line."""
 
-from typing import cast
+from types import ModuleType
 
-from offramp.methods._method import Build
 from offramp.names import discover, load
 
 
@@ -11,10 +10,10 @@ def available() -> dict[str, str]:
     return discover("offramp.methods")
 
 
-def find(name: str) -> Build:
-    """The `build` function of a method.
+def find(name: str) -> ModuleType:
+    """The method's module; its `build(**hyper)` makes the `Method`.
 
     Raises:
         ValueError: if there is no such method, with the nearest name.
     """
-    return cast(Build, load("method", "offramp.methods", name).build)
+    return load("method", "offramp.methods", name)

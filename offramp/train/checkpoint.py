@@ -51,7 +51,7 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         _sync(file)
     if final.exists():
         shutil.rmtree(final)
-    os.replace(part, final)
+    part.replace(final)
     _sync(folder)
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old)
@@ -71,7 +71,9 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(manifest, dict) or manifest.get("format") != "offramp-checkpoint":
         raise Damaged(f"{path} is not a checkpoint of offramp")
     if manifest.get("version") != VERSION:
-        raise Damaged(f"{path} has checkpoint version {manifest.get('version')!r}; this offramp reads version {VERSION}")
+        raise Damaged(
+            f"{path} has checkpoint version {manifest.get('version')!r}; this offramp reads version {VERSION}"
+        )
     for name in ("weights.safetensors", "state.pt"):
         if not (path / name).is_file() or _digest(path / name) != manifest["blake2b"].get(name):
             raise Damaged(f"{path / name} is missing, truncated or changed since it was written")
@@ -81,7 +83,7 @@ def load(path: Path) -> Checkpoint:
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and one sentence for each newer one that is not."""
-    refused = []
+    refused: list[str] = []
     for path in reversed(_all(folder)):
         try:
             return load(path), refused
@@ -95,7 +97,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any
     part = path.with_name(f".part-{path.name}")
     save_file(_contiguous(weights), part, metadata={"format": "offramp-weights", "about": json.dumps(about)})
     _sync(part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

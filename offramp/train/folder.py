@@ -1,6 +1,5 @@
 """A run's folder: who may write into it, and what lies where."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
     path = folder / CONFIG
     if path.is_file() and any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
         there = read_config(folder)
-        differing = [
-            key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)
-        ]
+        differing = [key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
@@ -40,7 +37,7 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".part-{CONFIG}"
     part.write_text(yaml.safe_dump(config, sort_keys=False))
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

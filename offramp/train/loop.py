@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,34 +22,11 @@ from offramp.outputs import Batch
 from offramp.train import checkpoint, optim, soften
 from offramp.train.log import Metrics
 from offramp.train.recipe import Recipe
+from offramp.train.reporter import Diverged, Interrupted, Reporter
 from offramp.train.step import Parts, one_step
 
 CHECK_EVERY = 20
 """Steps between looks at the losses' values (each look waits for the device)."""
-
-
-class Reporter(Protocol):
-    """Who is told how the run goes."""
-
-    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None:
-        """Training begins at this epoch and step, of so many."""
-
-    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
-        """A step of the epoch is done; the terms are those of the last look."""
-
-    def epoch_done(self, record: dict[str, Any]) -> None:
-        """An epoch is done and evaluated."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
-
-class Diverged(RuntimeError):
-    """A loss term or a weight is no longer a number."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C: the run was saved and can be resumed."""
 
 
 @dataclass
@@ -75,7 +52,14 @@ class Loop:
     """
 
     def __init__(
-        self, fabric: Any, folder: Path, recipe: Recipe, net: nn.Module, method: Method, data: DataSet, reporter: Reporter
+        self,
+        fabric: Any,
+        folder: Path,
+        recipe: Recipe,
+        net: nn.Module,
+        method: Method,
+        data: DataSet,
+        reporter: Reporter,
     ) -> None:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -88,13 +72,16 @@ class Loop:
         compiled = torch.compile(self.net) if recipe.compile else self.net
         wrapped, optimizer = fabric.setup(compiled, optimizer)
         self.parts = Parts(fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip)
-        self.average = (
-            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
-        )
+        self.average = _moving_average(self.net, recipe.ema) if recipe.ema else None
         common = {"device": fabric.device, "seed": recipe.seed, "channels_last": True}
         self.train = Loader(
-            data.splits["train"], data, batch_size=recipe.batch_size, augment=True,
-            rank=fabric.global_rank, world=fabric.world_size, **common,
+            data.splits["train"],
+            data,
+            batch_size=recipe.batch_size,
+            augment=True,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            **common,
         )
         self.val = (
             Loader(data.splits["val"], data, batch_size=max(recipe.batch_size, 256), augment=False, **common)
@@ -116,6 +103,10 @@ class Loop:
     def step_number(self) -> int:
         """Optimiser steps taken since the run began."""
         return self.at.epoch * self.steps + self.at.step
+
+    @property
+    def _kept(self) -> str:
+        return f"the last good checkpoint is kept in {self.folder / 'checkpoints'}. A lower --lr or --clip 1 may help"
 
     def run(self, resume: bool) -> Position:
         """Train from where the newest whole checkpoint stands, if `resume`, to the end.
@@ -184,8 +175,7 @@ class Loop:
             wrong = [name for name, value in values.items() if not math.isfinite(value)]
             if wrong:
                 raise Diverged(
-                    f"the loss term {wrong[0]!r} became {values[wrong[0]]} at step {step} (epoch {epoch + 1}); the last "
-                    f"good checkpoint is kept in {self.folder / 'checkpoints'}. A lower --lr or --clip 1 may help."
+                    f"the loss term {wrong[0]!r} is {values[wrong[0]]} at step {step} (epoch {epoch + 1}); {self._kept}"
                 )
             loss = sum(values.values())
             for name, value in {"loss": loss, **values}.items():
@@ -203,13 +193,22 @@ class Loop:
         accuracy = self._validate()
         self.at.epoch, self.at.step, self.sums = epoch + 1, 0, {}
         record = {
-            "kind": "epoch", "epoch": epoch, "step": self.step_number, "train": means, "val_accuracy": accuracy,
+            "kind": "epoch",
+            "epoch": epoch,
+            "step": self.step_number,
+            "train": means,
+            "val_accuracy": accuracy,
             "seconds": self.at.seconds,
         }
         score = sum(accuracy) / len(accuracy) if accuracy else -1.0
         about = {
-            "epoch": epoch + 1, "val_accuracy": accuracy, "data": self.data.name, "classes": self.data.classes,
-            "shape": self.data.shape, "mean": self.data.mean, "std": self.data.std,
+            "epoch": epoch + 1,
+            "val_accuracy": accuracy,
+            "data": self.data.name,
+            "classes": self.data.classes,
+            "shape": self.data.shape,
+            "mean": self.data.mean,
+            "std": self.data.std,
         }
         if self.fabric.is_global_zero:
             if self.metrics:
@@ -240,11 +239,9 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint of exactly this state, after making sure that it is a good one."""
         self._look()
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.net.parameters()):
-            raise Diverged(
-                f"a weight is no longer finite at step {self.step_number}; the last good checkpoint is kept in "
-                f"{self.folder / 'checkpoints'}. A lower --lr or --clip 1 may help."
-            )
+        wrong = [name for name, weight in self.net.named_parameters() if not bool(torch.isfinite(weight).all())]
+        if wrong:
+            raise Diverged(f"a weight ({wrong[0]}) is no longer finite at step {self.step_number}; {self._kept}")
         rng = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
         if not self.fabric.is_global_zero or self.metrics is None:
             return
@@ -295,3 +292,8 @@ class Loop:
             self.reporter.note("Ctrl-C: saving after this step (again: stop at once)")
 
         return signal.signal(signal.SIGINT, handle)
+
+
+def _moving_average(net: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the network that follows its weights and batch statistics."""
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]

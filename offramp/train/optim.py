@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules; the rate is a function of the position in the run, so resuming needs no state."""
+"""Optimisers and learning rates; the rate follows from the position in the run, so resuming needs no state."""
 
 import math
 from collections.abc import Iterable

@@ -28,4 +28,3 @@ def offramp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         return Ran(left.value.code or 0, printed.out, printed.err)
 
     return run
-

@@ -12,7 +12,20 @@ from safetensors.torch import load_file
 
 from offramp.train import log
 
-TINY = ("--net", "resnet18", "--width", "4", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--precision", "32")
+TINY = (
+    "--net",
+    "resnet18",
+    "--width",
+    "4",
+    "--data",
+    "digits",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "256",
+    "--precision",
+    "32",
+)
 
 
 def without_seconds(path: Path) -> list[dict]:
@@ -35,8 +48,29 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_killed_at_any_moment_and_resumed_is_bit_identical(tmp_path, precision):
     # dbt owns state (its temperature), mixup and the weights' average add more: all of it must survive the kill
-    words = ["train", "--net", "resnet18", "--width", 4, "--data", "digits", "--epochs", 3, "--batch-size", 64,
-             "--precision", precision, "--checkpoint-every", 3, "--method", "dbt", "--mixup", 0.2, "--ema", 0.9]
+    words = [
+        "train",
+        "--net",
+        "resnet18",
+        "--width",
+        4,
+        "--data",
+        "digits",
+        "--epochs",
+        3,
+        "--batch-size",
+        64,
+        "--precision",
+        precision,
+        "--checkpoint-every",
+        3,
+        "--method",
+        "dbt",
+        "--mixup",
+        0.2,
+        "--ema",
+        0.9,
+    ]
     whole = start(tmp_path / "log", *words, "--out", tmp_path / "whole")
     assert whole.wait(120) == 0, (tmp_path / "log").read_text()
     kills = 0
@@ -64,7 +98,14 @@ def test_run_leaves_everything_behind_and_resume_of_a_finished_run_says_so(offra
     assert len(ran.json["best"]["val_accuracy"]) == 4
     assert ran.json["provenance"]["versions"]["torch"].startswith("2.")
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "checkpoints", "best.safetensors", "last.safetensors", "result.json"} <= names
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "best.safetensors",
+        "last.safetensors",
+        "result.json",
+    } <= names
     before = (tmp_path / "a/last.safetensors").stat().st_mtime_ns
     again = offramp("train", *TINY, "--out", tmp_path / "a", "--resume")
     assert again.status == 0
@@ -115,8 +156,25 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(offramp, tmp_pat
 
 
 def test_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(offramp, tmp_path):
-    ran = offramp("train", "--net", "resnet18", "--width", 4, "--precision", "32", "--epochs", 3, "--lr", "1e25",
-                  "--batch-size", 256, "--checkpoint-every", 1, "--out", tmp_path / "a")
+    ran = offramp(
+        "train",
+        "--net",
+        "resnet18",
+        "--width",
+        4,
+        "--precision",
+        "32",
+        "--epochs",
+        3,
+        "--lr",
+        "1e25",
+        "--batch-size",
+        256,
+        "--checkpoint-every",
+        1,
+        "--out",
+        tmp_path / "a",
+    )
     assert ran.status == 1
     assert "at step" in ran.err
     assert "last good checkpoint is kept" in ran.err
@@ -142,7 +200,9 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
 
 def test_config_file_and_options_mix_and_options_win(offramp, tmp_path):
     recipe = tmp_path / "x.yaml"
-    recipe.write_text("net: {name: resnet18, width: 4}\nmethod: joint\nepochs: 1\nlr: 0.2\nbatch-size: 256\nmilestones: [0.5]\n")
+    recipe.write_text(
+        "net: {name: resnet18, width: 4}\nmethod: joint\nepochs: 1\nlr: 0.2\nbatch-size: 256\nmilestones: [0.5]\n"
+    )
     ran = offramp("train", "--config", recipe, "--lr", "0.3", "--out", tmp_path / "a", "--json")
     assert ran.status == 0
     stored = (tmp_path / "a/config.yaml").read_text()
@@ -164,9 +224,32 @@ def test_holdout_zero_has_only_the_last_epoch(offramp, tmp_path):
 
 def test_every_option_of_the_recipe_trains(offramp, tmp_path):
     ran = offramp(
-        "train", "--net", "resnet18", "--width", 4, "--epochs", 1, "--batch-size", 256, "--optimizer", "adamw", "--lr", "1e-3",
-        "--schedule", "onecycle", "--label-smoothing", "0.1", "--mixup", "0.2", "--ema", "0.5", "--clip", "1",
-        "--tensorboard", "--out", tmp_path / "a",
+        "train",
+        "--net",
+        "resnet18",
+        "--width",
+        4,
+        "--epochs",
+        1,
+        "--batch-size",
+        256,
+        "--optimizer",
+        "adamw",
+        "--lr",
+        "1e-3",
+        "--schedule",
+        "onecycle",
+        "--label-smoothing",
+        "0.1",
+        "--mixup",
+        "0.2",
+        "--ema",
+        "0.5",
+        "--clip",
+        "1",
+        "--tensorboard",
+        "--out",
+        tmp_path / "a",
     )
     assert ran.status == 0, ran.err
     assert list((tmp_path / "a/events").iterdir())

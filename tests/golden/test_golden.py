@@ -94,7 +94,7 @@ def norm(gradient: Tensor | None) -> float:
 @pytest.mark.parametrize("entry", CASES)
 def test_loss_and_gradients(entry: str) -> None:
     expected, (name, hyper) = GOLDEN[entry], CASES[entry]
-    objective = find(name)(**hyper).objective
+    objective = find(name).build(**hyper).objective
     if hyper.get("adapt") == "all":
         identity(objective)
     outputs, batch = inputs(relu="features" in expected)
@@ -141,8 +141,8 @@ def test_muse_beta_schedule() -> None:
 @pytest.mark.parametrize(("epoch", "beta"), list(zip([0, 50, 100, 150, 199], GOLDEN["muse_beta_schedule"]["correct"])))
 def test_muse_anneals_its_feature_term(epoch: int, beta: float) -> None:
     outputs, batch = inputs(relu=True)
-    annealed = find("muse")().objective(outputs, batch, epoch / 200)["features"]
-    unit = find("muse")(beta_begin=1.0, schedule="constant").objective(outputs, batch, 0.0)["features"]
+    annealed = find("muse").build().objective(outputs, batch, epoch / 200)["features"]
+    unit = find("muse").build(beta_begin=1.0, schedule="constant").objective(outputs, batch, 0.0)["features"]
     assert (annealed / unit).item() == pytest.approx(beta, rel=1e-9)
 
 

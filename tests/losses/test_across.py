@@ -37,7 +37,7 @@ def gradients(name: str, rank: int, ranks: int) -> list[Tensor]:
     own = slice(rank * SAMPLES // ranks, (rank + 1) * SAMPLES // ranks)
     inputs = 5 * torch.randn(SAMPLES, 5, dtype=torch.float64)[own]
     batch = Batch(inputs, (torch.arange(SAMPLES) % 3)[own], torch.arange(SAMPLES)[own])
-    objective = find(name.split("-")[0])(**copy.deepcopy(METHODS[name])).objective
+    objective = find(name.split("-")[0]).build(**copy.deepcopy(METHODS[name])).objective
     sum(objective(outputs(trunk, heads, inputs), batch, 0.0).values()).backward()
     found = [parameter.grad for module in (trunk, heads) for parameter in module.parameters()]
     if ranks > 1:

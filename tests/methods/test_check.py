@@ -42,7 +42,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "hyper", "message"), REFUSED)
 def test_refused_when_built(name: str, hyper: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        find(name)(**hyper)
+        find(name).build(**hyper)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_refused_when_built(name: str, hyper: dict[str, Any], message: str) -> N
     ],
 )
 def test_refused_when_the_exits_are_known(name: str, hyper: dict[str, Any], message: str) -> None:
-    objective = find(name)(**hyper).objective
+    objective = find(name).build(**hyper).objective
     with pytest.raises(ValueError, match=message):
         objective.prepare(exits=3, widths=(4, 4, 4))
 

@@ -46,7 +46,7 @@ def batch(soft: bool = False) -> Batch:
 
 def build(name: str, hyper: dict[str, Any], exits: int) -> Callable[..., dict[str, Tensor]]:
     torch.manual_seed(0)
-    objective = find(name)(**hyper).objective
+    objective = find(name).build(**hyper).objective
     if hasattr(objective, "prepare"):
         assert objective.prepare(exits=exits, widths=(WIDTH,) * exits) == ()
     return objective
@@ -64,7 +64,7 @@ def test_terms_are_finite_scalars_with_a_gradient(name: str, hyper: dict[str, An
 
 @EVERY
 def test_one_exit_works_or_is_refused(name: str, hyper: dict[str, Any]) -> None:
-    objective = find(name)(**hyper).objective
+    objective = find(name).build(**hyper).objective
     if name in ALONE:
         assert list(objective(outputs(1), batch(), 0.0)) == ["ce"]
         return
@@ -115,7 +115,7 @@ def network(method: Method) -> nn.Module:
 @EVERY
 def test_gradient_steps_lower_the_loss(name: str, hyper: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    method = find(name)(**hyper)
+    method = find(name).build(**hyper)
     net, objective = network(method), method.objective
     if hasattr(objective, "prepare"):
         objective.prepare(exits=net.exits, widths=(WIDTH,) * net.exits)
@@ -135,7 +135,7 @@ def test_gradient_steps_lower_the_loss(name: str, hyper: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", available())
 def test_parameters_are_keywords_and_documented(name: str) -> None:
-    build = find(name)
+    build = find(name).build
     text = inspect.getdoc(build) or ""
     for parameter in inspect.signature(build).parameters.values():
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY

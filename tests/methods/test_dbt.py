@@ -13,7 +13,7 @@ UNSURE = ExitOutputs(torch.zeros(3, 4, 3, requires_grad=True), (), ())
 
 
 def test_it_rises_by_the_rate_after_each_sure_batch_and_only_then() -> None:
-    objective = find("dbt")(rate=1.5).objective
+    objective = find("dbt").build(rate=1.5).objective
     temperatures = []
     for given in (SURE, UNSURE, SURE, UNSURE):
         objective(given, BATCH, 0.0)
@@ -22,7 +22,7 @@ def test_it_rises_by_the_rate_after_each_sure_batch_and_only_then() -> None:
 
 
 def test_it_stops_where_the_softened_exit_is_unsure() -> None:
-    objective = find("dbt")(rate=1.5).objective
+    objective = find("dbt").build(rate=1.5).objective
     for _ in range(50):
         objective(SURE, BATCH, 0.0)
     settled = objective.temperature.value()
@@ -32,20 +32,20 @@ def test_it_stops_where_the_softened_exit_is_unsure() -> None:
 
 
 def test_the_step_uses_the_temperature_before_the_rise() -> None:
-    rising = find("dbt")().objective(SURE, BATCH, 0.0)
-    constant = find("dbt")(rising=False, temperature=1.0).objective(SURE, BATCH, 0.0)
+    rising = find("dbt").build().objective(SURE, BATCH, 0.0)
+    constant = find("dbt").build(rising=False, temperature=1.0).objective(SURE, BATCH, 0.0)
     torch.testing.assert_close(rising, constant)
 
 
 def test_evaluation_and_a_constant_temperature_never_rise() -> None:
-    evaluated, constant = find("dbt")().objective.eval(), find("dbt")(rising=False).objective
+    evaluated, constant = find("dbt").build().objective.eval(), find("dbt").build(rising=False).objective
     evaluated(SURE, BATCH, 0.0)
     constant(SURE, BATCH, 0.0)
     assert evaluated.temperature.value().item() == 1.0 and constant.temperature.value().item() == 4.0
 
 
 def test_a_resumed_run_goes_on_with_it() -> None:
-    objective, resumed = find("dbt")().objective, find("dbt")().objective
+    objective, resumed = find("dbt").build().objective, find("dbt").build().objective
     objective(SURE, BATCH, 0.0)
     resumed.load_state_dict(objective.state_dict())
     assert torch.equal(resumed.temperature.value(torch.float64), objective.temperature.value(torch.float64))
@@ -64,5 +64,7 @@ def test_a_nan_does_not_raise_the_temperature() -> None:
 
 
 def test_scale_keeps_the_size_of_five_exits() -> None:
-    free, one = (find("dbt")(rising=False, scale=scale).objective(SURE, BATCH, 0.0)["ce"] for scale in (None, 1.0))
+    free, one = (
+        find("dbt").build(rising=False, scale=scale).objective(SURE, BATCH, 0.0)["ce"] for scale in (None, 1.0)
+    )
     torch.testing.assert_close(free, 10 / 3 * one)

@@ -25,7 +25,7 @@ def loss(objective: torch.nn.Module, given: ExitOutputs) -> Tensor:
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])
 def test_other_widths_are_left_out_with_a_note(name: str) -> None:
-    objective, given = find(name)().objective, outputs()
+    objective, given = find(name).build().objective, outputs()
     (note,) = objective.prepare(exits=3, widths=WIDTHS)
     assert note.startswith("exit 1 has features of width 3, the final exit 5") and "adapt=linear" in note
     loss(objective, given).backward()
@@ -35,7 +35,7 @@ def test_other_widths_are_left_out_with_a_note(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])
 def test_adapt_linear_learns_a_layer_where_widths_differ(name: str) -> None:
-    objective, given = find(name)(adapt="linear").objective, outputs()
+    objective, given = find(name).build(adapt="linear").objective, outputs()
     assert objective.prepare(exits=3, widths=WIDTHS) == ()
     assert set(objective.state_dict()) >= {"match.layers.0.weight", "match.layers.0.bias"}
     assert [tuple(p.shape) for p in objective.parameters()] == [(5, 3), (5,)]
@@ -44,7 +44,7 @@ def test_adapt_linear_learns_a_layer_where_widths_differ(name: str) -> None:
 
 
 def test_adapt_all_learns_one_for_every_early_exit_that_is_compared() -> None:
-    objective = find("byot")(adapt="all", without_features=(-2,), features="norm").objective
+    objective = find("byot").build(adapt="all", without_features=(-2,), features="norm").objective
     objective.prepare(exits=3, widths=(5, 5, 5))
     assert set(objective.match.layers) == {"0"}
     loss(objective, outputs((5, 5, 5))).backward()
@@ -52,26 +52,26 @@ def test_adapt_all_learns_one_for_every_early_exit_that_is_compared() -> None:
 
 def test_without_a_feature_term_there_are_no_layers_and_no_notes() -> None:
     for name, hyper in (("byot", {"beta": 0.0}), ("muse", {"schedule": "off"}), ("eed", {"beta": 0.0})):
-        objective = find(name)(adapt="linear", **hyper).objective
+        objective = find(name).build(adapt="linear", **hyper).objective
         assert objective.prepare(exits=3, widths=WIDTHS) == () and not list(objective.parameters())
         assert "features" not in objective(outputs(), BATCH, 0.0)
 
 
 def test_a_layer_that_was_not_prepared_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"adapt=linear needs a layer from width 3 to 5 at exit 1: call .*prepare"):
-        loss(find("muse")(adapt="linear").objective, outputs())
+        loss(find("muse").build(adapt="linear").objective, outputs())
 
 
 def test_all_exits_left_out_leave_a_zero() -> None:
     given = outputs((3, 4, 5))
-    assert loss(find("muse")().objective, given).item() == 0.0
-    assert loss(find("eed")(teachers=(1,)).objective, given).item() == 0.0
+    assert loss(find("muse").build().objective, given).item() == 0.0
+    assert loss(find("eed").build(teachers=(1,)).objective, given).item() == 0.0
 
 
 @pytest.mark.parametrize(("mode", "message"), [("beed", "cannot be averaged"), ("kd", "cannot compare")])
 def test_maps_of_other_sizes_are_refused_not_pooled(mode: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        loss(find("beed")(mode=mode).objective, outputs((5, 5, 5), sides=(4, 2, 2)))
+        loss(find("beed").build(mode=mode).objective, outputs((5, 5, 5), sides=(4, 2, 2)))
 
 
 def test_a_layer_on_a_map_is_a_1x1_convolution() -> None:

@@ -1,0 +1,76 @@
+"""Leaving early for real on a split: accuracy, operations and time beside the plain network of the same weights."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from statistics import median
+from typing import Any
+
+import torch
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.runtime import answer
+from offramp.measure.cost import segment_macs
+from offramp.measure.timing import medians, side_by_side
+from offramp.net import MultiExitNet, segments
+from offramp.outputs import Batch
+
+TIMED = 30
+"""Batches that are timed: enough for a median, the first whole ones of the split."""
+
+
+def leave_early(
+    net: MultiExitNet,
+    policy: ExitPolicy,
+    batches: Iterable[Batch],
+    shape: tuple[int, int, int],
+    batch_size: int,
+    advance: Callable[[int], None] = lambda samples: None,
+) -> dict[str, Any]:
+    """Answer all batches under the policy and by the plain network, the first ones timed in turn.
+
+    Args:
+        net: in eval mode and on its device; run this under inference mode and the wanted autocast.
+        batches: labelled with class indices; only those of `batch_size` samples are timed.
+        shape: one input's (channels, height, width), for the MACs.
+        advance: called with the number of samples after each batch.
+
+    Returns:
+        Plain values: shares (E,) of samples leaving at each exit; accuracy in [0, 1], mean `macs` and `ms` per sample
+        of both sides (ms None where no batch was whole), and `speedup`, the median over batches of plain / adaptive.
+    """
+    alone = [False] * (net.exits - 1) + [True]
+    parts, (plain,) = segments(net, policy.enabled), segments(net, alone)
+    right, plainly_right, taken = 0, 0, Counter[int]()
+    times: list[dict[str, float]] = []
+    for batch in batches:
+        given = answer(parts, policy, batch.inputs)
+        right += int((given.logits.argmax(1) == batch.labels).sum())
+        plainly_right += int((plain(batch.inputs, ())[2].argmax(1) == batch.labels).sum())
+        taken.update(given.exit.tolist())
+        if len(times) < TIMED and len(batch.ids) == batch_size:
+            times.append(_race(plain, lambda inputs: answer(parts, policy, inputs), batch.inputs))
+        advance(len(batch.ids))
+    n = taken.total()
+    enabled = [exit for exit, on in enumerate(policy.enabled) if on]
+    price = dict(zip(enabled, accumulate(segment_macs(net, shape, policy.enabled)), strict=True))
+    ms = {side: 1000 * median(pair[side] for pair in times) / batch_size if times else None for side in SIDES}
+    return {
+        "policy": {"thresholds": policy.thresholds, "enabled": policy.enabled, "score": policy.score},
+        "batch_size": batch_size,
+        "shares": [taken[exit] / n for exit in range(net.exits)],
+        "accuracy": right / n,
+        "macs": sum(price[exit] * count for exit, count in taken.items()) / n,
+        "ms": ms["adaptive"],
+        "plain": {"accuracy": plainly_right / n, "macs": segment_macs(net, shape, alone)[0], "ms": ms["plain"]},
+        "speedup": median(pair["plain"] / pair["adaptive"] for pair in times) if times else None,
+    }
+
+
+SIDES = ("plain", "adaptive")
+
+
+def _race(plain: Callable[..., object], adaptive: Callable[..., object], inputs: torch.Tensor) -> dict[str, float]:
+    """Median seconds of both on one batch, measured in turn."""
+    runs = {"plain": lambda: plain(inputs, ()), "adaptive": lambda: adaptive(inputs)}
+    return medians(side_by_side(runs, rounds=3, warm_up=1))
