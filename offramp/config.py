@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from cyclopts import Parameter
 
 from offramp.names import unknown
@@ -119,6 +118,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the file, if it is absent, no YAML, no mapping, or has an unknown key.
     """
+    import yaml  # here, because --help does without it
+
     if not path.is_file():
         raise ValueError(f"there is no config file {path}")
     try:
@@ -336,7 +337,12 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         made = [_fit(part, typing.get_args(kind)[0]) for part in parts]
         return all(fits for fits, _ in made), tuple(part for _, part in made)
-    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        import yaml
+
+        parsed = yaml.safe_load(value)
+    else:
+        parsed = value
     if kind is float and not isinstance(parsed, bool):
         try:
             return True, float(parsed)  # YAML reads 1e-6 as text

@@ -49,6 +49,23 @@ def geometric_thresholds(confidence: Float[ndarray, "E N"], shares: Float[ndarra
     return thresholds
 
 
+def between_samples(confidence: Float[ndarray, "E N"], thresholds: Float[ndarray, "E"]) -> Float[ndarray, "E"]:
+    """Thresholds that send these samples to the same exits, each halfway down to the surest sample that stays.
+
+    The rule's own thresholds ARE confidences of samples, and confidences differ in the last bits with the batch and
+    the runtime: whoever a threshold was read from might stay when it runs.
+    """
+    moved = thresholds.copy()
+    left = np.zeros(confidence.shape[1], bool)
+    for exit in range(len(thresholds) - 1):
+        leaves = confidence[exit] >= thresholds[exit]
+        if leaves.any():
+            staying = confidence[exit][~left & ~leaves]
+            moved[exit] = (thresholds[exit] + staying.max()) / 2 if len(staying) else thresholds[exit] * (1 - 1e-5)
+        left |= leaves
+    return moved
+
+
 def exits_taken(confidence: Float[ndarray, "E N"], thresholds: Float[ndarray, "E"]) -> Int[ndarray, "N"]:
     """The first exit whose confidence is at least its threshold, for each sample."""
     passes = confidence >= thresholds[:, None]
@@ -68,7 +85,7 @@ def _feasible(
     confidence: Float[ndarray, "E N"],
     right: Float[ndarray, "E N"],
     enabled: tuple[bool, ...],
-    costs: Sequence[float],
+    costs: Sequence[int | float],
     budget: float,
 ) -> list[Outcome]:
     """All geometric points of one choice of enabled exits that stay within the budget."""
@@ -81,7 +98,7 @@ def _feasible(
         cost = float(price[taken].mean())
         if cost <= budget:
             everywhere = np.full(len(enabled), NEVER)
-            everywhere[on] = thresholds
+            everywhere[on] = between_samples(confidence[on], thresholds)
             shares = np.bincount(on[taken], minlength=len(enabled)) / confidence.shape[1]
             accuracy = float(right[on[taken], np.arange(confidence.shape[1])].mean())
             policy = ExitPolicy(thresholds=tuple(everywhere.tolist()), enabled=enabled)
@@ -93,7 +110,7 @@ def calibrate(
     logits: Float[ndarray, "E N C"],
     labels: Int[ndarray, "N"],
     *,
-    segment_costs: Mapping[tuple[bool, ...], Sequence[float]],
+    segment_costs: Mapping[tuple[bool, ...], Sequence[int | float]],
     budget: float,
 ) -> Outcome:
     """The most accurate policy of the geometric rule whose mean cost on the calibration split is within the budget.

@@ -59,9 +59,10 @@ class ExitPolicy:
                 f"a policy's score is one of {', '.join(SCORES)} and its answer one of {', '.join(ANSWERS)}, "
                 f"got {self.score!r} and {self.answer!r}"
             )
-        if any(not t > 0 for t in self.temperatures) or self.patience < 1 or any(map(math.isnan, self.thresholds)):
+        if any(not t > 0 for t in self.temperatures) or self.patience < 1 or not all(map(math.isfinite, self.thresholds)):
             raise ValueError(
-                "a policy needs positive temperatures, a patience of 1 or more and thresholds that are numbers"
+                "a policy needs positive temperatures, a patience of 1 or more and thresholds that are finite numbers "
+                f"({NEVER:g} lets nobody leave)"
             )
 
     @property
@@ -153,24 +154,47 @@ def parse(text: str, source: str = "policy") -> ExitPolicy:
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
-    values: dict[str, Any] = {
-        name: tuple(found[name]) if isinstance(found[name], list) else found[name] for name in names
-    }
     try:
-        return ExitPolicy(**values)
-    except (TypeError, ValueError) as error:
+        return ExitPolicy(**{name: _typed(name, found[name]) for name in names})
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value of a policy's field as JSON holds it, lists as tuples, or an error that says what it must be."""
+    many, kinds, wanted = _KINDS[name]
+    parts = value if many and isinstance(value, list) else [value]
+    if many != isinstance(value, list) or any(type(part) not in kinds for part in parts):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return tuple(map(kinds[0], value)) if many else value
+
+
+_NUMBERS = (True, (float, int), "a list of numbers")
+_KINDS: dict[str, tuple[bool, tuple[type, ...], str]] = {
+    "thresholds": _NUMBERS,
+    "enabled": (True, (bool,), "a list of true or false"),
+    "score": (False, (str,), "a text"),
+    "temperatures": _NUMBERS,
+    "answer": (False, (str,), "a text"),
+    "patience": (False, (int,), "a whole number"),
+}
 
 
 def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = None) -> None:
     """Write atomically; a policy that was there before is kept as `<name>.old`."""
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_text(policy.to_json(provenance) + "\n")
-    if path.exists():
-        path.replace(path.with_suffix(path.suffix + ".old"))
+    if path.exists():  # copied, not moved: there is a policy at every moment
+        copy = path.with_suffix(path.suffix + ".part")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path.with_suffix(path.suffix + ".old"))
     fresh.replace(path)
 
 
 def load(path: Path) -> ExitPolicy:
     """Read `policy.json`; see `parse`."""
-    return parse(path.read_text(), str(path))
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a policy: it is no text") from None
+    return parse(text, str(path))

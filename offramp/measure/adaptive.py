@@ -38,6 +38,9 @@ def leave_early(
     Returns:
         Plain values: shares (E,) of samples leaving at each exit; accuracy in [0, 1], mean `macs` and `ms` per sample
         of both sides (ms None where no batch was whole), and `speedup`, the median over batches of plain / adaptive.
+
+    Raises:
+        ValueError: if there are no samples, or the policy is for another number of exits.
     """
     alone = [False] * (net.exits - 1) + [True]
     parts, (plain,) = segments(net, policy.enabled), segments(net, alone)
@@ -52,6 +55,8 @@ def leave_early(
             times.append(_race(plain, lambda inputs: answer(parts, policy, inputs), batch.inputs))
         advance(len(batch.ids))
     n = taken.total()
+    if not n:
+        raise ValueError("there are no samples to answer")
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     price = dict(zip(enabled, accumulate(segment_macs(net, shape, policy.enabled)), strict=True))
     ms = {side: 1000 * median(pair[side] for pair in times) / batch_size if times else None for side in SIDES}

@@ -34,6 +34,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
     precision = "bf16-mixed" if precision_of(recipe.precision, device) == "bf16" else "32-true"
+    torch.backends.cudnn.benchmark = True  # the shapes of a run do not change; no effect on a CPU
     fabric = Fabric(
         accelerator=device,
         devices=recipe.devices,

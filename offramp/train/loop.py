@@ -139,12 +139,12 @@ class Loop:
         began = time.perf_counter()
         progress = self.at.epoch / self.recipe.epochs
         for batch in self.train.epoch(self.at.epoch, self.at.step):
-            self._step(batch, progress)
+            self.step(batch, progress)
             if self.stop.is_set():
                 self.at.seconds += time.perf_counter() - began
                 self._save()
                 raise Interrupted
-            if self.at.step % self.recipe.checkpoint_every == 0 and self.at.step < self.steps:
+            if self._due() and self.at.step < self.steps:
                 self.at.seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 self._save()
@@ -152,7 +152,11 @@ class Loop:
         self.at.seconds += time.perf_counter() - began
         self._finish_epoch()
 
-    def _step(self, batch: Batch, progress: float) -> None:
+    def _due(self) -> bool:
+        return self.step_number % self.recipe.checkpoint_every == 0
+
+    def step(self, batch: Batch, progress: float) -> None:
+        """One optimiser step on a batch of the training split, recorded."""
         recipe, at = self.recipe, self.at
         lr = optim.rate(recipe, at.epoch, self.step_number / (recipe.epochs * self.steps))
         optim.set_rate(self.parts.optimizer, lr)
@@ -219,7 +223,8 @@ class Loop:
                 checkpoint.save_weights(self.folder / "last.safetensors", self._evaluated().state_dict(), about)
         if accuracy and score > self.at.best:
             self.at.best, self.at.best_epoch = score, epoch
-        self._save()
+        if self._due() or self.at.epoch == self.recipe.epochs:
+            self._save()
         self.reporter.epoch_done(record)
 
     def _validate(self) -> list[float] | None:

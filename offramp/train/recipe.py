@@ -32,7 +32,7 @@ class Recipe:
         device: Where to train; `auto` takes a GPU if there is one.
         devices: How many processes, one per device.
         seed: Seed of weights, order and augmentation.
-        checkpoint_every: Steps between checkpoints within an epoch; one is written after every epoch anyway.
+        checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events into the run (needs the extra `tensorboard`).
     Raises:
         ValueError: naming the option, if a value makes no sense.

@@ -142,7 +142,7 @@ def test_folder_that_is_no_run_is_left_alone(offramp, tmp_path):
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(offramp, tmp_path):
-    words = ("train", *TINY, "--out", tmp_path / "a")
+    words = ("train", *TINY, "--checkpoint-every", 6, "--out", tmp_path / "a")
     offramp(*words)
     (tmp_path / "a/result.json").unlink()
     newest = sorted((tmp_path / "a/checkpoints").glob("step-*"))[-1]

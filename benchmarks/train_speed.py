@@ -1,0 +1,209 @@
+"""Training speed of the four-exit ResNet18: a plain PyTorch loop, offramp as a user gets it, and the bare step.
+
+    python benchmarks/train_speed.py [--json] [--rounds 5] [--steps 2] [--width 64]
+
+(i) plain: fp32, NCHW, per-image PIL augmentation in a DataLoader with two workers. (ii) offramp: `offramp train` with
+its defaults. (iii) bare: forward, backward and optimiser step of the same network in the precision of (ii), on one
+batch that is already there, without losses, data, logging or Fabric. `beed` exits, batch 128, CIFAR shapes.
+
+Everything runs in one process in turn, so that a busy machine slows all of it; medians are compared. Peak memory is
+that of a process of its own for each. Targets on two AVX512-BF16 cores: (ii) at least 2.3 times the images/s of (i), at
+least 0.95 of (iii), and no more memory than (i).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from offramp.branches import beed as exits
+from offramp.config import Config, build_method
+from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.measure.provenance import provenance
+from offramp.measure.timing import medians, side_by_side
+from offramp.models import resnet
+from offramp.net import MultiExitNet, attach
+from offramp.outputs import Batch
+from offramp.train.device import make_fabric, precision_of
+from offramp.train.loop import Loop
+from offramp.train.recipe import Recipe
+
+BATCH, CLASSES, SAMPLES = 128, 100, 10_000
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+class Images(Dataset):  # type: ignore[type-arg]
+    """Per-image PIL augmentation, as the papers' scripts have it."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = ImageOps.expand(Image.fromarray(self.pixels[index].transpose(1, 2, 0)), 4)
+        left, top = np.random.randint(0, 9, 2)
+        image = image.crop((left, top, left + 32, top + 32))
+        if np.random.rand() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        values = torch.from_numpy(np.array(image, np.float32).transpose(2, 0, 1) / 255)
+        return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None], int(self.labels[index])
+
+
+def network(width: int) -> MultiExitNet:
+    torch.manual_seed(0)
+    trunk = resnet.build("resnet18", classes=CLASSES, width=width)
+    return attach(trunk, lambda backbone, exit: exits.build(backbone, exit, CLASSES))
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def objective() -> Callable[..., dict[str, torch.Tensor]]:
+    made: Any = build_method(Config(method="beed", branch="beed")).objective
+    return made
+
+
+def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray) -> Iterator[None]:
+    """(i); every `next` is one step."""
+    net, terms = network(width).to(device), objective()
+    optimizer = sgd(net)
+    loader = DataLoader(
+        Images(pixels, labels), BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
+    )
+    while True:
+        for inputs, truth in loader:
+            batch = Batch(inputs.to(device), truth.to(device), truth.to(device))
+            loss = sum(terms(net(batch.inputs), batch, 0.0).values())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[union-attr]
+            optimizer.step()
+            yield
+
+
+def offramp_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, compile: bool) -> Iterator[None]:
+    """(ii): the loop of `offramp train` with its defaults."""
+    source = ArraySource("benchmark", tuple(map(str, range(CLASSES))), labels, pixels)
+    split = Split(source, np.arange(len(pixels)), "train")
+    data = DataSet("benchmark", {"train": split}, source.classes, source.shape, MEAN, STD, "crop-flip")
+    recipe = Recipe(batch_size=BATCH, device="cuda" if device == "cuda" else "cpu", compile=compile)
+    method = build_method(Config(method="beed", branch="beed"))
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(make_fabric(recipe), Path(folder), recipe, network(width), method, data, Silent())
+        loop.parts.net.train()
+        while True:
+            for batch in loop.train.epoch(0):
+                loop.step(batch, 0.0)
+                yield
+
+
+class Silent:
+    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None: ...
+
+    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None: ...
+
+    def epoch_done(self, record: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def bare_loop(width: int, device: str, pixels: np.ndarray, compile: bool) -> Iterator[None]:
+    """(iii): nothing but the network and its optimiser."""
+    net = network(width).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = sgd(net)
+    run = torch.compile(net) if compile else net
+    inputs = torch.from_numpy(pixels[:BATCH]).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+    low = precision_of("auto", device) == "bf16"
+    while True:
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            logits = run(inputs).logits
+        logits.float().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield
+
+
+def loops(width: int, device: str, compile: bool) -> dict[str, Callable[[], Iterator[None]]]:
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (SAMPLES, 3, 32, 32), dtype=np.uint8)
+    labels = draw.integers(0, CLASSES, SAMPLES)
+    return {
+        "plain": lambda: plain_loop(width, device, pixels, labels),
+        "offramp": lambda: offramp_loop(width, device, pixels, labels, compile),
+        "bare": lambda: bare_loop(width, device, pixels, compile),
+    }
+
+
+def speeds(width: int, device: str, rounds: int, steps: int, compile: bool) -> dict[str, float]:
+    """Median images per second of each."""
+    running = {name: make() for name, make in loops(width, device, compile).items()}
+
+    def take(loop: Iterator[None]) -> Callable[[], object]:
+        return lambda: [next(loop) for _ in range(steps)]
+
+    seconds = medians(side_by_side({name: take(loop) for name, loop in running.items()}, rounds, warm_up=1))
+    return {name: BATCH * steps / value for name, value in seconds.items()}
+
+
+def peak_memory(name: str, width: int) -> float:
+    """MiB that one of them needs at most, three steps in a process of its own (data workers not counted)."""
+    command = [sys.executable, __file__, "--only", name, "--width", str(width)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="steps per round")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--compile", action="store_true", help="compile the network in (ii) and (iii)")
+    parser.add_argument("--only", choices=("plain", "offramp", "bare"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if given.only:
+        loop = loops(given.width, device, given.compile)[given.only]()
+        for _ in range(3):
+            next(loop)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    speed = speeds(given.width, device, given.rounds, given.steps, given.compile)
+    memory = {name: peak_memory(name, given.width) for name in ("plain", "offramp")}
+    result = {
+        "benchmark": "train_speed",
+        "images_per_second": speed,
+        "peak_memory_mib": memory,
+        "offramp_vs_plain": speed["offramp"] / speed["plain"],
+        "offramp_vs_bare": speed["offramp"] / speed["bare"],
+        "memory_vs_plain": memory["offramp"] / memory["plain"],
+        "width": given.width,
+        "compile": given.compile,
+        "precision": precision_of("auto", device),
+        "rounds": given.rounds,
+        **provenance(),
+    }
+    if given.json:
+        print(json.dumps(result))
+        return
+    for name, value in speed.items():
+        print(f"{name:8} {value:9.1f} images/s   {memory.get(name, float('nan')):8.0f} MiB at most")
+    print(f"offramp / plain {result['offramp_vs_plain']:.2f} (target 2.3)")
+    print(f"offramp / bare {result['offramp_vs_bare']:.3f} (target 0.95)")
+    print(f"memory of offramp / plain {result['memory_vs_plain']:.2f} (target at most 1)")
+
+
+if __name__ == "__main__":
+    main()

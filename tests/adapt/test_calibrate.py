@@ -1,0 +1,221 @@
+"""The geometric rule against MSDNet's worked example, and the choice of a policy against trying everything by hand."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy import ndarray
+
+from offramp.adapt.calibrate import (
+    POINTS,
+    between_samples,
+    calibrate,
+    choices,
+    confidences,
+    exits_taken,
+    geometric_shares,
+    geometric_thresholds,
+)
+from offramp.adapt.policy import NEVER
+
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())["dynamic_eval"]
+EXITS, N, CLASSES = 4, 12, 5
+FLOPS = np.array(GOLDEN["flops"])
+LABELS = (2 * np.arange(N) + 1) % CLASSES
+
+
+def logits(split: str) -> ndarray:
+    """z[k,n,c] = 2.5 (1 + .3 k) sin(1 + off + 17 k + 5 n + c) in float64; off is 0 on val and 3 on test."""
+    k, n, c = np.arange(EXITS)[:, None, None], np.arange(N)[:, None], np.arange(CLASSES)
+    return 2.5 * (1 + 0.3 * k) * np.sin(1 + (0 if split == "val" else 3) + 17 * k + 5 * n + c)
+
+
+def softmax(z: ndarray) -> ndarray:
+    powers = np.exp(z - z.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("run", GOLDEN["runs"], ids=lambda run: f"q={run['p']}")
+def test_the_worked_example_of_msdnet(run: dict[str, Any]) -> None:
+    # the example's `p` is our q, and its `q` are our shares
+    shares = geometric_shares(run["p"], EXITS)
+    np.testing.assert_allclose(shares, run["q"], rtol=1e-12)
+    thresholds = geometric_thresholds(softmax(logits("val")).max(-1), shares)
+    np.testing.assert_allclose(thresholds, run["T"], rtol=1e-8)
+    for split in ("val", "test"):
+        z = logits(split)
+        taken = exits_taken(softmax(z).max(-1), thresholds)
+        assert taken.tolist() == run[split]["exit"]
+        answers = z.argmax(-1)[taken, np.arange(N)]
+        assert 100 * (answers == LABELS).mean() == pytest.approx(run[split]["acc"], rel=1e-8)
+        assert FLOPS[taken].mean() == pytest.approx(run[split]["flops"], rel=1e-8)
+
+
+def test_shares_grow_by_q_from_exit_to_exit_and_sum_to_one() -> None:
+    for q in (0.05, 0.5, 1.0, 1.95):
+        shares = geometric_shares(q, 6)
+        assert shares.sum() == pytest.approx(1)
+        np.testing.assert_allclose(shares[1:] / shares[:-1], q)
+
+
+def test_ties_leave_together_and_then_too_few_are_left_for_the_next_exit() -> None:
+    confidence = np.ones((3, 8))
+    confidence[0, 6:] = 0.5
+    thresholds = geometric_thresholds(confidence, np.full(3, 1 / 3))
+    # 8/3 of 8 samples may leave at exit 1, but the six that are equally sure do; two are left and two are wanted
+    assert thresholds.tolist() == [1.0, 1.0, -NEVER]
+    assert exits_taken(confidence, thresholds).tolist() == [0] * 6 + [1] * 2
+    assert geometric_thresholds(np.ones((3, 8)), np.full(3, 1 / 3)).tolist() == [1.0, NEVER, -NEVER]
+
+
+def test_where_less_than_one_sample_is_meant_to_leave_nobody_does() -> None:
+    confidence = np.linspace(0.1, 0.9, 5)[None].repeat(3, 0)
+    thresholds = geometric_thresholds(confidence, np.array([0.19, 0.41, 0.4]))
+    assert thresholds.tolist() == [NEVER, pytest.approx(0.7), -NEVER]
+
+
+def test_confidences_are_the_policys_own() -> None:
+    from offramp.adapt.policy import ExitPolicy
+
+    z = logits("val").astype(np.float32)
+    policy = ExitPolicy(thresholds=(0.0,) * EXITS, enabled=(True,) * EXITS)
+    for exit in range(EXITS):
+        assert confidences(z)[exit].tolist() == policy.step({}, z[exit], exit)[2].tolist()
+
+
+def test_every_choice_of_exits_keeps_the_final_one() -> None:
+    assert choices(1) == [(True,)]
+    found = choices(4)
+    assert len(set(found)) == 8 and all(flags[-1] for flags in found)
+    assert found[-1] == (False, False, False, True)
+
+
+PIECES = {"stages": (3, 4, 5, 6), "branches": (2, 2, 2, 1)}
+
+
+def costs(enabled: tuple[bool, ...]) -> list[float]:
+    """Cost of every segment: the stages since the last enabled exit, and the exit's branch."""
+    found, running = [], 0.0
+    for on, stage, branch in zip(enabled, PIECES["stages"], PIECES["branches"], strict=True):
+        running += stage
+        if on:
+            found.append(running + branch)
+            running = 0.0
+    return found
+
+
+SEGMENT_COSTS = {enabled: costs(enabled) for enabled in choices(EXITS)}
+PLAIN = SEGMENT_COSTS[False, False, False, True][0]
+
+
+def samples(seed: int, n: int = 60) -> tuple[ndarray, ndarray]:
+    """Logits that are right and sure more often the deeper the exit."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    z = rng.normal(size=(EXITS, n, CLASSES))
+    z[:, np.arange(n), labels] += np.linspace(0.5, 2.0, EXITS)[:, None]
+    return z.astype(np.float32), labels
+
+
+def by_hand(z: ndarray, labels: ndarray) -> list[tuple[float, float]]:
+    """(accuracy, cost) of every point of the rule with every choice of exits, one sample at a time."""
+    found = []
+    sure = confidences(z)
+    for enabled, q in product(SEGMENT_COSTS, range(1, POINTS + 1)):
+        on = [exit for exit in range(EXITS) if enabled[exit]]
+        weights = [(q / 20) ** (place + 1) for place in range(len(on))]
+        here, right, cost = set(range(len(labels))), 0, 0.0
+        for place, exit in enumerate(on):
+            count = int(len(labels) * weights[place] / sum(weights) + 1e-12)
+            ranked = sorted((sure[exit][sample] for sample in here), reverse=True)
+            last = place == len(on) - 1
+            limit = ranked[count - 1] if 0 < count <= len(ranked) else np.inf
+            leaving = {sample for sample in here if last or sure[exit][sample] >= limit}
+            right += sum(z[exit, sample].argmax() == labels[sample] for sample in leaving)
+            cost += len(leaving) * sum(SEGMENT_COSTS[enabled][: place + 1])
+            here -= leaving
+        found.append((right / len(labels), cost / len(labels)))
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_policy_is_the_most_accurate_within_the_budget(seed: int) -> None:
+    z, labels = samples(seed)
+    points = by_hand(z, labels)
+    found = []
+    for budget in (0.4 * PLAIN, 0.6 * PLAIN, 0.8 * PLAIN, PLAIN):
+        outcome = calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=budget)
+        best = max(((acc, -cost) for acc, cost in points if cost <= budget + 1e-9))
+        assert (outcome.accuracy, -outcome.cost) == pytest.approx(best)
+        assert outcome.cost <= budget
+        found.append(outcome.accuracy)
+    assert found == sorted(found)
+    assert found[-1] >= (z[-1].argmax(1) == labels).mean()
+
+
+def test_the_outcome_is_what_the_policy_does() -> None:
+    z, labels = samples(2)
+    for budget in (0.4 * PLAIN, 0.7 * PLAIN, PLAIN):
+        outcome = calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=budget)
+        policy = outcome.policy
+        assert (policy.score, policy.answer) == ("confidence", "exit")
+        taken = np.full(len(labels), -1)
+        for exit in range(EXITS):
+            *_, leaves = policy.step({}, z[exit], exit)
+            taken[policy.enabled[exit] & leaves & (taken < 0)] = exit
+        ends = dict(zip(np.flatnonzero(policy.enabled), np.cumsum(SEGMENT_COSTS[policy.enabled]), strict=True))
+        assert outcome.shares == pytest.approx([(taken == exit).mean() for exit in range(EXITS)])
+        assert outcome.accuracy == pytest.approx((z.argmax(2)[taken, np.arange(len(labels))] == labels).mean())
+        assert outcome.cost == pytest.approx(np.mean([ends[exit] for exit in taken]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_thresholds_lie_between_samples_so_that_rounding_moves_nobody(seed: int) -> None:
+    sure = confidences(samples(seed)[0])
+    for q in (0.3, 1.0, 1.7):
+        published = geometric_thresholds(sure, geometric_shares(q, EXITS))
+        moved = between_samples(sure, published)
+        taken = exits_taken(sure, published)
+        assert exits_taken(sure, moved).tolist() == taken.tolist()
+        for exit in range(EXITS - 1):
+            here = sure[exit][taken >= exit]
+            assert (here < moved[exit]).sum() == (taken > exit).sum()
+            assert np.abs(here - moved[exit]).min() > 1e-6
+            assert moved[exit] <= published[exit]
+
+
+def test_where_nobody_stays_the_threshold_is_only_just_below_the_last_to_leave() -> None:
+    sure = np.array([[0.9, 0.6, 0.8], [0.9, 0.9, 0.9]])
+    moved = between_samples(sure, np.array([0.6, -NEVER]))
+    assert 0.5999 < moved[0] < 0.6 and moved[1] == -NEVER
+
+
+def test_where_nobody_leaves_the_threshold_stays_out_of_reach() -> None:
+    sure = np.array([[0.9, 0.6], [0.9, 0.9]])
+    assert between_samples(sure, np.array([NEVER, -NEVER])).tolist() == [NEVER, -NEVER]
+
+
+def test_exits_that_cost_more_than_they_save_are_switched_off() -> None:
+    z, labels = samples(4)
+    dear = {enabled: [cost + 1000 * (len(parts) - 1) for cost in parts] for enabled, parts in SEGMENT_COSTS.items()}
+    outcome = calibrate(z, labels, segment_costs=dear, budget=PLAIN)
+    assert outcome.policy.enabled == (False, False, False, True)
+    assert (outcome.cost, outcome.shares) == (PLAIN, (0.0, 0.0, 0.0, 1.0))
+
+
+def test_a_budget_that_is_too_small_names_the_cheapest() -> None:
+    z, labels = samples(5)
+    with pytest.raises(ValueError) as caught:
+        calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=3.0)
+    cheapest = min(cost for _, cost in by_hand(z, labels))
+    assert str(caught.value) == f"no policy is that cheap: the budget is 3, the cheapest costs {cheapest:.4g}"
+    assert calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=cheapest + 1e-9).cost == pytest.approx(cheapest)
+
+
+def test_a_split_without_samples() -> None:
+    z, labels = samples(6)
+    with pytest.raises(ValueError, match="the calibration split has no samples"):
+        calibrate(z[:, :0], labels[:0], segment_costs=SEGMENT_COSTS, budget=PLAIN)

@@ -1,0 +1,72 @@
+"""Accuracy, ensembles and calibration error, against counts by hand."""
+
+import json
+
+import pytest
+import torch
+
+from offramp.measure.accuracy import calibration_error, ensemble, summary, top_k
+from offramp.outputs import Trace
+
+# two exits, four samples, three classes
+LOGITS = torch.tensor(
+    [
+        [[3.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 3.0], [2.0, 1.0, 0.0]],
+        [[0.0, 0.5, 0.2], [0.0, 0.1, 0.2], [0.0, 1.0, 3.0], [0.0, 5.0, 1.0]],
+    ]
+)
+LABELS = torch.tensor([0, 2, 2, 1])
+
+
+def test_top_k_by_hand() -> None:
+    assert top_k(LOGITS, LABELS) == [0.5, 0.75]
+    assert top_k(LOGITS, LABELS, 2) == [1.0, 0.75]
+
+
+def test_top_k_of_fewer_classes_than_k_is_always_right() -> None:
+    assert top_k(LOGITS, LABELS, 5) == [1.0, 1.0]
+
+
+def test_the_ensemble_is_the_sum_of_logits() -> None:
+    assert torch.equal(ensemble(LOGITS), LOGITS[0] + LOGITS[1])
+    assert top_k(ensemble(LOGITS)[None], LABELS) == [0.75]  # the second sample's first exit outvotes the second
+
+
+def logits_of(confidence: list[float]) -> torch.Tensor:
+    """One exit that answers class 0 of two with these confidences."""
+    p = torch.tensor(confidence, dtype=torch.float64)
+    return torch.stack([p.log(), (1 - p).log()], -1)[None]
+
+
+def test_calibration_error_by_hand() -> None:
+    sure = [0.95, 0.91, 0.65, 0.55, 0.55]
+    labels = torch.tensor([0, 1, 0, 0, 1])
+    # ten bins: (.9, 1] has 2 samples, 1 right, confidence 1.86; (.6, .7] one, right; (.5, .6] two, one right
+    expected = (abs(1 - 1.86) + abs(1 - 0.65) + abs(1 - 1.1)) / 5
+    assert calibration_error(logits_of(sure), labels, bins=10) == [pytest.approx(expected)]
+
+
+def test_a_confidence_of_one_belongs_to_the_last_bin_and_edges_to_the_bin_below() -> None:
+    certain = torch.tensor([[[200.0, 0.0], [200.0, 0.0]]])
+    assert calibration_error(certain, torch.tensor([0, 0])) == [0.0]
+    assert calibration_error(certain, torch.tensor([1, 1])) == [1.0]
+    even = torch.zeros(1, 4, 2)  # confidence .5 is in (.4, .5] of ten bins: right half of the time, no error
+    assert calibration_error(even, torch.tensor([0, 1, 0, 1]), bins=10) == [0.0]
+
+
+def test_every_exit_has_its_own_error() -> None:
+    z = torch.cat([logits_of([0.9, 0.9]), logits_of([0.6, 0.6])])
+    assert calibration_error(z, torch.tensor([0, 0])) == [pytest.approx(0.1), pytest.approx(0.4)]
+
+
+def test_a_summary_is_plain_values() -> None:
+    found = summary(Trace(LOGITS, LABELS, torch.arange(4), "test"))
+    assert json.loads(json.dumps(found)) == found
+    assert (found["split"], found["samples"], found["accuracy"]) == ("test", 4, [0.5, 0.75])
+    assert (found["top5"], found["ensemble"]) == ([1.0, 1.0], 0.75)
+    assert found["calibration_error"] == calibration_error(LOGITS, LABELS)
+
+
+def test_without_labels_there_is_no_accuracy() -> None:
+    with pytest.raises(ValueError, match="the trace of 'cal' has no labels, so there is no accuracy"):
+        summary(Trace(LOGITS, None, torch.arange(4), "cal"))

@@ -1,0 +1,67 @@
+"""The README's commands run as printed, and its figures are those of the results they come from."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offramp.cli._argv import options, prepare
+from offramp.config import Config, resolve
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^\$ (offramp .*)$", README, re.MULTILINE)
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", "from offramp.cli import main; main()", *shlex.split(command)[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def test_first_thirty_lines_show_what_it_is_a_table_and_python():
+    head = README.splitlines()[:30]
+    assert any(line.startswith("|") for line in head)
+    assert "```python" in head
+
+
+def test_the_five_commands_run_as_printed(tmp_path):
+    block = README.split("## Five commands")[1].split("```")[1]
+    for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+        ran = run(command, tmp_path)
+        assert ran.returncode == 0, f"{command}: {ran.stderr}"
+        assert ran.stdout or "train" in command
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if " train " in command])
+def test_every_training_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    from offramp.cli import app
+
+    words = prepare(shlex.split(command)[1:])
+    _, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
+    config = bound.arguments.get("config", Config())
+    given = options(bound.arguments.get("option") or [])
+    assert resolve(type(config)(**{**vars(config), "options": given}))
+
+
+def test_python_block_runs(tmp_path):
+    code = README.split("```python\n")[1].split("```")[0]
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ran.returncode == 0, ran.stderr
+    assert "torch.Size([4, 8, 10])" in ran.stdout
+
+
+def test_table_is_that_of_the_recorded_runs():
+    lines = [json.loads(line) for line in (ROOT / "results/cifar100-cpu.jsonl").read_text().splitlines()]
+    assert {line["config"]["method"] for line in lines} == {"joint", "muse"}
+    for line in lines:
+        cells = [f"{100 * value:.2f}" for value in [*line["accuracy"], line["ensemble"]]]
+        row = next(row for row in README.splitlines() if row.startswith(f"| `{line['config']['method']}`"))
+        assert re.findall(r"\d+\.\d\d", row)[: len(cells)] == cells
