@@ -43,9 +43,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit(
-            "gpu_cifar needs a CUDA GPU and PyTorch sees none here; on a CPU, benchmarks/train_speed.py compares the loops"
-        )
+        sys.exit("gpu_cifar needs a CUDA GPU and PyTorch sees none here; on a CPU, see benchmarks/train_speed.py")
     began = time.perf_counter()
     trained = run(configuration(given.epochs, given.data_dir), given.out, resume=True, show=not given.json)
     seconds = time.perf_counter() - began

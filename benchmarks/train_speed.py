@@ -164,6 +164,14 @@ def peak_memory(name: str, width: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def _peak_mib() -> float:
+    """Largest resident size of this process; on Linux from /proc, since ru_maxrss starts with the parent's size."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
@@ -178,7 +186,7 @@ def main() -> None:
         loop = loops(given.width, device, given.compile)[given.only]()
         for _ in range(3):
             next(loop)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(_peak_mib())
         return
     speed = speeds(given.width, device, given.rounds, given.steps, given.compile)
     memory = {name: peak_memory(name, given.width) for name in ("plain", "offramp")}

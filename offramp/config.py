@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 KINDS = ("net", "branch", "method", "data")
 """What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
 
+LISTINGS = {"net": "offramp nets", "branch": "offramp branches", "method": "offramp methods", "data": "offramp data"}
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +80,26 @@ def unflat(values: Mapping[str, Any], source: str) -> Config:
     """The configuration that `flat` wrote; `source` names it in errors.
 
     Raises:
-        ValueError: naming the source, the key and the nearest valid one.
+        ValueError: naming the source, the key and the nearest valid one, or what its value must be.
     """
+    hints = typing.get_type_hints(Config) | typing.get_type_hints(Recipe)
     recipe_names = {spec.name for spec in dataclasses.fields(Recipe)}
     own: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        kind, dot, name = key.partition(".")
+        kind, dot, name = str(key).partition(".")
         if dot and kind in KINDS:
             options.setdefault(kind, {})[name] = value
             continue
-        check_key(key, source)
+        check_key(str(key), source)
         field_name = key.replace("-", "_")
-        value = tuple(value) if isinstance(value, list) else value
-        (recipe if field_name in recipe_names else own)[field_name] = value
-    if own.get("data_dir") is not None:
-        own["data_dir"] = Path(own["data_dir"])
-    return Config(**own, options=options, recipe=Recipe(**recipe))
+        converted = _convert(value, hints[field_name], f"{source}: {key}")
+        (recipe if field_name in recipe_names else own)[field_name] = converted
+    try:
+        return Config(**own, options=options, recipe=Recipe(**recipe))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def keys() -> list[str]:
@@ -124,7 +128,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no config file {path}")
     try:
         found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no options: it must be a mapping such as `net: resnet18`")
@@ -154,7 +158,7 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
     made = {}
     for key, value in given.items():
         if key.replace("-", "_") not in offered:
-            raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"offramp {kind}s {name}")
+            raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
         made[key.replace("-", "_")] = _convert(value, hints[key.replace("-", "_")], f"--{kind}.{key}")
     return made
 
@@ -239,13 +243,14 @@ class LoadedRun:
     policy: "ExitPolicy | None"
 
 
-def load_run(folder: Path | str, weights: str = "last") -> LoadedRun:
+def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun:
     """Open a run for use.
 
     Args:
         weights: `last` or `best` (on val).
+        with_policy: read its policy too, where it has one; fitting a new one must not need the old one.
     Raises:
-        ValueError: if the folder is no run, has no such weights yet, or they do not fit its configuration.
+        ValueError: if the folder is no run, has no such weights yet, or they or the policy do not fit its network.
     """
     from offramp.adapt import policy
     from offramp.net import MultiExitNet
@@ -266,7 +271,12 @@ def load_run(folder: Path | str, weights: str = "last") -> LoadedRun:
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the network of {folder}: {' '.join(str(error).split())[:300]}") from None
     assert isinstance(net, MultiExitNet)
-    found = policy.load(folder / POLICY) if (folder / POLICY).is_file() else None
+    found = policy.load(folder / POLICY) if with_policy and (folder / POLICY).is_file() else None
+    if found is not None and found.exits != net.exits:
+        raise ValueError(
+            f"{folder / POLICY} is for {found.exits} exits, but this network has {net.exits}: fit it again with "
+            "`offramp calibrate`"
+        )
     return LoadedRun(folder, config, net.eval(), about, found)
 
 
@@ -331,18 +341,21 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
     if origin is Literal:
         same = [choice for choice in typing.get_args(kind) if str(choice) == str(value)]
         return bool(same), same[0] if same else None
-    if kind is str:
-        return isinstance(value, str), value
+    if kind in (str, Path):
+        return isinstance(value, str), kind(str(value))
     if origin in (tuple, list, Sequence):
-        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        words = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        parts = words if isinstance(words, list | tuple) else [words]
         made = [_fit(part, typing.get_args(kind)[0]) for part in parts]
         return all(fits for fits, _ in made), tuple(part for _, part in made)
+    parsed = value
     if isinstance(value, str):
         import yaml
 
-        parsed = yaml.safe_load(value)
-    else:
-        parsed = value
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return False, None
     if kind is float and not isinstance(parsed, bool):
         try:
             return True, float(parsed)  # YAML reads 1e-6 as text

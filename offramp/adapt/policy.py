@@ -59,7 +59,11 @@ class ExitPolicy:
                 f"a policy's score is one of {', '.join(SCORES)} and its answer one of {', '.join(ANSWERS)}, "
                 f"got {self.score!r} and {self.answer!r}"
             )
-        if any(not t > 0 for t in self.temperatures) or self.patience < 1 or not all(map(math.isfinite, self.thresholds)):
+        if (
+            any(not t > 0 for t in self.temperatures)
+            or self.patience < 1
+            or not all(map(math.isfinite, self.thresholds))
+        ):
             raise ValueError(
                 "a policy needs positive temperatures, a patience of 1 or more and thresholds that are finite numbers "
                 f"({NEVER:g} lets nobody leave)"

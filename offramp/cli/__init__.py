@@ -67,7 +67,10 @@ def _run(words: list[str]) -> int:
 
 def _expected(error: Exception) -> bool:
     """Whether this is something that went wrong in the user's world rather than in our code."""
-    return isinstance(error, OSError) or type(error).__module__.startswith("offramp.")
+    missing_extra = (
+        isinstance(error, ImportError) and error.name is None
+    )  # raised by us, with the command that installs
+    return isinstance(error, OSError) or missing_extra or type(error).__module__.startswith("offramp.")
 
 
 def _fail(words: list[str], message: str, status: int) -> int:

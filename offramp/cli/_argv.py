@@ -29,7 +29,7 @@ def prepare(argv: list[str]) -> list[str]:
                 raise ValueError(f"{name} needs a value")
             value = rest.pop(0)
         if dotted:
-            said.add(f"{kind}.{key}")
+            said.add(_bare(name))
             words += ["--option", f"{kind}.{key}={value}"]
         elif name == "--config":
             configs.append(Path(value))
@@ -41,19 +41,23 @@ def prepare(argv: list[str]) -> list[str]:
         raise ValueError("--config can be given once")
     for path in configs:
         for key, found in read_yaml(path).items():
-            if key.replace("_", "-") not in said:
+            if _bare(key) not in said:
                 words += _words(key, found)
     return words
 
 
 def _bare(name: str) -> str:
-    return name.removeprefix("--").removeprefix("no-").replace("_", "-")
+    """The option that is meant: `--no-streaming` is about `streaming`, and `--net.width` is `--width`."""
+    bare = name.removeprefix("--").removeprefix("no-").replace("_", "-")
+    return "width" if bare == "net.width" else bare
 
 
 def _words(key: str, value: Any) -> list[str]:
     """A key of a config file, as it would be typed."""
     kind, dot, _ = key.partition(".")
     if dot and kind in KINDS:
+        if value is None:
+            return []
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         return ["--option", f"{key}={text}"]
     option = f"--{key.replace('_', '-')}"

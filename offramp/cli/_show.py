@@ -13,7 +13,7 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 
-def count(number: float) -> str:
+def count(number: int | float) -> str:
     """1234567 -> "1.23 M"."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:

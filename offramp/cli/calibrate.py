@@ -62,7 +62,7 @@ def fit(run: Path, macs: str, weights: str, data_dir: Path | None, show: bool) -
     from offramp.measure.provenance import provenance
     from offramp.train.folder import POLICY
 
-    loaded = load_run(run, weights)
+    loaded = load_run(run, weights, with_policy=False)
     parse_macs(macs, 1.0)
     data = load_data(loaded, data_dir, show)
     if "cal" not in data.splits:

@@ -30,6 +30,8 @@ def evaluate(
         batch_size: Batch size of the measured times.
         json: Print one JSON object.
     """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     loaded = load_run(run, weights)
     result = measure(loaded, weights, data_dir, batch_size, show=not json)
     if json:
@@ -40,17 +42,16 @@ def evaluate(
 
 def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: int, show: bool) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
-    import json
-
     from offramp.config import flat
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.provenance import provenance
+    from offramp.train.folder import read_result
 
+    training = read_result(loaded.folder)
     data = load_data(loaded, data_dir, show)
     shape = data.shape
     traced = trace_split(loaded, data, "test", show)
-    trained = loaded.folder / "result.json"
     result: dict[str, Any] = {
         "run": str(loaded.folder),
         "weights": weights,
@@ -61,7 +62,7 @@ def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: 
         "parameters": cost.parameters(loaded.net).total,
         "adaptive": adaptive(loaded, data, batch_size, show) if loaded.policy else None,
         "config": flat(loaded.config),
-        "training": json.loads(trained.read_text()) if trained.is_file() else None,
+        "training": training,
         "provenance": provenance(),
     }
     return result

@@ -37,6 +37,8 @@ def info(
     from offramp.measure import cost, draw
     from offramp.net import MultiExitNet
 
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image-size must be at least 1, got {image_size}")
     config = resolve(Config(net=net, branch=branch, width=width, method="joint", options=parse_options(option or [])))
     with torch.device("meta"):
         of_net = config.options.get("net", {})

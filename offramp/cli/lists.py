@@ -1,11 +1,13 @@
 """offramp nets | branches | methods | data: what there is, and the parameters of one by name."""
 
 import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.config import defaults, keys
 from offramp.names import unknown
 
 Json = Annotated[bool, Parameter(negative="")]
@@ -44,7 +46,7 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import methods
 
-    _list("method", methods.available(), name, methods.find, json)
+    _list("method", methods.available(), name, lambda found: methods.find(found).build, json)
 
 
 def data(name: str | None = None, /, *, json: Json = False) -> None:
@@ -58,10 +60,19 @@ def data(name: str | None = None, /, *, json: Json = False) -> None:
 
     from offramp import data
 
-    _list("data", dict(data.available()), name, lambda found: import_module(f"offramp.data.{found}").build, json)
+    offers = dict(data.available())
+    _list("data", offers, name, lambda found: import_module(f"offramp.data.{found}").build, json, data.load)
 
 
-def _list(kind: str, offers: dict[str, str], name: str | None, build: Any, json: bool) -> None:
+def _list(
+    kind: str,
+    offers: dict[str, str],
+    name: str | None,
+    build: Any,
+    json: bool,
+    shared: Callable[..., Any] | None = None,
+) -> None:
+    """Print all offers, or one's docstring and parameters; `shared` takes parameters that every offer has as well."""
     from offramp.cli._show import stdout, table
 
     if name is None:
@@ -72,13 +83,12 @@ def _list(kind: str, offers: dict[str, str], name: str | None, build: Any, json:
             stdout.print(f"[bold]{offer:<12}[/] {line}", highlight=False)
         return
     if name not in offers:
-        raise unknown(kind, name, offers, listing=f"offramp {kind}s" if kind != "data" else "offramp data")
+        raise unknown(kind, name, offers, listing="offramp data" if kind == "data" else None)
     found = build(name)
-    parameters = {
-        key: {"type": inspect.formatannotation(spec.annotation), "default": spec.default}
-        for key, spec in inspect.signature(found).parameters.items()
-        if spec.kind is spec.KEYWORD_ONLY and spec.default is not spec.empty
-    }
+    parameters = _parameters(found)
+    if shared:
+        own = {"progress", *(key.replace("-", "_") for key in keys())}  # these are options of their own
+        parameters |= {key: about for key, about in _parameters(shared).items() if key not in own}
     if json:
         emit({"name": name, "about": offers[name], "parameters": parameters})
         return
@@ -88,3 +98,12 @@ def _list(kind: str, offers: dict[str, str], name: str | None, build: Any, json:
     if rows:
         stdout.print()
         stdout.print(table("", ["parameter", "default", "type"], rows))
+
+
+def _parameters(found: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+    """Type and default of what `--KIND.KEY` sets."""
+    specs = inspect.signature(found).parameters
+    return {
+        key: {"type": inspect.formatannotation(specs[key].annotation), "default": default}
+        for key, default in defaults(found).items()
+    }

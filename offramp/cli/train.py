@@ -39,7 +39,7 @@ def train(
 
     wanted = resolve(dataclasses.replace(config, options=parse_options(option or [])))
     result = run(wanted, out, resume, show=not json)
-    if json:
+    if json and result:  # processes other than the first have none
         emit(result)
 
 
@@ -54,9 +54,9 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     from offramp.train.loop import Loop
     from offramp.train.reporter import Interrupted
 
-    if resume and (folder / place.RESULT).is_file():
+    finished = place.read_result(folder) if resume else None
+    if finished is not None:
         place.claim(folder, flat(config), resume)
-        finished: dict[str, Any] = json.loads((folder / place.RESULT).read_text())
         reporter = TrainingProgress(show)
         reporter.note(f"{folder} is finished: {finished['epochs']} epochs in {finished['seconds']:.0f} s")
         return finished

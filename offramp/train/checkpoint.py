@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,11 +75,19 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(
             f"{path} has checkpoint version {manifest.get('version')!r}; this offramp reads version {VERSION}"
         )
+    digests = manifest.get("blake2b")
     for name in ("weights.safetensors", "state.pt"):
-        if not (path / name).is_file() or _digest(path / name) != manifest["blake2b"].get(name):
+        known = digests.get(name) if isinstance(digests, dict) else None
+        if known is None or not (path / name).is_file() or _digest(path / name) != known:
             raise Damaged(f"{path / name} is missing, truncated or changed since it was written")
-    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-    return Checkpoint(path, load_file(path / "weights.safetensors"), state)
+    try:
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
+        raise Damaged(f"{path / 'state.pt'} holds something other than tensors and plain values") from None
+    try:
+        return Checkpoint(path, load_file(path / "weights.safetensors"), state)
+    except SafetensorError as error:
+        raise Damaged(f"{path / 'weights.safetensors'} cannot be read as safetensors: {error}") from None
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -108,12 +117,20 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get("about")
+            about = _about((file.metadata() or {}).get("about"))
             if about is None:
                 raise Damaged(f"{path} was not written by offramp: its header says nothing of the run")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about)  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Damaged(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def _about(text: str | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _all(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """A run's folder: who may write into it, and what lies where."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
         if not resume:
             raise ValueError(f"{folder} already holds this run; add --resume to go on with it, or take another --out")
         return
-    if folder.is_dir() and any(entry.name != CONFIG for entry in folder.iterdir()):
+    if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}") for entry in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run of offramp; take another --out")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".part-{CONFIG}"
@@ -44,12 +45,29 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The resolved configuration of a run.
 
     Raises:
-        ValueError: if the folder holds no run.
+        ValueError: if the folder holds no run, or its configuration cannot be read.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} is no run: it has no {CONFIG} (`offramp train --out {folder}` makes one)")
-    found = yaml.safe_load(path.read_text())
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no options")
+    return found
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What training said when it was done; None where it is not.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    path = folder / RESULT
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from None
     return found

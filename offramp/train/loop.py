@@ -192,7 +192,13 @@ class Loop:
             self.reporter.stepped(self.at.epoch, self.at.step, {"loss": loss, **values})
         self.pending = []
 
+    def _check_weights(self) -> None:
+        for name, weight in self.net.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise Diverged(f"the weight {name} is no longer finite at step {self.step_number}; {self._kept}")
+
     def _finish_epoch(self) -> None:
+        self._check_weights()
         epoch, means = self.at.epoch, {name: total / self.steps for name, total in self.sums.items()}
         accuracy = self._validate()
         self.at.epoch, self.at.step, self.sums = epoch + 1, 0, {}
@@ -244,10 +250,10 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint of exactly this state, after making sure that it is a good one."""
         self._look()
-        wrong = [name for name, weight in self.net.named_parameters() if not bool(torch.isfinite(weight).all())]
-        if wrong:
-            raise Diverged(f"a weight ({wrong[0]}) is no longer finite at step {self.step_number}; {self._kept}")
-        rng = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
+        self._check_weights()
+        cuda = self.fabric.device.type == "cuda"
+        rng = self._of_all(torch.get_rng_state())
+        rng_cuda = self._of_all(torch.cuda.get_rng_state(self.fabric.device)) if cuda else None
         if not self.fabric.is_global_zero or self.metrics is None:
             return
         objective = self.parts.objective
@@ -259,17 +265,26 @@ class Loop:
             "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
             "average": self.average.state_dict() if self.average else {},
             "rng": rng,
-            "rng_cuda": torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None,
+            "rng_cuda": rng_cuda,
         }
         checkpoint.save(self.folder / "checkpoints", self.step_number, self.net.state_dict(), state)
+
+    def _of_all(self, state: Tensor) -> Tensor:
+        """The random state of every process, one row each."""
+        gathered: Tensor = self.fabric.all_gather(state.to(self.fabric.device))
+        return gathered.reshape(self.fabric.world_size, -1).cpu()
 
     def _restore(self) -> int:
         """Take everything up from the newest whole checkpoint; answers how much of the metrics it has seen."""
         found, refused = checkpoint.latest(self.folder / "checkpoints")
+        if found is None:
+            if refused:
+                raise checkpoint.Damaged(
+                    f"{refused[0]}, and no other checkpoint is whole; take another --out to start anew"
+                )
+            return 0
         for sentence in refused:
             self.reporter.note(f"{sentence}; taking the checkpoint before it")
-        if found is None:
-            return 0
         state = found.state
         self.net.load_state_dict(found.weights)
         self.parts.optimizer.load_state_dict(state["optimizer"])
@@ -281,7 +296,7 @@ class Loop:
         self.sums = dict(state["sums"])
         torch.set_rng_state(state["rng"][self.fabric.global_rank])
         if state["rng_cuda"] is not None and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"], self.fabric.device)
+            torch.cuda.set_rng_state(state["rng_cuda"][self.fabric.global_rank], self.fabric.device)
         offset: int = state["metrics_offset"]
         return offset
 

@@ -73,7 +73,7 @@ def test_the_operations_as_run_are_those_that_calibration_promised(branch: type[
         prices = {enabled: cost.segment_macs(net, SHAPE, enabled) for enabled in choices(3)}
         budget = fraction * prices[False, False, True][0]
         found = calibrate(traced.logits.numpy(), traced.labels.numpy(), segment_costs=prices, budget=budget)
-        for size in (1, 7, 150):
+        for size in (7, 150):
             ran = measured(net, found.policy, size)
             assert ran["macs"] == found.cost  # exactly
             assert ran["shares"] == pytest.approx(found.shares)

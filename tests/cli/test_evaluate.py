@@ -1,0 +1,156 @@
+"""offramp evaluate: what it prints is what the network does on test, and what is wrong with a run is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offramp.adapt.policy import NEVER, ExitPolicy, load, save
+from offramp.cli import main
+from offramp.config import build_data, load_run
+from offramp.data.loading import Loader
+
+Offramp = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with four exits, trained for two epochs on digits."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    words = "--net resnet18 --width 4 --data digits --epochs 2 --batch-size 128 --precision 32 --method joint --json"
+    with pytest.raises(SystemExit) as left:
+        main(["train", *words.split(), "--out", str(folder)])
+    assert not left.value.code
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@torch.inference_mode()
+def on_test(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """All exits' logits on test, and the labels, computed in one batch."""
+    loaded = load_run(run)
+    data = build_data(loaded.config, progress=False)
+    split = data.splits["test"]
+    (batch,) = Loader(split, data, batch_size=len(split), augment=False, seed=0).epoch(0)
+    return loaded.net(batch.inputs).logits, batch.labels
+
+
+def test_without_a_policy_it_reports_every_exit(offramp: Offramp, run: Path) -> None:
+    ran = offramp("evaluate", run, "--json")
+    assert ran.status == 0, ran.err
+    found = ran.json
+    logits, labels = on_test(run)
+    assert found["accuracy"] == pytest.approx((logits.argmax(2) == labels).double().mean(1).tolist())
+    assert found["ensemble"] == pytest.approx((logits.sum(0).argmax(1) == labels).double().mean().item())
+    assert (found["run"], found["split"], found["samples"], found["epoch"]) == (str(run), "test", 359, 2)
+    assert found["weights"] == "last" and found["adaptive"] is None
+    info = offramp("info", "--width", 4, "--classes", 10, "--channels", 1, "--image-size", 8, "--json").json
+    assert (found["macs"], found["macs_cumulative"]) == (info["macs"], info["macs_cumulative"])
+    assert found["parameters"] == info["parameters"]["total"]
+    assert found["training"]["last"]["epoch"] == 2 and found["config"]["method"] == "joint"
+    assert found["provenance"]["command"] and found["provenance"]["hardware"]["threads"] >= 1
+
+
+def test_the_table_has_a_line_per_exit(offramp: Offramp, run: Path) -> None:
+    ran = offramp("evaluate", run)
+    assert ran.status == 0, ran.err
+    names = [line.split()[0] for line in ran.out.splitlines() if line]
+    assert [name for name in names if name in ("exit", "final", "ensemble")] == ["exit"] * 4 + ["final", "ensemble"]
+    assert "no policy yet: `offramp calibrate` fits one" in ran.out
+    assert f"{run}: test, 359 samples, epoch 2 (last)" in ran.out.replace("\n", " ")
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(offramp: Offramp, run: Path) -> None:
+    best = json.loads((run / "result.json").read_text())["best"]["epoch"]
+    assert offramp("evaluate", run, "--weights", "best", "--json").json["epoch"] == best
+    (run / "best.safetensors").unlink()
+    ran = offramp("evaluate", run, "--weights", "best")
+    assert ran.status == 1 and "has no best.safetensors yet: train it to the end (--resume)" in ran.err
+
+
+def test_with_a_policy_it_leaves_early_for_real(offramp: Offramp, run: Path) -> None:
+    logits, labels = on_test(run)
+    sure = logits.softmax(-1).amax(-1)
+    middle = [float(scores.sort().values[150:152].mean()) for scores in sure]
+    policy = ExitPolicy(thresholds=(middle[0], 0.0, middle[2], 0.0), enabled=(True, False, True, True))
+    save(policy, run / "policy.json")
+    taken = torch.where(sure[0] >= middle[0], 0, torch.where(sure[2] >= middle[2], 2, 3))
+    ran = offramp("evaluate", run, "--batch-size", 50, "--json")
+    assert ran.status == 0, ran.err
+    found = ran.json["adaptive"]
+    assert found["shares"] == pytest.approx([(taken == exit).double().mean().item() for exit in range(4)])
+    answers = logits.argmax(2).gather(0, taken[None])[0]
+    assert found["accuracy"] == pytest.approx((answers == labels).double().mean().item())
+    assert found["plain"]["accuracy"] == pytest.approx(ran.json["accuracy"][-1])
+    assert found["plain"]["macs"] == ran.json["macs"][-1]
+    assert found["batch_size"] == 50 and found["ms"] > 0 and found["plain"]["ms"] > 0 and found["speedup"] > 0
+    assert found["policy"]["enabled"] == [True, False, True, True]
+
+
+def test_the_second_table_sets_adaptive_beside_plain(offramp: Offramp, run: Path) -> None:
+    save(ExitPolicy(thresholds=(NEVER, 0.0, 0.0, 0.0), enabled=(True, False, False, True)), run / "policy.json")
+    ran = offramp("evaluate", run)
+    lines = [line.split() for line in ran.out.splitlines() if line]
+    assert [line[-1] for line in lines if line[0] in ("exit", "final")][1:] == ["0.00", "off", "off", "100.00"]
+    sides = {line[0]: line[1:] for line in lines if line[0] in ("adaptive", "plain")}
+    assert sides["adaptive"][0] == sides["plain"][0] and set(sides) == {"adaptive", "plain"}
+    assert "leaving early, measured at batch 64" in ran.out
+    assert "fewer operations" in ran.out and "faster on the clock" in ran.out
+
+
+def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path) -> None:
+    save(ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4), run / "policy.json")
+    found = offramp("evaluate", run, "--batch-size", 500, "--json").json["adaptive"]
+    assert (found["ms"], found["plain"]["ms"], found["speedup"]) == (None, None, None)
+    ran = offramp("evaluate", run, "--batch-size", 500)
+    assert ran.status == 0 and "fewer operations" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("policy.json", "{}", "policy.json is not a policy"),
+        ("config.yaml", "- a\n", "config.yaml is damaged: it holds no options"),
+        ("config.yaml", "a: [1\n", "config.yaml is damaged: it is not YAML"),
+        ("config.yaml", "lr: fast\n", "config.yaml: lr takes float, got 'fast'"),
+        ("config.yaml", "width: 8\nnet.width: 8\n", "last.safetensors does not fit the network"),
+        ("last.safetensors", "x", "last.safetensors cannot be read as safetensors"),
+        ("result.json", "{", "result.json is damaged: it is no JSON"),
+    ],
+)
+def test_what_is_damaged_is_named(offramp: Offramp, run: Path, file: str, text: str, says: str) -> None:
+    (run / file).write_text(text)
+    ran = offramp("evaluate", run)
+    assert ran.status == 1
+    assert says in ran.err and ran.err.count("\n") == 1 and str(run) in ran.err
+
+
+def test_no_run_at_all(offramp: Offramp, tmp_path: Path) -> None:
+    ran = offramp("evaluate", tmp_path / "nowhere", "--json")
+    assert ran.status == 1
+    assert "is no run: it has no config.yaml (`offramp train --out" in ran.json["error"]
+
+
+def test_a_batch_size_that_makes_no_sense(offramp: Offramp, run: Path) -> None:
+    for policy in (False, True):
+        if policy:
+            save(ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4), run / "policy.json")
+        ran = offramp("evaluate", run, "--batch-size", 0)
+        assert ran.status == 1 and "--batch-size must be at least 1, got 0" in ran.err
+
+
+def test_evaluating_changes_nothing_in_the_run(offramp: Offramp, run: Path) -> None:
+    save(ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4), run / "policy.json")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    offramp("evaluate", run, "--json")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert load(run / "policy.json").exits == 4

@@ -1,0 +1,65 @@
+"""offramp info: a network with its exits, as a drawing and as numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Offramp = Callable[..., Any]
+
+
+def test_the_numbers_are_the_published_ones(offramp: Offramp) -> None:
+    ran = offramp("info", "--net", "resnet18", "--branch", "sketch", "--json")
+    assert ran.status == 0, ran.err
+    found = ran.json
+    assert round(found["macs"][-1] / 1e9, 4) == 0.5555
+    assert [round(count / 1e6, 1) for count in found["macs"][:-1]] == [329.0, 404.5, 480.0]
+    assert round(found["parameters"]["main"] / 1e6, 3) == 11.220
+    assert round(found["parameters"]["total"] / 1e6, 3) == 24.462
+    assert [len(found[name]) for name in ("macs", "macs_cumulative", "msdnet_ops", "eed_flops")] == [4] * 4
+    assert (found["shape"], found["classes"]) == ([3, 32, 32], 100)
+    assert found["options"]["net"] == {"width": 64, "form": "cifar", "stem_relu": True, "image_size": None}
+
+
+def test_eed_flops_are_in_the_unit_of_its_table(offramp: Offramp) -> None:
+    assert offramp("info", "--branch", "eed", "--json").json["eed_flops"] == [0.42, 0.66, 0.88, 1.12]
+
+
+def test_the_drawing_shows_every_stage_and_exit(offramp: Offramp) -> None:
+    ran = offramp("info", "--net", "resnet18", "--branch", "byot", "--width", 8, "--classes", 7)
+    assert ran.status == 0, ran.err
+    assert "resnet18 with byot exits, 7 classes" in ran.out
+    assert all(shape in ran.out for shape in ("3×32×32", "8×32×32", "16×16×16", "32×8×8", "64×4×4"))
+
+
+def test_size_width_channels_and_parameters_count(offramp: Offramp) -> None:
+    def macs(*words: object) -> list[int]:
+        ran = offramp("info", "--json", *words)
+        assert ran.status == 0, ran.err
+        return list(ran.json["macs"])
+
+    small = macs("--width", 8)
+    less = macs("--net.width=8", "--channels", 1, "--classes", 10)
+    assert less[0] == small[0] - 2 * 9 * 8 * 32 * 32 - 90 * 64
+    assert macs("--net.width", 8, "--image-size", 64, "--branch.sbc_extra", 3)[-1] > 3.9 * small[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--net", "resnet81"), "unknown net 'resnet81'; the nearest is 'resnet18' (see `offramp nets`)"),
+        (("--branch", "skech"), "unknown branch 'skech'; the nearest is 'sketch' (see `offramp branches`)"),
+        (("--net.widht", "8"), "the nearest is 'width'"),
+        (("--net.width", "wide"), "--net.width takes int, got 'wide'"),
+        (("--classes", "0"), "classes of at least 1, got 0"),
+        (("--width", "0"), "width of at least 1, got 0"),
+        (("--image-size", "0"), "--image-size must be at least 1, got 0"),
+        (("--image-size", "-4"), "--image-size must be at least 1, got -4"),
+        (("--clases", "7"), "--classes"),
+        (("--classes", "many"), "many"),
+    ],
+)
+def test_mistakes_get_one_sentence(offramp: Offramp, words: tuple[str, ...], says: str) -> None:
+    ran = offramp("info", *words)
+    assert ran.status in (1, 2)
+    assert says in ran.err and ran.err.count("\n") == 1 and not ran.out

@@ -1,0 +1,114 @@
+"""The program as a whole: its help, its exit status, and one sentence for every mistake."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import offramp as package
+
+Offramp = Callable[..., Any]
+VERBS = ("train", "evaluate", "calibrate", "info", "nets", "branches", "methods", "data")
+PROGRAM = "from offramp.cli import main; main()"
+
+
+def started(*words: str, program: str = PROGRAM, **more: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **more,
+    )
+
+
+@pytest.mark.parametrize("words", [("--help",), ()])
+def test_help_names_every_verb(offramp: Offramp, words: tuple[str, ...]) -> None:
+    ran = offramp(*words)
+    assert ran.status == 0 and not ran.err
+    assert all(verb in ran.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_explains_every_option(offramp: Offramp, verb: str) -> None:
+    ran = offramp(verb, "--help")
+    assert ran.status == 0 and "--json" in ran.out
+    assert "--option" not in ran.out
+
+
+def test_help_imports_no_torch() -> None:
+    program = (
+        "import sys\nfrom offramp.cli import main\n"
+        "for words in (['--help'], ['train', '--help'], ['--version']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as left: assert not left.code\n"
+        "heavy = {'torch', 'pyarrow', 'numpy', 'PIL', 'lightning_fabric'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    process = started(program=program)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
+def test_version(offramp: Offramp) -> None:
+    assert offramp("--version").out.strip() == package.__version__
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("evluate", "runs/a"), 'Did you mean "evaluate"?'),
+        (("evaluate",), "--run"),
+        (("evaluate", "a", "--weigths", "best"), "Did you mean --weights?"),
+        (("evaluate", "a", "--weights", "newest"), '"last"'),
+        (("evaluate", "a", "b", "c"), "c"),
+        (("methods", "muse", "--jsn"), "Did you mean --json?"),
+        (("evaluate", "a", "--batch-size", "many"), "many"),
+    ],
+)
+def test_words_that_are_not_understood(offramp: Offramp, words: tuple[str, ...], says: str) -> None:
+    ran = offramp(*words)
+    assert ran.status == 2
+    assert says in ran.err and ran.err.startswith("offramp: ") and ran.err.count("\n") == 1
+    assert not ran.out
+
+
+def test_an_error_is_json_too_where_json_was_asked_for(offramp: Offramp, tmp_path: Path) -> None:
+    ran = offramp("evaluate", tmp_path, "--json")
+    assert ran.status == 1 and list(ran.json) == ["error"]
+    assert f"offramp: {ran.json['error']}\n" == ran.err
+
+
+def test_where_an_error_comes_from_is_shown_on_request(
+    offramp: Offramp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Traceback" not in offramp("evaluate", tmp_path).err
+    monkeypatch.setenv("OFFRAMP_DEBUG", "1")
+    assert "Traceback" in offramp("evaluate", tmp_path).err
+
+
+def test_a_reader_that_stops_reading_is_no_error_of_ours() -> None:
+    with started("methods", "muse") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) != 0
+    assert "Traceback" not in said and "BrokenPipe" not in said
+
+
+def test_a_file_that_cannot_be_written_is_named(offramp: Offramp, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = offramp("train", "--epochs", 1, "--width", 4, "--out", tmp_path / "file" / "run")
+    assert ran.status == 1 and str(tmp_path / "file") in ran.err and ran.err.count("offramp:") == 1
+
+
+def test_a_bug_of_ours_is_not_hidden() -> None:
+    program = "import offramp.cli as c\ndef app(): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
+    process = started(program=program)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" in err and "a bug" in err

@@ -1,0 +1,306 @@
+"""Configurations: to a file and back, names that do not exist, and runs that cannot be opened."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import yaml
+
+from offramp.config import (
+    Config,
+    arguments,
+    build_data,
+    build_method,
+    build_net,
+    check_key,
+    defaults,
+    flat,
+    keys,
+    load_run,
+    prepare,
+    read_yaml,
+    resolve,
+    unflat,
+)
+from offramp.net import MultiExitNet
+from offramp.train.checkpoint import save_weights
+from offramp.train.recipe import Recipe
+
+TINY = Config(width=4, options={"method": {"alpha": "0.25"}}, recipe=Recipe(precision="32", device="cpu"))
+
+
+def test_a_configuration_survives_its_file() -> None:
+    for config in (
+        Config(),
+        TINY,
+        Config(data_dir=Path("/some/where"), holdout=0.0, per_class=150, recipe=Recipe(milestones=(), mixup=0.2)),
+        resolve(TINY),
+    ):
+        text = yaml.safe_dump(flat(config))
+        assert unflat(yaml.safe_load(text), "config.yaml") == config
+
+
+def test_flat_names_are_those_of_the_command_line() -> None:
+    values = flat(resolve(TINY))
+    assert set(keys()) <= set(values)
+    assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)
+    assert all("_" not in key.partition(".")[0] for key in values)
+
+
+def test_resolving_fills_in_every_parameter_and_what_auto_means() -> None:
+    found = resolve(TINY)
+    assert found.options["net"]["form"] == "cifar" and found.options["method"]["temperature"] == 3.0
+    assert found.options["branch"] == {"sbc_extra": 0}
+    assert (found.recipe.device, found.recipe.precision) == ("cpu", "32")
+    assert resolve(Config()).recipe.precision in ("32", "bf16")
+    assert resolve(found) == found
+
+
+def test_width_is_short_for_the_nets_own() -> None:
+    assert resolve(Config(options={"net": {"width": "8"}})).options["net"]["width"] == 8
+    both = Config(width=8, options={"net": {"width": "8"}})
+    assert resolve(both).options["net"]["width"] == 8
+    with pytest.raises(ValueError, match=r"--width 8 and --net\.width 4 contradict each other"):
+        resolve(dataclasses.replace(both, options={"net": {"width": "4"}}))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (Config(net="resnet81"), "unknown net 'resnet81'; the nearest is 'resnet18'"),
+        (Config(branch="sketchy"), "unknown branch 'sketchy'; the nearest is 'sketch'"),
+        (Config(method="muze"), "unknown method 'muze'; the nearest is 'muse'"),
+        (Config(options={"method": {"alhpa": 1}}), "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
+        (Config(options={"net": {"classes": 3}}), "unknown parameter of net resnet18 'classes'"),
+    ],
+)
+def test_names_that_do_not_exist(config: Config, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve(config)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0, float("nan")])
+def test_a_holdout_that_is_no_share(holdout: float) -> None:
+    with pytest.raises(ValueError, match="--holdout is a share of the training images"):
+        Config(holdout=holdout)
+
+
+def build(
+    *,
+    whole: int = 1,
+    real: float = 0.5,
+    flag: bool = False,
+    word: str = "a",
+    one: Literal["x", "y", "3"] = "x",
+    maybe: int | None = None,
+    many: Sequence[float] = (),
+    exits: tuple[int, ...] = (1,),
+    classes: int = 10,
+) -> None:
+    """A build with a parameter of every kind."""
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "value"),
+    [
+        ("whole", "3", 3),
+        ("whole", 3, 3),
+        ("real", "1e-6", 1e-6),
+        ("real", "2", 2.0),
+        ("real", 2, 2.0),
+        ("flag", "true", True),
+        ("flag", False, False),
+        ("word", "12", "12"),
+        ("one", "y", "y"),
+        ("one", 3, "3"),
+        ("maybe", "null", None),
+        ("maybe", None, None),
+        ("maybe", "7", 7),
+        ("many", "1,2.5", (1.0, 2.5)),
+        ("many", [1, 2.5], (1.0, 2.5)),
+        ("many", 3, (3.0,)),
+        ("exits", "1,-1", (1, -1)),
+    ],
+)
+def test_values_become_what_build_declares(key: str, typed: Any, value: Any) -> None:
+    found = arguments("method", "m", build, {key: typed})[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "says"),
+    [
+        ("whole", "1.5", "--method.whole takes int, got '1.5'"),
+        ("whole", "true", "--method.whole takes int, got 'true'"),
+        ("real", "fast", "--method.real takes float, got 'fast'"),
+        ("real", True, "--method.real takes float, got True"),
+        ("flag", "1", "--method.flag takes bool, got '1'"),
+        ("word", 12, "--method.word takes str, got 12"),
+        ("one", "z", "--method.one takes one of x, y, 3, got 'z'"),
+        ("maybe", "x", "--method.maybe takes int | None, got 'x'"),
+        ("many", "1,x", "--method.many takes"),
+        ("exits", "1.5", "--method.exits takes"),
+        ("whole", "[1", "--method.whole takes int, got '[1'"),
+        ("clases", "3", "unknown parameter of method m 'clases'"),
+    ],
+)
+def test_values_of_another_type(key: str, typed: Any, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        arguments("method", "m", build, {key: typed})
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    def of(*, beta_begin: float = 0.0) -> None: ...
+
+    assert arguments("method", "m", of, {"beta-begin": "1"}) == {"beta_begin": 1.0}
+    assert defaults(build)["exits"] == (1,) and "classes" not in defaults(build)
+
+
+def test_a_config_file_nests_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("net: {name: resnet34, width: 16}\nmethod.alpha: .5\nbatch_size: 32\n")
+    assert read_yaml(path) == {"net": "resnet34", "net.width": 16, "method.alpha": 0.5, "batch_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1\n", "x.yaml is not YAML"),
+        ("- a\n", "x.yaml holds no options"),
+        ("", "x.yaml holds no options"),
+        ("nett: a\n", "unknown key 'nett'; the nearest is 'net' (see `offramp train --help`)"),
+        ("data: {nmae: digits, kind.x: 1}\nlrr: 1\n", "unknown key 'lrr'; the nearest is 'lr'"),
+        ("recipe: {lr: 1}\n", "unknown key 'recipe.lr'"),
+        ("1: 2\n", "unknown key '1'"),
+    ],
+)
+def test_config_files_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        read_yaml(path)
+    assert says in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_config_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no config file .*nowhere\.yaml"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ValueError, match=r"x\.yaml is not YAML"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_keys_are_checked_in_both_spellings() -> None:
+    check_key("batch-size", "x")
+    check_key("batch_size", "x")
+    check_key("method.anything", "x")
+    with pytest.raises(ValueError, match="x: unknown key 'batchsize'; the nearest is 'batch-size'"):
+        check_key("batchsize", "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"lr": "fast"}, "c.yaml: lr takes float, got 'fast'"),
+        ({"epochs": None}, "c.yaml: epochs takes int, got None"),
+        ({"precision": "bf61"}, "c.yaml: precision takes one of auto, 32, bf16, got 'bf61'"),
+        ({"lr": -1}, "c.yaml: --lr must be positive"),
+        ({"net": 3}, "c.yaml: net takes str, got 3"),
+        ({"data-dir": 3}, "c.yaml: data-dir takes"),
+        ({"netz": "a"}, "c.yaml: unknown key 'netz'"),
+    ],
+)
+def test_a_stored_configuration_that_was_changed_by_hand(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        unflat({**flat(Config()), **values}, "c.yaml")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_objects_are_built_from_a_configuration() -> None:
+    data = build_data(Config(holdout=0.2), progress=False)
+    assert set(data.splits) == {"train", "val", "cal", "test"} and data.shape == (1, 8, 8)
+    method = build_method(TINY)
+    net = build_net(TINY, method, classes=10, shape=data.shape)
+    assert isinstance(net, MultiExitNet) and net.exits == 4
+    assert net(torch.zeros(2, 1, 8, 8)).logits.shape == (4, 2, 10)
+    assert prepare(method, net, data.shape) == ()
+
+
+def test_a_method_sees_the_exits_that_it_will_train() -> None:
+    byot = dataclasses.replace(TINY, method="byot", options={"method": {"adapt": "all"}})
+    method = build_method(byot)
+    net = build_net(byot, method, classes=10, shape=(1, 8, 8))
+    prepare(method, net, (1, 8, 8))
+    assert len(list(method.objective.parameters())) == 2 * 3
+    assert not any(parameter.is_meta for parameter in method.objective.parameters())
+
+
+def a_run(folder: Path, config: Config = TINY) -> Path:
+    """A folder as a finished run leaves it, with untrained weights."""
+    config = resolve(config)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(flat(config)))
+    torch.manual_seed(0)
+    net = build_net(config, build_method(config), classes=10, shape=(1, 8, 8))
+    about = {"epoch": 1, "classes": list("0123456789"), "shape": [1, 8, 8]}
+    save_weights(folder / "last.safetensors", net.state_dict(), about)
+    return folder
+
+
+def test_a_run_is_opened_as_it_was_trained(tmp_path: Path) -> None:
+    run = load_run(a_run(tmp_path / "a"))
+    torch.manual_seed(0)
+    net = build_net(TINY, build_method(TINY), classes=10, shape=(1, 8, 8)).eval()
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(run.net(x).logits, net(x).logits)
+    assert not run.net.training and run.about["epoch"] == 1 and run.policy is None
+    assert run.config.options["method"]["alpha"] == 0.25
+
+
+def test_a_run_trained_on_more_devices_opens_on_one(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, "device": "cuda", "devices": 2}))
+    assert load_run(folder).config.recipe.devices == 1
+
+
+def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere is no run: it has no config\.yaml"):
+        load_run(tmp_path / "nowhere")
+    folder = a_run(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"has no best\.safetensors yet: train it to the end"):
+        load_run(folder, "best")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("width: 4", "width: 8"))
+    with pytest.raises(ValueError, match=r"last\.safetensors does not fit the network of .*size mismatch"):
+        load_run(folder)
+    (folder / "config.yaml").write_text("a: [1\n")
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged: it is not YAML"):
+        load_run(folder)
+    (folder / "config.yaml").write_text(config)
+    weights = folder / "last.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"last\.safetensors cannot be read as safetensors"):
+        load_run(folder)
+
+
+def test_a_policy_that_does_not_fit_is_named_and_not_needed_to_make_a_new_one(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    policy = folder / "policy.json"
+    for text, says in (
+        ("{", r"policy\.json is not a policy"),
+        (
+            '{"format": "offramp-policy", "version": 1, "thresholds": [0.5, 0.5], "enabled": [true, true], '
+            '"score": "margin", "temperatures": [1, 1], "answer": "exit", "patience": 1}',
+            r"policy\.json is for 2 exits, but this network has 4: fit it again with `offramp calibrate`",
+        ),
+    ):
+        policy.write_text(text)
+        with pytest.raises(ValueError, match=says):
+            load_run(folder)
+        assert load_run(folder, with_policy=False).policy is None

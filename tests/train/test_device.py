@@ -1,0 +1,44 @@
+"""Device and precision: what `auto` means here, and what is not here."""
+
+import logging
+
+import pytest
+import torch
+
+from offramp.train.device import device_of, make_fabric, precision_of
+from offramp.train.recipe import Recipe
+
+GPU = torch.cuda.is_available()
+
+
+def test_auto_takes_a_gpu_if_there_is_one() -> None:
+    assert device_of("auto") == ("cuda" if GPU else "cpu")
+    assert device_of("cpu") == "cpu"
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU here")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="--device cuda: PyTorch sees no CUDA GPU here; take --device cpu or auto"):
+        device_of("cuda")
+
+
+def test_auto_takes_bf16_where_the_processor_computes_in_it() -> None:
+    able = torch.cpu.get_capabilities()
+    expected = "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "32"
+    assert precision_of("auto", "cpu") == expected
+    assert [precision_of(wish, "cpu") for wish in ("32", "bf16")] == ["32", "bf16"]
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("32", torch.float32), ("bf16", torch.bfloat16)])
+def test_fabric_computes_as_asked_and_keeps_weights_in_float32(precision: str, inside: torch.dtype) -> None:
+    fabric = make_fabric(Recipe(device="cpu", precision=precision))
+    assert (fabric.device.type, fabric.world_size, fabric.is_global_zero) == ("cpu", 1, True)
+    with fabric.autocast():
+        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == inside
+    net = fabric.setup_module(torch.nn.Linear(2, 2))
+    assert net(torch.zeros(1, 2)).dtype == net.weight.dtype == torch.float32
+
+
+def test_fabric_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    make_fabric(Recipe(device="cpu", precision="32"))
+    assert not [record for record in caplog.records if record.levelno < logging.WARNING]

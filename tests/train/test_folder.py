@@ -1,0 +1,109 @@
+"""A run's folder: claimed once, recognised when resumed, and never taken from anyone else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from offramp.train.folder import claim, read_config, read_result
+
+CONFIG: dict[str, Any] = {"net": "resnet18", "lr": 0.1, "data-dir": None, "checkpoint-every": 500}
+
+
+def a_run(folder: Path) -> Path:
+    claim(folder, CONFIG, False)
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    claim(tmp_path / "runs" / "a", CONFIG, False)
+    assert read_config(tmp_path / "runs" / "a") == CONFIG
+    assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["config.yaml"]
+
+
+def test_an_empty_folder_and_one_that_never_started_are_free(tmp_path: Path) -> None:
+    claim(tmp_path, CONFIG, False)
+    claim(tmp_path, {**CONFIG, "lr": 0.2}, False)
+    assert read_config(tmp_path)["lr"] == 0.2
+
+
+def test_a_run_killed_while_its_configuration_was_written_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".part-config.yaml").write_text("net: res")
+    claim(tmp_path, CONFIG, True)
+    assert read_config(tmp_path) == CONFIG
+
+
+def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    claim(folder, CONFIG, True)
+    claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "tensorboard": True}, True)
+    assert read_config(folder) == CONFIG
+    with pytest.raises(ValueError, match="already holds this run; add --resume to go on with it, or take another"):
+        claim(folder, CONFIG, False)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lr": 0.2}, "its lr is 0.1, not 0.2; nothing was overwritten. Take another --out"),
+        ({"lr": 0.2, "net": "resnet34"}, r"its lr is 0.1, not 0.2 \(and 1 more\); nothing was overwritten"),
+        ({"mixup": 0.2}, "its mixup is None, not 0.2"),
+    ],
+)
+def test_another_run_is_never_overwritten(tmp_path: Path, changes: dict[str, Any], says: str, resume: bool) -> None:
+    folder = a_run(tmp_path)
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=f"holds a run of another configuration: {says}"):
+        claim(folder, {**CONFIG, **changes}, resume)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="is not empty and holds no run of offramp; take another --out"):
+            claim(tmp_path, CONFIG, resume)
+    (tmp_path / "config.yaml").write_text("theirs: 1")
+    with pytest.raises(ValueError, match="is not empty and holds no run of offramp"):
+        claim(tmp_path, CONFIG, False)
+    assert (tmp_path / "config.yaml").read_text() == "theirs: 1"
+
+
+def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(OSError, match="a"):
+        claim(tmp_path / "a", CONFIG, False)
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("a: [1", "is damaged: it is not YAML"), ("- a", "is damaged: it holds no options"), ("", "holds no options")],
+)
+def test_a_configuration_that_cannot_be_read(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=says) as caught:
+        read_config(tmp_path)
+    assert "config.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no run: it has no config\.yaml \(`offramp train --out .*` makes one\)"):
+        read_config(tmp_path)
+
+
+def test_a_result_is_there_once_training_is_done(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    (tmp_path / "result.json").write_text('{"epochs": 2}')
+    assert read_result(tmp_path) == {"epochs": 2}
+    (tmp_path / "result.json").write_text('{"epo')
+    with pytest.raises(ValueError, match=r"result\.json is damaged: it is no JSON"):
+        read_result(tmp_path)
+
+
+def test_the_configuration_is_yaml_that_a_person_can_read(tmp_path: Path) -> None:
+    claim(tmp_path, CONFIG, False)
+    assert (tmp_path / "config.yaml").read_text() == yaml.safe_dump(CONFIG, sort_keys=False)

@@ -1,0 +1,407 @@
+"""The loop does what a plain loop in PyTorch does, stops where it must, and goes on as if it had not stopped."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from offramp.data.loading import Loader
+from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.measure.accuracy import top_k
+from offramp.measure.trace import trace
+from offramp.methods import find
+from offramp.methods._method import Method
+from offramp.net import Branch, Head, MultiExitNet, share
+from offramp.outputs import Batch, ExitOutputs, State
+from offramp.train import checkpoint, log, optim, soften
+from offramp.train.device import make_fabric
+from offramp.train.loop import Loop
+from offramp.train.recipe import Recipe
+from offramp.train.reporter import Diverged, Interrupted, Reporter
+
+CLASSES, SHAPE = 4, (1, 6, 6)
+
+
+def data(train: int = 40, held_out: bool = True) -> DataSet:
+    rng = np.random.default_rng(0)
+    sizes = {"train": train, "val": 12, "cal": 12, "test": 12}
+    n = sum(sizes.values())
+    pixels = rng.integers(0, 256, (n, *SHAPE), dtype=np.uint8)
+    source = ArraySource("toy", tuple("abcd"), np.arange(n, dtype=np.int64) % CLASSES, pixels)
+    splits, start = {}, 0
+    for name, size in sizes.items():
+        if held_out or name in ("train", "test"):
+            splits[name] = Split(source, np.arange(start, start + size, dtype=np.int64), name)
+        start += size
+    return DataSet("toy", splits, source.classes, SHAPE, (0.5,), (0.25,), "crop")
+
+
+def network() -> MultiExitNet:
+    """Three exits with features of widths 6, 6 and 8."""
+    torch.manual_seed(3)
+    widths = (1, 6, 6, 8)
+    stages = [
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())
+        for a, b in zip(widths, widths[1:])
+    ]
+    return MultiExitNet(stages, [Branch(nn.Identity(), Head(width, CLASSES)) for width in widths[1:]])
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe(**{"epochs": 2, "batch_size": 16, "precision": "32", "device": "cpu", **changes})
+
+
+class Told:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[int, ...]] = []
+        self.seen: list[tuple[int, int]] = []
+        self.epochs: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None:
+        self.started.append((epochs, steps, epoch, step))
+
+    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
+        self.seen.append((epoch, step))
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        self.epochs.append(record)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def loop(folder: Path, how: Recipe, method: Method | None = None, of: DataSet | None = None) -> Loop:
+    method = method or find("joint").build()
+    net = network()
+    if hasattr(method.objective, "prepare"):
+        torch.manual_seed(4)
+        method.objective.prepare(exits=3, widths=(6, 6, 8))
+    folder.mkdir(exist_ok=True)
+    reporter = Told()
+    assert isinstance(reporter, Reporter)
+    return Loop(make_fabric(how), folder, how, net, method, of or data(), reporter)
+
+
+def plainly(how: Recipe) -> tuple[MultiExitNet, MultiExitNet]:
+    """(the last weights, their moving average) of a loop written out in PyTorch."""
+    net, average, toy = network(), network(), data()
+    optimizer = torch.optim.SGD(net.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay)
+    batches = Loader(toy.splits["train"], toy, batch_size=how.batch_size, augment=True, seed=how.seed)
+    taken = 0
+    for epoch in range(how.epochs):
+        for step, batch in enumerate(batches.epoch(epoch)):
+            optim.set_rate(optimizer, optim.rate(how, epoch, taken / (how.epochs * len(batches))))
+            if how.label_smoothing:
+                batch = soften.smooth(batch, CLASSES, how.label_smoothing)
+            if how.mixup:
+                batch = soften.mixup(batch, CLASSES, how.mixup, (how.seed, epoch, step))
+            optimizer.zero_grad()
+            sum(cross_entropy(logits, batch.labels) for logits in net(batch.inputs).logits).backward()
+            if how.clip:
+                nn.utils.clip_grad_norm_(net.parameters(), how.clip)
+            optimizer.step()
+            for kept, new in zip(average.state_dict().values(), net.state_dict().values()):
+                first = taken == 0 or not kept.is_floating_point()
+                kept.copy_(new if first else how.ema * kept + (1 - how.ema) * new)
+            taken += 1
+    return net, average
+
+
+def close(found: dict[str, Tensor], expected: nn.Module, tolerance: float = 1e-5) -> None:
+    for name, tensor in expected.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"schedule": "cosine", "warmup": 0.3, "clip": 0.5},
+        {"label_smoothing": 0.1, "mixup": 0.5},
+        {"ema": 0.7, "momentum": 0.5},
+    ],
+)
+def test_it_trains_as_a_plain_loop_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    how = recipe(**options)
+    loop(tmp_path, how).run(resume=False)
+    net, average = plainly(how)
+    close(load_file(tmp_path / "last.safetensors"), average if how.ema else net)
+    newest, _ = checkpoint.latest(tmp_path / "checkpoints")
+    assert newest is not None
+    close(newest.weights, net)
+
+
+def test_every_step_and_epoch_is_recorded(tmp_path: Path) -> None:
+    how = recipe(epochs=4, milestones=(0.5,), lr=0.05)
+    running = loop(tmp_path, how)
+    position = running.run(resume=False)
+    steps, epochs = (log.read(tmp_path / "metrics.jsonl", kind) for kind in ("step", "epoch"))
+    assert running.steps == 3 and [record["step"] for record in steps] == list(range(12))
+    assert [record["lr"] for record in steps] == pytest.approx([0.05] * 6 + [0.005] * 6)
+    assert [record["epoch"] for record in epochs] == [0, 1, 2, 3] and (position.epoch, position.step) == (4, 0)
+    for epoch, record in enumerate(epochs):
+        mine = [step for step in steps if step["epoch"] == epoch]
+        assert record["train"]["loss"] == pytest.approx(sum(step["loss"] for step in mine) / 3)
+        assert all(step["loss"] == pytest.approx(sum(step["terms"].values())) for step in mine)
+        assert len(record["val_accuracy"]) == 3
+    told = running.reporter
+    assert isinstance(told, Told)
+    assert told.started == [(4, 3, 0, 0)] and told.epochs == epochs
+    assert told.seen[-1] == (3, 3)
+
+
+def test_the_last_and_the_best_epoch_are_kept(tmp_path: Path) -> None:
+    running = loop(tmp_path, recipe(epochs=5))
+    position = running.run(resume=False)
+    records = log.read(tmp_path / "metrics.jsonl", "epoch")
+    means = [sum(record["val_accuracy"]) / 3 for record in records]
+    assert position.best == max(means) and position.best_epoch == means.index(max(means))
+    for name, epoch in (("last", 4), ("best", position.best_epoch)):
+        weights, about = checkpoint.load_weights(tmp_path / f"{name}.safetensors")
+        assert (about["epoch"], about["val_accuracy"]) == (epoch + 1, records[epoch]["val_accuracy"])
+        assert (about["classes"], about["shape"], about["data"]) == (list("abcd"), list(SHAPE), "toy")
+        net = network()
+        net.load_state_dict(weights)
+        toy = data()
+        traced = trace(net, Loader(toy.splits["val"], toy, batch_size=5, augment=False, seed=0).epoch(0), "val")
+        assert traced.labels is not None
+        assert top_k(traced.logits, traced.labels) == about["val_accuracy"]
+
+
+def test_where_nothing_is_held_out_only_the_last_epoch_exists(tmp_path: Path) -> None:
+    position = loop(tmp_path, recipe(), of=data(held_out=False)).run(resume=False)
+    assert position.best_epoch == -1
+    assert (tmp_path / "last.safetensors").is_file() and not (tmp_path / "best.safetensors").exists()
+    assert [record["val_accuracy"] for record in log.read(tmp_path / "metrics.jsonl", "epoch")] == [None, None]
+
+
+def seen_by(method: Method, see: Callable[[ExitOutputs, Batch, float], None]) -> Method:
+    """The method, watched."""
+
+    def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> dict[str, Tensor]:
+        see(outputs, batch, progress)
+        return method.objective(outputs, batch, progress)
+
+    return Method(objective)
+
+
+def test_the_objective_is_told_where_the_run_stands(tmp_path: Path) -> None:
+    told: list[float] = []
+    method = seen_by(find("joint").build(), lambda outputs, batch, progress: told.append(progress))
+    loop(tmp_path, recipe(epochs=4)).run(resume=False)
+    loop(tmp_path / "b", recipe(epochs=4), method).run(resume=False)
+    assert told == [epoch / 4 for epoch in range(4) for _ in range(3)]
+
+
+def test_the_network_trains_in_training_mode_after_every_validation(tmp_path: Path) -> None:
+    running = loop(tmp_path, recipe(epochs=3))
+    modes: list[bool] = []
+    running.net.register_forward_hook(lambda part, given, made: modes.append(part.training))
+    running.run(resume=False)
+    assert modes == ([True] * 3 + [False]) * 3
+
+
+def test_tap_and_step_are_the_methods_own(tmp_path: Path) -> None:
+    taps: list[int] = []
+    steps: list[float] = []
+
+    def tap(state: State, exit: int, exits: int) -> tuple[State, State]:
+        taps.append(exit)
+        return state, state
+
+    def step(parts: Any, batch: Batch, progress: float) -> dict[str, Tensor]:
+        steps.append(progress)
+        return {"nothing": torch.zeros(())}
+
+    joint = find("joint").build()
+    loop(tmp_path / "a", recipe(epochs=1), Method(joint.objective, tap=tap)).run(resume=False)
+    assert taps == [0, 1, 2] * 3
+    loop(tmp_path / "b", recipe(epochs=1), Method(joint.objective, step=step)).run(resume=False)
+    assert steps == [0.0] * 3
+    trained = load_file(tmp_path / "b" / "last.safetensors")
+    assert torch.equal(trained["stages.0.0.weight"], network().state_dict()["stages.0.0.weight"])
+
+
+def stopping(method: Method, running: list[Loop], at: int) -> Method:
+    """The method, with Ctrl-C during its `at`-th step."""
+    calls = [0]
+
+    def tap(state: State, exit: int, exits: int) -> tuple[State, State]:
+        calls[0] += exit == 0
+        if calls[0] == at:
+            running[0].stop.set()
+        return share(state, exit, exits)
+
+    return Method(method.objective, tap=tap)
+
+
+METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {}}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", METHODS)
+def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path: Path, name: str, at: int) -> None:
+    how = recipe(epochs=2, mixup=0.3, ema=0.9)
+    build = find(name).build
+    whole = loop(tmp_path / "whole", how, build(**METHODS[name]))
+    whole.run(resume=False)
+    running: list[Loop] = []
+    running.append(loop(tmp_path / "cut", how, stopping(build(**METHODS[name]), running, at)))
+    with pytest.raises(Interrupted):
+        running[0].run(resume=False)
+    assert len(log.read(tmp_path / "cut" / "metrics.jsonl", "step")) == at
+    again = loop(tmp_path / "cut", how, build(**METHODS[name]))
+    again.run(resume=True)
+    told = again.reporter
+    assert isinstance(told, Told) and told.started == [(2, 3, at // 3 if at % 3 else 0, at % 3 or at)]
+    one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    objectives = [made.method.objective for made in (whole, again)]
+    if isinstance(objectives[0], nn.Module):
+        states = [objective.state_dict() for objective in objectives]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    records = [
+        [{key: value for key, value in record.items() if key != "seconds"} for record in log.read(path)]
+        for path in (tmp_path / "whole/metrics.jsonl", tmp_path / "cut/metrics.jsonl")
+    ]
+    assert records[0] == records[1]
+
+
+def test_learned_parts_of_an_objective_are_trained(tmp_path: Path) -> None:
+    method = find("byot").build(adapt="all")
+    running = loop(tmp_path, recipe(), method)
+    before = [parameter.detach().clone() for parameter in method.objective.parameters()]
+    running.run(resume=False)
+    after = list(method.objective.parameters())
+    assert len(before) == 4 and not any(torch.equal(one, other) for one, other in zip(before, after))
+
+
+@pytest.mark.parametrize("every", [1, 2, 500])
+def test_a_loss_that_is_no_number_stops_with_step_and_term(tmp_path: Path, every: int) -> None:
+    steps = [0]
+
+    def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> dict[str, Tensor]:
+        steps[0] += 1
+        ce = cross_entropy(outputs.logits[-1], batch.labels)
+        return {"ce": ce, "hint": ce * (float("nan") if steps[0] > 4 else 0.1)}
+
+    running = loop(tmp_path, recipe(epochs=3, checkpoint_every=every), Method(objective))
+    with pytest.raises(Diverged) as caught:
+        running.run(resume=False)
+    said = str(caught.value)
+    assert said.startswith("the loss term 'hint' is nan at step 4 (epoch 2); the last good checkpoint is kept in")
+    assert str(tmp_path / "checkpoints") in said and "lower --lr or --clip" in said
+    newest, refused = checkpoint.latest(tmp_path / "checkpoints")
+    assert not refused and (newest is None) == (every == 500)
+    if newest is not None:
+        assert newest.state["position"]["epoch"] * 3 + newest.state["position"]["step"] == 4
+        assert all(tensor.isfinite().all() for tensor in newest.weights.values())
+    assert [record["step"] for record in log.read(tmp_path / "metrics.jsonl", "step")] == [0, 1, 2, 3]
+
+
+def test_a_weight_that_is_no_number_is_never_kept(tmp_path: Path) -> None:
+    def break_it(outputs: ExitOutputs, batch: Batch, progress: float) -> None:
+        if progress > 0:
+            with torch.no_grad():
+                running.net.branches[1].head.classifier.bias.fill_(float("inf"))
+
+    method = seen_by(find("vanilla").build(), break_it)  # its loss does not see the second exit
+    running = loop(tmp_path, recipe(), method)
+    with pytest.raises(Diverged, match=r"weight branches\.1\.head\.classifier\.bias is no longer finite at step"):
+        running.run(resume=False)
+    assert not (tmp_path / "last.safetensors").exists()
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "best.safetensors").values())
+
+
+def test_where_no_checkpoint_is_whole_it_says_so(tmp_path: Path) -> None:
+    loop(tmp_path, recipe()).run(resume=False)
+    for state in (tmp_path / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(b"")
+    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is whole; take another --out to start anew"):
+        loop(tmp_path, recipe()).run(resume=True)
+
+
+def test_resuming_what_never_saved_starts_at_the_beginning(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 0}\n')
+    loop(tmp_path, recipe(epochs=1)).run(resume=True)
+    assert [record["step"] for record in log.read(tmp_path / "metrics.jsonl", "step")] == [0, 1, 2]
+
+
+TWO = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+sys.path.insert(0, sys.argv[1])
+from toys import Told, data, network, recipe
+from offramp.methods import find
+from offramp.train.device import make_fabric
+from offramp.train.loop import Loop
+
+class Frozen(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+devices = int(sys.argv[2])
+fabric = make_fabric(recipe(devices=devices))
+for name, changes in METHODS:
+    net = network()
+    for stage in net.stages:
+        stage[1].__class__ = Frozen
+        stage[1].running_var.fill_(0.25)
+    method = find(name).build(**changes)
+    if hasattr(method.objective, "prepare"):
+        torch.manual_seed(4)
+        method.objective.prepare(exits=3, widths=(6, 6, 8))
+    folder = Path(sys.argv[1]) / f"{name}-{devices}"
+    folder.mkdir(exist_ok=True)
+    how = recipe(devices=devices, ema=0.9, clip=1.0, lr=0.02)
+    Loop(fabric, folder, how, net, method, data(38), Told()).run(resume=False)
+"""
+PARALLEL = (
+    ("joint", {}),
+    ("vanilla", {}),
+    ("muse", {"beta_begin": 0.01, "beta_end": 0.01}),
+    ("byot", {"adapt": "all", "beta": 0.01}),
+    ("dbt", {"rate": 1.5, "limit": 0.3}),
+    ("eed", {}),
+    ("beed", {}),
+    ("dense", {}),
+)
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    # the toys of this file, for a program of its own: processes are started from a script, not from a test
+    source = Path(__file__).read_text(encoding="utf-8")
+    (tmp_path / "toys.py").write_text(source[: source.index("def loop(")].replace("import pytest\n", ""))
+    script = tmp_path / "script.py"
+    script.write_text(TWO.replace("METHODS", repr(PARALLEL)))
+    for devices in (1, 2):
+        command = [sys.executable, str(script), str(tmp_path), str(devices)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    for name, _ in PARALLEL:
+        newest = [checkpoint.latest(tmp_path / f"{name}-{devices}/checkpoints")[0] for devices in (1, 2)]
+        one, two = newest
+        assert one is not None and two is not None
+        for found, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
+            assert found.keys() == expected.keys()
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
+        assert not torch.equal(one.weights["stages.0.0.weight"], network().state_dict()["stages.0.0.weight"])
+        last = [load_file(tmp_path / f"{name}-{devices}/last.safetensors") for devices in (1, 2)]
+        torch.testing.assert_close(last[1], last[0], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,94 @@
+"""Learning rates at every place of a run, and the optimisers that get them."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.train import optim
+from offramp.train.recipe import Recipe
+
+STEPS = 10
+
+
+def rates(**recipe: Any) -> list[float]:
+    """The rate of every step of a run, as the loop asks for it."""
+    made = Recipe(**recipe)
+    total = made.epochs * STEPS
+    return [optim.rate(made, step // STEPS, step / total) for step in range(total)]
+
+
+def test_the_papers_milestones_switch_at_the_start_of_their_epochs() -> None:
+    found = rates(epochs=200, lr=0.1)
+    changes = [step for step in range(1, len(found)) if found[step] != found[step - 1]]
+    assert changes == [75 * STEPS, 130 * STEPS, 180 * STEPS]
+    assert [found[0], *(found[step] for step in changes)] == pytest.approx([0.1, 0.01, 0.001, 0.0001])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "switches"),
+    [
+        (300, (0.5, 0.75), [150, 225]),
+        (100, (0.35, 0.6, 0.85), [35, 60, 85]),
+        (90, (1 / 3, 2 / 3), [30, 60]),
+        (10, (0.375, 0.65, 0.9), [4, 7, 9]),
+        (1, (0.5,), []),
+        (4, (), []),
+    ],
+)
+def test_milestones_are_fractions_of_the_run(
+    epochs: int, milestones: tuple[float, ...], switches: list[int]
+) -> None:
+    found = rates(epochs=epochs, milestones=milestones, gamma=0.5)[::STEPS]
+    assert [epoch for epoch in range(1, epochs) if found[epoch] != found[epoch - 1]] == switches
+    assert found[-1] == pytest.approx(0.1 * 0.5 ** len(switches))
+
+
+def test_a_constant_rate_is_constant() -> None:
+    assert set(rates(epochs=5, schedule="constant", lr=0.3)) == {0.3}
+
+
+def test_cosine_anneals_from_the_peak_towards_zero() -> None:
+    found = rates(epochs=10, schedule="cosine", lr=0.2)
+    assert found == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 100)) for step in range(100)])
+    assert found[0] == 0.2 and found[50] == pytest.approx(0.1) and 0 < found[-1] < 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_a_warm_up_rises_in_a_line_to_the_peak(schedule: Any) -> None:
+    found = rates(epochs=10, schedule=schedule, lr=0.2, warmup=0.2)
+    assert found[1:20] == pytest.approx([0.2 * step / 20 for step in range(1, 20)])
+    assert 0 < found[0] < found[1] and found[20] == pytest.approx(0.2)
+    if schedule == "cosine":
+        assert found[60] == pytest.approx(0.1)
+    if schedule == "step":
+        assert (found[40], found[99]) == pytest.approx((0.02, 0.0002))
+
+
+@pytest.mark.parametrize(("warmup", "peak"), [(0.0, 30), (0.5, 50)])
+def test_one_cycle_rises_and_falls_once(warmup: float, peak: int) -> None:
+    found = rates(epochs=10, schedule="onecycle", lr=0.2, warmup=warmup)
+    assert found[0] == pytest.approx(0.2 / 25) and found[peak] == max(found) == pytest.approx(0.2)
+    rise, fall = found[: peak + 1], found[peak:]
+    assert rise == sorted(rise) and fall == sorted(fall, reverse=True) and 0 < fall[-1] < 1e-3
+
+
+def test_the_optimisers_are_torchs_with_the_recipes_values() -> None:
+    net = nn.Linear(2, 2)
+    net.bias.requires_grad_(False)
+    sgd = optim.build(Recipe(lr=0.3, momentum=0.8, nesterov=True, weight_decay=1e-3), net.parameters())
+    (group,) = sgd.param_groups
+    assert isinstance(sgd, torch.optim.SGD) and group["params"] == [net.weight]
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.3, 0.8, True, 1e-3)
+    adam = optim.build(Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05), net.parameters())
+    assert isinstance(adam, torch.optim.AdamW)
+    assert (adam.param_groups[0]["lr"], adam.param_groups[0]["weight_decay"]) == (1e-3, 0.05)
+
+
+def test_all_groups_get_the_rate() -> None:
+    one, two = nn.Linear(1, 1), nn.Linear(1, 1)
+    made = torch.optim.SGD([{"params": one.parameters()}, {"params": two.parameters()}], lr=1.0)
+    optim.set_rate(made, 0.25)
+    assert [group["lr"] for group in made.param_groups] == [0.25, 0.25]
