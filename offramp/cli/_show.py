@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 stdout = Console()
@@ -45,9 +45,8 @@ class TrainingProgress:
         self.epochs = self.steps = 0
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=18),
+            BarColumn(bar_width=10),
             TextColumn("{task.percentage:3.0f} %"),
-            TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}", style="dim"),
@@ -71,16 +70,15 @@ class TrainingProgress:
     def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
         """Move the bar."""
         if self.task is not None:
-            text = "  ".join(f"{name} {value:.3f}" for name, value in list(terms.items())[:4])
+            text = _terms(terms, 3)
             self.bar.update(
                 self.task, completed=epoch * self.steps + step, epoch=f"{epoch + 1}/{self.epochs}", loss=text
             )
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         """One line: losses and the accuracy of every exit on val."""
-        terms = "  ".join(f"{name} {value:.3f}" for name, value in list(record["train"].items())[:5])
-        exits = "  ".join(map(percent, record["val_accuracy"])) if record["val_accuracy"] else "nothing held out"
-        self.note(f"epoch {record['epoch'] + 1:3d}/{self.epochs}  {terms}  | val % {exits}")
+        exits = " ".join(f"{100 * share:.1f}" for share in record["val_accuracy"] or ())
+        self.note(f"{record['epoch'] + 1:3d}/{self.epochs}  {_terms(record['train'])} | val % {exits or '–'}")
 
     def note(self, text: str) -> None:
         """One line beside the bar."""
@@ -91,6 +89,11 @@ class TrainingProgress:
         """Take the bar away."""
         if self.task is not None:
             self.bar.stop()
+
+
+def _terms(terms: dict[str, float], most: int = 4) -> str:
+    """The loss and its first terms, as many as fit a line of 80 columns."""
+    return " ".join(f"{name} {value:.3f}" for name, value in list(terms.items())[:most])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -85,13 +86,13 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
 
 def _introduce(reporter: Any, config: Config, data: Any, notes: tuple[str, ...]) -> None:
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    reporter.note(f"{config.method} on {config.net} with {config.branch} exits; {config.data}: {sizes}")
+    reporter.note(fill(f"{config.method} on {config.net} with {config.branch} exits; {config.data}: {sizes}", 78))
     for note in notes:
         reporter.note(note)
     for kind in ("net", "branch", "method"):
         values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
         if values:
-            reporter.note(f"  {kind}: {values}")
+            reporter.note(fill(f"{kind}: {values}", 78, initial_indent="  ", subsequent_indent="    "))
     reporter.note(f"  {config.recipe.device}, {config.recipe.precision}, seed {config.recipe.seed}")
 
 

@@ -212,6 +212,23 @@ def test_config_file_and_options_mix_and_options_win(offramp, tmp_path):
     assert "milestones:\n- 0.5\n" in stored
 
 
+def test_the_stored_configuration_is_a_config_file(offramp, tmp_path):
+    offramp("train", *TINY, "--method", "byot", "--out", tmp_path / "a")
+    again = offramp("train", "--config", tmp_path / "a/config.yaml", "--out", tmp_path / "b")
+    assert again.status == 0, again.err
+    assert (tmp_path / "a/config.yaml").read_text() == (tmp_path / "b/config.yaml").read_text()
+    weights = [load_file(tmp_path / run / "last.safetensors") for run in "ab"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(("written", "typed"), [("net.width: 64", "--width"), ("width: 64", "--net.width")])
+def test_width_is_one_option_under_two_names(offramp, tmp_path, written, typed):
+    (tmp_path / "x.yaml").write_text(f"{written}\nepochs: 1\nbatch-size: 256\n")
+    ran = offramp("train", "--config", tmp_path / "x.yaml", typed, 4, "--out", tmp_path / "a")
+    assert ran.status == 0, ran.err
+    assert "net.width: 4\n" in (tmp_path / "a/config.yaml").read_text()
+
+
 def test_holdout_zero_has_only_the_last_epoch(offramp, tmp_path):
     ran = offramp("train", *TINY, "--holdout", "0", "--out", tmp_path / "a", "--json")
     assert ran.status == 0
