@@ -25,3 +25,8 @@ def conv(enters: int, leaves: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 def conv_norm_relu(enters: int, leaves: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     """Convolution without bias, batch norm, ReLU."""
     return [conv(enters, leaves, kernel, stride), nn.BatchNorm2d(leaves), nn.ReLU(inplace=True)]
+
+
+def norm_relu(width: int) -> nn.Sequential:
+    """Batch norm and ReLU: what closes a pre-activation network, and each of its exits."""
+    return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
