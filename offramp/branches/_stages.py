@@ -82,8 +82,8 @@ def steps(
 
     The last step has the width of the backbone's own features, so that features can be compared. The steps before it
     have the width inside the stage's blocks (`planes` of its first block) or, where blocks have none, of its maps.
-    With `inside=False` all have the width of the maps (TOFD). Answers None behind a stem, that is behind the first stage where the second does not shrink the maps: the papers
-    have no exit there.
+    With `inside=False` all have the width of the maps (TOFD). Answers None behind a stem, that is behind the first
+    stage where the second does not shrink the maps: the papers have no exit there.
 
     Args:
         widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.

@@ -28,8 +28,8 @@ def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False
     """3×3 convolution with bias to the network's width and its last size, ReLU, then a head.
 
     BEED's adaptation, which compares features, is not published: width and stride are chosen so that they can be
-    compared; there is no exit behind a stem. The original (TensorFlow) has 128 filters, stride 1 and a linear layer on the whole map, and works on
-    images of the size that the network is made for only.
+    compared; there is no exit behind a stem. The original (TensorFlow) has 128 filters, stride 1 and a linear layer on
+    the whole map, and works on images of the size that the network is made for only.
 
     Args:
         exit: number of the exit, from 0; it stands behind stage `exit`.

@@ -1,5 +1,7 @@
 """The network's own first block of each deeper stage, made afresh (MUSE §3.1; MSD's sampling-based branches)."""
 
+from typing import Any
+
 from torch import nn
 
 from offramp.branches._stages import StateShape, check_exit, shapes
@@ -50,10 +52,9 @@ def _first_of_groups(stage: nn.Sequential, after: tuple[StateShape, ...]) -> lis
 
 
 def _sample(block: nn.Module) -> nn.Module:
-    if hasattr(block, "sampled"):
-        made: nn.Module = block.sampled()
-        return made
-    return fresh(block)
+    sampled: Any = getattr(block, "sampled", None)
+    made: nn.Module = fresh(block) if sampled is None else sampled()
+    return made
 
 
 def _check_chain(exit: int, along: list[tuple[StateShape, ...]], drawn: list[list[int] | None]) -> None:
@@ -64,7 +65,8 @@ def _check_chain(exit: int, along: list[tuple[StateShape, ...]], drawn: list[lis
     deepest = broken[-1]
     fitting = ", ".join(str(number) for number in range(deepest + 1, len(along)))
     hint = f"it fits behind stage {fitting}" if fitting else "it fits nowhere on this network"
+    first, leaves = written(along[deepest][0]), written(along[deepest][-1])
     raise ValueError(
-        f"sketch cannot chain stage {deepest + 1}: its first block leaves {written(along[deepest][0])}, the whole stage "
-        f"{written(along[deepest][-1])}, and no few of its blocks lead there; {hint}, `linear` exits fit everywhere"
+        f"sketch cannot chain stage {deepest + 1}: its first block leaves {first}, the whole stage {leaves}, "
+        f"and no few of its blocks lead there; {hint}, `linear` exits fit everywhere"
     )

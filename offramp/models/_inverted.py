@@ -71,8 +71,8 @@ class InvertedResidual(nn.Module):
         self.bn = nn.BatchNorm2d(planes)
         self.squeeze = Squeeze(planes, squeeze, activation) if squeeze else None
         self.narrow = nn.Sequential(conv(planes, leaves, 1), nn.BatchNorm2d(leaves))
-        given = {"planes": planes, "kernel": kernel, "squeeze": squeeze, "activation": activation}
-        self.construct = partial(InvertedResidual, enters, leaves, stride, **given)
+        form = partial(InvertedResidual, planes=planes, kernel=kernel, squeeze=squeeze, activation=activation)
+        self.construct = partial(form, enters, leaves, stride)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:

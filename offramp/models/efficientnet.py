@@ -1,5 +1,7 @@
 """EfficientNet-B0 for small images (Tan & Le, ICML 2019), as in the supplement of BEED."""
 
+from functools import partial
+
 from torch import nn
 from torch.nn import functional as F
 
@@ -55,8 +57,8 @@ def build(
             leaves = max(1, round(of_32 * width / 32))
             for block in range(count):
                 squeeze = max(1, enters // 4)
-                form = {"planes": enters * expansion, "kernel": kernel, "squeeze": squeeze}
-                parts.append(InvertedResidual(enters, leaves, 1 if block else stride, **form, activation=F.silu))
+                form = partial(InvertedResidual, planes=enters * expansion, kernel=kernel, squeeze=squeeze)
+                parts.append(form(enters, leaves, 1 if block else stride, activation=F.silu))
                 enters = leaves
         stages.append(nn.Sequential(*parts))
     inner = max(1, round(1280 * width / 32))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -200,14 +200,16 @@ def _plan(layers: int, scales: int, prune: str, reduction: float) -> list[_Plan]
     return found
 
 
-def _stages(first: FirstLayer, sizes: Sequence[int], plan: Sequence[_Plan], flags: _Flags) -> tuple[list[nn.Sequential], int]:
+def _stages(
+    first: FirstLayer, sizes: Sequence[int], plan: Sequence[_Plan], flags: _Flags
+) -> tuple[list[nn.Sequential], int]:
     """The stages, `sizes[k]` dense layers each, and the width of the coarsest map at the end."""
 
     def at(base: int, live: int) -> tuple[int, ...]:
         return tuple(base * factor for factor in flags.factors[-live:])
 
     width, layer = flags.width, 0
-    stages = []
+    stages: list[nn.Sequential] = []
     for size in sizes:
         parts: list[nn.Module] = [] if stages else [first]
         for enters, leaves, narrows in plan[layer : layer + size]:
@@ -270,7 +272,7 @@ def build(
         ValueError: for an unknown name, setting, mode, form, prune or init, or a number that cannot be.
     """
     _check_words(setting=(setting, SETTINGS), prune=(prune, ("max", "min")), init=(init, ("torch", "he")))
-    given = {"exits": exits, "base": base, "step": step, "mode": mode, "form": form}
+    given: dict[str, Any] = {"exits": exits, "base": base, "step": step, "mode": mode, "form": form}
     chosen = SETTINGS[setting]._replace(**{key: value for key, value in given.items() if value is not None})
     _check_words(mode=(chosen.mode, ("even", "lin_grow")), form=(chosen.form, _SIZE))
     large = chosen.form == "imagenet"

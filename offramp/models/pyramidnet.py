@@ -91,8 +91,6 @@ def build(
         numbers = range(group * blocks, (group + 1) * blocks)
         strides = [2 if group and number == numbers[0] else 1 for number in numbers]
         pairs = zip(numbers, strides, strict=True)
-        stages.append(
-            nn.Sequential(*[PyramidBlock(widths[n], widths[n + 1], stride, ends) for n, stride in pairs])
-        )
+        stages.append(nn.Sequential(*[PyramidBlock(widths[n], widths[n + 1], stride, ends) for n, stride in pairs]))
     head = Head(widths[-1], classes, partial(norm_relu, widths[-1]))
     return Backbone(tuple(stages), head, (channels, image_size, image_size))

@@ -91,4 +91,5 @@ def build(
             parts.append(WideBlock(enters, leaves, 2 if group and not block else 1))
             enters = leaves
         stages.append(nn.Sequential(*parts))
-    return Backbone(tuple(stages), Head(enters, classes, partial(norm_relu, enters)), (channels, image_size, image_size))
+    head = Head(enters, classes, partial(norm_relu, enters))
+    return Backbone(tuple(stages), head, (channels, image_size, image_size))
