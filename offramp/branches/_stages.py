@@ -15,14 +15,14 @@ MapShape = tuple[int, int, int]
 StateShape = Shape | tuple[Shape, ...]
 
 
-def shapes(backbone: Backbone) -> tuple[list[tuple[StateShape, ...]], State]:
+def shapes(backbone: Backbone, until: int | None = None) -> tuple[list[tuple[StateShape, ...]], State]:
     """The shapes (without the batch) after every block of every stage, and the last state (meta).
 
-    For inputs of the shape that the network is made for.
+    For inputs of the shape that the network is made for; of the first `until` stages, all by default.
     """
     state: State = blank(nn.Sequential(*backbone.stages), backbone.shape)
     found = []
-    for stage in backbone.stages:
+    for stage in backbone.stages[:until]:
         after = []
         for block in stage:
             state = run_on_meta(block, state)

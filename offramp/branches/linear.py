@@ -19,6 +19,6 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
         ValueError: if there is no such exit.
     """
     check_exit("linear", backbone, exit)
-    shape = coarsest(shapes(backbone)[0][exit][-1])
+    shape = coarsest(shapes(backbone, exit + 1)[0][-1][-1])
     width = shape[0] if len(shape) == 3 else shape[-1]
     return Branch(nn.Identity(), Head(width, classes))

@@ -25,5 +25,5 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
     at: Any = getattr(backbone.head, "at", None)
     if at is None:
         raise ValueError("own needs a network that was published with exits (msdnet); this one was not, take `sketch`")
-    head: nn.Module = at(coarsest(shapes(backbone)[0][exit][-1])[0], classes)
+    head: nn.Module = at(coarsest(shapes(backbone, exit + 1)[0][-1][-1])[0], classes)
     return Branch(nn.Identity(), head)

@@ -3,7 +3,6 @@
 `python -m offramp.study.networks > docs/networks.md`
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,12 +25,14 @@ class Made(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Numbers as a paper prints them, and how we count the same: `ours(made)` in the printed unit, rounded alike."""
+    """Numbers as a paper prints them, digit by digit, and how we count the same, in the printed unit.
+
+    Nothing `printed`: ours are listed alone, to three digits after the point.
+    """
 
     source: str
     unit: str
-    printed: tuple[float, ...]
-    digits: int
+    printed: str
     ours: Callable[[Made], Sequence[float]]
 
 
@@ -72,37 +73,39 @@ def _first_shares(made: Made) -> list[float]:
     return [100 * first / final, 100 * second / final]
 
 
-def _eed(*printed: float) -> Figure:
-    return Figure("EED, Table III", "GFLOPs (`eed_flops`)", printed, 2, _flops)
+def _eed(printed: str) -> Figure:
+    return Figure("EED, Table III", "GFLOPs (`eed_flops`)", printed, _flops)
 
 
-def _torchvision(parameters: float, giga: float) -> Figure:
-    return Figure("torchvision's list", "M parameters, GMACs", (parameters, giga), 2, _size_and_macs)
+def _torchvision(printed: str) -> Figure:
+    return Figure("torchvision's list", "M parameters, GMACs", printed, _size_and_macs)
 
 
-_HDKD_CIFAR = Figure(
-    "HDKD, Table 2", "M operations (`msdnet_ops`)", (6.85, 14.4, 27.3, 48.4, 81.6, 113.0, 153.0, 193.0), 2, _mops
-)
-_HDKD_IMAGENET = Figure("HDKD, Table 1", "G operations (`msdnet_ops`)", (0.34, 0.69, 1.01, 1.25, 1.36), 2, _gops)
-_SHARES = Figure("MUSE, Fig. 4", "% of the final exit's MACs", (18, 31), 0, _first_shares)
+_M_OPS, _G_OPS = "M operations (`msdnet_ops`)", "G operations (`msdnet_ops`)"
+_MSDNET = {
+    "hdkd-cifar-8": Figure("HDKD, Table 2", _M_OPS, "6.85 / 14.4 / 27.3 / 48.4 / 81.6 / 113 / 153 / 193", _mops),
+    "hdkd-imagenet-23": Figure("HDKD, Table 1", _G_OPS, "0.34 / 0.69 / 1.01 / 1.25 / 1.36", _gops),
+}
+_SHARES = Figure("MUSE, text on Fig. 4", "% of the final exit's MACs", "18 / 31", _first_shares)
 
 _FIGURES: Mapping[tuple[str, str | None], Figure] = {
-    ("resnet18", "eed"): _eed(0.42, 0.66, 0.88, 1.12),
-    ("resnet50", "eed"): _eed(0.78, 1.42, 2.68, 2.60),
-    ("resnet101", "eed"): _eed(0.78, 1.42, 5.12, 5.04),
-    ("vgg19", "eed"): _eed(0.14, 0.24, 0.50, 0.80),
+    ("resnet18", "eed"): _eed("0.42 / 0.66 / 0.88 / 1.12"),
+    ("resnet50", "eed"): _eed("0.78 / 1.42 / 2.68 / 2.60"),
+    ("resnet101", "eed"): _eed("0.78 / 1.42 / 5.12 / 5.04"),
+    ("vgg19", "eed"): _eed("0.14 / 0.24 / 0.50 / 0.80"),
     ("resnet152", "sketch"): _SHARES,
 }
 _IMAGENET = {
-    "resnet18": _torchvision(11.69, 1.81),
-    "resnet34": _torchvision(21.80, 3.66),
-    "resnet50": _torchvision(25.56, 4.09),
-    "resnet101": _torchvision(44.55, 7.80),
-    "resnet152": _torchvision(60.19, 11.51),
+    "resnet18": _torchvision("11.69 / 1.81"),
+    "resnet34": _torchvision("21.80 / 3.66"),
+    "resnet50": _torchvision("25.56 / 4.09"),
+    "resnet101": _torchvision("44.55 / 7.80"),
+    "resnet152": _torchvision("60.19 / 11.51"),
 }
 _TEN_CLASSES = {
-    "resnext29-8x64d": Figure("ResNeXt, Table 7", "M parameters", (34.4,), 1, _millions),
-    "wrn28-10": Figure("Wide ResNet, Table 5", "M parameters", (36.5,), 1, _millions),
+    "resnext29-8x64d": Figure("ResNeXt's paper", "M parameters", "34.4", _millions),
+    "wrn28-10": Figure("Wide ResNet's paper", "M parameters", "36.5", _millions),
+    "pyramidnet110-270": Figure("PyramidNet's authors' README", "M parameters", "28.3", _millions),
 }
 
 
@@ -117,9 +120,10 @@ def rows() -> Iterator[Row]:
                 yield Row(net, branch, figure=_FIGURES.get((net, branch)))
         yield from _variants(net)
     for setting, flags in msdnet.SETTINGS.items():
-        figure = {"hdkd-cifar-8": _HDKD_CIFAR, "hdkd-imagenet-23": _HDKD_IMAGENET}.get(setting)
-        classes = 1000 if flags.form == "imagenet" else 100
-        yield Row("msdnet", "own", {"setting": setting}, classes=classes, figure=figure)
+        large = flags.form == "imagenet"
+        unprinted = Figure("", _G_OPS, "", _gops) if large else Figure("", _M_OPS, "", _mops)
+        figure = _MSDNET.get(setting, unprinted)
+        yield Row("msdnet", "own", {"setting": setting}, classes=1000 if large else 100, figure=figure)
 
 
 def _variants(net: str) -> Iterator[Row]:
@@ -154,11 +158,9 @@ def line(row: Row) -> str:
     made = make(row)
     size = cost.parameters(made.net)
     macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(made.net, made.shape))
-    given = {
-        **{f"net.{k}": v for k, v in row.options.items()},
-        **{f"branch.{k}": v for k, v in row.branch_options.items()},
-    }
-    words = " ".join(f"`--{key} {_plain(value)}`" for key, value in given.items())
+    given = [("net", *option) for option in row.options.items()]
+    given += [("branch", *option) for option in row.branch_options.items()]
+    words = " ".join(f"`--{kind}.{key.replace('_', '-')} {_plain(value)}`" for kind, key, value in given)
     words += f"{' ' if words else ''}{row.classes} classes" if row.classes != 100 else ""
     name = f"`{row.branch}`" if row.branch else "none"
     cells = [
@@ -174,21 +176,25 @@ def line(row: Row) -> str:
 
 
 def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
 def _compare(row: Row, made: Made) -> tuple[str, str, str]:
-    """Printed, ours and difference, in the digits that are printed."""
+    """Printed, ours and difference, each number to the digits that are printed."""
     if row.figure is None:
         return "", "", ""
-    source, unit, printed, digits, count = row.figure
-    ours = [round(value, digits) for value in count(made)]
-    differences = [mine - theirs for mine, theirs in zip(ours, printed, strict=True)]
-
-    def written(values: Sequence[float], sign: str = "") -> str:
-        return " / ".join(f"{value:{sign}.{digits}f}" if value else "0" for value in values)
-
-    return f"{source}, {unit}: {written(printed)}", written(ours), written([round(d, digits) for d in differences], "+")
+    source, unit, printed, count = row.figure
+    counted = count(made)
+    if not printed:
+        return f"nothing; {unit}", " / ".join(f"{value:.3f}" for value in counted), ""
+    numbers = printed.split(" / ")
+    digits = [len(number.partition(".")[2]) for number in numbers]
+    ours = [f"{value:.{places}f}" for value, places in zip(counted, digits, strict=True)]
+    apart = [
+        f"{float(mine) - float(theirs):+.{places}f}" if mine != theirs else "0"
+        for mine, theirs, places in zip(ours, numbers, digits, strict=True)
+    ]
+    return f"{source}, {unit}: {printed}", " / ".join(ours), " / ".join(apart)
 
 
 HEADER = """# Networks and exits
@@ -204,11 +210,16 @@ the machine.
 - 100 classes and 32×32 images where nothing else is said; 224×224 with `--net.form imagenet` and MSDNet's ImageNet
   settings.
 
-MUSE prints 18 % and 31 % for ResNet152; its text (one block per group) gives 16 % and 29 %, one more block of the third
-group gives what it prints. HDKD's table cuts its first figure, 6.860, and prints three digits: the other differences are
-its rounding. BEED's supplement prints no flags for its MSDNet with four exits, MUSE none for its third CIFAR network;
-`beed-4`, `muse-3` and `muse-3-deep` are readings. WRN20-8 and WRN44-8 are no depths that a wide ResNet can have (6n + 4);
-they are read with 3 and 7 blocks per group, `--net.blocks` is the other reading.
+Where a difference is not 0:
+
+- MUSE prints 18 % and 31 % for ResNet152. Its text (one block per group) gives 16 % and 29 %; a second block of the
+  third group, `--branch.sbc-extra 3`, gives what it prints.
+- HDKD's first figure is cut, not rounded: 6.860.
+- PyramidNet's authors print 0.2 M less; the widths that they print are ours.
+
+Readings: BEED's supplement prints no flags for its MSDNet with four exits, MUSE none for its third CIFAR network;
+`beed-4`, `muse-3` and `muse-3-deep` are candidates. A wide ResNet has 6n + 4 layers, 20 and 44 are no such depths: they
+are read with 3 and 7 blocks per group, `--net.blocks` is the other reading.
 
 | network | exits | options | M plain | M all | MMACs of each exit | printed | ours | difference |
 |---|---|---|---:|---:|---|---|---|---|"""
@@ -222,4 +233,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
