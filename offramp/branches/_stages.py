@@ -37,6 +37,11 @@ def coarsest(shape: StateShape) -> Shape:
     return parts[-1] if parts else tuple(size for size in shape if isinstance(size, int))
 
 
+def always(backbone: Backbone) -> str:
+    """The exit structures that fit whatever the stages hand on, for a sentence."""
+    return "`own` and `linear` exits" if hasattr(backbone.head, "at") else "`linear` exits"
+
+
 def check_exit(kind: str, backbone: Backbone, exit: int) -> None:
     """Refuse an exit behind a stage that does not exist, or behind the last one (the backbone's head is there).
 
@@ -62,7 +67,7 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
         if len(sizes) != 3 or len(leaves) != 3:
             raise ValueError(
                 f"{kind} exits need one map (channels, height, width) after every stage, "
-                f"but stage {number} hands on {written(leaves)}; `linear` exits fit"
+                f"but stage {number} hands on {written(leaves)}; {always(backbone)} fit"
             )
         found.append((sizes[0], sizes[1], sizes[2]))
     return found

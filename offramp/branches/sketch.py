@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from offramp.branches._stages import StateShape, check_exit, shapes
+from offramp.branches._stages import StateShape, always, check_exit, shapes
 from offramp.meta import run_on_meta, written
 from offramp.net import Backbone, Branch, fresh
 
@@ -30,7 +30,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
     stages = backbone.stages
     along, state = shapes(backbone)
     drawn = [_first_of_groups(stage, after) for stage, after in zip(stages, along, strict=True)]
-    _check_chain(exit, along, drawn)
+    _check_chain(backbone, exit, along, drawn)
     if sbc_extra and not (2 <= sbc_extra <= len(stages) and len(stages[sbc_extra - 1]) > 1):
         raise ValueError(f"sbc_extra must be a stage from 2 to {len(stages)} with two blocks or more, got {sbc_extra}")
     answers = run_on_meta(backbone.head, state)[0].shape[1]
@@ -57,7 +57,9 @@ def _sample(block: nn.Module) -> nn.Module:
     return made
 
 
-def _check_chain(exit: int, along: list[tuple[StateShape, ...]], drawn: list[list[int] | None]) -> None:
+def _check_chain(
+    backbone: Backbone, exit: int, along: list[tuple[StateShape, ...]], drawn: list[list[int] | None]
+) -> None:
     """Refuse an exit whose deeper stages cannot all be sampled."""
     broken = [number for number, blocks in enumerate(drawn) if blocks is None and number > exit]
     if not broken:
@@ -68,5 +70,5 @@ def _check_chain(exit: int, along: list[tuple[StateShape, ...]], drawn: list[lis
     first, leaves = written(along[deepest][0]), written(along[deepest][-1])
     raise ValueError(
         f"sketch cannot chain stage {deepest + 1}: its first block leaves {first}, the whole stage {leaves}, "
-        f"and no few of its blocks lead there; {hint}, `linear` exits fit everywhere"
+        f"and no few of its blocks lead there; {hint}, {always(backbone)} fit everywhere"
     )
