@@ -201,6 +201,7 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
     from offramp import branches, models
+    from offramp.meta import check_input
 
     nets, exits = models.find(config.net), branches.find(config.branch)
     of = resolve(config).options
@@ -211,7 +212,9 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     def branch(trunk: Any, exit: int) -> Any:
         return exits.build(trunk, exit, classes, **of.get("branch", {}))
 
-    return method.network(backbone, branch)
+    net = method.network(backbone, branch)
+    check_input(net, shape)
+    return net
 
 
 def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> tuple[str, ...]:

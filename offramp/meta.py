@@ -37,6 +37,40 @@ def blank(module: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> Ten
     return torch.empty((batch, *shape), dtype=dtype, device="meta")
 
 
+def check_input(module: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse inputs (channels, height, width) that the module cannot take.
+
+    Raises:
+        ValueError: with PyTorch's reason, and the smallest square inputs that fit where larger ones do.
+    """
+    reason = _refusal(module, shape)
+    if reason is not None:
+        raise ValueError(f"inputs of {written(shape)} do not fit the network: {reason}{smallest(module, shape)}")
+
+
+def smallest(module: nn.Module, shape: tuple[int, int, int]) -> str:
+    """The end of a sentence about inputs that do not fit: the smallest square that does, if any up to 1024 does."""
+    channels, side = shape[0], max(shape[1:])
+    while side < 1024 and _refusal(module, (channels, side, side)):
+        side *= 2
+    if _refusal(module, (channels, side, side)):
+        return ""
+    low, high = min(shape[1:]), side  # `low` is refused or not square, `high` fits
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _refusal(module, (channels, middle, middle)) else (low, middle)
+    return f"; the smallest that fit are {written((channels, high, high))}"
+
+
+def _refusal(module: nn.Module, shape: tuple[int, int, int]) -> str | None:
+    """The first line of PyTorch's error for inputs of this shape, None where they fit."""
+    try:
+        run_on_meta(module, blank(module, shape))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def shape_of(state: State) -> Shape | tuple[Shape, ...]:
     """The shape of a state without its batch; of a tuple of tensors, the tuple of their shapes."""
     if isinstance(state, Tensor):

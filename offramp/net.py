@@ -33,7 +33,8 @@ class Backbone(NamedTuple):
 class Head(nn.Module):
     """Norm, global average pooling and classifier: the end of every exit.
 
-    Takes a map (B, D, H, W) or tokens (B, T, D); answers (logits (B, C), feature (B, D), map).
+    Takes a map (B, D, H, W) or tokens (B, T, D), or the coarsest (last) of several scales; answers (logits (B, C),
+    feature (B, D), map).
     `norm` is applied before pooling (the BN+ReLU that closes a pre-activation network; identity elsewhere), and the
     map that is handed out is the one after it.
     """
@@ -46,7 +47,7 @@ class Head(nn.Module):
 
     def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Answer for a batch of maps."""
-        features = self.norm(state)
+        features = self.norm(state[-1] if isinstance(state, tuple) else state)
         pooled = features.mean((2, 3)) if features.dim() == 4 else features.mean(1)
         return self.classifier(pooled), pooled, features
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.meta import blank, run_on_meta, shape_of, written
+from offramp.meta import blank, check_input, run_on_meta, shape_of, written
 
 
 def test_the_module_is_left_as_it_was() -> None:
@@ -35,3 +35,23 @@ def test_shapes_are_written_for_people() -> None:
     one, two = torch.zeros(2, 3, 4, 5), torch.zeros(2, 7)
     assert written(shape_of(one)) == "3×4×5"
     assert written(shape_of((one, two))) == "(3×4×5, 7)"
+
+
+def pooled_five_times() -> nn.Module:
+    return nn.Sequential(*[nn.MaxPool2d(2) for _ in range(5)], nn.Conv2d(3, 1, 1))
+
+
+def test_inputs_that_do_not_fit_name_the_smallest_that_do() -> None:
+    check_input(pooled_five_times(), (3, 32, 32))
+    for side in (1, 8, 31):
+        with pytest.raises(
+            ValueError,
+            match=rf"^inputs of 3×{side}×{side} do not fit the network: .*; the smallest that fit are 3×32×32$",
+        ):
+            check_input(pooled_five_times(), (3, side, side))
+
+
+def test_no_size_is_named_where_none_fits() -> None:
+    with pytest.raises(ValueError, match=r"^inputs of 4×32×32 do not fit the network: ") as caught:
+        check_input(pooled_five_times(), (4, 32, 32))
+    assert "smallest" not in str(caught.value)

@@ -12,23 +12,34 @@ from offramp.outputs import State
 MapShape = tuple[int, int, int]
 
 
-class StageShapes(NamedTuple):
-    """Shapes along one stage, without the batch: after its first block, and after all of it."""
-
-    first: Shape | tuple[Shape, ...]
-    leaves: Shape | tuple[Shape, ...]
+StateShape = Shape | tuple[Shape, ...]
 
 
-def shapes(backbone: Backbone) -> tuple[list[StageShapes], State]:
-    """The shapes along every stage and the last state (meta), for inputs of the shape the network is made for."""
+def shapes(backbone: Backbone, until: int | None = None) -> tuple[list[tuple[StateShape, ...]], State]:
+    """The shapes (without the batch) after every block of every stage, and the last state (meta).
+
+    For inputs of the shape that the network is made for; of the first `until` stages, all by default.
+    """
     state: State = blank(nn.Sequential(*backbone.stages), backbone.shape)
     found = []
-    for stage in backbone.stages:
-        state = run_on_meta(stage[0], state)
-        first = shape_of(state)
-        state = run_on_meta(stage[1:], state) if len(stage) > 1 else state
-        found.append(StageShapes(first, shape_of(state)))
+    for stage in backbone.stages[:until]:
+        after = []
+        for block in stage:
+            state = run_on_meta(block, state)
+            after.append(shape_of(state))
+        found.append(tuple(after))
     return found, state
+
+
+def coarsest(shape: StateShape) -> Shape:
+    """The shape of the coarsest map, the last, where a stage hands on several; else the shape itself."""
+    parts = [part for part in shape if isinstance(part, tuple)]
+    return parts[-1] if parts else tuple(size for size in shape if isinstance(size, int))
+
+
+def always(backbone: Backbone) -> str:
+    """The exit structures that fit whatever the stages hand on, for a sentence."""
+    return "`own` and `linear` exits" if hasattr(backbone.head, "at") else "`linear` exits"
 
 
 def check_exit(kind: str, backbone: Backbone, exit: int) -> None:
@@ -51,12 +62,12 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
         ValueError: if a stage hands on anything but one map (tokens, several scales).
     """
     found: list[MapShape] = []
-    for number, (_, leaves) in enumerate(shapes(backbone)[0], 1):
+    for number, (*_, leaves) in enumerate(shapes(backbone)[0], 1):
         sizes = [size for size in leaves if isinstance(size, int)]
         if len(sizes) != 3 or len(leaves) != 3:
             raise ValueError(
                 f"{kind} exits need one map (channels, height, width) after every stage, "
-                f"but stage {number} hands on {written(leaves)}; `sketch` may fit"
+                f"but stage {number} hands on {written(leaves)}; {always(backbone)} fit"
             )
         found.append((sizes[0], sizes[1], sizes[2]))
     return found
@@ -70,14 +81,14 @@ class Step(NamedTuple):
 
 
 def steps(
-    kind: str, backbone: Backbone, exit: int, widths: Sequence[int] | None = None
+    kind: str, backbone: Backbone, exit: int, widths: Sequence[int] | None = None, *, inside: bool = True
 ) -> tuple[int, list[Step]] | None:
     """The width at the tap of an exit, and one step per deeper stage (EED, Table III; BEED supplement, Fig. 1).
 
     The last step has the width of the backbone's own features, so that features can be compared. The steps before it
     have the width inside the stage's blocks (`planes` of its first block) or, where blocks have none, of its maps.
-    Answers None behind a stem, that is behind the first stage where the second does not shrink the maps: the papers
-    have no exit there.
+    With `inside=False` all have the width of the maps (TOFD). Answers None behind a stem, that is behind the first
+    stage where the second does not shrink the maps: the papers have no exit there.
 
     Args:
         widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
@@ -92,7 +103,8 @@ def steps(
     if exit == 0 and strides[0] == 1 and along[0][1] > 1:
         return None
     if widths is None:
-        inner = tuple(int(getattr(backbone.stages[stage][0], "planes", along[stage][0])) for stage in deeper)
+        blocks = [backbone.stages[stage][0] if inside else None for stage in deeper]
+        inner = [int(getattr(block, "planes", along[stage][0])) for block, stage in zip(blocks, deeper, strict=True)]
         chosen = [*inner[:-1], along[-1][0]]
     elif len(widths) != len(along) - 1 or min(widths) < 1:
         raise ValueError(f"{kind} needs {len(along) - 1} widths of at least 1 on this network, got {list(widths)}")

@@ -9,7 +9,14 @@ from offramp.branches._stages import steps
 from offramp.net import Backbone, Branch, Head
 
 
-def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] | None = None) -> nn.Module | None:
+def build(
+    backbone: Backbone,
+    exit: int,
+    classes: int,
+    *,
+    widths: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> nn.Module | None:
     """ReLU, then 3×3 convolution with the deeper stage's stride, batch norm and ReLU for each; then a head.
 
     Widths are those of the papers' Table III: 128, 256, 512 for a ResNet18 and 128, 256, 2048 for a ResNet50. The
@@ -19,16 +26,22 @@ def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] 
         exit: number of the exit, from 0; it stands behind stage `exit`.
         classes: number of classes C.
         widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
+        strides: strides to take instead, from the tap on; an exit of n convolutions takes the first n. VGG brings its
+            own, because with the trunk's its costs would not be those of the paper's Table III.
 
     Raises:
-        ValueError: if the stages hand on no maps or the widths do not fit.
+        ValueError: if the stages hand on no maps or the widths or strides do not fit.
     """
     found = steps("eed", backbone, exit, widths)
     if found is None:
         return None
     enters, deeper = found
+    if strides is None:
+        strides = getattr(backbone.stages[exit][0], "eed_strides", [step.stride for step in deeper])
+    if len(strides) < len(deeper) or min(strides) < 1:
+        raise ValueError(f"eed needs {len(deeper)} strides of at least 1 behind stage {exit + 1}, got {list(strides)}")
     body: list[nn.Module] = [nn.ReLU()]  # not in place: the trunk goes on with the same maps
-    for width, stride in deeper:
+    for (width, _), stride in zip(deeper, strides, strict=False):
         body += conv_norm_relu(enters, width, 3, stride)
         enters = width
     made = nn.Sequential(*body)

@@ -1,17 +1,21 @@
 """The network's own first block of each deeper stage, made afresh (MUSE §3.1; MSD's sampling-based branches)."""
 
+from typing import Any
+
 from torch import nn
 
-from offramp.branches._stages import check_exit, shapes
+from offramp.branches._stages import StateShape, always, check_exit, shapes
 from offramp.meta import run_on_meta, written
 from offramp.net import Backbone, Branch, fresh
 
 
 def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) -> nn.Module:
-    """One fresh block of each deeper stage, then a fresh head: a sketch of the rest of the network.
+    """One fresh block of each deeper group of blocks, then a fresh head: a sketch of the rest of the network.
 
-    Works on any backbone whose stages change shape in their first block only. The branch's maps have the shapes of
-    the stages that it imitates, its features the width of the backbone's.
+    A group is a run of blocks that leave the same shape. In most networks that is a stage; where a stage changes
+    shape on its way (VGG, MobileNetV2), each of its groups lends its first block. A block may say by itself what stands
+    for its stage: `sampled()` makes that (PyramidNet, whose blocks all differ in width), and `sampled = None` says that
+    nothing does (MSDNet). The branch's maps have the shapes of the stages that it imitates.
 
     Args:
         exit: number of the exit, from 0; it stands behind stage `exit`.
@@ -20,17 +24,13 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
             the costs that MUSE prints for ResNet152 (its text says one block per group).
 
     Raises:
-        ValueError: where the shapes cannot be chained (both are named), or an option does not fit the backbone.
+        ValueError: where no few blocks can stand for a stage (naming the exits that fit), or an option does not fit.
     """
     check_exit("sketch", backbone, exit)
     stages = backbone.stages
     along, state = shapes(backbone)
-    for number, (first, leaves) in enumerate(along[exit + 1 :], exit + 2):
-        if first != leaves:
-            raise ValueError(
-                f"sketch cannot chain stage {number}: its first block leaves {written(first)}, but what follows takes "
-                f"{written(leaves)} as the whole stage leaves it; use another branch or cut the stages differently"
-            )
+    drawn = [_first_of_groups(stage, after) for stage, after in zip(stages, along, strict=True)]
+    _check_chain(backbone, exit, along, drawn)
     if sbc_extra and not (2 <= sbc_extra <= len(stages) and len(stages[sbc_extra - 1]) > 1):
         raise ValueError(f"sbc_extra must be a stage from 2 to {len(stages)} with two blocks or more, got {sbc_extra}")
     answers = run_on_meta(backbone.head, state)[0].shape[1]
@@ -38,5 +38,37 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
         raise ValueError(f"sketch copies the network's head, which answers {answers} classes, not {classes}")
     body: list[nn.Module] = []
     for number, stage in enumerate(stages[exit + 1 :], exit + 2):
-        body.extend(fresh(block) for block in list(stage)[: 2 if number == sbc_extra else 1])
+        picked = sorted({*(drawn[number - 1] or ()), 1} if number == sbc_extra else drawn[number - 1] or ())
+        body.extend(_sample(stage[index]) for index in picked)
     return Branch(nn.Sequential(*body), fresh(backbone.head))
+
+
+def _first_of_groups(stage: nn.Sequential, after: tuple[StateShape, ...]) -> list[int] | None:
+    """The blocks that stand for a stage, by number; None where it would take more than half of them."""
+    if hasattr(stage[0], "sampled"):
+        return None if stage[0].sampled is None else [0]
+    first = [0, *(index for index in range(1, len(stage)) if after[index] != after[index - 1])]
+    return first if len(first) <= (len(stage) + 1) // 2 else None
+
+
+def _sample(block: nn.Module) -> nn.Module:
+    sampled: Any = getattr(block, "sampled", None)
+    made: nn.Module = fresh(block) if sampled is None else sampled()
+    return made
+
+
+def _check_chain(
+    backbone: Backbone, exit: int, along: list[tuple[StateShape, ...]], drawn: list[list[int] | None]
+) -> None:
+    """Refuse an exit whose deeper stages cannot all be sampled."""
+    broken = [number for number, blocks in enumerate(drawn) if blocks is None and number > exit]
+    if not broken:
+        return
+    deepest = broken[-1]
+    fitting = ", ".join(str(number) for number in range(deepest + 1, len(along)))
+    hint = f"it fits behind stage {fitting}" if fitting else "it fits nowhere on this network"
+    first, leaves = written(along[deepest][0]), written(along[deepest][-1])
+    raise ValueError(
+        f"sketch cannot chain stage {deepest + 1}: its first block leaves {first}, the whole stage {leaves}, "
+        f"and no few of its blocks lead there; {hint}, {always(backbone)} fit everywhere"
+    )

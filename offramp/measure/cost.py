@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.meta import blank, run_on_meta, written
+from offramp.meta import blank, run_on_meta, smallest, written
 from offramp.net import MultiExitNet
 
 aten = torch.ops.aten
@@ -157,7 +157,10 @@ def measure(
             (_, _, _, carry), own = _count(branch, convention, relu_modules, state, carry)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"inputs of {written(shape)} do not fit stage {number} or its exit: {reason}") from error
+            hint = smallest(net, shape)
+            raise ValueError(
+                f"inputs of {written(shape)} do not fit stage {number} or its exit: {reason}{hint}"
+            ) from error
         stages.append(cost)
         branches.append(own)
     return Pieces(tuple(stages), tuple(branches), tuple(bool(getattr(b, "chained", False)) for b in net.branches))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offramp.blocks import conv, initialise
+from offramp.models._options import check
 from offramp.names import unknown
 from offramp.net import Backbone, Head
 
@@ -127,14 +128,10 @@ def build(
     Raises:
         ValueError: for an unknown name or form, or a count below 1.
     """
-    if name not in _BLOCKS:
-        raise unknown("net", name, NETS)
     if form not in _SIZE:
         raise unknown("form", form, _SIZE, listing="")
     size = _SIZE[form] if image_size is None else image_size
-    for option, value in {"classes": classes, "channels": channels, "width": width, "image_size": size}.items():
-        if value < 1:
-            raise ValueError(f"{name} needs {option} of at least 1, got {value}")
+    check(name, NETS, classes=classes, channels=channels, width=width, image_size=size)
     block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
     stages: list[nn.Sequential] = []
     enters = width

@@ -1,7 +1,11 @@
 """Every network with every exit structure: what all of them promise. A new one is tested by existing."""
 
+import copy
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,43 +18,76 @@ from offramp.measure import cost
 from offramp.net import Backbone, MultiExitNet, attach, plain, segments
 
 CLASSES = 5
-DIFFERENT_WIDTHS: frozenset[tuple[str, str]] = frozenset()
-"""(net, branch) pairs whose features have different widths by design; the branch's file must say why."""
+DIFFERENT_WIDTHS = {"linear"}
+"""Branches whose features have different widths by design; the branch's file must say why."""
+
+REFUSED = {
+    ("msdnet", "sketch"): "sketch cannot chain stage 4: .* fits nowhere on this network, `own` and `linear` exits fit",
+    **{
+        ("msdnet", branch): rf"^{branch} exits need one map .* stage 1 hands on \(.*\); `own` and `linear` exits fit$"
+        for branch in ("beed", "byot", "eed", "lct", "tofd")
+    },
+}
+"""(family, branch) pairs that do not fit, with what the refusal says. `own` needs a network with exits of its own."""
 
 
-def pairs() -> Iterator[Any]:
+def family(net: str) -> str:
+    return models.find(net).__name__.rpartition(".")[2]
+
+
+def fits(net: str, branch: str) -> bool:
+    return (family(net), branch) not in REFUSED and (branch != "own" or family(net) == "msdnet")
+
+
+def pairs(fitting: bool = True) -> Iterator[Any]:
     """One network per family with every branch; the others only in the full grid."""
     seen: set[str] = set()
     for net, line in models.available().items():
         marks = [pytest.mark.full] if line in seen else []
         seen.add(line)
         for branch in branches.available():
-            yield pytest.param(net, branch, id=f"{net}-{branch}", marks=marks)
+            if fits(net, branch) == fitting:
+                yield pytest.param(net, branch, id=f"{net}-{branch}", marks=marks)
 
 
 def tiny(net: str) -> Backbone:
     """The smallest form of a network that its options offer."""
-    build = models.find(net).build
-    wanted = {"width": 4, "channels": 3, "image_size": 32}
-    offered = inspect.signature(build).parameters
     torch.manual_seed(0)
-    backbone = build(net, classes=CLASSES, **{key: value for key, value in wanted.items() if key in offered})
+    backbone = models.find(net).build(net, classes=CLASSES, **options(net))
     assert isinstance(backbone, Backbone)
     return backbone
 
 
+def options(net: str) -> dict[str, int]:
+    size = 32 if net == "vgg19" else 16
+    wanted = {"width": 4, "channels": 3, "image_size": size, "blocks": 1, "alpha": 12, "exits": 4, "growth": 2}
+    offered = inspect.signature(models.find(net).build).parameters
+    return {key: value for key, value in wanted.items() if key in offered}
+
+
 def made(net: str, branch: str) -> MultiExitNet:
+    return copy.deepcopy(_made(net, branch))
+
+
+@cache
+def _made(net: str, branch: str) -> MultiExitNet:
     build = branches.find(branch).build
     return attach(tiny(net), lambda backbone, exit: build(backbone, exit, CLASSES))
 
 
 def images(net: str, batch: int = 4) -> Tensor:
-    return torch.rand(batch, *tiny(net).shape, generator=torch.Generator().manual_seed(1)) - 0.5
+    return torch.rand(batch, *shape_of(net), generator=torch.Generator().manual_seed(1)) - 0.5
 
 
-pytestmark = pytest.mark.parametrize(("net", "branch"), list(pairs()))
+@cache
+def shape_of(net: str) -> tuple[int, int, int]:
+    return tiny(net).shape
 
 
+every_pair = pytest.mark.parametrize(("net", "branch"), list(pairs()))
+
+
+@every_pair
 def test_forward_and_backward(net: str, branch: str) -> None:
     network = made(net, branch)
     outputs = network(images(net))
@@ -62,11 +99,13 @@ def test_forward_and_backward(net: str, branch: str) -> None:
     assert not untouched
 
 
+@every_pair
 def test_features_are_what_the_classifier_sees(net: str, branch: str) -> None:
     widths = {feature.shape[1] for feature in made(net, branch)(images(net)).features}
-    assert len(widths) == 1 or (net, branch) in DIFFERENT_WIDTHS
+    assert len(widths) == 1 or branch in DIFFERENT_WIDTHS
 
 
+@every_pair
 def test_exits_are_in_order_and_the_final_one_is_the_plain_network(net: str, branch: str) -> None:
     """An exit's gradient reaches its own stage and those before it, never a later one."""
     network = made(net, branch)
@@ -75,7 +114,7 @@ def test_exits_are_in_order_and_the_final_one_is_the_plain_network(net: str, bra
         network(images(net)).logits[exit].sum().backward()
         reached = [any(p.grad is not None and p.grad.any() for p in stage.parameters()) for stage in network.stages]
         assert reached == [number <= exit for number in range(network.exits)]
-    alone = plain(Backbone(tuple(map(_sequential, network.stages)), network.branches[-1].head, tiny(net).shape)).eval()  # type: ignore[arg-type]
+    alone = plain(Backbone(tuple(map(_sequential, network.stages)), network.branches[-1].head, shape_of(net))).eval()  # type: ignore[arg-type]
     assert torch.equal(alone(images(net)).logits[-1], network.eval()(images(net)).logits[-1])
 
 
@@ -84,6 +123,7 @@ def _sequential(stage: nn.Module) -> nn.Sequential:
     return stage
 
 
+@every_pair
 @pytest.mark.parametrize("enabled", [lambda exits: [True] * exits, lambda exits: [k % 2 == 1 for k in range(exits)]])
 @torch.no_grad()
 def test_segments_one_by_one_are_the_network(net: str, branch: str, enabled: Callable[[int], list[bool]]) -> None:
@@ -96,6 +136,7 @@ def test_segments_one_by_one_are_the_network(net: str, branch: str, enabled: Cal
         assert torch.equal(answer, logits)
 
 
+@every_pair
 @torch.no_grad()
 def test_state_dict_round_trip(net: str, branch: str) -> None:
     network, other = made(net, branch), made(net, branch)
@@ -106,6 +147,7 @@ def test_state_dict_round_trip(net: str, branch: str) -> None:
     assert torch.equal(network(images(net)).logits, other(images(net)).logits)
 
 
+@every_pair
 def test_early_exits_share_no_weight_with_anything(net: str, branch: str) -> None:
     network = made(net, branch)
     own = [p for stage in network.stages for p in stage.parameters()]
@@ -113,15 +155,17 @@ def test_early_exits_share_no_weight_with_anything(net: str, branch: str) -> Non
     assert len({id(p) for p in own}) == len(own)
 
 
+@every_pair
 def test_macs_equal_torchs_counter(net: str, branch: str) -> None:
     network = made(net, branch).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images(net, 1))
-    shape = tiny(net).shape
+    shape = shape_of(net)
     assert cost.macs_cumulative(network, shape)[-1] == sum(cost.segment_macs(network, shape))
     assert 2 * cost.macs_cumulative(network, shape)[-1] == counter.get_total_flops()
 
 
+@every_pair
 def test_bfloat16_autocast(net: str, branch: str) -> None:
     network = made(net, branch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -131,6 +175,7 @@ def test_bfloat16_autocast(net: str, branch: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
+@every_pair
 @torch.no_grad()
 def test_channels_last_gives_the_same_answer(net: str, branch: str) -> None:
     network = made(net, branch).double().eval()
@@ -138,3 +183,49 @@ def test_channels_last_gives_the_same_answer(net: str, branch: str) -> None:
     expected = network(inputs).logits
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.testing.assert_close(network(inputs.contiguous(memory_format=torch.channels_last)).logits, expected)
+
+
+@pytest.mark.parametrize(("net", "branch"), list(pairs(fitting=False)))
+def test_what_does_not_fit_says_what_does(net: str, branch: str) -> None:
+    message = REFUSED.get((family(net), branch), r"^own needs a network that was published with exits \(msdnet\)")
+    with pytest.raises(ValueError, match=message):
+        made(net, branch)
+
+
+@pytest.mark.parametrize("net", [pytest.param(p.values[0], marks=p.marks) for p in pairs() if p.values[1] == "linear"])
+def test_without_early_exits(net: str) -> None:
+    network = plain(tiny(net)).eval()
+    assert network.exits == 1
+    with_exits = made(net, "linear").eval()
+    assert torch.equal(network(images(net)).logits[0], with_exits(images(net)).logits[-1])
+
+
+def representatives() -> Iterator[Any]:
+    """The branch that each family is meant for, once per family."""
+    found = {family(net): (net, "sketch" if fits(net, "sketch") else "own") for net in reversed(models.available())}
+    yield from (pytest.param(*pair, id="-".join(pair)) for pair in found.values())
+
+
+COMPILE = """
+import torch
+from offramp import branches, models
+from offramp.net import attach
+
+build = branches.find({branch!r}).build
+network = attach(models.find({net!r}).build({net!r}, classes=5, **{options}), lambda b, exit: build(b, exit, 5)).eval()
+inputs = torch.rand(4, *{shape})
+expected = network(inputs).logits
+made = torch.compile(network, backend="aot_eager", fullgraph=True)(inputs).logits
+torch.testing.assert_close(made, expected)
+made.square().sum().backward()
+assert all(p.grad is not None for p in network.parameters())
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("net", "branch"), list(representatives()))
+def test_compiles_as_one_graph(net: str, branch: str) -> None:
+    """In a process of its own: torch cannot trace the run-time shape checks that tests put around everything."""
+    source = COMPILE.format(net=net, branch=branch, options=options(net), shape=shape_of(net))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

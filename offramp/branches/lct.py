@@ -1,0 +1,50 @@
+"""One convolution without batch norm (Local Critic Training, Lee & Lee 2019/2022, in the form that BEED compares)."""
+
+from math import prod
+
+from torch import nn
+
+from offramp.blocks import StridedConv, initialise
+from offramp.branches._stages import maps, steps
+from offramp.net import Backbone, Branch, Head
+from offramp.outputs import State
+
+
+class Flatten(nn.Module):
+    """The original's end: a linear layer on the whole map. Answers (logits (B, C), feature (B, D·H·W), map)."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(prod(shape), classes)
+
+    def forward(self, state: State) -> tuple[State, State, State]:
+        """Answer for maps of exactly the shape that the exit was made for."""
+        assert not isinstance(state, tuple)
+        feature = state.flatten(1)
+        return self.classifier(feature), feature, state
+
+
+def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False) -> nn.Module | None:
+    """3×3 convolution with bias to the network's width and its last size, ReLU, then a head.
+
+    BEED's adaptation, which compares features, is not published: width and stride are chosen so that they can be
+    compared; there is no exit behind a stem. The original (TensorFlow) has 128 filters, stride 1 and a linear layer on
+    the whole map, and works on images of the size that the network is made for only.
+
+    Args:
+        exit: number of the exit, from 0; it stands behind stage `exit`.
+        classes: number of classes C.
+        original: the original's form.
+
+    Raises:
+        ValueError: if the stages hand on no maps, or there is no such exit.
+    """
+    if steps("lct", backbone, exit) is None:
+        return None
+    along = maps("lct", backbone)
+    enters, height, width = along[exit]
+    leaves, stride = (128, 1) if original else (along[-1][0], max(1, round(height / along[-1][1])))
+    body = nn.Sequential(StridedConv(enters, leaves, 3, stride, 1), nn.ReLU(inplace=True))
+    initialise(body)
+    head = Flatten((leaves, height, width), classes) if original else Head(leaves, classes)
+    return Branch(body, head)

@@ -1,0 +1,24 @@
+"""Pooling and a linear classifier, nothing else: the cheapest exit, and the one that fits every network."""
+
+from torch import nn
+
+from offramp.branches._stages import check_exit, coarsest, shapes
+from offramp.net import Backbone, Branch, Head
+
+
+def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
+    """Global average pooling and a linear layer on what the stage hands on: maps, tokens, or the coarsest of scales.
+
+    Features have the width of the tap, a different one behind every stage: losses that compare features skip them.
+
+    Args:
+        exit: number of the exit, from 0; it stands behind stage `exit`.
+        classes: number of classes C.
+
+    Raises:
+        ValueError: if there is no such exit.
+    """
+    check_exit("linear", backbone, exit)
+    shape = coarsest(shapes(backbone, exit + 1)[0][-1][-1])
+    width = shape[0] if len(shape) == 3 else shape[-1]
+    return Branch(nn.Identity(), Head(width, classes))

@@ -1,0 +1,29 @@
+"""The exits that a network was published with: its head, made afresh for each tap (MSDNet's classifiers)."""
+
+from typing import Any
+
+from torch import nn
+
+from offramp.branches._stages import check_exit, coarsest, shapes
+from offramp.net import Backbone, Branch
+
+
+def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
+    """The network's own head for the width at the tap, through the head's `at(width, classes)`.
+
+    On MSDNet for small images all features are 128 wide; for large images each has the width of its tap, so that
+    losses that compare features skip them.
+
+    Args:
+        exit: number of the exit, from 0; it stands behind stage `exit`.
+        classes: number of classes C.
+
+    Raises:
+        ValueError: if the network was published without exits, or there is no such exit.
+    """
+    check_exit("own", backbone, exit)
+    at: Any = getattr(backbone.head, "at", None)
+    if at is None:
+        raise ValueError("own needs a network that was published with exits (msdnet); this one was not, take `sketch`")
+    head: nn.Module = at(coarsest(shapes(backbone, exit + 1)[0][-1][-1])[0], classes)
+    return Branch(nn.Identity(), head)

@@ -1,0 +1,38 @@
+"""One separable convolution unit per deeper stage (Task-Oriented Feature Distillation, Zhang et al., NeurIPS 2020)."""
+
+from torch import nn
+
+from offramp.blocks import conv, initialise
+from offramp.branches._stages import steps
+from offramp.net import Backbone, Branch, Head
+
+
+def build(backbone: Backbone, exit: int, classes: int) -> nn.Module | None:
+    """Depthwise 3×3 with the deeper stage's stride and 1×1, then depthwise 3×3 and 1×1 to its width; then a head.
+
+    Batch norm and ReLU follow each 1×1; no biases. Widths are those of the deeper stages' maps. There is no exit
+    behind a stem. (TOFD's loss is not what this file makes: these are its exits, to train by any method.)
+
+    Args:
+        exit: number of the exit, from 0; it stands behind stage `exit`.
+        classes: number of classes C.
+
+    Raises:
+        ValueError: if the stages hand on no maps, or there is no such exit.
+    """
+    found = steps("tofd", backbone, exit, inside=False)
+    if found is None:
+        return None
+    enters, deeper = found
+    body: list[nn.Module] = []
+    for width, stride in deeper:
+        body += [*_separable(enters, enters, stride), *_separable(enters, width, 1)]
+        enters = width
+    made = nn.Sequential(*body)
+    initialise(made)
+    return Branch(made, Head(enters, classes))
+
+
+def _separable(enters: int, leaves: int, stride: int) -> list[nn.Module]:
+    depthwise = nn.Conv2d(enters, enters, 3, stride, 1, groups=enters, bias=False)
+    return [depthwise, conv(enters, leaves, 1), nn.BatchNorm2d(leaves), nn.ReLU(inplace=True)]

@@ -1,0 +1,18 @@
+"""Checks that every family's `build` makes of its options."""
+
+from collections.abc import Iterable
+
+from offramp.names import unknown
+
+
+def check(name: str, nets: Iterable[str], **counts: int) -> None:
+    """Refuse a name that the family does not build, and counts below 1.
+
+    Raises:
+        ValueError: naming the nearest net, or the option and its value.
+    """
+    if name not in nets:
+        raise unknown("net", name, nets)
+    for option, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} needs {option} of at least 1, got {value}")

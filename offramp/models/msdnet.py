@@ -1,0 +1,315 @@
+"""MSDNet, dense at several scales and made for exits (Huang et al., ICLR 2018), with all flags of its code."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp.blocks import conv_norm_relu, initialise
+from offramp.models._options import check
+from offramp.names import unknown
+from offramp.net import Backbone
+from offramp.outputs import State
+
+NETS = ("msdnet",)
+
+Scales = tuple[Tensor, ...]
+"""The live maps, finest first. The coarsest is always the last: exits stand on it."""
+
+
+class Setting(NamedTuple):
+    """The flags in which published MSDNets differ."""
+
+    exits: int
+    base: int
+    step: int
+    mode: str
+    form: str
+
+
+SETTINGS = {
+    "hdkd-cifar-8": Setting(8, 1, 1, "lin_grow", "cifar"),
+    "hdkd-cifar-4": Setting(4, 1, 1, "lin_grow", "cifar"),
+    "hdkd-cifar-5": Setting(5, 1, 1, "lin_grow", "cifar"),
+    "hdkd-cifar-6": Setting(6, 1, 1, "lin_grow", "cifar"),
+    "hdkd-imagenet-23": Setting(5, 4, 4, "even", "imagenet"),
+    "hdkd-imagenet-33": Setting(5, 6, 6, "even", "imagenet"),
+    "hdkd-imagenet-38": Setting(5, 7, 7, "even", "imagenet"),
+    "muse-1": Setting(5, 1, 1, "lin_grow", "cifar"),
+    "muse-2": Setting(5, 3, 3, "even", "cifar"),
+    "muse-3": Setting(5, 4, 4, "even", "cifar"),
+    "muse-3-deep": Setting(5, 1, 2, "lin_grow", "cifar"),
+    "muse-4": Setting(5, 4, 4, "even", "imagenet"),
+    "anytime": Setting(7, 4, 2, "even", "cifar"),
+    "anytime-11": Setting(11, 4, 2, "even", "cifar"),
+    "beed-4": Setting(4, 1, 1, "lin_grow", "cifar"),
+}
+"""Rows of the papers. HDKD names ImageNet depths after the last layer's index in the MSDNet paper (5k + 3): they are
+base = step = 4, 6, 7, which its table of costs proves. MUSE does not print the flags of its third CIFAR network: the
+two candidates are here. BEED's supplement prints none for its four exits."""
+
+_SIZE = {"cifar": 32, "imagenet": 224}
+
+
+class _Flags(NamedTuple):
+    """What the layers are made of: channels before scale factors, growth, and factors per scale (finest first)."""
+
+    width: int
+    growth: int
+    factors: tuple[int, ...]
+    bottlenecks: tuple[int, ...]
+    reduction: float
+    he: bool
+
+
+def _start(module: nn.Module, he: bool) -> None:
+    """He's start where asked for; else PyTorch's own, which the released code keeps (its rule reaches no layer)."""
+    if he:
+        initialise(module)
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
+
+
+class FirstLayer(nn.Module):
+    """All scales of the image: the finest by a convolution, each coarser one by a strided convolution of the last."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], large: bool, he: bool) -> None:
+        super().__init__()
+        if large:
+            finest = [nn.Conv2d(channels, widths[0], 7, 2, 3), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+            self.finest = nn.Sequential(*finest, nn.MaxPool2d(3, 2, 1))
+        else:
+            self.finest = nn.Sequential(*conv_norm_relu(channels, widths[0], 3))
+        self.coarser = nn.ModuleList([nn.Sequential(*conv_norm_relu(a, b, 3, 2)) for a, b in pairwise(widths)])
+        self.construct = partial(FirstLayer, channels, widths, large, he)
+        _start(self, he)
+
+    def forward(self, inputs: Float[Tensor, "B D H W"]) -> Scales:
+        """Maps of all scales for images (B, channels, H, W)."""
+        scales = [self.finest(inputs)]
+        for layer in self.coarser:
+            scales.append(layer(scales[-1]))
+        return tuple(scales)
+
+
+def _narrowed(enters: int, leaves: int, factor: int, stride: int) -> nn.Sequential:
+    """1×1 to at most `factor` × what leaves, then 3×3."""
+    inner = min(enters, factor * leaves)
+    return nn.Sequential(*conv_norm_relu(enters, inner, 1), *conv_norm_relu(inner, leaves, 3, stride))
+
+
+class Layer(nn.Module):
+    """One dense layer on all live scales: each keeps its map and gains channels, half from the next finer scale.
+
+    The finest scale gains all from itself. Where `drops`, the finest scale of the input ends here: it lends its half
+    to the next and is not handed on. No block stands for the layers of a stage (`sampled` is None: `sketch` refuses).
+    """
+
+    sampled = None
+
+    def __init__(
+        self, widths: tuple[int, ...], gains: tuple[int, ...], bottlenecks: tuple[int, ...], drops: bool, he: bool
+    ) -> None:
+        super().__init__()
+        self.drops = drops
+        self.keeps = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        for scale in range(int(drops), len(widths)):
+            gain = gains[scale] // 2 if scale else gains[scale]
+            self.keeps.append(_narrowed(widths[scale], gain, bottlenecks[scale], 1))
+            if scale:
+                self.downs.append(_narrowed(widths[scale - 1], gain, bottlenecks[scale - 1], 2))
+        self.construct = partial(Layer, widths, gains, bottlenecks, drops, he)
+        _start(self, he)
+
+    def forward(self, scales: Scales) -> Scales:
+        """Maps of the live scales, finest first. The input is never changed: exits share it."""
+        live = scales[1:] if self.drops else scales
+        kept = [keep(state) for keep, state in zip(self.keeps, live, strict=True)]
+        downs = [down(state) for down, state in zip(self.downs, scales, strict=False)]
+        if self.drops:
+            return tuple(torch.cat(parts, 1) for parts in zip(live, downs, kept, strict=True))
+        coarser = [torch.cat(parts, 1) for parts in zip(live[1:], downs, kept[1:], strict=True)]
+        return (torch.cat((live[0], kept[0]), 1), *coarser)
+
+
+class Transition(nn.Module):
+    """1×1 convolutions that narrow every live scale after one was dropped."""
+
+    sampled = None
+
+    def __init__(self, widths: tuple[int, ...], leaves: tuple[int, ...], he: bool) -> None:
+        super().__init__()
+        pairs = zip(widths, leaves, strict=True)
+        self.layers = nn.ModuleList([nn.Sequential(*conv_norm_relu(a, b, 1)) for a, b in pairs])
+        self.construct = partial(Transition, widths, leaves, he)
+        _start(self, he)
+
+    def forward(self, scales: Scales) -> Scales:
+        """The same scales, narrower."""
+        return tuple(layer(state) for layer, state in zip(self.layers, scales, strict=True))
+
+
+class Classifier(nn.Module):
+    """Two strided 3×3 convolutions on the coarsest scale, average pooling, linear: MSDNet's exit.
+
+    `inner` is the width of the convolutions, None for that of the map.
+    """
+
+    def __init__(self, width: int, classes: int, inner: int | None, he: bool) -> None:
+        super().__init__()
+        middle = width if inner is None else inner
+        self.body = nn.Sequential(*conv_norm_relu(width, middle, 3, 2), *conv_norm_relu(middle, middle, 3, 2))
+        self.classifier = nn.Linear(middle, classes)
+        self.at = partial(Classifier, inner=inner, he=he)
+        self.construct = partial(Classifier, width, classes, inner, he)
+        _start(self, he)
+
+    def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, C), feature (B, D) and map (B, D, H/4, W/4) for the coarsest scale (B, width, H, W)."""
+        features = self.body(state[-1] if isinstance(state, tuple) else state)
+        pooled = features.mean((2, 3))
+        return self.classifier(pooled), pooled, features
+
+
+class _Plan(NamedTuple):
+    """One dense layer: live scales that enter and leave it, and whether a transition follows."""
+
+    enters: int
+    leaves: int
+    narrows: bool
+
+
+def _plan(layers: int, scales: int, prune: str, reduction: float) -> list[_Plan]:
+    """Which scales live where. `max` drops the finest after each of `scales` equal parts; `min` as late as it can."""
+    found = []
+    interval = -(-layers // scales)
+    for layer in range(1, layers + 1):
+        if prune == "max":
+            enters, leaves = scales - max(0, layer - 2) // interval, scales - (layer - 1) // interval
+            narrows = leaves < enters
+        else:
+            enters, leaves = min(scales, layers - layer + 2), min(scales, layers - layer + 1)
+            narrows = layer in (layers // 3, 2 * layers // 3)
+        found.append(_Plan(enters, leaves, narrows and reduction > 0))
+    return found
+
+
+def _stages(
+    first: FirstLayer, sizes: Sequence[int], plan: Sequence[_Plan], flags: _Flags
+) -> tuple[list[nn.Sequential], int]:
+    """The stages, `sizes[k]` dense layers each, and the width of the coarsest map at the end."""
+
+    def at(base: int, live: int) -> tuple[int, ...]:
+        return tuple(base * factor for factor in flags.factors[-live:])
+
+    width, layer = flags.width, 0
+    stages: list[nn.Sequential] = []
+    for size in sizes:
+        parts: list[nn.Module] = [] if stages else [first]
+        for enters, leaves, narrows in plan[layer : layer + size]:
+            gains, inner = at(flags.growth, enters), flags.bottlenecks[-enters:]
+            parts.append(Layer(at(width, enters), gains, inner, leaves < enters, flags.he))
+            width += flags.growth
+            if narrows:
+                narrow = int(flags.reduction * width)
+                parts.append(Transition(at(width, leaves), at(narrow, leaves), flags.he))
+                width = narrow
+        layer += size
+        stages.append(nn.Sequential(*parts))
+    return stages, width * flags.factors[-1]
+
+
+def build(
+    name: str,
+    *,
+    classes: int,
+    channels: int = 3,
+    setting: str = "hdkd-cifar-8",
+    exits: int | None = None,
+    base: int | None = None,
+    step: int | None = None,
+    mode: str | None = None,
+    form: str | None = None,
+    width: int | None = None,
+    growth: int | None = None,
+    factors: Sequence[int] | None = None,
+    bottlenecks: Sequence[int] | None = None,
+    reduction: float = 0.5,
+    prune: str = "max",
+    init: str = "torch",
+    image_size: int | None = None,
+) -> Backbone:
+    """An MSDNet with one stage per exit; its exits are `--branch own`.
+
+    A state is a tuple of maps, the live scales, finest first; exits stand on the last, the coarsest.
+
+    Args:
+        name: `msdnet`.
+        classes: number of classes C.
+        channels: channels of the images.
+        setting: a row of the papers, one of `SETTINGS`; it gives the next five options where they are not given.
+        exits: number of exits K, the final one included (nBlocks).
+        base: dense layers before the first exit.
+        step: dense layers between exits.
+        mode: `even` (always `step`) or `lin_grow` (step × k + 1 before exit k + 1, exits counted from 1).
+        form: `cifar` (3×3 on the image) or `imagenet` (7×7 with stride 2, max pooling).
+        width: channels of the finest scale after the first layer, before its factor; default 16 or 32 by `form`.
+        growth: channels that each layer adds to a scale of factor 1, even; default 6 or 16.
+        factors: widths of the scales, finest first; default 1, 2, 4 or 1, 2, 4, 4.
+        bottlenecks: widths inside layers over what they add, per scale; default as `factors`.
+        reduction: part of the channels that stays where a scale is dropped; 0 for no transitions.
+        prune: `max` drops scales after equal parts of the network, `min` as late as the last layers allow.
+        init: `torch` (what the released code in effect does) or `he` (what it means to do).
+        image_size: height and width of the images, for costs and shapes only; default 32 or 224 by `form`.
+
+    Raises:
+        ValueError: for an unknown name, setting, mode, form, prune or init, or a number that cannot be.
+    """
+    _check_words(setting=(setting, SETTINGS), prune=(prune, ("max", "min")), init=(init, ("torch", "he")))
+    given: dict[str, Any] = {"exits": exits, "base": base, "step": step, "mode": mode, "form": form}
+    chosen = SETTINGS[setting]._replace(**{key: value for key, value in given.items() if value is not None})
+    _check_words(mode=(chosen.mode, ("even", "lin_grow")), form=(chosen.form, _SIZE))
+    large = chosen.form == "imagenet"
+    usual = (1, 2, 4, 4) if large else (1, 2, 4)
+    flags = _Flags(
+        width=(32 if large else 16) if width is None else width,
+        growth=(16 if large else 6) if growth is None else growth,
+        factors=tuple(usual if factors is None else factors),
+        bottlenecks=tuple((usual if factors is None else factors) if bottlenecks is None else bottlenecks),
+        reduction=reduction,
+        he=init == "he",
+    )
+    size = _SIZE[chosen.form] if image_size is None else image_size
+    counts = {"exits": chosen.exits, "base": chosen.base, "step": chosen.step, "image_size": size}
+    check(name, NETS, classes=classes, channels=channels, width=flags.width, growth=flags.growth, **counts)
+    _check_flags(flags)
+    grows = chosen.mode == "lin_grow"
+    sizes = [chosen.base, *(chosen.step * k + 1 if grows else chosen.step for k in range(1, chosen.exits))]
+    plan = _plan(sum(sizes), len(flags.factors), prune, reduction)
+    first = FirstLayer(channels, tuple(flags.width * factor for factor in flags.factors), large, flags.he)
+    stages, coarsest = _stages(first, sizes, plan, flags)
+    head = Classifier(coarsest, classes, None if large else 128, flags.he)
+    return Backbone(tuple(stages), head, (channels, size, size))
+
+
+def _check_words(**options: tuple[str, object]) -> None:
+    for option, (value, words) in options.items():
+        choice = list(words)  # type: ignore[call-overload]
+        if value not in choice:
+            raise unknown(option, value, choice, listing="")
+
+
+def _check_flags(flags: _Flags) -> None:
+    factors, inner = list(flags.factors), list(flags.bottlenecks)
+    if len(factors) != len(inner) or min(factors, default=0) < 1 or min(inner, default=0) < 1:
+        raise ValueError(f"msdnet needs as many bottlenecks as factors, all at least 1, got {inner} and {factors}")
+    if flags.growth % 2:
+        raise ValueError(f"msdnet needs an even growth, half comes from the next finer scale, got {flags.growth}")
+    if not 0 <= flags.reduction <= 1:
+        raise ValueError(f"msdnet needs a reduction in [0, 1], got {flags.reduction}")

@@ -1,0 +1,236 @@
+"""docs/networks.md: every network with every exit structure that fits, its size and costs beside the papers' figures.
+
+`python -m offramp.study.networks > docs/networks.md`
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from offramp import branches, models
+from offramp.measure import cost
+from offramp.models import msdnet
+from offramp.net import MultiExitNet, attach, plain
+
+Shape = tuple[int, int, int]
+
+
+class Made(NamedTuple):
+    """A network on the meta device and the shape of its inputs."""
+
+    net: MultiExitNet
+    shape: Shape
+
+
+class Figure(NamedTuple):
+    """Numbers as a paper prints them, digit by digit, and how we count the same, in the printed unit.
+
+    Nothing `printed`: ours are listed alone, to three digits after the point.
+    """
+
+    source: str
+    unit: str
+    printed: str
+    ours: Callable[[Made], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a network, its exits (None: without), the options of both, and a figure to compare with."""
+
+    net: str
+    branch: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    branch_options: Mapping[str, Any] = field(default_factory=dict)
+    classes: int = 100
+    figure: Figure | None = None
+
+
+def _millions(made: Made) -> list[float]:
+    return [cost.parameters(made.net).main / 1e6]
+
+
+def _size_and_macs(made: Made) -> list[float]:
+    return [cost.parameters(made.net).main / 1e6, cost.macs(made.net, made.shape)[-1] / 1e9]
+
+
+def _flops(made: Made) -> list[float]:
+    return cost.eed_flops(made.net, made.shape)
+
+
+def _mops(made: Made) -> list[float]:
+    return [count / 1e6 for count in cost.msdnet_ops(made.net, made.shape)]
+
+
+def _gops(made: Made) -> list[float]:
+    return [count / 1e9 for count in cost.msdnet_ops(made.net, made.shape)]
+
+
+def _first_shares(made: Made) -> list[float]:
+    first, second, *_, final = cost.macs(made.net, made.shape)
+    return [100 * first / final, 100 * second / final]
+
+
+def _eed(printed: str) -> Figure:
+    return Figure("EED, Table III", "GFLOPs (`eed_flops`)", printed, _flops)
+
+
+def _torchvision(printed: str) -> Figure:
+    return Figure("torchvision's list", "M parameters, GMACs", printed, _size_and_macs)
+
+
+_M_OPS, _G_OPS = "M operations (`msdnet_ops`)", "G operations (`msdnet_ops`)"
+_MSDNET = {
+    "hdkd-cifar-8": Figure("HDKD, Table 2", _M_OPS, "6.85 / 14.4 / 27.3 / 48.4 / 81.6 / 113 / 153 / 193", _mops),
+    "hdkd-imagenet-23": Figure("HDKD, Table 1", _G_OPS, "0.34 / 0.69 / 1.01 / 1.25 / 1.36", _gops),
+}
+_SHARES = Figure("MUSE, text on Fig. 4", "% of the final exit's MACs", "18 / 31", _first_shares)
+
+_FIGURES: Mapping[tuple[str, str | None], Figure] = {
+    ("resnet18", "eed"): _eed("0.42 / 0.66 / 0.88 / 1.12"),
+    ("resnet50", "eed"): _eed("0.78 / 1.42 / 2.68 / 2.60"),
+    ("resnet101", "eed"): _eed("0.78 / 1.42 / 5.12 / 5.04"),
+    ("vgg19", "eed"): _eed("0.14 / 0.24 / 0.50 / 0.80"),
+    ("resnet152", "sketch"): _SHARES,
+}
+_IMAGENET = {
+    "resnet18": _torchvision("11.69 / 1.81"),
+    "resnet34": _torchvision("21.80 / 3.66"),
+    "resnet50": _torchvision("25.56 / 4.09"),
+    "resnet101": _torchvision("44.55 / 7.80"),
+    "resnet152": _torchvision("60.19 / 11.51"),
+}
+_TEN_CLASSES = {
+    "resnext29-8x64d": Figure("ResNeXt's paper", "M parameters", "34.4", _millions),
+    "wrn28-10": Figure("Wide ResNet's paper", "M parameters", "36.5", _millions),
+    "pyramidnet110-270": Figure("PyramidNet's authors' README", "M parameters", "28.3", _millions),
+}
+
+
+def rows() -> Iterator[Row]:
+    """Every network in its default form with every exit structure that fits, then its published variants."""
+    for net in models.available():
+        if net in msdnet.NETS:
+            continue
+        yield Row(net, None)
+        for branch in branches.available():
+            if branch != "own":
+                yield Row(net, branch, figure=_FIGURES.get((net, branch)))
+        yield from _variants(net)
+    for setting, flags in msdnet.SETTINGS.items():
+        large = flags.form == "imagenet"
+        unprinted = Figure("", _G_OPS, "", _gops) if large else Figure("", _M_OPS, "", _mops)
+        figure = _MSDNET.get(setting, unprinted)
+        yield Row("msdnet", "own", {"setting": setting}, classes=1000 if large else 100, figure=figure)
+
+
+def _variants(net: str) -> Iterator[Row]:
+    if net in _TEN_CLASSES:
+        yield Row(net, None, classes=10, figure=_TEN_CLASSES[net])
+    if net in _IMAGENET:
+        yield Row(net, None, {"form": "imagenet"}, classes=1000, figure=_IMAGENET[net])
+        for branch in ("sketch", "eed"):
+            yield Row(net, branch, {"form": "imagenet"}, classes=1000)
+    if net == "resnet152":
+        yield Row(net, "sketch", branch_options={"sbc_extra": 3}, figure=_SHARES)
+    if net in ("wrn20-8", "wrn44-8"):
+        yield Row(net, "sketch", {"blocks": 2 if net == "wrn20-8" else 6})
+    if net == "efficientnetb0":
+        yield Row(net, "beed", {"third": 60}, {"widths": (144, 240, 320)})
+        yield Row(net, "beed", {"wide_head": True})
+
+
+def make(row: Row) -> Made:
+    """The network of a row, on the meta device: nothing is computed or allocated."""
+    with torch.device("meta"):
+        backbone = models.find(row.net).build(row.net, classes=row.classes, **row.options)
+        if row.branch is None:
+            return Made(plain(backbone), backbone.shape)
+        build = branches.find(row.branch).build
+        exits = attach(backbone, lambda trunk, exit: build(trunk, exit, row.classes, **row.branch_options))
+        return Made(exits, backbone.shape)
+
+
+def line(row: Row) -> str:
+    """The row as a line of the table in Markdown."""
+    made = make(row)
+    size = cost.parameters(made.net)
+    macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(made.net, made.shape))
+    given = [("net", *option) for option in row.options.items()]
+    given += [("branch", *option) for option in row.branch_options.items()]
+    words = " ".join(f"`--{kind}.{key.replace('_', '-')} {_plain(value)}`" for kind, key, value in given)
+    words += f"{' ' if words else ''}{row.classes} classes" if row.classes != 100 else ""
+    name = f"`{row.branch}`" if row.branch else "none"
+    cells = [
+        f"`{row.net}`",
+        name,
+        words,
+        f"{size.main / 1e6:.3f}",
+        f"{size.total / 1e6:.3f}",
+        macs,
+        *_compare(row, made),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def _compare(row: Row, made: Made) -> tuple[str, str, str]:
+    """Printed, ours and difference, each number to the digits that are printed."""
+    if row.figure is None:
+        return "", "", ""
+    source, unit, printed, count = row.figure
+    counted = count(made)
+    if not printed:
+        return f"nothing; {unit}", " / ".join(f"{value:.3f}" for value in counted), ""
+    numbers = printed.split(" / ")
+    digits = [len(number.partition(".")[2]) for number in numbers]
+    ours = [f"{value:.{places}f}" for value, places in zip(counted, digits, strict=True)]
+    apart = [
+        f"{float(mine) - float(theirs):+.{places}f}" if mine != theirs else "0"
+        for mine, theirs, places in zip(ours, numbers, digits, strict=True)
+    ]
+    return f"{source}, {unit}: {printed}", " / ".join(ours), " / ".join(apart)
+
+
+HEADER = """# Networks and exits
+
+Every network with every exit structure that fits it, as `--net` and `--branch` name them. Written by
+`python -m offramp.study.networks > docs/networks.md`; all numbers are counted on the meta device and do not depend on
+the machine.
+
+- **M plain** and **M all**: million parameters without early exits, and with all of them.
+- **MMACs of each exit**: million multiply-adds of convolutions and linear layers for one image, from the input to the
+  exit: trunk and own branch, no other exit's (`macs` in `offramp info`). Shallow to deep, the final exit last.
+- **printed**, **ours**, **difference**: a figure from a paper, and the same counted here by the paper's convention.
+- 100 classes and 32×32 images where nothing else is said; 224×224 with `--net.form imagenet` and MSDNet's ImageNet
+  settings.
+
+Where a difference is not 0:
+
+- MUSE prints 18 % and 31 % for ResNet152. Its text (one block per group) gives 16 % and 29 %; a second block of the
+  third group, `--branch.sbc-extra 3`, gives what it prints.
+- HDKD's first figure is cut, not rounded: 6.860.
+- PyramidNet's authors print 0.2 M less; the widths that they print are ours.
+
+Readings: BEED's supplement prints no flags for its MSDNet with four exits, MUSE none for its third CIFAR network;
+`beed-4`, `muse-3` and `muse-3-deep` are candidates. A wide ResNet has 6n + 4 layers, 20 and 44 are no such depths: they
+are read with 3 and 7 blocks per group, `--net.blocks` is the other reading.
+
+| network | exits | options | M plain | M all | MMACs of each exit | printed | ours | difference |
+|---|---|---|---:|---:|---|---|---|---|"""
+
+
+def main() -> None:
+    """Print the document."""
+    print(HEADER)
+    for row in rows():
+        print(line(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
