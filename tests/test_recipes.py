@@ -158,4 +158,4 @@ def test_every_method_branch_and_net_is_in_the_fidelity_document() -> None:
     text = (ROOT / "docs/fidelity.md").read_text()
     sections = set(re.findall(r"`(\w+)`", "".join(line for line in text.splitlines() if line.startswith("### "))))
     assert set(methods.available()) | set(branches.available()) <= sections
-    assert set(models.available()) <= set(re.findall(r"`(\w+)`", text))
+    assert set(models.available()) <= set(re.findall(r"`([\w-]+)`", text))

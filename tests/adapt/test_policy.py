@@ -58,7 +58,9 @@ def test_scores(kind: str, score: str, expected: torch.Tensor) -> None:
 @both
 def test_a_sample_exactly_as_sure_as_the_threshold_leaves(kind: str) -> None:
     score = steps(policy(), kind)[0][1]
-    at, above = (policy(thresholds=(float(t), 1.0, 1.0, 1.0)) for t in (score[3], np.nextafter(score[3], np.float32(2))))
+    at, above = (
+        policy(thresholds=(float(t), 1.0, 1.0, 1.0)) for t in (score[3], np.nextafter(score[3], np.float32(2)))
+    )
     assert steps(at, kind)[0][2][3] and not steps(above, kind)[0][2][3]
 
 

@@ -55,9 +55,7 @@ def batches(all_of_them: Batch, size: int) -> Iterator[Batch]:
         yield Batch(*(part[rows] for part in all_of_them))
 
 
-def measured(
-    net: MultiExitNet, policy: ExitPolicy, size: int = 32, timed: bool = False, **more: Any
-) -> dict[str, Any]:
+def measured(net: MultiExitNet, policy: ExitPolicy, size: int = 32, timed: bool = False, **more: Any) -> dict[str, Any]:
     """The report on batches of this size; they are timed only if asked for, which takes eight times as long."""
     with torch.inference_mode():
         return leave_early(net, policy, batches(samples(), size), SHAPE, size if timed else N + 1, **more)

@@ -1,9 +1,11 @@
 """The loop does what a plain loop in PyTorch does, stops where it must, and goes on as if it had not stopped."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,7 @@ def network() -> MultiExitNet:
     """Three exits with features of widths 6, 6 and 8."""
     torch.manual_seed(3)
     widths = (1, 6, 6, 8)
-    stages = [
-        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-        for a, b in zip(widths, widths[1:])
-    ]
+    stages = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)]
     return MultiExitNet(stages, [Branch(nn.Identity(), Head(width, CLASSES)) for width in widths[1:]])
 
 
@@ -80,6 +79,45 @@ class Told:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+class Frozen(nn.BatchNorm2d):
+    """Batch norm whose statistics stay: those of half a batch are not those of the whole."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+PARALLEL = (
+    ("joint", {}),
+    ("vanilla", {}),
+    ("muse", {"beta_begin": 0.1, "beta_end": 0.1, "adapt": "linear"}),
+    ("byot", {"adapt": "all", "beta": 0.1}),
+    ("byot", {"adapt": "all", "beta": 0.1, "features": "norm"}),
+    ("dbt", {"rate": 1.5, "limit": 0.78}),
+    ("eed", {}),
+    ("beed", {}),
+    ("dense", {}),
+)
+
+
+def train_all(folder: Path, devices: int) -> None:
+    """Train by each of these methods with the same global batch; run `number`-`devices` is the one of that number."""
+    how = recipe(devices=devices, ema=0.9, clip=1.0, lr=0.02)
+    fabric = make_fabric(how)
+    for number, (name, changes) in enumerate(PARALLEL):
+        net, method = network(), find(name).build(**changes)
+        for stage in net.stages:
+            stage[1].__class__ = Frozen
+            stage[1].running_var.fill_(0.25)
+        with torch.no_grad():
+            net.branches[-1].head.classifier.weight.mul_(40)  # so that the processes' mean confidences differ
+        if hasattr(method.objective, "prepare"):
+            torch.manual_seed(4)
+            method.objective.prepare(exits=3, widths=(6, 6, 8))
+        run = folder / f"{number}-{devices}"
+        run.mkdir(exist_ok=True)
+        Loop(fabric, run, how, net, method, data(38), Told()).run(resume=False)
 
 
 def loop(folder: Path, how: Recipe, method: Method | None = None, of: DataSet | None = None) -> Loop:
@@ -340,68 +378,42 @@ def test_resuming_what_never_saved_starts_at_the_beginning(tmp_path: Path) -> No
     assert [record["step"] for record in log.read(tmp_path / "metrics.jsonl", "step")] == [0, 1, 2]
 
 
-TWO = """
-import sys
-from pathlib import Path
-import torch
-from torch import nn
-sys.path.insert(0, sys.argv[1])
-from toys import Told, data, network, recipe
-from offramp.methods import find
-from offramp.train.device import make_fabric
-from offramp.train.loop import Loop
-
-class Frozen(nn.BatchNorm2d):
-    def train(self, mode=True):
-        return super().train(False)
-
-devices = int(sys.argv[2])
-fabric = make_fabric(recipe(devices=devices))
-for name, changes in METHODS:
-    net = network()
-    for stage in net.stages:
-        stage[1].__class__ = Frozen
-        stage[1].running_var.fill_(0.25)
-    method = find(name).build(**changes)
-    if hasattr(method.objective, "prepare"):
-        torch.manual_seed(4)
-        method.objective.prepare(exits=3, widths=(6, 6, 8))
-    folder = Path(sys.argv[1]) / f"{name}-{devices}"
-    folder.mkdir(exist_ok=True)
-    how = recipe(devices=devices, ema=0.9, clip=1.0, lr=0.02)
-    Loop(fabric, folder, how, net, method, data(38), Told()).run(resume=False)
-"""
-PARALLEL = (
-    ("joint", {}),
-    ("vanilla", {}),
-    ("muse", {"beta_begin": 0.01, "beta_end": 0.01}),
-    ("byot", {"adapt": "all", "beta": 0.01}),
-    ("dbt", {"rate": 1.5, "limit": 0.3}),
-    ("eed", {}),
-    ("beed", {}),
-    ("dense", {}),
-)
+def in_processes(folder: Path, devices: int) -> None:
+    """`train_all` as a program of its own, since processes are started from a script: the first part of this file."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    script = folder / "script.py"
+    begins = source[: source.index("def loop(")].replace("import pytest\n", "")
+    script.write_text(begins + f"train_all(Path(sys.argv[1]), {devices})\n")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=200, env=env
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    # the toys of this file, for a program of its own: processes are started from a script, not from a test
-    source = Path(__file__).read_text(encoding="utf-8")
-    (tmp_path / "toys.py").write_text(source[: source.index("def loop(")].replace("import pytest\n", ""))
-    script = tmp_path / "script.py"
-    script.write_text(TWO.replace("METHODS", repr(PARALLEL)))
-    for devices in (1, 2):
-        command = [sys.executable, str(script), str(tmp_path), str(devices)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-    for name, _ in PARALLEL:
-        newest = [checkpoint.latest(tmp_path / f"{name}-{devices}/checkpoints")[0] for devices in (1, 2)]
-        one, two = newest
+    train_all(tmp_path, 1)
+    in_processes(tmp_path, 2)
+    for number, (name, _) in enumerate(PARALLEL):
+        one, two = (checkpoint.latest(tmp_path / f"{number}-{devices}/checkpoints")[0] for devices in (1, 2))
         assert one is not None and two is not None
         for found, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
             assert found.keys() == expected.keys()
             for key in expected:
                 torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
         assert not torch.equal(one.weights["stages.0.0.weight"], network().state_dict()["stages.0.0.weight"])
-        last = [load_file(tmp_path / f"{name}-{devices}/last.safetensors") for devices in (1, 2)]
+        last = [load_file(tmp_path / f"{number}-{devices}/last.safetensors") for devices in (1, 2)]
         torch.testing.assert_close(last[1], last[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.full
+def test_the_program_trains_on_two_devices_and_says_so_once(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text("from offramp.cli import main\nmain()\n")
+    words = "--width 4 --epochs 1 --batch-size 256 --precision 32 --device cpu --devices 2 --json --out"
+    command = [sys.executable, str(script), "train", *words.split(), str(tmp_path / "run")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout)["last"]["epoch"] == 1
+    assert [record["step"] for record in log.read(tmp_path / "run" / "metrics.jsonl", "step")] == list(range(6))

@@ -38,9 +38,7 @@ def test_the_papers_milestones_switch_at_the_start_of_their_epochs() -> None:
         (4, (), []),
     ],
 )
-def test_milestones_are_fractions_of_the_run(
-    epochs: int, milestones: tuple[float, ...], switches: list[int]
-) -> None:
+def test_milestones_are_fractions_of_the_run(epochs: int, milestones: tuple[float, ...], switches: list[int]) -> None:
     found = rates(epochs=epochs, milestones=milestones, gamma=0.5)[::STEPS]
     assert [epoch for epoch in range(1, epochs) if found[epoch] != found[epoch - 1]] == switches
     assert found[-1] == pytest.approx(0.1 * 0.5 ** len(switches))
