@@ -156,6 +156,18 @@ def test_the_policy_is_the_most_accurate_within_the_budget(seed: int) -> None:
     assert found[-1] >= (z[-1].argmax(1) == labels).mean()
 
 
+def test_the_published_curve_ends_at_39_twentieths() -> None:
+    z, labels = samples(7, n=400)
+    right = np.eye(CLASSES)[labels]
+    z[:-1] += 20 * (1 - right)  # only the final exit is ever right, so the best point sends most samples there
+    z[-1] += 20 * right
+    all_on = {enabled: parts for enabled, parts in SEGMENT_COSTS.items() if all(enabled)}
+    outcome = calibrate(z, labels, segment_costs=all_on, budget=1e9)
+    early = np.floor(400 * geometric_shares(39 / 20, EXITS)[:-1]) / 400
+    assert outcome.shares == pytest.approx([*early, 1 - early.sum()])
+    assert outcome.accuracy == pytest.approx(1 - early.sum())
+
+
 def test_the_outcome_is_what_the_policy_does() -> None:
     z, labels = samples(2)
     for budget in (0.4 * PLAIN, 0.7 * PLAIN, PLAIN):

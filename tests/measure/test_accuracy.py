@@ -50,8 +50,10 @@ def test_a_confidence_of_one_belongs_to_the_last_bin_and_edges_to_the_bin_below(
     certain = torch.tensor([[[200.0, 0.0], [200.0, 0.0]]])
     assert calibration_error(certain, torch.tensor([0, 0])) == [0.0]
     assert calibration_error(certain, torch.tensor([1, 1])) == [1.0]
-    even = torch.zeros(1, 4, 2)  # confidence .5 is in (.4, .5] of ten bins: right half of the time, no error
-    assert calibration_error(even, torch.tensor([0, 1, 0, 1]), bins=10) == [0.0]
+    # .5 is in (.4, .5] of ten bins, together with .45: one right, one wrong
+    edge = torch.tensor([[[0.0, 0.0, -1000.0], [0.45, 0.30, 0.25]]], dtype=torch.float64)
+    edge[0, 1] = edge[0, 1].log()
+    assert calibration_error(edge, torch.tensor([0, 2]), bins=10) == [pytest.approx(abs(1 - 0.95) / 2)]
 
 
 def test_every_exit_has_its_own_error() -> None:
