@@ -88,14 +88,14 @@ def answer(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> Exit
 def product(
     losses: Callable[[Tensors], Float[Tensor, "..."]], parameters: Tensors, direction: Tensors
 ) -> Float[Tensor, "..."]:
-    """Derivative of all `losses` at these parameters in a direction: one forward-mode product, mean over processes."""
+    """Derivative of all `losses` of this process at these parameters in a direction: one forward-mode product."""
     here = {name: tensor.detach() for name, tensor in parameters.items()}
     device = next(iter(here.values())).device.type
     with warnings.catch_warnings(), torch.autocast(device, enabled=False):
         # torch scripts its own rules on first use, with a function that torch itself deprecates
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", DeprecationWarning)
         tangent: Tensor = torch.func.jvp(losses, (here,), (direction,))[1]
-    return global_mean(tangent)
+    return tangent
 
 
 def along(gradient: Tensors, reach: dict[str, float]) -> Tensors:

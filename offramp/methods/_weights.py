@@ -244,7 +244,7 @@ def weight_gradient(
         return found
 
     with look_ahead.thrown_again(thrown, batch.inputs.device):
-        return look_ahead.product(again, theta, direction)
+        return global_mean(look_ahead.product(again, theta, direction))
 
 
 NEEDS_HELD_OUT = (

@@ -28,11 +28,13 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("hdkd", {"init": "random", "detach_teachers": False}),
     ("hdbt", {"init": "ds"}),
     ("ofa", {"reduction": "elements"}),
+    ("boostnet", {"equal": True}),
+    ("l2w", {"centre": "mat", "sees": "both"}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper))}" if hyper else name for name, hyper in VARIANTS]
 EVERY = pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 SAMPLES, CLASSES, WIDTH = 6, 3, 4
-ALONE = ("vanilla", "joint", "equilibrium", "hmsdnet")
+ALONE = ("vanilla", "joint", "equilibrium", "hmsdnet", "boostnet", "l2w")
 
 
 def outputs(exits: int, dtype: torch.dtype = torch.float32) -> ExitOutputs:
