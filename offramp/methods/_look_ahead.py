@@ -31,11 +31,9 @@ def trained(net: nn.Module) -> Tensors:
     return {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
 
 
-def gradients(loss: Float[Tensor, ""], parameters: Tensors, *, keep: bool = False) -> Tensors:
-    """Gradient of the loss by parameter, averaged over all processes; `keep` keeps the graph for another backward."""
-    found = torch.autograd.grad(
-        loss, list(parameters.values()), retain_graph=keep, allow_unused=True, materialize_grads=True
-    )
+def gradients(loss: Float[Tensor, ""], parameters: Tensors) -> Tensors:
+    """Gradient of the loss by parameter, averaged over all processes."""
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
     if processes() > 1:  # a mean over one would copy every parameter
         found = tuple(global_mean(gradient) for gradient in found)
     return dict(zip(parameters, found, strict=True))

@@ -29,6 +29,22 @@ class Parts:
     clip: float = 0.0
     bare: nn.Module | None = None
     held_out: Callable[[], Batch] | None = None
+    looked: bool = False
+
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        """Gradient of a loss of `net`'s outputs by its parameters' names, averaged over all processes.
+
+        The graph is kept for `update`, and no parameter's own gradient is left behind.
+        """
+        assert self.bare is not None
+        self.fabric.backward(loss, retain_graph=True)
+        self.looked = True
+        found = {}
+        for name, parameter in self.bare.named_parameters():
+            if parameter.requires_grad:
+                found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = None
+        return found
 
     def update(self, terms: Terms) -> Terms:
         """Minimise the sum of the terms by one optimiser step; answers the terms, detached."""
@@ -42,10 +58,15 @@ class Parts:
         return {name: term.detach() for name, term in terms.items()}
 
     def _share_gradients(self) -> None:
-        """Average the gradients of an objective's learned parts over all processes; the network's wrapper does its."""
-        if self.fabric.world_size == 1 or not isinstance(self.objective, nn.Module):
+        """Average over all processes what the network's wrapper does not: gradients of an objective's learned parts.
+
+        The wrapper averages in the first backward after a forward only, so after `gradient` the network's too.
+        """
+        looked, self.looked = self.looked, False
+        if self.fabric.world_size == 1:
             return
-        for parameter in self.objective.parameters():
-            gradient: Tensor | None = parameter.grad
-            if gradient is not None:
-                parameter.grad = self.fabric.all_reduce(gradient, reduce_op="mean")
+        for part in (self.objective, self.bare if looked else None):
+            for parameter in part.parameters() if isinstance(part, nn.Module) else ():
+                gradient: Tensor | None = parameter.grad
+                if gradient is not None:
+                    parameter.grad = self.fabric.all_reduce(gradient, reduce_op="mean")

@@ -233,7 +233,7 @@ def weight_gradient(
         raise ValueError(NEEDS_HELD_OUT)
     net, settings, optimizer = parts.bare, objective.settings, parts.optimizer
     theta = look_ahead.trained(net)
-    gradient = look_ahead.gradients((objective.weights * losses).sum(), theta, keep=True)
+    gradient = parts.gradient((objective.weights * losses).sum())
     rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rate=rate)

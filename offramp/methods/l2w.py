@@ -224,7 +224,7 @@ def phi_gradient(
     phi = [tensor.clone().requires_grad_() for tensor in objective.phi()]
     weights = objective.weights(phi, outputs.logits, losses)
     theta = look_ahead.trained(net)
-    gradient = look_ahead.gradients((weights.detach() * losses).mean(1).sum(), theta, keep=True)
+    gradient = parts.gradient((weights.detach() * losses).mean(1).sum())
     ahead, reach = look_ahead.own_step(theta, gradient, optimizer, optimizer.param_groups[0]["lr"], nesterov=False)
     seen = look_ahead.answer(net, ahead, other.inputs, share).logits
     pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)

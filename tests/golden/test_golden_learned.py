@@ -104,7 +104,7 @@ def prepared(**hyper: Any) -> Any:
 
 def toy_parts(objective: Any) -> tuple[Parts, Batch]:
     net, train, held = toy()
-    fabric = SimpleNamespace(world_size=1, backward=lambda loss: loss.backward())
+    fabric = SimpleNamespace(world_size=1, backward=Tensor.backward)
     optimizer = torch.optim.SGD(net.parameters(), GOLDEN["hdkd_meta_toy"]["xi"])
     return Parts(fabric, net, objective, optimizer, share, bare=net, held_out=lambda: held), train
 

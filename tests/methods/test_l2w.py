@@ -40,7 +40,7 @@ def parts_of(tap: Tap = share, **hyper: Any) -> Parts:
     optimizer = torch.optim.SGD(net.parameters(), 0.3, 0.9, weight_decay=1e-2)
     for part in net.parameters():
         optimizer.state[part]["momentum_buffer"] = torch.full_like(part, 0.01)
-    fabric = SimpleNamespace(world_size=1, backward=lambda loss: loss.backward())
+    fabric = SimpleNamespace(world_size=1, backward=Tensor.backward)
     return Parts(fabric, net, objective, optimizer, tap, bare=net)
 
 

@@ -396,6 +396,17 @@ def test_held_out_batches_follow_the_step_and_cover_the_split(tmp_path: Path) ->
     torch.testing.assert_close(again.at(6).inputs, batches(recipe(batch_size=5)).at(6).inputs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["hdkd", "l2w"])
+def test_looking_ahead_in_bf16(tmp_path: Path, name: str) -> None:
+    running = loop(tmp_path, recipe(epochs=1, precision="bf16"), find(name).build())
+    before = {key: tensor.clone() for key, tensor in running.method.objective.state_dict().items()}
+    running.run(resume=False)
+    after = running.method.objective.state_dict()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    learned = "weights" if name == "hdkd" else "w1"
+    assert not torch.equal(before[learned], after[learned])
+
+
 def test_what_a_method_learns_is_written_down_at_every_step(tmp_path: Path) -> None:
     running = loop(tmp_path, recipe(), find("hdkd").build(step_size=5.0))
     running.run(resume=False)
