@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -98,18 +99,7 @@ class Loop:
             if "val" in data.splits
             else None
         )
-        self.again = HeldOut(
-            lambda: Loader(
-                data.splits["val"],
-                data,
-                batch_size=recipe.batch_size,
-                augment=False,
-                shuffle=True,
-                rank=fabric.global_rank,
-                world=fabric.world_size,
-                **common,
-            )
-        )
+        self.again = HeldOut(partial(self._shuffled, **common))
         self.at = Position()
         self.metrics: Metrics | None = None
         self.pending: list[tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]] = []
@@ -174,7 +164,14 @@ class Loop:
         self.at.seconds += time.perf_counter() - began
         self._finish_epoch()
 
+    def _shuffled(self, **common: Any) -> Loader:
+        """This process's share of val in an order of its own, for methods that learn from it."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        split, size = self.data.splits["val"], self.recipe.batch_size
+        return Loader(split, self.data, batch_size=size, augment=False, shuffle=True, rank=rank, world=world, **common)
+
     def _held_out(self) -> Batch:
+        """The val batch that belongs to this step."""
         return self.again.at(self.step_number)
 
     def _due(self) -> bool:

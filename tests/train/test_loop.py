@@ -101,7 +101,7 @@ PARALLEL = (
     ("eed", {}),
     ("beed", {}),
     ("dense", {}),
-    ("hdkd", {"step_size": 3.0}),
+    ("hdkd", {"step_size": 1e-4}),
 )
 
 
