@@ -37,6 +37,8 @@ class Config:
         net: The network (`offramp nets`).
         branch: The structure of the exits (`offramp branches`).
         method: How the exits are trained (`offramp methods`).
+        tap: How gradients meet at the exits: the method's `own` way, or gradient equilibrium on top of any method (in
+            networks of several scales at the coarsest scale, or at all).
         data: The data set (`offramp data`), folder:PATH or parquet:PATH.
         data_dir: The data set's own folder or its parent; else $OFFRAMP_DATA.
         width: Base channels of the network, short for --net.width.
@@ -50,6 +52,7 @@ class Config:
     net: str = "resnet18"
     branch: str = "sketch"
     method: str = "muse"
+    tap: Literal["own", "equilibrium", "equilibrium-all"] = "own"
     data: str = "digits"
     data_dir: Path | None = None
     width: int | None = None
@@ -185,11 +188,12 @@ def build_data(config: Config, progress: bool = True) -> "DataSet":
 
 
 def build_method(config: Config) -> "Method":
-    """The training method with its parameters."""
+    """The training method with its parameters and the tap."""
     from offramp import methods
+    from offramp.methods._taps import tap_named
 
     method: Method = methods.find(config.method).build(**resolve(config).options.get("method", {}))
-    return method
+    return dataclasses.replace(method, tap=tap_named(config.tap, method.tap))
 
 
 def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[int, int, int]) -> "nn.Module":

@@ -304,3 +304,23 @@ def test_a_policy_that_does_not_fit_is_named_and_not_needed_to_make_a_new_one(tm
         with pytest.raises(ValueError, match=says):
             load_run(folder)
         assert load_run(folder, with_policy=False).policy is None
+
+
+@pytest.mark.parametrize("tap", ["equilibrium", "equilibrium-all"])
+def test_a_tap_goes_on_top_of_any_method(tap: Any) -> None:
+    """The coarsest scale of two is rescaled, or both; without the option the method keeps its own way."""
+    fine, coarse = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    for method in ("muse", "hdkd"):
+        config = dataclasses.replace(TINY, method=method, tap=tap, options={})
+        entering, onward = build_method(config).tap((fine, coarse), 0, 4)
+        found = [torch.autograd.grad(part.sum(), leaf)[0].item() for part, leaf in zip(entering, (fine, coarse))]
+        assert found == pytest.approx([0.25 if tap == "equilibrium-all" else 1.0, 0.25])
+        assert torch.equal(onward[0], fine) and torch.equal(onward[1], coarse)
+    own = build_method(dataclasses.replace(TINY, method="impr", options={})).tap(coarse, 0, 4)[0]
+    assert torch.autograd.grad(own, coarse)[0].item() == pytest.approx(0.25)
+    assert build_method(TINY).tap(coarse, 0, 4)[0] is coarse
+
+
+def test_an_unknown_tap_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"run.yaml: tap takes one of own, equilibrium, .*, got 'balance'"):
+        unflat({"tap": "balance"}, "run.yaml")

@@ -20,6 +20,13 @@ def cross_entropy(logits: Float[Tensor, "E B C"], labels: Labels, *, smoothing: 
     Raises:
         ValueError: if the labels do not fit the logits, or smoothing is outside [0, 1).
     """
+    return sample_cross_entropy(logits, labels, smoothing=smoothing).mean(-1)
+
+
+def sample_cross_entropy(
+    logits: Float[Tensor, "E B C"], labels: Labels, *, smoothing: float = 0.0
+) -> Float[Tensor, "E B"]:
+    """Cross-entropy of each exit for each sample, in nats; arguments and errors as in `cross_entropy`."""
     if labels.shape[0] != logits.shape[1]:
         raise ValueError(f"{labels.shape[0]} labels do not fit logits of {logits.shape[1]} samples")
     if smoothing:
@@ -31,8 +38,8 @@ def cross_entropy(logits: Float[Tensor, "E B C"], labels: Labels, *, smoothing: 
                 f"soft labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: "
                 f"one weight for each of the {logits.shape[-1]} classes is needed"
             )
-        return -(labels.to(log_p.dtype) * log_p).sum(-1).mean(-1)
-    return -_pick(log_p, labels).mean(-1)
+        return -(labels.to(log_p.dtype) * log_p).sum(-1)
+    return -_pick(log_p, labels)
 
 
 def _pick(log_p: Float[Tensor, "E B C"], labels: Int[Tensor, "B"]) -> Float[Tensor, "E B"]:

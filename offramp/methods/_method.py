@@ -20,7 +20,7 @@ never exported.
 """
 
 Step = Callable[..., Terms]
-"""One optimiser step; see `offramp.train.step.one_step` for the signature."""
+"""One optimiser step, (parts, batch, progress) -> terms; see `offramp.methods._parts.Parts` for what it works on."""
 
 
 def build_one(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
@@ -42,13 +42,17 @@ everything = Phase()
 
 @dataclass(frozen=True)
 class Method:
-    """A training method, complete: what `build(**hyper)` in each file of this folder answers."""
+    """A training method, complete: what `build(**hyper)` in each file of this folder answers.
+
+    `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
+    """
 
     objective: Objective
     network: Callable[[BuildBackbone, BuildBranch], nn.Module] = build_one
     tap: Tap = share
     step: Step | None = None
     phases: tuple[Phase, ...] = (everything,)
+    needs_held_out: bool = False
 
     def __post_init__(self) -> None:
         if not self.phases:

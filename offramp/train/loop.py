@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.train import checkpoint, optim, soften
+from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
@@ -49,6 +51,8 @@ class Loop:
         net: the network, not yet on its device.
         method: how it trains.
         data: the splits; `val` may be absent, then only the last epoch exists.
+    Raises:
+        ValueError: if the method learns from held-out batches and there is no `val`.
     """
 
     def __init__(
@@ -64,6 +68,10 @@ class Loop:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method = method
+        if method.needs_held_out and "val" not in data.splits:
+            raise ValueError(
+                "this method learns from the val split while it trains, but nothing is held out: set --holdout above 0"
+            )
         parameters = list(self.net.parameters())
         if isinstance(method.objective, nn.Module):
             method.objective.to(fabric.device)
@@ -71,7 +79,10 @@ class Loop:
         optimizer = optim.build(recipe, parameters)
         compiled = torch.compile(self.net) if recipe.compile else self.net
         wrapped, optimizer = fabric.setup(compiled, optimizer)
-        self.parts = Parts(fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip)
+        held_out = self._held_out if "val" in data.splits else None
+        self.parts = Parts(
+            fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip, bare=self.net, held_out=held_out
+        )
         self.average = _moving_average(self.net, recipe.ema) if recipe.ema else None
         common = {"device": fabric.device, "seed": recipe.seed, "channels_last": True}
         self.train = Loader(
@@ -88,9 +99,10 @@ class Loop:
             if "val" in data.splits
             else None
         )
+        self.again = HeldOut(partial(self._shuffled, **common))
         self.at = Position()
         self.metrics: Metrics | None = None
-        self.pending: list[tuple[int, int, float, dict[str, Tensor]]] = []
+        self.pending: list[tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]] = []
         self.sums: dict[str, float] = {}
         self.stop = threading.Event()
 
@@ -152,6 +164,16 @@ class Loop:
         self.at.seconds += time.perf_counter() - began
         self._finish_epoch()
 
+    def _shuffled(self, **common: Any) -> Loader:
+        """This process's share of val in an order of its own, for methods that learn from it."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        split, size = self.data.splits["val"], self.recipe.batch_size
+        return Loader(split, self.data, batch_size=size, augment=False, shuffle=True, rank=rank, world=world, **common)
+
+    def _held_out(self) -> Batch:
+        """The val batch that belongs to this step."""
+        return self.again.at(self.step_number)
+
     def _due(self) -> bool:
         return self.step_number % self.recipe.checkpoint_every == 0
 
@@ -167,14 +189,17 @@ class Loop:
         terms = (self.method.step or one_step)(self.parts, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
-        self.pending.append((at.epoch, self.step_number, lr, terms))
+        logged: dict[str, Tensor] = getattr(
+            self.parts.objective, "logged", dict
+        )()  # what a method learns beside the network
+        self.pending.append((at.epoch, self.step_number, lr, terms, logged))
         at.step += 1
         if len(self.pending) >= CHECK_EVERY:
             self._look()
 
     def _look(self) -> None:
         """Fetch the pending losses from the device, stop if one is not finite, and write them down."""
-        for epoch, step, lr, terms in self.pending:
+        for epoch, step, lr, terms, logged in self.pending:
             values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
             wrong = [name for name, value in values.items() if not math.isfinite(value)]
             if wrong:
@@ -185,9 +210,8 @@ class Loop:
             for name, value in {"loss": loss, **values}.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
             if self.metrics:
-                self.metrics.write(
-                    {"kind": "step", "epoch": epoch, "step": step, "lr": lr, "loss": loss, "terms": values}
-                )
+                record = {"kind": "step", "epoch": epoch, "step": step, "lr": lr, "loss": loss, "terms": values}
+                self.metrics.write(record | {name: value.tolist() for name, value in logged.items()})
         if self.pending:
             self.reporter.stepped(self.at.epoch, self.at.step, {"loss": loss, **values})
         self.pending = []

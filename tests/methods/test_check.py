@@ -1,6 +1,7 @@
 """Every value that cannot work is refused in one sentence, when the method is built or before it trains."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("beed", {"alpha": -1.0}, "alpha must be at least 0"),
     ("beed", {"beta": -1.0}, "beta must be at least 0"),
     ("beed", {"temperature": 0.0}, "temperature must be greater than 0"),
+    ("hdkd", {"temperature": 0.0}, "temperature must be greater than 0"),
+    ("hdkd", {"weights": (1.0,), "fixed": Path("run")}, "weights and fixed both say what the weights are"),
+    ("hdbt", {"step_size": 0.0}, "step_size must be greater than 0"),
+    ("hdbt", {"decay": 1.5}, r"decay must lie in \[0, 1\]"),
+    ("hmsdnet", {"alpha": 1.5}, r"alpha must lie in \[0, 1\]"),
+    ("hmsdnet", {"meta_every": -1}, "meta_every must be at least 0"),
+    ("impr", {"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),
+    ("ofa", {"temperature": 0.0}, "temperature must be greater than 0"),
+    ("boostnet", {"weaken": ()}, "weaken needs one value, two, or one for each exit"),
+    ("boostnet", {"weaken": (-0.5,)}, "weaken must be at least 0"),
+    ("boostnet", {"decay": 2.0}, "decay must lie in"),
+    ("l2w", {"epsilon": -1.0}, "epsilon must be at least 0"),
+    ("l2w", {"hidden": 0}, "hidden must be greater than 0"),
+    ("l2w", {"target": 0.0}, "target must be greater than 0"),
     *((name, {"alpha": 2.0}, "alpha must lie in") for name in ("muse", "msd")),
     *((name, {"temperature": 0.0}, "temperature must be") for name in ("muse", "msd")),
     *((name, {"beta_begin": -1.0}, "beta_begin must be") for name in ("muse", "msd")),
@@ -51,6 +66,12 @@ def test_refused_when_built(name: str, hyper: dict[str, Any], message: str) -> N
         ("eed", {"teachers": (1, 5)}, "teachers names exit 5, but the network has exits 1 to 3"),
         ("eed", {"teachers": (3, -1)}, r"teachers names exit 3 twice in \[3, -1\] for 3 exits"),
         ("byot", {"without_features": (-4,)}, "without_features names exit -4, but the network has exits 1 to 3"),
+        (
+            "hdkd",
+            {"weights": (1.0, 2.0)},
+            "weights gives 2 weights, but hdkd with 3 exits has 6 losses: 3 of the labels",
+        ),
+        ("hdbt", {"weights": (1.0,) * 6}, "weights gives 6 weights, but hdbt with 3 exits has 5 losses"),
         ("beed", {"balance": 1.5}, r"balance 1.5 .* 2 - 1.5\^2 = -0.250, negative: .* 3 exits .* at most 1.4142"),
     ],
 )

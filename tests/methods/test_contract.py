@@ -25,11 +25,16 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("msd", {"reverse_kl": True, "features": "mean", "schedule": "constant"}),
     ("beed", {"mode": "eed"}),
     ("beed", {"mode": "kd"}),
+    ("hdkd", {"init": "random", "detach_teachers": False}),
+    ("hdbt", {"init": "ds"}),
+    ("ofa", {"reduction": "elements"}),
+    ("boostnet", {"equal": True}),
+    ("l2w", {"centre": "mat", "sees": "both"}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper))}" if hyper else name for name, hyper in VARIANTS]
 EVERY = pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 SAMPLES, CLASSES, WIDTH = 6, 3, 4
-ALONE = ("vanilla", "joint")
+ALONE = ("vanilla", "joint", "equilibrium", "hmsdnet", "boostnet", "l2w")
 
 
 def outputs(exits: int, dtype: torch.dtype = torch.float32) -> ExitOutputs:
@@ -66,6 +71,7 @@ def test_terms_are_finite_scalars_with_a_gradient(name: str, hyper: dict[str, An
 def test_one_exit_works_or_is_refused(name: str, hyper: dict[str, Any]) -> None:
     objective = find(name).build(**hyper).objective
     if name in ALONE:
+        objective = build(name, hyper, 1)
         assert list(objective(outputs(1), batch(), 0.0)) == ["ce"]
         return
     for attempt in (lambda: objective.prepare(exits=1, widths=(4,)), lambda: objective(outputs(1), batch(), 0.0)):
@@ -149,6 +155,10 @@ ONLY_TEACHES = [
     ("byot", {"imitation": "kl"}, "kl", True),
     ("dbt", {}, "soft-ce", False),
     ("dense", {}, "soft-ce", False),
+    ("hdkd", {}, "soft-ce", False),
+    ("hdbt", {}, "soft-ce", False),
+    ("ofa", {}, "kl", False),
+    ("impr", {}, "kl", False),
     ("eed", {"teachers": (-1,), "final_learns": False}, "soft-ce", True),
     ("eed", {"teachers": (-1,), "final_learns": False, "imitation": "mse"}, "mse", True),
     ("beed", {"mode": "kd"}, "kl", True),

@@ -7,7 +7,8 @@ from offramp.methods import available, find
 
 def test_each_file_is_a_method_with_a_first_line() -> None:
     offered = available()
-    names = {"vanilla", "joint", "byot", "dbt", "msd", "muse", "eed", "beed", "dense"}
+    names = {"vanilla", "joint", "byot", "dbt", "msd", "muse", "eed", "beed", "dense", "hdkd", "hdbt", "hmsdnet"}
+    names |= {"equilibrium", "ofa", "impr"}
     assert names <= set(offered)
     assert all(len(line) > 20 and line.endswith(".") for line in offered.values())
     assert not any(name.startswith("_") for name in offered)

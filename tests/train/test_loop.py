@@ -1,11 +1,12 @@
 """The loop does what a plain loop in PyTorch does, stops where it must, and goes on as if it had not stopped."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods import find
 from offramp.methods._method import Method
-from offramp.net import Branch, Head, MultiExitNet, share
+from offramp.net import Branch, Head, MultiExitNet
 from offramp.outputs import Batch, ExitOutputs, State
 from offramp.train import checkpoint, log, optim, soften
 from offramp.train.device import make_fabric
+from offramp.train.held_out import HeldOut
 from offramp.train.loop import Loop
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
+from offramp.train.step import one_step
 
 CLASSES, SHAPE = 4, (1, 6, 6)
 
@@ -98,6 +101,7 @@ PARALLEL = (
     ("eed", {}),
     ("beed", {}),
     ("dense", {}),
+    ("hdkd", {"step_size": 1e-4}),
 )
 
 
@@ -277,16 +281,16 @@ def stopping(method: Method, running: list[Loop], at: int) -> Method:
     """The method, with Ctrl-C during its `at`-th step."""
     calls = [0]
 
-    def tap(state: State, exit: int, exits: int) -> tuple[State, State]:
-        calls[0] += exit == 0
+    def step(parts: Any, batch: Batch, progress: float) -> dict[str, Tensor]:
+        calls[0] += 1
         if calls[0] == at:
             running[0].stop.set()
-        return share(state, exit, exits)
+        return (method.step or one_step)(parts, batch, progress)
 
-    return Method(method.objective, tap=tap)
+    return dataclasses.replace(method, step=step)
 
 
-METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {}}
+METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {}, "hdkd": {"init": "random"}, "l2w": {}}
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
@@ -370,6 +374,62 @@ def test_where_no_checkpoint_is_whole_it_says_so(tmp_path: Path) -> None:
         state.write_bytes(b"")
     with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is whole; take another --out to start anew"):
         loop(tmp_path, recipe()).run(resume=True)
+
+
+def test_a_method_that_learns_from_held_out_batches_needs_some(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"learns from the val split .* nothing is held out: set --holdout"):
+        loop(tmp_path, recipe(), find("hdkd").build(), data(held_out=False))
+    fixed = find("hdkd").build(meta_every=0)
+    loop(tmp_path, recipe(epochs=1), fixed, data(held_out=False)).run(resume=False)
+
+
+def test_held_out_batches_follow_the_step_and_cover_the_split(tmp_path: Path) -> None:
+    def batches(how: Recipe) -> HeldOut:
+        return loop(tmp_path, how).again
+
+    again = batches(recipe(batch_size=5))  # val has 12 samples: 5, 5 and 2
+    first = [again.at(step).ids.tolist() for step in range(7)]
+    assert sorted(chain(*first[:3])) == sorted(chain(*first[3:6])) == list(range(40, 52))
+    assert first[:3] != first[3:6]
+    assert [batches(recipe(batch_size=5)).at(step).ids.tolist() for step in (4, 1)] == [first[4], first[1]]
+    assert batches(recipe(batch_size=5, seed=1)).at(0).ids.tolist() != first[0]
+    torch.testing.assert_close(again.at(6).inputs, batches(recipe(batch_size=5)).at(6).inputs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["hdkd", "l2w"])
+def test_looking_ahead_in_bf16(tmp_path: Path, name: str) -> None:
+    running = loop(tmp_path, recipe(epochs=1, precision="bf16"), find(name).build())
+    before = {key: tensor.clone() for key, tensor in running.method.objective.state_dict().items()}
+    running.run(resume=False)
+    after = running.method.objective.state_dict()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    learned = "weights" if name == "hdkd" else "w1"
+    assert not torch.equal(before[learned], after[learned])
+
+
+def test_what_a_method_learns_is_written_down_at_every_step(tmp_path: Path) -> None:
+    running = loop(tmp_path, recipe(), find("hdkd").build(step_size=5.0))
+    running.run(resume=False)
+    steps = log.read(tmp_path / "metrics.jsonl", "step")
+    weights = [record["weights"] for record in steps]
+    assert len({tuple(row) for row in weights}) == len(steps) == 6 and len(weights[0]) == 6
+    assert all(len(record["averages"]) == 3 and min(record["averages"]) > 0 for record in steps)
+    assert weights[-1] == running.method.objective.weights.tolist()
+    assert all(record["loss"] == pytest.approx(sum(record["terms"].values())) for record in steps)
+
+
+def test_weights_of_a_finished_run_are_taken_and_kept(tmp_path: Path) -> None:
+    loop(tmp_path / "a", recipe(), find("hdkd").build(step_size=5.0)).run(resume=False)
+    running = loop(tmp_path / "b", recipe(), find("hdkd").build(fixed=tmp_path / "a"))
+    running.run(resume=False)
+    learned, kept = (log.read(tmp_path / run / "metrics.jsonl", "step") for run in "ab")
+    assert all(record["weights"] == learned[-1]["weights"] for record in kept)
+    loop(tmp_path / "c", recipe(epochs=1)).run(resume=False)
+    for folder, says in (("c", "has no weights of losses: it must be a run of hdkd"), ("d", "is no run: it has no")):
+        with pytest.raises(ValueError, match=says):
+            loop(tmp_path / "e", recipe(), find("hdkd").build(fixed=tmp_path / folder))
+    with pytest.raises(ValueError, match="gives 6 weights, but hmsdnet with 3 exits has 3 losses"):
+        loop(tmp_path / "e", recipe(), find("hmsdnet").build(fixed=tmp_path / "a"))
 
 
 def test_resuming_what_never_saved_starts_at_the_beginning(tmp_path: Path) -> None:

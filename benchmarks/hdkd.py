@@ -1,0 +1,162 @@
+"""What learning the weights of the losses costs: a step of HDKD as shipped, by double backward, and of `joint`.
+
+    python benchmarks/hdkd.py [--json] [--width 16] [--rounds 3] [--steps 5] [--batch 128] [--device cpu]
+
+Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout; each variant
+in processes of its own, in turn, `--rounds` times. `double` is the textbook way, kept here as comparator: it keeps a
+graph of the gradient and differentiates it; its forward pass on the training batch is shared with the step as well.
+`shipped-bf16` is the step as bf16 training takes it (the look-ahead and the product stay in float32), `joint-bf16`
+beside it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and at most 4.0 steps of joint.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from offramp.branches import sketch
+from offramp.losses.truth import cross_entropy
+from offramp.measure.provenance import provenance
+from offramp.methods import _look_ahead as look_ahead
+from offramp.methods import find
+from offramp.methods._parts import Parts
+from offramp.methods._weights import learn
+from offramp.models import resnet
+from offramp.net import attach, share
+from offramp.outputs import Batch
+from offramp.train.step import one_step
+
+CLASSES, LR = 100, 0.1
+TIME, MEMORY, JOINT = 0.72, 0.7, 4.0
+VARIANTS = ("joint", "double", "shipped", "joint-bf16", "shipped-bf16")
+Step = Callable[[Parts, Batch, float], dict[str, Tensor]]
+
+
+def batch(size: int, seed: int, device: str) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, 3, 32, 32, generator=draw).to(device, memory_format=torch.channels_last)
+    return Batch(inputs, torch.randint(CLASSES, (size,), generator=draw).to(device), torch.arange(size).to(device))
+
+
+def parts_of(variant: str, width: int, size: int, device: str) -> Parts:
+    torch.manual_seed(0)
+    trunk = resnet.build("resnet18", classes=CLASSES, width=width)
+    net = attach(trunk, lambda backbone, exit: sketch.build(backbone, exit, CLASSES))
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = find("joint" if variant.startswith("joint") else "hdkd").build().objective
+    if isinstance(objective, torch.nn.Module):
+        objective.prepare(exits=net.exits, widths=(1,) * net.exits)  # type: ignore[operator]
+        objective.to(device)
+    optimizer = torch.optim.SGD(net.parameters(), LR, 0.9, weight_decay=5e-4)
+    fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if variant.endswith("bf16") else "32-true")
+    wrapped, optimizer = fabric.setup(net, optimizer)
+    held = batch(size, 2, device)
+    return Parts(fabric, wrapped, objective, optimizer, share, bare=net, held_out=lambda: held)
+
+
+def double_backward(parts: Parts, given: Batch, progress: float) -> dict[str, Tensor]:
+    """The step of HDKD by a graph of the gradient."""
+    objective: Any = parts.objective
+    assert parts.bare is not None and parts.held_out is not None
+    theta, weights, held = look_ahead.trained(parts.bare), objective.weights.clone().requires_grad_(), parts.held_out()
+    losses = objective.losses(parts.net(given.inputs), given.labels)
+    gradient = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
+    ahead = {name: part.detach() - LR * g for (name, part), g in zip(theta.items(), gradient, strict=True)}
+    ce = cross_entropy(look_ahead.answer(parts.bare, ahead, held.inputs, share).logits, held.labels)
+    found = torch.autograd.grad(objective.validation(ce), weights, retain_graph=True)[0]
+    objective.observe(ce.detach())
+    objective.move(found)
+    del gradient, ahead, ce
+    return parts.update(objective.terms(losses))
+
+
+def measure(variant: str, width: int, size: int, steps: int, device: str) -> tuple[float, float]:
+    """(median seconds of a step, MiB at most) in this process, after one step to warm up."""
+    parts, given = parts_of(variant, width, size, device), batch(size, 1, device)
+    parts.net.train()
+    step: Step = {"joint": one_step, "double": double_backward, "shipped": learn}[variant.partition("-")[0]]
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    seconds = []
+    for _ in range(steps + 1):
+        wait()
+        began = time.perf_counter()
+        step(parts, given, 0.0)
+        wait()
+        seconds.append(time.perf_counter() - began)
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _peak_mib()
+    return statistics.median(seconds[1:]), memory
+
+
+def _peak_mib() -> float:
+    """Largest resident size of this process; on Linux from /proc, since ru_maxrss starts with the parent's size."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def all_variants(given: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Medians over the rounds; the variants take turns, so that a drifting machine moves all of them alike."""
+    found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+    for _ in range(given.rounds):
+        for variant in VARIANTS:
+            words = [sys.executable, __file__, "--only", variant]
+            words += [f"--{name}={getattr(given, name)}" for name in ("width", "batch", "steps", "device")]
+            ran = subprocess.run(words, check=True, capture_output=True, text=True)
+            seconds, memory = ran.stdout.split()[-2:]
+            found[variant].append((float(seconds), float(memory)))
+    return {
+        variant: (statistics.median(s for s, _ in rows), statistics.median(m for _, m in rows))
+        for variant, rows in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5, help="steps per round, after one to warm up")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        print(*measure(given.only, given.width, given.batch, given.steps, given.device))
+        return
+    rows = all_variants(given)
+    (fast, small), (slow, large), joint = rows["shipped"], rows["double"], rows["joint"][0]
+    result = {
+        "benchmark": "hdkd",
+        **{name: getattr(given, name) for name in ("width", "batch", "rounds", "steps", "device")},
+        "seconds": {name: seconds for name, (seconds, _) in rows.items()},
+        "peak_memory_mib": {name: memory for name, (_, memory) in rows.items()},
+        "time_vs_double": fast / slow,
+        "memory_vs_double": small / large,
+        "joint_steps": fast / joint,
+        "joint_steps_bf16": rows["shipped-bf16"][0] / rows["joint-bf16"][0],
+        "target_met": fast / slow <= TIME and small / large <= MEMORY and fast / joint <= JOINT,
+        **provenance(),
+    }
+    if given.json:
+        print(json.dumps(result))
+        return
+    for name, (seconds, memory) in rows.items():
+        print(f"{name:13} {1e3 * seconds:9.1f} ms a step   {memory:8.0f} MiB at most   {seconds / joint:5.2f} x joint")
+    print(f"shipped / double: time {fast / slow:.2f} (target {TIME}), memory {small / large:.2f} (target {MEMORY})")
+    print(f"shipped: {fast / joint:.2f} steps of joint (target {JOINT}); in bf16 {result['joint_steps_bf16']:.2f}")
+    print("targets met" if result["target_met"] else "TARGETS MISSED")
+
+
+if __name__ == "__main__":
+    main()

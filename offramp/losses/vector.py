@@ -1,0 +1,46 @@
+"""The unweighted losses of dense distillation as one vector: each exit's labels, then each deeper teacher's answer."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offramp.losses.kl_table import soft_cross_entropy_table
+from offramp.losses.truth import cross_entropy
+
+Teachers = Literal["all", "final", "none"]
+
+
+def pairs(exits: int, teachers: Teachers = "all") -> list[tuple[int, int]]:
+    """(teacher, student) of every imitation in the vector's order, 0-based: (1, 0), (2, 0), (2, 1), (3, 0) ...
+
+    Args:
+        exits: E.
+        teachers: every exit teaches all shallower ones, only the final exit does, or none.
+    """
+    if teachers == "none":
+        return []
+    first = 1 if teachers == "all" else exits - 1
+    return [(teacher, student) for teacher in range(first, exits) for student in range(teacher)]
+
+
+def loss_vector(
+    logits: Float[Tensor, "E B C"],
+    labels: Int[Tensor, "B"] | Float[Tensor, "B _"],
+    *,
+    temperature: float,
+    teachers: Teachers = "all",
+    detach_teachers: bool = True,
+) -> Float[Tensor, "M"]:
+    """E cross-entropies, then T^2 H_T(teacher -> student) of every pair of `pairs`: means over the batch, in nats.
+
+    With all teachers M = E + E (E - 1) / 2 (Wang & Li, AAAI 2021, section 3). It carries forward-mode tangents.
+    """
+    ce = cross_entropy(logits, labels)
+    chosen = pairs(len(logits), teachers)
+    if not chosen:
+        return ce
+    table = soft_cross_entropy_table(logits, temperature=temperature, detach_teachers=detach_teachers)
+    teacher, student = torch.tensor(chosen, device=logits.device).T
+    return torch.cat([ce, temperature**2 * table[student, teacher]])

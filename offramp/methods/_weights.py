@@ -1,0 +1,269 @@
+"""Loss weights that are learned on held-out batches (HDKD, Wang & Li, AAAI 2021, Algorithm 1), and their step."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from offramp.losses.across import global_mean
+from offramp.losses.truth import cross_entropy
+from offramp.losses.vector import Teachers, loss_vector, pairs
+from offramp.methods import _look_ahead as look_ahead
+from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
+from offramp.methods._method import Method, Terms
+from offramp.methods._parts import Parts
+from offramp.net import share
+from offramp.outputs import Batch, ExitOutputs
+
+Init = Literal["ds", "ones", "dbt", "random"]
+Rate = Literal["initial", "current"]
+Ahead = Literal["plain", "own"]
+Statistics = Literal["batch", "running"]
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """What HDKD, HDBT and HMSDNet are given; see `offramp.methods.hdkd.build`."""
+
+    name: str
+    teachers: Teachers
+    init: Init
+    temperature: float = 3.0
+    detach_teachers: bool = True
+    alpha: float = 0.5
+    decay: float = 0.9
+    step_size: float = 1.0
+    xi: Rate = "initial"
+    look_ahead: Ahead = "plain"
+    meta_every: int = 1
+    clamp: bool = True
+    renormalise: bool = False
+    val_bn: Statistics = "batch"
+    weights: tuple[float, ...] = ()
+    fixed: Path | None = None
+
+    def __post_init__(self) -> None:
+        choice("init", self.init, Init)
+        choice("xi", self.xi, Rate)
+        choice("look_ahead", self.look_ahead, Ahead)
+        choice("val_bn", self.val_bn, Statistics)
+        positive("temperature", self.temperature)
+        fraction("alpha", self.alpha)
+        fraction("decay", self.decay)
+        positive("step_size", self.step_size)
+        not_negative("meta_every", float(self.meta_every))
+        if self.weights and self.fixed is not None:
+            raise ValueError("weights and fixed both say what the weights are: give one of them")
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weights change during the run."""
+        return self.fixed is None and self.meta_every > 0
+
+
+def method(settings: Bilevel) -> Method:
+    """The method with these settings: its own step, unless the weights stay as they are."""
+    objective = LossWeights(settings)
+    return Method(objective, step=learn, needs_held_out=True) if settings.learns else Method(objective)
+
+
+class LossWeights(nn.Module):
+    """sum_m w_m l_m with the weights w and the averages E_k of the validation losses, both stored with the run."""
+
+    weights: Tensor
+    averages: Tensor
+    steps: Tensor
+
+    def __init__(self, settings: Bilevel) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("weights", torch.zeros(0))
+        self.register_buffer("averages", torch.zeros(0))  # 0 where nothing was observed yet
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Set the weights' first values; answers no notes.
+
+        Raises:
+            ValueError: if there are too few exits, or the weights that were given are not as many as the losses.
+        """
+        self._check(exits)
+        settings = self.settings
+        given = weights_of(settings.fixed) if settings.fixed is not None else list(settings.weights)
+        wanted = exits + len(pairs(exits, settings.teachers))
+        if given and len(given) != wanted:
+            where = f"the run {settings.fixed}" if settings.fixed is not None else "weights"
+            raise ValueError(
+                f"{where} gives {len(given)} weights, but {settings.name} with {exits} exits has {wanted} losses: "
+                f"{exits} of the labels and {wanted - exits} of pairs of exits"
+            )
+        self.weights = torch.tensor(given) if given else first_weights(exits, settings.teachers, settings.init)
+        self.averages = torch.zeros(exits)
+        return ()
+
+    def _check(self, exits: int) -> None:
+        if self.settings.teachers != "none":
+            has_peers(self.settings.name, exits)
+
+    def losses(self, outputs: ExitOutputs, labels: Int[Tensor, "B"] | Float[Tensor, "B _"]) -> Float[Tensor, "M"]:
+        """The losses l_m before they are weighted."""
+        settings = self.settings
+        return loss_vector(
+            outputs.logits,
+            labels,
+            temperature=settings.temperature,
+            teachers=settings.teachers,
+            detach_teachers=settings.detach_teachers,
+        )
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce` and, where exits teach, `soft-ce`.
+
+        Raises:
+            ValueError: if `prepare` was not called.
+        """
+        self._check(len(outputs.logits))
+        if not len(self.weights):
+            raise ValueError(f"call objective.prepare(exits=..., widths=...) before {self.settings.name} trains")
+        return self.terms(self.losses(outputs, batch.labels))
+
+    def terms(self, losses: Float[Tensor, "M"]) -> Terms:
+        """The weighted losses: those of the labels, those of the pairs."""
+        weighted, exits = self.weights * losses, len(self.averages)
+        terms = {"ce": weighted[:exits].sum()}
+        if len(weighted) > exits:
+            terms["soft-ce"] = weighted[exits:].sum()
+        return terms
+
+    def validation(self, ce: Float[Tensor, "E"]) -> Float[Tensor, ""]:
+        """a sum_k CE_k + (1 - a) sum_k softplus(CE_k / E_k - 1), eq. 9; a loss not yet observed is its own average."""
+        alpha, averages = self.settings.alpha, torch.where(self.averages == 0, ce.detach(), self.averages)
+        return alpha * ce.sum() + (1.0 - alpha) * nn.functional.softplus(ce / averages - 1.0).sum()
+
+    def observe(self, ce: Float[Tensor, "E"]) -> None:
+        """E_k <- decay E_k + (1 - decay) CE_k, eq. 10; the first loss is taken as it is."""
+        decay = self.settings.decay
+        followed = decay * self.averages + (1.0 - decay) * ce
+        self.averages.copy_(torch.where(self.averages == 0, ce, followed))
+
+    def move(self, gradient: Float[Tensor, "M"]) -> None:
+        """w <- w - step_size dL_val/dw; then not below 0, and with the same sum as before, where so set."""
+        moved = self.weights - self.settings.step_size * gradient
+        if self.settings.clamp:
+            moved = moved.clamp_min(0.0)
+        if self.settings.renormalise:
+            moved = moved * (self.weights.sum() / moved.sum())
+        self.weights.copy_(moved)
+
+    def due(self) -> bool:
+        """Whether the weights move in this step; counts the steps."""
+        self.steps += 1
+        every = self.settings.meta_every
+        return every == 1 or int(self.steps - 1) % every == 0
+
+    def logged(self) -> dict[str, Tensor]:
+        """The weights and the averages as they are now, for the run's record."""
+        return {"weights": self.weights.clone(), "averages": self.averages.clone()}
+
+
+def first_weights(exits: int, teachers: Teachers, init: Init) -> Float[Tensor, "M"]:
+    """The weights at the start, labels first: see `offramp.methods.hdkd.build`."""
+    chosen = pairs(exits, teachers)
+    if init == "random":
+        return torch.rand(exits + len(chosen))
+    # By student: an exit learns equally from all later ones (ds), from each fully (ones), from the final one (dbt).
+    forms: dict[Init, Callable[[int, int], float]] = {
+        "ds": lambda teacher, student: 1.0 / (exits - 1 - student),
+        "ones": lambda teacher, student: 1.0,
+        "dbt": lambda teacher, student: float(teacher == exits - 1),
+    }
+    return torch.tensor([1.0] * exits + [forms[init](*pair) for pair in chosen])
+
+
+def weights_of(run: Path) -> list[float]:
+    """The weights that a run of the same method ended with, from its record.
+
+    Raises:
+        ValueError: if the folder has no record, or its last step has no weights.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"fixed: {run} is no run: it has no {path.name}")
+    lines = [line for line in path.read_text().splitlines() if '"kind": "step"' in line]
+    record = json.loads(lines[-1]) if lines else {}
+    if "weights" not in record:
+        raise ValueError(f"fixed: {run} has no weights of losses: it must be a run of hdkd, hdbt or hmsdnet")
+    return [float(weight) for weight in record["weights"]]
+
+
+def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
+    """One step of Algorithm 1: move the weights by how they change the held-out loss one step ahead, then the network.
+
+    Both use one forward pass on the training batch.
+    """
+    objective: Any = parts.objective
+    device = batch.inputs.device
+    thrown = look_ahead.dice(device)
+    outputs = parts.net(batch.inputs, tap=parts.tap)
+    losses = objective.losses(outputs, batch.labels)
+    if objective.due():
+        objective.move(weight_gradient(parts, batch, losses, thrown))
+    return parts.update(objective.terms(losses))
+
+
+def weight_gradient(
+    parts: Parts, batch: Batch, losses: Float[Tensor, "M"], thrown: look_ahead.Dice
+) -> Float[Tensor, "M"]:
+    """dL_val(theta') / dw: how every weight changes the held-out loss one step ahead; the averages are updated.
+
+    Args:
+        losses: of the batch, with their graph, which is kept.
+        thrown: the random state before that forward pass.
+    Raises:
+        ValueError: if nothing was held out.
+    """
+    objective: Any = parts.objective
+    if parts.held_out is None or parts.bare is None:
+        raise ValueError(NEEDS_HELD_OUT)
+    net, settings, optimizer = parts.bare, objective.settings, parts.optimizer
+    theta = look_ahead.trained(net)
+    gradient = parts.gradient((objective.weights * losses).sum())
+    rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
+    step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
+    ahead, reach = step(theta, gradient, rate=rate)
+    direction = look_ahead.along(held_out_gradient(net, objective, ahead, parts.held_out()), reach)
+
+    def again(parameters: look_ahead.Tensors) -> Tensor:
+        found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)
+        return found
+
+    with look_ahead.thrown_again(thrown, batch.inputs.device):
+        return global_mean(look_ahead.product(again, theta, direction))
+
+
+NEEDS_HELD_OUT = (
+    "the weights of the losses are learned on the val split, but nothing is held out: set --holdout above 0"
+)
+
+
+def held_out_gradient(
+    net: nn.Module, objective: LossWeights, ahead: look_ahead.Tensors, held: Batch
+) -> look_ahead.Tensors:
+    """Gradient of the held-out loss at theta'; the averages then take in what was observed.
+
+    No tap here: what is wanted is the derivative itself. The mean over all processes comes before the softplus, so
+    that several processes do as one.
+    """
+    with look_ahead.batch_norms(net, running=objective.settings.val_bn == "running"):
+        ce = cross_entropy(look_ahead.answer(net, ahead, held.inputs, share).logits, held.labels)
+    observed = global_mean(ce).requires_grad_()
+    pull = torch.autograd.grad(objective.validation(observed), observed)[0]
+    found = look_ahead.gradients((pull * ce).sum(), ahead)
+    objective.observe(observed.detach())
+    return found

@@ -1,0 +1,138 @@
+"""BoostNet (Yu et al., AAAI 2023, Boosted Dynamic Neural Networks): exits add up, each learning what is left over."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from offramp.losses.across import global_mean
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, fraction, not_negative
+from offramp.methods._method import Method, Terms
+from offramp.methods._taps import Scope, equilibrium
+from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach, share
+from offramp.outputs import Batch, Carry, ExitOutputs, State
+
+
+def build(
+    *,
+    weaken: tuple[float, ...] = (0.5,),
+    detach: bool = True,
+    rescale: bool = True,
+    scope: Scope = "coarsest",
+    eval_shift: bool = False,
+    equal: bool = False,
+    decay: float = 0.9,
+) -> Method:
+    """L = sum_k CE(s_k), s_k = z_k + t_{k-1} sg(s_{k-1}): the running sum s_k is what exit k answers, here and later.
+
+    Gradients between the stages are rescaled as in `equilibrium` (eq. 7). All exits learn from the same batch, as in
+    the released code; a batch for each exit, as in sequential boosting, is not there. The code's RANet has no
+    rescaling. With weaken 0 it is `joint`, or `equilibrium`.
+
+    Args:
+        weaken: t, what the sum so far is multiplied with, so that deep exits still see hard cases: one value, two
+            (from the first exit to the last, evenly), or one for each exit. 0.5 in all released scripts.
+        detach: earlier exits learn from their own answer only, not through later sums.
+        rescale: gradient equilibrium between the stages.
+        scope: in networks of several scales rescale the coarsest one, as the authors' code, or all.
+        eval_shift: when it does not train, use t_k instead of t_{k-1}, as the released evaluation; equal for one t.
+        equal: scale every exit's loss to the mean size of all (`loss_equal` in the code, off in all its scripts).
+        decay: of the moving averages that tell these sizes.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    choice("scope", scope, Scope)
+    fraction("decay", decay)
+    for value in weaken:
+        not_negative("weaken", value)
+    if not weaken:
+        raise ValueError("weaken needs one value, two, or one for each exit")
+    return Method(
+        AsLarge(decay) if equal else objective,
+        network=partial(network, weaken=tuple(weaken), detach=detach, eval_shift=eval_shift),
+        tap=partial(equilibrium, scope=scope) if rescale else share,
+    )
+
+
+def factors(weaken: tuple[float, ...], exits: int) -> list[float]:
+    """t of each exit.
+
+    Raises:
+        ValueError: if there are not 1, 2 or `exits` values.
+    """
+    if len(weaken) == exits:
+        return list(weaken)
+    if len(weaken) > 2:
+        raise ValueError(f"weaken has {len(weaken)} values, but the network has {exits} exits: give 1, 2 or {exits}")
+    return [float(value) for value in torch.linspace(weaken[0], weaken[-1], exits, dtype=torch.float64)]
+
+
+class Summed(nn.Module):
+    """A branch whose answer is added to the sum of those before it; hands the new sum along."""
+
+    chained = True
+
+    def __init__(self, branch: nn.Module, weaken: float, weaken_in_use: float, detach: bool) -> None:
+        super().__init__()
+        self.branch, self.weaken, self.weaken_in_use, self.detach = branch, weaken, weaken_in_use, detach
+
+    def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
+        """(state, carry) -> (running sum (B, C), feature, map, carry)."""
+        logits, feature, before_pooling, own = self.branch(state, carry[1:])
+        if carry:
+            earlier = carry[0].detach() if self.detach else carry[0]
+            logits = logits + (self.weaken if self.training else self.weaken_in_use) * earlier
+        return logits, feature, before_pooling, (logits, *own)
+
+
+def network(
+    backbone: BuildBackbone, branch: BuildBranch, *, weaken: tuple[float, ...], detach: bool, eval_shift: bool
+) -> nn.Module:
+    """The backbone with its branches, their answers summed."""
+    net = attach(backbone(), branch)
+    return summed(net, factors(weaken, net.exits), detach=detach, eval_shift=eval_shift)
+
+
+def summed(net: MultiExitNet, weaken: list[float], *, detach: bool = True, eval_shift: bool = False) -> MultiExitNet:
+    """The network with each branch made a `Summed` one; modules are shared."""
+    before = [0.0, *weaken[:-1]]
+    in_use = weaken if eval_shift else before
+    branches = [
+        Summed(branch, training, using, detach)
+        for branch, training, using in zip(net.branches, before, in_use, strict=True)
+    ]
+    return MultiExitNet(list(net.stages), branches)
+
+
+def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+    """Cross-entropy of all running sums, added up."""
+    return {"ce": cross_entropy(outputs.logits, batch.labels).sum()}
+
+
+class AsLarge(nn.Module):
+    """The objective with every exit's loss scaled to the mean size of all; the averages are stored with the run."""
+
+    averages: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("averages", torch.zeros(0))  # 0 where nothing was observed yet
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Learn how many exits there are."""
+        self.averages = torch.zeros(exits)
+        return ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Term `ce`; in training mode the averages take in this batch first."""
+        ce = cross_entropy(outputs.logits, batch.labels)
+        size = self.averages
+        if self.training or not bool(size.all()):
+            now = global_mean(ce)
+            size = torch.where(size == 0, now, self.decay * size + (1.0 - self.decay) * now)
+        if self.training:
+            self.averages.copy_(size)
+        return {"ce": (ce * (size.mean() / size)).sum()}

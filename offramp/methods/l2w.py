@@ -1,0 +1,239 @@
+"""L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns which exit will answer them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from offramp.losses.across import global_mean
+from offramp.losses.schedules import cosine
+from offramp.losses.softmax import confidence
+from offramp.losses.truth import sample_cross_entropy
+from offramp.methods import _look_ahead as look_ahead
+from offramp.methods._check import choice, not_negative, positive
+from offramp.methods._method import Method, Terms
+from offramp.methods._parts import Parts
+from offramp.net import share
+from offramp.outputs import Batch, ExitOutputs
+
+Centre = Literal["col", "row", "mat"]
+Sees = Literal["loss", "conf", "both"]
+Reduction = Literal["exit-mean", "sample-mean"]
+
+
+def build(
+    *,
+    epsilon: float = 0.8,
+    centre: Centre = "col",
+    sees: Sees = "loss",
+    hidden: int = 500,
+    target: float = 0.75,
+    meta_every: int = 1,
+    meta_lr: float = 1e-4,
+    meta_weight_decay: float = 1e-4,
+    meta_reduction: Reduction = "exit-mean",
+) -> Method:
+    """L = sum_k mean_b w_bk CE_bk; w follows what the exit that would answer a sample loses one step ahead.
+
+    Each batch is taken in two halves A and B, with an optimiser step on each: look one step ahead on A (by the
+    optimiser's own momentum and weight decay), improve the weights' network phi by the loss of B there, step on A with
+    the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~ p^k of the samples, its
+    surest among those that no earlier exit took. The released code differentiates twice; the same number is one
+    forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine); ImageNet: epsilon
+    .3, centre mat, meta_every 100. On several processes halves and shares are each process's own, as there.
+
+    Args:
+        epsilon: how far w may go from 1: by less than 2 epsilon. No bound at 0, as in the code.
+        centre: w is 1 on average over the exits of a sample (col), over the batch at each exit (row), or overall (mat).
+        sees: what phi sees of a sample: its loss at every exit, its confidences, or both.
+        hidden: width of phi's hidden layer.
+        target: p, how the samples divide over the exits: below 1 most leave early.
+        meta_every: phi learns at every so many-th batch.
+        meta_lr: learning rate of phi (Adam), annealed by a cosine to 0.
+        meta_weight_decay: of phi.
+        meta_reduction: the held-out loss is the sum of each exit's mean over its samples (code), or the mean over all.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    choice("centre", centre, Centre)
+    choice("sees", sees, Sees)
+    choice("meta_reduction", meta_reduction, Reduction)
+    for name, value in {"target": target, "meta_lr": meta_lr, "hidden": hidden, "meta_every": meta_every}.items():
+        positive(name, float(value))
+    not_negative("epsilon", epsilon)
+    not_negative("meta_weight_decay", meta_weight_decay)
+    settings = Settings(epsilon, centre, sees, hidden, target, meta_every, meta_lr, meta_weight_decay, meta_reduction)
+    return Method(SampleWeights(settings), step=learn)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `build` is given."""
+
+    epsilon: float
+    centre: Centre
+    sees: Sees
+    hidden: int
+    target: float
+    meta_every: int
+    meta_lr: float
+    meta_weight_decay: float
+    meta_reduction: Reduction
+
+
+class SampleWeights(nn.Module):
+    """The objective of L2W: the network phi that weights samples, and its Adam, stored with the run.
+
+    phi's weights are buffers: the run's own optimiser must not train them.
+    """
+
+    NAMES = ("w1", "b1", "w2", "b2")
+    batches: Tensor
+    taken: Tensor
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Make phi for that many exits."""
+        seen = exits * (2 if self.settings.sees == "both" else 1)
+        first, second = nn.Linear(seen, self.settings.hidden), nn.Linear(self.settings.hidden, exits)
+        made = (first.weight, first.bias, second.weight, second.bias)
+        for name, tensor in zip(self.NAMES, made, strict=True):
+            self.register_buffer(name, tensor.detach().clone())
+            self.register_buffer(f"{name}_mean", torch.zeros_like(tensor))
+            self.register_buffer(f"{name}_square", torch.zeros_like(tensor))
+        return ()
+
+    def phi(self) -> list[Tensor]:
+        """phi's weights.
+
+        Raises:
+            ValueError: if `prepare` was not called.
+        """
+        if not hasattr(self, "w1"):
+            raise ValueError("call objective.prepare(exits=..., widths=...) before l2w trains")
+        return [getattr(self, name) for name in self.NAMES]
+
+    def weights(
+        self, phi: list[Tensor], logits: Float[Tensor, "E B C"], losses: Float[Tensor, "E B"]
+    ) -> Float[Tensor, "E B"]:
+        """w of every sample at every exit; what phi sees is detached."""
+        parts = {"loss": [losses], "conf": [confidence(logits)], "both": [losses, confidence(logits)]}
+        seen = torch.cat(parts[self.settings.sees]).detach().T.to(phi[0].dtype)
+        with torch.autocast(seen.device.type, enabled=False):
+            inner = torch.relu(nn.functional.linear(seen, phi[0], phi[1]))
+            answered = torch.tanh(nn.functional.linear(inner, phi[2], phi[3])).T
+        return centred(answered, self.settings.centre, self.settings.epsilon)
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Term `ce`, weighted; the weights get no gradient."""
+        losses = sample_cross_entropy(outputs.logits, batch.labels)
+        with torch.no_grad():
+            weights = self.weights(self.phi(), outputs.logits, losses)
+        return {"ce": (weights * losses).mean(1).sum()}
+
+    def due(self) -> bool:
+        """Whether phi learns at this batch; counts the batches."""
+        self.batches += 1
+        every = self.settings.meta_every
+        return every == 1 or int(self.batches - 1) % every == 0
+
+    def improve(self, gradient: tuple[Tensor, ...], progress: float) -> None:
+        """One step of Adam (Kingma & Ba 2015, with the decay in the gradient) on phi."""
+        settings = self.settings
+        rate = cosine(settings.meta_lr, 0.0, progress)
+        self.taken += 1
+        biased = 1.0 - torch.pow(torch.tensor([0.9, 0.999], device=self.taken.device, dtype=torch.float64), self.taken)
+        for name, found in zip(self.NAMES, gradient, strict=True):
+            weight, mean, square = (getattr(self, name + end) for end in ("", "_mean", "_square"))
+            moved = found + settings.meta_weight_decay * weight
+            mean.mul_(0.9).add_(moved, alpha=0.1)
+            square.mul_(0.999).addcmul_(moved, moved, value=0.001)
+            root = (square / biased[1]).sqrt() + 1e-8
+            weight.sub_(rate * (mean / biased[0]) / root)
+
+
+def centred(answered: Float[Tensor, "E B"], centre: Centre, epsilon: float) -> Float[Tensor, "E B"]:
+    """1 + epsilon (u - mean u), the mean over exits, over the batch, or over both."""
+    over = {"col": (0,), "row": (1,), "mat": (0, 1)}[centre]
+    return 1.0 + epsilon * (answered - answered.mean(over, keepdim=True))
+
+
+def shares(target: float, exits: int) -> list[float]:
+    """q_k = p^k / sum_j p^j: the share of the samples that exit k is to answer."""
+    powers = [target**exit for exit in range(1, exits + 1)]
+    return [power / sum(powers) for power in powers]
+
+
+def selected(logits: Float[Tensor, "E B C"], target: float) -> list[Int[Tensor, "_"]]:
+    """The samples that count at each exit: its surest among those not taken before; the last exit takes the rest."""
+    sure = confidence(logits.detach())
+    exits, size = sure.shape
+    free = torch.ones(size, dtype=torch.bool, device=sure.device)
+    found = []
+    for exit, share_ in enumerate(shares(target, exits)):
+        wanted = size if exit == exits - 1 else int(size * share_)
+        order = sure[exit].argsort(descending=True, stable=True)
+        mine = order[free[order]][:wanted]
+        free[mine] = False
+        found.append(mine)
+    return found
+
+
+def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, reduction: Reduction) -> Float[Tensor, ""]:
+    """What the exit that would answer each sample loses: sum over exits of the mean over its samples, or the mean."""
+    losses = sample_cross_entropy(logits, labels)
+    chosen = [losses[exit, mine] for exit, mine in enumerate(selected(logits, target)) if len(mine)]
+    if reduction == "sample-mean":
+        return torch.cat(chosen).mean()
+    return torch.stack([part.mean() for part in chosen]).sum()
+
+
+def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
+    """Two optimiser steps, one on each half of the batch, each after phi learned from the other half."""
+    objective: Any = parts.objective
+    due, half = objective.due(), len(batch.ids) // 2
+    if half < 2:  # a batch norm cannot train on a single sample
+        return parts.update(objective(parts.net(batch.inputs, tap=parts.tap), batch, progress))
+    halves = [Batch(*(tensor[:half] for tensor in batch)), Batch(*(tensor[half:] for tensor in batch))]
+    terms = []
+    for here, other in (halves, halves[::-1]):
+        thrown = look_ahead.dice(here.inputs.device)
+        outputs = parts.net(here.inputs, tap=parts.tap)
+        if due:
+            objective.improve(phi_gradient(parts, here, other, outputs, thrown), progress)
+        terms.append(parts.update(objective(outputs, here, progress)))
+    return {name: (terms[0][name] + terms[1][name]) / 2 for name in terms[0]}
+
+
+def phi_gradient(
+    parts: Parts, here: Batch, other: Batch, outputs: ExitOutputs, thrown: look_ahead.Dice
+) -> tuple[Tensor, ...]:
+    """Gradient by phi of what the other half loses after a step on this one; keeps the graph of the outputs."""
+    objective: Any = parts.objective
+    assert parts.bare is not None
+    net, settings, optimizer = parts.bare, objective.settings, parts.optimizer
+    losses = sample_cross_entropy(outputs.logits, here.labels)
+    phi = [tensor.clone().requires_grad_() for tensor in objective.phi()]
+    weights = objective.weights(phi, outputs.logits, losses)
+    theta = look_ahead.trained(net)
+    gradient = parts.gradient((weights.detach() * losses).mean(1).sum())
+    ahead, reach = look_ahead.own_step(theta, gradient, optimizer, optimizer.param_groups[0]["lr"], nesterov=False)
+    seen = look_ahead.answer(net, ahead, other.inputs, share).logits
+    pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)
+
+    def again(parameters: look_ahead.Tensors) -> Tensor:
+        logits = look_ahead.answer(net, parameters, here.inputs, parts.tap).logits
+        return sample_cross_entropy(logits, here.labels) / len(here.ids)
+
+    with look_ahead.thrown_again(thrown, here.inputs.device):
+        by_weight = look_ahead.product(again, theta, look_ahead.along(pull, reach))
+    found = torch.autograd.grad(weights, phi, by_weight.to(weights.dtype))
+    return tuple(global_mean(part) for part in found)

@@ -1,0 +1,58 @@
+"""One for all (OFA; Li et al., ICCV 2019, IMTA): early exits learn the final one's softened answer and the labels."""
+
+from typing import Literal
+
+from torch import nn
+
+from offramp.losses.imitate import kl
+from offramp.losses.truth import cross_entropy
+from offramp.methods._check import choice, fraction, has_peers, positive
+from offramp.methods._method import Method, Terms
+from offramp.outputs import Batch, ExitOutputs
+
+Reduction = Literal["batch", "elements"]
+
+
+def build(*, gamma: float = 0.9, temperature: float = 3.0, reduction: Reduction = "batch") -> Method:
+    """L = CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg z_K -> z_k) ].
+
+    In IMTA this is the second stage, whose teacher is the frozen network of the first; here the final exit teaches
+    while it learns. `impr` adds gradient equilibrium. ImageNet in the authors' code: gamma .1, temperature 1.
+
+    Args:
+        gamma: g, the share of imitation at the early exits.
+        temperature: T.
+        reduction: mean of the divergence over the batch, or over batch and classes (elements), which is what the
+            authors' code computes: as many times smaller as there are classes.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    return Method(OneForAll("ofa", gamma, temperature, reduction))
+
+
+class OneForAll(nn.Module):
+    """The objective of OFA; it owns nothing that is learned."""
+
+    def __init__(self, name: str, gamma: float, temperature: float, reduction: Reduction) -> None:
+        super().__init__()
+        fraction("gamma", gamma)
+        positive("temperature", temperature)
+        choice("reduction", reduction, Reduction)
+        self.name, self.gamma, self.temperature, self.reduction = name, gamma, temperature, reduction
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check that there is an exit to learn from."""
+        has_peers(self.name, exits)
+        return ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Terms `ce` and `kl`."""
+        logits = outputs.logits
+        has_peers(self.name, len(logits))
+        ce = cross_entropy(logits, batch.labels)
+        factor = self.gamma * self.temperature**2 / (logits.shape[-1] if self.reduction == "elements" else 1)
+        return {
+            "ce": ce[-1] + (1.0 - self.gamma) * ce[:-1].sum(),
+            "kl": factor * kl(logits[:-1], logits[-1:], temperature=self.temperature).sum(),
+        }

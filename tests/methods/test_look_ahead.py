@@ -1,0 +1,169 @@
+"""The gradient of the loss weights: one forward-mode product equals double backward, and touches nothing."""
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from offramp.losses.truth import cross_entropy
+from offramp.methods import _look_ahead as look_ahead
+from offramp.methods import find
+from offramp.methods._parts import Parts
+from offramp.methods._taps import equilibrium
+from offramp.methods._weights import weight_gradient
+from offramp.net import Branch, Head, MultiExitNet, Tap, share
+from offramp.outputs import Batch
+
+CLASSES = 4
+Layers = Callable[[int], list[nn.Module]]
+BUILDS: dict[str, Layers] = {
+    "plain": lambda width: [nn.Tanh()],
+    "batch-norm": lambda width: [nn.BatchNorm2d(width), nn.Tanh()],
+    "dropout": lambda width: [nn.BatchNorm2d(width), nn.Tanh(), nn.Dropout(0.3)],
+}
+TAPS: dict[str, Tap] = {"share": share, "equilibrium": equilibrium}
+
+
+def network(build: Layers) -> MultiExitNet:
+    torch.manual_seed(0)
+    widths = (2, 5, 4, 6)
+    stages = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), *build(b)) for a, b in pairwise(widths)]
+    return MultiExitNet(stages, [Branch(nn.Identity(), Head(width, CLASSES)) for width in widths[1:]]).double()
+
+
+def batch(size: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, 2, 4, 4, generator=generator, dtype=torch.float64)
+    return Batch(inputs, torch.arange(size) % CLASSES, torch.arange(size))
+
+
+def prepared(net: MultiExitNet, **hyper: Any) -> Any:
+    objective: Any = find("hdkd").build(**hyper).objective
+    objective.prepare(exits=net.exits, widths=(6,) * net.exits)
+    objective.double()
+    objective.weights.copy_(torch.linspace(0.5, 1.5, len(objective.weights)))
+    objective.averages.copy_(torch.tensor([1.7, 1.6, 1.5]))
+    return objective
+
+
+def parts_of(net: MultiExitNet, objective: Any, tap: Tap, optimizer: torch.optim.Optimizer, held: Batch) -> Parts:
+    fabric = SimpleNamespace(world_size=1, backward=Tensor.backward)
+    return Parts(fabric, net, objective, optimizer, tap, bare=net, held_out=lambda: held)
+
+
+def by_double_backward(
+    net: MultiExitNet, objective: Any, tap: Tap, optimizer: torch.optim.SGD, train: Batch, held: Batch, own: bool
+) -> Tensor:
+    """The same gradient from a graph of the gradient."""
+    theta = dict(net.named_parameters())
+    weights = objective.weights.clone().requires_grad_()
+
+    def run(parameters: dict[str, Tensor], given: Batch, tap: Tap) -> Any:
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        return functional_call(net, (parameters, buffers), (given.inputs,), {"tap": tap})
+
+    losses = objective.losses(run(theta, train, tap), train.labels)
+    found = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
+    group, ahead = optimizer.param_groups[0], {}
+    for (name, part), gradient in zip(theta.items(), found):
+        if own:
+            gradient = gradient + group["weight_decay"] * part.detach()
+            running = group["momentum"] * optimizer.state[part]["momentum_buffer"] + gradient
+            gradient = gradient + group["momentum"] * running if group["nesterov"] else running
+        ahead[name] = part.detach() - 0.1 * gradient
+    with look_ahead.batch_norms(net, running=objective.settings.val_bn == "running"):
+        ce = cross_entropy(run(ahead, held, share).logits, held.labels)
+    return torch.autograd.grad(objective.validation(ce), weights)[0]
+
+
+def both(net: MultiExitNet, tap: Tap, **hyper: Any) -> tuple[Tensor, Tensor, Any]:
+    """(one product, double backward, the objective) on the same random numbers, after one step of the optimiser."""
+    objective, train, held = prepared(net, **hyper), batch(6, 1), batch(5, 2)
+    nesterov = hyper.get("look_ahead") == "own"
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, nesterov=nesterov, weight_decay=1e-2)
+    for part in net.parameters():
+        optimizer.state[part]["momentum_buffer"] = torch.full_like(part, 0.01)
+    parts = parts_of(net, objective, tap, optimizer, held)
+    thrown, before = look_ahead.dice(torch.device("cpu")), copy.deepcopy(objective)
+    losses = objective.losses(net(train.inputs, tap=tap), train.labels)
+    got = weight_gradient(parts, train, losses, thrown)
+    torch.set_rng_state(thrown[0])
+    return got, by_double_backward(net, before, tap, optimizer, train, held, own=nesterov), objective
+
+
+@pytest.mark.parametrize("hyper", [{}, {"look_ahead": "own"}, {"val_bn": "running"}, {"detach_teachers": False}])
+@pytest.mark.parametrize("tap", TAPS)
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_one_product_equals_double_backward(build: str, tap: str, mode: str, hyper: dict[str, Any]) -> None:
+    net = network(BUILDS[build]).train(mode == "train")
+    got, expected, _ = both(net, TAPS[tap], **hyper)
+    assert expected.abs().min() > 1e-9
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_equilibrium_is_another_gradient() -> None:
+    one, other = (both(network(BUILDS["batch-norm"]), tap)[0] for tap in TAPS.values())
+    assert not torch.allclose(one, other, rtol=1e-3)
+
+
+def test_other_random_numbers_give_another_product() -> None:
+    net = network(BUILDS["dropout"])
+    objective, train, held = prepared(net), batch(6, 1), batch(5, 2)
+    parts = parts_of(net, objective, share, torch.optim.SGD(net.parameters(), 0.1), held)
+    found = []
+    for late in (False, True):
+        torch.manual_seed(0)
+        thrown = look_ahead.dice(torch.device("cpu"))
+        losses = objective.losses(net(train.inputs), train.labels)
+        thrown = look_ahead.dice(torch.device("cpu")) if late else thrown
+        found.append(weight_gradient(parts, train, losses, thrown))
+    assert not torch.allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_no_pass_touches_network_buffers_or_random_numbers() -> None:
+    net = network(BUILDS["dropout"])
+    objective, train, held = prepared(net), batch(6, 1), batch(5, 2)
+    parts = parts_of(net, objective, share, torch.optim.SGD(net.parameters(), 0.1), held)
+    torch.manual_seed(0)
+    thrown = look_ahead.dice(torch.device("cpu"))
+    losses = objective.losses(net(train.inputs), train.labels)
+    before = copy.deepcopy(net.state_dict())
+    weight_gradient(parts, train, losses, thrown)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(part.training for part in net.modules()) and all(part.grad is None for part in net.parameters())
+    following = torch.rand(3)
+    torch.manual_seed(0)
+    net(train.inputs), net(held.inputs)  # the step itself draws for two passes, the product for none
+    assert torch.equal(following, torch.rand(3))
+    sum(objective.terms(losses).values()).backward()  # the graph of the first pass is still there
+
+
+def test_own_step_is_the_optimisers() -> None:
+    for nesterov in (False, True):
+        net = network(BUILDS["plain"])
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, nesterov=nesterov, weight_decay=1e-2)
+        for _ in range(2):  # without a momentum buffer, then with one
+            loss = cross_entropy(net(batch(6, 1).inputs).logits, batch(6, 1).labels).sum()
+            theta = look_ahead.trained(net)
+            gradient = look_ahead.gradients(loss, theta)
+            ahead, reach = look_ahead.own_step(theta, gradient, optimizer, 0.1)
+            for name, part in theta.items():
+                part.grad = gradient[name]
+            optimizer.step()
+            assert list(reach.values()) == pytest.approx([0.19 if nesterov else 0.1] * len(reach))
+            for name, part in net.named_parameters():
+                torch.testing.assert_close(ahead[name], part, rtol=1e-14, atol=1e-14)
+
+
+def test_own_step_needs_sgd() -> None:
+    net = network(BUILDS["plain"])
+    with pytest.raises(ValueError, match="own step is made for sgd: take --optimizer sgd"):
+        theta = look_ahead.trained(net)
+        look_ahead.own_step(theta, dict(theta), torch.optim.AdamW(net.parameters()), 0.1)
