@@ -11,7 +11,7 @@ import torch
 
 from offramp.adapt.policy import load
 from offramp.cli import main
-from offramp.cli.calibrate import parse_macs
+from offramp.cli._goal import parse_macs
 from offramp.config import build_data, load_run
 from offramp.data.loading import Loader
 from offramp.measure.adaptive import leave_early
