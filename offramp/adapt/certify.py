@@ -98,13 +98,14 @@ def certify(
     if fit_temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits[:, tune], labels[tune]))
     plain = np.asarray(logits[-1]).argmax(1) == labels
-    path = _path(logits, labels, plain, tune, segment_costs, rule, risk)
-    judged = judge(logits[:, proof], labels[proof], path[0].enabled, rule)
-    taken = _taken(judged, path)
+    enabled, levels = _path(logits, labels, plain, tune, segment_costs, rule, risk)
+    judged = judge(logits[:, proof], labels[proof], enabled, rule)
+    taken = _taken(judged, levels)
     lost = plain[proof] & ~judged.right[taken, np.arange(len(proof))]
     counts = lost.sum(1)
     found = fixed_sequence(counts, len(proof), risk, delta) if delta else conformal(lost, risk)
-    outcome = does(path[max(found - 1, 0)], judged, _prices(segment_costs, path[0].enabled))
+    reached = _policy(rule, enabled, float(levels[max(found - 1, 0)]))
+    outcome = does(reached, judged, _prices(segment_costs, enabled))
     whole = _plain(rule, logits.shape[0])
     unchanged = does(
         whole, Judged(np.ones((1, len(proof)), np.float32), plain[proof][None]), _prices(segment_costs, whole.enabled)
@@ -118,7 +119,7 @@ def certify(
         len(proof),
         len(tune),
         int(counts[found - 1]) if saves else 0,
-        len(path),
+        len(levels),
         found,
         needed,
     )
@@ -147,48 +148,47 @@ def _path(
     costs: Mapping[Enabled, Sequence[int | float]],
     rule: Rule,
     risk: float,
-) -> list[ExitPolicy]:
-    """Policies from safe to cheap with those exits on that are cheapest at this risk on the tuning samples."""
+) -> tuple[Enabled, Float[ndarray, "J"]]:
+    """The exits that are on, those cheapest at this risk on the tuning samples, and the levels of the path."""
     rows = tune[:: max(len(tune) // WEIGHED, 1)]
     few, truth, right = logits[:, rows], labels[rows], plain[rows]
     everything = judge(few, truth, (True,) * logits.shape[0], rule)
-    best: tuple[float, list[ExitPolicy]] | None = None
+    tried: list[tuple[bool, float, Enabled, Float[ndarray, "J"]]] = []
     for enabled in [enabled for enabled in costs if sum(enabled) > 1] or list(costs):
         alone = not looks_back(rule)
         judged = everything.of(np.flatnonzero(enabled)) if alone else judge(few, truth, enabled, rule)
-        path = _policies(judged, enabled, rule)
-        taken = _taken(judged, path)
+        levels = _levels(judged, rule)
+        taken = _taken(judged, levels)
         loss = (right & ~judged.right[taken, np.arange(len(rows))]).mean(1)
         fine = np.maximum.accumulate(loss) <= risk
         price = _prices(costs, enabled)[taken].mean(1)
-        cost = float(price[fine].min()) if fine.any() else float(price.max() + loss[0])
-        if best is None or cost < best[0]:
-            best = cost, path
-    assert best is not None
-    return best[1]
+        value = float(price[fine].min() if fine.any() else loss[0])
+        tried.append((not fine.any(), value, enabled, levels))
+    _, _, enabled, levels = min(tried, key=lambda entry: entry[:2])
+    return enabled, levels
 
 
-def _policies(judged: Judged, enabled: Enabled, rule: Rule) -> list[ExitPolicy]:
-    """The path on these exits: falling levels of score, or falling patience."""
+def _levels(judged: Judged, rule: Rule) -> Float[ndarray, "J"]:
+    """What is asked of every early exit, along the path: falling scores, or falling patience."""
     early = len(judged.score) - 1
     if rule.score == "patience" or not early:
-        return [policy_of(rule, enabled, patience=patience) for patience in range(max(early, 1), 0, -1)]
+        return np.arange(max(early, 1), 0, -1, dtype=np.float32)
     surest = judged.score[:-1].max(0)
     wanted = np.arange(1, LEVELS + 1) / LEVELS
-    levels = np.unique(np.quantile(surest, 1 - wanted).astype(np.float32))[::-1]
-    return [
-        policy_of(rule, enabled, tuple(level if on else NEVER for on in (*enabled[:-1], False)))
-        for level in levels.tolist()
-    ]
+    return np.asarray(np.unique(np.quantile(surest, 1 - wanted).astype(np.float32))[::-1])
 
 
-def _taken(judged: Judged, path: Sequence[ExitPolicy]) -> Int[ndarray, "J N"]:
+def _policy(rule: Rule, enabled: Enabled, level: float) -> ExitPolicy:
+    """The policy that asks this of every early exit."""
+    if rule.score == "patience":
+        return policy_of(rule, enabled, patience=int(level))
+    return policy_of(rule, enabled, tuple(level if on else NEVER for on in (*enabled[:-1], False)))
+
+
+def _taken(judged: Judged, levels: Float[ndarray, "J"]) -> Int[ndarray, "J N"]:
     """Which of the enabled exits every policy of the path takes for every sample."""
-    first = path[0].enabled.index(True)
-    asked = [policy.patience if policy.score == "patience" else policy.thresholds[first] for policy in path]
-    levels = np.array(asked, np.float32)[:, None]
     last = len(judged.score) - 1
-    taken = np.full((len(path), judged.score.shape[1]), last, np.int64)
+    taken = np.full((len(levels), judged.score.shape[1]), last, np.int8)
     for exit in range(last - 1, -1, -1):
-        taken[judged.score[exit][None] >= levels] = exit
+        taken[judged.score[exit][None] >= levels[:, None]] = exit
     return taken

@@ -76,8 +76,11 @@ def judge(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: t
             carry, answer, sure, _ = policy.step(carry, np.asarray(logits[exit, rows]), exit)
             score[place, rows], right[place, rows] = sure, answer.argmax(1) == labels[rows]
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(some, range(0, n, ROWS)))
+    if n <= ROWS:
+        some(0)
+    else:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(some, range(0, n, ROWS)))
     return Judged(score, right)
 
 

@@ -9,7 +9,7 @@ floating point; here counts are integers and the walk stops before the first fai
 import math
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 MOST = 10**9
@@ -51,11 +51,11 @@ def fixed_sequence(counts: Int[ndarray, "J"], n: int, risk: float, delta: float)
     return len(counts)
 
 
-def conformal(losses: Int[ndarray, "J N"], risk: float) -> int:
+def conformal(losses: Bool[ndarray, "J N"], risk: float) -> int:
     """The last policy whose expected loss on a new sample is at most `risk`, counting from 1; 0 if there is none.
 
     Args:
-        losses: 0 or 1 for each policy and sample, safest policy first.
+        losses: whether it is lost, for each policy and sample, safest policy first.
 
     The proof needs every sample's loss to grow along the path. 0-1 losses do not (a sample may be lost at exit 1 and
     won at exit 2), so each is replaced by its largest so far, which only makes the promise safer.

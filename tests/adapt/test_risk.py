@@ -13,7 +13,7 @@ from offramp.adapt.risk import binomial_tail, conformal, fixed_sequence, samples
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())
 EXAMPLE, VALIDITY = GOLDEN["risk_control"], GOLDEN["risk_control_validity"]
 N, RISK, DELTA = EXAMPLE["n"], EXAMPLE["eps"], EXAMPLE["delta"]
-LOSSES = (37 * np.arange(N)[None] % N < np.arange(21)[:, None] ** 2 / 10).astype(np.int64)
+LOSSES = 37 * np.arange(N)[None] % N < np.arange(21)[:, None] ** 2 / 10
 
 
 def test_the_worked_example_counts_and_its_p_values() -> None:
@@ -36,8 +36,8 @@ def test_the_worked_example_of_conformal_risk_control() -> None:
 
 
 def test_a_sample_lost_once_stays_lost() -> None:
-    losses = np.zeros((3, 39), np.int64)
-    losses[0, :2] = losses[1, 2:4] = losses[2, 4:6] = 1
+    losses = np.zeros((3, 39), bool)
+    losses[0, :2] = losses[1, 2:4] = losses[2, 4:6] = True
     # on average every policy loses 2 of 39; the largest losses so far are 2, 4 and 6
     assert [conformal(losses, risk) for risk in (0.07, 0.075, 0.125, 0.175)] == [0, 1, 2, 3]
 
