@@ -41,3 +41,12 @@ def test_anytime_is_every_exit_on_everything() -> None:
 def test_no_samples() -> None:
     with pytest.raises(ValueError, match="the calibration split has no samples"):
         anytime(logits(0)[:, :0], LABELS[:0], [1, 2, 4, 7])
+
+
+def test_the_published_curve_ends_at_39_twentieths() -> None:
+    z, n = logits(0)[:, np.arange(400) % 12] + np.linspace(0, 1e-3, 400, dtype=np.float32)[:, None], 400
+    z[:, :, 0] += np.linspace(0, 1, 400, dtype=np.float32)  # no ties
+    labels = LABELS[np.arange(n) % 12]
+    shares = budgeted((z, labels), (z, labels), GOLDEN["flops"])[-1]["shares"]
+    wanted = np.floor(n * 1.95 ** np.arange(1, 5) / sum(1.95 ** np.arange(1, 5))) / n
+    np.testing.assert_allclose(shares[:-1], wanted[:-1])
