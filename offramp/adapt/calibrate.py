@@ -1,6 +1,7 @@
-"""From all exits' logits of the calibration split to a policy: the geometric rule of MSDNet under a MACs budget."""
+"""From all exits' logits of the calibration split to a policy: the thresholds and the choice of exits for a goal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 
@@ -8,142 +9,229 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from offramp.adapt.bound import bound
+from offramp.adapt.exact import pair
+from offramp.adapt.geometric import POINTS, between_samples, descending, geometric_shares, geometric_thresholds
+from offramp.adapt.judge import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
 from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.adapt.search import Goal, Point, Table, ascend, met, point, rank, table
 
-POINTS = 39
-"""Budgets of the published curve: q = p/20 for p = 1 … 39 (methods of MSDNet and HDKD)."""
+Enabled = tuple[bool, ...]
+Costs = Mapping[Enabled, Sequence[int | float]]
+"""For every choice of enabled exits to consider, the cost of each of its segments as run (stages and branch)."""
+
+ALL_CHOICES = 8
+"""Up to so many choices of exits (four exits) are searched in full; of more, the most promising ones are."""
+PROMISING = 2
+SCREENED = 2000
+"""Samples on which the geometric rule tells which choices are promising, where there are many."""
+WHOLE = 8000
+"""Up to so many samples every ascent runs on all of them; of more, ascents begin on a draw, and the best go on."""
+FINISHED = 2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy and what it does on the calibration split: accuracy in [0, 1], mean cost, share leaving per exit."""
+    """A policy and what it does on the calibration split.
+
+    Attributes:
+        policy: What was chosen.
+        accuracy: In [0, 1]; cost: mean per sample, in the unit of the costs given; shares: leaving at each exit.
+        bound: What no thresholds on the same exits can beat on these samples (an accuracy where a cost was the goal,
+            a cost where an accuracy was); None where nothing was searched.
+    """
 
     policy: ExitPolicy
     accuracy: float
     cost: float
     shares: tuple[float, ...]
+    bound: float | None = None
 
 
-def geometric_shares(q: float, exits: int) -> Float[ndarray, "E"]:
-    """P_k proportional to q^k, k = 1 … E, summing to one: the share of samples meant to leave at each exit."""
-    powers = np.exp(np.log(q) * np.arange(1, exits + 1))
-    return np.asarray(powers / powers.sum())
-
-
-def geometric_thresholds(confidence: Float[ndarray, "E N"], shares: Float[ndarray, "E"]) -> Float[ndarray, "E"]:
-    """Thresholds that let about `shares` of the samples leave at each exit (MSDNet's dynamic evaluation).
-
-    Walking down each exit's samples by confidence and counting only those still here, the threshold is the confidence
-    of the floor(N P_k)-th. Where that is none, or fewer are left because ties left early, nobody new leaves.
-    """
-    exits, n = confidence.shape
-    thresholds = np.full(exits, NEVER)
-    left = np.zeros(n, bool)
-    for exit in range(exits - 1):
-        here = np.sort(confidence[exit][~left])[::-1]
-        wanted = int(np.floor(n * shares[exit]))
-        if 0 < wanted <= len(here):
-            thresholds[exit] = here[wanted - 1]
-            left |= confidence[exit] >= thresholds[exit]
-    thresholds[-1] = -NEVER
-    return thresholds
-
-
-def between_samples(confidence: Float[ndarray, "E N"], thresholds: Float[ndarray, "E"]) -> Float[ndarray, "E"]:
-    """Thresholds that send these samples to the same exits, each halfway down to the surest sample that stays.
-
-    The rule's own thresholds ARE confidences of samples, and confidences differ in the last bits with the batch and
-    the runtime: whoever a threshold was read from might stay when it runs.
-    """
-    moved = thresholds.copy()
-    left = np.zeros(confidence.shape[1], bool)
-    for exit in range(len(thresholds) - 1):
-        leaves = confidence[exit] >= thresholds[exit]
-        if leaves.any():
-            staying = confidence[exit][~left & ~leaves]
-            moved[exit] = (thresholds[exit] + staying.max()) / 2 if len(staying) else thresholds[exit] * (1 - 1e-5)
-        left |= leaves
-    return moved
-
-
-def exits_taken(confidence: Float[ndarray, "E N"], thresholds: Float[ndarray, "E"]) -> Int[ndarray, "N"]:
-    """The first exit whose confidence is at least its threshold, for each sample."""
-    passes = confidence >= thresholds[:, None]
-    passes[-1] = True
-    return np.asarray(passes.argmax(0))
-
-
-def confidences(logits: Float[ndarray, "E N C"]) -> Float[ndarray, "E N"]:
-    """Top softmax probability of every exit and sample, float32, as the policy's score `confidence` computes it."""
-    z = logits.astype(np.float32)
-    shifted = z - z.max(axis=2, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
-    return np.asarray(np.exp(log_p).max(axis=2))
-
-
-def _feasible(
-    confidence: Float[ndarray, "E N"],
-    right: Float[ndarray, "E N"],
-    enabled: tuple[bool, ...],
-    costs: Sequence[int | float],
-    budget: float,
-) -> list[Outcome]:
-    """All geometric points of one choice of enabled exits that stay within the budget."""
-    on = np.flatnonzero(enabled)
-    price = np.asarray(costs, float)
-    found = []
-    for q in [1.0] if len(on) == 1 else [point / 20 for point in range(1, POINTS + 1)]:
-        thresholds = geometric_thresholds(confidence[on], geometric_shares(q, len(on)))
-        taken = exits_taken(confidence[on], thresholds)
-        cost = float(price[taken].mean())
-        if cost <= budget:
-            everywhere = np.full(len(enabled), NEVER)
-            everywhere[on] = between_samples(confidence[on], thresholds)
-            shares = np.bincount(on[taken], minlength=len(enabled)) / confidence.shape[1]
-            accuracy = float(right[on[taken], np.arange(confidence.shape[1])].mean())
-            policy = ExitPolicy(thresholds=tuple(everywhere.tolist()), enabled=enabled)
-            found.append(Outcome(policy, accuracy, cost, tuple(shares.tolist())))
-    return found
+def choices(exits: int) -> list[Enabled]:
+    """Every choice of enabled exits; the final one is always on, and the plain network is the last."""
+    return [(*early, True) for early in product((True, False), repeat=exits - 1)]
 
 
 def calibrate(
     logits: Float[ndarray, "E N C"],
     labels: Int[ndarray, "N"],
     *,
-    segment_costs: Mapping[tuple[bool, ...], Sequence[int | float]],
-    budget: float,
+    segment_costs: Costs,
+    budget: int | float | None = None,
+    accuracy: int | float | None = None,
+    rule: Rule = Rule(),  # noqa: B008 (a tuple of constants)
 ) -> Outcome:
-    """The most accurate policy of the geometric rule whose mean cost on the calibration split is within the budget.
+    """The most accurate policy within a budget, or the cheapest one of at least an accuracy, on these samples.
+
+    Up to three exits no policy of the rule is better. Beyond, thresholds are moved one by one to their best places from
+    every point of MSDNet's geometric rule, so that no point of it is better at equal cost. Of more than 8,000 samples a
+    draw of 8,000 takes these ways, and the best two ends and the best point of the rule go on with all samples. Of more
+    than eight choices of exits (four exits), those are searched that the geometric rule finds best on at most 2,000
+    samples, beside all exits on and the plain network.
 
     Args:
-        logits: all exits' logits of the calibration split.
+        logits: all exits' logits of the calibration split; may be memory-mapped.
         labels: their labels.
-        segment_costs: for every choice of enabled exits to consider, the cost of each of its segments as run
-            (stages and branch). The choice with the final exit alone is the plain network.
-        budget: mean cost per sample, in the same unit.
+        segment_costs: what each choice of exits costs; the one with the final exit alone is the plain network.
+        budget: mean cost per sample, in the unit of the costs.
+        accuracy: in [0, 1]; exactly one of budget and accuracy is given.
+        rule: score, answer and temperatures.
+
     Raises:
-        ValueError: if no policy is that cheap; the message names the cheapest one's cost.
+        ValueError: if no policy does it; the message names the nearest one. If the logits are empty or not finite.
     """
-    if logits.shape[1] == 0:
-        raise ValueError("the calibration split has no samples")
-    confidence = confidences(logits)
-    right = (logits.argmax(2) == labels[None]).astype(np.float64)
-    found: list[Outcome] = []
-    for enabled, parts in segment_costs.items():
-        found += _feasible(confidence, right, enabled, np.cumsum(parts).tolist(), budget)
-    if not found:
-        cheapest = min(
-            (
-                outcome
-                for enabled, parts in segment_costs.items()
-                for outcome in _feasible(confidence, right, enabled, np.cumsum(parts).tolist(), float("inf"))
-            ),
-            key=lambda outcome: outcome.cost,
-        )
-        raise ValueError(f"no policy is that cheap: the budget is {budget:.4g}, the cheapest costs {cheapest.cost:.4g}")
-    return max(found, key=lambda outcome: (outcome.accuracy, -outcome.cost))
+    if (budget is None) == (accuracy is None):
+        raise ValueError("exactly one goal is needed: a budget or an accuracy")
+    check_trace(logits)
+    goal = Goal(budget, accuracy)
+    n = logits.shape[1]
+    tables = _Tables(logits, labels, segment_costs, rule)
+    found: list[tuple[Enabled, Point, int]] = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for enabled in _searched(tables, segment_costs, goal):
+            for patience, of in tables.of(enabled):
+                found += [(enabled, there, patience) for there in _solve(of, goal, rule, patience, pool)]
+    enabled, there, patience = max(found, key=lambda entry: rank(goal, entry[1], n))
+    if not met(goal, there, n):
+        raise ValueError(_missed(goal, found, n))
+    return _outcome(tables, enabled, there, patience, goal)
 
 
-def choices(exits: int) -> list[tuple[bool, ...]]:
-    """Every choice of enabled exits; the final one is always on."""
-    return [(*early, True) for early in product((True, False), repeat=exits - 1)]
+def _missed(goal: Goal, found: list[tuple[Enabled, Point, int]], n: int) -> str:
+    if goal.cost is not None:
+        cheapest = min(there.cost for _, there, _ in found) / n
+        return f"no policy is that cheap: the budget is {goal.cost:.4g}, the cheapest costs {cheapest:.4g}"
+    best = max(there.right for _, there, _ in found) / n
+    return (
+        f"no policy is that accurate on the calibration split: {100 * (goal.accuracy or 0):.2f} % is wanted, the most "
+        f"accurate reaches {100 * best:.2f} %"
+    )
+
+
+class _Tables:
+    """The samples as each choice of exits judges them; computed once where exits do not look back."""
+
+    def __init__(self, logits: ndarray, labels: ndarray, costs: Costs, rule: Rule) -> None:
+        self.logits, self.labels, self.costs, self.rule = logits, labels, costs, rule
+        self.alone = not looks_back(rule)
+        if self.alone:
+            self.judged = judge(logits, labels, (True,) * logits.shape[0], rule)
+            self.order = descending(self.judged.score)
+
+    def judge(self, enabled: Enabled) -> Judged:
+        if self.alone:
+            return self.judged.of(np.flatnonzero(enabled))
+        return judge(self.logits, self.labels, enabled, self.rule)
+
+    def of(self, enabled: Enabled) -> Iterator[tuple[int, Table]]:
+        """(patience, table) of a choice; more than one only where patience is the score."""
+        judged = self.judge(enabled)
+        price = np.cumsum(np.asarray(self.costs[enabled], float))
+        if self.rule.score != "patience":
+            order = self.order[np.flatnonzero(enabled)] if self.alone else None
+            yield 1, table(judged, price, order)
+            return
+        for patience in range(1, len(price) + 1):
+            yield patience, table(judged, price, np.zeros(judged.score.shape, np.int32))
+
+    def drawn(self, most: int) -> "_Tables":
+        """The same on at most so many samples, drawn evenly from a fixed shuffle."""
+        n = self.logits.shape[1]
+        if n <= most:
+            return self
+        rows = np.sort(np.random.default_rng(0).permutation(n)[:most])
+        few = object.__new__(_Tables)
+        few.__dict__.update(self.__dict__, logits=self.logits[:, rows], labels=self.labels[rows])
+        if self.alone:
+            few.judged = self.judged.at(rows)
+            few.order = descending(few.judged.score)
+        return few
+
+
+def _searched(tables: _Tables, costs: Costs, goal: Goal) -> list[Enabled]:
+    """The choices of exits worth a search in full."""
+    given = list(costs)
+    if len(given) <= ALL_CHOICES or tables.rule.score == "patience":
+        return given
+    few = tables.drawn(SCREENED)
+    n = few.logits.shape[1]
+    scores = {}
+    for enabled in given:
+        ((_, of),) = few.of(enabled)
+        scores[enabled] = max(rank(goal, there, n) for there in _geometric(of))
+    best = sorted(given, key=lambda enabled: scores[enabled], reverse=True)[:PROMISING]
+    edges = [enabled for enabled in given if all(enabled) or sum(enabled) == 1]
+    return list(dict.fromkeys([*best, *edges]))
+
+
+def _geometric(of: Table) -> list[Point]:
+    """The points of the geometric rule."""
+    exits = len(of.costs)
+    if exits == 1:
+        return [point(of, np.array([-NEVER]))]
+    shares = [geometric_shares(step / 20, exits) for step in range(1, POINTS + 1)]
+    return [point(of, geometric_thresholds(of.score, share, of.order)) for share in shares]
+
+
+def _solve(of: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPoolExecutor) -> list[Point]:
+    """Points worth comparing of one choice of exits, the best one among them."""
+    exits = len(of.costs)
+    if rule.score == "patience":
+        return [point(of, np.append(np.full(exits - 1, float(patience)), -NEVER))]
+    if exits == 1:
+        return _geometric(of)
+    if exits == 2:
+        return [ascend(of, np.array([NEVER, -NEVER]), goal)]
+    if exits == 3:
+        return [pair(of, goal)]
+    return _climb(of, goal, pool)
+
+
+def _climb(of: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
+    """Ascents from all points of the geometric rule; their ends, the best one no worse than any of the points."""
+    n = of.score.shape[1]
+
+    def up(of: Table, starts: list[Point]) -> list[Point]:
+        return list(pool.map(lambda start: ascend(of, start.thresholds, goal), starts))
+
+    if n <= WHOLE:
+        return up(of, _geometric(of))
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:WHOLE])
+    few = table(Judged(of.score[:, rows], of.right[:, rows].astype(bool)), of.costs)
+    ends = {tuple(end.thresholds.tolist()) for end in up(few, _geometric(few))}
+
+    def best(points: Iterable[Point], most: int) -> list[Point]:
+        return sorted(points, key=lambda there: rank(goal, there, n), reverse=True)[:most]
+
+    begun = [point(of, np.array(thresholds)) for thresholds in sorted(ends)]
+    return up(of, [*best(begun, FINISHED), *best(_geometric(of), 1)])
+
+
+def _outcome(tables: _Tables, enabled: Enabled, there: Point, patience: int, goal: Goal) -> Outcome:
+    """The policy of a point, and what it does."""
+    on = np.flatnonzero(enabled)
+    of = dict(tables.of(enabled))[patience]
+    moved = there.thresholds
+    if tables.rule.score != "patience":
+        moved = between_samples(of.score, there.thresholds)
+    everywhere = np.full(len(enabled), NEVER)
+    everywhere[on[:-1]] = moved[:-1]
+    policy = policy_of(tables.rule, enabled, tuple(everywhere.tolist()), patience)
+    limit = None if tables.rule.score == "patience" else bound(of, goal)
+    return does(policy, tables.judge(enabled), of.costs, limit)
+
+
+def does(policy: ExitPolicy, judged: Judged, costs: Float[ndarray, "K"], limit: float | None = None) -> Outcome:
+    """What a policy does on samples judged at its enabled exits; `costs` of leaving at each of them."""
+    on = np.flatnonzero(policy.enabled)
+    n = judged.score.shape[1]
+    asked = np.full(len(on), float(policy.patience)) if policy.score == "patience" else np.array(policy.thresholds)[on]
+    passes = judged.score >= asked[:, None].astype(np.float32)
+    passes[-1] = True
+    taken = passes.argmax(0)
+    counts = np.bincount(taken, minlength=len(on))
+    shares = np.zeros(len(policy.enabled))
+    shares[on] = counts / n
+    accuracy = int(judged.right[taken, np.arange(n)].sum()) / n
+    return Outcome(policy, accuracy, float(counts @ costs) / n, tuple(shares.tolist()), limit)

@@ -140,6 +140,10 @@ def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry,
     return {**carry, "said": said, "count": count}, count
 
 
+FIELDS = tuple(field.name for field in fields(ExitPolicy))
+"""What a policy consists of, as in its JSON."""
+
+
 def parse(text: str, source: str = "policy") -> ExitPolicy:
     """Read a policy from JSON text; `source` names it in errors.
 

@@ -1,119 +1,240 @@
 """offramp calibrate: fit the policy by which samples leave, on the split held out for nothing else."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import load_run
+from offramp.cli._goal import GOAL, Wish, parse_macs
+from offramp.config import LoadedRun, load_run
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from offramp.adapt.calibrate import Outcome
+    from offramp.adapt.certify import Certificate
+    from offramp.adapt.judge import Rule
 
 
 def calibrate(
     run: Path,
     *,
-    macs: str,
+    macs: Annotated[str | None, Parameter(group=GOAL)] = None,
+    ms: Annotated[float | None, Parameter(group=GOAL)] = None,
+    max_drop: Annotated[float | None, Parameter(group=GOAL)] = None,
+    target_accuracy: Annotated[float | None, Parameter(group=GOAL)] = None,
+    risk: Annotated[float | None, Parameter(group=GOAL)] = None,
+    delta: float | None = None,
+    save: Literal["macs", "ms"] | None = None,
+    batch_size: int = 64,
+    score: Literal["confidence", "margin", "entropy", "patience"] = "confidence",
+    answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
+    temperatures: str = "1",
     weights: Literal["last", "best"] = "last",
     data_dir: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Fit thresholds by the geometric rule of MSDNet, and choose which exits to evaluate at all.
+    """Fit thresholds for a goal, and choose which exits to evaluate at all, down to the plain network.
 
     Writes `policy.json` into the run (atomically; the old one is kept as policy.json.old).
 
     Args:
         run: Folder of a trained run.
         macs: Mean operations per image: a fraction of the plain network (up to 1), or a count such as 250M.
+        ms: Mean milliseconds per image at --batch-size, measured here and now.
+        max_drop: Points of accuracy that may be lost against the plain network, at the least cost.
+        target_accuracy: Accuracy in percent to reach at the least cost.
+        risk: Bound on the expected accuracy lost against the plain network, such as 0.01.
+        delta: With --risk: the bound holds with probability 1 - delta over the calibration images.
+        save: What to save where the goal is no cost: macs (the default) or ms.
+        batch_size: Batch size at which milliseconds are measured.
+        score: How certain an exit is.
+        answer: What a sample takes along: the exit's own answer, or an ensemble's of the enabled exits passed.
+        temperatures: `fit` by the likelihood of cal, a number, or one per exit with commas between.
         weights: Those of the last epoch, or of the best one on val.
         data_dir: Where the data are, if not where they were.
         json: Print one JSON object.
     """
-    result = fit(run, macs, weights, data_dir, show=not json)
+    from offramp.adapt.judge import Rule
+
+    wish = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, temperatures)
+    result = fit(run, wish, Rule(score, answer), weights, data_dir, show=not json)
     if json:
         emit(result)
     else:
         _show(result)
 
 
-def parse_macs(text: str, plain: float) -> float:
-    """`0.5` -> half of plain; `250M` -> 250e6.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    suffixes = {"k": 1e3, "M": 1e6, "G": 1e9}
-    number, factor = (text[:-1], suffixes[text[-1]]) if text[-1:] in suffixes else (text, 1.0)
-    try:
-        value = float(number) * factor
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {text!r}")
-    return value * plain if factor == 1.0 and value <= 1 else value
-
-
-def fit(run: Path, macs: str, weights: str, data_dir: Path | None, show: bool) -> dict[str, Any]:
+def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None, show: bool) -> dict[str, Any]:
     """Calibrate and write the policy; answers what it does on the calibration split."""
-    from offramp.adapt import policy
-    from offramp.adapt.calibrate import calibrate as search
+    from offramp.adapt import policy, temperature
     from offramp.adapt.calibrate import choices
-    from offramp.cli.evaluate import load_data, trace_split
-    from offramp.measure.cost import segment_macs
+    from offramp.cli._traces import calibration_trace
+    from offramp.measure.cost import as_run
     from offramp.measure.provenance import provenance
     from offramp.train.folder import POLICY
 
     loaded = load_run(run, weights, with_policy=False)
-    parse_macs(macs, 1.0)
-    data = load_data(loaded, data_dir, show)
-    if "cal" not in data.splits:
-        raise ValueError(f"{run} was trained on everything (holdout 0): there is no split to calibrate on")
-    traced = trace_split(loaded, data, "cal", show)
+    exits = loaded.net.exits
+    rule = rule._replace(temperatures=wish.temperature_list(exits))
+    traced = calibration_trace(loaded, weights, data_dir, show)
     assert traced.labels is not None
-    costs = {enabled: segment_macs(loaded.net, data.shape, enabled) for enabled in choices(loaded.net.exits)}
-    plain = float(costs[choices(loaded.net.exits)[-1]][0])
-    budget = parse_macs(macs, plain)
-    outcome = search(traced.logits.numpy(), traced.labels.numpy(), segment_costs=costs, budget=budget)
-    accuracy = float((traced.logits[-1].argmax(1) == traced.labels).float().mean())
+    logits, labels = traced.logits.numpy(), traced.labels.numpy()
+    pieces = _pieces(loaded, wish, rule)
+    costs = {enabled: as_run(pieces, enabled) for enabled in choices(exits)}
+    if wish.risk is None and not rule.temperatures:
+        rule = rule._replace(temperatures=temperature.fit(logits, labels))
+    outcome, goal, certificate = _reach(wish, logits, labels, costs, rule)
+    alone = costs[choices(exits)[-1]][0]
     about: dict[str, Any] = {
-        "goal": {"macs": budget},
-        "rule": "geometric (MSDNet), best choice of exits",
+        "goal": goal,
+        "rule": "certified path" if certificate else "search",
         "split": "cal",
-        "samples": len(traced.labels),
+        "samples": len(labels),
         "weights": weights,
         "epoch": loaded.about["epoch"],
-        "expected": {"accuracy": outcome.accuracy, "macs": outcome.cost, "shares": outcome.shares},
-        "plain": {"accuracy": accuracy, "macs": plain},
+        "expected": {"accuracy": outcome.accuracy, wish.unit: outcome.cost, "shares": outcome.shares},
+        "plain": {"accuracy": float((logits[-1].argmax(1) == labels).mean()), wish.unit: alone},
+        "bound": outcome.bound,
+        "certificate": certificate,
+        **({"batch_size": wish.batch_size} if wish.unit == "ms" else {}),
         **provenance(),
     }
     policy.save(outcome.policy, run / POLICY, about)
-    return {
-        "run": str(run),
-        "policy": str(run / POLICY),
-        "thresholds": outcome.policy.thresholds,
-        "enabled": outcome.policy.enabled,
-        **about,
-    }
+    chosen = {key: getattr(outcome.policy, key) for key in policy.FIELDS}
+    return {"run": str(run), "policy": str(run / POLICY), "unit": wish.unit, **chosen, **about}
+
+
+def _reach(
+    wish: Wish, logits: "ndarray", labels: "ndarray", costs: dict[tuple[bool, ...], list[Any]], rule: "Rule"
+) -> tuple["Outcome", dict[str, Any], dict[str, Any] | None]:
+    """The policy that reaches the goal, the goal in plain numbers, and the certificate if there is one."""
+    from offramp.adapt.calibrate import calibrate as search
+    from offramp.adapt.calibrate import choices
+    from offramp.adapt.certify import certify
+
+    plain_cost = float(costs[choices(len(logits))[-1]][0])
+    right = int((logits[-1].argmax(1) == labels).sum())
+    if wish.risk is not None:
+        found = certify(
+            logits,
+            labels,
+            segment_costs=costs,
+            risk=wish.risk,
+            delta=wish.delta,
+            rule=rule,
+            fit_temperatures=not rule.temperatures,
+        )
+        return found.outcome, {"risk": wish.risk, "delta": wish.delta}, _certificate(found)
+    if wish.macs is not None or wish.ms is not None:
+        budget = wish.ms if wish.macs is None else parse_macs(wish.macs, plain_cost)
+        return search(logits, labels, segment_costs=costs, budget=budget, rule=rule), {wish.unit: budget}, None
+    if wish.max_drop is not None:
+        wanted = max(0.0, right / len(labels) - wish.max_drop / 100)
+        goal = {"max_drop": wish.max_drop / 100, "accuracy": wanted}
+    else:
+        assert wish.target_accuracy is not None
+        wanted = wish.target_accuracy / 100
+        goal = {"accuracy": wanted}
+    return search(logits, labels, segment_costs=costs, accuracy=wanted, rule=rule), goal, None
+
+
+def _certificate(found: "Certificate") -> dict[str, Any]:
+    import dataclasses
+
+    return {key: value for key, value in dataclasses.asdict(found).items() if key != "outcome"}
+
+
+def _pieces(loaded: LoadedRun, wish: Wish, rule: "Rule") -> Any:
+    """The cost of every stage and branch, counted or measured."""
+    from offramp.measure.cost import measure
+
+    shape = tuple(loaded.about["shape"])
+    if wish.unit == "macs":
+        return measure(loaded.net, shape)
+    import torch
+
+    from offramp.adapt.judge import policy_of
+    from offramp.measure.latency import piece_ms
+    from offramp.train.device import make_fabric
+
+    fabric = make_fabric(loaded.config.recipe)
+    net = loaded.net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = torch.randn(wish.batch_size, *shape, device=fabric.device).to(memory_format=torch.channels_last)
+    with torch.inference_mode(), fabric.autocast():
+        return piece_ms(net.eval(), inputs, policy_of(rule, (True,) * net.exits))
 
 
 def _show(result: dict[str, Any]) -> None:
-    from offramp.adapt.policy import NEVER
-    from offramp.cli._show import count, percent, stdout, table
+    from offramp.cli._show import percent, stdout, table
 
     last = len(result["enabled"]) - 1
+    asked = [result["patience"]] * last if result["score"] == "patience" else result["thresholds"]
     rows = []
-    for exit, (on, threshold) in enumerate(zip(result["enabled"], result["thresholds"], strict=True)):
-        level = (
-            "off" if not on else "all" if exit == last else "nobody" if threshold >= NEVER else f">= {threshold:.4f}"
-        )
-        rows.append(
-            ["final" if exit == last else f"exit {exit + 1}", level, percent(result["expected"]["shares"][exit])]
-        )
+    for exit, on in enumerate(result["enabled"]):
+        level = "off" if not on else "all" if exit == last else _level(asked[exit], result["score"])
+        name = "final" if exit == last else f"exit {exit + 1}"
+        rows.append([name, level, percent(result["expected"]["shares"][exit])])
     title = f"{result['policy']}: fitted on {result['samples']:,} samples of cal"
-    stdout.print(table(title, ["exit", "leave if confidence", "leave here %"], rows), soft_wrap=True)
-    expected, plain = result["expected"], result["plain"]
-    stdout.print(
-        f"expected: accuracy {percent(expected['accuracy'])} % at {count(expected['macs'])} MACs; "
-        f"plain: {percent(plain['accuracy'])} % at {count(plain['macs'])}",
-        highlight=False,
-        soft_wrap=True,
+    stdout.print(table(title, ["exit", f"leave if {result['score']}", "leave here %"], rows), soft_wrap=True)
+    for line in (_expectation(result), _gap(result), _promise(result)):
+        if line:
+            stdout.print(line, highlight=False, soft_wrap=True)
+
+
+def _level(asked: float, score: str) -> str:
+    from offramp.adapt.policy import NEVER
+
+    if asked >= NEVER:
+        return "nobody"
+    return f">= {asked}" if score == "patience" else f">= {asked:.4f}"
+
+
+def _cost(value: int | float, unit: str) -> str:
+    from offramp.cli._show import count
+
+    return f"{count(value)} MACs" if unit == "macs" else f"{value:.4g} ms"
+
+
+def _expectation(result: dict[str, Any]) -> str:
+    from offramp.cli._show import percent
+
+    expected, plain, unit = result["expected"], result["plain"], result["unit"]
+    return (
+        f"expected: accuracy {percent(expected['accuracy'])} % at {_cost(expected[unit], unit)}; "
+        f"plain: {percent(plain['accuracy'])} % at {_cost(plain[unit], unit)}"
     )
+
+
+def _gap(result: dict[str, Any]) -> str:
+    """How much better any thresholds on the same exits could be on these samples."""
+    from offramp.cli._show import percent
+
+    bound, unit = result["bound"], result["unit"]
+    if bound is None:
+        return ""
+    if unit in result["goal"]:
+        return f"no thresholds on these exits can exceed {percent(bound)} % within the budget (Lagrangian bound)"
+    return f"no thresholds on these exits can cost less than {_cost(bound, unit)} for it (Lagrangian bound)"
+
+
+def _promise(result: dict[str, Any]) -> str:
+    """What is certified, or what it would take."""
+    made = result["certificate"]
+    if made is None:
+        return ""
+    risk = f"{100 * made['risk']:g} points"
+    how = "in expectation" if made["delta"] is None else f"with probability {1 - made['delta']:g}"
+    basis = f"{made['samples']:,} samples that chose nothing else"
+    if made["certified"]:
+        if any(result["enabled"][:-1]):
+            return f"certified {how}: at most {risk} of accuracy lost against the plain network ({basis})"
+        return f"the plain network is kept: what can be certified at {risk} ({how}) saves nothing ({basis})"
+    needed = made["needed"]
+    more = (
+        f"about {needed:,} calibration samples would do, there are {result['samples']:,}"
+        if needed
+        else "no number of samples would do, because even the safest policy loses more than that"
+    )
+    return f"the plain network is kept: a loss of at most {risk} {how} cannot be certified; {more}"

@@ -10,7 +10,6 @@ from offramp.config import LoadedRun, load_run
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
-    from offramp.outputs import Trace
 
 
 def evaluate(
@@ -42,6 +41,7 @@ def evaluate(
 
 def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: int, show: bool) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
+    from offramp.cli._traces import trace_split
     from offramp.config import flat
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
@@ -51,7 +51,7 @@ def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: 
     training = read_result(loaded.folder)
     data = load_data(loaded, data_dir, show)
     shape = data.shape
-    traced = trace_split(loaded, data, "test", show)
+    traced = trace_split(loaded, data, "test", show, weights)
     result: dict[str, Any] = {
         "run": str(loaded.folder),
         "weights": weights,
@@ -76,21 +76,6 @@ def load_data(loaded: LoadedRun, data_dir: Path | None, show: bool) -> "DataSet"
 
     config = dataclasses.replace(loaded.config, data_dir=data_dir) if data_dir else loaded.config
     return build_data(config, progress=show)
-
-
-def trace_split(loaded: LoadedRun, data: "DataSet", split: str, show: bool) -> "Trace":
-    """All exits' logits of a split, in the precision that the run was trained in."""
-    from offramp.cli._show import working
-    from offramp.data.loading import Loader
-    from offramp.measure.trace import trace
-    from offramp.train.device import make_fabric
-
-    fabric = make_fabric(loaded.config.recipe)
-    net = fabric.setup_module(loaded.net)
-    rows = data.splits[split]
-    loader = Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
-    with working(f"evaluating {split}", len(rows), show) as advance:
-        return trace(net, loader.epoch(0), split, advance)
 
 
 def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) -> dict[str, Any]:

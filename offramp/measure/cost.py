@@ -23,12 +23,13 @@ Convention = Mapping[Any, Formula]
 
 @dataclass(frozen=True)
 class Pieces:
-    """The cost of every stage and of every branch on its own, for one sample. `chained` marks branches that later
-    exits need even where nobody leaves.
+    """The cost of every stage and of every branch on its own, for one sample, in operations or milliseconds.
+
+    `chained` marks branches that later exits need even where nobody leaves.
     """
 
-    stages: tuple[int, ...]
-    branches: tuple[int, ...]
+    stages: tuple[Any, ...]
+    branches: tuple[Any, ...]
     chained: tuple[bool, ...]
 
 
@@ -67,10 +68,19 @@ def segment_macs(net: MultiExitNet, shape: Image, enabled: Sequence[bool] | None
     Raises:
         ValueError: if the flags do not fit the network or the final exit is switched off.
     """
-    flags = [True] * net.exits if enabled is None else list(enabled)
-    if len(flags) != net.exits or not flags[-1]:
-        raise ValueError(f"`enabled` must hold {net.exits} flags with the last one true, got {flags}")
-    pieces = measure(net, shape)
+    return as_run(measure(net, shape), enabled)
+
+
+def as_run(pieces: Pieces, enabled: Sequence[bool] | None = None) -> list[Any]:
+    """The cost of every segment as run, put together from its pieces; one number per enabled exit.
+
+    Raises:
+        ValueError: if the flags do not fit the pieces or the final exit is switched off.
+    """
+    exits = len(pieces.stages)
+    flags = [True] * exits if enabled is None else list(enabled)
+    if len(flags) != exits or not flags[-1]:
+        raise ValueError(f"`enabled` must hold {exits} flags with the last one true, got {flags}")
     costs, running = [], 0
     for on, chained, stage, branch in zip(flags, pieces.chained, pieces.stages, pieces.branches, strict=True):
         running += stage + (branch if on or chained else 0)

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.adapt.calibrate import (
+from offramp.adapt.calibrate import calibrate, choices
+from offramp.adapt.geometric import (
     POINTS,
     between_samples,
-    calibrate,
-    choices,
-    confidences,
     exits_taken,
     geometric_shares,
     geometric_thresholds,
 )
-from offramp.adapt.policy import NEVER
+from offramp.adapt.judge import Rule, judge
+from offramp.adapt.policy import NEVER, ExitPolicy
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())["dynamic_eval"]
 EXITS, N, CLASSES = 4, 12, 5
@@ -77,9 +76,11 @@ def test_where_less_than_one_sample_is_meant_to_leave_nobody_does() -> None:
     assert thresholds.tolist() == [NEVER, pytest.approx(0.7), -NEVER]
 
 
-def test_confidences_are_the_policys_own() -> None:
-    from offramp.adapt.policy import ExitPolicy
+def confidences(z: ndarray) -> ndarray:
+    return judge(z, np.zeros(z.shape[1], int), (True,) * len(z), Rule()).score
 
+
+def test_confidences_are_the_policys_own() -> None:
     z = logits("val").astype(np.float32)
     policy = ExitPolicy(thresholds=(0.0,) * EXITS, enabled=(True,) * EXITS)
     for exit in range(EXITS):
@@ -142,30 +143,18 @@ def by_hand(z: ndarray, labels: ndarray) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_policy_is_the_most_accurate_within_the_budget(seed: int) -> None:
+def test_no_point_of_the_geometric_rule_is_better_at_equal_cost(seed: int) -> None:
     z, labels = samples(seed)
     points = by_hand(z, labels)
     found = []
     for budget in (0.4 * PLAIN, 0.6 * PLAIN, 0.8 * PLAIN, PLAIN):
         outcome = calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=budget)
         best = max(((acc, -cost) for acc, cost in points if cost <= budget + 1e-9))
-        assert (outcome.accuracy, -outcome.cost) == pytest.approx(best)
+        assert (outcome.accuracy, -outcome.cost) >= best
         assert outcome.cost <= budget
         found.append(outcome.accuracy)
     assert found == sorted(found)
     assert found[-1] >= (z[-1].argmax(1) == labels).mean()
-
-
-def test_the_published_curve_ends_at_39_twentieths() -> None:
-    z, labels = samples(7, n=400)
-    right = np.eye(CLASSES)[labels]
-    z[:-1] += 20 * (1 - right)  # only the final exit is ever right, so the best point sends most samples there
-    z[-1] += 20 * right
-    all_on = {enabled: parts for enabled, parts in SEGMENT_COSTS.items() if all(enabled)}
-    outcome = calibrate(z, labels, segment_costs=all_on, budget=1e9)
-    early = np.floor(400 * geometric_shares(39 / 20, EXITS)[:-1]) / 400
-    assert outcome.shares == pytest.approx([*early, 1 - early.sum()])
-    assert outcome.accuracy == pytest.approx(1 - early.sum())
 
 
 def test_the_outcome_is_what_the_policy_does() -> None:
@@ -222,9 +211,8 @@ def test_a_budget_that_is_too_small_names_the_cheapest() -> None:
     z, labels = samples(5)
     with pytest.raises(ValueError) as caught:
         calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=3.0)
-    cheapest = min(cost for _, cost in by_hand(z, labels))
-    assert str(caught.value) == f"no policy is that cheap: the budget is 3, the cheapest costs {cheapest:.4g}"
-    assert calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=cheapest + 1e-9).cost == pytest.approx(cheapest)
+    assert str(caught.value) == "no policy is that cheap: the budget is 3, the cheapest costs 5"
+    assert calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=5).cost == 5
 
 
 def test_a_split_without_samples() -> None:

@@ -11,10 +11,11 @@ import torch
 
 from offramp.adapt.policy import load
 from offramp.cli import main
-from offramp.cli.calibrate import parse_macs
+from offramp.cli._goal import parse_macs
 from offramp.config import build_data, load_run
 from offramp.data.loading import Loader
 from offramp.measure.adaptive import leave_early
+from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
 
@@ -135,9 +136,126 @@ def test_nonsense_is_refused_by_the_program_too(offramp: Offramp, run: Path, typ
     assert not (run / "policy.json").exists()
 
 
-def test_a_goal_is_needed(offramp: Offramp, run: Path) -> None:
-    ran = offramp("calibrate", run)
-    assert ran.status == 2 and "--macs" in ran.err and ran.err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("goals", "given"),
+    [((), "none"), (("--macs", 1, "--risk", "0.1"), "--macs and --risk"), (("--delta", 0.1), "none")],
+)
+def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[object, ...], given: str) -> None:
+    ran = offramp("calibrate", run, *goals)
+    assert ran.status == 2 and ran.err.count("\n") == 1
+    says = f"exactly one goal is needed, --macs, --ms, --max-drop, --target-accuracy or --risk; got {given}"
+    assert says in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--ms 0", "--ms takes a positive number of milliseconds per image, got 0.0"),
+        ("--max-drop -1", "--max-drop takes points of accuracy in [0, 100), such as 0.5, got -1.0"),
+        ("--target-accuracy 101", "--target-accuracy takes percent in (0, 100], such as 75, got 101.0"),
+        ("--risk 1", "--risk takes a probability in (0, 1), such as 0.01, got 1.0"),
+        ("--risk 0.1 --delta 0", "--delta takes a probability in (0, 1) and goes with --risk, got 0.0"),
+        ("--macs 1 --delta 0.1", "--delta takes a probability in (0, 1) and goes with --risk, got 0.1"),
+        ("--ms 1 --batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("--macs 1 --save ms", "--save ms contradicts --macs"),
+        ("--macs 1 --temperatures 1,2", "--temperatures takes `fit`, a positive number, or 4 of them"),
+        ("--macs 1 --temperatures cold", "one per exit, got 'cold'"),
+        ("--target-accuracy 99.99", "no policy is that accurate on the calibration split: 99.99 % is wanted"),
+    ],
+)
+def test_options_that_make_no_sense(offramp: Offramp, run: Path, words: str, says: str) -> None:
+    ran = offramp("calibrate", run, *words.split())
+    assert ran.status == 1 and says in ran.err and ran.err.count("\n") == 1
+    assert not (run / "policy.json").exists()
+
+
+@pytest.mark.parametrize("drop", [0, 2])
+def test_what_may_be_lost_is_not_exceeded(offramp: Offramp, run: Path, drop: int) -> None:
+    found = offramp("calibrate", run, "--max-drop", drop, "--json").json
+    assert found["expected"]["accuracy"] >= found["plain"]["accuracy"] - drop / 100 - 1e-9
+    assert found["expected"]["macs"] <= found["plain"]["macs"]
+    assert found["bound"] <= found["expected"]["macs"] + 1e-6
+
+
+def test_a_target_is_reached_at_the_least_cost(offramp: Offramp, run: Path) -> None:
+    plain = offramp("calibrate", run, "--macs", "1", "--json").json["plain"]["accuracy"]
+    costs = []
+    for part in (0.5, 0.8, 1.0):
+        found = offramp("calibrate", run, "--target-accuracy", 100 * part * plain, "--json").json
+        assert found["expected"]["accuracy"] >= part * plain - 1e-9
+        costs.append(found["expected"]["macs"])
+    assert costs == sorted(costs)
+
+
+def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> None:
+    ran = offramp("calibrate", run, "--ms", "1000", "--batch-size", "8", "--json")
+    assert ran.status == 0, ran.err
+    found = ran.json
+    assert found["goal"] == {"ms": 1000.0} and found["batch_size"] == 8
+    assert 0 < found["expected"]["ms"] < 1000 and found["plain"]["ms"] > 0
+    assert found["expected"]["accuracy"] >= found["plain"]["accuracy"]
+    saved = offramp("calibrate", run, "--max-drop", "1", "--save", "ms")
+    assert saved.status == 0 and " ms; plain: " in saved.out
+    assert offramp("calibrate", run, "--ms", "1e-9").status == 1
+
+
+@pytest.mark.parametrize("score", ["margin", "entropy", "patience"])
+@pytest.mark.parametrize("answer", ["exit", "arithmetic", "geometric", "sum"])
+@torch.inference_mode()
+def test_every_score_and_answer_does_what_was_promised(offramp: Offramp, run: Path, score: str, answer: str) -> None:
+    words = ("--macs", "0.9", "--score", score, "--answer", answer, "--temperatures", "fit")
+    ran = offramp("calibrate", run, *words, "--json")
+    assert ran.status == 0, ran.err
+    promised, loaded = ran.json, load_run(run)
+    assert loaded.policy is not None and (loaded.policy.score, loaded.policy.answer) == (score, answer)
+    assert list(loaded.policy.temperatures) == promised["temperatures"] != [1.0] * 4
+    data = build_data(loaded.config, progress=False)
+    loader = Loader(data.splits["cal"], data, batch_size=32, augment=False, seed=0)
+    did = leave_early(loaded.net, loaded.policy, loader.epoch(0), data.shape, 1000)
+    assert did["macs"] == promised["expected"]["macs"]
+    assert did["shares"] == pytest.approx(promised["expected"]["shares"])
+    assert did["accuracy"] == pytest.approx(promised["expected"]["accuracy"])
+
+
+def test_a_risk_that_can_be_certified_is_promised(offramp: Offramp, run: Path) -> None:
+    found = offramp("calibrate", run, "--risk", "0.3", "--delta", "0.1", "--json").json
+    made = found["certificate"]
+    assert made["certified"] > 0 and made["samples"] + made["tuning"] == found["samples"]
+    assert found["expected"]["macs"] <= found["plain"]["macs"] and found["rule"] == "certified path"
+    said = offramp("calibrate", run, "--risk", "0.3").out
+    assert "certified in expectation: at most 30 points" in said or "the plain network is kept" in said
+
+
+def test_a_risk_that_cannot_be_certified_keeps_the_plain_network_and_says_what_it_takes(
+    offramp: Offramp, run: Path
+) -> None:
+    ran = offramp("calibrate", run, "--risk", "0.001", "--delta", "0.05")
+    assert ran.status == 0, ran.err
+    policy = load(run / "policy.json")
+    assert policy.enabled == (False, False, False, True)
+    assert (
+        "the plain network is kept: a loss of at most 0.1 points with probability 0.95 cannot be certified" in ran.out
+    )
+    assert "calibration samples would do" in ran.out or "no number of samples would do" in ran.out
+
+
+def test_the_trace_is_computed_once_and_again_for_other_weights(offramp: Offramp, run: Path) -> None:
+    first = offramp("calibrate", run, "--macs", "0.9", "--json").json
+    path = run / "traces" / "last-cal.safetensors"
+    written = path.stat().st_mtime_ns
+    assert offramp("calibrate", run, "--macs", "0.9", "--json").json["expected"] == first["expected"]
+    assert path.stat().st_mtime_ns == written
+    shutil.copy(run / "best.safetensors", run / "last.safetensors")
+    tensors, about = load_weights(run / "last.safetensors")
+    save_weights(run / "last.safetensors", {name: tensor * 1.01 for name, tensor in tensors.items()}, about)
+    offramp("calibrate", run, "--macs", "0.9", "--json")
+    assert path.stat().st_mtime_ns > written
+
+
+def test_a_stored_trace_needs_no_data(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    first = offramp("calibrate", run, "--macs", "0.9", "--json").json
+    again = offramp("calibrate", run, "--macs", "0.9", "--data-dir", tmp_path / "nowhere", "--json").json
+    assert again["expected"] == first["expected"]
 
 
 def test_the_best_weights_are_calibrated_if_asked_for(offramp: Offramp, run: Path) -> None:

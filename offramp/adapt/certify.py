@@ -1,0 +1,194 @@
+"""A policy with a promise: the cheapest one whose loss against the plain network is bounded, from held-out samples.
+
+The samples are divided by a fixed draw. One third TUNES: it fits temperatures, chooses which exits are on and lays down
+the path of policies, safest first. The other two thirds CERTIFY: they decide how far along the path to go, and nothing
+else. What certifies has chosen nothing, so both promises hold as stated in `offramp.adapt.risk`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from offramp.adapt import temperature
+from offramp.adapt.calibrate import Enabled, Outcome, does
+from offramp.adapt.judge import Judged, Rule, check_trace, judge, looks_back, policy_of
+from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.adapt.risk import conformal, fixed_sequence, samples_needed
+
+LEVELS = 100
+"""Policies on the path: levels at which 1 %, 2 %, … of the tuning samples are sure enough of some early exit."""
+TUNING = 1 / 3
+WEIGHED = 4000
+"""Tuning samples that the choices of exits are compared on, at most."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is promised, and on what grounds.
+
+    Attributes:
+        outcome: The policy, and what it does on the samples that certify.
+        risk: The bound on the share of samples that the plain network gets right and the policy wrong.
+        delta: With this probability over the draw of the samples the bound may fail; None where it is on the
+            expectation (conformal risk control).
+        samples: How many certify; tuning: how many tune.
+        lost: How many of those that certify are lost; path: how many policies were to be tried, certified: how many
+            of them passed.
+        needed: Where nothing passed: how many samples it would take in all at the rate of loss of the safest policy;
+            None where no number is enough, or where something passed.
+    """
+
+    outcome: Outcome
+    risk: float
+    delta: float | None
+    samples: int
+    tuning: int
+    lost: int
+    path: int
+    certified: int
+    needed: int | None
+
+
+def parts(n: int) -> tuple[Int[ndarray, "T"], Int[ndarray, "M"]]:
+    """The rows that tune and the rows that certify, of n; always the same for the same n.
+
+    Raises:
+        ValueError: if there are fewer than three samples.
+    """
+    if n < 3:
+        raise ValueError(f"a bound on the risk needs samples to tune on and others to certify with, got {n} in all")
+    shuffled = np.random.default_rng(n).permutation(n)
+    cut = int(n * TUNING)
+    return np.sort(shuffled[:cut]), np.sort(shuffled[cut:])
+
+
+def certify(
+    logits: Float[ndarray, "E N C"],
+    labels: Int[ndarray, "N"],
+    *,
+    segment_costs: Mapping[Enabled, Sequence[int | float]],
+    risk: float,
+    delta: float | None = None,
+    rule: Rule = Rule(),  # noqa: B008 (a tuple of constants)
+    fit_temperatures: bool = False,
+) -> Certificate:
+    """The cheapest policy on a path of falling thresholds, the same at all exits, whose risk is bounded.
+
+    The risk is the probability that the plain network (the final exit alone) is right and the policy is wrong; the
+    accuracy lost is never more. Where nothing can be certified, or what is certified saves nothing, the answer is the
+    plain network, which loses nothing.
+
+    Args:
+        risk: in (0, 1).
+        delta: bound the risk with probability 1 - delta over the draw of the samples (fixed-sequence testing); None
+            bounds its expectation (conformal risk control).
+        fit_temperatures: fit them on the tuning part; else those of the rule are used.
+        The others are those of `calibrate`.
+
+    Raises:
+        ValueError: if risk or delta are out of range, or the trace is empty or not finite.
+    """
+    if not 0 < risk < 1 or (delta is not None and not 0 < delta < 1):
+        raise ValueError(f"risk and delta lie between 0 and 1, got {risk}" + (f" and {delta}" if delta else ""))
+    check_trace(logits)
+    tune, proof = parts(logits.shape[1])
+    if fit_temperatures:
+        rule = rule._replace(temperatures=temperature.fit(logits[:, tune], labels[tune]))
+    plain = np.asarray(logits[-1]).argmax(1) == labels
+    enabled, levels = _path(logits, labels, plain, tune, segment_costs, rule, risk)
+    judged = judge(logits[:, proof], labels[proof], enabled, rule)
+    taken = _taken(judged, levels)
+    lost = plain[proof] & ~judged.right[taken, np.arange(len(proof))]
+    counts = lost.sum(1)
+    found = fixed_sequence(counts, len(proof), risk, delta) if delta else conformal(lost, risk)
+    reached = _policy(rule, enabled, float(levels[max(found - 1, 0)]))
+    outcome = does(reached, judged, _prices(segment_costs, enabled))
+    whole = _plain(rule, logits.shape[0])
+    unchanged = does(
+        whole, Judged(np.ones((1, len(proof)), np.float32), plain[proof][None]), _prices(segment_costs, whole.enabled)
+    )
+    needed = None if found else _needed(counts, len(proof), risk, delta)
+    saves = bool(found) and outcome.cost < unchanged.cost
+    return Certificate(
+        outcome if saves else unchanged,
+        risk,
+        delta,
+        len(proof),
+        len(tune),
+        int(counts[found - 1]) if saves else 0,
+        len(levels),
+        found,
+        needed,
+    )
+
+
+def _needed(counts: Int[ndarray, "J"], n: int, risk: float, delta: float | None) -> int | None:
+    """How many samples in all, tuning included, would certify the safest policy at the rate it loses here."""
+    certifying = samples_needed(int(counts[0]) / n, risk, delta)
+    return None if certifying is None else int(np.ceil(certifying / (1 - TUNING)))
+
+
+def _plain(rule: Rule, exits: int) -> ExitPolicy:
+    alone = (*(False,) * (exits - 1), True)
+    return replace(policy_of(rule, alone), answer="exit", score="confidence")
+
+
+def _prices(costs: Mapping[Enabled, Sequence[int | float]], enabled: Enabled) -> Float[ndarray, "K"]:
+    return np.cumsum(np.asarray(costs[enabled], float))
+
+
+def _path(
+    logits: ndarray,
+    labels: ndarray,
+    plain: Bool[ndarray, "N"],
+    tune: Int[ndarray, "T"],
+    costs: Mapping[Enabled, Sequence[int | float]],
+    rule: Rule,
+    risk: float,
+) -> tuple[Enabled, Float[ndarray, "J"]]:
+    """The exits that are on, those cheapest at this risk on the tuning samples, and the levels of the path."""
+    rows = tune[:: max(len(tune) // WEIGHED, 1)]
+    few, truth, right = logits[:, rows], labels[rows], plain[rows]
+    everything = judge(few, truth, (True,) * logits.shape[0], rule)
+    tried: list[tuple[bool, float, Enabled, Float[ndarray, "J"]]] = []
+    for enabled in [enabled for enabled in costs if sum(enabled) > 1] or list(costs):
+        alone = not looks_back(rule)
+        judged = everything.of(np.flatnonzero(enabled)) if alone else judge(few, truth, enabled, rule)
+        levels = _levels(judged, rule)
+        taken = _taken(judged, levels)
+        loss = (right & ~judged.right[taken, np.arange(len(rows))]).mean(1)
+        fine = np.maximum.accumulate(loss) <= risk
+        price = _prices(costs, enabled)[taken].mean(1)
+        value = float(price[fine].min() if fine.any() else loss[0])
+        tried.append((not fine.any(), value, enabled, levels))
+    _, _, enabled, levels = min(tried, key=lambda entry: entry[:2])
+    return enabled, levels
+
+
+def _levels(judged: Judged, rule: Rule) -> Float[ndarray, "J"]:
+    """What is asked of every early exit, along the path: falling scores, or falling patience."""
+    early = len(judged.score) - 1
+    if rule.score == "patience" or not early:
+        return np.arange(max(early, 1), 0, -1, dtype=np.float32)
+    surest = judged.score[:-1].max(0)
+    wanted = np.arange(1, LEVELS + 1) / LEVELS
+    return np.asarray(np.unique(np.quantile(surest, 1 - wanted).astype(np.float32))[::-1])
+
+
+def _policy(rule: Rule, enabled: Enabled, level: float) -> ExitPolicy:
+    """The policy that asks this of every early exit."""
+    if rule.score == "patience":
+        return policy_of(rule, enabled, patience=int(level))
+    return policy_of(rule, enabled, tuple(level if on else NEVER for on in (*enabled[:-1], False)))
+
+
+def _taken(judged: Judged, levels: Float[ndarray, "J"]) -> Int[ndarray, "J N"]:
+    """Which of the enabled exits every policy of the path takes for every sample."""
+    last = len(judged.score) - 1
+    taken = np.full((len(levels), judged.score.shape[1]), last, np.int8)
+    for exit in range(last - 1, -1, -1):
+        taken[judged.score[exit][None] >= levels[:, None]] = exit
+    return taken

@@ -1,0 +1,67 @@
+"""The field's two curves: every exit on everything (anytime), and the 39 points of budgeted batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from offramp.adapt.geometric import POINTS, exits_taken, geometric_shares, geometric_thresholds
+from offramp.adapt.judge import Rule, check_trace, judge
+
+
+def anytime(
+    logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], costs: Sequence[int | float]
+) -> list[dict[str, Any]]:
+    """Accuracy in [0, 1] and cost of every exit on all samples.
+
+    Args:
+        costs: what a sample costs when it leaves at each exit, all exits enabled.
+    Raises:
+        ValueError: if the trace is empty or not finite.
+    """
+    check_trace(logits)
+    right = [float((np.asarray(exit).argmax(1) == labels).mean()) for exit in logits]
+    return [{"accuracy": accuracy, "cost": cost} for accuracy, cost in zip(right, costs, strict=True)]
+
+
+def budgeted(
+    held_out: tuple[Float[ndarray, "E M C"], Int[ndarray, "M"]],
+    test: tuple[Float[ndarray, "E N C"], Int[ndarray, "N"]],
+    costs: Sequence[int | float],
+    rule: Rule = Rule(),  # noqa: B008 (a tuple of constants)
+) -> list[dict[str, Any]]:
+    """The 39 points of MSDNet's budgeted batch classification, all exits enabled (Huang et al., ICLR 2018).
+
+    Thresholds are those of the geometric rule at q = p/20, fitted on the held-out trace; accuracy in [0, 1], mean cost
+    and shares leaving per exit are those of the test trace.
+
+    Args:
+        held_out: logits and labels of the split that thresholds are fitted on.
+        test: logits and labels that are reported on.
+        costs: what a sample costs when it leaves at each exit.
+    Raises:
+        ValueError: if a trace is empty or not finite.
+    """
+    check_trace(held_out[0])
+    check_trace(test[0])
+    exits = len(costs)
+    fitted, seen = (judge(logits, labels, (True,) * exits, rule) for logits, labels in (held_out, test))
+    prices = np.asarray(costs, float)
+    points = []
+    for step in range(1, POINTS + 1):
+        q = step / 20
+        thresholds = geometric_thresholds(fitted.score, geometric_shares(q, exits))
+        taken = exits_taken(seen.score, thresholds)
+        counts = np.bincount(taken, minlength=exits)
+        points.append(
+            {
+                "q": q,
+                "thresholds": thresholds.tolist(),
+                "accuracy": float(seen.right[taken, np.arange(len(taken))].mean()),
+                "cost": float(counts @ prices) / len(taken),
+                "shares": (counts / len(taken)).tolist(),
+            }
+        )
+    return points

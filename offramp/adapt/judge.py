@@ -1,0 +1,97 @@
+"""What a trace says under a rule: every sample's score and rightness at each enabled exit, as the runtime sees them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from offramp.adapt.policy import NEVER, ExitPolicy
+
+ROWS = 2048
+"""Samples judged at once: their logits stay in the cache, and a memory-mapped trace is never read whole."""
+WORKERS = 2
+
+
+class Rule(NamedTuple):
+    """How certainty is measured and what is answered; see `ExitPolicy` for the words.
+
+    `temperatures` are E numbers, or empty for 1 everywhere.
+    """
+
+    score: str = "confidence"
+    answer: str = "exit"
+    temperatures: tuple[float, ...] = ()
+
+
+class Judged(NamedTuple):
+    """Every sample at each of the K enabled exits: its score, and whether the answer there is right."""
+
+    score: Float[ndarray, "K N"]
+    right: Bool[ndarray, "K N"]
+
+    def of(self, exits: Int[ndarray, "M"]) -> "Judged":
+        """These exits alone; only where an exit's answer does not depend on those before it."""
+        return Judged(self.score[exits], self.right[exits])
+
+    def at(self, rows: Int[ndarray, "R"]) -> "Judged":
+        """These samples alone."""
+        return Judged(self.score[:, rows], self.right[:, rows])
+
+
+def policy_of(
+    rule: Rule, enabled: tuple[bool, ...], thresholds: tuple[float, ...] | None = None, patience: int = 1
+) -> ExitPolicy:
+    """A policy of this rule; without thresholds nobody leaves early."""
+    return ExitPolicy(
+        thresholds=(NEVER,) * len(enabled) if thresholds is None else thresholds,
+        enabled=enabled,
+        score=rule.score,
+        temperatures=rule.temperatures,
+        answer=rule.answer,
+        patience=patience,
+    )
+
+
+def looks_back(rule: Rule) -> bool:
+    """Whether an exit's answer or score depends on which exits before it are enabled."""
+    return rule.answer != "exit" or rule.score == "patience"
+
+
+def judge(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: tuple[bool, ...], rule: Rule) -> Judged:
+    """Judge every sample at every enabled exit by `ExitPolicy.step` itself, so that trace and runtime cannot differ.
+
+    Raises:
+        ValueError: if the rule does not fit the number of exits (see `ExitPolicy`).
+    """
+    policy = policy_of(rule, enabled)
+    n, on = logits.shape[1], np.flatnonzero(enabled)
+    score, right = np.empty((len(on), n), np.float32), np.empty((len(on), n), bool)
+
+    def some(start: int) -> None:
+        rows = slice(start, start + ROWS)
+        carry: dict[str, ndarray] = {}
+        for place, exit in enumerate(on.tolist()):
+            carry, answer, sure, _ = policy.step(carry, np.asarray(logits[exit, rows]), exit)
+            score[place, rows], right[place, rows] = sure, answer.argmax(1) == labels[rows]
+
+    if n <= ROWS:
+        some(0)
+    else:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(some, range(0, n, ROWS)))
+    return Judged(score, right)
+
+
+def check_trace(logits: Float[ndarray, "E N C"]) -> None:
+    """Refuse a trace that nothing can be fitted on.
+
+    Raises:
+        ValueError: if it holds no samples, or logits that are not finite.
+    """
+    if logits.shape[1] == 0:
+        raise ValueError("the calibration split has no samples")
+    for exit in range(logits.shape[0]):
+        if not np.isfinite(logits[exit].sum(dtype=np.float64)):
+            raise ValueError(f"exit {exit + 1} answers logits that are not finite numbers: the weights are damaged")

@@ -1,0 +1,165 @@
+"""The best thresholds for a goal: exact for one and two of them, coordinate-exact ascent from given points beyond."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from offramp.adapt.geometric import descending, exits_taken
+from offramp.adapt.judge import Judged
+from offramp.adapt.policy import NEVER
+
+SWEEPS = 50
+"""More rounds over all thresholds than any ascent has needed; each round improves or is the last."""
+
+
+class Goal(NamedTuple):
+    """What is wanted: the most accurate policy up to this mean `cost`, or the cheapest one from this `accuracy` on.
+
+    Exactly one of the two is given; accuracy is in [0, 1].
+    """
+
+    cost: int | float | None = None
+    accuracy: int | float | None = None
+
+
+class Table(NamedTuple):
+    """K exits judged on N samples, with the cost of leaving at each and the samples of each by falling score."""
+
+    score: Float[ndarray, "K N"]
+    right: Int[ndarray, "K N"]
+    costs: Float[ndarray, "K"]
+    order: Int[ndarray, "K N"]
+
+
+class Point(NamedTuple):
+    """Thresholds (K,), and what they do: samples answered rightly, and the sum of all samples' costs."""
+
+    thresholds: Float[ndarray, "K"]
+    right: int
+    cost: float
+
+
+def table(judged: Judged, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"] | None = None) -> Table:
+    """The table that the search runs on; `order` where it is known already.
+
+    Raises:
+        ValueError: if a deeper exit does not cost more.
+    """
+    if (np.diff(costs) <= 0).any():
+        raise ValueError(f"every exit must cost more than the one before, got {costs.tolist()}")
+    ranked = descending(judged.score) if order is None else order
+    return Table(judged.score, judged.right.astype(np.int8), np.asarray(costs, float), ranked)
+
+
+def point(of: Table, thresholds: Float[ndarray, "K"]) -> Point:
+    """What these thresholds do."""
+    taken = exits_taken(of.score, thresholds)
+    counts = np.bincount(taken, minlength=len(of.costs))
+    return Point(thresholds, int(of.right[taken, np.arange(len(taken))].sum()), float(counts @ of.costs))
+
+
+def limit(goal: Goal, n: int) -> float:
+    """The goal as a sum over n samples: of costs at most, or of right answers at least.
+
+    A hair of slack, so that a budget that IS a policy's mean cost admits that policy.
+    """
+    if goal.cost is not None:
+        return goal.cost * n * (1 + 1e-12)
+    assert goal.accuracy is not None
+    return float(np.ceil(goal.accuracy * n - 1e-6))
+
+
+def met(goal: Goal, found: Point, n: int) -> bool:
+    """Whether the point does what the goal asks."""
+    return found.cost <= limit(goal, n) if goal.cost is not None else found.right >= limit(goal, n)
+
+
+def rank(goal: Goal, found: Point, n: int) -> tuple[float, float, float]:
+    """The larger, the better: first the goal itself (or the least distance to it), then what it leaves free."""
+    good, right = met(goal, found, n), float(found.right)
+    if good == (goal.cost is not None):
+        return (float(good), right, -found.cost)
+    return (float(good), -found.cost, right)
+
+
+def choose(
+    goal: Goal,
+    right: Int[ndarray, "P"],
+    cost: Float[ndarray, "P"],
+    allowed: Bool[ndarray, "P"],
+    n: int,
+) -> int:
+    """The best of P candidates along one threshold, from nobody leaving to everybody; their cost falls."""
+    if goal.cost is not None:
+        first = int(np.searchsorted(-cost, -limit(goal, n)))  # the first one cheap enough
+        open_ = np.where(allowed[first:], right[first:], -1)
+        if not len(open_) or open_.max() < 0:
+            return len(cost) - 1
+        return len(cost) - 1 - int(open_[::-1].argmax())
+    enough = np.flatnonzero(allowed & (right >= limit(goal, n)))
+    if len(enough):
+        return int(enough[-1])
+    return len(cost) - 1 - int(np.where(allowed, right, -1)[::-1].argmax())
+
+
+def ascend(of: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
+    """Move one threshold at a time to its best place until none moves; the end is never worse than the start."""
+    n = of.score.shape[1]
+    best = point(of, start)
+    for _ in range(SWEEPS):
+        found = _sweep(of, best.thresholds, goal)
+        if rank(goal, found, n) <= rank(goal, best, n):
+            break
+        best = found
+    return best
+
+
+def _sweep(of: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
+    """One round over all thresholds, shallow to deep."""
+    last = len(of.costs) - 1
+    later_right, later_cost = [of.right[last]], [np.full(of.score.shape[1], of.costs[last])]
+    for exit in range(last - 1, 0, -1):  # what becomes of a sample that reaches this exit
+        leaves = of.score[exit] >= start[exit]
+        later_right.append(np.where(leaves, of.right[exit], later_right[-1]))
+        later_cost.append(np.where(leaves, of.costs[exit], later_cost[-1]))
+    thresholds = start.copy()
+    left = np.zeros(of.score.shape[1], bool)
+    done_right, done_cost = 0, 0.0
+    for exit in range(last):
+        here = of.order[exit][~left[of.order[exit]]]
+        if not len(here):
+            break
+        after = (later_right[last - 1 - exit][here], later_cost[last - 1 - exit][here])
+        thresholds[exit], right, cost = _move(of, exit, here, after, (done_right, done_cost), goal)
+        done_right, done_cost = done_right + right, done_cost + cost
+        left |= of.score[exit] >= thresholds[exit]
+    return point(of, thresholds)
+
+
+def _move(
+    of: Table,
+    exit: int,
+    here: Int[ndarray, "M"],
+    after: tuple[ndarray, ndarray],
+    done: tuple[int, float],
+    goal: Goal,
+) -> tuple[float, int, float]:
+    """The best threshold of one exit: (threshold, right answers among those leaving, their cost).
+
+    Args:
+        here: the samples that reach it, by falling score.
+        after: right (M,) and cost (M,) of each where it does not leave here.
+        done: right answers and cost of those that left before.
+    """
+    score = of.score[exit][here]
+    own = of.right[exit][here]
+    gained = np.concatenate(([0], np.cumsum(own - after[0], dtype=np.int64)))
+    saved = np.concatenate(([0.0], np.cumsum(after[1] - of.costs[exit])))
+    allowed = np.concatenate(([True], score[1:] < score[:-1], [True]))  # equal ones leave together
+    right = done[0] + int(after[0].sum(dtype=np.int64)) + gained
+    cost = done[1] + float(after[1].sum()) - saved
+    cut = choose(goal, right, cost, allowed, of.score.shape[1])
+    threshold = float(score[cut - 1]) if cut else NEVER
+    return threshold, int(own[:cut].sum(dtype=np.int64)), cut * float(of.costs[exit])

@@ -1,0 +1,83 @@
+"""The traces of a run: computed once per split and weights, kept in its folder, used by every verb that needs them."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.config import LoadedRun
+
+if TYPE_CHECKING:
+    from offramp.data.splits import DataSet
+    from offramp.outputs import Trace
+
+TRACES = "traces"
+
+
+def stored_trace(loaded: LoadedRun, split: str, weights: str) -> "Trace | None":
+    """The trace in the run's folder, if it is of these weights, this configuration and this precision."""
+    from offramp.measure.stored import load
+
+    return load(_place(loaded, split, weights), _depends(loaded, weights))
+
+
+def trace_split(loaded: LoadedRun, data: "DataSet", split: str, show: bool, weights: str = "last") -> "Trace":
+    """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
+    found = stored_trace(loaded, split, weights)
+    return found if found is not None else _compute(loaded, data, split, show, weights)
+
+
+def _compute(loaded: LoadedRun, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
+    from offramp.cli._show import working
+    from offramp.data.loading import Loader
+    from offramp.measure.stored import store
+    from offramp.measure.trace import trace
+    from offramp.train.device import make_fabric
+
+    fabric = make_fabric(loaded.config.recipe)
+    net = fabric.setup_module(loaded.net)
+    rows = data.splits[split]
+    loader = Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
+    about, path = _depends(loaded, weights), _place(loaded, split, weights)
+    with working(f"evaluating {split}", len(rows), show) as advance:
+        if not os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it
+            return trace(net, loader.epoch(0), split, advance)
+        return store(path, net, loader.epoch(0), len(rows), split, about, advance)
+
+
+def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | None, show: bool) -> "Trace":
+    """The trace of the split `cal`; the data are opened only if it is not stored yet.
+
+    Raises:
+        ValueError: if the run was trained on everything.
+    """
+    from offramp.cli.evaluate import load_data
+
+    refusal = f"{loaded.folder} was trained on everything (holdout 0): there is no split to calibrate on"
+    if loaded.config.holdout == 0:
+        raise ValueError(refusal)
+    found = stored_trace(loaded, "cal", weights)
+    if found is not None:
+        return found
+    data = load_data(loaded, data_dir, show)
+    if "cal" not in data.splits:
+        raise ValueError(refusal)
+    return _compute(loaded, data, "cal", show, weights)
+
+
+def _place(loaded: LoadedRun, split: str, weights: str) -> Path:
+    return loaded.folder / TRACES / f"{weights}-{split}.safetensors"
+
+
+def _depends(loaded: LoadedRun, weights: str) -> dict[str, Any]:
+    from offramp.measure.stored import digest
+    from offramp.train.device import device_of, precision_of
+    from offramp.train.folder import CONFIG
+
+    recipe = loaded.config.recipe
+    device = device_of(recipe.device)
+    return {
+        "weights": digest(loaded.folder / f"{weights}.safetensors"),
+        "config": digest(loaded.folder / CONFIG),
+        "device": device,
+        "precision": precision_of(recipe.precision, device),
+    }

@@ -1,0 +1,63 @@
+"""What every stage and every exit costs on the clock, on this device, in this precision, at one batch size."""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.measure.cost import Pieces
+from offramp.measure.timing import side_by_side
+from offramp.net import MultiExitNet
+from offramp.outputs import Carry, State
+
+ROUNDS = 15
+
+
+def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds: int = ROUNDS) -> Pieces:
+    """Milliseconds per sample of every stage, and of every branch with what it takes to decide who leaves there.
+
+    An early branch's time holds its own layers, the score of its answer, and taking the samples that stay out of the
+    batch; the final one's its layers alone. Medians of rounds in which all pieces take turns.
+
+    Args:
+        inputs: one batch (B, channels, height, width) on the network's device; run this under inference mode and the
+            wanted autocast.
+        policy: a policy with the wanted score and answer; its thresholds do not matter.
+        rounds: how often everything is timed.
+    """
+    runs: dict[str, Callable[[], object]] = {}
+    state: State = inputs
+    carry: Carry = ()
+    for exit, (stage, branch) in enumerate(zip(net.stages, net.branches, strict=True)):
+        entering, state = state, stage(state)
+        last = exit == net.exits - 1
+        runs[f"stage {exit}"] = _stage(stage, entering)
+        runs[f"branch {exit}"] = _branch(branch, state, carry, None if last else policy, exit)
+        carry = branch(state, carry)[3]
+    per_sample = 1000 / len(inputs)
+    ms = {name: per_sample * median(seconds) for name, seconds in side_by_side(runs, rounds).items()}
+    exits = range(net.exits)
+    return Pieces(
+        tuple(ms[f"stage {exit}"] for exit in exits),
+        tuple(ms[f"branch {exit}"] for exit in exits),
+        tuple(bool(getattr(branch, "chained", False)) for branch in net.branches),
+    )
+
+
+def _stage(stage: Any, entering: State) -> Callable[[], object]:
+    return lambda: stage(entering)
+
+
+def _branch(branch: Any, state: State, carry: Carry, policy: ExitPolicy | None, exit: int) -> Callable[[], object]:
+    def run() -> object:
+        logits = branch(state, carry)[0]
+        if policy is None:
+            return logits
+        _, _, score, leaves = policy.step({}, logits, exit)
+        (staying,) = torch.nonzero(score == score, as_tuple=True)
+        bool(leaves.any())
+        return tuple(part[staying] for part in state) if isinstance(state, tuple) else state[staying]
+
+    return run

@@ -1,0 +1,130 @@
+"""Traces on disk: written while they are computed, read by mapping the file, and refused when they no longer apply."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from offramp.outputs import Batch, ExitOutputs, Trace
+
+FORMAT = "offramp-trace-1"
+_DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+
+
+def store(
+    path: Path,
+    net: nn.Module | Callable[..., ExitOutputs],
+    batches: Iterable[Batch],
+    samples: int,
+    split: str,
+    about: dict[str, Any],
+    advance: Callable[[int], None] = lambda samples: None,
+) -> Trace:
+    """Run every exit over the batches and write the logits, in float32, batch by batch into a safetensors file.
+
+    The file appears whole or not at all, and only one batch is ever held in memory.
+
+    Args:
+        net: a network that answers `ExitOutputs`; it is put, and left, in eval mode.
+        samples: how many there are in all batches together.
+        about: what the trace depends on, plain values; `load` gives it back only for the same.
+    Returns:
+        The trace, mapped from the file.
+    Raises:
+        ValueError: if there are no samples, or not as many as said.
+    """
+    if isinstance(net, nn.Module):
+        net.eval()
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    places: dict[str, np.ndarray] = {}
+    start = 0
+    with torch.inference_mode():
+        for batch in batches:
+            logits = net(batch.inputs).logits.float().cpu().numpy()
+            end = start + logits.shape[1]
+            if not places:
+                places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), {"split": split, "about": about})
+            if end > samples:
+                raise ValueError(f"the split {split!r} was said to have {samples} samples, but has more")
+            places["logits"][:, start:end] = logits
+            places["labels"][start:end], places["ids"][start:end] = batch.labels.cpu(), batch.ids.cpu()
+            start = end
+            advance(len(batch.ids))
+    if not start:
+        raise ValueError(f"the split {split!r} has no samples to trace")
+    if start != samples:
+        raise ValueError(f"the split {split!r} was said to have {samples} samples, but has {start}")
+    _finish(part, path, places)
+    found = load(path, about)
+    assert found is not None
+    return found
+
+
+def load(path: Path, about: dict[str, Any]) -> Trace | None:
+    """The stored trace, mapped from the file; None where there is none, or one of other weights, data or precision."""
+    try:
+        with safe_open(path, framework="np") as file:
+            said = file.metadata() or {}
+            if set(file.keys()) != {"logits", "labels", "ids"}:
+                return None
+        if said.get("format") != FORMAT or json.loads(said["about"]) != json.loads(json.dumps(about)):
+            return None
+        tensors = _places(path, "c")  # copy on write: torch wants memory it may write to, the file stays as it is
+        logits, labels, ids = (torch.from_numpy(tensors[name]) for name in ("logits", "labels", "ids"))
+        return Trace(logits, labels, ids, said["split"])
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+
+
+def digest(path: Path) -> str:
+    """The digest of a file's bytes, by which a trace knows its weights."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _lay_out(path: Path, shape: tuple[int, int, int], said: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A safetensors file of the right size, whose tensors are written in place."""
+    metadata = {"format": FORMAT, "split": said["split"], "about": json.dumps(said["about"])}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, dtype, sizes in (("labels", "I64", shape[1:2]), ("ids", "I64", shape[1:2]), ("logits", "F32", shape)):
+        begin, end = end, end + int(np.prod(sizes)) * _DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(sizes), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return _places(path, "r+")
+
+
+def _places(path: Path, mode: Any) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, mapped."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    del header["__metadata__"]
+    return {
+        name: np.memmap(path, _DTYPES[entry["dtype"]], mode, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]))
+        for name, entry in header.items()
+    }
+
+
+def _finish(part: Path, path: Path, places: dict[str, np.ndarray]) -> None:
+    for tensor in places.values():
+        if isinstance(tensor, np.memmap):
+            tensor.flush()
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.replace(path)

@@ -1,0 +1,201 @@
+"""The search against trying every threshold, and the bound against what the search finds."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+from numpy import ndarray
+
+from offramp.adapt.bound import bound
+from offramp.adapt.calibrate import Rule, calibrate, choices
+from offramp.adapt.exact import pair
+from offramp.adapt.geometric import geometric_shares, geometric_thresholds
+from offramp.adapt.judge import Judged, judge
+from offramp.adapt.policy import NEVER
+from offramp.adapt.search import Goal, Point, Table, ascend, met, point, rank, table
+
+CLASSES = 4
+
+
+def draw(seed: int, exits: int, n: int, ties: bool) -> Table:
+    """Exits that are right more often the deeper, and the surer the more often; with ties, scores in tenths."""
+    rng = np.random.default_rng(seed)
+    sure = rng.random((exits, n))
+    right = rng.random((exits, n)) < (0.3 + 0.4 * sure + 0.3 * np.linspace(0, 1, exits)[:, None])
+    score = (np.round(sure, 1) if ties else sure).astype(np.float32)
+    return table(Judged(score, right), np.cumsum(rng.integers(1, 9, exits)).astype(float))
+
+
+def every_point(of: Table) -> Iterator[Point]:
+    """All thresholds that differ in what they do."""
+    levels = [[NEVER, *np.unique(score)] for score in of.score[:-1]]
+    for early in product(*levels):
+        yield point(of, np.array([*early, -NEVER]))
+
+
+def goals(of: Table) -> list[Goal]:
+    low, high = of.costs[0], of.costs[-1]
+    final = of.right[-1].mean()
+    budgets = [Goal(cost=float(low + share * (high - low))) for share in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    return [*budgets, *(Goal(accuracy=float(final - drop)) for drop in (0.2, 0.05, 0.0, -0.02, -0.5))]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("exits", "n"), [(2, 40), (3, 1), (3, 2), (3, 30), (3, 41)])
+def test_up_to_three_exits_nothing_is_better(exits: int, n: int, seed: int, ties: bool) -> None:
+    of = draw(seed, exits, n, ties)
+    everything = list(every_point(of))
+    for goal in goals(of):
+        found = pair(of, goal) if exits == 3 else ascend(of, np.array([NEVER, -NEVER]), goal)
+        best = max(rank(goal, there, n) for there in everything)
+        if best[0]:
+            assert rank(goal, found, n) == best
+        else:
+            assert not met(goal, found, n)
+        assert found == point(of, found.thresholds) or found.right == point(of, found.thresholds).right
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_ascent_ends_where_no_single_threshold_can_be_moved_for_the_better(seed: int) -> None:
+    n = 50
+    of = draw(seed, 5, n, ties=seed == 0)
+    for goal in goals(of):
+        start = geometric_thresholds(of.score, geometric_shares(0.8, 5))
+        found = ascend(of, start, goal)
+        assert rank(goal, found, n) >= rank(goal, point(of, start), n)
+        for exit in range(4):
+            for level in (NEVER, *np.unique(of.score[exit])):
+                moved = found.thresholds.copy()
+                moved[exit] = level
+                assert rank(goal, point(of, moved), n) <= rank(goal, found, n)
+
+
+@pytest.mark.parametrize("exits", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_holds_for_every_policy(exits: int, seed: int) -> None:
+    n = 30
+    of = draw(seed, exits, n, ties=False)
+    everything = list(every_point(of))
+    for goal in goals(of):
+        limit = bound(of, goal)
+        for there in everything:
+            if not met(goal, there, n):
+                continue
+            if goal.cost is not None:
+                assert there.right / n <= limit + 1e-9
+            else:
+                assert there.cost / n >= limit - 1e-9
+
+
+def test_the_bound_is_no_empty_one() -> None:
+    of = draw(0, 4, 400, ties=False)
+    middle = float(of.costs.mean())
+    found = ascend(of, np.array([NEVER, NEVER, NEVER, -NEVER]), Goal(cost=middle))
+    assert found.right / 400 <= bound(of, Goal(cost=middle)) < 1
+    reached = Goal(accuracy=found.right / 400)
+    assert of.costs[0] < bound(of, reached) <= found.cost / 400
+    alone = table(Judged(of.score[-1:], of.right[-1:].astype(bool)), of.costs[-1:])
+    assert bound(alone, Goal(cost=1e9)) == of.right[-1].mean()
+
+
+def samples(seed: int, exits: int, n: int) -> tuple[ndarray, ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    z = rng.normal(size=(exits, n, CLASSES))
+    z[:, np.arange(n), labels] += np.linspace(0.5, 2.0, exits)[:, None]
+    return z.astype(np.float32), labels
+
+
+def costs(exits: int) -> dict[tuple[bool, ...], list[int]]:
+    """Stages of 5 and branches of 2."""
+    found = {}
+    for enabled in choices(exits):
+        parts, running = [], 0
+        for on in enabled:
+            running += 5
+            if on:
+                parts.append(running + 2)
+                running = 0
+        found[enabled] = parts
+    return found
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule("margin"), Rule("entropy", "arithmetic"), Rule("confidence", "sum")])
+@pytest.mark.parametrize("exits", [1, 2, 3])
+def test_the_choice_of_exits_and_thresholds_equals_brute_force(exits: int, rule: Rule) -> None:
+    z, labels = samples(exits, exits, 25)
+    prices = costs(exits)
+    plain = prices[choices(exits)[-1]][0]
+    for goal in (Goal(cost=0.6 * plain + 3), Goal(cost=plain), Goal(accuracy=0.5), Goal(accuracy=0.7)):
+        ranks = []
+        for enabled in prices:
+            of = table(judge(z, labels, enabled, rule), np.cumsum(prices[enabled]).astype(float))
+            ranks += [rank(goal, there, 25) for there in every_point(of)]
+        best = max(ranks)
+        if not best[0]:
+            with pytest.raises(ValueError, match="no policy is that"):
+                calibrate(z, labels, segment_costs=prices, budget=goal.cost, accuracy=goal.accuracy, rule=rule)
+            continue
+        found = calibrate(z, labels, segment_costs=prices, budget=goal.cost, accuracy=goal.accuracy, rule=rule)
+        there = Point(np.empty(0), round(found.accuracy * 25), found.cost * 25)
+        assert rank(goal, there, 25) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("exits", "n"), [(4, 200), (6, 300)])
+def test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(exits: int, n: int) -> None:
+    z, labels = samples(7, exits, n)
+    prices = costs(exits)
+    everything = (True,) * exits
+    of = table(judge(z, labels, everything, Rule()), np.cumsum(prices[everything]).astype(float))
+    better = 0
+    for step in range(1, 40, 8):
+        there = point(of, geometric_thresholds(of.score, geometric_shares(step / 20, exits)))
+        found = calibrate(z, labels, segment_costs=prices, budget=there.cost / n)
+        assert found.accuracy >= there.right / n and found.cost <= there.cost / n
+        assert found.bound is None or found.accuracy <= found.bound + 1e-9
+        better += found.accuracy > there.right / n
+    assert better > 2
+
+
+def test_of_many_samples_a_draw_begins_and_the_promise_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    from offramp.adapt import calibrate as room
+
+    monkeypatch.setattr(room, "WHOLE", 200)
+    monkeypatch.setattr(room, "SCREENED", 100)
+    test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(5, 500)
+
+
+def test_deeper_exits_must_cost_more() -> None:
+    with pytest.raises(ValueError, match=r"every exit must cost more than the one before, got \[2.0, 2.0\]"):
+        table(Judged(np.zeros((2, 3), np.float32), np.zeros((2, 3), bool)), np.array([2.0, 2.0]))
+
+
+@pytest.mark.parametrize("given", [{}, {"budget": 5.0, "accuracy": 0.5}])
+def test_exactly_one_goal(given: dict[str, float]) -> None:
+    z, labels = samples(0, 2, 9)
+    with pytest.raises(ValueError, match="exactly one goal is needed: a budget or an accuracy"):
+        calibrate(z, labels, segment_costs=costs(2), **given)
+
+
+def test_an_accuracy_out_of_reach_names_the_best() -> None:
+    z, labels = samples(0, 2, 50)
+    with pytest.raises(ValueError, match=r"no policy is that accurate .*: 99.90 % is wanted, .* reaches \d\d.00 %$"):
+        calibrate(z, labels, segment_costs=costs(2), accuracy=0.999)
+
+
+def test_damaged_logits_are_refused() -> None:
+    z, labels = samples(0, 2, 9)
+    z[1, 3, 2] = np.nan
+    with pytest.raises(ValueError, match="exit 2 answers logits that are not finite numbers"):
+        calibrate(z, labels, segment_costs=costs(2), budget=9)
+
+
+@pytest.mark.parametrize("answer", ["exit", "geometric"])
+def test_patience_is_chosen_by_trying(answer: str) -> None:
+    z, labels = samples(3, 4, 200)
+    found = calibrate(z, labels, segment_costs=costs(4), budget=20, rule=Rule("patience", answer))
+    assert found.policy.score == "patience" and found.cost <= 20
+    more = calibrate(z, labels, segment_costs=costs(4), accuracy=found.accuracy, rule=Rule("patience", answer))
+    assert more.cost <= found.cost and more.accuracy >= found.accuracy

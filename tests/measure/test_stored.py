@@ -1,0 +1,81 @@
+"""Stored traces: the same numbers, mapped from the file, and only for what they were computed from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offramp.measure.stored import digest, load, store
+from offramp.outputs import Batch, ExitOutputs
+
+N = 11
+LABELS, IDS = torch.arange(N) % 5, torch.arange(N) + 100
+LOGITS = torch.randn(2, N, 5, generator=torch.Generator().manual_seed(0))
+ABOUT = {"weights": "abc", "precision": "32"}
+
+
+def net(inputs: torch.Tensor) -> ExitOutputs:
+    return ExitOutputs(LOGITS[:, inputs], (), ())
+
+
+def batches(size: int) -> Iterator[Batch]:
+    for rows in torch.arange(N).split(size):
+        yield Batch(rows, LABELS[rows], IDS[rows])
+
+
+@pytest.mark.parametrize("size", [1, 4, N])
+def test_what_is_read_is_what_was_computed(tmp_path: Path, size: int) -> None:
+    told: list[int] = []
+    path = tmp_path / "traces" / "cal.safetensors"
+    made = store(path, net, batches(size), N, "cal", ABOUT, told.append)
+    read = load(path, ABOUT)
+    assert read is not None and sum(told) == N
+    for found in (made, read):
+        assert torch.equal(found.logits, LOGITS) and found.split == "cal"
+        assert found.labels is not None and torch.equal(found.labels, LABELS) and torch.equal(found.ids, IDS)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert torch.equal(load_file(path)["logits"], LOGITS)  # anybody's safetensors reads it
+
+
+def test_the_file_is_mapped_and_cannot_be_changed_through_it(tmp_path: Path) -> None:
+    path = tmp_path / "cal.safetensors"
+    found = store(path, net, batches(4), N, "cal", ABOUT)
+    before = digest(path)
+    found.logits.zero_()
+    assert digest(path) == before
+    again = load(path, ABOUT)
+    assert again is not None and torch.equal(again.logits, LOGITS)
+    mapped = Path("/proc/self/maps")
+    if mapped.exists():
+        assert str(path) in mapped.read_text()
+
+
+def test_other_weights_or_precision_make_it_worthless(tmp_path: Path) -> None:
+    path = tmp_path / "cal.safetensors"
+    store(path, net, batches(4), N, "cal", ABOUT)
+    assert load(path, {**ABOUT, "weights": "abd"}) is None
+    assert load(path, {**ABOUT, "more": 1}) is None
+    assert load(tmp_path / "none.safetensors", ABOUT) is None
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_damaged_file_is_no_trace(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cal.safetensors"
+    store(path, net, batches(4), N, "cal", ABOUT)
+    path.write_bytes(path.read_bytes()[:length])
+    assert load(path, ABOUT) is None
+
+
+@pytest.mark.parametrize(("said", "message"), [(N + 1, "to have 12 samples, but has 11"), (9, "but has more")])
+def test_a_wrong_number_of_samples_leaves_no_trace(tmp_path: Path, said: int, message: str) -> None:
+    path = tmp_path / "cal.safetensors"
+    with pytest.raises(ValueError, match=message):
+        store(path, net, batches(4), said, "cal", ABOUT)
+    assert not path.exists()
+
+
+def test_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the split 'cal' has no samples to trace"):
+        store(tmp_path / "cal.safetensors", net, [], 0, "cal", ABOUT)
