@@ -14,7 +14,7 @@ from offramp import __version__
 
 def app() -> App:
     """The program with all its verbs."""
-    from offramp.cli import calibrate, evaluate, info, lists, train
+    from offramp.cli import calibrate, evaluate, export, info, lists, predict, train
 
     made = App(
         name="offramp",
@@ -26,6 +26,8 @@ def app() -> App:
         train.train,
         evaluate.evaluate,
         calibrate.calibrate,
+        export.export,
+        predict.predict,
         info.info,
         lists.nets,
         lists.branches,
