@@ -75,7 +75,7 @@ def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], part: Part) -> bytes:
     batch = torch.export.Dim("batch")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))  # the exporter's own
+            warnings.simplefilter("ignore")  # the exporter's own; what it makes is compared with the network
             program: Any = torch.onnx.export(
                 flat,
                 tensors,
@@ -88,7 +88,10 @@ def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], part: Part) -> bytes:
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:400]
         raise ValueError(f"the segment up to exit {part.exit + 1} cannot be exported: {reason}") from error
-    data: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    if not all(port.type.tensor_type.shape.dim[0].dim_param for port in model.graph.input):
+        raise ValueError(f"the segment up to exit {part.exit + 1} cannot be exported: it depends on the batch size")
+    data: bytes = model.SerializeToString()
     return data
 
 

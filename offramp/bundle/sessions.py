@@ -68,7 +68,10 @@ def _onnx(model: bytes, name: str) -> tuple[Run, set[str], set[str]]:
     gives = [port.name for port in session.get_outputs()]
 
     def run(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-        return dict(zip(gives, session.run(gives, dict(tensors)), strict=True))
+        try:
+            return dict(zip(gives, session.run(gives, dict(tensors)), strict=True))
+        except Exception as error:
+            raise ValueError(f"{name} failed in ONNX Runtime: {_line(error)}") from None
 
     return run, {port.name for port in session.get_inputs()}, set(gives)
 
