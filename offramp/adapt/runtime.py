@@ -75,7 +75,9 @@ def resume(policy: ExitPolicy, passed: int, state: Any, carry: tuple[Array, ...]
     return stepper
 
 
-def answer(segments: Sequence[Any], policy: ExitPolicy, inputs: Array, *, deadline_ms: float | None = None) -> Answer:
+def answer(
+    segments: Sequence[Any], policy: ExitPolicy, inputs: Array, *, deadline_ms: int | float | None = None
+) -> Answer:
     """Answer every sample at the first enabled exit that is sure enough of it.
 
     Args:

@@ -177,7 +177,9 @@ def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> N
             ms = "–" if row.ms is None else f"{row.ms:.2f}"
             lines.append([escape(row.image), escape(row.label or "–"), percent(row.probability), exit, ms])
     if lines:
-        stdout.print(table("", ["image", "label", "probability %", "leaves at", "ms"], lines), soft_wrap=True)
+        made = table("", ["image", "label", "probability %", "leaves at", "ms"], lines)
+        made.columns[0].overflow = made.columns[1].overflow = "fold"  # a name that is cut off names nothing
+        stdout.print(made, soft_wrap=True)
     if state is not None:
         text = f"{waiting} of {len(lines)} go on: `offramp predict BUNDLE --from N --state {state}`"
         stdout.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -71,7 +71,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: DataSet) -> Made:
     """A bundle on disk, and what it was made of; nobody may change its files."""
     folder = tmp_path_factory.mktemp("bundle") / "b"
     policy = ExitPolicy(
-        thresholds=(0.85, 0.5, 0.6, 0.5), enabled=(True, False, True, True), answer="arithmetic", temperatures=(2.0,) * 4
+        thresholds=(0.85, 0.5, 0.6, 0.5),
+        enabled=(True, False, True, True),
+        answer="arithmetic",
+        temperatures=(2.0,) * 4,
     )
     net = network()
     return Made(folder, net, policy, digits, write(folder, net, policy, digits, images=300))

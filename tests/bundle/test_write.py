@@ -88,7 +88,9 @@ def test_another_exit_is_found_out_but_not_at_a_tie(made: Any, monkeypatch: pyte
     shifted = ExitPolicy(**{**vars(made.policy), "thresholds": (0.7, 0.5, 0.6, 0.5)})
     reference = verify._reference
     monkeypatch.setattr(verify, "_reference", lambda parts, policy, inputs: reference(parts, shifted, inputs))
-    with pytest.raises(verify.Difference, match=r"image \d+ of test leaves the bundle at exit [34], but the network at "):
+    with pytest.raises(
+        verify.Difference, match=r"image \d+ of test leaves the bundle at exit [34], but the network at "
+    ):
         verify.verify(bundle, made.net, made.data, 200)
     monkeypatch.setattr(verify, "_tie", lambda *given: True)
     found, _ = verify.verify(bundle, made.net, made.data, 200)
@@ -127,9 +129,7 @@ class Unfaithful(torch.nn.Module):
         return (fine + 1, coarse) if torch.compiler.is_exporting() else (fine, coarse)
 
 
-def test_what_does_not_agree_is_not_written(
-    made: Any, make_network: Callable[[int], Any], tmp_path: Path
-) -> None:
+def test_what_does_not_agree_is_not_written(made: Any, make_network: Callable[[int], Any], tmp_path: Path) -> None:
     net = make_network(0)
     net.stages[3] = Unfaithful(net.stages[3])
     policy = ExitPolicy(thresholds=(NEVER,) * 4, enabled=(False, False, False, True))
@@ -149,7 +149,9 @@ def test_a_network_that_cannot_be_exported(made: Any, make_network: Callable[[in
     net = make_network(0)
     net.stages[0] = torch.nn.Sequential(Counts(), net.stages[0])
     policy = ExitPolicy(thresholds=(NEVER,) * 4, enabled=(False, False, False, True))
-    with pytest.raises(ValueError, match="the segment up to exit 4 cannot be exported: it depends on the batch size") as caught:
+    with pytest.raises(
+        ValueError, match="the segment up to exit 4 cannot be exported: it depends on the batch size"
+    ) as caught:
         write(tmp_path / "b", net, policy, made.data, images=20)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
