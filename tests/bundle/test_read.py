@@ -128,7 +128,7 @@ def test_a_manifest_reads_as_it_was_written(made: Any) -> None:
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match="is no bundle: it has no manifest.json"):
+        with pytest.raises(ValueError, match=r"is no bundle: it has no manifest\.json"):
             open_bundle(folder)
 
 
@@ -138,7 +138,7 @@ def test_a_policy_for_other_segments(copied: Path) -> None:
     found = json.loads((copied / "manifest.json").read_text())
     found["files"]["policy.json"] = hashlib.sha256(policy).hexdigest()
     (copied / "manifest.json").write_bytes(signed(found))
-    with pytest.raises(ValueError, match="policy.json enables other exits than .*manifest.json has segments for"):
+    with pytest.raises(ValueError, match=r"policy\.json enables other exits than .*manifest.json has segments for"):
         open_bundle(copied)
 
 
