@@ -1,6 +1,7 @@
 """Answers that leave early: finished samples leave the batch, the rest goes on. Runs without torch."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -63,25 +64,86 @@ class Stepper:
             self.judged = {name: value[staying] for name, value in self.judged.items()}
 
 
-def answer(segments: Sequence[Any], policy: ExitPolicy, inputs: Array) -> Answer:
+def resume(policy: ExitPolicy, passed: int, state: Any, carry: tuple[Array, ...], judged: PolicyCarry) -> Stepper:
+    """A stepper that goes on where another one, on another machine perhaps, stopped after `passed` segments.
+
+    Args:
+        state, carry, judged: those of the other stepper, of the samples that were still on their way.
+    """
+    stepper = Stepper(policy, state)
+    stepper.passed, stepper.carry, stepper.judged = passed, carry, judged
+    return stepper
+
+
+def answer(
+    segments: Sequence[Any], policy: ExitPolicy, inputs: Array, *, deadline_ms: int | float | None = None
+) -> Answer:
     """Answer every sample at the first enabled exit that is sure enough of it.
 
     Args:
         segments: one callable per enabled exit, (state, carry) -> (state, carry, logits); see `offramp.net.segments`.
         policy: which exits are enabled and when a sample may leave.
         inputs: (B, ...), numpy or torch, whatever the segments take.
+        deadline_ms: no segment but the first is begun once this many milliseconds have passed since the call; samples
+            still on their way are answered as at the exit they passed last. The answer comes late by at most the
+            segment that was running.
     Raises:
-        ValueError: if there is not one segment per enabled exit.
+        ValueError: if there is not one segment per enabled exit, or the deadline is not a positive number.
     """
+    began = time.perf_counter()
+    if deadline_ms is not None and not deadline_ms > 0:
+        raise ValueError(f"deadline_ms must be positive, got {deadline_ms}")
     if len(segments) != sum(policy.enabled):
         raise ValueError(f"the policy enables {sum(policy.enabled)} exits, but there are {len(segments)} segments")
     stepper = Stepper(policy, inputs)
     for segment in segments:
         stepper.advance(segment)
-        if stepper.done:
+        if stepper.done or (deadline_ms is not None and 1000 * (time.perf_counter() - began) >= deadline_ms):
             break
     assert stepper.answer is not None
     return stepper.answer
+
+
+def in_buckets(segment: Callable[..., Any], sizes: Sequence[int]) -> Callable[..., Any]:
+    """The same segment for a runtime that needs fixed shapes: it only ever sees batches of one of these sizes.
+
+    A batch is cut into parts of the largest size; what is left is filled up to the next size by repeating its last
+    row, and the answers of the repeated rows are thrown away.
+
+    Raises:
+        ValueError: if there are no sizes, or one is below 1.
+    """
+    ladder = sorted(set(sizes))
+    if not ladder or ladder[0] < 1:
+        raise ValueError(f"buckets are batch sizes of at least 1, got {list(sizes)}")
+
+    def run(state: Any, carry: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...], Array]:
+        first = state[0] if isinstance(state, tuple) else state
+        xp, device, samples = array_api_compat.array_namespace(first), array_api_compat.device(first), first.shape[0]
+        made = []
+        for begin in range(0, samples, ladder[-1]):
+            here = min(ladder[-1], samples - begin)
+            bucket = next(size for size in ladder if size >= here)
+            rows = xp.clip(xp.arange(begin, begin + bucket, device=device), None, begin + here - 1)
+            made.append(_cut(segment(_take(state, rows), _take(carry, rows)), here))
+        if not made:
+            raise ValueError("an empty batch fits no bucket: leave it out")
+        state, carry, logits = made[0] if len(made) == 1 else _joined(xp, made)
+        return state, carry, logits
+
+    return run
+
+
+def _cut(value: Any, rows: int) -> Any:
+    """The first rows of every array, however they are nested."""
+    return tuple(_cut(part, rows) for part in value) if isinstance(value, tuple) else value[:rows]
+
+
+def _joined(xp: Any, values: list[Any]) -> Any:
+    """Arrays that are nested alike, one behind the other."""
+    if isinstance(values[0], tuple):
+        return tuple(_joined(xp, list(parts)) for parts in zip(*values, strict=True))
+    return xp.concat(values, axis=0)
 
 
 def _take(state: Any, rows: Array) -> Any:

@@ -10,12 +10,12 @@ from jaxtyping import Int64, UInt8
 
 from offramp.data._archive import members
 from offramp.data._cache import Allocate, Fill, cached
-from offramp.data._decode import Fit
 from offramp.data._pickle import pixels_in, read_pickle
 from offramp.data._shards import Columns, Shard, fill_from, open_shard, shards_by_split
 from offramp.data.hub import shards_of
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
+from offramp.images import Fit
 
 SIZE = Fit(32, None)
 

@@ -1,6 +1,5 @@
 """From encoded images to uint8 arrays: every image bounded, every bad one named, threads and a progress bar."""
 
-import io
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,15 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # not EPS and the like, which start other programs
-LIMIT = 64_000_000  # pixels of one image
+from offramp.images import BadImage, Fit, centre, decode, open_image
+
 CHUNK = 128  # images per task
 SHOWN = 5  # bad images that an error names
 SAMPLE = 1000  # images whose headers decide the default size
-
-GREY, ALPHA = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N"), ("LA", "La", "RGBA", "RGBa")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,110 +26,6 @@ class Encoded(NamedTuple):
 
     data: bytes | Path
     where: str
-
-
-class Fit(NamedTuple):
-    """What shape images get: square of side `size`. `resize` is the shorter side before the centre is cropped.
-
-    `resize` None: nothing is resized, an image of another size is an error.
-    """
-
-    size: int
-    resize: int | None
-
-
-class BadImage(Exception):
-    """One image that cannot be used, and why; `decode_into` gathers them into one error."""
-
-
-def default_fit(size: int, resize: int | None = None) -> Fit:
-    """The usual: shorter side to 256/224 of the size (ImageNet's test protocol), to the size itself up to 64."""
-    if size < 1 or (resize is not None and resize < size):
-        raise ValueError(f"image_size={size} must be positive and resize={resize} at least as large")
-    return Fit(size, resize or (size if size <= 64 else round(size * 256 / 224)))
-
-
-def open_image(data: bytes | Path) -> Image.Image:
-    """Read the header only.
-
-    Raises:
-        BadImage: if it is no image of `FORMATS`, or larger than `LIMIT` pixels (an image bomb).
-    """
-    if isinstance(data, bytes) and not data:
-        raise BadImage("there are no image bytes")
-    try:
-        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"an image bomb? it has more than the {LIMIT // 10**6} megapixels allowed") from error
-    except UnidentifiedImageError as error:
-        raise BadImage(f"no {', '.join(FORMATS)} image") from error
-    except Exception as error:  # parsers fail in many ways; every one of them is a bad image
-        raise BadImage(_reason(error)) from error
-    if image.width * image.height > LIMIT:
-        image.close()
-        raise BadImage(
-            f"an image bomb? it is {image.width}x{image.height}, more than the {LIMIT // 10**6} megapixels allowed"
-        )
-    return image
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def kind_of(mode: str) -> str | None:
-    """How an image that is not RGB is counted: grey, palette, CMYK, transparent or other."""
-    if mode in GREY:
-        return "grey"
-    if mode in ALPHA:
-        return "transparent"
-    return {"RGB": None, "P": "palette", "PA": "palette", "CMYK": "CMYK"}.get(mode, "other")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; 16-bit grey is scaled, transparency is dropped."""
-    if image.mode == "F":
-        raise BadImage("it has floating-point pixels, whose range is unknown: store it with 8 bits")
-    if image.mode.startswith("I"):
-        high = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def centre(image: Image.Image, fit: Fit) -> Image.Image:
-    """Shorter side to `fit.resize`, then the centre square of `fit.size`, in one antialiased bilinear step."""
-    if fit.resize is None:
-        if image.size != (fit.size, fit.size):
-            raise BadImage(f"it is {image.width}x{image.height}, not {fit.size}x{fit.size}")
-        return image
-    side = min(image.size) * fit.size / fit.resize
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((fit.size, fit.size), Image.Resampling.BILINEAR, box=box)
-
-
-def decode(
-    data: bytes | Path, finish: Callable[[Image.Image], Image.Image]
-) -> tuple[UInt8[np.ndarray, "3 H W"], str | None]:
-    """One image, upright and in RGB, as `finish` cuts it, and what it was counted as.
-
-    Raises:
-        BadImage: whatever is wrong with it.
-    """
-    with open_image(data) as image:
-        kind = kind_of(image.mode)
-        try:
-            image.load()
-            if image.format == "TIFF" or "exif" in image.info:
-                ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(finish(to_rgb(image)))
-        except BadImage:
-            raise
-        except Exception as error:  # see open_image
-            raise BadImage(_reason(error)) from error
-    return pixels.transpose(2, 0, 1), kind
 
 
 def centred(data: bytes | Path, fit: Fit) -> tuple[UInt8[np.ndarray, "3 H W"], str | None]:

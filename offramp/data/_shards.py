@@ -11,9 +11,10 @@ import PIL
 from jaxtyping import Int64
 
 from offramp.data._cache import Allocate, Fill, cached
-from offramp.data._decode import SAMPLE, Encoded, Fit, became_rgb, decode_into, default_fit, guess_size
+from offramp.data._decode import SAMPLE, Encoded, became_rgb, decode_into, guess_size
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
+from offramp.images import Fit, default_fit
 
 ROWS = 512  # rows read at a time
 

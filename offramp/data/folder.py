@@ -15,27 +15,12 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
 from offramp.data._cache import Allocate, cache_root, cached
-from offramp.data._decode import (
-    SAMPLE,
-    BadImage,
-    Encoded,
-    Fit,
-    became_rgb,
-    centre,
-    decode,
-    decode_into,
-    default_fit,
-    each_image,
-    guess_size,
-    kind_of,
-    open_image,
-)
+from offramp.data._decode import SAMPLE, Encoded, became_rgb, decode_into, each_image, guess_size
 from offramp.data._shards import SPLIT_WORDS, usual_augmentation
 from offramp.data.load import NORMALISE
 from offramp.data.parquet import located
 from offramp.data.splits import ArraySource, Found, Indices, Request, consecutive
-
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+from offramp.images import ENDINGS, BadImage, Fit, centre, decode, default_fit, kind_of, open_image
 
 
 class Listing(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 import offramp as package
 
 Offramp = Callable[..., Any]
-VERBS = ("train", "evaluate", "calibrate", "info", "nets", "branches", "methods", "data")
+VERBS = ("train", "evaluate", "calibrate", "export", "predict", "info", "nets", "branches", "methods", "data")
 PROGRAM = "from offramp.cli import main; main()"
 
 

@@ -1,0 +1,152 @@
+"""Samples on their way as one file: the first segments run here, the rest elsewhere. Runs without torch.
+
+An uncompressed .npz of plain arrays: what the last segment handed on, what the policy looks back at, and a JSON header
+with the images' names and the digest of the bundle's manifest. Nothing in it is unpickled.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.runtime import Stepper, resume
+from offramp.bundle.manifest import Manifest, Port
+from offramp.bundle.read import Bundle
+
+FORMAT, VERSION = "offramp-state", 1
+HEADER = "header"
+LARGEST = 1 << 33  # bytes of a state file that is read into memory
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Images that passed some segments and left at none of them.
+
+    `passed` segments ran; `names` of the N images; `arrays` by name, each with N rows: the state and carry that the
+    next segment takes, and `judged_*`, what the policy looks back at.
+    """
+
+    passed: int
+    names: tuple[str, ...]
+    arrays: Mapping[str, Array]
+
+    def stepper(self, bundle: Bundle, rows: slice) -> Stepper:
+        """A stepper that goes on with some of the images."""
+        part = bundle.manifest.parts[self.passed]
+        state = tuple(self.arrays[port.name][rows] for port in part.takes_state)
+        carry = tuple(self.arrays[port.name][rows] for port in part.takes_carry)
+        judged = {key[7:]: value[rows] for key, value in self.arrays.items() if key.startswith("judged_")}
+        return resume(bundle.policy, self.passed, state, carry, judged)
+
+
+def gather(
+    manifest: Manifest, policy: ExitPolicy, steppers: Sequence[tuple[Stepper, Sequence[str]]], passed: int
+) -> Handover:
+    """What is left of several batches, each with the names of its images, all stopped after `passed` segments."""
+    names: list[str] = []
+    rows: dict[str, list[Array]] = {}
+    part = manifest.parts[passed]
+    for stepper, of in steppers:
+        assert stepper.alive is not None
+        if not len(stepper.alive):
+            continue  # all of them left, perhaps before the last segment that ran
+        names += [of[row] for row in stepper.alive.tolist()]
+        taken = dict(zip((p.name for p in part.takes_state + part.takes_carry), (*stepper.state, *stepper.carry)))
+        taken |= {f"judged_{key}": value for key, value in stepper.judged.items()}
+        for key, value in taken.items():
+            rows.setdefault(key, []).append(value)
+    kinds = _expected(manifest, policy, passed)
+    empty = {key: np.zeros((0, *port.shape), port.dtype) for key, port in kinds.items()}
+    arrays = {key: np.concatenate([empty[key], *rows.get(key, [])]) for key in kinds}
+    return Handover(passed, tuple(names), arrays)
+
+
+def save(handover: Handover, path: Path, manifest: Manifest) -> None:
+    """Write the file, whole or not at all."""
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "bundle": manifest.digest,
+        "passed": handover.passed,
+        "names": handover.names,
+    }
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    part = path.with_name(f".part-{path.name}-{os.getpid()}")
+    try:
+        with part.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{HEADER: text, **handover.arrays})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: Path, bundle: Bundle) -> Handover:
+    """Read a state file for a bundle that was opened from the segment on at which it goes on.
+
+    Raises:
+        ValueError: if it is no state file, damaged, of another bundle, or meant for another segment.
+    """
+    arrays = _arrays(path)
+    header = _header(path, arrays.pop(HEADER, None))
+    if header.get("version") != VERSION:
+        raise ValueError(f"{path} has state version {header.get('version')!r}; this offramp reads version {VERSION}")
+    if header.get("bundle") != bundle.manifest.digest:
+        raise ValueError(f"{path} was written by another bundle than {bundle.folder}: both sides need the same")
+    passed, names = header.get("passed"), header.get("names")
+    if passed != bundle.begin:
+        raise ValueError(f"{path} passed {passed} segments: go on with --from {passed}, not {bundle.begin}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} is damaged: it names no images")
+    for key, port in _expected(bundle.manifest, bundle.policy, passed).items():
+        found, wanted = arrays.get(key), (len(names), *port.shape)
+        if found is None or found.shape != wanted or found.dtype != port.dtype:
+            said = "is missing" if found is None else f"is {found.dtype} {found.shape}"
+            raise ValueError(f"{path} is damaged: {key} {said}, not {port.dtype} {wanted}")
+    return Handover(passed, tuple(names), arrays)
+
+
+def _expected(manifest: Manifest, policy: ExitPolicy, passed: int) -> dict[str, Port]:
+    """Every array that goes over to segment number `passed`, with its shape without the batch."""
+    part = manifest.parts[passed]
+    ports = list(part.takes_state + part.takes_carry)
+    if policy.answer != "exit":
+        ports.append(Port("judged_total", (len(manifest.classes),), "float32"))
+    if policy.score == "patience":
+        ports += [Port("judged_said", (), "int64"), Port("judged_count", (), "float32")]
+    return {port.name: port for port in ports}
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an uncompressed .npz, so that no small file becomes large in memory."""
+    if not path.is_file():
+        raise ValueError(f"there is no state file {path}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} is larger than the {LARGEST >> 30} GiB that a state file may have")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > path.stat().st_size for m in members):
+            raise ValueError("it is compressed")
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (ValueError, OSError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path} is no state file or damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _header(path: Path, text: Array | None) -> dict[str, Any]:
+    try:
+        header = json.loads(b"" if text is None else text.tobytes())
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{path} is no state file of offramp")
+    return header

@@ -1,0 +1,193 @@
+"""The manifest of a bundle: what its files are, what they take and give, and where they come from. Runs without torch.
+
+It is JSON that carries the digest of its own text, so that no byte of it changes unnoticed. Digests find accidents;
+they do not prove who wrote a bundle.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from offramp.bundle.preprocess import Preprocessing
+
+FORMAT, VERSION = "offramp-bundle", 1
+MANIFEST, POLICY = "manifest.json", "policy.json"
+DTYPES = ("float32", "float16", "int64", "int32", "bool")
+
+_BLANK = "0" * 64
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
+
+
+@dataclass(frozen=True)
+class Port:
+    """One tensor that a segment takes or gives: its name, its shape without the batch, its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment's file. `exit` is counted from 0 among all exits of the network.
+
+    It takes state and carry of the segment before (the first one the inputs) and gives `logits` (B, C) and, but for
+    the last one, state and carry for the next.
+    """
+
+    file: str
+    exit: int
+    takes_state: tuple[Port, ...]
+    takes_carry: tuple[Port, ...]
+    gives_state: tuple[Port, ...]
+    gives_carry: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says of itself.
+
+    Attributes:
+        classes: names of the C classes.
+        preprocessing: from image files to inputs.
+        exits: E of the network; the policy has that many, and `parts` are those that it enables.
+        parts: the segments in the order in which they run.
+        files: SHA-256 of every other file of the folder, by name.
+        measured: accuracy and costs, as measured while exporting.
+        verified: on how many images of what the files were compared with the network, and how far they differed.
+        provenance: where it comes from.
+        digest: SHA-256 of the text that was read; filled by `parse`.
+    """
+
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    exits: int
+    parts: tuple[Part, ...]
+    files: Mapping[str, str]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    verified: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+
+def render(manifest: Manifest) -> str:
+    """The manifest as text, with the digest of that text in it."""
+    values = {"format": FORMAT, "version": VERSION, **asdict(manifest), "digest": _BLANK}
+    text = json.dumps(values, indent=2) + "\n"
+    return text.replace(_BLANK, _digest(text))
+
+
+def parse(data: bytes, source: str) -> Manifest:
+    """Read a manifest; `source` names it in errors.
+
+    Raises:
+        ValueError: if it is none, of another version, changed since it was written, or says what cannot be.
+    """
+    try:
+        text = data.decode()
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is damaged: it is no JSON ({error})") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{source} is not the manifest of a bundle: its `format` is not `{FORMAT}`")
+    if found.get("version") != VERSION:
+        raise ValueError(f"{source} has bundle version {found.get('version')!r}; this offramp reads version {VERSION}")
+    digest = found.get("digest")
+    if not isinstance(digest, str) or _digest(text.replace(digest, _BLANK, 1)) != digest:
+        raise ValueError(f"{source} was changed since it was written: export the bundle again")
+    try:
+        return _consistent(_manifest(found, digest))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{source} makes no sense: {reason}") from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _manifest(found: dict[str, Any], digest: str) -> Manifest:
+    """The checked values of a JSON object."""
+    given = found["preprocessing"]
+    preprocessing = Preprocessing(
+        channels=_whole(given["channels"]),
+        size=_whole(given["size"]),
+        resize=_whole(given["resize"]),
+        mean=_many(given["mean"], _number),
+        std=_many(given["std"], _number),
+    )
+    return Manifest(
+        classes=_many(found["classes"], _text),
+        preprocessing=preprocessing,
+        exits=_whole(found["exits"]),
+        parts=_many(found["parts"], _part),
+        files={_plain(name): _text(value) for name, value in found["files"].items()},
+        measured=dict(found["measured"]),
+        verified=dict(found["verified"]),
+        provenance=dict(found["provenance"]),
+        digest=digest,
+    )
+
+
+def _consistent(manifest: Manifest) -> Manifest:
+    """The same manifest, if its segments fit each other, the exits and the files."""
+    order = [part.exit for part in manifest.parts]
+    if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] != manifest.exits - 1:
+        raise ValueError(f"segments of the exits {order} do not lead to the last of {manifest.exits}")
+    for name in (POLICY, *(part.file for part in manifest.parts)):
+        if name not in manifest.files:
+            raise ValueError(f"{name} has no digest")
+    shape = tuple(port.shape for port in manifest.parts[0].takes_state)
+    if shape != (manifest.preprocessing.shape,) or manifest.parts[0].takes_carry:
+        raise ValueError(f"images become {manifest.preprocessing.shape}, but the first segment takes {shape}")
+    for before, after in zip(manifest.parts, manifest.parts[1:], strict=False):
+        given, taken = before.gives_state + before.gives_carry, after.takes_state + after.takes_carry
+        if [(p.shape, p.dtype) for p in given] != [(p.shape, p.dtype) for p in taken]:
+            raise ValueError(f"{after.file} does not take what {before.file} gives")
+    return manifest
+
+
+def _part(value: Any) -> Part:
+    ports = {spec.name: _many(value[spec.name], _port) for spec in fields(Part) if spec.name not in ("file", "exit")}
+    return Part(file=_plain(value["file"]), exit=_whole(value["exit"]), **ports)
+
+
+def _port(value: Any) -> Port:
+    if value["dtype"] not in DTYPES:
+        raise ValueError(f"tensors are of {', '.join(DTYPES)}, not {value['dtype']!r}")
+    return Port(_text(value["name"]), _many(value["shape"], _whole), value["dtype"])
+
+
+def _plain(name: Any) -> str:
+    """A file name that stays in the folder, whatever the system."""
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or name.endswith("."):
+        raise ValueError(f"{name!r} is no plain file name of the bundle's own folder")
+    return name
+
+
+def _many(value: Any, kind: Callable[[Any], Any]) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} should be a list")
+    return tuple(map(kind, value))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} should be a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} should be a finite number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} should be a text")
+    return value

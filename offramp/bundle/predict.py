@@ -1,0 +1,152 @@
+"""From image files to rows of answers: bad images are named, the others answered. Runs without torch."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.adapt.runtime import Answer, Stepper
+from offramp.bundle.handover import Handover
+from offramp.bundle.preprocess import Preprocessing
+from offramp.bundle.read import Bundle
+from offramp.images import ENDINGS, BadImage, Pixels
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said of one image: an answer, or `error`, or neither where it goes on elsewhere.
+
+    `exit` is counted from 0 among all exits; `ms` is the time in the network, its batch's shared equally.
+    """
+
+    image: str
+    label: str | None = None
+    index: int | None = None
+    probability: float | None = None
+    exit: int | None = None
+    ms: float | None = None
+    error: str | None = None
+
+
+def find(paths: Sequence[Path]) -> tuple[list[Path], list[Row]]:
+    """The image files that are meant, folders walked in the order of their names, and a row per path that has none.
+
+    A file that is named is taken as it is; in a folder, what has no ending of an image, or is hidden, is passed over.
+    """
+    files: list[Path] = []
+    bad: list[Row] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)) and file.is_file())
+            files += inside
+            if not inside:
+                bad.append(Row(str(path), error="the folder holds no images"))
+        else:
+            files.append(path)
+    return files, bad
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in file.parts)
+
+
+def read(preprocessing: Preprocessing, files: Iterable[Path], size: int) -> Iterator[tuple[list[Row], list[Pixels]]]:
+    """Files in batches of `size` readable images: a row per file, those without an error have pixels, in order."""
+    rows: list[Row] = []
+    pixels: list[Pixels] = []
+    for file in files:
+        try:
+            pixels.append(_pixels(preprocessing, file))
+            rows.append(Row(str(file)))
+        except BadImage as error:
+            rows.append(Row(str(file), error=str(error)))
+        if len(pixels) == size:
+            yield rows, pixels
+            rows, pixels = [], []
+    if rows:
+        yield rows, pixels
+
+
+def _pixels(preprocessing: Preprocessing, file: Path) -> Pixels:
+    if not file.exists():
+        raise BadImage("there is no such file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a decoder, about oddities that it could deal with
+        return preprocessing.read(file)
+
+
+def answers(
+    bundle: Bundle, files: Iterable[Path], size: int, left: Callable[[Stepper, list[str]], None] | None = None
+) -> Iterator[Row]:
+    """A row for every file, in order.
+
+    Args:
+        bundle: with all its segments, or the first of them.
+        size: images per batch.
+        left: called with every batch's stepper and its images' names, where only the first segments run.
+    """
+    for rows, pixels in read(bundle.manifest.preprocessing, files, size):
+        if not pixels:
+            yield from rows
+            continue
+        began = time.perf_counter()
+        stepper = Stepper(bundle.policy, bundle.manifest.preprocessing.normalise(np.stack(pixels)))
+        ms = _advance(bundle, stepper, began) / len(pixels)
+        names = [row.image for row in rows if row.error is None]
+        if left is not None:
+            left(stepper, names)
+        given = iter(_rows(bundle, stepper, names, ms))
+        yield from (row if row.error is not None else next(given) for row in rows)
+
+
+def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Row]:
+    """A row for every image of a state file, by the rest of the segments."""
+    for begin in range(0, len(handover.names), size):
+        names = handover.names[begin : begin + size]
+        began = time.perf_counter()
+        stepper = handover.stepper(bundle, slice(begin, begin + size))
+        yield from _rows(bundle, stepper, names, _advance(bundle, stepper, began) / len(names))
+
+
+def warm_up(bundle: Bundle, size: int) -> None:
+    """Run every open segment once on zeros: a runtime's first call is slow, and would be taken for an image's time."""
+    part = bundle.manifest.parts[bundle.begin]
+    state: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in part.takes_state)
+    carry: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in part.takes_carry)
+    for segment in bundle.segments:
+        state, carry, logits = segment(state, carry)
+        bundle.policy.step({}, logits, part.exit)
+
+
+def _advance(bundle: Bundle, stepper: Stepper, began: float) -> float:
+    """Run the bundle's segments; milliseconds since `began`."""
+    for segment in bundle.segments:
+        stepper.advance(segment)
+        if stepper.done:
+            break
+    return 1000 * (time.perf_counter() - began)
+
+
+def _rows(bundle: Bundle, stepper: Stepper, names: Sequence[str], ms: float) -> Iterator[Row]:
+    answer, alive = stepper.answer, stepper.alive
+    assert answer is not None and alive is not None
+    waiting = set() if stepper.passed == len(stepper.exits) else set(alive.tolist())
+    for place, (name, (index, probability)) in enumerate(zip(names, _best(answer), strict=True)):
+        if place in waiting:
+            yield Row(name, ms=ms)
+        else:
+            label = bundle.manifest.classes[index]
+            yield Row(name, label, index, probability, int(answer.exit[place]), ms)
+
+
+def _best(answer: Answer) -> Iterator[tuple[int, float]]:
+    """The most probable class of each sample, and its probability."""
+    logits: Any = answer.logits
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    for row in probabilities:
+        yield int(row.argmax()), float(row.max())

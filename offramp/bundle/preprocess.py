@@ -1,0 +1,68 @@
+"""From an image file to the network's input, exactly as in training's evaluation. Runs without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.images import Fit, Pixels, centre, decode
+
+LARGEST = 8192  # side in pixels that a bundle may ask for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What happens to an image before the network sees it.
+
+    Attributes:
+        channels: 3 for RGB, 1 for grey.
+        size: side of the square that the network takes, in pixels.
+        resize: what the shorter side becomes before the centre square of `size` is cropped, in pixels.
+        mean: one per channel, for pixels in 0..1.
+        std: the same.
+    Raises:
+        ValueError: if a number makes no sense.
+    """
+
+    channels: int
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"preprocessing reads images with 1 or 3 channels, not {self.channels}")
+        if not 0 < self.size <= self.resize <= LARGEST:
+            raise ValueError(
+                f"preprocessing: size {self.size} and resize {self.resize} must be positive, resize at least as large, "
+                f"and both at most {LARGEST}"
+            )
+        if not len(self.mean) == len(self.std) == self.channels or not all(np.isfinite(self.mean + self.std)):
+            raise ValueError(f"preprocessing needs {self.channels} finite means and standard deviations")
+        if min(self.std) <= 0:
+            raise ValueError(f"preprocessing needs positive standard deviations, got {self.std}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """One input's (channels, height, width)."""
+        return self.channels, self.size, self.size
+
+    def read(self, image: bytes | Path) -> Pixels:
+        """The pixels (channels, size, size) of one image file.
+
+        Raises:
+            offramp.images.BadImage: whatever is wrong with it.
+        """
+        fit = Fit(self.size, self.resize)
+        return decode(image, lambda picture: centre(picture, fit), self.channels)[0]
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(pixels / 255 - mean) / std for a batch (B, channels, size, size), bit by bit as training computes it."""
+        scale = np.array([1 / (255 * s) for s in self.std], np.float32)
+        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
+        made: NDArray[np.float32] = pixels.astype(np.float32)
+        made *= scale[:, None, None]
+        made += shift[:, None, None]
+        return made

@@ -1,0 +1,86 @@
+"""Open a bundle: every file checked before it is used, then the same `answer()` as everywhere. Runs without torch."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.policy import parse as parse_policy
+from offramp.adapt.runtime import Answer, answer
+from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, parse
+from offramp.bundle.sessions import ArraySegment, open_segment
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle ready to answer.
+
+    `segments` are those from number `begin` (counted from 0) on that were asked for; all of them by default.
+    """
+
+    folder: Path
+    manifest: Manifest
+    policy: ExitPolicy
+    segments: tuple[ArraySegment, ...]
+    begin: int = 0
+
+    def answer(self, inputs: NDArray[np.float32]) -> Answer:
+        """Answer inputs (B, channels, size, size) as `manifest.preprocessing` makes them, with all segments open."""
+        return answer(self.segments, self.policy, inputs)
+
+
+def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: int | None = None) -> Bundle:
+    """Open a folder that `offramp export` wrote.
+
+    Args:
+        runtime: `onnx` or `openvino`, in float32 on the CPU.
+        begin: first segment to open, counted from 0.
+        end: segment before which to stop. Files of the other segments need not be there.
+    Raises:
+        ValueError: naming the file that is missing, changed, or of a version unknown here, or the range of segments.
+        ImportError: if the runtime is not installed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if not 0 <= begin < (len(manifest.parts) if end is None else end) <= len(manifest.parts):
+        last = len(manifest.parts) if end is None else end
+        raise ValueError(f"{folder} has {len(manifest.parts)} segments: there are none from {begin + 1} to {last}")
+    return open_files(folder, manifest, runtime, begin, end)
+
+
+def open_files(folder: Path, manifest: Manifest, runtime: str, begin: int = 0, end: int | None = None) -> Bundle:
+    """Open what a manifest that was read already names; see `open_bundle`."""
+    policy = parse_policy(_checked(folder, manifest, POLICY).decode(), str(folder / POLICY))
+    enabled = [exit for exit, on in enumerate(policy.enabled) if on]
+    if policy.exits != manifest.exits or enabled != [part.exit for part in manifest.parts]:
+        raise ValueError(f"{folder / POLICY} enables other exits than {folder / MANIFEST} has segments for")
+    segments = [
+        open_segment(_checked(folder, manifest, part.file), part, runtime) for part in manifest.parts[begin:end]
+    ]
+    return Bundle(folder, manifest, policy, tuple(segments), begin)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle.
+
+    Raises:
+        ValueError: if the folder is no bundle; see `offramp.bundle.manifest.parse`.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} is no bundle: it has no {MANIFEST} (`offramp export RUN --out {folder}` makes one)")
+    return parse(path.read_bytes(), str(path))
+
+
+def _checked(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The content of a file, read once: what was checked is what is used."""
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is missing, though {MANIFEST} names it: export the bundle again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest.files[name]:
+        raise ValueError(f"{path} is truncated or changed since it was written: export the bundle again")
+    return data

@@ -1,0 +1,209 @@
+"""A bundle beside the network it was made of, on real images: logits, exits, accuracy and costs as they are."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.bundle.read import Bundle
+from offramp.bundle.sessions import ArraySegment
+from offramp.data.augment import normalise
+from offramp.data.splits import DataSet
+from offramp.measure.cost import milliseconds, segment_macs
+from offramp.net import MultiExitNet, segments
+
+TOLERANCE = 1e-4
+"""Largest difference of logits, in units of max(1, the largest logit), and of a score from its threshold at a tie."""
+
+ORDER = ("test", "cal", "val", "train")  # whose images are taken, until there are enough
+SIZES = (1, 2, 7, 32)  # batches that are compared first; then the last size, again and again
+
+
+class Difference(ValueError):
+    """The bundle answers otherwise than the network; the message says where."""
+
+
+class Samples(NamedTuple):
+    """A batch of images of one split: pixels (B, C, H, W), labels and ids (B,)."""
+
+    split: str
+    pixels: UInt8[np.ndarray, "B C H W"]
+    labels: np.ndarray
+    ids: np.ndarray
+
+
+class Reference(NamedTuple):
+    """What the network says: logits of every enabled exit (S, B, C), the judged answers, their scores and exits."""
+
+    logits: Tensor
+    answers: Tensor
+    scores: Tensor
+    taken: Tensor
+
+
+def images(data: DataSet, wanted: int) -> dict[str, np.ndarray]:
+    """Rows of the splits to look at, evenly spread over each: of test as many as there are, then of the others."""
+    chosen = {}
+    for split in ORDER:
+        if split in data.splits and wanted > 0:
+            rows = data.splits[split].indices
+            count = min(wanted, len(rows))
+            chosen[split] = rows[np.arange(count) * len(rows) // count]
+            wanted -= count
+    return chosen
+
+
+def batches(data: DataSet, chosen: dict[str, np.ndarray]) -> Iterator[Samples]:
+    """The chosen images, in batches of different sizes."""
+    sizes = iter(SIZES)
+    for split, rows in chosen.items():
+        begin = 0
+        while begin < len(rows):
+            ids = rows[begin : begin + next(sizes, SIZES[-1])]
+            source = data.splits[split].source
+            yield Samples(split, source.batch(ids), source.labels[ids], ids)
+            begin += len(ids)
+
+
+def verify(
+    bundle: Bundle, net: MultiExitNet, data: DataSet, wanted: int, advance: Any = lambda samples: None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compare a bundle with its network, and measure it.
+
+    Every image goes through training's preprocessing and torch, and through the bundle's and its runtime; first all
+    exits' logits are compared, then the answers of samples that leave early.
+
+    Args:
+        net: in eval mode, float32, on the CPU.
+        wanted: number of images, evenly spread over test, then cal, val and train; all where there are fewer.
+        advance: called with the number of samples after each batch.
+    Returns:
+        (verified, measured) as the manifest holds them.
+    Raises:
+        Difference: naming exit, split and image, and how far they differ.
+    """
+    parts = segments(net, bundle.policy.enabled)
+    worst, ties, right, plainly_right = 0.0, 0, 0, 0
+    exits: list[int] = []
+    chosen = images(data, wanted)
+    with torch.inference_mode():
+        for samples in batches(data, chosen):
+            inputs = normalise(torch.from_numpy(samples.pixels), data.mean, data.std)
+            expected = _reference(parts, bundle.policy, inputs)
+            arrays = bundle.manifest.preprocessing.normalise(samples.pixels)
+            worst = max(worst, _compare_logits(bundle, expected, arrays, samples))
+            found = bundle.answer(arrays)
+            ties += _compare_exits(bundle, expected, found, samples)
+            if samples.split == "test":
+                right += int((found.logits.argmax(1) == samples.labels).sum())
+                plainly_right += int((expected.logits[-1].argmax(1).numpy() == samples.labels).sum())
+                exits += found.exit.tolist()
+            advance(len(samples.ids))
+    counts = {split: len(rows) for split, rows in chosen.items()}
+    verified = {"images": counts, "largest_difference": worst, "tolerance": TOLERANCE, "ties": ties}
+    measured = _costs(bundle, net, data, exits)
+    return verified, {"accuracy": right / len(exits), "plain_accuracy": plainly_right / len(exits), **measured}
+
+
+def _reference(parts: Sequence[Any], policy: ExitPolicy, inputs: Tensor) -> Reference:
+    """Every enabled exit of the network for all samples: nobody leaves, so nothing depends on the runtime's path."""
+    state: Any = inputs
+    carry: Any = ()
+    judged: dict[str, Any] = {}
+    rows = []
+    for exit, segment in zip([exit for exit, on in enumerate(policy.enabled) if on], parts, strict=True):
+        state, carry, logits = segment(state, carry)
+        judged, given, score, leaves = policy.step(judged, logits, exit)
+        rows.append((logits, given, score, leaves))
+    logits, given, score, leaves = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Reference(logits, given, score, leaves.int().argmax(0))
+
+
+def _compare_logits(bundle: Bundle, expected: Reference, arrays: np.ndarray, samples: Samples) -> float:
+    """The largest difference of any exit's logits, in units of the tolerance's scale."""
+    state: Any = arrays
+    carry: Any = ()
+    worst = 0.0
+    for part, segment, wanted in zip(bundle.manifest.parts, bundle.segments, expected.logits.numpy(), strict=True):
+        state, carry, logits = segment(state, carry)
+        worst = max(worst, _near(logits, wanted, part.file, part.exit, samples))
+    return worst
+
+
+def _near(found: np.ndarray, wanted: np.ndarray, what: str, exit: int, samples: Samples) -> float:
+    if found.shape != wanted.shape:
+        raise Difference(f"{what} gives {found.shape} at exit {exit + 1}, but the network {wanted.shape}")
+    apart = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
+    worst = int(apart.argmax())  # of NaN, the first
+    if not apart[worst] <= TOLERANCE:
+        raise Difference(
+            f"{what}: at exit {exit + 1} the logits of image {samples.ids[worst]} of {samples.split} (batch of "
+            f"{len(samples.pixels)}) differ from the network's by {apart[worst]:.2g} of the largest, more than "
+            f"{TOLERANCE:g}"
+        )
+    return float(apart[worst])
+
+
+def _compare_exits(bundle: Bundle, expected: Reference, found: Any, samples: Samples) -> int:
+    """How many samples left elsewhere because their score lies at a threshold; every other difference is an error."""
+    enabled = [part.exit for part in bundle.manifest.parts]
+    ties = 0
+    for row, taken in enumerate(found.exit.tolist()):
+        place, wanted = enabled.index(taken), int(expected.taken[row])
+        if place != wanted:
+            first = min(place, wanted)
+            if not _tie(bundle.policy, expected, enabled, first, row):
+                raise Difference(
+                    f"image {samples.ids[row]} of {samples.split} leaves the bundle at exit {taken + 1}, but the "
+                    f"network at exit {enabled[wanted] + 1}"
+                )
+            ties += 1
+            continue
+        answer = expected.answers[place, row : row + 1].numpy()
+        one = samples._replace(ids=samples.ids[row : row + 1])
+        _near(found.logits[row : row + 1], answer, "leaving early", taken, one)
+    return ties
+
+
+def _tie(policy: ExitPolicy, expected: Reference, enabled: Sequence[int], first: int, row: int) -> bool:
+    """Whether a sample's decision at the enabled exit number `first` hangs on less than the tolerance."""
+    if policy.score != "patience":
+        return bool(abs(expected.scores[first, row] - policy.thresholds[enabled[first]]) <= TOLERANCE)
+    best = expected.answers[: first + 1, row].topk(2).values
+    scale = max(1.0, float(expected.answers[: first + 1, row].abs().max()))
+    return bool((best[:, 0] - best[:, 1]).min() <= 2 * TOLERANCE * scale)
+
+
+def _spread(segment: ArraySegment, given: tuple[Any, Any]) -> Any:
+    return segment(*given)
+
+
+def _costs(bundle: Bundle, net: MultiExitNet, data: DataSet, exits: list[int]) -> dict[str, Any]:
+    """Operations and measured times of every segment, and of the mean test image."""
+    enabled = [part.exit for part in bundle.manifest.parts]
+    macs = segment_macs(net, data.shape, bundle.policy.enabled)
+    plain = segment_macs(net, data.shape, [False] * (net.exits - 1) + [True])[0]
+    times = []
+    state: Any = np.zeros((1, *data.shape), np.float32)
+    carry: Any = ()
+    for segment in bundle.segments:
+        times.append(milliseconds(partial(_spread, segment), (state, carry)))
+        state, carry, _ = segment(state, carry)
+    reach = {name: dict(zip(enabled, accumulate(each), strict=True)) for name, each in (("macs", macs), ("ms", times))}
+    return {
+        "split": "test",
+        "samples": len(exits),
+        "shares": [exits.count(exit) / len(exits) for exit in range(net.exits)],
+        "macs": sum(reach["macs"][exit] for exit in exits) / len(exits),
+        "plain_macs": plain,
+        "segment_macs": macs,
+        "ms": sum(reach["ms"][exit] for exit in exits) / len(exits),
+        "segment_ms": times,
+        "ms_of": {"runtime": "onnxruntime", "precision": "float32", "batch_size": 1},
+    }

@@ -1,0 +1,120 @@
+"""Write a bundle: segments to ONNX, compared with the network, then put in place in one move."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, render
+from offramp.bundle.onnx import EXAMPLE, export_segment
+from offramp.bundle.preprocess import Preprocessing
+from offramp.bundle.read import open_bundle, open_files
+from offramp.bundle.verify import verify
+from offramp.data.splits import DataSet
+from offramp.images import default_fit
+from offramp.net import MultiExitNet, segments
+
+
+def preprocessing_of(data: DataSet, resize: int | None = None) -> Preprocessing:
+    """What this data set's images go through when a network is evaluated on them.
+
+    Args:
+        resize: the shorter side that the data set's images were resized to, where that was not the usual one. Sources
+            whose images have their size already (digits, CIFAR) take other images by the usual rule.
+    Raises:
+        ValueError: if the inputs are not square.
+    """
+    channels, height, width = data.shape
+    if height != width:
+        raise ValueError(f"{data.name} has images of {height}x{width}; bundles read square ones")
+    fit = default_fit(height, resize)
+    return Preprocessing(channels=channels, size=height, resize=fit.resize or height, mean=data.mean, std=data.std)
+
+
+def write(
+    out: Path,
+    net: MultiExitNet,
+    policy: ExitPolicy,
+    data: DataSet,
+    *,
+    resize: int | None = None,
+    images: int = 1000,
+    provenance: dict[str, Any] | None = None,
+    advance: Any = lambda samples: None,
+) -> Manifest:
+    """Export a network and its policy into a folder that runs without torch.
+
+    Nothing is at `out` until the bundle there is whole and verified.
+
+    Args:
+        out: a folder that does not exist yet, or is empty.
+        net: its weights are exported in float32, in evaluation mode.
+        data: what it was trained on; gives the preprocessing and the images to verify with.
+        resize: see `preprocessing_of`.
+        images: how many images to verify with; see `offramp.bundle.verify.verify`.
+        provenance: where the network comes from, kept in the manifest.
+        advance: called with the number of images after each batch that was verified.
+    Returns:
+        The manifest, with what was measured.
+    Raises:
+        ValueError: if something is at `out`, the policy does not fit, or a segment cannot be exported.
+        offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
+    """
+    if policy.exits != net.exits:
+        raise ValueError(f"the policy is for {policy.exits} exits, but the network has {net.exits}")
+    preprocessing = preprocessing_of(data, resize)
+    net = net.eval().float().cpu()
+    with _in_place(out) as part:
+        manifest = _files(part, net, policy, preprocessing, data.classes)
+        manifest = replace(manifest, provenance=provenance or {})
+        verified, measured = verify(open_files(part, manifest, "onnx"), net, data, images, advance)
+        manifest = replace(manifest, verified=verified, measured=measured)
+        (part / MANIFEST).write_text(render(manifest))
+        return open_bundle(part).manifest
+
+
+def _files(
+    folder: Path, net: MultiExitNet, policy: ExitPolicy, preprocessing: Preprocessing, classes: tuple[str, ...]
+) -> Manifest:
+    """Write segments and policy, and answer the manifest that names them."""
+    (folder / POLICY).write_text(policy.to_json() + "\n")
+    state: Any = torch.zeros(EXAMPLE, *preprocessing.shape)
+    carry: Any = ()
+    parts = []
+    enabled = [exit for exit, on in enumerate(policy.enabled) if on]
+    for number, (exit, segment) in enumerate(zip(enabled, segments(net, policy.enabled), strict=True), 1):
+        model, part, state, carry = export_segment(
+            segment, state, carry, file=f"segment-{number}.onnx", exit=exit, last=number == len(enabled)
+        )
+        (folder / part.file).write_bytes(model)
+        parts.append(part)
+    names = (POLICY, *(part.file for part in parts))
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    return Manifest(tuple(classes), preprocessing, net.exits, tuple(parts), digests)
+
+
+@contextlib.contextmanager
+def _in_place(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` if all goes well, and is gone if not."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not an empty folder; take another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.parent / f".part-{out.name}-{os.getpid()}"
+    part.mkdir()
+    try:
+        yield part
+        for file in part.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

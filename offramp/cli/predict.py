@@ -1,0 +1,185 @@
+"""offramp predict: image files through a bundle, where torch does not have to exist."""
+
+import csv as csv_format
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from offramp.cli import emit
+
+if TYPE_CHECKING:
+    from offramp.adapt.runtime import Stepper
+    from offramp.bundle.predict import Row
+    from offramp.bundle.read import Bundle
+
+
+def predict(
+    bundle: Path,
+    *images: Path,
+    runtime: Literal["onnx", "openvino"] = "onnx",
+    batch_size: int = 1,
+    first: int | None = None,
+    from_: Annotated[int | None, Parameter(name="--from")] = None,
+    state: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    csv: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Label, probability, exit and time of every image. Exit status 1 if one of them could not be read.
+
+    Args:
+        bundle: Folder that `offramp export` wrote.
+        images: Image files, and folders of them.
+        runtime: What computes the segments, in float32 on the CPU.
+        batch_size: Images per batch; above 1, the times are shares of their batch's.
+        first: Run the first segments only, this many; images that do not leave there go into --state.
+        from_: Go on where this many segments have run, with the images in --state.
+        state: The file that is handed from --first to --from.
+        json: Print one JSON object.
+        csv: Print comma-separated values.
+    """
+    _check(images, batch_size, first, from_, state, json and csv)
+    from offramp.bundle.predict import warm_up
+    from offramp.bundle.read import open_bundle
+
+    opened = open_bundle(bundle, runtime, begin=from_ or 0, end=first)
+    if first == len(opened.manifest.parts):
+        raise ValueError(f"--first {first} are all segments of {bundle}: leave it out, nothing is left for elsewhere")
+    warm_up(opened, batch_size)
+    rows, total = _rows(opened, images, batch_size, first, state)
+    shown = _progress(rows, total, show=not json and not csv)
+    if csv:
+        failed = _csv(shown, opened.manifest.exits)
+    else:
+        failed = _whole(list(shown), opened, runtime, state if first else None, json)
+    if failed:
+        print(f"offramp: {failed} of {total} could not be read; the rest was answered", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _check(
+    images: tuple[Path, ...], batch_size: int, first: int | None, from_: int | None, state: Path | None, both: bool
+) -> None:
+    if both:
+        raise ValueError("--json and --csv are two ways to print: choose one")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if first is not None and from_ is not None:
+        raise ValueError("--first and --from are the two sides of a split: give one here and the other elsewhere")
+    for option, value in (("--first", first), ("--from", from_)):
+        if value is not None and (value < 1 or state is None):
+            raise ValueError(f"{option} takes a number of segments from 1 on, and needs --state FILE")
+    if state is not None and first is None and from_ is None:
+        raise ValueError("--state is the file between --first N and --from N: give one of them")
+    if from_ is not None and images:
+        raise ValueError("--from goes on with the images in --state: name no others")
+    if from_ is None and not images:
+        raise ValueError("name image files, or folders of them")
+
+
+def _rows(
+    opened: "Bundle", images: tuple[Path, ...], size: int, first: int | None, state: Path | None
+) -> tuple[Iterable["Row"], int]:
+    """The rows as they come, and how many there will be."""
+    from offramp.bundle import handover
+    from offramp.bundle.predict import answers, find, go_on
+
+    if opened.begin:
+        assert state is not None
+        found = handover.load(state, opened)
+        return go_on(opened, found, size), len(found.names)
+    files, empty = find(images)
+
+    def rows() -> Iterator["Row"]:
+        yield from empty
+        if first is None:
+            yield from answers(opened, files, size)
+            return
+        steppers: list[tuple[Stepper, list[str]]] = []
+        yield from answers(opened, files, size, lambda stepper, names: steppers.append((stepper, names)))
+        assert state is not None
+        handover.save(handover.gather(opened.manifest, opened.policy, steppers, first), state, opened.manifest)
+
+    return rows(), len(files) + len(empty)
+
+
+def _progress(rows: Iterable["Row"], total: int, show: bool) -> Iterator["Row"]:
+    """The same rows, with a bar where there are many; an error is said as soon as it is met."""
+    from offramp.cli._show import stderr, working
+
+    with working("answering", total, show and total > 20) as advance:
+        for row in rows:
+            if row.error is not None:
+                stderr.print(f"offramp: {row.image}: {row.error}", highlight=False, soft_wrap=True, markup=False)
+            advance(1)
+            yield row
+
+
+def _values(row: "Row", exits: int) -> dict[str, Any]:
+    """One row for machines: exits are counted from 1, as everywhere in what is printed."""
+    return {
+        "image": row.image,
+        "label": row.label,
+        "class": row.index,
+        "probability": row.probability,
+        "exit": None if row.exit is None else row.exit + 1,
+        "final": None if row.exit is None else row.exit + 1 == exits,
+        "ms": row.ms,
+        "error": row.error,
+    }
+
+
+def _csv(rows: Iterable["Row"], exits: int) -> int:
+    """Print the rows as they come; how many have an error."""
+    from offramp.bundle.predict import Row
+
+    failed = 0
+    writer = csv_format.DictWriter(sys.stdout, list(_values(Row(""), exits)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(_values(row, exits))
+        failed += row.error is not None
+    return failed
+
+
+def _whole(rows: list["Row"], opened: "Bundle", runtime: str, state: Path | None, json: bool) -> int:
+    """Print all rows as one JSON object or one table; how many have an error."""
+    exits = opened.manifest.exits
+    waiting = sum(row.error is None and row.label is None for row in rows)
+    if json:
+        emit(
+            {
+                "bundle": str(opened.folder),
+                "digest": opened.manifest.digest,
+                "runtime": runtime,
+                "exits": exits,
+                "state": None if state is None else str(state),
+                "waiting": waiting,
+                "images": [_values(row, exits) for row in rows],
+            }
+        )
+    else:
+        _table(rows, exits, waiting, state)
+    return sum(row.error is not None for row in rows)
+
+
+def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> None:
+    from rich.markup import escape
+
+    from offramp.cli._show import percent, stdout, table
+
+    lines = []
+    for row in rows:
+        if row.error is None:
+            exit = "goes on" if row.exit is None else "final" if row.exit + 1 == exits else f"exit {row.exit + 1}"
+            ms = "–" if row.ms is None else f"{row.ms:.2f}"
+            lines.append([escape(row.image), escape(row.label or "–"), percent(row.probability), exit, ms])
+    if lines:
+        made = table("", ["image", "label", "probability %", "leaves at", "ms"], lines)
+        made.columns[0].overflow = made.columns[1].overflow = "fold"  # a name that is cut off names nothing
+        stdout.print(made, soft_wrap=True)
+    if state is not None:
+        text = f"{waiting} of {len(lines)} go on: `offramp predict BUNDLE --from N --state {state}`"
+        stdout.print(text, highlight=False, soft_wrap=True, markup=False)

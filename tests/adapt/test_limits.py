@@ -1,0 +1,115 @@
+"""Deadlines, fixed batch sizes and pauses change when and where an answer is computed, not what it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.runtime import Stepper, answer, in_buckets, resume
+
+ROWS = np.random.default_rng(0)
+WEIGHTS = [ROWS.standard_normal((6, 6)) for _ in range(3)]
+INPUTS = ROWS.standard_normal((50, 6))
+POLICY = ExitPolicy(thresholds=(0.8, 0.6, 0.0), enabled=(True,) * 3, answer="geometric")
+
+
+def segment(weight: np.ndarray, kind: str, note: Callable[[int], object] = lambda rows: None) -> Any:
+    """State is two arrays, carry the previous logits."""
+    matrix: Any = torch.from_numpy(weight) if kind == "torch" else weight
+
+    def run(state: Any, carry: Any) -> Any:
+        x = state[0] + state[1][:, 0] if isinstance(state, tuple) else state
+        note(len(x))
+        made = (x @ matrix) / 3
+        logits = 4 * made[:, :4] + (carry[0] if carry else 0)
+        return (made, made[:, None]), (logits,), logits
+
+    return run
+
+
+def batch(kind: str) -> Any:
+    return torch.from_numpy(INPUTS) if kind == "torch" else INPUTS
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("sizes", [(1,), (8,), (1, 8, 32), (64, 4), (50,), (64,)])
+def test_buckets_show_a_segment_only_their_sizes(kind: str, sizes: tuple[int, ...]) -> None:
+    seen: list[int] = []
+    parts = [in_buckets(segment(weight, kind, seen.append), sizes) for weight in WEIGHTS]
+    wanted = answer([segment(weight, kind) for weight in WEIGHTS], POLICY, batch(kind))
+    found = answer(parts, POLICY, batch(kind))
+    assert len(set(wanted.exit.tolist())) == 3
+    assert set(seen) <= set(sizes) and len(seen) >= 3
+    assert found.exit.tolist() == wanted.exit.tolist()
+    np.testing.assert_allclose(np.asarray(found.logits), np.asarray(wanted.logits), atol=1e-5)
+    assert type(found.logits) is type(wanted.logits)
+
+
+def test_the_smallest_bucket_that_holds_a_batch_is_taken() -> None:
+    seen: list[int] = []
+    run = in_buckets(segment(WEIGHTS[0], "numpy", seen.append), (4, 16))
+    for count, sizes in ((3, [4]), (4, [4]), (5, [16]), (17, [16, 4]), (35, [16, 16, 4])):
+        state, _, logits = run(INPUTS[:count], ())
+        assert seen == sizes and len(logits) == len(state[1]) == count
+        seen.clear()
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 4), (-1,)])
+def test_buckets_that_make_no_sense(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="buckets are batch sizes of at least 1, got"):
+        in_buckets(segment(WEIGHTS[0], "numpy"), sizes)
+
+
+def test_an_empty_batch_fits_no_bucket() -> None:
+    with pytest.raises(ValueError, match="an empty batch fits no bucket"):
+        in_buckets(segment(WEIGHTS[0], "numpy"), (4,))(INPUTS[:0], ())
+
+
+def test_after_the_deadline_the_best_answer_so_far_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    monkeypatch.setattr("time.perf_counter", lambda: 7.0 + 0.2 * len(ran))  # every segment takes 200 ms
+    parts = [segment(weight, "numpy", ran.append) for weight in WEIGHTS]
+    whole = answer([segment(weight, "numpy") for weight in WEIGHTS], POLICY, INPUTS)
+    found = answer(parts, POLICY, INPUTS, deadline_ms=250)
+    assert len(ran) == 2, "the third segment was not begun"
+    assert found.exit.tolist() == whole.exit.clip(max=1).tolist()
+    early = whole.exit <= 1
+    np.testing.assert_allclose(found.logits[early], whole.logits[early])
+    late = answer(parts[:2], ExitPolicy(thresholds=(0.8, 0.0), enabled=(True, True), answer="geometric"), INPUTS)
+    np.testing.assert_allclose(found.logits, late.logits)
+
+
+def test_the_first_segment_runs_whatever_the_deadline() -> None:
+    found = answer([segment(weight, "numpy") for weight in WEIGHTS], POLICY, INPUTS, deadline_ms=1e-9)
+    assert found.exit.tolist() == [0] * 50 and np.isfinite(found.logits).all()
+
+
+def test_a_deadline_far_away_changes_nothing() -> None:
+    parts = [segment(weight, "numpy") for weight in WEIGHTS]
+    found, wanted = answer(parts, POLICY, INPUTS, deadline_ms=1e9), answer(parts, POLICY, INPUTS)
+    assert np.array_equal(found.exit, wanted.exit) and np.array_equal(found.logits, wanted.logits)
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("nan")])
+def test_a_deadline_that_makes_no_sense(deadline: float) -> None:
+    with pytest.raises(ValueError, match="deadline_ms must be positive, got"):
+        answer([segment(weight, "numpy") for weight in WEIGHTS], POLICY, INPUTS, deadline_ms=deadline)
+
+
+@pytest.mark.parametrize("passed", [1, 2])
+def test_a_stepper_goes_on_where_another_stopped(passed: int) -> None:
+    parts = [segment(weight, "numpy") for weight in WEIGHTS]
+    whole = answer(parts, POLICY, INPUTS)
+    first = Stepper(POLICY, INPUTS)
+    for part in parts[:passed]:
+        first.advance(part)
+    second = resume(POLICY, first.passed, first.state, first.carry, first.judged)
+    for part in parts[passed:]:
+        second.advance(part)
+    assert second.done and second.answer is not None
+    staying = whole.exit >= passed
+    assert second.answer.exit.tolist() == whole.exit[staying].tolist()
+    np.testing.assert_allclose(second.answer.logits, whole.logits[staying])

@@ -1,0 +1,165 @@
+"""Half of the way here, half of it there: the same answers, from one file that is read with suspicion."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.runtime import Stepper
+from offramp.bundle import handover
+from offramp.bundle.read import Bundle, open_bundle
+from offramp.net import segments
+
+
+def inputs(made: Any, count: int = 60) -> np.ndarray:
+    split = made.data.splits["cal"]
+    return made.manifest.preprocessing.normalise(split.source.batch(split.indices[:count]))
+
+
+def stopped(bundle: Bundle, arrays: np.ndarray, passed: int, size: int) -> list[tuple[Stepper, list[str]]]:
+    made = []
+    for begin in range(0, len(arrays), size):
+        stepper = Stepper(bundle.policy, arrays[begin : begin + size])
+        for segment in bundle.segments[:passed]:
+            if not stepper.done:
+                stepper.advance(segment)
+        made.append((stepper, [f"image {begin + row}" for row in range(len(arrays[begin : begin + size]))]))
+    return made
+
+
+@pytest.mark.parametrize("passed", [1, 2])
+@pytest.mark.parametrize("size", [1, 7, 60])
+def test_two_halves_make_the_whole(made: Any, tmp_path: Path, passed: int, size: int) -> None:
+    arrays = inputs(made)
+    here, there = open_bundle(made.folder, end=passed), open_bundle(made.folder, begin=passed)
+    whole = open_bundle(made.folder).answer(arrays)
+    handed = handover.gather(here.manifest, here.policy, stopped(here, arrays, passed, size), passed)
+    handover.save(handed, tmp_path / "cut.npz", here.manifest)
+    found = handover.load(tmp_path / "cut.npz", there)
+    last = [part.exit for part in here.manifest.parts][passed - 1]
+    staying = np.flatnonzero(whole.exit > last)
+    assert list(found.names) == [f"image {row}" for row in staying] and len(staying) > 1
+    stepper = found.stepper(there, slice(None))
+    for segment in there.segments:
+        if not stepper.done:
+            stepper.advance(segment)
+    assert stepper.answer is not None
+    assert stepper.answer.exit.tolist() == whole.exit[staying].tolist()
+    np.testing.assert_allclose(stepper.answer.logits, whole.logits[staying], atol=1e-4)
+    assert list(tmp_path.iterdir()) == [tmp_path / "cut.npz"]
+
+
+@pytest.mark.parametrize("changes", [{"score": "patience", "patience": 2}, {"answer": "sum"}, {"answer": "exit"}])
+def test_what_the_policy_looks_back_at_goes_along(made: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    bundle = open_bundle(made.folder)
+    policy = ExitPolicy(**{**vars(made.policy), **changes})
+    bundle = Bundle(bundle.folder, bundle.manifest, policy, bundle.segments)
+    arrays = inputs(made)
+    whole = bundle.answer(arrays)
+    handed = handover.gather(bundle.manifest, policy, stopped(bundle, arrays, 1, 20), 1)
+    handover.save(handed, tmp_path / "cut.npz", bundle.manifest)
+    there = Bundle(bundle.folder, bundle.manifest, policy, bundle.segments[1:], begin=1)
+    stepper = handover.load(tmp_path / "cut.npz", there).stepper(there, slice(None))
+    for segment in there.segments:
+        if not stepper.done:
+            stepper.advance(segment)
+    assert stepper.answer is not None
+    assert stepper.answer.exit.tolist() == whole.exit[whole.exit > 0].tolist()
+
+
+def test_nobody_goes_on(made: Any, tmp_path: Path) -> None:
+    there = open_bundle(made.folder, begin=1)
+    handover.save(handover.gather(there.manifest, there.policy, [], 1), tmp_path / "cut.npz", there.manifest)
+    assert handover.load(tmp_path / "cut.npz", there).names == ()
+
+
+@pytest.fixture
+def cut(made: Any, tmp_path: Path) -> Path:
+    bundle = open_bundle(made.folder)
+    handed = handover.gather(bundle.manifest, bundle.policy, stopped(bundle, inputs(made, 30), 1, 10), 1)
+    handover.save(handed, tmp_path / "cut.npz", bundle.manifest)
+    return tmp_path / "cut.npz"
+
+
+def rewritten(path: Path, header: dict[str, Any] | None = None, **arrays: Any) -> None:
+    """The same file with other content, None taking an array out."""
+    with np.load(path) as found:
+        content = {name: found[name] for name in found.files}
+    said = json.loads(content["header"].tobytes()) | (header or {})
+    content["header"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    content = {name: value for name, value in (content | arrays).items() if value is not None}
+    np.savez(path, allow_pickle=True, **content)
+
+
+def says(path: Path, made: Any, begin: int = 1) -> str:
+    with pytest.raises(ValueError) as caught:
+        handover.load(path, open_bundle(made.folder, begin=begin))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_of_another_segment_version_or_bundle(made: Any, cut: Path) -> None:
+    assert "passed 1 segments: go on with --from 1, not 2" in says(cut, made, begin=2)
+    rewritten(cut, {"version": 2})
+    assert "has state version 2; this offramp reads version 1" in says(cut, made)
+    rewritten(cut, {"version": 1, "bundle": "0" * 64})
+    assert "was written by another bundle than" in says(cut, made)
+
+
+def test_a_changed_byte_anywhere_in_the_arrays(made: Any, cut: Path) -> None:
+    content = bytearray(cut.read_bytes())
+    content[len(content) // 2] ^= 1
+    cut.write_bytes(content)
+    assert "is no state file or damaged: " in says(cut, made)
+
+
+def test_a_file_that_is_truncated_or_something_else(made: Any, cut: Path, tmp_path: Path) -> None:
+    content = cut.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        cut.write_bytes(content[:length])
+        assert "is no state file or damaged: " in says(cut, made)
+    np.savez(cut, something=np.zeros(3))
+    assert "is no state file of offramp" in says(cut, made)
+    assert "there is no state file" in says(tmp_path / "nowhere.npz", made)
+
+
+def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
+    content = cut.read_bytes()
+    rewritten(cut, state_0=np.array([print], dtype=object))
+    assert "Object arrays cannot be loaded" in says(cut, made)
+    cut.write_bytes(content)
+    with np.load(cut) as found:
+        np.savez_compressed(cut, **{name: found[name] for name in found.files})
+    assert "it is compressed" in says(cut, made)
+
+
+def test_arrays_of_another_shape_or_type(made: Any, cut: Path) -> None:
+    content = cut.read_bytes()
+    with np.load(cut) as found:
+        state, total = found["state_0"], found["judged_total"]
+    for arrays, what in (
+        ({"state_0": state[1:]}, "state_0 is float32"),
+        ({"state_0": state.astype(np.float64)}, "state_0 is float64"),
+        ({"state_0": None}, "state_0 is missing"),
+        ({"judged_total": total[:, 1:]}, "judged_total is float32"),
+        ({"carry_1": None}, "carry_1 is missing"),
+    ):
+        rewritten(cut, **arrays)
+        assert f"is damaged: {what}" in says(cut, made)
+        cut.write_bytes(content)
+    rewritten(cut, {"names": [1, 2]})
+    assert "is damaged: it names no images" in says(cut, made)
+
+
+def test_the_network_itself_hands_over_the_same(made: Any) -> None:
+    """The state is that of the torch segments, whichever side has torch."""
+    arrays = inputs(made, 5)
+    with torch.inference_mode():
+        state, carry, _ = segments(made.net, made.policy.enabled)[0](torch.from_numpy(arrays), ())
+    found, found_carry, _ = open_bundle(made.folder).segments[0](arrays, ())
+    for wanted, given in zip((*state, *carry), (*found, *found_carry), strict=True):
+        np.testing.assert_allclose(given, wanted.numpy(), atol=1e-4)

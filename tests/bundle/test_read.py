@@ -1,0 +1,189 @@
+"""A bundle is opened whole and unchanged, or one sentence says what is wrong; and torch does not have to exist."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.bundle.manifest import parse, render
+from offramp.bundle.read import open_bundle, read_manifest
+
+FILES = ("policy.json", "segment-1.onnx", "segment-2.onnx", "segment-3.onnx")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_byte_is_named(copied: Path, name: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is truncated or changed since it was written"):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_or_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).write_bytes((copied / name).read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{name} is truncated or changed"):
+        open_bundle(copied)
+    (copied / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing, though manifest.json names it"):
+        open_bundle(copied)
+
+
+def test_a_link_is_not_followed(copied: Path, tmp_path: Path) -> None:
+    (copied / FILES[1]).rename(tmp_path / "elsewhere.onnx")
+    (copied / FILES[1]).symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(ValueError, match=f"{FILES[1]} is missing"):
+        open_bundle(copied)
+
+
+def test_no_byte_of_the_manifest_changes_unnoticed(made: Any) -> None:
+    text = (made.folder / "manifest.json").read_bytes()
+    for place in range(0, len(text), 3):
+        changed = bytearray(text)
+        changed[place] ^= 4
+        with pytest.raises(ValueError, match=r"^m\.json (is|was|has|makes) "):
+            parse(bytes(changed), "m.json")
+
+
+def signed(found: dict[str, Any]) -> bytes:
+    """The manifest with a digest that is right, whatever it says: as whoever writes one for us would."""
+    blank = "0" * 64
+    text = json.dumps({**found, "digest": blank})
+    return text.replace(blank, hashlib.sha256(text.encode()).hexdigest()).encode()
+
+
+def damaged(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda found: found.update(changes)
+
+
+def renamed(name: Any) -> Callable[[dict[str, Any]], None]:
+    def change(found: dict[str, Any]) -> None:
+        found["parts"][0]["file"] = name
+
+    return change
+
+
+def reshaped(found: dict[str, Any]) -> None:
+    found["parts"][0]["gives_state"][0]["shape"] = [4, 9, 9]
+
+
+def retyped(found: dict[str, Any]) -> None:
+    found["parts"][1]["takes_state"][0]["dtype"] = "object"
+
+
+def resized(found: dict[str, Any]) -> None:
+    found["preprocessing"]["size"] = found["preprocessing"]["resize"] = 9
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (damaged(version=2), "has bundle version 2; this offramp reads version 1"),
+        (damaged(version="1"), "has bundle version '1'"),
+        (damaged(format="zip"), "is not the manifest of a bundle"),
+        (renamed("../segment-1.onnx"), "'../segment-1.onnx' is no plain file name of the bundle's own folder"),
+        (renamed("/etc/passwd"), "'/etc/passwd' is no plain file name"),
+        (renamed("a\\b.onnx"), "is no plain file name"),
+        (renamed(".."), "is no plain file name"),
+        (renamed("C:x"), "is no plain file name"),
+        (renamed(7), "7 is no plain file name"),
+        (renamed("other.onnx"), "other.onnx has no digest"),
+        (damaged(files={"../x": "0"}), "'../x' is no plain file name"),
+        (damaged(files=[]), "makes no sense"),
+        (damaged(parts=[]), "segments of the exits [] do not lead to the last of 4"),
+        (damaged(exits=5), "segments of the exits [0, 2, 3] do not lead to the last of 5"),
+        (damaged(classes="ab"), "'ab' should be a list"),
+        (damaged(classes=[1]), "1 should be a text"),
+        (damaged(exits=True), "True should be a whole number"),
+        (damaged(preprocessing={}), "'channels' is missing"),
+        (reshaped, "segment-2.onnx does not take what segment-1.onnx gives"),
+        (retyped, "tensors are of float32, float16, int64, int32, bool, not 'object'"),
+        (resized, "images become (1, 9, 9), but the first segment takes ((1, 8, 8),)"),
+    ],
+)
+def test_a_manifest_that_says_what_cannot_be(made: Any, change: Callable[[dict[str, Any]], None], says: str) -> None:
+    found = json.loads((made.folder / "manifest.json").read_text())
+    change(found)
+    with pytest.raises(ValueError) as caught:
+        parse(signed(found), "b/manifest.json")
+    assert says in str(caught.value) and str(caught.value).startswith("b/manifest.json ")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"{", b"[" * 100_000, b"{}"])
+def test_what_is_no_manifest(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^m\.json is (damaged: it is no JSON|not the manifest of a bundle)"):
+        parse(data, "m.json")
+
+
+def test_a_manifest_reads_as_it_was_written(made: Any) -> None:
+    assert parse(render(made.manifest).encode(), "m") == made.manifest
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"is no bundle: it has no manifest\.json"):
+            open_bundle(folder)
+
+
+def test_a_policy_for_other_segments(copied: Path) -> None:
+    policy = (copied / "policy.json").read_text().replace("false", "true").encode()
+    (copied / "policy.json").write_bytes(policy)
+    found = json.loads((copied / "manifest.json").read_text())
+    found["files"]["policy.json"] = hashlib.sha256(policy).hexdigest()
+    (copied / "manifest.json").write_bytes(signed(found))
+    with pytest.raises(ValueError, match=r"policy\.json enables other exits than .*manifest.json has segments for"):
+        open_bundle(copied)
+
+
+def test_only_the_segments_that_run_have_to_be_there(copied: Path) -> None:
+    (copied / "segment-3.onnx").unlink()
+    assert len(open_bundle(copied, end=2).segments) == 2
+    (copied / "segment-1.onnx").unlink()
+    assert len(open_bundle(copied, begin=1, end=2).segments) == 1
+
+
+@pytest.mark.parametrize(("begin", "end", "range"), [(3, None, "4 to 3"), (0, 4, "1 to 4"), (2, 1, "3 to 1")])
+def test_segments_that_do_not_exist(made: Any, begin: int, end: int | None, range: str) -> None:
+    with pytest.raises(ValueError, match=f"has 3 segments: there are none from {range}"):
+        open_bundle(made.folder, begin=begin, end=end)
+
+
+ALONE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in ("torch", "pyarrow", "jaxtyping", "yaml", "onnx", "onnxscript", "safetensors", "lightning_fabric"):
+            raise ImportError(f"{name} does not exist here")
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+from offramp.bundle.read import open_bundle
+bundle = open_bundle(sys.argv[1])
+pixels = np.load(sys.argv[2])
+found = bundle.answer(bundle.manifest.preprocessing.normalise(pixels))
+np.savez(sys.argv[3], logits=found.logits, exit=found.exit)
+"""
+
+
+def test_it_answers_the_same_where_torch_does_not_exist(made: Any, tmp_path: Path) -> None:
+    pixels = made.data.splits["cal"].source.batch(made.data.splits["cal"].indices[:20])
+    np.save(tmp_path / "pixels.npy", pixels)
+    words = [made.folder, tmp_path / "pixels.npy", tmp_path / "found.npz"]
+    ran = subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    bundle = open_bundle(made.folder)
+    wanted = bundle.answer(bundle.manifest.preprocessing.normalise(pixels))
+    with np.load(tmp_path / "found.npz") as found:
+        assert found["exit"].tolist() == wanted.exit.tolist()
+        np.testing.assert_allclose(found["logits"], wanted.logits, atol=1e-5)
+
+
+def test_the_manifest_can_be_read_alone(made: Any) -> None:
+    assert read_manifest(made.folder).classes == made.data.classes

@@ -1,0 +1,56 @@
+"""Runtimes take what the manifest says they take, and what is wrong with a model is one sentence."""
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.bundle.sessions import open_segment
+
+
+def test_a_file_that_is_no_model(made: Any) -> None:
+    with pytest.raises(ValueError, match=r"^segment-1.onnx is no model that ONNX Runtime can run: ") as caught:
+        open_segment(b"hello", made.manifest.parts[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_other_tensors_than_the_manifest_says(made: Any) -> None:
+    part = made.manifest.parts[1]
+    model = (made.folder / part.file).read_bytes()
+    other = replace(part, takes_carry=part.takes_carry[:1])
+    with pytest.raises(ValueError, match=r"segment-2.onnx takes .*'carry_1'.* but the manifest says \['carry_0', 'st"):
+        open_segment(model, other)
+    other = replace(part, gives_state=())
+    with pytest.raises(ValueError, match=r"segment-2.onnx takes .* and gives .* but the manifest says"):
+        open_segment(model, other)
+
+
+def test_inputs_that_do_not_fit(made: Any) -> None:
+    part = made.manifest.parts[0]
+    run = open_segment((made.folder / part.file).read_bytes(), part)
+    with pytest.raises(ValueError, match=r"segment-1.onnx failed in ONNX Runtime: .*invalid dimensions"):
+        run(np.zeros((2, 3, 8, 8), np.float32), ())
+
+
+def test_an_unknown_runtime(made: Any) -> None:
+    with pytest.raises(ValueError, match="unknown runtime 'tpu': there are onnx, openvino"):
+        open_segment(b"", made.manifest.parts[0], "tpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is not None, reason="OpenVINO is installed here")
+def test_openvino_that_is_not_there_is_named_with_its_command(made: Any) -> None:
+    with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take --runtime onnx"):
+        open_segment(b"", made.manifest.parts[0], "openvino")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+def test_openvino_answers_what_onnx_runtime_does(made: Any) -> None:
+    state: Any = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    carry: Any = ()
+    for part in made.manifest.parts:
+        model = (made.folder / part.file).read_bytes()
+        found = open_segment(model, part, "openvino")(state, carry)
+        state, carry, logits = open_segment(model, part)(state, carry)
+        np.testing.assert_allclose(found[2], logits, atol=1e-4)

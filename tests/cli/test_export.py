@@ -1,0 +1,73 @@
+"""offramp export: a calibrated run becomes a verified folder, and what is missing for that is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp.adapt.policy import ExitPolicy, load, save
+from offramp.bundle.read import open_bundle
+from offramp.cli import export, main
+
+Offramp = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with four exits of which two are on, trained for an epoch on digits."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    words = "--net resnet18 --width 4 --branch eed --data digits --epochs 1 --precision 32 --method joint --json"
+    with pytest.raises(SystemExit) as left:
+        main(["train", *words.split(), "--out", str(folder)])
+    assert not left.value.code
+    save(ExitPolicy(thresholds=(0.5, 0.15, 0.5, 0.5), enabled=(False, True, False, True)), folder / "policy.json")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_run_becomes_a_bundle(
+    offramp: Offramp, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "b"
+    ran = offramp("export", run, "--out", out, "--json")
+    assert ran.status == 0, ran.err
+    bundle, found = open_bundle(out), json.loads((out / "manifest.json").read_text())
+    assert all(ran.json[key] == found[key] for key in ("verified", "measured", "provenance"))
+    assert ran.json["segments"] == ["segment-1.onnx", "segment-2.onnx"]
+    assert ran.json["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+    assert found["verified"]["images"] == {"test": 359, "cal": 71, "val": 72, "train": 498}
+    export._show(ran.json)
+    said = capsys.readouterr().out
+    assert f"2 segments and the policy, {ran.json['bytes'] / 1e6:.2f} MB" in said
+    assert "verified on 1,000 images: same exits" in said and "on 359 test images: accuracy" in said
+    evaluated = offramp("evaluate", run, "--json").json["adaptive"]
+    assert found["measured"]["shares"] == evaluated["shares"]
+    assert found["measured"]["accuracy"] == pytest.approx(evaluated["accuracy"])
+    assert found["measured"]["macs"] == pytest.approx(evaluated["macs"])
+    assert found["measured"]["plain_accuracy"] == pytest.approx(evaluated["plain"]["accuracy"])
+    assert bundle.policy == load(run / "policy.json")
+    about = bundle.manifest.provenance
+    assert about["config"]["net"] == "resnet18" and about["weights"] == "last" and about["versions"]["torch"]
+    again = offramp("export", run, "--out", out)
+    assert again.status == 1 and "is there already and not an empty folder; take another --out" in again.err
+
+
+def test_a_run_without_a_policy(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    (run / "policy.json").unlink()
+    ran = offramp("export", run, "--out", tmp_path / "b")
+    assert ran.status == 1 and "has no policy yet: fit one with `offramp calibrate" in ran.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_too_few_images_and_no_run(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    ran = offramp("export", run, "--out", tmp_path / "b", "--images", 999)
+    assert ran.status == 1 and "--images must be at least 1000, got 999" in ran.err
+    ran = offramp("export", tmp_path, "--out", tmp_path / "b")
+    assert ran.status == 1 and "is no run: it has no config.yaml" in ran.err

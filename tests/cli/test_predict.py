@@ -1,0 +1,232 @@
+"""offramp predict: every image is answered or named, as a table, JSON or CSV, where torch does not exist."""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import offramp as package
+from offramp.adapt.policy import ExitPolicy
+from offramp.bundle.read import open_bundle
+from offramp.bundle.write import write
+from offramp.data.augment import normalise
+from offramp.data.load import load
+from offramp.net import Branch, Head, MultiExitNet
+
+Offramp = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which every row has one line."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three exits on digits, untrained."""
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(1 if n == 0 else 6, 6, 3, padding=1), nn.ReLU()) for n in range(3)]
+    net = MultiExitNet(stages, [Branch(nn.Identity(), Head(6, 10)) for _ in range(3)])
+    data = load("digits")
+    with torch.inference_mode():
+        pixels = torch.from_numpy(data.splits["cal"].source.batch(data.splits["cal"].indices))
+        scores = net(normalise(pixels, data.mean, data.std)).logits.softmax(2).amax(2)
+    thresholds = tuple(scores.quantile(0.6, 1).tolist())
+    folder = tmp_path_factory.mktemp("predict") / "b"
+    write(folder, net, ExitPolicy(thresholds=thresholds, enabled=(True,) * 3), data, images=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 digits as files of three kinds, in two folders, beside a text and a hidden file."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    split = load("digits").splits["test"]
+    for number, pixels in enumerate(split.source.batch(split.indices[:24])):
+        name = f"{number:02d}.{('png', 'webp', 'jpg')[number % 3]}"
+        file = folder / ("more" if number >= 20 else ".") / name
+        Image.fromarray(pixels[0]).save(file, **({"lossless": True} if number % 3 == 1 else {}))
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_text("no image")
+    return folder
+
+
+def expected(bundle: Path, files: list[Path]) -> Any:
+    opened = open_bundle(bundle)
+    reading = opened.manifest.preprocessing
+    return opened.answer(reading.normalise(np.stack([reading.read(file) for file in files])))
+
+
+def test_every_image_of_a_folder_is_answered(offramp: Offramp, bundle: Path, pictures: Path) -> None:
+    files = sorted(pictures.glob("*.*g")) + sorted(pictures.glob("*.webp"))
+    files = sorted(file for file in files if not file.name.startswith(".")) + sorted((pictures / "more").iterdir())
+    wanted = expected(bundle, files)
+    assert len(set(wanted.exit.tolist())) == 3, "a policy that uses every exit tests more"
+    for size in (1, 7, 100):
+        ran = offramp("predict", bundle, pictures, "--json", "--batch-size", size)
+        assert ran.status == 0 and not ran.err
+        rows = ran.json["images"]
+        assert [row["image"] for row in rows] == [str(file) for file in files]
+        assert [row["exit"] for row in rows] == (wanted.exit + 1).tolist()
+        assert [row["class"] for row in rows] == wanted.logits.argmax(1).tolist()
+        assert [row["label"] for row in rows] == [str(label) for label in wanted.logits.argmax(1)]
+        assert [row["final"] for row in rows] == (wanted.exit == 2).tolist()
+        powers = np.exp(wanted.logits)
+        chances = (powers / powers.sum(1, keepdims=True)).max(1)
+        assert [row["probability"] for row in rows] == pytest.approx(chances, abs=1e-5)
+        assert all(row["ms"] > 0 and row["error"] is None for row in rows)
+    assert ran.json["exits"] == 3 and ran.json["runtime"] == "onnx"
+    assert ran.json["digest"] == open_bundle(bundle).manifest.digest
+
+
+def test_the_table_and_csv_say_the_same(offramp: Offramp, bundle: Path, pictures: Path) -> None:
+    rows = offramp("predict", bundle, pictures, "--json").json["images"]
+    ran = offramp("predict", bundle, pictures, "--csv")
+    found = list(csv.DictReader(io.StringIO(ran.out)))
+    assert [(row["image"], row["label"], int(row["exit"])) for row in found] == [
+        (row["image"], row["label"], row["exit"]) for row in rows
+    ]
+    ran = offramp("predict", bundle, pictures)
+    lines = [line.split() for line in ran.out.splitlines()[1:] if line.strip()]
+    assert [line[:2] for line in lines] == [[row["image"], row["label"]] for row in rows]
+    leaves = ["final" if row["final"] else f"exit {row['exit']}" for row in rows]
+    assert [" ".join(line[3:-1]) for line in lines] == leaves
+    assert [float(line[2]) for line in lines] == [round(100 * row["probability"], 2) for row in rows]
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", None])
+def test_bad_images_are_named_and_the_rest_is_answered(
+    offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path, form: str | None
+) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((pictures / "00.png").read_bytes()[:-30])
+    Image.new("L", (9000, 9000)).save(tmp_path / "bomb.png")
+    (tmp_path / "none").mkdir()
+    names = ["text.png", "empty.jpg", "cut.png", "bomb.png", "nowhere.png"]
+    good = [pictures / "00.png", pictures / "01.webp"]
+    words = [good[0], *(tmp_path / name for name in names), good[1], tmp_path / "none"]
+    ran = offramp("predict", bundle, *words, *([form] if form else []), "--batch-size", 2)
+    assert ran.status == 1
+    said = ran.err.splitlines()
+    assert len(said) == 7 and said[-1] == "offramp: 6 of 8 could not be read; the rest was answered"
+    for name, reason in zip(
+        [*names, "none"],
+        [
+            "no PNG, JPEG",
+            "no PNG, JPEG",
+            "truncated",
+            "an image bomb? it is 9000x9000",
+            "there is no such file",
+            "holds",
+        ],
+    ):
+        assert any(line.startswith(f"offramp: {tmp_path / name}: ") and reason in line for line in said), (name, said)
+    if form == "--json":
+        rows = {row["image"]: row for row in ran.json["images"]}
+        assert len(rows) == 8 and all((row["error"] is None) == (Path(image) in good) for image, row in rows.items())
+        assert all(row["label"] is not None for row in rows.values() if row["error"] is None)
+    elif form == "--csv":
+        found = {row["image"]: row for row in csv.DictReader(io.StringIO(ran.out))}
+        assert "truncated" in found[str(tmp_path / "cut.png")]["error"] and found[str(good[1])]["label"]
+    else:
+        assert [line.split()[0] for line in ran.out.splitlines()[1:] if line] == list(map(str, good))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_split_gives_the_same_answers(
+    offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path, number: int
+) -> None:
+    whole = {row["image"]: row for row in offramp("predict", bundle, pictures, "--json").json["images"]}
+    state = tmp_path / "cut.npz"
+    words = ("--first", number, "--state", state, "--batch-size", 5)
+    here = offramp("predict", bundle, pictures, *words, "--json").json
+    waiting = [row["image"] for row in here["images"] if row["exit"] is None]
+    assert waiting == [image for image, row in whole.items() if row["exit"] > number] and waiting
+    assert here["waiting"] == len(waiting) and here["state"] == str(state)
+    there = offramp("predict", bundle, "--from", number, "--state", state, "--batch-size", 4, "--json").json
+    assert [row["image"] for row in there["images"]] == waiting
+    for row in [*there["images"], *(row for row in here["images"] if row["exit"] is not None)]:
+        for key in ("label", "class", "exit", "final"):
+            assert row[key] == whole[row["image"]][key]
+        assert row["probability"] == pytest.approx(whole[row["image"]]["probability"], abs=1e-5)
+    table = offramp("predict", bundle, pictures, *words).out
+    assert f"{len(waiting)} of 24 go on" in table and table.count("goes on") == len(waiting)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "name image files, or folders of them"),
+        (("a.png", "--json", "--csv"), "two ways to print: choose one"),
+        (("a.png", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+        (("a.png", "--first", "1", "--from", "1"), "the two sides of a split"),
+        (("a.png", "--first", "1"), "--first takes a number of segments from 1 on, and needs --state FILE"),
+        (("a.png", "--first", "0", "--state", "s"), "--first takes a number of segments from 1 on"),
+        (("--from", "-1", "--state", "s"), "--from takes a number of segments from 1 on"),
+        (("a.png", "--state", "s"), "--state is the file between --first N and --from N"),
+        (("a.png", "--from", "1", "--state", "s"), "--from goes on with the images in --state"),
+        (("a.png", "--first", "3", "--state", "s"), "--first 3 are all segments of"),
+        (("a.png", "--first", "4", "--state", "s"), "has 3 segments: there are none from 1 to 4"),
+        (("--from", "3", "--state", "s"), "has 3 segments: there are none from 4 to 3"),
+        (("--from", "1", "--state", "nowhere.npz"), "there is no state file nowhere.npz"),
+    ],
+)
+def test_words_that_make_no_sense(offramp: Offramp, bundle: Path, words: tuple[str, ...], says: str) -> None:
+    ran = offramp("predict", bundle, *words)
+    assert ran.status == 1 and says in ran.err and ran.err.count("\n") == 1
+
+
+def test_a_long_name_is_not_cut_off(
+    offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    file = tmp_path / f"{'long-' * 20}[bold].png"
+    file.write_bytes((pictures / "00.png").read_bytes())
+    out = offramp("predict", bundle, file).out
+    assert str(file) in "".join(line.split(" ")[0] for line in out.splitlines()[1:]) and "…" not in out
+
+
+def test_a_damaged_bundle_is_one_sentence(offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for file in bundle.iterdir():
+        (tmp_path / "b" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "b" / "segment-2.onnx").unlink()
+    ran = offramp("predict", tmp_path / "b", pictures, "--json")
+    assert ran.status == 1 and "segment-2.onnx is missing" in ran.json["error"]
+
+
+ALONE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in ("torch", "pyarrow", "jaxtyping", "yaml", "onnx", "onnxscript", "safetensors", "lightning_fabric"):
+            raise ImportError(f"{name} does not exist here")
+sys.meta_path.insert(0, Blocker())
+from offramp.cli import main
+main()
+"""
+
+
+def test_it_runs_where_torch_does_not_exist(offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    wanted = offramp("predict", bundle, pictures, "--csv").out
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    for more in ((), ("--first", "1", "--state", str(tmp_path / "s.npz"))):
+        words = [sys.executable, "-W", "error", "-c", ALONE, "predict", str(bundle), str(pictures), "--csv", *more]
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+        assert ran.returncode == 0 and not ran.stderr, ran.stderr
+        rows = zip(csv.DictReader(io.StringIO(ran.stdout)), csv.DictReader(io.StringIO(wanted)), strict=True)
+        assert all(found["label"] in (row["label"], "" if more else None) for found, row in rows)
