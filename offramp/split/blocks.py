@@ -5,10 +5,8 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from offramp.split.layers import main
+from offramp.split.layers import WORKING, main
 from offramp.split.trace import Traced
-
-_BARE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class Unit(NamedTuple):
@@ -32,7 +30,7 @@ class Unit(NamedTuple):
     @property
     def bare(self) -> bool:
         """Whether it is one layer of PyTorch, so that norm and activation after it belong to it."""
-        return self.kind is not None and issubclass(self.kind, _BARE)
+        return self.kind is not None and issubclass(self.kind, WORKING)
 
 
 def units(model: nn.Module, traced: Traced, ends: Sequence[fx.Node]) -> list[Unit]:
@@ -51,7 +49,7 @@ def units(model: nn.Module, traced: Traced, ends: Sequence[fx.Node]) -> list[Uni
 
 
 def _unit(traced: Traced, before: fx.Node, end: fx.Node, modules: list[nn.Module]) -> Unit:
-    layers = [part for module in modules for part in module.modules() if isinstance(part, _BARE)]
+    layers = [part for module in modules for part in module.modules() if isinstance(part, WORKING)]
     heaviest = max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
     wide = any(isinstance(part, nn.modules.conv._ConvNd) and max(part.kernel_size) > 1 for part in layers)
     enters, leaves = (tuple(traced.values[node][0].shape[1:]) for node in (before, end))

@@ -12,6 +12,8 @@ from offramp.split.cut import Crossing, Cutter, has_batch
 from offramp.split.trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace
 
 Image = tuple[int, int, int]
+WORKING = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers that do the work: what is not one of them, nor holds one, is a norm, an activation or pooling."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -49,7 +51,7 @@ def find(model: nn.Module, shape: Image, after: Collection[str] = ()) -> Layers:
 
 def _repeats(part: nn.Module) -> bool:
     """Whether a module holds several blocks of a kind, as a stage does that is no container of PyTorch."""
-    kinds = [type(child) for child in part.children() if len([*child.children()]) > 1]
+    kinds = [type(child) for child in part.children() if any(isinstance(deep, WORKING) for deep in child.modules())]
     return len(kinds) > len(set(kinds))
 
 
