@@ -18,27 +18,25 @@ Net = Backbone | MultiExitNet
 def state(net: Net) -> dict[str, Tensor]:
     """The trunk's weights by the unsplit model's names: what its `load_state_dict` takes. Early exits are left out.
 
-    The tensors are the network's own. A network that was not split has the names of its backbone: `stages.0.0...` and
-    `head...`.
+    The tensors are the network's own. A network that was not split has the names `blocks.0...`, `blocks.1...` and
+    `head...`, whatever its exits are.
     """
-    stages, head = _trunk(net)
+    blocks, head = _trunk(net)
     found: dict[str, Tensor] = {}
-    for name, module in [(f"stages.{index}.", stage) for index, stage in enumerate(stages)] + [("head.", head)]:
-        parts = [part for part in module.modules() if isinstance(part, Part)]
-        if parts:
-            for part in parts:
-                found |= part.state_dict(keep_vars=True)
-        else:
-            found |= {name + key: tensor for key, tensor in module.state_dict(keep_vars=True).items()}
+    for name, block in [*((f"blocks.{index}.", block) for index, block in enumerate(blocks)), ("head.", head)]:
+        prefix = "" if isinstance(block, Part) else name
+        found |= {prefix + key: tensor for key, tensor in block.state_dict(keep_vars=True).items()}
     return found
 
 
 def _trunk(net: Net) -> tuple[list[nn.Module], nn.Module]:
-    if isinstance(net, Backbone):
-        return list(net.stages), net.head
-    head = net.branches[-1].head
+    """The blocks of all stages, and the head."""
+    head = net.head if isinstance(net, Backbone) else net.branches[-1].head
     assert isinstance(head, nn.Module)
-    return list(net.stages), head
+    blocks: list[nn.Module] = []
+    for stage in net.stages:
+        blocks += list(stage) if isinstance(stage, nn.Sequential) else [stage]
+    return blocks, head
 
 
 def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights", classes: bool = False) -> list[str]:
@@ -53,7 +51,7 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
         ValueError: naming the weights that are missing, unexpected or of another shape.
     """
     own = state(net)
-    given = _of_run(given)
+    given = _of_run(given, split=isinstance(_trunk(net)[1], Part))
     wrong = {name for name in own if name in given and own[name].shape != given[name].shape}
     kept = sorted(wrong & set(_classifier(net, own))) if classes else []
     missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
@@ -87,14 +85,25 @@ def _classifier(net: Net, own: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in own.items() if id(tensor) in last]
 
 
-def _of_run(given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Weights of a run of offramp as those of its backbone: the last branch is the head, other branches are left out."""
+def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
+    """Weights of a run of offramp by the names that `state` gives: the last branch is the head, others are left out.
+
+    Blocks are counted through all stages, so that weights fit networks with other exits, or none.
+    """
     exits = [int(name.split(".")[1]) for name in given if name.startswith("branches.")]
-    if not exits:
+    if not exits or not any(name.startswith("stages.") for name in given):
         return given
     head = f"branches.{max(exits)}.head."
-    named = {name.replace(head, "head."): tensor for name, tensor in given.items()}
-    return {name: tensor for name, tensor in named.items() if not name.startswith("branches.")}
+    blocks = sorted({tuple(map(int, name.split(".")[1:3])) for name in given if name.startswith("stages.")})
+    number = {f"stages.{stage}.{block}.": index for index, (stage, block) in enumerate(blocks)}
+    named: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        place = ".".join(name.split(".")[:3]) + "."
+        if place in number:
+            named[("" if split else f"blocks.{number[place]}.") + name.removeprefix(place)] = tensor
+        elif name.startswith(head):
+            named[("" if split else "head.") + name.removeprefix(head)] = tensor
+    return named
 
 
 def read(path: Path) -> dict[str, Tensor]:
