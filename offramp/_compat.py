@@ -39,9 +39,9 @@ def _declare_missing_operators() -> None:
         return  # half imported, or switched off: the import itself will say so
     if _kept or found is None or found.origin is None or _loads(Path(found.origin).parent):
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     _kept.append(library)
 
 
@@ -49,7 +49,7 @@ def _loads(folder: Path) -> bool:
     """Whether torchvision's compiled library fits this torch."""
     for library in [*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]:
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             return False
     return True

@@ -224,9 +224,7 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     return net
 
 
-def build_backbone(
-    config: Config, *, classes: int, channels: int, size: tuple[int, int] | None = None
-) -> "Backbone":
+def build_backbone(config: Config, *, classes: int, channels: int, size: tuple[int, int] | None = None) -> "Backbone":
     """The network without its exits, freshly initialised.
 
     Args:
@@ -263,7 +261,9 @@ def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
     notes: list[str] = []
     for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
         kept = weights.load_state(part, given, f"--weights {config.weights}", classes=True)
-        notes += [f"the classifier starts anew: {config.weights.name} has other classes ({', '.join(kept)})"] if kept else []
+        notes += (
+            [f"the classifier starts anew: {config.weights.name} has other classes ({', '.join(kept)})"] if kept else []
+        )
     return tuple(dict.fromkeys(notes))
 
 
@@ -365,7 +365,9 @@ def resolve(config: Config) -> Config:
 def _short_options(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a network of ours that have an option of their own."""
     if config.exits_after:
-        raise ValueError(f"--exits-after is for networks of others (timm:NAME and the like); {config.net} has its own stages")
+        raise ValueError(
+            f"--exits-after is for networks of others (timm:NAME and the like); {config.net} has its own stages"
+        )
     short = {key: value for key, value in {"width": config.width, "exits": config.exits}.items() if value is not None}
     for key, value in short.items():
         if str(given.get(key, value)) != str(value):

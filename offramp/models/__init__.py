@@ -10,7 +10,7 @@ from offramp.names import discover, unknown
 DOORS = {
     "timm:NAME": "A network of timm, newly initialised (`pip install 'offramp[vision]'`).",
     "torchvision:NAME": "A network of torchvision, newly initialised (`pip install 'offramp[vision]'`).",
-    "transformers:TYPE": "An image classifier of transformers, by type or folder (`pip install 'offramp[transformers]'`).",
+    "transformers:TYPE": "A classifier of transformers, by type or folder (`pip install 'offramp[transformers]'`).",
     "python:MODULE:FUNCTION": "What a function of yours builds: a model, or stages by `offramp.split.by_hand`.",
 }
 """Networks of others, by what stands before the colon; `offramp.split.doors` builds them."""

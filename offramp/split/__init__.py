@@ -32,8 +32,8 @@ def split(
     samples is free.
 
     Args:
-        after: the layers (names as in `model.named_modules()`) after which exits are to stand, in order; or the number of
-            exits, the final one included, to place them at equal shares of the multiply-adds.
+        after: the layers (names as in `model.named_modules()`) after which exits are to stand, in order; or the number
+            of exits, the final one included, to place them at equal shares of the multiply-adds.
         shape: (channels, height, width) of the images.
         make: builds the same model again, newly initialised; with it, blocks that branches sample start as the model's
             own do.

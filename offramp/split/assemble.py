@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, fx, nn
 
@@ -32,7 +33,7 @@ def assemble(
         shared = _shared(parts, groups)
     if shared:
         raise ValueError(
-            f"the model uses the same weights on both sides of an exit ({', '.join(_twice(parts))}); put the exit elsewhere"
+            f"the model uses the same weights before and after an exit ({', '.join(_twice(parts))}); put it elsewhere"
         )
     bounds = [sum(map(len, groups[:index])) for index in range(len(groups) + 1)]
     if make is not None:
@@ -41,7 +42,7 @@ def assemble(
         for part in sampled:
             donor.offer(part)
     _add_unused(model, parts)
-    stages = tuple(nn.Sequential(*parts[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+    stages = tuple(nn.Sequential(*parts[a:b]) for a, b in pairwise(bounds))
     return Backbone(stages, parts[-1], shape)
 
 
@@ -93,7 +94,7 @@ def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.T
         ends.add(end.map)
     found = blocks.units(model, traced, sorted(ends, key=order.__getitem__))
     bounds = [-1, *(order[cut] for cut in cuts), len(order)]
-    stages = [[unit for unit in found if a < order[unit.end] <= b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    stages = [[unit for unit in found if a < order[unit.end] <= b] for a, b in pairwise(bounds)]
     stages[-1] = stages[-1][: blocks.before_head(stages[-1], traced)]
     return [blocks.join(stage) for stage in stages]
 
@@ -114,7 +115,7 @@ def _parts(
 
 
 def layout(traced: Traced, nodes: Sequence[fx.Node], shape: Image) -> Callable[[fx.Node], bool]:
-    """Whether a node's value is a map (B, H, W, D). Where its sizes allow both readings, the model's other maps decide."""
+    """Whether a node's value is a map (B, H, W, D); where its sizes allow both readings, the other maps decide."""
 
     def reading(node: fx.Node) -> int:
         sizes = traced.values[node][0].shape
@@ -144,7 +145,8 @@ def _shared(parts: Sequence[Part], groups: Sequence[Sequence[fx.Node]]) -> set[i
     twice = _twice(parts)
     stage_of = [stage for stage, group in enumerate(groups) for _ in group] + [len(groups)]
     return {
-        stage for part, stage in zip(parts, stage_of, strict=True)
+        stage
+        for part, stage in zip(parts, stage_of, strict=True)
         if stage < len(groups) and twice & {name for name, _ in part.named_parameters()}
     }
 

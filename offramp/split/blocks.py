@@ -1,11 +1,11 @@
-"""The pieces between the ends of a model's layers, joined to blocks: what a branch can sample, what belongs to the head."""
+"""The pieces between the ends of a model's layers, joined to blocks; what of them belongs to the head."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import fx, nn
 
-from offramp.split.layers import WORKING, main
+from offramp.split.layers import WORKING
 from offramp.split.trace import Traced
 
 
@@ -53,7 +53,9 @@ def _unit(traced: Traced, before: fx.Node, end: fx.Node, modules: list[nn.Module
     heaviest = max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
     wide = any(isinstance(part, nn.modules.conv._ConvNd) and max(part.kernel_size) > 1 for part in layers)
     enters, leaves = (tuple(traced.values[node][0].shape[1:]) for node in (before, end))
-    return Unit(end, None if heaviest is None else type(heaviest), enters, leaves, bool(layers), bool(layers) and not wide)
+    return Unit(
+        end, None if heaviest is None else type(heaviest), enters, leaves, bool(layers), bool(layers) and not wide
+    )
 
 
 def before_head(found: Sequence[Unit], traced: Traced) -> int:
@@ -131,14 +133,29 @@ def tail(traced: Traced, classifier: str) -> Tail:
     feature = call.args[0] if call.args else next(iter(call.kwargs.values()))
     assert isinstance(feature, fx.Node) and isinstance(logits, fx.Node)
     way = _way_back(traced, feature)
-    width = max(traced.values[feature][0].shape[1:])
-    spread = [node for node in way if not _flat(traced, node)]
-    pools = [after for node, after in zip(way[1:], way, strict=False) if _pools(after) and _dims(traced, node) > 2]
-    maps = [node for node in way if _dims(traced, node) > 2]
-    found = way[way.index(pools[0]) + 1] if pools and not spread else next(iter(spread or maps), None)
+    found = _before_pooling(traced, way)
     if found is None:
         raise ValueError(f"nothing before the classifier {classifier} is a map or a sequence that exits could stand on")
+    width = max(traced.values[feature][0].shape[1:])
     return Tail(feature, _upright(traced, found, way, width), logits)
+
+
+def _before_pooling(traced: Traced, way: list[fx.Node]) -> fx.Node | None:
+    """The last map or sequence on the way to the classifier, given backwards; None if there is none.
+
+    Sizes alone do not tell it: small images make maps of 1×1 long before the pooling.
+    """
+    start = next((index for index, node in enumerate(way) if _dims(traced, node) > 2), None)
+    if start is None:
+        return None
+    if start and _pools(way[start - 1]):
+        return way[start]
+    for node, before in zip(way[start:], way[start + 1 :], strict=False):
+        if not _flat(traced, node):
+            return node
+        if _pools(node):
+            return before
+    return way[start]
 
 
 def _way_back(traced: Traced, node: fx.Node) -> list[fx.Node]:
@@ -169,9 +186,9 @@ def _dims(traced: Traced, node: fx.Node) -> int:
 def _flat(traced: Traced, node: fx.Node) -> bool:
     """Whether a value is a vector per sample, be it (B, D) or (B, D, 1, 1)."""
     sizes = traced.values[node][0].shape[1:]
-    return sum(size != 1 for size in sizes) <= 1
+    return bool(sum(size != 1 for size in sizes) <= 1)
 
 
 def _pools(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return "pool" in name or name == "mean"
+    return "pool" in str(name) or name == "mean"

@@ -1,4 +1,4 @@
-"""A traced graph cut into pieces: what has to cross each cut, what is computed again behind it, and the pieces' graphs."""
+"""A traced graph cut into pieces: what has to cross each cut, and what is computed again behind it."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -31,7 +31,9 @@ class Cutter:
         channels_last: whether maps (B, H, W, D) among the cuts are to be handed on as (B, D, H, W).
     """
 
-    def __init__(self, model: nn.Module, traced: Traced, cuts: Sequence[Node], channels_last: Callable[[Node], bool]) -> None:
+    def __init__(
+        self, model: nn.Module, traced: Traced, cuts: Sequence[Node], channels_last: Callable[[Node], bool]
+    ) -> None:
         self.model, self.traced, self.cuts, self.channels_last = model, traced, list(cuts), channels_last
         self.order = {node: index for index, node in enumerate(traced.graph.nodes)}
         self.piece: dict[Node, int] = {}
@@ -60,9 +62,9 @@ class Cutter:
         main = self.cuts[index]
         found = []
         for node in self.order:
-            if self.piece[node] <= index and any(self.piece[user] > index for user in node.users):
-                if node is not main and self._carried(node, main):
-                    found.append(node)
+            crosses = self.piece[node] <= index and any(self.piece[user] > index for user in node.users)
+            if crosses and node is not main and self._carried(node, main):
+                found.append(node)
         return [*found, main]
 
     def _carried(self, node: Node, cut: Node) -> bool:
@@ -76,7 +78,9 @@ class Cutter:
             return True
         if self.data[node]:
             sizes = written(tuple(value[0].shape))
-            raise Crossing(f"{node.name}, {sizes} for {BATCHES[0]} images, would have to pass without the batch in front", cut)
+            raise Crossing(
+                f"{node.name}, {sizes} for {BATCHES[0]} images, would have to pass without the batch in front", cut
+            )
         return not self._repeatable(node)
 
     def _repeatable(self, node: Node) -> bool:
@@ -86,7 +90,9 @@ class Cutter:
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
             return not module.state_dict() and all(map(self._repeatable, node.all_input_nodes))
-        return all(self._repeatable(before) for before in node.all_input_nodes if _has_tensor(self.traced.values[before]))
+        return all(
+            self._repeatable(before) for before in node.all_input_nodes if _has_tensor(self.traced.values[before])
+        )
 
     def _tensor(self, path: str) -> Any:
         return self.traced.constants[path] if path in self.traced.constants else operator.attrgetter(path)(self.model)
@@ -177,7 +183,6 @@ class _Piece:
             values.append(value)
         self.graph.output(values[0] if len(values) == 1 else tuple(values))
 
-
     def answer(self, logits: Node, feature: Node, maps: Node) -> None:
         """Answer as a head does: logits (B, C), feature (B, D), and the map as exits see it."""
         pooled, before = self.look(feature), self.look(maps)
@@ -223,7 +228,9 @@ def _in_place(user: Node, node: Node, model: nn.Module) -> bool:
         name = str(user.target)
         return name.endswith("_") and not name.endswith("__")
     name = getattr(user.target, "__name__", "")
-    in_place = name in ("iadd", "isub", "imul", "itruediv", "setitem") or (name.endswith("_") and not name.startswith("_"))
+    in_place = name in ("iadd", "isub", "imul", "itruediv", "setitem") or (
+        name.endswith("_") and not name.startswith("_")
+    )
     return in_place or bool(user.kwargs.get("inplace"))
 
 

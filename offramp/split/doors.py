@@ -1,4 +1,4 @@
-"""Networks of others by name: timm:NAME, torchvision:NAME, transformers:TYPE (or a folder) and python:package.module:function."""
+"""Networks of others by name: timm:NAME, torchvision:NAME, transformers:TYPE and python:package.module:function."""
 
 import importlib
 import inspect
@@ -14,7 +14,6 @@ from torch import nn
 from offramp._compat import vision
 from offramp.names import nearest, unknown
 from offramp.net import Backbone
-from offramp.split.layers import Image
 
 EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""
@@ -59,12 +58,14 @@ def build(
         raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
     if isinstance(model, Backbone):
         if after or exits is not None:
-            raise ValueError(f"{name} comes in stages of its own: --exits-after and --exits are for models that are not cut yet")
+            raise ValueError(
+                f"{name} comes in stages of its own: --exits-after and --exits are for models that are not cut yet"
+            )
         return model
     return split(model, after or exits or EXITS, (channels, *(size or usual)), make=make)
 
 
-Making = tuple[Callable[[], nn.Module], tuple[int, int]]
+Making = tuple[Callable[[], Any], tuple[int, int]]
 """How the network is built, and the (height, width) of the images that it is made for."""
 
 
@@ -73,13 +74,15 @@ def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, 
     if not timm.is_model(name):
         raise unknown("network of timm", name, timm.list_models(), listing="")
     known = timm.get_pretrained_cfg(name)
-    usual: tuple[int, int] = tuple(known.input_size[1:]) if known else (224, 224)  # type: ignore[assignment]
+    usual: tuple[int, int] = tuple(known.input_size[1:]) if known else (224, 224)
     if size and size != usual and known and known.fixed_input_size:
         options.setdefault("img_size", size)
     return partial(timm.create_model, name, pretrained=False, num_classes=classes, in_chans=channels, **options), usual
 
 
-def _torchvision(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Making:
+def _torchvision(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
+) -> Making:
     models = vision("torchvision.models")
     names = models.list_models(module=models)
     if name not in names:
@@ -94,7 +97,9 @@ def _torchvision(name: str, classes: int, channels: int, size: tuple[int, int] |
     return partial(models.get_model, name, weights=None, num_classes=classes, **options), (side, side)
 
 
-def _transformers(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Making:
+def _transformers(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
+) -> Making:
     library = vision("transformers")
     auto = vision("transformers.models.auto.modeling_auto")
     asked = {"num_labels": classes, **options}
@@ -104,7 +109,9 @@ def _transformers(name: str, classes: int, channels: int, size: tuple[int, int] 
         config = library.AutoConfig.for_model(name, **asked)
     else:
         types = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-        raise unknown("type of image classifier, nor folder with a config.json, of transformers", name, types, listing="")
+        raise unknown(
+            "type of image classifier, nor folder with a config.json, of transformers", name, types, listing=""
+        )
     if hasattr(config, "num_channels"):
         config.num_channels = channels
     if size and hasattr(config, "image_size"):
@@ -131,7 +138,9 @@ def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None
         raise ValueError(f"python:{name}: {module_name} has no function {function_name!r}; {near}")
     takes = inspect.signature(function).parameters
     if not {"classes", "num_classes"} & set(takes):
-        raise ValueError(f"python:{name}: {function_name} must take the number of classes as `classes` or `num_classes`")
+        raise ValueError(
+            f"python:{name}: {function_name} must take the number of classes as `classes` or `num_classes`"
+        )
     offered = {"classes": classes, "num_classes": classes, "channels": channels, "in_chans": channels}
     if size:
         offered |= {"image_size": size[0]}

@@ -1,4 +1,4 @@
-"""Where a model can be cut cleanly: the ends of its blocks, found by looking at what would have to pass each of them."""
+"""Where a model can be cut cleanly: the ends of its blocks, found by what would have to pass each of them."""
 
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
@@ -117,7 +117,9 @@ def _try(model: nn.Module, shape: Image) -> Tensor:
     image = torch.empty((BATCHES[0], *shape), device="meta")
     made = logits_of(evaluate(model, (image,), {}))
     if not isinstance(made, Tensor) or made.dim() != 2:
-        raise TypeError(f"it answers {written(tuple(made.shape))} for one image" if isinstance(made, Tensor) else "no tensor")
+        raise TypeError(
+            f"it answers {written(tuple(made.shape))} for one image" if isinstance(made, Tensor) else "no tensor"
+        )
     return made
 
 
@@ -147,9 +149,7 @@ def _above(names: Iterable[str]) -> set[str]:
     return {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
 
 
-def _trace_what_can_be(
-    model: nn.Module, shape: Image, opened: set[str], needed: set[str]
-) -> tuple[Traced, set[str]]:
+def _trace_what_can_be(model: nn.Module, shape: Image, opened: set[str], needed: set[str]) -> tuple[Traced, set[str]]:
     """Look into as many of the modules as can be traced; those of `needed` must be."""
     while True:
         try:
@@ -169,11 +169,15 @@ def _clean(model: nn.Module, traced: Traced, opened: set[str]) -> list[tuple[str
     while True:
         hidden = {name for name in opened if type(model.get_submodule(name)) in closed}
         inner = {name for name, _ in ends if any(name.startswith(f"{block}.") for block in hidden)}
-        more = {_block(model, name, opened) for name, _ in ends if name not in inner and not state[name]} - {None} - closed
+        more = (
+            {_block(model, name, opened) for name, _ in ends if name not in inner and not state[name]} - {None} - closed
+        )
         if not more:
             break
         closed |= {kind for kind in more if kind is not None}
-    return _distinct([(name, node) for name, node in ends if state[name] and name not in inner and _is_map(traced, node)])
+    return _distinct(
+        [(name, node) for name, node in ends if state[name] and name not in inner and _is_map(traced, node)]
+    )
 
 
 def _distinct(ends: list[tuple[str, fx.Node]]) -> list[tuple[str, fx.Node]]:

@@ -39,7 +39,9 @@ def plan(graph: fx.Graph, model: nn.Module, borrowed: set[str], constants: Mappi
     """
     modules = tuple(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
     reads = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    tensors = {name: _kept(model, name) and name not in borrowed for name in reads if name not in (*constants, "training")}
+    tensors = {
+        name: _kept(model, name) and name not in borrowed for name in reads if name not in (*constants, "training")
+    }
     weigh = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules}
     heaviest = max(weigh, key=lambda name: weigh[name]) if weigh else ""
     kind = type(model.get_submodule(heaviest)).__name__ if heaviest else "Function"

@@ -13,8 +13,9 @@ NEAR = 0.05
 
 
 class Place(NamedTuple):
-    """Where an exit can stand: the layer before it, the share of the multiply-adds up to it, and whether the shape of the
-    state changes behind it.
+    """Where an exit can stand: the layer before it, the share of the multiply-adds up to it.
+
+    `turns` says that the shape of the state changes behind it.
     """
 
     layer: str

@@ -33,7 +33,7 @@ class Traced(NamedTuple):
 
     `values` holds each node's value on the meta device, one per size of batch in `BATCHES`; `ends` the node that a
     module's call came to, by the module's name; `macs` the multiply-adds of a node for one sample; `constants` the
-    tensors that the pass made out of nothing. `flags` says whether flags that follow `self.training` do so in the graph.
+    tensors that the pass made out of nothing; `flags` says whether what follows `self.training` do so in the graph.
     """
 
     graph: fx.Graph
@@ -66,7 +66,9 @@ def trace(model: nn.Module, shape: tuple[int, int, int], opened: Collection[str]
     return traced._replace(flags=flags)
 
 
-def _run(model: nn.Module, shape: tuple[int, int, int], opened: Collection[str], measured: Traced | None = None) -> Traced:
+def _run(
+    model: nn.Module, shape: tuple[int, int, int], opened: Collection[str], measured: Traced | None = None
+) -> Traced:
     """Trace once, in the mode that the model is in; `measured` lends the values of a pass that was traced before."""
     tracer = Tracer({_PREFIX + path for path in opened} | {"model"}, shape, _dtype(model), measured)
     with torch.no_grad():
@@ -142,7 +144,7 @@ class Tracer(fx.Tracer):
         whole = self.is_leaf_module(m, path)
         if not whole:
             self.open.append(path)
-        answer = super().call_module(m, forward, args, kwargs)  # type: ignore[no-untyped-call]
+        answer = super().call_module(m, forward, args, kwargs)
         if not whole:
             self.open.pop()
         first = answer[0] if isinstance(answer, tuple | list) and answer else answer
@@ -186,13 +188,13 @@ class Tracer(fx.Tracer):
             return self.inputs[index]
         if node.op == "get_attr":
             return _meta(_attribute(self.root, str(node.target)))
-        args, kwargs = (fx.node.map_arg(part, lambda n: self.values[n][index]) for part in (node.args, node.kwargs))
-        args, kwargs = (map_aggregate(part, _meta) for part in (args, kwargs))
+        args: Any = map_aggregate(fx.node.map_arg(node.args, lambda n: self.values[n][index]), _meta)
+        kwargs: Any = map_aggregate(fx.node.map_arg(node.kwargs, lambda n: self.values[n][index]), _meta)
         if node.op == "call_module":
             return evaluate(self.root.get_submodule(str(node.target)), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)  # 
 
     def fixed(self, proxy: fx.Proxy, what: Callable[[Any], Any]) -> Any:
         """A property of a proxy's value that must be the same for every size of batch."""
@@ -207,7 +209,8 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a tuple, shape or tensor."""
-        return iter([obj[index] for index in range(self.fixed(obj, len))])
+        parts: Any = obj
+        return iter([parts[index] for index in range(self.fixed(obj, len))])
 
 
 class _Valued(fx.Proxy):
@@ -244,7 +247,9 @@ def evaluate(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) and value.device.type != "meta" else value
+    return (
+        torch.empty_like(value, device="meta") if isinstance(value, Tensor) and value.device.type != "meta" else value
+    )
 
 
 def _attribute(root: Any, path: str) -> Any:

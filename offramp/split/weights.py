@@ -60,7 +60,11 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
         *_listed("unexpected", unexpected),
         *_listed(
             "of another shape",
-            [f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}" for name in own if name in wrong - {*kept}],
+            [
+                f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+                for name in own
+                if name in wrong - {*kept}
+            ],
         ),
     ]
     if problems:
@@ -124,7 +128,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"--weights {path} cannot be read as weights alone ({reason}); save it with torch.save(model.state_dict(), ...)"
+            f"--weights {path} cannot be read as weights alone ({reason}); use torch.save(model.state_dict())"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -17,8 +17,8 @@ class Recipe:
         optimizer: The optimiser.
         lr: Learning rate at its highest.
         lr_backbone: Learning rate of stages and final exit at its highest, where it is not that of the exits.
-        tune: `all` trains everything, `exits` leaves the backbone as it is, `mixed` trains the backbone first (half of the
-            epochs), then everything.
+        tune: `all` trains everything, `exits` leaves the backbone as it is, `mixed` trains the backbone first (half of
+            the epochs), then everything.
         momentum: Momentum of SGD.
         nesterov: Nesterov's form of momentum.
         weight_decay: Weight decay, on all parameters.
@@ -74,7 +74,9 @@ class Recipe:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
         if self.lr_backbone is not None and not self.lr_backbone > 0:
-            raise ValueError(f"--lr-backbone must be positive, got {self.lr_backbone}; --tune exits leaves the backbone as it is")
+            raise ValueError(
+                f"--lr-backbone must be positive, got {self.lr_backbone}; --tune exits leaves the backbone as it is"
+            )
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
