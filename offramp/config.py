@@ -377,6 +377,8 @@ def _short_options(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(value: Any) -> Any:
     """What was typed, as YAML would read it."""
+    import yaml
+
     return yaml.safe_load(value) if isinstance(value, str) else value
 
 

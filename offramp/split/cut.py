@@ -105,7 +105,8 @@ class Cutter:
         """
         made = _Piece(self, index)
         for node in self.order:
-            if self.piece[node] == index and node.op not in ("placeholder", "output"):
+            wanted = self.data[node] or not node.users  # the others when something here asks for them
+            if self.piece[node] == index and wanted and node.op not in ("placeholder", "output"):
                 made.copy(node)
         if answers is None:
             made.hand_on(self.crossing(index))
@@ -150,6 +151,8 @@ class _Piece:
         """The value of a traced node in this piece: written here, handed on, or computed again."""
         if node in self.made:
             return self.made[node]
+        if self.cutter.piece[node] == self.index:
+            return self.copy(node)
         if node.op == "get_attr":
             self.borrowed.add(str(node.target))
             return self.copy(node)

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from offramp.meta import written
 from offramp.names import nearest
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace
+from offramp.split.trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace, where
 
 Image = tuple[int, int, int]
 WORKING = (nn.Linear, nn.modules.conv._ConvNd)
@@ -109,8 +109,16 @@ def answers(model: nn.Module, shape: Image) -> Tensor:
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         known = smallest(model, shape)
-        works = f"the smallest square that works is {known}×{known}" if known else "no square up to 512×512 works"
-        raise ValueError(f"{type(model).__name__} cannot take images of {written(shape)} ({reason}); {works}") from None
+        if known is None:
+            raise Untraceable(
+                f"{type(model).__name__} does not run on shapes alone, for {written(shape)} or any other square: "
+                f"{where(error)}: {reason}; give the stages by hand (offramp.split.by_hand)",
+                "",
+            ) from None
+        raise ValueError(
+            f"{type(model).__name__} cannot take images of {written(shape)} ({reason}); the smallest square that works "
+            f"is {known}×{known}"
+        ) from None
 
 
 def _try(model: nn.Module, shape: Image) -> Tensor:

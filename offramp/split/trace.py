@@ -6,10 +6,12 @@ a real call, and it is known afterwards what depends on the batch.
 
 import traceback
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jaxtyping
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
@@ -17,6 +19,7 @@ from torch.fx.node import map_aggregate
 from torch.utils.flop_counter import FlopCounterMode
 
 BATCHES = (2, 3)
+_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
 _PREFIX = "model."
 
 
@@ -73,12 +76,13 @@ def _run(
     tracer = Tracer({_PREFIX + path for path in opened} | {"model"}, shape, _dtype(model), measured)
     with torch.no_grad():
         try:
-            graph = tracer.trace(_Root(model))
+            with tracer.factories():
+                graph = tracer.trace(_Root(model))
         except Exception as error:
-            where, path = _where(error), (tracer.open[-1] if tracer.open else "model").removeprefix("model").lstrip(".")
+            line, path = where(error), (tracer.open[-1] if tracer.open else "model").removeprefix("model").lstrip(".")
             inside = f"{path} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
             raise Untraceable(
-                f"{inside} cannot be traced: {where}: {' '.join(str(error).split())[:200]}; cut elsewhere, or give the "
+                f"{inside} cannot be traced: {line}: {' '.join(str(error).split())[:200]}; cut elsewhere, or give the "
                 "stages by hand (offramp.split.by_hand)",
                 path,
             ) from error
@@ -194,7 +198,29 @@ class Tracer(fx.Tracer):
             return evaluate(self.root.get_submodule(str(node.target)), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # 
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    @contextmanager
+    def factories(self) -> Iterator[None]:
+        """Let functions that make tensors of a size take proxies; they do not look for them as other functions do."""
+        real = {name: getattr(torch, name) for name in _FACTORIES}
+        try:
+            for name, make in real.items():
+                setattr(torch, name, self._making(make))
+            yield
+        finally:
+            for name, make in real.items():
+                setattr(torch, name, make)
+
+    def _making(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            proxies: list[Any] = []
+            map_aggregate((args, kwargs), lambda part: proxies.append(part) if isinstance(part, fx.Proxy) else None)
+            if proxies and not self.evaluating:
+                return self.create_proxy("call_function", make, args, kwargs)
+            return make(*args, **kwargs)
+
+        return made
 
     def fixed(self, proxy: fx.Proxy, what: Callable[[Any], Any]) -> Any:
         """A property of a proxy's value that must be the same for every size of batch."""
@@ -312,9 +338,9 @@ def _negate(flag: bool) -> bool:
     return not flag
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """The innermost line of the model's own code: `file.py, line 12: x = x[mask]`."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    ours = tuple(str(Path(file).parent) for file in (torch.__file__, jaxtyping.__file__, __file__))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     if not frames:
         return "in its forward"
