@@ -22,7 +22,7 @@ def nets(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import models
 
-    offers = models.available() | (models.DOORS if name is None else {})
+    offers = models.available() | ({} if name or json else models.DOORS)
     _list("net", offers, name, lambda found: models.find(found).build, json)
 
 
