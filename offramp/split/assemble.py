@@ -37,13 +37,22 @@ def assemble(
         )
     bounds = [sum(map(len, groups[:index])) for index in range(len(groups) + 1)]
     if make is not None:
-        sampled = [parts[index] for index in (*bounds[1:-1], -1)]
-        donor = Donor(make, [part.plan for part in sampled])
-        for part in sampled:
+        donor = Donor(make, [parts[index].plan for index in _sampled(layers.traced, groups)])
+        for part in parts[bounds[1] :]:
             donor.offer(part)
     _add_unused(model, parts)
     stages = tuple(nn.Sequential(*parts[a:b]) for a, b in pairwise(bounds))
     return Backbone(stages, parts[-1], shape)
+
+
+def _sampled(traced: Traced, groups: Sequence[Sequence[fx.Node]]) -> list[int]:
+    """The parts that a branch is likely to sample: each later stage's first, those that change shape, the head."""
+    flat = [node for group in groups for node in group]
+    first = len(groups[0])
+    shapes = [tuple(traced.values[node][0].shape[1:]) for node in flat]
+    starts = {sum(map(len, groups[:index])) for index in range(1, len(groups))}
+    likely = [index for index in range(first, len(flat)) if index in starts or shapes[index] != shapes[index - 1]]
+    return [*likely, len(flat)]
 
 
 def order_of(traced: Traced) -> dict[fx.Node, int]:

@@ -84,10 +84,14 @@ class Part(nn.Module):
 
 
 class Donor:
-    """Where newly initialised parts come from: models made again, of which only the parts that may be asked for stay.
+    """Where newly initialised parts come from: models made again, of which only what is likely to be asked for stays.
 
     Copies would keep what has no `reset_parameters` (layer scale, tables of position biases), and would not know how
-    the model initialises what has. A model is built once per round in which every part is asked for once.
+    the model initialises what has. A model is built only when a part is asked for that was given away already.
+
+    Args:
+        make: builds the model.
+        plans: of the parts that are likely to be asked for.
     """
 
     def __init__(self, make: Callable[[], nn.Module], plans: Sequence[Plan]) -> None:
@@ -101,7 +105,7 @@ class Donor:
         """A new part of this plan, shared with nobody."""
         if plan not in self.spare:
             model = self.make()
-            self.spare = {each: Part(each, model) for each in self.plans}
+            self.spare = {each: Part(each, model) for each in (*self.plans, plan)}
         part = self.spare.pop(plan)
         self.offer(part)
         return part

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp._compat import vision
-from offramp.branches import sketch
+from offramp.branches import linear, sketch
 from offramp.measure import cost
-from offramp.net import Backbone, Branch, MultiExitNet, attach, segments
+from offramp.net import Backbone, MultiExitNet, attach, segments
 from offramp.outputs import State
 from offramp.split import load_state, split, state
 from offramp.split.trace import logits_of
@@ -123,7 +123,7 @@ REAL = {
     "inside-a-dense-block": of_timm("densenet121", "features.denseblock2.denselayer3", 64),
     "transformers-resnet": of_transformers("resnet", "resnet.encoder.stages.0,resnet.encoder.stages.2", 64),
     "transformers-swin": of_transformers(
-        "swin", "swin.encoder.layers.0,swin.encoder.layers.1", 64, image_size=64, window_size=4
+        "swin", "swin.encoder.layers.0,swin.encoder.layers.1", 64, image_size=64, window_size=2
     ),
     "transformers-convnext": of_transformers("convnext", "convnext.encoder.stages.0,convnext.encoder.stages.2", 64),
 }
@@ -135,30 +135,8 @@ def cases() -> list[Any]:
     ]
 
 
-class Pooled(nn.Module):
-    """The smallest exit: pooling and a linear layer on the last tensor of a state."""
-
-    def __init__(self, width: int, tokens: bool) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.classifier = nn.Linear(width, CLASSES)
-
-    def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        own = state if isinstance(state, Tensor) else state[-1]
-        pooled = own.mean(1) if self.tokens else own.mean((2, 3))
-        return self.classifier(pooled), pooled, own
-
-
-def pooled(backbone: Backbone, exit: int) -> Branch:
-    from offramp.meta import blank, run_on_meta
-
-    state = run_on_meta(nn.Sequential(*backbone.stages[: exit + 1]), blank(backbone.stages[0], backbone.shape))
-    own = state if isinstance(state, Tensor) else state[-1]
-    return Branch(nn.Identity(), Pooled(own.shape[2 if own.dim() == 3 else 1], own.dim() == 3))
-
-
 def with_exits(backbone: Backbone) -> MultiExitNet:
-    return attach(backbone, pooled)
+    return attach(backbone, lambda trunk, exit: linear.build(trunk, exit, CLASSES))
 
 
 def images(case: Case, batch: int = 3) -> Tensor:

@@ -242,6 +242,17 @@ def test_blocks_without_a_way_to_make_them_afresh() -> None:
     assert sorted(gammas.values()) == [1.0, 1.0, 7.0]
 
 
+def test_any_block_can_be_made_afresh_and_nothing_is_given_twice() -> None:
+    model = Chain()
+    backbone = split(model, ["layer1"], (3, 8, 8), make=Chain)
+    blocks = list(backbone.stages[1])
+    assert len(blocks) == 2
+    made = [fresh(block) for block in (*blocks, blocks[0], fresh(blocks[1]))]
+    weights = [p for part in (model, *made) for p in part.parameters()]
+    assert len({id(p) for p in weights}) == len(weights)
+    assert [list(part.state_dict()) for part in made[:2]] == [list(block.state_dict()) for block in blocks]
+
+
 def test_stages_by_hand() -> None:
     model = Chain()
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc)
