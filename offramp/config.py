@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offramp.adapt.policy import ExitPolicy
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
-    from offramp.net import MultiExitNet
+    from offramp.net import Backbone, MultiExitNet
 
 KINDS = ("net", "branch", "method", "data")
 """What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
@@ -42,6 +42,10 @@ class Config:
         data: The data set (`offramp data`), folder:PATH or parquet:PATH.
         data_dir: The data set's own folder or its parent; else $OFFRAMP_DATA.
         width: Base channels of the network, short for --net.width.
+        exits_after: Layers after which exits stand, such as layer1,layer2 (`timm:`, `torchvision:`, `transformers:`,
+            `python:`).
+        exits: How many exits, the final one included; in those networks placed at equal shares of the operations.
+        weights: Start from these weights: safetensors, a PyTorch checkpoint, or those of a run.
         image_size: Side of the images in pixels, where the data set has no size of its own.
         per_class: Take only this many training images of each class, CIFAR(X) of DBT and HDKD.
         holdout: Share of the training images held out, half for val and half for cal; 0 trains on all.
@@ -56,6 +60,9 @@ class Config:
     data: str = "digits"
     data_dir: Path | None = None
     width: int | None = None
+    exits_after: tuple[str, ...] = ()
+    exits: int | None = None
+    weights: Path | None = None
     image_size: int | None = None
     per_class: int | None = None
     holdout: float = 0.1
@@ -204,14 +211,14 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     Raises:
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
-    from offramp import branches, models
+    from offramp import branches
     from offramp.meta import check_input
 
-    nets, exits = models.find(config.net), branches.find(config.branch)
+    exits = branches.find(config.branch)
     of = resolve(config).options
 
     def backbone() -> Any:
-        return nets.build(config.net, classes=classes, channels=shape[0], **of.get("net", {}))
+        return build_backbone(config, classes=classes, channels=shape[0], size=shape[1:])
 
     def branch(trunk: Any, exit: int) -> Any:
         return exits.build(trunk, exit, classes, **of.get("branch", {}))
@@ -219,6 +226,49 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     net = method.network(backbone, branch)
     check_input(net, shape)
     return net
+
+
+def build_backbone(config: Config, *, classes: int, channels: int, size: tuple[int, int] | None = None) -> "Backbone":
+    """The network without its exits, freshly initialised.
+
+    Args:
+        size: (height, width) of the inputs, for networks of others that depend on it; default what they are made for.
+    Raises:
+        ValueError: naming the nearest net, layer or parameter, or why they do not fit.
+    """
+    from offramp import models
+
+    options = resolve(config).options.get("net", {})
+    if models.is_door(config.net):
+        after = [name for part in config.exits_after for name in part.split(",")]
+        from offramp.split import doors
+
+        return doors.build(
+            config.net, classes=classes, channels=channels, size=size, after=after, exits=config.exits, options=options
+        )
+    built: Backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)
+    return built
+
+
+def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
+    """Start the network, and every one of a cohort, from `--weights`; answers notes for the user.
+
+    Raises:
+        ValueError: if the file cannot be read as weights, or does not fit, naming what is missing or of another shape.
+    """
+    from offramp.net import MultiExitNet
+    from offramp.split import weights
+
+    if config.weights is None:
+        return ()
+    given = weights.read(config.weights)
+    notes: list[str] = []
+    for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
+        kept = weights.load_state(part, given, f"--weights {config.weights}", classes=True)
+        notes += (
+            [f"the classifier starts anew: {config.weights.name} has other classes ({', '.join(kept)})"] if kept else []
+        )
+    return tuple(dict.fromkeys(notes))
 
 
 def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -297,22 +347,43 @@ def resolve(config: Config) -> Config:
     from offramp.train.device import device_of, precision_of
 
     builds = {
-        "net": (config.net, models.find(config.net).build),
+        "net": (config.net, None if models.is_door(config.net) else models.find(config.net).build),
         "branch": (config.branch, branches.find(config.branch).build),
         "method": (config.method, methods.find(config.method).build),
     }
     options = {"data": dict(config.options.get("data", {}))}
     for kind, (name, build) in builds.items():
         given = dict(config.options.get(kind, {}))
-        if kind == "net" and config.width is not None:
-            if str(given.get("width", config.width)) != str(config.width):
-                raise ValueError(f"--width {config.width} and --net.width {given['width']} contradict each other")
-            given["width"] = config.width
+        if build is None:
+            options[kind] = {key.replace("-", "_"): _typed(value) for key, value in given.items()}
+            continue
+        if kind == "net":
+            given |= _short_options(config, given)
         options[kind] = defaults(build) | arguments(kind, name, build, given)
     device: Any = device_of(config.recipe.device)
     precision: Any = precision_of(config.recipe.precision, device)
     recipe = dataclasses.replace(config.recipe, device=device, precision=precision)
     return dataclasses.replace(config, recipe=recipe, options={kind: given for kind, given in options.items() if given})
+
+
+def _short_options(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a network of ours that have an option of their own."""
+    if config.exits_after:
+        raise ValueError(
+            f"--exits-after is for networks of others (timm:NAME and the like); {config.net} has its own stages"
+        )
+    short = {key: value for key, value in {"width": config.width, "exits": config.exits}.items() if value is not None}
+    for key, value in short.items():
+        if str(given.get(key, value)) != str(value):
+            raise ValueError(f"--{key} {value} and --net.{key} {given[key]} contradict each other")
+    return short
+
+
+def _typed(value: Any) -> Any:
+    """What was typed, as YAML would read it."""
+    import yaml
+
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def defaults(build: Callable[..., Any]) -> dict[str, Any]:

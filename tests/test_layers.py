@@ -10,7 +10,7 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 ROOMS = """
-    names images
+    names images _compat
     outputs
     meta
     net blocks losses data adapt

@@ -52,8 +52,13 @@ def test_every_training_command_is_understood(command, monkeypatch):
 
 def test_python_block_runs(tmp_path):
     code = README.split("```python\n")[1].split("```")[0]
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": str(ROOT)})
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert ran.returncode == 0, ran.stderr
     assert "torch.Size([4, 8, 10])" in ran.stdout
 

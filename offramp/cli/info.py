@@ -13,6 +13,8 @@ def info(
     net: str = "resnet18",
     branch: str = "sketch",
     width: int | None = None,
+    exits_after: tuple[str, ...] = (),
+    exits: int | None = None,
     classes: int = 100,
     channels: int = 3,
     image_size: int | None = None,
@@ -25,6 +27,8 @@ def info(
         net: The network (`offramp nets`); `--net.KEY` sets its parameters.
         branch: The structure of the exits (`offramp branches`); `--branch.KEY` sets its parameters.
         width: Base channels of the network.
+        exits_after: Layers after which exits stand, such as layer1,layer2 (networks of others).
+        exits: How many exits, the final one included (networks of others: at equal shares of the operations).
         classes: Number of classes.
         channels: Channels of the input.
         image_size: Side of the input in pixels (default: what the network is made for).
@@ -32,17 +36,20 @@ def info(
     """
     import torch
 
-    from offramp import models
-    from offramp.config import Config, build_method, build_net, resolve
+    from offramp.config import Config, build_backbone, build_method, build_net, resolve
     from offramp.measure import cost, draw
     from offramp.net import MultiExitNet
 
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {image_size}")
-    config = resolve(Config(net=net, branch=branch, width=width, method="joint", options=parse_options(option or [])))
+    options = parse_options(option or [])
+    config = Config(
+        net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method="joint", options=options
+    )
+    config = resolve(config)
     with torch.device("meta"):
-        of_net = config.options.get("net", {})
-        shape = models.find(net).build(net, classes=classes, channels=channels, **of_net).shape
+        size = None if image_size is None else (image_size, image_size)
+        shape = build_backbone(config, classes=classes, channels=channels, size=size).shape
         shape = (channels, image_size or shape[1], image_size or shape[2])
         built = build_net(config, build_method(config), classes=classes, shape=shape)
     assert isinstance(built, MultiExitNet)

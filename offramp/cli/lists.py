@@ -22,7 +22,8 @@ def nets(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import models
 
-    _list("net", models.available(), name, lambda found: models.find(found).build, json)
+    offers = models.available() | ({} if name or json else models.DOORS)
+    _list("net", offers, name, lambda found: models.find(found).build, json)
 
 
 def branches(name: str | None = None, /, *, json: Json = False) -> None:
@@ -73,14 +74,17 @@ def _list(
     shared: Callable[..., Any] | None = None,
 ) -> None:
     """Print all offers, or one's docstring and parameters; `shared` takes parameters that every offer has as well."""
+    from rich.markup import escape
+
     from offramp.cli._show import stdout, table
 
     if name is None:
         if json:
             emit(offers)
             return
+        width = max(map(len, offers), default=0)
         for offer, line in offers.items():
-            stdout.print(f"[bold]{offer:<12}[/] {line}", highlight=False)
+            stdout.print(f"[bold]{offer:<{width}}[/] {escape(line)}", highlight=False)
         return
     if name not in offers:
         raise unknown(kind, name, offers, listing="offramp data" if kind == "data" else None)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
-from offramp.config import Config, build_data, build_method, build_net, flat, prepare, resolve
+from offramp.config import Config, build_data, build_method, build_net, flat, load_weights, prepare, resolve
 
 Json = Annotated[bool, Parameter(negative="")]
 
@@ -65,7 +65,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
-    notes = (*data.notes, *prepare(method, net, data.shape))
+    notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
     origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         place.claim(folder, flat(config), resume)

@@ -111,7 +111,10 @@ def _size(module: nn.Module) -> int:
 
 def _blocks(stage: nn.Module) -> str:
     """The blocks of a stage in words: "Stem, 3 × Bottleneck"."""
-    kinds = [type(block).__name__ for block in (stage if isinstance(stage, nn.Sequential) else [stage])]
+    kinds = [
+        getattr(block, "kind", type(block).__name__)
+        for block in (stage if isinstance(stage, nn.Sequential) else [stage])
+    ]
     runs = [(kind, len(list(same))) for kind, same in groupby(kinds)]
     return ", ".join(kind if count == 1 else f"{count} × {kind}" for kind, count in runs)
 

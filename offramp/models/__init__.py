@@ -7,6 +7,19 @@ from types import ModuleType
 
 from offramp.names import discover, unknown
 
+DOORS = {
+    "timm:NAME": "A network of timm, newly initialised (`pip install 'offramp[vision]'`).",
+    "torchvision:NAME": "A network of torchvision, newly initialised (`pip install 'offramp[vision]'`).",
+    "transformers:TYPE": "A classifier of transformers, by type or folder (`pip install 'offramp[transformers]'`).",
+    "python:MODULE:FUNCTION": "What a function of yours builds: a model, or stages by `offramp.split.by_hand`.",
+}
+"""Networks of others, by what stands before the colon; `offramp.split.doors` builds them."""
+
+
+def is_door(name: str) -> bool:
+    """Whether a name is one of a network of others."""
+    return ":" in name
+
 
 def available() -> dict[str, str]:
     """{network: first line of its family's file}, without importing any of them."""

@@ -39,8 +39,14 @@ def make_fabric(recipe: Recipe) -> Fabric:
         accelerator=device,
         devices=recipe.devices,
         precision=precision,  # type: ignore[arg-type]
-        strategy="ddp" if recipe.devices > 1 else "auto",
+        strategy=_strategy(recipe),
     )
     if recipe.devices > 1:
         fabric.launch()
     return fabric
+
+
+def _strategy(recipe: Recipe) -> str:
+    if recipe.devices == 1:
+        return "auto"
+    return "ddp" if recipe.tune == "all" else "ddp_find_unused_parameters_true"  # frozen parts have no gradients

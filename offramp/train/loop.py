@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
-from offramp.train import checkpoint, optim, soften
+from offramp.train import checkpoint, optim, phases, soften
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
 from offramp.train.recipe import Recipe
@@ -67,7 +67,7 @@ class Loop:
     ) -> None:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.method = method
+        self.method, self.spans = method, phases.spans(recipe, method)
         if method.needs_held_out and "val" not in data.splits:
             raise ValueError(
                 "this method learns from the val split while it trains, but nothing is held out: set --holdout above 0"
@@ -76,7 +76,8 @@ class Loop:
         if isinstance(method.objective, nn.Module):
             method.objective.to(fabric.device)
             parameters += list(method.objective.parameters())
-        optimizer = optim.build(recipe, parameters)
+        self.trained = [parameter for parameter in parameters if parameter.requires_grad]
+        optimizer = optim.build(recipe, self.trained, phases.of_backbone(self.net))
         compiled = torch.compile(self.net) if recipe.compile else self.net
         wrapped, optimizer = fabric.setup(compiled, optimizer)
         held_out = self._held_out if "val" in data.splits else None
@@ -146,6 +147,7 @@ class Loop:
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
         self.parts.net.train()
+        phases.enter(self.net, phases.span_at(self.spans, self.at.epoch).phase, self.trained)
         if isinstance(self.parts.objective, nn.Module):
             self.parts.objective.train()
         began = time.perf_counter()
@@ -180,13 +182,17 @@ class Loop:
     def step(self, batch: Batch, progress: float) -> None:
         """One optimiser step on a batch of the training split, recorded."""
         recipe, at = self.recipe, self.at
-        lr = optim.rate(recipe, at.epoch, self.step_number / (recipe.epochs * self.steps))
+        span = phases.span_at(self.spans, at.epoch)
+        lr = phases.rate(recipe, span, at.epoch, self.step_number, self.steps)
         optim.set_rate(self.parts.optimizer, lr)
         if recipe.label_smoothing:
             batch = soften.smooth(batch, len(self.data.classes), recipe.label_smoothing)
         if recipe.mixup:
             batch = soften.mixup(batch, len(self.data.classes), recipe.mixup, (recipe.seed, at.epoch, at.step))
-        terms = (self.method.step or one_step)(self.parts, batch, progress)
+        if span.phase.trains == "backbone":
+            terms = one_step(replace(self.parts, objective=phases.final_exit), batch, progress)
+        else:
+            terms = (self.method.step or one_step)(self.parts, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
         logged: dict[str, Tensor] = getattr(

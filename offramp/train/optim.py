@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,22 +10,33 @@ from torch import nn
 from offramp.train.recipe import Recipe
 
 
-def build(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of the recipe over the given parameters."""
+def build(
+    recipe: Recipe, parameters: Iterable[nn.Parameter], backbone: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser of the recipe over the given parameters; the backbone's learn at `lr_backbone`, if it is set."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if recipe.lr_backbone is not None:
+        slow = {id(parameter) for parameter in backbone}
+        groups = [
+            {"params": [p for p in trained if id(p) in slow], "factor": recipe.lr_backbone / recipe.lr},
+            {"params": [p for p in trained if id(p) not in slow], "factor": 1.0},
+        ]
+        groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
-        trained, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
     )
 
 
-def rate(recipe: Recipe, epoch: int, done: float) -> float:
+def rate(recipe: Recipe, epoch: int, done: float, epochs: int | None = None) -> float:
     """The learning rate.
 
     Args:
         epoch: 0-based; milestones switch at the START of the epoch, as the papers' code does.
         done: share of all steps already taken, in [0, 1).
+        epochs: of the schedule, where it is not that of the whole run.
     """
     if recipe.schedule == "onecycle":
         rise = recipe.warmup or 0.3
@@ -36,15 +48,15 @@ def rate(recipe: Recipe, epoch: int, done: float) -> float:
     if recipe.schedule == "cosine":
         return recipe.lr * _cosine((done - recipe.warmup) / (1 - recipe.warmup))
     if recipe.schedule == "step":
-        passed = sum(epoch >= share * recipe.epochs - 1e-9 for share in recipe.milestones)
+        passed = sum(epoch >= share * (epochs or recipe.epochs) - 1e-9 for share in recipe.milestones)
         return float(recipe.lr * recipe.gamma**passed)
     return recipe.lr
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all parameter groups this learning rate."""
+    """Give all parameter groups this learning rate, times the group's own factor if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
 
 
 def _cosine(share: float) -> float:

@@ -16,6 +16,9 @@ class Recipe:
         batch_size: Samples per optimiser step, over all devices together.
         optimizer: The optimiser.
         lr: Learning rate at its highest.
+        lr_backbone: Learning rate of stages and final exit at its highest, where it is not that of the exits.
+        tune: `all` trains everything, `exits` leaves the backbone as it is, `mixed` trains the backbone first (half of
+            the epochs), then everything.
         momentum: Momentum of SGD.
         nesterov: Nesterov's form of momentum.
         weight_decay: Weight decay, on all parameters.
@@ -42,6 +45,8 @@ class Recipe:
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
+    lr_backbone: float | None = None
+    tune: Literal["all", "exits", "mixed"] = "all"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -68,6 +73,10 @@ class Recipe:
         for name in ("lr", "gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+        if self.lr_backbone is not None and not self.lr_backbone > 0:
+            raise ValueError(
+                f"--lr-backbone must be positive, got {self.lr_backbone}; --tune exits leaves the backbone as it is"
+            )
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")

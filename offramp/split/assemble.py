@@ -1,0 +1,174 @@
+"""A model's pieces put together: stages of blocks and a head, in the form that every network of offramp has."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, fx, nn
+
+from offramp.meta import written
+from offramp.net import Backbone
+from offramp.split import blocks
+from offramp.split.cut import Crossing, Cutter, has_batch
+from offramp.split.layers import Image, Layers, main
+from offramp.split.part import Donor, Part, plan, put_tensor
+from offramp.split.trace import Traced
+
+
+def assemble(
+    model: nn.Module, layers: Layers, after: Sequence[str], shape: Image, make: Callable[[], nn.Module] | None
+) -> Backbone:
+    """Cut a traced model behind the layers named in `after`; the stages hold the model's own modules.
+
+    Raises:
+        ValueError: if the layers are not in order, not before the pooling, or something cannot pass a cut.
+    """
+    end = blocks.tail(layers.traced, layers.classifier)
+    groups = _groups(model, layers, _in_order(layers, after, end), end)
+    parts = _parts(model, layers.traced, groups, end, shape, after)
+    shared = _shared(parts, groups)
+    if any(len(groups[stage]) > 1 for stage in shared):
+        groups = [group[-1:] if stage in shared else group for stage, group in enumerate(groups)]
+        parts = _parts(model, layers.traced, groups, end, shape, after)
+        shared = _shared(parts, groups)
+    if shared:
+        raise ValueError(
+            f"the model uses the same weights before and after an exit ({', '.join(_twice(parts))}); put it elsewhere"
+        )
+    bounds = [sum(map(len, groups[:index])) for index in range(len(groups) + 1)]
+    if make is not None:
+        donor = Donor(make, [parts[index].plan for index in _sampled(layers.traced, groups)])
+        for part in parts[bounds[1] :]:
+            donor.offer(part)
+    _add_unused(model, parts)
+    stages = tuple(nn.Sequential(*parts[a:b]) for a, b in pairwise(bounds))
+    return Backbone(stages, parts[-1], shape)
+
+
+def _sampled(traced: Traced, groups: Sequence[Sequence[fx.Node]]) -> list[int]:
+    """The parts that a branch is likely to sample: each later stage's first, those that change shape, the head."""
+    flat = [node for group in groups for node in group]
+    first = len(groups[0])
+    shapes = [tuple(traced.values[node][0].shape[1:]) for node in flat]
+    starts = {sum(map(len, groups[:index])) for index in range(1, len(groups))}
+    likely = [index for index in range(first, len(flat)) if index in starts or shapes[index] != shapes[index - 1]]
+    return [*likely, len(flat)]
+
+
+def order_of(traced: Traced) -> dict[fx.Node, int]:
+    """The place of every node in the graph."""
+    return {node: index for index, node in enumerate(traced.graph.nodes)}
+
+
+def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx.Node]:
+    """The nodes behind which to cut, checked."""
+    traced, order = layers.traced, order_of(layers.traced)
+    cuts: list[fx.Node] = []
+    for name in after:
+        if name not in traced.ends:
+            raise ValueError(f"the model never calls the layer {name} by itself, so no exit can stand after it")
+        node = main(traced, traced.ends[name])
+        value = traced.values[node]
+        if order[node] >= order[end.map]:
+            raise ValueError(
+                f"an exit after {name} would not come before the final exit, which begins with the pooling of "
+                f"{written(tuple(traced.values[end.map][0].shape[1:]))}; exits can stand after {_choice(layers, end)}"
+            )
+        if not has_batch(value) or value[0].dim() not in (3, 4):
+            raise ValueError(
+                f"an exit needs a map or a sequence with the batch in front, but {name} hands on "
+                f"{written(tuple(value[0].shape)) if isinstance(value[0], Tensor) else type(value[0]).__name__}"
+            )
+        if node in cuts:
+            raise ValueError(f"two exits stand at the same place: {after[cuts.index(node)]} and {name} end together")
+        cuts.append(node)
+    ranked = [name for _, name in sorted(zip(map(order.__getitem__, cuts), after, strict=True))]
+    if ranked != list(after):
+        raise ValueError(f"exits must be in the order of the forward pass: {','.join(ranked)}, not {','.join(after)}")
+    return cuts
+
+
+def _choice(layers: Layers, end: blocks.Tail) -> str:
+    order = order_of(layers.traced)
+    names = [name for name, node in layers.ends if order[main(layers.traced, node)] < order[end.map]]
+    return ", ".join(names if len(names) <= 12 else [*names[:5], "…", *names[-6:]])
+
+
+def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.Tail) -> list[list[fx.Node]]:
+    """The last nodes of the blocks of every stage; behind the last of them the head begins."""
+    traced, order = layers.traced, order_of(layers.traced)
+    ends = {main(traced, node) for _, node in layers.ends} | set(cuts)
+    ends = {node for node in ends if order[node] <= order[end.map]}
+    if not cuts or not any(order[node] > order[cuts[-1]] for node in ends):
+        ends.add(end.map)
+    found = blocks.units(model, traced, sorted(ends, key=order.__getitem__))
+    bounds = [-1, *(order[cut] for cut in cuts), len(order)]
+    stages = [[unit for unit in found if a < order[unit.end] <= b] for a, b in pairwise(bounds)]
+    stages[-1] = stages[-1][: blocks.before_head(stages[-1], traced)]
+    return [blocks.join(stage) for stage in stages]
+
+
+def _parts(
+    model: nn.Module, traced: Traced, groups: list[list[fx.Node]], end: blocks.Tail, shape: Image, after: Sequence[str]
+) -> list[Part]:
+    flat = [node for group in groups for node in group]
+    last = {group[-1]: name for group, name in zip(groups, after, strict=False)}
+    cutter = Cutter(model, traced, flat, layout(traced, [*flat, end.map], shape))
+    try:
+        graphs = [cutter.graph(index) for index in range(len(flat))]
+        graphs.append(cutter.graph(len(flat), (end.logits, end.feature, end.map)))
+    except Crossing as error:
+        where = f"after {last[error.cut]}" if error.cut in last else "at this place"
+        raise ValueError(f"no exit can stand {where}: {error}; put it elsewhere") from None
+    return [Part(plan(graph, model, borrowed, traced.constants), model) for graph, borrowed in graphs]
+
+
+def layout(traced: Traced, nodes: Sequence[fx.Node], shape: Image) -> Callable[[fx.Node], bool]:
+    """Whether a node's value is a map (B, H, W, D); where its sizes allow both readings, the other maps decide."""
+
+    def reading(node: fx.Node) -> int:
+        sizes = traced.values[node][0].shape
+        if len(sizes) != 4 or shape[1] != shape[2]:
+            wide = len(sizes) == 4 and _ratio(sizes[1], sizes[2], shape) and not _ratio(sizes[2], sizes[3], shape)
+            return int(wide)
+        return int(sizes[1] == sizes[2] != sizes[3]) - int(sizes[2] == sizes[3] != sizes[1])
+
+    votes = sum(map(reading, nodes))
+
+    def channels_last(node: fx.Node) -> bool:
+        if traced.values[node][0].dim() != 4:
+            return False
+        sizes = traced.values[node][0].shape[1:]
+        return votes > 0 if sizes[0] == sizes[1] == sizes[2] else reading(node) > 0
+
+    return channels_last
+
+
+def _ratio(height: int, width: int, shape: Image) -> bool:
+    """Whether a map has the form of the images, up to a padded row or column."""
+    return abs(height * shape[2] - width * shape[1]) <= max(shape[1:])
+
+
+def _shared(parts: Sequence[Part], groups: Sequence[Sequence[fx.Node]]) -> set[int]:
+    """The stages (the head counts as one more) that hold weights which another part holds too."""
+    twice = _twice(parts)
+    stage_of = [stage for stage, group in enumerate(groups) for _ in group] + [len(groups)]
+    return {
+        stage
+        for part, stage in zip(parts, stage_of, strict=True)
+        if stage < len(groups) and twice & {name for name, _ in part.named_parameters()}
+    }
+
+
+def _twice(parts: Sequence[Part]) -> set[str]:
+    """Names of parameters that more than one part holds."""
+    held = Counter(id(p) for part in parts for p in part.parameters())
+    return {name for part in parts for name, p in part.named_parameters() if held[id(p)] > 1}
+
+
+def _add_unused(model: nn.Module, parts: Sequence[Part]) -> None:
+    """Let the head keep the weights that no part uses, so that the model's state_dict stays whole."""
+    kept = {name for part in parts for name in part.state_dict(keep_vars=True)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in kept and isinstance(tensor, Tensor):
+            put_tensor(parts[-1], name, tensor, True)

@@ -1,0 +1,167 @@
+"""Networks of others by name: timm:NAME, torchvision:NAME, transformers:TYPE and python:package.module:function."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from offramp._compat import vision
+from offramp.names import nearest, unknown
+from offramp.net import Backbone
+
+EXITS = 4
+"""Exits, the final one included, where neither their number nor their places were asked for."""
+
+
+def build(
+    name: str,
+    *,
+    classes: int,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    after: Sequence[str] = (),
+    exits: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Build a network of others, newly initialised, and cut it; nothing is fetched.
+
+    Args:
+        name: as in `offramp.models.DOORS`.
+        classes: number of classes C.
+        channels: channels of the images.
+        size: (height, width) of the images; default what the network is made for.
+        after: layers after which exits are to stand.
+        exits: how many exits to place at equal shares of the multiply-adds instead; default `EXITS`.
+        options: passed to the network's constructor.
+
+    Raises:
+        ValueError: naming the nearest name, the package to install, or what does not fit.
+    """
+    from offramp.split import split
+
+    if after and exits is not None:
+        raise ValueError("--exits-after says where exits stand, --exits how many to place: give one of them")
+    door, _, rest = name.partition(":")
+    offered = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers, "python": _python}
+    if door not in offered:
+        raise ValueError(f"unknown net {name!r}; before a colon {nearest(door, offered)}")
+    make, usual = offered[door](rest, classes, channels, size, dict(options or {}))
+    try:
+        model = make()
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
+    if isinstance(model, Backbone):
+        if after or exits is not None:
+            raise ValueError(
+                f"{name} comes in stages of its own: --exits-after and --exits are for models that are not cut yet"
+            )
+        return model
+    return split(model, after or exits or EXITS, (channels, *(size or usual)), make=make)
+
+
+Making = tuple[Callable[[], Any], tuple[int, int]]
+"""How the network is built, and the (height, width) of the images that it is made for."""
+
+
+def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Making:
+    timm = vision("timm")
+    if not timm.is_model(name):
+        raise unknown("network of timm", name, timm.list_models(), listing="")
+    known = timm.get_pretrained_cfg(name)
+    usual: tuple[int, int] = tuple(known.input_size[1:]) if known else (224, 224)
+    if size and size != usual and known and known.fixed_input_size:
+        options.setdefault("img_size", size)
+    return partial(timm.create_model, name, pretrained=False, num_classes=classes, in_chans=channels, **options), usual
+
+
+def _torchvision(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
+) -> Making:
+    models = vision("torchvision.models")
+    names = models.list_models(module=models)
+    if name not in names:
+        raise unknown("network of torchvision", name, names, listing="")
+    if channels != 3:
+        raise ValueError(f"torchvision:{name} takes images of 3 channels, not {channels}; timm:{name} may take them")
+    if name in ("googlenet", "inception_v3"):  # without the second classifier that only training has
+        options = {"aux_logits": False, "init_weights": True, **options}
+    if name.startswith("vit_") and size and size[0] == size[1]:
+        options.setdefault("image_size", size[0])
+    side = int(options.get("image_size", 299 if name == "inception_v3" else 224))
+    return partial(models.get_model, name, weights=None, num_classes=classes, **options), (side, side)
+
+
+def _transformers(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
+) -> Making:
+    library = vision("transformers")
+    auto = vision("transformers.models.auto.modeling_auto")
+    asked = {"num_labels": classes, **options}
+    if (Path(name) / "config.json").is_file():
+        config = library.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False, **asked)
+    elif name in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        config = library.AutoConfig.for_model(name, **asked)
+    else:
+        types = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        raise unknown(
+            "type of image classifier, nor folder with a config.json, of transformers", name, types, listing=""
+        )
+    if hasattr(config, "num_channels"):
+        config.num_channels = channels
+    if size and hasattr(config, "image_size"):
+        config.image_size = size[0] if size[0] == size[1] else list(size)
+    side = getattr(config, "image_size", 224)
+    usual = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
+    return partial(_quiet, partial(library.AutoModelForImageClassification.from_config, config)), usual
+
+
+def _quiet(make: Callable[[], nn.Module]) -> nn.Module:
+    """A model that answers an output with `logits` whatever its configuration says."""
+    model = make()
+    model.config.return_dict = True  # type: ignore[union-attr]
+    return model
+
+
+def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Making:
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"python:{name} must be python:package.module:function")
+    function = getattr(_import(module_name), function_name, None)
+    if not callable(function):
+        near = nearest(function_name, [each for each in dir(_import(module_name)) if not each.startswith("_")])
+        raise ValueError(f"python:{name}: {module_name} has no function {function_name!r}; {near}")
+    takes = inspect.signature(function).parameters
+    if not {"classes", "num_classes"} & set(takes):
+        raise ValueError(
+            f"python:{name}: {function_name} must take the number of classes as `classes` or `num_classes`"
+        )
+    offered = {"classes": classes, "num_classes": classes, "channels": channels, "in_chans": channels}
+    if size:
+        offered |= {"image_size": size[0]}
+    given = {key: value for key, value in offered.items() if key in takes}
+    side = int(options.get("image_size", 224))
+    return partial(_checked, name, partial(function, **{**given, **options})), (side, side)
+
+
+def _checked(name: str, make: Callable[[], Any]) -> nn.Module | Backbone:
+    made = make()
+    if not isinstance(made, nn.Module | Backbone):
+        raise TypeError(f"the function must answer an nn.Module or a Backbone, not {type(made).__name__}")
+    return made
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module of the user's, from the working directory too."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"python:{name} cannot be imported: {error}") from None

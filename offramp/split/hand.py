@@ -1,0 +1,62 @@
+"""Stages given by hand, for models whose forward pass cannot be traced."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from offramp.meta import blank, run_on_meta, shape_of, written
+from offramp.net import Backbone
+from offramp.outputs import State
+
+
+class Answering(nn.Module):
+    """A head that answers logits alone, completed with what goes into it: (B, C) -> (logits, feature, map)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, C), the state's own map, and it pooled: (B, D) for maps (B, D, H, W) and sequences (B, T, D)."""
+        logits: Tensor = self.model(state)
+        own = state if isinstance(state, Tensor) else state[-1]
+        pooled = own.flatten(2).mean(2) if own.dim() == 4 else own.mean(1) if own.dim() == 3 else own
+        return logits, pooled, own
+
+
+def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int, int]) -> Backbone:
+    """A network from its stages: the first takes the images, each hands on a state, the head turns the last to logits.
+
+    A state is a tensor, or a tuple of tensors, with the batch first everywhere.
+
+    Args:
+        head: answers logits (B, C), or (logits, feature (B, D), map).
+        shape: (channels, height, width) of the images.
+
+    Raises:
+        ValueError: naming the stage that does not take what the one before it hands on, or hands on no such state.
+    """
+    if not stages:
+        raise ValueError("a network needs one stage or more, got none")
+    blocks = tuple(stage if isinstance(stage, nn.Sequential) else nn.Sequential(stage) for stage in stages)
+    state: State = blank(nn.Sequential(*blocks, head), shape)
+    for number, block in enumerate(blocks, 1):
+        state = _next(f"stage {number}", block, state)
+        tensors = state if isinstance(state, tuple) else (state,)
+        if not all(isinstance(tensor, Tensor) and tensor.shape[:1] == (1,) for tensor in tensors):
+            raise ValueError(f"stage {number} hands on something else than tensors with the batch first")
+    answer = _next("the head", head, state)
+    if isinstance(answer, Tensor):
+        head = Answering(head)
+    elif not (isinstance(answer, tuple) and len(answer) == 3):
+        raise ValueError("the head must answer logits (B, C), or logits, feature (B, D) and map")
+    return Backbone(blocks, head, shape)
+
+
+def _next(what: str, module: nn.Module, state: State) -> State:
+    try:
+        made: State = run_on_meta(module, state)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{what} does not take {written(shape_of(state))}: {reason}") from None
+    return made

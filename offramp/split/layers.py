@@ -1,0 +1,226 @@
+"""Where a model can be cut cleanly: the ends of its blocks, found by what would have to pass each of them."""
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from offramp.meta import written
+from offramp.names import nearest
+from offramp.split.cut import Crossing, Cutter, has_batch
+from offramp.split.trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace, where
+
+Image = tuple[int, int, int]
+WORKING = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers that do the work: what is not one of them, nor holds one, is a norm, an activation or pooling."""
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Layers(NamedTuple):
+    """A traced model, the ends of its blocks in order (name of the layer, node), and its classifier's name."""
+
+    traced: Traced
+    ends: tuple[tuple[str, fx.Node], ...]
+    classifier: str
+
+
+def find(model: nn.Module, shape: Image, after: Collection[str] = ()) -> Layers:
+    """Trace a model so that it can be cut at the ends of its blocks, and behind the layers named in `after`.
+
+    Blocks are found through the model's containers. A class of modules in which something else than its last value
+    passes on (a residual block) is a block itself, wherever it occurs.
+
+    Raises:
+        ValueError: if it cannot take images of the shape, has no classifier, or a layer of `after` does not exist.
+        Untraceable: if its forward pass cannot be written as a graph.
+    """
+    check_names(model, after)
+    classifier = find_classifier(model, shape)
+    needed = _above([*after, classifier])
+    containers = {name for name, part in model.named_modules() if isinstance(part, _CONTAINERS) or _repeats(part)}
+    opened = needed | containers | _above(containers)
+    traced, opened = _trace_what_can_be(model, shape, opened - {""}, needed)
+    names = [name for name, _ in _clean(model, traced, opened)]
+    narrow = _above([*names, *after, classifier]) - {""}
+    if narrow != opened or not traced.flags:
+        traced = trace(model, shape, narrow)
+    ends = [(name, traced.ends[name]) for name in names if name in traced.ends]
+    return Layers(traced, tuple(ends), classifier)
+
+
+def _repeats(part: nn.Module) -> bool:
+    """Whether a module holds several blocks of a kind, as a stage does that is no container of PyTorch."""
+    kinds = [type(child) for child in part.children() if any(isinstance(deep, WORKING) for deep in child.modules())]
+    return len(kinds) > len(set(kinds))
+
+
+def check_names(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers that do not exist, naming the nearest.
+
+    Raises:
+        ValueError: as said.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown layer {name!r} of {type(model).__name__}; {nearest(name, _short(name, known))}")
+
+
+def _short(name: str, known: list[str]) -> list[str]:
+    """The layers worth comparing with or listing: those as deep as the name, at least one level."""
+    return [other for other in known if other.count(".") <= name.count(".")]
+
+
+def find_classifier(model: nn.Module, shape: Image) -> str:
+    """The name of the layer that makes the logits: the last one with weights that answers as many values.
+
+    Raises:
+        ValueError: if the model cannot take images of this shape (the smallest that works is named), or there is none.
+    """
+    calls: list[tuple[str, int]] = []
+    hooks = [
+        part.register_forward_hook(lambda part, given, made, name=name: calls.append((name, _width(made))))
+        for name, part in model.named_modules()
+        if not list(part.children()) and list(part.parameters(recurse=False))
+    ]
+    try:
+        classes = _width(answers(model, shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    fitting = [name for name, width in calls if width == classes]
+    if not fitting:
+        raise ValueError(
+            f"{type(model).__name__} answers {classes} values, but no layer of its own makes them; give the stages by "
+            "hand (offramp.split.by_hand)"
+        )
+    return fitting[-1]
+
+
+def answers(model: nn.Module, shape: Image) -> Tensor:
+    """The logits (meta) for images of this shape.
+
+    Raises:
+        ValueError: if the model cannot take them; with the smallest square that works.
+    """
+    try:
+        return _try(model, shape)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        known = smallest(model, shape)
+        if known is None:
+            raise Untraceable(
+                f"{type(model).__name__} does not run on shapes alone, for {written(shape)} or any other square: "
+                f"{where(error)}: {reason}; give the stages by hand (offramp.split.by_hand)",
+                "",
+            ) from None
+        raise ValueError(
+            f"{type(model).__name__} cannot take images of {written(shape)} ({reason}); the smallest square that works "
+            f"is {known}×{known}"
+        ) from None
+
+
+def _try(model: nn.Module, shape: Image) -> Tensor:
+    image = torch.empty((BATCHES[0], *shape), device="meta")
+    made = logits_of(evaluate(model, (image,), {}))
+    if not isinstance(made, Tensor) or made.dim() != 2:
+        raise TypeError(
+            f"it answers {written(tuple(made.shape))} for one image" if isinstance(made, Tensor) else "no tensor"
+        )
+    return made
+
+
+def smallest(model: nn.Module, shape: Image) -> int | None:
+    """The side of the smallest square images that a model takes, up to 512; None if there is none."""
+    sizes = [side for side in range(1, 513) if side in _SIDES or side % 32 == 0]
+    return next((side for side in sizes if _works(model, (shape[0], side, side))), None)
+
+
+_SIDES = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 20, 24, 28, 30, 31, 33, 40, 48, 56, 63, 75, 112, 299)
+
+
+def _works(model: nn.Module, shape: Image) -> bool:
+    try:
+        _try(model, shape)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+        return False
+    return True
+
+
+def _width(made: Any) -> int:
+    return int(made[0].numel()) if isinstance(made, Tensor) and made.dim() > 1 else 0
+
+
+def _above(names: Iterable[str]) -> set[str]:
+    """All modules that contain one of these."""
+    return {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
+
+
+def _trace_what_can_be(model: nn.Module, shape: Image, opened: set[str], needed: set[str]) -> tuple[Traced, set[str]]:
+    """Look into as many of the modules as can be traced; those of `needed` must be."""
+    while True:
+        try:
+            return trace(model, shape, opened, flags=False), opened
+        except Untraceable as error:
+            if not error.path or error.path in needed:
+                raise
+            opened = {name for name in opened if name != error.path and not name.startswith(f"{error.path}.")}
+
+
+def _clean(model: nn.Module, traced: Traced, opened: set[str]) -> list[tuple[str, fx.Node]]:
+    """The ends of blocks: layers behind which only their own value passes on."""
+    order = {node: index for index, node in enumerate(traced.graph.nodes)}
+    ends = sorted(traced.ends.items(), key=lambda end: (order[end[1]], end[0].count("."), end[0]))
+    state = {name: _passes_alone(model, traced, node) for name, node in ends}
+    closed: set[type] = set()
+    while True:
+        hidden = {name for name in opened if type(model.get_submodule(name)) in closed}
+        inner = {name for name, _ in ends if any(name.startswith(f"{block}.") for block in hidden)}
+        more = (
+            {_block(model, name, opened) for name, _ in ends if name not in inner and not state[name]} - {None} - closed
+        )
+        if not more:
+            break
+        closed |= {kind for kind in more if kind is not None}
+    return _distinct(
+        [(name, node) for name, node in ends if state[name] and name not in inner and _is_map(traced, node)]
+    )
+
+
+def _distinct(ends: list[tuple[str, fx.Node]]) -> list[tuple[str, fx.Node]]:
+    """One name per node: the outermost."""
+    found: dict[fx.Node, str] = {}
+    for name, node in ends:
+        found.setdefault(node, name)
+    return [(name, node) for node, name in found.items()]
+
+
+def _passes_alone(model: nn.Module, traced: Traced, node: fx.Node) -> bool:
+    try:
+        return len(Cutter(model, traced, [main(traced, node)], lambda node: False).crossing(0)) == 1
+    except Crossing:
+        return False
+
+
+def main(traced: Traced, node: fx.Node) -> fx.Node:
+    """The tensor at a layer's end: its value, or the first of its values."""
+    if isinstance(traced.values[node][0], tuple):
+        return next((user for user in node.users if user.args[1:] == (0,)), node)
+    return node
+
+
+def _is_map(traced: Traced, node: fx.Node) -> bool:
+    values = traced.values[main(traced, node)]
+    return has_batch(values) and values[0].dim() in (3, 4)
+
+
+def _block(model: nn.Module, name: str, opened: set[str]) -> type | None:
+    """The class of the innermost module around a layer that is no mere container and occurs more than once."""
+    kinds = [type(model.get_submodule(other)) for other in opened]
+    while "." in name:
+        name = name.rpartition(".")[0]
+        kind = type(model.get_submodule(name))
+        if name in opened and kind not in _CONTAINERS and kinds.count(kind) > 1:
+            return kind
+    return None

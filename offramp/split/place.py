@@ -1,0 +1,61 @@
+"""Places for exits at equal shares of the multiply-adds."""
+
+from itertools import accumulate
+from typing import NamedTuple
+
+from torch import fx
+
+from offramp.split import blocks
+from offramp.split.layers import Layers, main
+
+NEAR = 0.05
+"""How far from the asked share a place may be, to be preferred for lying between two resolutions."""
+
+
+class Place(NamedTuple):
+    """Where an exit can stand: the layer before it, the share of the multiply-adds up to it.
+
+    `turns` says that the shape of the state changes behind it.
+    """
+
+    layer: str
+    share: float
+    turns: bool
+
+
+def places(layers: Layers) -> list[Place]:
+    """All places before the pooling between the model's blocks, in order."""
+    traced = layers.traced
+    nodes = list(traced.graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    spent = list(accumulate(traced.macs.get(node, 0) for node in nodes))
+    limit = order[blocks.tail(traced, layers.classifier).map]
+    found: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in layers.ends]
+    found = [(name, node) for name, node in found if order[node] < limit and spent[order[node]] > 0]
+    shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in found]
+    turns = [index + 1 == len(found) or shape != shapes[index + 1] for index, shape in enumerate(shapes)]
+    return [Place(name, spent[order[node]] / spent[-1], turn) for (name, node), turn in zip(found, turns, strict=True)]
+
+
+def equal(layers: Layers, exits: int) -> list[str]:
+    """The layers after which to put all exits but the final one, at shares 1/exits, 2/exits, ... of the multiply-adds.
+
+    Raises:
+        ValueError: if there are not so many places.
+    """
+    choice = places(layers)
+    if exits < 1 or exits - 1 > len(choice):
+        raise ValueError(f"--exits takes a number from 1 to {len(choice) + 1} on this network, got {exits}")
+    taken: list[str] = []
+    for number in range(1, exits):
+        wanted = number / exits
+        left = choice[: len(choice) - (exits - 1 - number)]
+        best = min(left, key=lambda place: _score(place, wanted))
+        taken.append(best.layer)
+        choice = choice[choice.index(best) + 1 :]
+    return taken
+
+
+def _score(place: Place, wanted: float) -> tuple[bool, bool, float]:
+    distance = abs(place.share - wanted)
+    return distance > NEAR, not place.turns and distance <= NEAR, distance

@@ -1,0 +1,138 @@
+"""Weights under the names that the unsplit model gives them, in both directions, and from files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from offramp.net import Backbone, MultiExitNet
+from offramp.split.part import Part
+
+Net = Backbone | MultiExitNet
+
+
+def state(net: Net) -> dict[str, Tensor]:
+    """The trunk's weights by the unsplit model's names: what its `load_state_dict` takes. Early exits are left out.
+
+    The tensors are the network's own. A network that was not split has the names `blocks.0...`, `blocks.1...` and
+    `head...`, whatever its exits are.
+    """
+    blocks, head = _trunk(net)
+    found: dict[str, Tensor] = {}
+    for name, block in [*((f"blocks.{index}.", block) for index, block in enumerate(blocks)), ("head.", head)]:
+        prefix = "" if isinstance(block, Part) else name
+        found |= {prefix + key: tensor for key, tensor in block.state_dict(keep_vars=True).items()}
+    return found
+
+
+def _trunk(net: Net) -> tuple[list[nn.Module], nn.Module]:
+    """The blocks of all stages, and the head."""
+    head = net.head if isinstance(net, Backbone) else net.branches[-1].head
+    assert isinstance(head, nn.Module)
+    blocks: list[nn.Module] = []
+    for stage in net.stages:
+        blocks += list(stage) if isinstance(stage, nn.Sequential) else [stage]
+    return blocks, head
+
+
+def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights", classes: bool = False) -> list[str]:
+    """Load the trunk's weights by the unsplit model's names.
+
+    Args:
+        source: names the weights in errors.
+        classes: let the classifier keep its own weights where those given are for another number of classes.
+    Returns:
+        The names of the weights that were kept so.
+    Raises:
+        ValueError: naming the weights that are missing, unexpected or of another shape.
+    """
+    own = state(net)
+    given = _of_run(given, split=isinstance(_trunk(net)[1], Part))
+    wrong = {name for name in own if name in given and own[name].shape != given[name].shape}
+    kept = sorted(wrong & set(_classifier(net, own))) if classes else []
+    missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
+    problems = [
+        *_listed("missing", missing),
+        *_listed("unexpected", unexpected),
+        *_listed(
+            "of another shape",
+            [
+                f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+                for name in own
+                if name in wrong - {*kept}
+            ],
+        ),
+    ]
+    if problems:
+        raise ValueError(f"{source} do not fit the network: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name not in kept and not tensor.is_meta:
+                tensor.copy_(given[name])
+    return kept
+
+
+def _listed(what: str, names: list[str], shown: int = 4) -> list[str]:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return [f"{len(names)} {what} ({', '.join(names[:shown])}{more})"] if names else []
+
+
+def _classifier(net: Net, own: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights of the layer that makes the logits: the last linear or convolution layer's of the head."""
+    head = _trunk(net)[1]
+    layers = [part for part in head.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)]
+    last = {id(tensor) for tensor in layers[-1].parameters()} if layers else set()
+    return [name for name, tensor in own.items() if id(tensor) in last]
+
+
+def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
+    """Weights of a run of offramp by the names that `state` gives: the last branch is the head, others are left out.
+
+    Blocks are counted through all stages, so that weights fit networks with other exits, or none.
+    """
+    exits = [int(name.split(".")[1]) for name in given if name.startswith("branches.")]
+    if not exits or not any(name.startswith("stages.") for name in given):
+        return given
+    head = f"branches.{max(exits)}.head."
+    blocks = sorted({tuple(map(int, name.split(".")[1:3])) for name in given if name.startswith("stages.")})
+    number = {f"stages.{stage}.{block}.": index for index, (stage, block) in enumerate(blocks)}
+    named: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        place = ".".join(name.split(".")[:3]) + "."
+        if place in number:
+            named[("" if split else f"blocks.{number[place]}.") + name.removeprefix(place)] = tensor
+        elif name.startswith(head):
+            named[("" if split else "head.") + name.removeprefix(head)] = tensor
+    return named
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The weights in a file: safetensors, or a checkpoint of PyTorch that holds nothing but tensors and plain values.
+
+    Checkpoints that keep their weights under `state_dict`, `model` or `model_state_dict` are understood, and names that
+    begin with `module.` (DataParallel).
+
+    Raises:
+        ValueError: if there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"--weights {path}: there is no such file")
+    try:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"--weights {path} is no safetensors file: {error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"--weights {path} cannot be read as weights alone ({reason}); use torch.save(model.state_dict())"
+        ) from None
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise ValueError(f"--weights {path} holds no weights: it must be a mapping of names to tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}

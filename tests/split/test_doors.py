@@ -1,0 +1,129 @@
+"""Networks of others by name; what is said about names that are wrong and things that do not go together."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offramp import models
+from offramp.net import Backbone
+from offramp.split import doors, state
+
+OWN = '''"""Networks for tests."""
+from torch import nn
+from offramp.split import by_hand
+
+
+def small(classes, channels=3):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def staged(num_classes, in_chans=3):
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    return by_hand([nn.Conv2d(in_chans, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)], head, (in_chans, 8, 8))
+
+
+def wrong(classes):
+    return classes
+
+
+def deaf():
+    return nn.Linear(1, 1)
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_nets.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("my_nets", None)
+    return "my_nets"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("timm:resnet18", {}),
+        ("torchvision:resnet18", {}),
+        ("transformers:resnet", {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}),
+    ],
+)
+def test_by_name(name: str, options: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        backbone = doors.build(name, classes=7, exits=3, size=(64, 64), options=options)
+    assert isinstance(backbone, Backbone) and len(backbone.stages) == 3 and backbone.shape == (3, 64, 64)
+    assert any(tensor.shape[0] == 7 for tensor in state(backbone).values() if tensor.dim() == 2)
+
+
+def test_sizes_and_channels_are_passed_on() -> None:
+    with torch.device("meta"):
+        vit = doors.build(
+            "timm:vit_tiny_patch16_224", classes=3, channels=1, size=(48, 32), options={"depth": 2}, exits=2
+        )
+        usual = doors.build("timm:vit_tiny_patch16_224", classes=3, options={"depth": 2}, exits=2)
+    assert vit.shape == (1, 48, 32) and state(vit)["pos_embed"].shape[1] == 7
+    assert usual.shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tim:resnet50", "unknown net 'tim:resnet50'; before a colon the nearest is 'timm'"),
+        ("timm:resnet5", "unknown network of timm 'resnet5'; the nearest is 'resnet5"),
+        ("torchvision:resnet19", "unknown network of torchvision 'resnet19'; the nearest is 'resnet1"),
+        (
+            "transformers:vti",
+            "unknown type of image classifier, nor folder with a config.json, of transformers 'vti'; the",
+        ),
+        ("python:my_nets", "python:my_nets must be python:package.module:function"),
+        ("python:my_nets:smal", "python:my_nets:smal: my_nets has no function 'smal'; the nearest is 'small'"),
+        ("python:no_such_module:fn", "python:no_such_module cannot be imported: No module named 'no_such_module'"),
+        (
+            "python:my_nets:wrong",
+            "python:my_nets:wrong cannot be built: the function must answer an nn.Module or a Backbone",
+        ),
+        (
+            "python:my_nets:deaf",
+            "python:my_nets:deaf: deaf must take the number of classes as `classes` or `num_classes`",
+        ),
+    ],
+)
+def test_wrong_names(own: str, name: str, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        doors.build(name, classes=3)
+    assert str(caught.value).startswith(said)
+
+
+def test_what_does_not_go_together(own: str) -> None:
+    with pytest.raises(ValueError, match=r"^--exits-after says where exits stand, --exits how many to place: give one"):
+        doors.build("timm:resnet18", classes=3, after=["layer1"], exits=2)
+    with pytest.raises(ValueError, match=r"^torchvision:resnet18 takes images of 3 channels, not 1; timm:resnet18 may"):
+        doors.build("torchvision:resnet18", classes=3, channels=1)
+    with pytest.raises(ValueError, match=r"^timm:resnet18 cannot be built: .*unexpected keyword argument 'widht'"):
+        doors.build("timm:resnet18", classes=3, options={"widht": 3})
+    with pytest.raises(
+        ValueError, match=r"^python:my_nets:staged comes in stages of its own: --exits-after and --exits are"
+    ):
+        doors.build("python:my_nets:staged", classes=3, exits=2)
+    assert len(doors.build("python:my_nets:staged", classes=3).stages) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("timm:x", "timm", "vision"), ("transformers:x", "transformers", "transformers")]
+)
+def test_a_missing_package_names_the_command(
+    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError) as caught:
+        doors.build(name, classes=3)
+    assert str(caught.value) == f"this needs the package {package}: pip install 'offramp[{extra}]'"
+
+
+def test_every_door_is_listed() -> None:
+    assert {name.partition(":")[0] for name in models.DOORS} == {"timm", "torchvision", "transformers", "python"}
+    assert not any(models.is_door(name) for name in models.available())

@@ -1,0 +1,307 @@
+"""Every model that must be splittable: the same answers, gradients and names; segments, export, blocks made afresh."""
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp._compat import vision
+from offramp.branches import linear, sketch
+from offramp.measure import cost
+from offramp.net import Backbone, MultiExitNet, attach, segments
+from offramp.outputs import State
+from offramp.split import load_state, split, state
+from offramp.split.trace import logits_of
+
+CLASSES = 5
+
+
+class Case(NamedTuple):
+    make: Callable[[], nn.Module]
+    after: tuple[str, ...]
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.side, self.side
+
+
+def of_timm(name: str, after: str, side: int = 224, **options: Any) -> Case:
+    return Case(
+        lambda: vision("timm").create_model(name, num_classes=CLASSES, **options), tuple(after.split(",")), side
+    )
+
+
+def of_torchvision(name: str, after: str, side: int = 224) -> Case:
+    return Case(
+        lambda: vision("torchvision.models").get_model(name, num_classes=CLASSES), tuple(after.split(",")), side
+    )
+
+
+def of_transformers(kind: str, after: str, side: int, **options: Any) -> Case:
+    def make() -> nn.Module:
+        library = vision("transformers")
+        config = library.AutoConfig.for_model(kind, num_labels=CLASSES, **options)
+        made: nn.Module = library.AutoModelForImageClassification.from_config(config)
+        return made
+
+    return Case(make, tuple(after.split(",")), side)
+
+
+class Skips(nn.Module):
+    """Two skip connections over one cut; a size, a mask and a learned scale are used on both sides of it."""
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(3 if k == 0 else 8, 8, 3, padding=1) for k in range(3))
+        self.four, self.five = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.register_buffer("shift", torch.linspace(0, 1, 8), persistent=False)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        batch, _, height, width = inputs.shape
+        scale = self.scale.exp()
+        mask = torch.ones(height, width, device=inputs.device).tril().view(1, 1, height, width)
+        shift = self.shift.view(-1, 1, 1) * 2
+        first = self.one(inputs) * scale
+        second = self.relu(self.two(first) + shift)
+        third = self.three(second)
+        third = self.relu(third)
+        third = nn.functional.dropout(third, 0.5, self.training)
+        fourth = self.norm(self.four(third) * mask + first * scale + shift)
+        last = self.five(fourth + second.reshape(batch, 8, height, width))
+        return self.fc(last.mean((2, 3)))
+
+
+SMALL = {
+    "resnet": of_timm("resnet50", "layer1,layer2,layer3", 32, layers=(1, 1, 1, 1)),
+    "convnext": of_timm("convnext_tiny", "stages.0,stages.1,stages.2", 64, depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
+    "mobilenetv3": of_timm("mobilenetv3_small_100", "blocks.1,blocks.2,blocks.3", 64),
+    "densenet": of_timm(
+        "densenet121", "features.denseblock1,features.denseblock2,features.denseblock3", 64,
+        growth_rate=4, block_config=(2, 2, 2, 2),
+    ),
+    "vit": of_timm(
+        "vit_small_patch16_224", "blocks.0,blocks.1,blocks.2", 32,
+        img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3,
+    ),
+    "swin": of_timm(
+        "swin_tiny_patch4_window7_224", "layers.0,layers.1,layers.2", 64,
+        img_size=64, window_size=4, embed_dim=12, depths=(1, 2, 2, 1), num_heads=(1, 2, 3, 4),
+    ),
+    "mixer": of_timm("mixer_s32_224", "blocks.1,blocks.3,blocks.5", 64, img_size=64),
+    "torchvision": of_torchvision("resnet18", "layer1,layer2,layer3", 32),
+    "transformers": of_transformers(
+        "vit", "vit.layers.0,vit.layers.1", 32,
+        image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=4, num_attention_heads=3, intermediate_size=48,
+    ),
+    "skips": Case(Skips, ("three",), 8),
+}  # fmt: skip
+REAL = {
+    "resnet50": of_timm("resnet50", "layer1,layer2,layer3"),
+    "convnext_tiny": of_timm("convnext_tiny", "stages.0,stages.1,stages.2"),
+    "efficientnet_b0": of_timm("efficientnet_b0", "blocks.1,blocks.2,blocks.4"),
+    "mobilenetv3_small_100": of_timm("mobilenetv3_small_100", "blocks.1,blocks.2,blocks.3"),
+    "regnety_008": of_timm("regnety_008", "s1,s2,s3"),
+    "densenet121": of_timm("densenet121", "features.denseblock1,features.denseblock2,features.denseblock3"),
+    "vit_small_patch16_224": of_timm("vit_small_patch16_224", "blocks.2,blocks.5,blocks.8"),
+    "swin_tiny_patch4_window7_224": of_timm("swin_tiny_patch4_window7_224", "layers.0,layers.1,layers.2"),
+    "mixer_s32_224": of_timm("mixer_s32_224", "blocks.1,blocks.3,blocks.5"),
+    "resnext50_32x4d": of_timm("resnext50_32x4d", "layer1,layer2,layer3"),
+    "resnet18": of_torchvision("resnet18", "layer1,layer2,layer3"),
+    "vgg16_bn": of_torchvision("vgg16_bn", "features.12,features.22,features.32"),
+    "mobilenet_v2": of_torchvision("mobilenet_v2", "features.3,features.6,features.13"),
+    "inside-a-block": of_timm("resnet50", "layer1.1.conv2,layer3.0.conv1", 64),
+    "inside-a-dense-block": of_timm("densenet121", "features.denseblock2.denselayer3", 64),
+    "transformers-resnet": of_transformers("resnet", "resnet.encoder.stages.0,resnet.encoder.stages.2", 64),
+    "transformers-swin": of_transformers(
+        "swin", "swin.encoder.layers.0,swin.encoder.layers.1", 64, image_size=64, window_size=2
+    ),
+    "transformers-convnext": of_transformers("convnext", "convnext.encoder.stages.0,convnext.encoder.stages.2", 64),
+}
+
+
+def cases() -> list[Any]:
+    return [pytest.param(case, id=name) for name, case in SMALL.items()] + [
+        pytest.param(case, id=name, marks=pytest.mark.full) for name, case in REAL.items()
+    ]
+
+
+def with_exits(backbone: Backbone) -> MultiExitNet:
+    return attach(backbone, lambda trunk, exit: linear.build(trunk, exit, CLASSES))
+
+
+def images(case: Case, batch: int = 3) -> Tensor:
+    return torch.randn(batch, *case.shape, generator=torch.Generator().manual_seed(1))
+
+
+def stir(model: nn.Module) -> nn.Module:
+    """Make every weight count: some models start with zeros at their ends."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@cache
+def prepared(case: Case) -> tuple[nn.Module, MultiExitNet]:
+    """A model and its split form, which holds the same modules."""
+    torch.manual_seed(0)
+    model = stir(case.make())
+    return model, with_exits(split(model, case.after, case.shape))
+
+
+every = pytest.mark.parametrize("case", cases())
+
+
+@every
+@torch.no_grad()
+def test_the_last_exit_is_the_model(case: Case) -> None:
+    """For another number of images than the model was traced with, too; names and weights are the model's own."""
+    model, net = (part.eval() for part in prepared(case))
+    for batch in (1, 5):
+        expected = logits_of(model(images(case, batch)))
+        outputs = net(images(case, batch))
+        assert outputs.logits.shape == (len(case.after) + 1, batch, CLASSES)
+        assert (outputs.logits[-1] - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert all(own.dim() in (3, 4) and own.shape[0] == batch for own in outputs.maps)
+    assert {id(p) for p in model.parameters()} <= {id(p) for p in net.parameters()}
+
+
+@every
+def test_gradients_are_the_models(case: Case) -> None:
+    model, net = (part.train() for part in prepared(case))
+    net.zero_grad()
+    inputs = images(case)
+    torch.manual_seed(3)
+    logits_of(model(inputs)).square().sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    torch.manual_seed(3)
+    net(inputs).logits[-1].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        reference = expected[name]
+        if reference is None:
+            assert parameter.grad is None
+            continue
+        assert parameter.grad is not None, name
+        assert (parameter.grad - reference).abs().max() <= 1e-5 * max(1.0, float(reference.abs().max())), name
+
+
+@every
+def test_a_whole_step_changes_every_weight_that_counts(case: Case) -> None:
+    """In-place operations behind a cut must not reach into what an exit has kept for its gradient."""
+    net = prepared(case)[1].train()
+    net.zero_grad()
+    net(images(case)).logits.square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for branch in net.branches[:-1] for p in branch.parameters()
+    )
+
+
+@every
+@torch.no_grad()
+def test_segments_one_by_one_are_the_network(case: Case) -> None:
+    net = prepared(case)[1].eval()
+    expected = net(images(case)).logits
+    state, carry = images(case), ()
+    for segment, logits in zip(segments(net), expected, strict=True):
+        state, carry, answer = segment(state, carry)
+        assert torch.equal(answer, logits)
+        assert all(tensor.shape[0] == 3 for tensor in (state if isinstance(state, tuple) else (state,)))
+
+
+@every
+@torch.no_grad()
+def test_samples_may_leave_between_segments(case: Case) -> None:
+    net = prepared(case)[1].eval()
+    expected = net(images(case)).logits[-1]
+    state, carry = images(case), ()
+    keep = torch.tensor([0, 2])
+    for number, segment in enumerate(segments(net)):
+        state, carry, answer = segment(state, carry)
+        if number == 0:
+            state = tuple(tensor[keep] for tensor in state) if isinstance(state, tuple) else state[keep]
+    assert (answer - expected[keep]).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@every
+@torch.no_grad()
+def test_the_models_state_dict_loads_in_both_directions(case: Case) -> None:
+    model, other = prepared(case)[0].eval(), case.make().eval()
+    net = with_exits(split(other, case.after, case.shape)).eval()
+    assert state(net).keys() == model.state_dict().keys()
+    load_state(net, model.state_dict())
+    expected = logits_of(model(images(case)))
+    assert (net(images(case)).logits[-1] - expected).abs().max() <= 1e-5 * expected.abs().max()
+    again = case.make().eval()
+    again.load_state_dict(state(net))
+    assert torch.equal(logits_of(again(images(case))), expected)
+
+
+@every
+@torch.no_grad()
+def test_every_exit_exports(case: Case) -> None:
+    net = prepared(case)[1].eval()
+    given: State = images(case, 2)
+    for segment in segments(net):
+        program = torch.export.export(segment, (given,))
+        next_state, _, logits = segment(given)
+        answer = program.module()(given)[2]
+        assert (answer - logits).abs().max() <= 1e-4 * logits.abs().max()
+        given = next_state
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in {**SMALL, **REAL}.items()])
+@pytest.mark.filterwarnings("ignore:::torch.onnx", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@torch.no_grad()
+def test_every_exit_becomes_onnx(case: Case, tmp_path: Path) -> None:
+    net = prepared(case)[1].eval()
+    given: State = images(case, 2)
+    for number, segment in enumerate(segments(net)):
+        program = torch.onnx.export(segment, (given,), dynamo=True, verbose=False)
+        assert program is not None
+        program.save(tmp_path / f"{number}.onnx")
+        given = segment(given)[0]
+
+
+@every
+def test_deep_copies_and_other_devices(case: Case) -> None:
+    """The moving average of weights is a deep copy; costs are counted on the meta device."""
+    net = prepared(case)[1].eval()
+    twin = copy.deepcopy(net)
+    assert not {id(p) for p in net.parameters()} & {id(p) for p in twin.parameters()}
+    assert twin.state_dict().keys() == net.state_dict().keys()
+    assert torch.equal(twin(images(case)).logits, net(images(case)).logits)
+    assert cost.macs(net, case.shape)[-1] > cost.macs(net, case.shape)[0]
+    assert twin.to("meta")(images(case).to("meta")).logits.device.type == "meta"
+
+
+@pytest.mark.parametrize("case", [pytest.param(SMALL[name], id=name) for name in ("resnet", "convnext", "vit", "swin")])
+def test_sketch_makes_one_block_of_each_stage_as_the_model_does(case: Case) -> None:
+    """Also what has no `reset_parameters`: layer scale, tables of position biases."""
+    torch.manual_seed(0)
+    model = stir(case.make())
+    backbone = split(model, case.after, case.shape, make=case.make)
+    net = attach(backbone, lambda trunk, exit: sketch.build(trunk, exit, CLASSES))
+    assert [len(branch.body) for branch in net.branches[:-1]] == [3, 2, 1]
+    assert {feature.shape[1] for feature in net(images(case)).features} == {net(images(case)).features[-1].shape[1]}
+    trunk = {id(p) for p in model.parameters()}
+    ours = [p for branch in net.branches[:-1] for p in branch.parameters()]
+    assert not trunk & {id(p) for p in ours} and len({id(p) for p in ours}) == len(ours)
+    made = dict(case.make().named_parameters())
+    for name, parameter in net.branches[0].body[0].named_parameters():
+        if name.endswith(("gamma", "bias", "norm.weight", "bn1.weight")):
+            assert torch.equal(parameter, made[name]), (
+                name
+            )  # constants at the start, which `stir` has changed in the trunk

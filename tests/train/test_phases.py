@@ -1,0 +1,111 @@
+"""Phases of a run: their epochs, rates, and what they freeze."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.branches import byot
+from offramp.methods._method import Method, Phase, everything
+from offramp.models import resnet
+from offramp.net import MultiExitNet, attach, plain
+from offramp.train import optim, phases
+from offramp.train.recipe import Recipe
+
+
+def objective(outputs: Any, batch: Any, progress: float) -> dict[str, torch.Tensor]:
+    return {"sum": outputs.logits.square().sum()}
+
+
+METHOD = Method(objective)
+
+
+def net() -> MultiExitNet:
+    torch.manual_seed(0)
+    backbone = resnet.build("resnet18", classes=5, width=4, image_size=16)
+    return attach(backbone, lambda trunk, exit: byot.build(trunk, exit, 5))
+
+
+def epochs_of(**options: Any) -> list[tuple[str, int, int]]:
+    found = phases.spans(Recipe(**options), METHOD)
+    return [(span.phase.trains, span.first, span.epochs) for span in found]
+
+
+def test_epochs_of_phases() -> None:
+    assert epochs_of(epochs=7) == [("all", 0, 7)]
+    assert epochs_of(epochs=7, tune="exits") == [("exits", 0, 7)]
+    assert epochs_of(epochs=7, tune="mixed") == [("backbone", 0, 4), ("all", 4, 3)]
+    assert epochs_of(epochs=2, tune="mixed") == [("backbone", 0, 1), ("all", 1, 1)]
+    own = Method(objective, phases=(Phase("backbone", 0.98), Phase("exits", 0.01), Phase("all", 0.01)))
+    assert [(span.first, span.epochs) for span in phases.spans(Recipe(epochs=4), own)] == [(0, 2), (2, 1), (3, 1)]
+    assert phases.span_at(phases.spans(Recipe(epochs=4), own), 2).phase.trains == "exits"
+
+
+def test_phases_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs --epochs of as many, got 1$"):
+        epochs_of(epochs=1, tune="mixed")
+    own = Method(objective, phases=(Phase("exits"),))
+    with pytest.raises(ValueError, match=r"^--tune mixed: this method trains in phases of its own; take --tune all$"):
+        phases.spans(Recipe(tune="mixed"), own)
+    with pytest.raises(ValueError, match=r"^only exits are to be trained, but the network has no early exits$"):
+        phases.enter(plain(resnet.build("resnet18", classes=5, width=4)), Phase("exits"), [])
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
+def test_one_phase_has_the_rates_of_the_run(schedule: Any) -> None:
+    recipe = Recipe(epochs=7, schedule=schedule)
+    (span,) = phases.spans(recipe, METHOD)
+    for step in range(7 * 3):
+        assert phases.rate(recipe, span, step // 3, step, 3) == optim.rate(recipe, step // 3, step / 21)
+
+
+def test_every_phase_runs_through_the_schedule_at_its_own_rate() -> None:
+    recipe = Recipe(epochs=8, schedule="cosine")
+    first, second = phases.spans(recipe, Method(objective, phases=(Phase("backbone"), Phase("all", 1.0, 0.1))))
+    assert phases.rate(recipe, first, 0, 0, 5) == 0.1
+    assert phases.rate(recipe, second, 4, 20, 5) == pytest.approx(0.01)
+    assert phases.rate(recipe, first, 3, 19, 5) < 0.001
+
+
+@pytest.mark.parametrize(("trains", "backbone", "exits"), [("all", 1, 1), ("backbone", 1, 0), ("exits", 0, 1)])
+def test_what_a_phase_trains(trains: str, backbone: bool, exits: bool) -> None:
+    """Gradients and updates there and nowhere else, and batch norms elsewhere keep their statistics."""
+    network = net()
+    own = list(network.parameters())
+    optimizer = optim.build(Recipe(lr=0.1, weight_decay=0.1), own)
+    phases.enter(network, Phase(trains), own)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network(torch.randn(4, 3, 16, 16)).logits.square().mean().backward()
+    optimizer.step()
+    for part, trained in ((network.stages, backbone), (network.branches[-1], backbone), (network.branches[0], exits)):
+        names = [name for name, module in network.named_modules() if module is part]
+        changed = [
+            n for n, t in network.state_dict().items() if n.startswith(names[0]) and not torch.equal(t, before[n])
+        ]
+        assert bool(changed) == bool(trained), (trains, changed[:3])
+        assert any("running" in name for name in changed) == (bool(trained) and part is not network.branches[-1])
+    phases.enter(network, everything, own)
+    assert all(p.requires_grad for p in network.parameters()) and all(part.training for part in network.modules())
+
+
+def test_what_was_frozen_by_its_model_stays_frozen() -> None:
+    network = net()
+    network.stages[0].requires_grad_(False)
+    phases.enter(network, everything, [p for p in network.parameters() if p.requires_grad])
+    assert not any(p.requires_grad for p in network.stages[0].parameters())
+    assert all(p.requires_grad for p in network.branches.parameters())
+
+
+def test_the_backbone_learns_at_its_own_rate() -> None:
+    network = net()
+    recipe = Recipe(lr=0.1, lr_backbone=0.01)
+    extra = nn.Parameter(torch.ones(1))
+    optimizer = optim.build(recipe, [*network.parameters(), extra], phases.of_backbone(network))
+    optim.set_rate(optimizer, 0.05)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(rates[id(p)] == pytest.approx(0.005) for p in phases.of_backbone(network))
+    assert rates[id(extra)] == 0.05 and all(rates[id(p)] == 0.05 for p in network.branches[:-1].parameters())
+    with pytest.raises(ValueError, match=r"^--lr-backbone must be positive, got 0.0; --tune exits leaves the backbone"):
+        dataclasses.replace(recipe, lr_backbone=0.0)
