@@ -2,9 +2,8 @@
 
 import dataclasses
 import inspect
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.names import unknown
+from offramp.parameters import KINDS, arguments, convert, defaults
 from offramp.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
     from offramp.net import Backbone, MultiExitNet
-
-KINDS = ("net", "branch", "method", "data")
-"""What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
-
-LISTINGS = {"net": "offramp nets", "branch": "offramp branches", "method": "offramp methods", "data": "offramp data"}
 
 
 @Parameter(name="*")
@@ -104,7 +99,7 @@ def unflat(values: Mapping[str, Any], source: str) -> Config:
             continue
         check_key(str(key), source)
         field_name = key.replace("-", "_")
-        converted = _convert(value, hints[field_name], f"{source}: {key}")
+        converted = convert(value, hints[field_name], f"{source}: {key}")
         (recipe if field_name in recipe_names else own)[field_name] = converted
     try:
         return Config(**own, options=options, recipe=Recipe(**recipe))
@@ -151,26 +146,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for key in values:
         check_key(key, str(path))
     return values
-
-
-def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given parameters, converted to the types that `build` declares.
-
-    Raises:
-        ValueError: naming the parameter, its type and the nearest valid one.
-    """
-    hints = typing.get_type_hints(build)
-    offered = [
-        key
-        for key, spec in inspect.signature(build).parameters.items()
-        if spec.kind is spec.KEYWORD_ONLY and key not in ("classes", "channels")
-    ]
-    made = {}
-    for key, value in given.items():
-        if key.replace("-", "_") not in offered:
-            raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
-        made[key.replace("-", "_")] = _convert(value, hints[key.replace("-", "_")], f"--{kind}.{key}")
-    return made
 
 
 def build_data(config: Config, progress: bool = True) -> "DataSet":
@@ -386,57 +361,7 @@ def _typed(value: Any) -> Any:
     return yaml.safe_load(value) if isinstance(value, str) else value
 
 
-def defaults(build: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of a `build` that have a default, with it."""
-    return {
-        key: spec.default
-        for key, spec in inspect.signature(build).parameters.items()
-        if spec.kind is spec.KEYWORD_ONLY and spec.default is not spec.empty and key not in ("classes", "channels")
-    }
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _convert(value: Any, hint: Any, option: str) -> Any:
-    """`value` as the type `hint`, or an error that says what the option takes."""
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    for kind in typing.get_args(hint) if union else (hint,):
-        fits, made = _fit(value, kind)
-        if fits:
-            return made
-    choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    wants = f"one of {', '.join(map(str, choice))}" if choice else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{option} takes {wants}, got {value!r}")
-
-
-def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
-    """Whether the value, typed or read from YAML, can be of this kind, and as what."""
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        same = [choice for choice in typing.get_args(kind) if str(choice) == str(value)]
-        return bool(same), same[0] if same else None
-    if kind in (str, Path):
-        return isinstance(value, str), kind(str(value))
-    if origin in (tuple, list, Sequence):
-        words = [part for part in value.split(",") if part] if isinstance(value, str) else value
-        parts = words if isinstance(words, list | tuple) else [words]
-        made = [_fit(part, typing.get_args(kind)[0]) for part in parts]
-        return all(fits for fits, _ in made), tuple(part for _, part in made)
-    parsed = value
-    if isinstance(value, str):
-        import yaml
-
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return False, None
-    if kind is float and not isinstance(parsed, bool):
-        try:
-            return True, float(parsed)  # YAML reads 1e-6 as text
-        except (TypeError, ValueError):
-            return False, None
-    return kind is Any or type(parsed) is kind, parsed

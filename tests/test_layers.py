@@ -11,7 +11,7 @@ import offramp
 PACKAGE = Path(offramp.__file__).parent
 ROOMS = """
     names images _compat
-    outputs
+    outputs parameters
     meta
     net blocks losses data adapt
     models branches methods measure split

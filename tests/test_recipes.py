@@ -14,10 +14,11 @@ import yaml
 from offramp import branches, data, methods, models
 from offramp.cli import app
 from offramp.cli._argv import options, prepare
-from offramp.config import Config, arguments, build_method, build_net, flat, keys, resolve
+from offramp.config import Config, build_method, build_net, flat, keys, resolve
 from offramp.config import prepare as prepare_method
 from offramp.data.load import AUGMENTATIONS, NORMALISE
 from offramp.net import MultiExitNet
+from offramp.parameters import arguments
 from offramp.train.optim import rate
 
 ROOT = Path(__file__).parents[1]

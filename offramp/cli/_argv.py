@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from offramp.config import KINDS, read_yaml
+from offramp.config import read_yaml
+from offramp.parameters import KINDS
 
 
 def prepare(argv: list[str]) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import defaults, keys
+from offramp.config import keys
 from offramp.names import unknown
+from offramp.parameters import defaults
 
 Json = Annotated[bool, Parameter(negative="")]
 

@@ -1,0 +1,85 @@
+"""Parameters from command lines and config files, as the types that the code declares."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from offramp.names import unknown
+
+KINDS = ("net", "branch", "method", "data")
+"""What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
+
+LISTINGS = {"net": "offramp nets", "branch": "offramp branches", "method": "offramp methods", "data": "offramp data"}
+
+
+def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given parameters, converted to the types that `build` declares.
+
+    Raises:
+        ValueError: naming the parameter, its type and the nearest valid one.
+    """
+    hints = typing.get_type_hints(build)
+    offered = [
+        key
+        for key, spec in inspect.signature(build).parameters.items()
+        if spec.kind is spec.KEYWORD_ONLY and key not in ("classes", "channels")
+    ]
+    made = {}
+    for key, value in given.items():
+        if key.replace("-", "_") not in offered:
+            raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
+        made[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"--{kind}.{key}")
+    return made
+
+
+def defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a `build` that have a default, with it."""
+    return {
+        key: spec.default
+        for key, spec in inspect.signature(build).parameters.items()
+        if spec.kind is spec.KEYWORD_ONLY and spec.default is not spec.empty and key not in ("classes", "channels")
+    }
+
+
+def convert(value: Any, hint: Any, option: str) -> Any:
+    """`value` as the type `hint`, or an error that says what the option takes."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    for kind in typing.get_args(hint) if union else (hint,):
+        fits, made = _fit(value, kind)
+        if fits:
+            return made
+    choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    wants = f"one of {', '.join(map(str, choice))}" if choice else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{option} takes {wants}, got {value!r}")
+
+
+def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Whether the value, typed or read from YAML, can be of this kind, and as what."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        same = [choice for choice in typing.get_args(kind) if str(choice) == str(value)]
+        return bool(same), same[0] if same else None
+    if kind in (str, Path):
+        return isinstance(value, str), kind(str(value))
+    if origin in (tuple, list, Sequence):
+        words = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        parts = words if isinstance(words, list | tuple) else [words]
+        made = [_fit(part, typing.get_args(kind)[0]) for part in parts]
+        return all(fits for fits, _ in made), tuple(part for _, part in made)
+    parsed = value
+    if isinstance(value, str):
+        import yaml
+
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return False, None
+    if kind is float and not isinstance(parsed, bool):
+        try:
+            return True, float(parsed)  # YAML reads 1e-6 as text
+        except (TypeError, ValueError):
+            return False, None
+    return kind is Any or type(parsed) is kind, parsed
