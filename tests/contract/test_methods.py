@@ -1,0 +1,81 @@
+"""Every training method on every network with every exit structure that fits it: built by name, two steps, finite.
+
+A method, network or branch added later is tested by existing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp import branches, methods, models
+from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.train.device import make_fabric
+from offramp.train.loop import Loop
+from offramp.train.recipe import Recipe
+
+CLASSES, SIDE = 5, 32
+FITS_ALL = ("linear",)
+
+
+class Silent:
+    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None: ...
+
+    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None: ...
+
+    def epoch_done(self, record: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def images() -> DataSet:
+    draw = np.random.default_rng(0)
+    labels = np.arange(24) % CLASSES
+    pixels = draw.integers(0, 256, (24, 3, SIDE, SIDE), dtype=np.uint8)
+    source = ArraySource("contract", tuple("abcde"), labels.astype(np.int64), pixels)
+    splits = {"train": Split(source, np.arange(16), "train"), "val": Split(source, np.arange(16, 24), "val")}
+    return DataSet("contract", splits, source.classes, source.shape, (0.5,) * 3, (0.25,) * 3, "none")
+
+
+def trains(net: str, branch: str, method: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    options = {"net": {"exits": 4, "base": 1, "step": 1, "width": 4, "growth": 2}} if net == "msdnet" else {}
+    width = None if net == "msdnet" else 4
+    recipe = Recipe(batch_size=8, lr=0.01, precision="32", device="cpu")
+    config = resolve(Config(net=net, branch=branch, method=method, width=width, options=options, recipe=recipe))
+    data, made = images(), build_method(config)
+    network = build_net(config, made, classes=CLASSES, shape=data.shape)
+    prepare(made, network, data.shape)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    loop = Loop(make_fabric(config.recipe), folder, config.recipe, network, made, data, Silent())
+    loop.parts.net.train()
+    for batch in loop.train.epoch(0):
+        loop.step(batch, 0.0)
+    loop._look()  # raises where a term is not finite
+    changed = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert any(changed) and all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_every_method_trains_the_smallest_network(method: str, tmp_path: Path) -> None:
+    trains("resnet18", "sketch", method, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("branch", branches.available())
+@pytest.mark.parametrize("net", ["resnet18", "resnet50", "wrn16-4", "mobilenetv2", "msdnet"])
+@pytest.mark.parametrize("method", methods.available())
+def test_every_method_trains_every_kind_of_network_and_exit(net: str, branch: str, method: str, tmp_path: Path) -> None:
+    try:
+        trains(net, branch, method, tmp_path)
+    except ValueError as refused:  # a combination that does not fit says so in one sentence
+        assert str(refused) and "\n" not in str(refused)
+        assert branch not in FITS_ALL
+
+
+def test_every_name_is_listed_with_one_sentence() -> None:
+    for offers in (methods.available(), branches.available(), models.available()):
+        assert offers and all(line.endswith(".") and len(line) < 140 for line in offers.values()), offers
