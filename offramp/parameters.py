@@ -63,7 +63,7 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
         same = [choice for choice in typing.get_args(kind) if str(choice) == str(value)]
         return bool(same), same[0] if same else None
     if kind in (str, Path):
-        return isinstance(value, str), kind(str(value))
+        return isinstance(value, str | kind), kind(str(value))
     if origin in (tuple, list, Sequence):
         words = [part for part in value.split(",") if part] if isinstance(value, str) else value
         parts = words if isinstance(words, list | tuple) else [words]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-Line = Sequence[tuple[float, float]]
+Line = Sequence[tuple[int | float, int | float]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 64, 20, 44, 56
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """Okabe and Ito's, told apart by most colour-blind people; marks differ too."""
@@ -30,7 +30,7 @@ def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> 
         raise ValueError("a chart needs points, all of them finite numbers")
     across, up = (_ticks([there[axis] for there in points]) for axis in (0, 1))
 
-    def place(there: tuple[float, float]) -> tuple[float, float]:
+    def place(there: tuple[int | float, int | float]) -> tuple[int | float, int | float]:
         x = LEFT + (there[0] - across[0]) / (across[-1] - across[0]) * (WIDTH - LEFT - RIGHT)
         y = HEIGHT - BOTTOM - (there[1] - up[0]) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
         return x, y
@@ -61,7 +61,7 @@ def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> 
     return "\n".join([*drawn, "</svg>\n"])
 
 
-def _line(name: str, places: list[tuple[float, float]], index: int, of: int) -> list[str]:
+def _line(name: str, places: list[tuple[int | float, int | float]], index: int, of: int) -> list[str]:
     """One line, its marks, and its entry in the legend at the lower right."""
     colour = COLOURS[index % len(COLOURS)]
     y = HEIGHT - BOTTOM - 12 - 20 * (of - 1 - index)
@@ -73,7 +73,7 @@ def _line(name: str, places: list[tuple[float, float]], index: int, of: int) -> 
     return drawn
 
 
-def _mark(there: tuple[float, float], colour: str, index: int) -> str:
+def _mark(there: tuple[int | float, int | float], colour: str, index: int) -> str:
     x, y = there
     if index % 3 == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>'
