@@ -50,7 +50,7 @@ def main() -> None:
     tested = measure(load_run(given.out), "last", given.data_dir, 256, show=not given.json)
     from train_speed import speeds
 
-    beside = speeds(64, "cuda", rounds=5, steps=20, compile=True)
+    beside, _ = speeds(64, rounds=5, steps=20, compile=True)
     images = 50_000 * given.epochs / trained["seconds"]
     result: dict[str, Any] = {
         "benchmark": "gpu_cifar",

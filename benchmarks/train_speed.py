@@ -6,9 +6,9 @@
 its defaults. (iii) bare: forward, backward and optimiser step of the same network in the precision of (ii), on one
 batch that is already there, without losses, data, logging or Fabric. `beed` exits, batch 128, CIFAR shapes.
 
-Everything runs in one process in turn, so that a busy machine slows all of it; medians are compared. Peak memory is
-that of a process of its own for each. Targets on two AVX512-BF16 cores: (ii) at least 2.3 times the images/s of (i), at
-least 0.95 of (iii), and no more memory than (i).
+Each runs in a process of its own, and they take their steps in turn, so that a busy machine slows all of them; medians
+are compared, and the peak memory of each process (without the plain loop's data workers). Targets on two AVX512-BF16
+cores: (ii) at least 2.3 times the images/s of (i), at least 0.95 of (iii), and no more memory than (i).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,21 +148,47 @@ def loops(width: int, device: str, compile: bool) -> dict[str, Callable[[], Iter
     }
 
 
-def speeds(width: int, device: str, rounds: int, steps: int, compile: bool) -> dict[str, float]:
-    """Median images per second of each."""
-    running = {name: make() for name, make in loops(width, device, compile).items()}
+class Worker:
+    """One of the loops in a process of its own, which takes steps when told to and otherwise waits."""
 
-    def take(loop: Iterator[None]) -> Callable[[], object]:
-        return lambda: [next(loop) for _ in range(steps)]
+    def __init__(self, name: str, width: int, compile: bool) -> None:
+        command = [sys.executable, __file__, "--only", name, "--width", str(width), *(["--compile"] if compile else [])]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    seconds = medians(side_by_side({name: take(loop) for name, loop in running.items()}, rounds, warm_up=1))
-    return {name: BATCH * steps / value for name, value in seconds.items()}
+    def ask(self, words: str) -> str:
+        """Send one line, wait for the answer."""
+        assert self.process.stdin and self.process.stdout
+        print(words, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit("a worker ended early; run it with --only NAME to see why")
+        return answer.strip()
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def peak_memory(name: str, width: int) -> float:
-    """MiB that one of them needs at most, three steps in a process of its own (data workers not counted)."""
-    command = [sys.executable, __file__, "--only", name, "--width", str(width)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def work(loop: Iterator[None]) -> None:
+    """Take as many steps as each line of the input says; answer with the peak memory in MiB."""
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            next(loop)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        print(_peak_mib(), flush=True)
+
+
+def speeds(width: int, rounds: int, steps: int, compile: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """Median images per second of each loop, and its peak memory in MiB."""
+    workers = {name: Worker(name, width, compile) for name in ("plain", "offramp", "bare")}
+    runs = {name: partial(worker.ask, str(steps)) for name, worker in workers.items()}
+    seconds = medians(side_by_side(runs, rounds, warm_up=1))
+    memory = {name: float(worker.ask("0")) for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return {name: BATCH * steps / value for name, value in seconds.items()}, memory
 
 
 def _peak_mib() -> float:
@@ -183,13 +210,9 @@ def main() -> None:
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.only:
-        loop = loops(given.width, device, given.compile)[given.only]()
-        for _ in range(3):
-            next(loop)
-        print(_peak_mib())
+        work(loops(given.width, device, given.compile)[given.only]())
         return
-    speed = speeds(given.width, device, given.rounds, given.steps, given.compile)
-    memory = {name: peak_memory(name, given.width) for name in ("plain", "offramp")}
+    speed, memory = speeds(given.width, given.rounds, given.steps, given.compile)
     result = {
         "benchmark": "train_speed",
         "images_per_second": speed,

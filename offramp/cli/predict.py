@@ -166,6 +166,7 @@ def _whole(rows: list["Row"], opened: "Bundle", runtime: str, state: Path | None
 
 
 def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> None:
+    from rich.console import Console
     from rich.markup import escape
 
     from offramp.cli._show import percent, stdout, table
@@ -179,7 +180,9 @@ def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> N
     if lines:
         made = table("", ["image", "label", "probability %", "leaves at", "ms"], lines)
         made.columns[0].overflow = made.columns[1].overflow = "fold"  # a name that is cut off names nothing
-        stdout.print(made, soft_wrap=True)
+        # What is piped elsewhere is one line per image, however long its path.
+        out = stdout if stdout.is_terminal else Console(width=10_000)
+        out.print(made, soft_wrap=True)
     if state is not None:
         text = f"{waiting} of {len(lines)} go on: `offramp predict BUNDLE --from N --state {state}`"
         stdout.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -26,18 +26,6 @@ from offramp.net import Branch, Head, MultiExitNet
 Offramp = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for the long paths of temporary folders, which a narrow table folds."""
-    monkeypatch.setenv("COLUMNS", "300")
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal in which every row has one line."""
-    monkeypatch.setenv("COLUMNS", "300")
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of three exits on digits, untrained."""
