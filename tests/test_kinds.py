@@ -47,7 +47,7 @@ def test_what_is_stored_builds_the_same() -> None:
     with torch.device("meta"):
         net = build_net(given, build_method(given), classes=5, shape=(3, 32, 32))
     assert isinstance(net, Cohort)
-    assert [part.branches[0].head.classifier.in_features for part in net.members] == [32, 16]
+    assert [part.branches[0].head.classifier.in_features for part in net.members] == [32, 64]
 
 
 @pytest.mark.parametrize(

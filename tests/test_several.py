@@ -1,5 +1,7 @@
 """Several networks as one: outputs of a cohort and of a fan, the gate, and the plain networks that come out of them."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ CLASSES = 5
 def backbone(widths: tuple[int, ...] = (3, 4, 6)) -> Backbone:
     stages = tuple(
         nn.Sequential(nn.Conv2d(enters, leaves, 3, padding=1), nn.BatchNorm2d(leaves), nn.ReLU())
-        for enters, leaves in zip(widths, widths[1:])
+        for enters, leaves in pairwise(widths)
     )
     return Backbone(stages, Head(widths[-1], CLASSES), (3, 8, 8))
 

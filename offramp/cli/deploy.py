@@ -59,7 +59,9 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
         raise ValueError(f"{run} is not finished: `offramp train` with --resume goes on with it")
     output = chosen(opened, keep)
     place.claim(out, flat(plain_config(opened, output)), resume=False)
-    about = {name: _save(run, out, name, output) for name in ("last", "best") if (run / f"{name}.safetensors").is_file()}
+    about = {
+        name: _save(run, out, name, output) for name in ("last", "best") if (run / f"{name}.safetensors").is_file()
+    }
     result = {
         **trained,
         "run": str(out),

@@ -43,7 +43,9 @@ def evaluate(
         show(result)
 
 
-def measure(loaded: LoadedRun | SeveralRun, weights: str, data_dir: Path | None, batch_size: int, show: bool) -> dict[str, Any]:
+def measure(
+    loaded: LoadedRun | SeveralRun, weights: str, data_dir: Path | None, batch_size: int, show: bool
+) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
     from offramp.cli._traces import trace_split
     from offramp.config import flat
@@ -58,7 +60,9 @@ def measure(loaded: LoadedRun | SeveralRun, weights: str, data_dir: Path | None,
         "weights": weights,
         "epoch": loaded.about["epoch"],
         **answers_and_costs(loaded, traced, data.shape),
-        "adaptive": adaptive(loaded, data, batch_size, show) if isinstance(loaded, LoadedRun) and loaded.policy else None,
+        "adaptive": adaptive(loaded, data, batch_size, show)
+        if isinstance(loaded, LoadedRun) and loaded.policy
+        else None,
         "config": flat(loaded.config),
         "training": training,
         "provenance": provenance(),

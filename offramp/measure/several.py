@@ -18,7 +18,7 @@ def macs(net: Several, shape: Image) -> list[int]:
 
 
 def macs_cumulative(net: Several, shape: Image) -> list[int]:
-    """Multiply-adds until each output is there, the ones before it computed too; the last is all there is to compute."""
+    """Multiply-adds until each output is there, those before it computed too; the last is all there is to compute."""
     each = macs(net, shape)
     if isinstance(net, Cohort):
         return list(accumulate(each))
