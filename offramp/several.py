@@ -57,7 +57,7 @@ class Cohort(nn.Module):
 
 
 class Gate(nn.Module):
-    """How much each branch counts for a sample: pooling, linear layer, batch norm, ReLU, softmax (ONE, eq. 4).
+    """How much each branch counts for a sample: pooling, linear layer, batch norm, ReLU, softmax (ONE).
 
     Args:
         width: D of the state that all branches share.

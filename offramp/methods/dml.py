@@ -35,10 +35,10 @@ def build(
     """Network k of K minimises CE_k + w T^2/(K-1) sum_{l/=k} KL_T(sg z_l -> z_k); what is logged is the sum over k.
 
     The networks have no exits and share nothing: `--net resnet18,resnet34` trains one of each, `--net resnet18` copies
-    that start differently. Eq. 4, 5 and 8; there is no temperature in the paper. Alternating is its Algorithm 1:
-    each network takes its own step, and its answer is computed anew before the next one learns from it (2K-1 forward
-    passes instead of K; running statistics move once). The authors' code adds 1e-8 within the logarithm, which is left
-    out here. `offramp deploy` keeps one of the networks.
+    that start differently. The paper has neither w nor T. Alternating is its Algorithm 1: each network takes its own
+    step, and its answer is computed anew before the next one learns from it (2K-1 forward passes instead of K; running
+    statistics move once). The authors' code adds 1e-8 within the logarithm, which is left out here. `offramp deploy`
+    keeps one of the networks.
 
     Args:
         networks: K; without it one of each kind that `--net` names, or 2 where it names one.

@@ -35,10 +35,10 @@ def build(
 ) -> Method:
     """L = sum_k CE_k + CE(z_e) + w(p) T^2 sum_k KL_T(sg z_e -> z_k), z_e = sum_k g_k z_k with a gate g for each sample.
 
-    The branches are copies of the last stages, newly initialised; they share everything before. The gate (eq. 4) is
-    learned from CE(z_e). The paper's weight of the imitation is constant; the authors' code raises it over the first 80
-    of 300 epochs, w(p) = exp(-5 (1 - min(p, r)/r)^2), and adds 1e-7 to the teacher's probabilities. Both are the
-    defaults here. The exits of `--branch` are not built. `offramp deploy` keeps one branch, or the gated ensemble.
+    The branches are copies of the last stages, newly initialised; they share everything before. The gate is learned
+    from CE(z_e). The paper's weight of the imitation is constant; the authors' code raises it over the first 80 of 300
+    epochs, w(p) = exp(-5 (1 - min(p, r)/r)^2), and adds 1e-7 to the teacher's probabilities. Both are the defaults
+    here. The exits of `--branch` are not built. `offramp deploy` keeps one branch, or the gated ensemble.
 
     Args:
         branches: m, how many copies.

@@ -11,7 +11,7 @@ import yaml
 from offramp.cli import main
 
 Offramp = Callable[..., Any]
-TRAIN = "--data digits --holdout 0.2 --epochs 2 --batch-size 256 --schedule constant --lr 0.05 --precision 32".split()
+HOW = "--data digits --holdout 0.2 --epochs 2 --batch-size 256 --schedule constant --lr 0.05 --precision 32"
 RUNS = {
     "dml": ["--method", "dml", "--net", "resnet18,wrn16-4", "--width", "2", "--net.wrn16-4.blocks", "1"],
     "one": ["--method", "one", "--net", "resnet18", "--width", "2"],
@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("several")
     for name, words in RUNS.items():
         with pytest.raises(SystemExit) as left:
-            main(["train", *words, *TRAIN, "--json", "--out", str(folder / name)])
+            main(["train", *words, *HOW.split(), "--json", "--out", str(folder / name)])
         assert not left.value.code
     return folder
 
@@ -99,9 +99,7 @@ def test_predict_wants_a_bundle(offramp: Offramp, runs: Path) -> None:
         ("one", "4", "has branch 1 to 3; take a number, best, ensemble\n"),
     ],
 )
-def test_what_cannot_be_deployed(
-    offramp: Offramp, runs: Path, name: str, keep: str, says: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_deployed(offramp: Offramp, runs: Path, name: str, keep: str, says: str, tmp_path: Path) -> None:
     ran = offramp("deploy", runs / name, "--keep", keep, "--out", tmp_path / "plain")
     assert ran.status == 1 and says in ran.err and not (tmp_path / "plain").exists()
 
