@@ -41,6 +41,13 @@ def test_every_network_has_its_own_parameters() -> None:
     assert of_kind(config("resnet18"), "resnet18") == config("resnet18")
 
 
+def test_parameters_of_networks_of_others_are_given_by_name() -> None:
+    given = config("timm:resnet10t,resnet18", options={"net": {"timm:resnet10t.drop-rate": "0.1"}}, width=4)
+    assert of_kind(given, "timm:resnet10t").options["net"] == {"drop_rate": 0.1}
+    assert of_kind(given, "resnet18").options["net"]["width"] == 4
+    assert resolve(unflat(flat(given), "config.yaml")) == given
+
+
 def test_what_is_stored_builds_the_same() -> None:
     given = config(width=4)
     assert resolve(unflat(flat(given), "config.yaml")) == given

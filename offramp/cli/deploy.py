@@ -34,13 +34,13 @@ def deploy(
     if json:
         emit(result)
         return
-    cost = result["cost"]
+    cost = result["deployed"]
     text = f"{out}: {result['kept']} of {run}, {count(cost['macs'])} MACs, {count(cost['parameters'])} parameters"
     stdout.print(text, highlight=False, soft_wrap=True)
 
 
 def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
-    """Make the plain run; answers what its `result.json` holds.
+    """Make the plain run; answers what its `result.json` holds. `cost` stays that of everything that was trained.
 
     Raises:
         ValueError: if the run has one network, is not finished, or has no such output.
@@ -67,8 +67,8 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
         "run": str(out),
         "kept": opened.net.names[output],
         **{name: {key: about[name][key] for key in ("epoch", "val_accuracy")} for name in about},
-        "cost": training_cost(opened.net.deploy(output), tuple(opened.about["shape"])),
-        "from": {"run": str(run), "config": flat(opened.config), "cost": trained["cost"]},
+        "deployed": training_cost(opened.net.deploy(output), tuple(opened.about["shape"])),
+        "from": {"run": str(run), "config": flat(opened.config)},
         "provenance": provenance(),
     }
     part = out / f".part-{place.RESULT}"

@@ -53,7 +53,7 @@ def test_what_is_deployed_answers_as_it_did(
     whole = offramp("evaluate", runs / name, "--json").json
     result = offramp("deploy", runs / name, "--keep", keep, "--out", tmp_path / "plain", "--json").json
     assert result["kept"] == whole["outputs"][output]
-    assert result["cost"]["macs"] == whole["macs"][output] and result["from"]["cost"] == whole["training"]["cost"]
+    assert result["deployed"]["macs"] == whole["macs"][output] and result["cost"] == whole["training"]["cost"]
     plain = offramp("evaluate", tmp_path / "plain", "--json").json
     assert plain["accuracy"] == [whole["accuracy"][output]] and plain["macs"] == [whole["macs"][output]]
     assert plain["training"]["last"]["val_accuracy"] == [whole["training"]["last"]["val_accuracy"][output]]
@@ -86,7 +86,8 @@ def test_verbs_that_need_exits_refuse(offramp: Offramp, runs: Path, name: str, w
 
 def test_predict_wants_a_bundle(offramp: Offramp, runs: Path) -> None:
     ran = offramp("predict", runs / "one", "image.png")
-    assert ran.status == 1 and f"{runs / 'one'} is no bundle" in ran.err
+    says = f"{runs / 'one'} is a run, no bundle: `offramp export {runs / 'one'} --out DIR` makes one of it"
+    assert (ran.status, ran.err) == (1, f"offramp: {says}\n")
 
 
 @pytest.mark.parametrize(
