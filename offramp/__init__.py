@@ -15,6 +15,8 @@ _HOME = {
     "load_run": "offramp.config",
     "Backbone": "offramp.net",
     "Branch": "offramp.net",
+    "Cohort": "offramp.several",
+    "GatedFan": "offramp.several",
     "Head": "offramp.net",
     "MultiExitNet": "offramp.net",
     "attach": "offramp.net",

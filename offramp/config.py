@@ -5,11 +5,13 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from offramp import kinds
 from offramp.names import unknown
 from offramp.parameters import KINDS, arguments, convert, defaults
 from offramp.train.recipe import Recipe
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
     from offramp.net import Backbone, MultiExitNet
+    from offramp.several import Several
 
 
 @Parameter(name="*")
@@ -29,7 +32,7 @@ class Config:
     """Network, exits, method, data and recipe of a run.
 
     Attributes:
-        net: The network (`offramp nets`).
+        net: The network (`offramp nets`); for methods that train several of them, names with commas between.
         branch: The structure of the exits (`offramp branches`).
         method: How the exits are trained (`offramp methods`).
         tap: How gradients meet at the exits: the method's `own` way, or gradient equilibrium on top of any method (in
@@ -188,19 +191,42 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     """
     from offramp import branches
     from offramp.meta import check_input
+    from offramp.net import MultiExitNet
 
     exits = branches.find(config.branch)
     of = resolve(config).options
 
-    def backbone() -> Any:
-        return build_backbone(config, classes=classes, channels=shape[0], size=shape[1:])
+    def backbone(name: str) -> Any:
+        return build_backbone(of_kind(config, name), classes=classes, channels=shape[0], size=shape[1:])
 
     def branch(trunk: Any, exit: int) -> Any:
         return exits.build(trunk, exit, classes, **of.get("branch", {}))
 
-    net = method.network(backbone, branch)
+    names = kinds.names(config.net)
+    if len(names) == 1:
+        net = method.network(partial(backbone, config.net), branch)
+    elif method.cohort is not None:
+        net = method.cohort([partial(backbone, name) for name in names])
+    else:
+        raise ValueError(
+            f"--net names {len(names)} networks, but {config.method} trains one: name one of them, or take --method dml"
+        )
+    if config.tap != "own" and not isinstance(net, MultiExitNet):
+        raise ValueError(
+            f"--tap {config.tap} is for exits along one network; {config.method} trains networks side by side: "
+            "take --tap own"
+        )
     check_input(net, shape)
     return net
+
+
+def of_kind(config: Config, name: str) -> Config:
+    """The configuration of one network of those that `net` names: its own parameters, nothing of the others."""
+    if len(kinds.names(config.net)) == 1:
+        return config
+    resolved = resolve(config)
+    own = kinds.of_one(name, resolved.options.get("net", {}))
+    return dataclasses.replace(resolved, net=name, width=None, exits=None, options={**resolved.options, "net": own})
 
 
 def build_backbone(config: Config, *, classes: int, channels: int, size: tuple[int, int] | None = None) -> "Backbone":
@@ -226,19 +252,19 @@ def build_backbone(config: Config, *, classes: int, channels: int, size: tuple[i
 
 
 def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
-    """Start the network, and every one of a cohort, from `--weights`; answers notes for the user.
+    """Start the network, and every one of several, from `--weights`; answers notes for the user.
 
     Raises:
         ValueError: if the file cannot be read as weights, or does not fit, naming what is missing or of another shape.
     """
-    from offramp.net import MultiExitNet
+    from offramp.several import single
     from offramp.split import weights
 
     if config.weights is None:
         return ()
     given = weights.read(config.weights)
     notes: list[str] = []
-    for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
+    for part in single(net):
         kept = weights.load_state(part, given, f"--weights {config.weights}", classes=True)
         notes += (
             [f"the classifier starts anew: {config.weights.name} has other classes ({', '.join(kept)})"] if kept else []
@@ -275,6 +301,16 @@ class LoadedRun:
     policy: "ExitPolicy | None"
 
 
+@dataclass(frozen=True)
+class SeveralRun:
+    """A trained run of a method that trains several networks; as `LoadedRun`, without a policy."""
+
+    folder: Path
+    config: Config
+    net: "Several"
+    about: dict[str, Any]
+
+
 def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun:
     """Open a run for use.
 
@@ -282,10 +318,23 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
         weights: `last` or `best` (on val).
         with_policy: read its policy too, where it has one; fitting a new one must not need the old one.
     Raises:
-        ValueError: if the folder is no run, has no such weights yet, or they or the policy do not fit its network.
+        ValueError: if the folder is no run, has no such weights yet, they or the policy do not fit its network, or
+            it has several networks.
     """
+    opened = open_run(folder, weights, with_policy=with_policy)
+    if isinstance(opened, SeveralRun):
+        raise ValueError(
+            f"{folder} was trained with {opened.config.method}: its networks are not a chain of depth, so there are no "
+            f"exits to leave at; `offramp deploy {folder} --out DIR` makes a plain run of one of them"
+        )
+    return opened
+
+
+def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun | SeveralRun:
+    """Open a run of any method; arguments and errors as in `load_run`."""
     from offramp.adapt import policy
     from offramp.net import MultiExitNet
+    from offramp.several import Cohort, GatedFan
     from offramp.train import checkpoint
     from offramp.train.folder import POLICY, read_config
 
@@ -302,6 +351,8 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
         net.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the network of {folder}: {' '.join(str(error).split())[:300]}") from None
+    if isinstance(net, Cohort | GatedFan):
+        return SeveralRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)
     found = policy.load(folder / POLICY) if with_policy and (folder / POLICY).is_file() else None
     if found is not None and found.exits != net.exits:
@@ -321,16 +372,21 @@ def resolve(config: Config) -> Config:
     from offramp import branches, methods, models
     from offramp.train.device import device_of, precision_of
 
+    names = kinds.names(config.net)
+    several = len(names) > 1
     builds = {
-        "net": (config.net, None if models.is_door(config.net) else models.find(config.net).build),
+        "net": (config.net, None if several or models.is_door(config.net) else models.find(config.net).build),
         "branch": (config.branch, branches.find(config.branch).build),
         "method": (config.method, methods.find(config.method).build),
     }
     options = {"data": dict(config.options.get("data", {}))}
     for kind, (name, build) in builds.items():
         given = dict(config.options.get(kind, {}))
+        if kind == "net" and several:
+            options[kind] = kinds.parameters(names, given, _short_options(config, given))
+            continue
         if build is None:
-            options[kind] = {key.replace("-", "_"): _typed(value) for key, value in given.items()}
+            options[kind] = {key.replace("-", "_"): kinds.typed(value) for key, value in given.items()}
             continue
         if kind == "net":
             given |= _short_options(config, given)
@@ -352,13 +408,6 @@ def _short_options(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
         if str(given.get(key, value)) != str(value):
             raise ValueError(f"--{key} {value} and --net.{key} {given[key]} contradict each other")
     return short
-
-
-def _typed(value: Any) -> Any:
-    """What was typed, as YAML would read it."""
-    import yaml
-
-    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,9 @@ ROOMS = """
     outputs parameters
     meta
     net blocks losses data adapt
+    several
     models branches methods measure split
-    train bundle
+    train bundle kinds
     study serve config
     cli
 """

@@ -71,6 +71,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if (folder / "config.yaml").is_file():
+            raise ValueError(f"{folder} is a run, no bundle: `offramp export {folder} --out DIR` makes one of it")
         raise ValueError(f"{folder} is no bundle: it has no {MANIFEST} (`offramp export RUN --out {folder}` makes one)")
     return parse(path.read_bytes(), str(path))
 

@@ -4,29 +4,30 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.config import LoadedRun
+from offramp.config import LoadedRun, SeveralRun
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.outputs import Trace
 
 TRACES = "traces"
+Run = LoadedRun | SeveralRun
 
 
-def stored_trace(loaded: LoadedRun, split: str, weights: str) -> "Trace | None":
+def stored_trace(loaded: Run, split: str, weights: str) -> "Trace | None":
     """The trace in the run's folder, if it is of these weights, this configuration and this precision."""
     from offramp.measure.stored import load
 
     return load(_place(loaded, split, weights), _depends(loaded, weights))
 
 
-def trace_split(loaded: LoadedRun, data: "DataSet", split: str, show: bool, weights: str = "last") -> "Trace":
+def trace_split(loaded: Run, data: "DataSet", split: str, show: bool, weights: str = "last") -> "Trace":
     """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
     found = stored_trace(loaded, split, weights)
     return found if found is not None else _compute(loaded, data, split, show, weights)
 
 
-def _compute(loaded: LoadedRun, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
+def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
     from offramp.cli._show import working
     from offramp.data.loading import Loader
     from offramp.measure.stored import store
@@ -64,11 +65,11 @@ def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | None, sh
     return _compute(loaded, data, "cal", show, weights)
 
 
-def _place(loaded: LoadedRun, split: str, weights: str) -> Path:
+def _place(loaded: Run, split: str, weights: str) -> Path:
     return loaded.folder / TRACES / f"{weights}-{split}.safetensors"
 
 
-def _depends(loaded: LoadedRun, weights: str) -> dict[str, Any]:
+def _depends(loaded: Run, weights: str) -> dict[str, Any]:
     from offramp.measure.stored import digest
     from offramp.train.device import device_of, precision_of
     from offramp.train.folder import CONFIG

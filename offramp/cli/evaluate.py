@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import LoadedRun, load_run
+from offramp.config import LoadedRun, SeveralRun, open_run
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
+    from offramp.measure.cost import Image
+    from offramp.outputs import Trace
 
 
 def evaluate(
@@ -31,43 +33,63 @@ def evaluate(
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    loaded = load_run(run, weights)
+    loaded = open_run(run, weights)
     result = measure(loaded, weights, data_dir, batch_size, show=not json)
     if json:
         emit(result)
+    elif isinstance(loaded, SeveralRun):
+        show_several(result)
     else:
         show(result)
 
 
-def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: int, show: bool) -> dict[str, Any]:
+def measure(
+    loaded: LoadedRun | SeveralRun, weights: str, data_dir: Path | None, batch_size: int, show: bool
+) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
     from offramp.cli._traces import trace_split
-    from offramp.measure import cost
-    from offramp.measure.accuracy import summary
     from offramp.measure.provenance import provenance
     from offramp.train.folder import read_config, read_result
 
     training = read_result(loaded.folder)
     data = load_data(loaded, data_dir, show)
-    shape = data.shape
     traced = trace_split(loaded, data, "test", show, weights)
-    result: dict[str, Any] = {
+    return {
         "run": str(loaded.folder),
         "weights": weights,
         "epoch": loaded.about["epoch"],
-        **summary(traced),
-        "macs": cost.macs(loaded.net, shape),
-        "macs_cumulative": cost.macs_cumulative(loaded.net, shape),
-        "parameters": cost.parameters(loaded.net).total,
-        "adaptive": adaptive(loaded, data, batch_size, show) if loaded.policy else None,
+        **answers_and_costs(loaded, traced, data.shape),
+        "adaptive": adaptive(loaded, data, batch_size, show)
+        if isinstance(loaded, LoadedRun) and loaded.policy
+        else None,
         "config": read_config(loaded.folder),  # as it was trained; `loaded.config` is for here
         "training": training,
         "provenance": provenance(),
     }
-    return result
 
 
-def load_data(loaded: LoadedRun, data_dir: Path | None, show: bool) -> "DataSet":
+def answers_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape: "Image") -> dict[str, Any]:
+    """Accuracy and operations of every exit, or of every network."""
+    from offramp.measure import cost, several
+    from offramp.measure.accuracy import summary
+
+    if isinstance(loaded, SeveralRun):
+        return {
+            **several.answers(loaded.net, traced),
+            "outputs": loaded.net.names,
+            "macs": several.macs(loaded.net, shape),
+            "macs_cumulative": several.macs_cumulative(loaded.net, shape),
+            "parameters": several.training_cost(loaded.net, shape)["parameters"],
+        }
+    return {
+        **summary(traced),
+        "macs": cost.macs(loaded.net, shape),
+        "macs_cumulative": cost.macs_cumulative(loaded.net, shape),
+        "parameters": cost.parameters(loaded.net).total,
+    }
+
+
+def load_data(loaded: LoadedRun | SeveralRun, data_dir: Path | None, show: bool) -> "DataSet":
     """The data set of the run, from `data_dir` if given."""
     import dataclasses
 
@@ -128,3 +150,23 @@ def show(result: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def show_several(result: dict[str, Any]) -> None:
+    """The table of networks that were trained together, and what all of them cost."""
+    from offramp.cli._show import count, percent, stdout, table
+
+    rows = [
+        [name, percent(accuracy), count(macs)]
+        for name, accuracy, macs in zip(result["outputs"], result["accuracy"], result["macs"], strict=True)
+    ]
+    trained = result["macs_cumulative"][-1]
+    if "ensemble" not in result["outputs"][-1]:
+        rows.append(["ensemble", percent(result["ensemble"]), count(trained)])
+    title = f"{result['run']}: test, {result['samples']:,} samples, epoch {result['epoch']} ({result['weights']})"
+    stdout.print(table(title, ["", "accuracy %", "MACs"], rows), soft_wrap=True)
+    for line in (
+        f"trained: {count(trained)} MACs per image (forward), {count(result['parameters'])} parameters",
+        f"`offramp deploy {result['run']} --keep 1 --out DIR` makes a plain run of one of them",
+    ):
+        stdout.print(line, highlight=False, soft_wrap=True)

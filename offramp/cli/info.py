@@ -1,17 +1,23 @@
 """offramp info: a network with its exits, drawn for a person."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offramp.config import Config
+
 
 def info(
     *,
     net: str = "resnet18",
     branch: str = "sketch",
+    method: str = "joint",
     width: int | None = None,
     exits_after: tuple[str, ...] = (),
     exits: int | None = None,
@@ -26,6 +32,8 @@ def info(
     Args:
         net: The network (`offramp nets`); `--net.KEY` sets its parameters.
         branch: The structure of the exits (`offramp branches`); `--branch.KEY` sets its parameters.
+        method: The method that trains it, where it trains several networks (dml, one); `--method.KEY` sets its
+            parameters.
         width: Base channels of the network.
         exits_after: Layers after which exits stand, such as layer1,layer2 (networks of others).
         exits: How many exits, the final one included (networks of others: at equal shares of the operations).
@@ -36,7 +44,8 @@ def info(
     """
     import torch
 
-    from offramp.config import Config, build_backbone, build_method, build_net, resolve
+    from offramp import kinds
+    from offramp.config import Config, build_backbone, build_method, build_net, of_kind, resolve
     from offramp.measure import cost, draw
     from offramp.net import MultiExitNet
 
@@ -44,15 +53,18 @@ def info(
         raise ValueError(f"--image-size must be at least 1, got {image_size}")
     options = parse_options(option or [])
     config = Config(
-        net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method="joint", options=options
+        net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method=method, options=options
     )
     config = resolve(config)
     with torch.device("meta"):
         size = None if image_size is None else (image_size, image_size)
-        shape = build_backbone(config, classes=classes, channels=channels, size=size).shape
+        first = of_kind(config, kinds.names(net)[0])
+        shape = build_backbone(first, classes=classes, channels=channels, size=size).shape
         shape = (channels, image_size or shape[1], image_size or shape[2])
         built = build_net(config, build_method(config), classes=classes, shape=shape)
-    assert isinstance(built, MultiExitNet)
+    if not isinstance(built, MultiExitNet):
+        _several(built, config, shape, classes, json)
+        return
     if json:
         parameters = cost.parameters(built)
         emit(
@@ -75,3 +87,33 @@ def info(
     stdout.print(
         draw.draw(draw.describe(built, shape, f"{net} with {branch} exits, {classes} classes")), soft_wrap=True
     )
+
+
+def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], classes: int, json: bool) -> None:
+    """Networks that are trained together: each one's parameters and operations, and those of all."""
+    from offramp.cli._show import count, stdout, table
+    from offramp.measure import several
+    from offramp.several import Cohort, GatedFan
+
+    assert isinstance(net, Cohort | GatedFan)
+    parameters = [sum(part.numel() for part in net.deploy(output).parameters()) for output in range(net.exits)]
+    macs, trained = several.macs(net, shape), several.training_cost(net, shape)
+    if json:
+        emit(
+            {
+                "net": config.net,
+                "method": config.method,
+                "shape": shape,
+                "classes": classes,
+                "outputs": net.names,
+                "macs": macs,
+                "macs_cumulative": several.macs_cumulative(net, shape),
+                "parameters": {"outputs": parameters, "total": trained["parameters"]},
+                "options": config.options,
+            }
+        )
+        return
+    rows = [[name, count(size), count(cost)] for name, size, cost in zip(net.names, parameters, macs, strict=True)]
+    rows.append(["all that is trained", count(trained["parameters"]), count(trained["macs"])])
+    title = f"{config.method} on {config.net}, {classes} classes, input {'×'.join(map(str, shape))}"
+    stdout.print(table(title, ["", "parameters", "MACs"], rows), soft_wrap=True)

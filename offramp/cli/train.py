@@ -71,7 +71,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
         place.claim(folder, flat(config), resume)
     fabric = make_fabric(config.recipe)
     reporter = TrainingProgress(show and fabric.is_global_zero)
-    _introduce(reporter, config, data, notes)
+    _introduce(reporter, config, net, data, notes)
     loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
     try:
         loop.run(resume)
@@ -84,9 +84,13 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     return _conclude(loop, config, reporter, origin) if fabric.is_global_zero else {}
 
 
-def _introduce(reporter: Any, config: Config, data: Any, notes: tuple[str, ...]) -> None:
+def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[str, ...]) -> None:
+    from offramp.net import MultiExitNet
+
+    chain = isinstance(net, MultiExitNet)
+    of = f"{config.net} with {config.branch} exits" if chain else f"{config.net}: {', '.join(net.names)}"
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    reporter.note(fill(f"{config.method} on {config.net} with {config.branch} exits; {config.data}: {sizes}", 78))
+    reporter.note(fill(f"{config.method} on {of}; {config.data}: {sizes}", 78))
     for note in notes:
         reporter.note(note)
     for kind in ("net", "branch", "method"):
@@ -98,6 +102,7 @@ def _introduce(reporter: Any, config: Config, data: Any, notes: tuple[str, ...])
 
 def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: where the figures come from, the last epoch and the best on val, both."""
+    from offramp.measure.several import training_cost
     from offramp.train import folder as place
     from offramp.train import log
 
@@ -109,6 +114,7 @@ def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) 
         "seconds": loop.at.seconds,
         "last": {"epoch": epochs[-1]["epoch"] + 1, "val_accuracy": epochs[-1]["val_accuracy"]},
         "best": {"epoch": best["epoch"] + 1, "val_accuracy": best["val_accuracy"]} if best else None,
+        "cost": training_cost(loop.net, tuple(loop.data.shape)),
         "provenance": origin,
     }
     part = loop.folder / f".part-{place.RESULT}"

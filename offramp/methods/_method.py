@@ -1,6 +1,6 @@
-"""What a training method is: an objective, and four more seams that most methods leave as they are."""
+"""What a training method is: an objective, and more seams that most methods leave as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ everything = Phase()
 class Method:
     """A training method, complete: what `build(**hyper)` in each file of this folder answers.
 
+    `cohort` builds one network of each of several kinds, for `--net a,b`; methods without it take one kind.
     `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
     """
 
@@ -53,6 +54,7 @@ class Method:
     step: Step | None = None
     phases: tuple[Phase, ...] = (everything,)
     needs_held_out: bool = False
+    cohort: Callable[[Sequence[BuildBackbone]], nn.Module] | None = None
 
     def __post_init__(self) -> None:
         if not self.phases:

@@ -52,7 +52,7 @@ class Loop:
         method: how it trains.
         data: the splits; `val` may be absent, then only the last epoch exists.
     Raises:
-        ValueError: if the method learns from held-out batches and there is no `val`.
+        ValueError: if the method learns from held-out batches and there is no `val`, or the recipe does not fit it.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Loop:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method, self.spans = method, phases.spans(recipe, method)
+        phases.refuse_several(recipe, net)
         if method.needs_held_out and "val" not in data.splits:
             raise ValueError(
                 "this method learns from the val split while it trains, but nothing is held out: set --holdout above 0"

@@ -53,6 +53,21 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
     return made
 
 
+def refuse_several(recipe: Recipe, net: nn.Module) -> None:
+    """Refuse what divides a network into backbone and exits, where several are trained side by side.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if isinstance(net, MultiExitNet):
+        return
+    for option, given in (("--tune", recipe.tune != "all"), ("--lr-backbone", recipe.lr_backbone is not None)):
+        if given:
+            raise ValueError(
+                f"{option} tells a backbone from its exits, but this method trains networks side by side: leave it out"
+            )
+
+
 def span_at(found: list[Span], epoch: int) -> Span:
     """The phase of an epoch."""
     return next(span for span in reversed(found) if span.first <= epoch)

@@ -30,11 +30,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ofa", {"reduction": "elements"}),
     ("boostnet", {"equal": True}),
     ("l2w", {"centre": "mat", "sees": "both"}),
+    ("dml", {"temperature": 3.0}),
+    ("one", {"ramp_up": 0.0}),
+    ("one", {"form": "ensemble"}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper))}" if hyper else name for name, hyper in VARIANTS]
 EVERY = pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 SAMPLES, CLASSES, WIDTH = 6, 3, 4
-ALONE = ("vanilla", "joint", "equilibrium", "hmsdnet", "boostnet", "l2w")
+ALONE = ("vanilla", "joint", "equilibrium", "hmsdnet", "boostnet", "l2w", "one")
 
 
 def outputs(exits: int, dtype: torch.dtype = torch.float32) -> ExitOutputs:
@@ -75,7 +78,9 @@ def test_one_exit_works_or_is_refused(name: str, hyper: dict[str, Any]) -> None:
         assert list(objective(outputs(1), batch(), 0.0)) == ["ce"]
         return
     for attempt in (lambda: objective.prepare(exits=1, widths=(4,)), lambda: objective(outputs(1), batch(), 0.0)):
-        with pytest.raises(ValueError, match=f"{name} lets exits teach each other .* network has 1.*joint or vanilla"):
+        several = "dml lets networks teach each other and needs at least 2 of them, got 1"
+        exits = f"{name} lets exits teach each other .* network has 1.*joint or vanilla"
+        with pytest.raises(ValueError, match=several if name == "dml" else exits):
             attempt()
 
 
@@ -90,7 +95,8 @@ def test_soft_labels_of_one_class_are_that_class(name: str, hyper: dict[str, Any
 def test_progress_changes_only_annealed_terms(name: str, hyper: dict[str, Any]) -> None:
     early, late = (build(name, hyper, 4)(outputs(4), batch(), progress) for progress in (0.0, 0.9))
     annealed = name in ("muse", "msd") and hyper.get("schedule", "cosine") == "cosine"
-    assert {term for term in early if not torch.equal(early[term], late[term])} == ({"features"} if annealed else set())
+    expected = {"features"} if annealed else {"kl"} if name == "one" and "ramp_up" not in hyper else set()
+    assert {term for term in early if not torch.equal(early[term], late[term])} == expected
 
 
 @EVERY
@@ -110,12 +116,15 @@ def test_bf16_outputs_give_float32_terms(name: str, hyper: dict[str, Any]) -> No
         torch.testing.assert_close(got[term], value, rtol=2e-2 if term in rough else 1e-6, atol=1e-7)
 
 
-def network(method: Method) -> nn.Module:
+def backbone() -> Backbone:
     stages = tuple(
         nn.Sequential(nn.Conv2d(1 if exit == 0 else WIDTH, WIDTH, 3, padding=1), nn.ReLU()) for exit in range(3)
     )
-    backbone = Backbone(stages, Head(WIDTH, CLASSES), (1, 4, 4))
-    return method.network(lambda: backbone, lambda backbone, exit: Branch(nn.Identity(), Head(WIDTH, CLASSES)))
+    return Backbone(stages, Head(WIDTH, CLASSES), (1, 4, 4))
+
+
+def network(method: Method) -> nn.Module:
+    return method.network(backbone, lambda backbone, exit: Branch(nn.Identity(), Head(WIDTH, CLASSES)))
 
 
 @EVERY
@@ -162,6 +171,7 @@ ONLY_TEACHES = [
     ("eed", {"teachers": (-1,), "final_learns": False}, "soft-ce", True),
     ("eed", {"teachers": (-1,), "final_learns": False, "imitation": "mse"}, "mse", True),
     ("beed", {"mode": "kd"}, "kl", True),
+    ("one", {"ramp_up": 0.0}, "kl", False),
 ]
 
 

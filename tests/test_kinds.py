@@ -1,0 +1,110 @@
+"""Several networks in one `--net`: how the names are read, and which parameters go to which network."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from offramp import kinds
+from offramp.config import Config, build_method, build_net, flat, load_weights, of_kind, resolve, unflat
+from offramp.several import Cohort
+
+TWO = "resnet18,wrn16-4"
+
+
+def config(net: str = TWO, method: str = "dml", options: dict[str, Any] | None = None, **changes: Any) -> Config:
+    return resolve(Config(net=net, method=method, options=options or {}, **changes))
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        ("resnet18", ("resnet18",)),
+        (TWO, ("resnet18", "wrn16-4")),
+        ("resnet18,resnet81", ("resnet18", "resnet81")),
+        ("timm:resnet10t,resnet18", ("timm:resnet10t", "resnet18")),
+        ("transformers:models/a,b", ("transformers:models/a,b",)),
+    ],
+)
+def test_names(net: str, names: tuple[str, ...]) -> None:
+    assert kinds.names(net) == names
+
+
+def test_every_network_has_its_own_parameters() -> None:
+    given = config(options={"net": {"stem-relu": "false", "wrn16-4.width": "8"}}, width=4)
+    net = given.options["net"]
+    assert (net["resnet18.width"], net["wrn16-4.width"]) == (4, 8)
+    assert net["resnet18.stem_relu"] is False and "wrn16-4.stem_relu" not in net
+    alone = of_kind(given, "wrn16-4")
+    assert (alone.net, alone.width, alone.options["net"]["width"]) == ("wrn16-4", None, 8)
+    assert resolve(alone).options["net"] == alone.options["net"]
+    assert of_kind(config("resnet18"), "resnet18") == config("resnet18")
+
+
+def test_parameters_of_networks_of_others_are_given_by_name() -> None:
+    given = config("timm:resnet10t,resnet18", options={"net": {"timm:resnet10t.drop-rate": "0.1"}}, width=4)
+    assert of_kind(given, "timm:resnet10t").options["net"] == {"drop_rate": 0.1}
+    assert of_kind(given, "resnet18").options["net"]["width"] == 4
+    assert resolve(unflat(flat(given), "config.yaml")) == given
+
+
+def test_what_is_stored_builds_the_same() -> None:
+    given = config(width=4)
+    assert resolve(unflat(flat(given), "config.yaml")) == given
+    with torch.device("meta"):
+        net = build_net(given, build_method(given), classes=5, shape=(3, 32, 32))
+    assert isinstance(net, Cohort)
+    assert [part.branches[0].head.classifier.in_features for part in net.members] == [32, 64]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"depth": "3"}, "--net.depth: none of the networks resnet18, wrn16-4 takes it.*--net.resnet18.KEY"),
+        ({"resnet18.widht": "3"}, "unknown parameter of net resnet18 'widht'; the nearest is 'width'"),
+        ({"resnet34.width": "3"}, "--net.resnet34.width: none of the networks"),
+        ({"wrn16-4.width": "x"}, "--net.width takes int, got 'x'"),
+    ],
+)
+def test_parameters_that_no_network_takes(options: dict[str, str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        config(options={"net": options})
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "says"),
+    [
+        ("muse", {}, "--net names 2 networks, but muse trains one: name one of them, or take --method dml"),
+        ("one", {}, "--net names 2 networks, but one trains one"),
+        ("dml", {"tap": "equilibrium"}, "--tap equilibrium is for exits along one network; dml trains networks side"),
+        ("dml", {"options": {"method": {"networks": 3}}}, "--method.networks 3 contradicts --net, which names 2"),
+        ("dml", {"options": {"method": {"networks": 1}}}, "dml lets networks teach each other.*at least 2.*got 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(method: str, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        given = config(method=method, **changes)
+        with torch.device("meta"):
+            build_net(given, build_method(given), classes=5, shape=(3, 32, 32))
+
+
+def test_a_misspelt_network_and_layers_of_exits() -> None:
+    with pytest.raises(ValueError, match="unknown net 'resnet81'; the nearest is 'resnet18'"):
+        config("resnet18,resnet81")
+    with pytest.raises(ValueError, match="--exits-after is for networks of others"):
+        config(exits_after=("layer1",))
+
+
+def test_weights_start_every_network_and_every_branch(tmp_path: Any) -> None:
+    from offramp.split.weights import state
+
+    given = config("resnet18", "vanilla", width=2)
+    alone = build_net(given, build_method(given), classes=5, shape=(1, 8, 8))
+    torch.save({name: tensor.detach().clone() for name, tensor in state(alone).items()}, tmp_path / "given.pt")
+    for method, copies in (("dml", 2), ("one", 3)):
+        several = config("resnet18", method, width=2, weights=tmp_path / "given.pt")
+        net = build_net(several, build_method(several), classes=5, shape=(1, 8, 8))
+        assert load_weights(several, net) == ()
+        found = [tensor for name, tensor in net.state_dict().items() if name.endswith("classifier.weight")]
+        assert len(found) == copies
+        assert all(torch.equal(tensor, alone.branches[0].head.classifier.weight) for tensor in found)
