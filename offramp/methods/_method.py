@@ -46,6 +46,8 @@ class Method:
 
     `cohort` builds one network of each of several kinds, for `--net a,b`; methods without it take one kind.
     `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
+    `optimizers` are the names of those that its step can look ahead with, where that matters; `alone` says why it
+    cannot train on several processes, where it cannot.
     """
 
     objective: Objective
@@ -55,6 +57,8 @@ class Method:
     phases: tuple[Phase, ...] = (everything,)
     needs_held_out: bool = False
     cohort: Callable[[Sequence[BuildBackbone]], nn.Module] | None = None
+    optimizers: tuple[str, ...] = ()
+    alone: str = ""
 
     def __post_init__(self) -> None:
         if not self.phases:
