@@ -123,6 +123,7 @@ class Final(nn.Module):
         answered: tuple[Tensor, Tensor, Tensor, Carry] = self.branch(state, carry)
         return answered
 
+    @torch.no_grad()
     def remember(self) -> None:
         """Keep the linear layer as it is now."""
         self.weight.copy_(self.classifier.weight)
@@ -143,7 +144,6 @@ def classifiers(net: MultiExitNet) -> list[nn.Module]:
     return [*net.branches[:-1], _final(net).classifier, *links]
 
 
-@torch.no_grad()
 def listen(net: nn.Module) -> None:
     """The end of stage 1: remember how the final exit answers, and let the exits hear each other."""
     _final(net).remember()

@@ -141,12 +141,12 @@ def network(
 
 
 class Mixture(nn.Module):
-    """q of an exit and those before it; `members` of them, over C classes."""
+    """q of an exit and those before it; `members` of them, over C classes. It starts as their plain mean."""
 
     def __init__(self, members: int, classes: int, combine: Combine) -> None:
         super().__init__()
         self.combine = combine
-        self.weights = nn.Parameter(0.01 * torch.randn(members))  # logarithms: what multiplies is positive
+        self.weights = nn.Parameter(torch.zeros(members))  # logarithms: what multiplies is positive
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, logits: Float[Tensor, "B M C"]) -> Float[Tensor, "B C"]:
