@@ -162,4 +162,5 @@ def averaged(members: list[Float[Tensor, "..."]], mix: Float[Tensor, "M"] | None
     stacked = torch.stack(members)
     if mix is None:
         return stacked.mean(0)
-    return torch.tensordot(mix.softmax(0).to(stacked.dtype), stacked, 1)
+    shares = mix.softmax(0).reshape(-1, *(1,) * (stacked.dim() - 1))
+    return (shares * stacked).sum(0)  # no matrix product: that would be rounded to bfloat16 where the network runs in it

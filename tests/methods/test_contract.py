@@ -30,6 +30,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ofa", {"reduction": "elements"}),
     ("boostnet", {"equal": True}),
     ("l2w", {"centre": "mat", "sees": "both"}),
+    ("eed", {"weights": "learned", "beta": 0.0}),
+    ("eed", {"weights": "learned", "teachers": (1, -1), "imitation": "mse"}),
+    ("imta", {"links": False}),
+    ("impr", {"links": True}),
+    ("ztw", {"norm": "layer", "combine": "arithmetic", "ensemble_final": False}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper))}" if hyper else name for name, hyper in VARIANTS]
 EVERY = pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
@@ -159,6 +164,7 @@ ONLY_TEACHES = [
     ("hdbt", {}, "soft-ce", False),
     ("ofa", {}, "kl", False),
     ("impr", {}, "kl", False),
+    ("imta", {}, "kl", False),
     ("eed", {"teachers": (-1,), "final_learns": False}, "soft-ce", True),
     ("eed", {"teachers": (-1,), "final_learns": False, "imitation": "mse"}, "mse", True),
     ("beed", {"mode": "kd"}, "kl", True),
