@@ -33,16 +33,16 @@ def build(
     norms: Norms = "still",
     scope: Scope = "coarsest",
 ) -> Method:
-    """Two stages, of as many epochs each, which the method's name in other papers ("Impr") puts into one (`impr`).
+    """Two stages of as many epochs; `impr` is what other papers call this method, in one.
 
     1. Gradient equilibrium (section 3.1): sum_k CE_k as in `equilibrium`.
-    2. The trunk is frozen and the exits learn (sections 3.2, 3.3): CE_K + sum_{k<K} [ (1-g) CE_k +
-       g T^2 KL_T(sg t -> z_k) ], t the logits that the final exit gave at the end of stage 1. Exit k's classifier now
-       sees [F_k ; phi(sg z_{k-1})], phi a linear layer to the width of F_k, batch norm and ReLU (ISC).
+    2. The trunk is frozen and the exits learn: CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg t -> z_k) ] (OFA), t the
+       logits that the final exit gave at the end of stage 1. Exit k's classifier now sees [F_k ; phi(sg z_{k-1})],
+       phi a linear layer to the width of F_k, batch norm and ReLU (inline collaboration, ISC).
 
-    The trunk of stage 2 is everything but the early exits and the final exit's linear layer. Exits go on from where
-    stage 1 left them, and begin to listen at weight 0; the code trains new ones. The code's defaults are for CIFAR;
-    its ImageNet script has gamma .1, temperature 1. 90 epochs in each stage on ImageNet, 300 on CIFAR.
+    Equation numbers of stage 2 were not at hand. The trunk is everything but the early exits and the final exit's
+    linear layer. Exits go on from where stage 1 left them and begin to listen at weight 0; the code trains new ones.
+    In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma .1 and temperature 1 on ImageNet.
 
     Args:
         gamma: g, the share of imitation at the early exits.

@@ -44,7 +44,8 @@ def build(
     Of the paper only abstract and introduction were read (it writes q as the product b prod p_j^w, equation numbers
     are unknown); formulas are those of the released code. The code's phases have optimisers of their own: SGD for 100
     epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored answers. Here one optimiser runs through all of
-    them. Not published: the split for w and b (the code's is train), the grid of thresholds.
+    them. Not published: the split for w and b (the code's is train), the grid of thresholds. Heads are those of
+    --branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
 
     Args:
         shares: of the epochs, for the three phases; 0 leaves one out: 0,.7,.3 on a backbone that --weights brings,
