@@ -96,11 +96,10 @@ def cascaded(
 
 
 def linked(
-    net: MultiExitNet, backbone: Backbone, branches: list[nn.Module], *, detach: bool = True, on: bool = True
+    branches: Iterable[nn.Module], classes: int, widths: Iterable[int], *, detach: bool = True, on: bool = True
 ) -> list[nn.Module]:
-    """The branches with inline collaboration between them."""
-    classes, widths = sizes(net, backbone)
-    return cascaded(branches, [Collaborating(classes, width) for width in widths[1:]], detach=detach, on=on)
+    """The branches with inline collaboration; `widths` are those of all that listen, from the second on."""
+    return cascaded(branches, [Collaborating(classes, width) for width in widths], detach=detach, on=on)
 
 
 def switch_on(net: nn.Module) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from offramp.methods._cascade import linked
+from offramp.methods._cascade import linked, sizes
 from offramp.methods._check import choice
 from offramp.methods._method import Method, build_one
 from offramp.methods._taps import Scope, equilibrium
@@ -43,4 +43,5 @@ def collaborating(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
     """The backbone with its branches, all but the first linked with the one before."""
     made = backbone()
     net = attach(made, branch)
-    return MultiExitNet(list(net.stages), linked(net, made, list(net.branches)))
+    classes, widths = sizes(net, made)
+    return MultiExitNet(list(net.stages), linked(net.branches, classes, widths[1:]))

@@ -41,8 +41,9 @@ def build(
        phi a linear layer to the width of F_k, batch norm and ReLU (inline collaboration, ISC).
 
     Equation numbers of stage 2 were not at hand. The trunk is everything but the early exits and the final exit's
-    linear layer. Exits go on from where stage 1 left them and begin to listen at weight 0; the code trains new ones.
-    In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma .1 and temperature 1 on ImageNet.
+    linear layer, where that stands on its features. Exits go on from where stage 1 left them and begin to listen at
+    weight 0; the code trains new ones. In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma
+    .1 and temperature 1 on ImageNet.
 
     Args:
         gamma: g, the share of imitation at the early exits.
@@ -75,48 +76,52 @@ def build(
 
 
 def network(backbone: BuildBackbone, branch: BuildBranch, *, links: bool, detach: bool) -> nn.Module:
-    """The backbone with its branches, linked if they are to collaborate, and a final exit that remembers stage 1."""
+    """The backbone with its branches, linked if they are to collaborate, and a final exit that remembers stage 1.
+
+    A final exit whose logits do not come from one linear layer on its features has nothing that could learn beside the
+    teacher: it stays as stage 1 leaves it, without a link.
+    """
     made = backbone()
     net = attach(made, branch)
     *early, last = net.branches
     classes, widths = sizes(net, made)
-    branches = [*early, Final(last, classes, widths[-1])]
-    return MultiExitNet(list(net.stages), linked(net, made, branches, detach=detach, on=False) if links else branches)
+    found = classifier(last, classes, widths[-1])
+    branches = [*early, last if found is None else Final(last, found)]
+    if links:
+        heard = widths[1:] if found is not None else widths[1:-1]
+        branches = linked(branches, classes, heard, detach=detach, on=False)
+    return MultiExitNet(list(net.stages), branches)
+
+
+def classifier(branch: nn.Module, classes: int, width: int) -> nn.Linear | None:
+    """The linear layer from the features of a branch to its logits, if there is one."""
+    found = [
+        part
+        for part in branch.modules()
+        if isinstance(part, nn.Linear) and (part.out_features, part.in_features) == (classes, width)
+    ]
+    return found[0] if len(found) == 1 and found[0].bias is not None else None
 
 
 class Final(nn.Module):
-    """The final exit; keeps its linear layer of the end of stage 1 beside the one that goes on learning.
-
-    Raises:
-        ValueError: if its logits do not come from one linear layer on its features.
-    """
+    """The final exit; keeps its linear layer as stage 1 left it, beside the one that goes on learning."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, branch: nn.Module, classes: int, width: int) -> None:
+    def __init__(self, branch: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
         self.branch = branch
-        self.shape = (classes, width)
-        self.register_buffer("weight", self.classifier.weight.detach().clone())
-        self.register_buffer("bias", self.classifier.bias.detach().clone())
+        self.place = next(name for name, part in branch.named_modules() if part is classifier)
+        self.register_buffer("weight", classifier.weight.detach().clone())
+        self.register_buffer("bias", classifier.bias.detach().clone())
 
     @property
     def classifier(self) -> nn.Linear:
-        """The linear layer from features to logits."""
-        found = [
-            part
-            for part in self.branch.modules()
-            if isinstance(part, nn.Linear)
-            and (part.out_features, part.in_features) == self.shape
-            and part.bias is not None
-        ]
-        if len(found) != 1:
-            raise ValueError(
-                f"imta needs a final exit that ends in a linear layer from its features ({self.shape[1]}) to the "
-                f"{self.shape[0]} classes; this network has none, take impr"
-            )
-        return found[0]
+        """The linear layer that goes on learning."""
+        found = self.branch.get_submodule(self.place)
+        assert isinstance(found, nn.Linear)
+        return found
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """What the branch answers."""
@@ -134,25 +139,29 @@ class Final(nn.Module):
         return F.linear(feature, self.weight, self.bias)[None]
 
 
-def _final(net: nn.Module) -> Final:
-    return next(part for part in net.modules() if isinstance(part, Final))
+def finals(net: nn.Module) -> list[Final]:
+    """The final exit that remembers, if there is one."""
+    return [part for part in net.modules() if isinstance(part, Final)]
 
 
 def classifiers(net: MultiExitNet) -> list[nn.Module]:
     """What stage 2 trains: the early exits, the final exit's linear layer, and all links."""
     links = [part.link for part in net.modules() if isinstance(part, Cascaded) and part.link is not None]
-    return [*net.branches[:-1], _final(net).classifier, *links]
+    return [*net.branches[:-1], *(final.classifier for final in finals(net)), *links]
 
 
 def listen(net: nn.Module) -> None:
     """The end of stage 1: remember how the final exit answers, and let the exits hear each other."""
-    _final(net).remember()
+    for final in finals(net):
+        final.remember()
     switch_on(net)
 
 
 def taught(parts: Parts, batch: Batch, progress: float) -> Terms:
-    """A step of stage 2, in which the final exit of stage 1 teaches."""
+    """A step of stage 2, in which the final exit of stage 1 teaches; one that does not learn is that still."""
     assert parts.bare is not None
     outputs = parts.net(batch.inputs, tap=parts.tap)
+    remembers = finals(parts.bare)
+    teacher = remembers[0].teach(outputs.features[-1]) if remembers else None
     objective: Any = parts.objective
-    return parts.update(objective(outputs, batch, progress, teacher=_final(parts.bare).teach(outputs.features[-1])))
+    return parts.update(objective(outputs, batch, progress, teacher=teacher))

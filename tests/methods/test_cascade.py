@@ -19,7 +19,7 @@ from offramp.data.splits import DataSet
 from offramp.methods import find
 from offramp.methods._cascade import Cascaded, switch_on
 from offramp.methods.eed import averaged
-from offramp.methods.imta import Final
+from offramp.methods.imta import Final, classifiers, finals, listen
 from offramp.methods.ztw import Ensemble, answer_together
 from offramp.net import Backbone, Branch, Head, MultiExitNet, segments
 from offramp.outputs import Batch, ExitOutputs
@@ -189,23 +189,26 @@ def test_the_trunk_s_weights_go_in_and_out(name: str) -> None:
     torch.testing.assert_close(back.eval()(inputs).logits[-1], plain.eval()(inputs).logits[-1])
 
 
-def test_imta_needs_a_linear_layer_at_its_end() -> None:
-    with pytest.raises(
-        ValueError, match=r"^imta needs a final exit that ends in a linear layer from its features \(8\)"
-    ):
-        network("imta", Answer)
+def test_a_final_exit_without_a_linear_layer_on_its_features_stays() -> None:
+    net = network("imta", Answer)
+    listen(net)
+    assert not finals(net) and isinstance(net.branches[-1], Branch)
+    trained = {id(p) for module in classifiers(net) for p in module.parameters()}
+    assert trained.isdisjoint(map(id, [*net.stages.parameters(), *net.branches[-1].parameters()]))
+    assert trained >= set(map(id, net.branches[:-1].parameters()))
 
 
 def test_the_end_of_imta_remembers() -> None:
-    final = Final(Branch(nn.Identity(), Head(8, CLASSES)), CLASSES, 8)
+    branch = Branch(nn.Identity(), Head(8, CLASSES))
+    final = Final(branch, branch.head.classifier)
     state = torch.randn(3, 8, 2, 2)
+    with torch.no_grad():
+        final.classifier.weight.mul_(2.0)
     logits, feature, *_ = final(state)
+    assert not torch.allclose(final.teach(feature)[0], logits)
     final.remember()
     torch.testing.assert_close(final.teach(feature)[0], logits)
     assert not final.teach(feature.detach()).requires_grad
-    with torch.no_grad():
-        final.classifier.weight.add_(1.0)
-    assert not torch.allclose(final(state)[0], final.teach(feature)[0])
 
 
 def test_the_first_ensemble_is_its_only_member() -> None:
