@@ -1,12 +1,12 @@
 """What a training method is: an objective, and more seams that most methods leave as they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from offramp.net import BuildBackbone, BuildBranch, Tap, attach, share
+from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, Tap, attach, share
 from offramp.outputs import Batch, ExitOutputs
 
 Terms = dict[str, Tensor]
@@ -30,11 +30,34 @@ def build_one(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training run: what trains (`all`, `backbone`, `exits`), and for which share of the epochs."""
+    """A part of the training run: what trains, for which share of the epochs, at which rate.
 
-    trains: str = "all"
+    Every phase is a run of its own: it goes through the whole schedule, and momentum and the moving average of the
+    weights start anew. What does not train gets no gradients and keeps its batch statistics.
+
+    Attributes:
+        trains: `all`, `backbone` (the stages and the final exit) or `exits` (all others).
+        share: of the epochs, in proportion to those of the other phases.
+        rate: what the recipe's learning rate is multiplied with.
+        modules: which modules of a network train, where that is not all that `trains` names.
+        objective: what is minimised, where it is not the method's; it owns nothing that is learned.
+        step: its optimiser step; by default the method's, and a plain one where the phase has an objective of its own.
+        begin: called with the network before the first step; it changes values in place and draws nothing at random.
+        still: what does not train is in evaluation mode; otherwise its batch norms go on following the batches.
+    """
+
+    trains: Literal["all", "backbone", "exits"] = "all"
     share: float = 1.0
     rate: float = 1.0
+    modules: Callable[[MultiExitNet], Iterable[nn.Module]] | None = None
+    objective: Objective | None = None
+    step: Step | None = None
+    begin: Callable[[nn.Module], None] | None = None
+    still: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.share > 0 and self.rate > 0):
+            raise ValueError(f"a phase needs a share and a rate above 0, got {self.share} and {self.rate}")
 
 
 everything = Phase()

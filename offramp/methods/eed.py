@@ -20,6 +20,7 @@ from offramp.methods._method import Method, Terms
 from offramp.outputs import Batch, ExitOutputs
 
 Imitation = Literal["soft-ce", "kl", "mse"]
+Weights = Literal["equal", "learned"]
 
 
 def build(
@@ -31,6 +32,7 @@ def build(
     teachers: tuple[int, ...] | None = None,
     final_learns: bool = True,
     adapt: Adapt = "off",
+    weights: Weights = "equal",
 ) -> Method:
     """Eq. 8: L = sum_k { CE_k + alpha l_z(z_k, G_z) + beta l_f(F_k, G_f) }, G the detached mean over the teachers.
 
@@ -38,6 +40,10 @@ def build(
     logits; l_f is the masked mean squared difference of pooled features. The released code multiplies its KL branch by
     0.1, the paper by 1: alpha .1 is the code. "DBT" in this paper (eq. 4) is teachers -1, final_learns off, beta 0; its
     "SD" the same with beta 1.
+
+    Learned weights are not the paper's: G = sum_k w_k z_k (and F_k), w = softmax(a), a starts at 0, which is the mean.
+    What moves a is CE(sum_k w_k sg z_k), the term `ensemble`, and nothing else: imitation would make the teacher easy
+    instead of good. Every step's record has w as `weights`.
 
     Args:
         alpha: weight of the imitation of logits.
@@ -47,6 +53,7 @@ def build(
         teachers: exits whose mean teaches, 1 the shallowest, -1 the final one; default all.
         final_learns: whether the final exit is a student too.
         adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
+        weights: equal, or learned with the run.
 
     Raises:
         ValueError: if a value is out of range or no teacher is left.
@@ -55,12 +62,13 @@ def build(
     not_negative("beta", beta)
     positive("temperature", temperature)
     choice("imitation", imitation, Imitation)
+    choice("weights", weights, Weights)
     if teachers is not None:
         exit_numbers("teachers", teachers)
         if not teachers:
             raise ValueError("teachers must name at least one exit, 1 the shallowest and -1 the final one, got none")
         teachers = tuple(teachers)
-    settings = Settings(alpha, beta, imitation, temperature, teachers, final_learns)
+    settings = Settings(alpha, beta, imitation, temperature, teachers, final_learns, weights == "learned")
     return Method(EnsembleTeacher(settings, Match(adapt)))
 
 
@@ -73,6 +81,7 @@ class Settings(NamedTuple):
     temperature: float
     teachers: tuple[int, ...] | None
     final_learns: bool
+    learned: bool = False
 
     def positions(self, exits: int) -> tuple[int, ...]:
         """0-based positions of the teachers among that many exits."""
@@ -80,33 +89,53 @@ class Settings(NamedTuple):
 
 
 class EnsembleTeacher(nn.Module):
-    """The objective of EED; adaptation layers are trained with the run."""
+    """The objective of EED; adaptation layers and learned weights are trained with the run."""
 
     def __init__(self, settings: Settings, match: Match) -> None:
         super().__init__()
         self.settings = settings
         self.match = match
+        self.mix = nn.Parameter(torch.zeros(0)) if settings.learned else None  # logarithms, up to a constant
 
     def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; answers notes on features that are left out."""
         has_peers("eed", exits)
-        self.settings.positions(exits)
+        teachers = self.settings.positions(exits)
+        if self.settings.learned:
+            self.mix = nn.Parameter(torch.zeros(len(teachers)))
         return self.match.prepare(widths) if self.settings.beta else ()
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
-        """Terms `ce`, then `soft-ce`, `kl` or `mse`, then `features` unless beta is 0."""
+        """Terms `ce`, `soft-ce`, `kl` or `mse`, `features` unless beta is 0, `ensemble` where weights are learned."""
         settings, logits = self.settings, outputs.logits
         has_peers("eed", len(logits))
         teachers = settings.positions(len(logits))
         students = logits if settings.final_learns else logits[:-1]
-        target = torch.stack([exact(logits[exit].detach()) for exit in teachers]).mean(0, keepdim=True)
+        mix = self._mix(len(teachers))
+        ensemble = averaged([exact(logits[exit].detach()) for exit in teachers], mix)[None]
+        target = ensemble.detach()
         terms = {
             "ce": cross_entropy(logits, batch.labels).sum(),
             settings.imitation: settings.alpha * self._imitate(students, target).sum(),
         }
         if settings.beta:
-            terms["features"] = settings.beta * self._features(outputs, teachers)
+            terms["features"] = settings.beta * self._features(outputs, teachers, mix)
+        if mix is not None:
+            terms["ensemble"] = cross_entropy(ensemble, batch.labels).sum()
         return terms
+
+    def logged(self) -> dict[str, Tensor]:
+        """The weights, where they are learned: `weights`, one for each teacher."""
+        return {} if self.mix is None else {"weights": self.mix.detach().softmax(0)}
+
+    def _mix(self, teachers: int) -> Float[Tensor, "M"] | None:
+        """Logarithms of the teachers' weights, None where all are equal."""
+        if self.mix is not None and len(self.mix) != teachers:
+            raise ValueError(
+                f"learned weights of {teachers} teachers are needed, there are {len(self.mix)}: call "
+                "objective.prepare(exits=..., widths=...) before the optimizer is built"
+            )
+        return self.mix
 
     def _imitate(self, students: Float[Tensor, "S B C"], target: Float[Tensor, "1 B C"]) -> Float[Tensor, "S"]:
         settings = self.settings
@@ -115,15 +144,29 @@ class EnsembleTeacher(nn.Module):
         form = kl if settings.imitation == "kl" else soft_cross_entropy
         return settings.temperature**2 * form(students, target, temperature=settings.temperature)
 
-    def _features(self, outputs: ExitOutputs, teachers: tuple[int, ...]) -> Float[Tensor, ""]:
+    def _features(
+        self, outputs: ExitOutputs, teachers: tuple[int, ...], mix: Float[Tensor, "M"] | None
+    ) -> Float[Tensor, ""]:
         matched = self.match(outputs.features)
-        teaching = [exact(matched[exit].detach()) for exit in teachers if matched[exit] is not None]
+        teaching = [number for number, exit in enumerate(teachers) if matched[exit] is not None]
         if not teaching:
             return total([], like=outputs.logits)
-        target = torch.stack(teaching).mean(0)
+        members = [exact(feature.detach()) for exit in teachers if (feature := matched[exit]) is not None]
+        target = averaged(members, None if mix is None else mix[teaching]).detach()
         distances = [
             distance(feature, target, reduction="mean", masked=True)
             for feature in (matched if self.settings.final_learns else matched[:-1])
             if feature is not None
         ]
         return total(distances, like=outputs.logits)
+
+
+def averaged(members: list[Float[Tensor, "..."]], mix: Float[Tensor, "M"] | None) -> Float[Tensor, "..."]:
+    """The mean of the members, or sum_k softmax(mix)_k member_k."""
+    stacked = torch.stack(members)
+    if mix is None:
+        return stacked.mean(0)
+    shares = mix.softmax(0).reshape(-1, *(1,) * (stacked.dim() - 1))
+    return (shares * stacked).sum(
+        0
+    )  # no matrix product: that would be rounded to bfloat16 where the network runs in it

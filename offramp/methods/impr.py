@@ -5,10 +5,14 @@ Family: final exit. Fits: any network with 2 exits or more; of several scales (M
 
 from functools import partial
 
+from torch import nn
+
+from offramp.methods._cascade import linked, sizes
 from offramp.methods._check import choice
-from offramp.methods._method import Method
+from offramp.methods._method import Method, build_one
 from offramp.methods._taps import Scope, equilibrium
 from offramp.methods.ofa import OneForAll, Reduction
+from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach
 
 
 def build(
@@ -17,6 +21,7 @@ def build(
     temperature: float = 3.0,
     reduction: Reduction = "batch",
     scope: Scope = "coarsest",
+    links: bool = False,
 ) -> Method:
     """L = CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg z_K -> z_k) ], with the gradients of `equilibrium`.
 
@@ -27,6 +32,7 @@ def build(
         temperature: T.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), as IMTA's code.
         scope: in networks of several scales rescale the coarsest one, as IMTA's code, or all.
+        links: exits see what the one before them answered (IMTA's inline collaboration, as in `imta`).
 
     Data sets:
         ImageNet: gamma .1, temperature 1
@@ -35,4 +41,13 @@ def build(
         ValueError: if a value is out of range.
     """
     choice("scope", scope, Scope)
-    return Method(OneForAll("impr", gamma, temperature, reduction), tap=partial(equilibrium, scope=scope))
+    objective, tap = OneForAll("impr", gamma, temperature, reduction), partial(equilibrium, scope=scope)
+    return Method(objective, network=collaborating if links else build_one, tap=tap)
+
+
+def collaborating(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
+    """The backbone with its branches, all but the first linked with the one before."""
+    made = backbone()
+    net = attach(made, branch)
+    classes, widths = sizes(net, made)
+    return MultiExitNet(list(net.stages), linked(net.branches, classes, widths[1:]))

@@ -5,7 +5,8 @@ Family: final exit. Fits: any network with 2 exits or more.
 
 from typing import Literal
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from offramp.losses.imitate import kl
 from offramp.losses.truth import cross_entropy
@@ -19,8 +20,8 @@ Reduction = Literal["batch", "elements"]
 def build(*, gamma: float = 0.9, temperature: float = 3.0, reduction: Reduction = "batch") -> Method:
     """L = CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg z_K -> z_k) ].
 
-    In IMTA this is the second stage, whose teacher is the frozen network of the first; here the final exit teaches
-    while it learns. `impr` adds gradient equilibrium.
+    In IMTA this is the second stage, whose teacher is the frozen network of the first (`imta`); here the final exit
+    teaches while it learns. `impr` adds gradient equilibrium.
 
     Args:
         gamma: g, the share of imitation at the early exits.
@@ -52,13 +53,16 @@ class OneForAll(nn.Module):
         has_peers(self.name, exits)
         return ()
 
-    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
-        """Terms `ce` and `kl`."""
+    def forward(
+        self, outputs: ExitOutputs, batch: Batch, progress: float, teacher: Float[Tensor, "1 B C"] | None = None
+    ) -> Terms:
+        """Terms `ce` and `kl`; the final exit teaches where there is no other teacher."""
         logits = outputs.logits
+        taught = logits[-1:] if teacher is None else teacher
         has_peers(self.name, len(logits))
         ce = cross_entropy(logits, batch.labels)
         factor = self.gamma * self.temperature**2 / (logits.shape[-1] if self.reduction == "elements" else 1)
         return {
             "ce": ce[-1] + (1.0 - self.gamma) * ce[:-1].sum(),
-            "kl": factor * kl(logits[:-1], logits[-1:], temperature=self.temperature).sum(),
+            "kl": factor * kl(logits[:-1], taught, temperature=self.temperature).sum(),
         }

@@ -24,3 +24,8 @@ def without_exits(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
 def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
     """Cross-entropy of the final exit."""
     return {"ce": cross_entropy(outputs.logits[-1:], batch.labels).sum()}
+
+
+def final_exit(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+    """The same by the name `final`, for the phases of other methods in which the backbone trains alone."""
+    return {"final": objective(outputs, batch, progress)["ce"]}

@@ -1,5 +1,6 @@
 """Weights under the names that the unsplit model gives them, in both directions, and from files."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ def state(net: Net) -> dict[str, Tensor]:
 
 def _trunk(net: Net) -> tuple[list[nn.Module], nn.Module]:
     """The blocks of all stages, and the head."""
-    head = net.head if isinstance(net, Backbone) else net.branches[-1].head
-    assert isinstance(head, nn.Module)
+    last: Any = net if isinstance(net, Backbone) else net.branches[-1]
+    while not hasattr(last, "head"):
+        last = last.branch  # a method's own around it
+    head: nn.Module = last.head
     blocks: list[nn.Module] = []
     for stage in net.stages:
         blocks += list(stage) if isinstance(stage, nn.Sequential) else [stage]
@@ -97,7 +100,7 @@ def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
     exits = [int(name.split(".")[1]) for name in given if name.startswith("branches.")]
     if not exits or not any(name.startswith("stages.") for name in given):
         return given
-    head = f"branches.{max(exits)}.head."
+    head = re.compile(rf"branches\.{max(exits)}\.(branch\.)*head\.")  # a method may put its own around a branch
     blocks = sorted({tuple(map(int, name.split(".")[1:3])) for name in given if name.startswith("stages.")})
     number = {f"stages.{stage}.{block}.": index for index, (stage, block) in enumerate(blocks)}
     named: dict[str, Tensor] = {}
@@ -105,8 +108,8 @@ def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
         place = ".".join(name.split(".")[:3]) + "."
         if place in number:
             named[("" if split else f"blocks.{number[place]}.") + name.removeprefix(place)] = tensor
-        elif name.startswith(head):
-            named[("" if split else "head.") + name.removeprefix(head)] = tensor
+        elif head.match(name):
+            named[("" if split else "head.") + head.sub("", name, count=1)] = tensor
     return named
 
 

@@ -46,8 +46,12 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def make_fabric(recipe: Recipe) -> Fabric:
-    """Fabric for the recipe's device, precision and number of processes, launched."""
+def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
+    """Fabric for the recipe's device, precision and number of processes, launched.
+
+    Args:
+        parted: parts of the network are frozen for a while.
+    """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
     if device == "cpu":
@@ -58,14 +62,16 @@ def make_fabric(recipe: Recipe) -> Fabric:
         accelerator=device,
         devices=recipe.devices,
         precision=precision,  # type: ignore[arg-type]
-        strategy=_strategy(recipe),
+        strategy=_strategy(recipe, parted),
     )
     if recipe.devices > 1:
         fabric.launch()
     return fabric
 
 
-def _strategy(recipe: Recipe) -> str:
+def _strategy(recipe: Recipe, parted: bool) -> str:
     if recipe.devices == 1:
         return "auto"
-    return "ddp" if recipe.tune == "all" else "ddp_find_unused_parameters_true"  # frozen parts have no gradients
+    return (
+        "ddp" if recipe.tune == "all" and not parted else "ddp_find_unused_parameters_true"
+    )  # frozen parts have no gradients

@@ -166,7 +166,10 @@ class Loop:
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
         self.parts.net.train()
-        phases.enter(self.net, phases.span_at(self.spans, self.at.epoch).phase, self.trained)
+        span = phases.span_at(self.spans, self.at.epoch)
+        phases.enter(self.net, span.phase, self.trained)
+        if (self.at.epoch, self.at.step) == (span.first, 0):
+            self._begin(span)
         if isinstance(self.parts.objective, nn.Module):
             self.parts.objective.train()
         began = time.perf_counter()
@@ -184,6 +187,14 @@ class Loop:
         self._look()
         self.at.seconds += time.perf_counter() - began
         self._finish_epoch()
+
+    def _begin(self, span: phases.Span) -> None:
+        """What comes before the first step of a phase: its own preparations; momentum and average start anew."""
+        if span.phase.begin:
+            span.phase.begin(self.net)
+        self.parts.optimizer.state.clear()
+        if self.average:
+            self.average.n_averaged.zero_()
 
     def _shuffled(self, **common: Any) -> Loader:
         """This process's share of val in an order of its own, for methods that learn from it."""
@@ -208,10 +219,10 @@ class Loop:
             batch = soften.smooth(batch, len(self.data.classes), recipe.label_smoothing)
         if recipe.mixup:
             batch = soften.mixup(batch, len(self.data.classes), recipe.mixup, (recipe.seed, at.epoch, at.step))
-        if span.phase.trains == "backbone":
-            terms = one_step(replace(self.parts, objective=phases.final_exit), batch, progress)
-        else:
-            terms = (self.method.step or one_step)(self.parts, batch, progress)
+        own, parts = span.phase.objective, self.parts
+        parts = parts if own is None else replace(parts, objective=own)
+        take = span.phase.step or (self.method.step if own is None else None) or one_step
+        terms = take(parts, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
         logged: dict[str, Tensor] = getattr(

@@ -4,23 +4,17 @@
 Training Strategies" (ICML 2025) recommends; `--tune exits` leaves the backbone exactly as it is.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
 
-from offramp.losses.truth import cross_entropy
-from offramp.methods._method import Method, Phase, Terms, everything
+from offramp.methods._method import Method, Phase, everything
+from offramp.methods.vanilla import final_exit
 from offramp.net import MultiExitNet
-from offramp.outputs import Batch, ExitOutputs
 from offramp.train import optim
 from offramp.train.recipe import Recipe
-
-TUNE = {
-    "all": (everything,),
-    "exits": (Phase("exits"),),
-    "mixed": (Phase("backbone", 0.5), Phase("all", 0.5)),
-}
 
 
 class Span(NamedTuple):
@@ -32,14 +26,12 @@ class Span(NamedTuple):
 
 
 def spans(recipe: Recipe, method: Method) -> list[Span]:
-    """The phases of a run: the method's, or those of `--tune`.
+    """The phases of a run: the method's, changed by `--tune`.
 
     Raises:
-        ValueError: if both want phases, or there are fewer epochs than phases.
+        ValueError: if the two contradict each other, or there are fewer epochs than phases.
     """
-    if recipe.tune != "all" and method.phases != (everything,):
-        raise ValueError(f"--tune {recipe.tune}: this method trains in phases of its own; take --tune all")
-    phases = TUNE[recipe.tune] if recipe.tune != "all" else method.phases
+    phases = tuned(recipe, method)
     if recipe.epochs < len(phases):
         raise ValueError(f"this run trains in {len(phases)} phases and needs --epochs of as many, got {recipe.epochs}")
     total = sum(phase.share for phase in phases)
@@ -51,6 +43,32 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
         made.append(Span(phase, first, last - first))
         first = last
     return made
+
+
+def tuned(recipe: Recipe, method: Method) -> tuple[Phase, ...]:
+    """The method's phases as `--tune` wants them.
+
+    `mixed` puts the backbone alone before them, for half of the epochs. `exits` leaves out those that train the
+    backbone alone.
+
+    Raises:
+        ValueError: if only exits are to be trained and the method trains more in a phase of its own.
+    """
+    own = method.phases
+    if recipe.tune == "mixed":
+        total = 2 * sum(phase.share for phase in own)
+        first = Phase("backbone", 0.5, objective=final_exit)
+        return (first, *(replace(phase, share=phase.share / total) for phase in own))
+    if recipe.tune == "all":
+        return own
+    if own == (everything,):
+        return (Phase("exits"),)
+    if any(phase.trains == "all" for phase in own):
+        raise ValueError(
+            "--tune exits leaves the backbone as it is, but this method trains backbone and exits together in a phase "
+            "of its own; take --tune all or mixed"
+        )
+    return tuple(phase for phase in own if phase.trains != "backbone")
 
 
 def refuse_several(recipe: Recipe, net: nn.Module) -> None:
@@ -97,22 +115,28 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
     net.train()
     own = set(map(id, trained))
     for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
-        backbone, exits = [part.stages, part.branches[-1]], list(part.branches[:-1])
-        if phase.trains == "exits" and not exits:
+        chosen = list(_modules(part, phase))
+        if not chosen:
             raise ValueError("only exits are to be trained, but the network has no early exits")
-        for modules, trains in ((backbone, phase.trains != "exits"), (exits, phase.trains != "backbone")):
-            for module in modules:
-                module.train(trains)
-                for parameter in module.parameters():
-                    parameter.requires_grad_(trains and id(parameter) in own)
+        for child in part.children():
+            child.train(not phase.still)
+        part.requires_grad_(False)
+        for module in chosen:
+            module.train()
+            for parameter in module.parameters():
+                parameter.requires_grad_(id(parameter) in own)
+
+
+def _modules(net: MultiExitNet, phase: Phase) -> Iterable[nn.Module]:
+    """What a phase trains of a network."""
+    if phase.modules is not None:
+        return phase.modules(net)
+    if phase.trains == "exits":
+        return net.branches[:-1]
+    return (net.stages, net.branches[-1]) if phase.trains == "backbone" else net.children()
 
 
 def of_backbone(net: nn.Module) -> list[nn.Parameter]:
     """The parameters of all stages and final exits."""
     nets = [part for part in net.modules() if isinstance(part, MultiExitNet)]
     return [p for part in nets for module in (part.stages, part.branches[-1]) for p in module.parameters()]
-
-
-def final_exit(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
-    """What trains the backbone alone: cross-entropy of the final exit."""
-    return {"final": cross_entropy(outputs.logits[-1:], batch.labels).sum()}

@@ -17,8 +17,8 @@ class Recipe:
         optimizer: The optimiser.
         lr: Learning rate at its highest.
         lr_backbone: Learning rate of stages and final exit at its highest, where it is not that of the exits.
-        tune: `all` trains everything, `exits` leaves the backbone as it is, `mixed` trains the backbone first (half of
-            the epochs), then everything.
+        tune: `all` trains as the method says, `exits` leaves the backbone as it is, `mixed` trains the backbone first
+            (half of the epochs), then as the method says.
         momentum: Momentum of SGD.
         nesterov: Nesterov's form of momentum.
         weight_decay: Weight decay, on all parameters.

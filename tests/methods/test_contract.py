@@ -33,6 +33,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dml", {"temperature": 3.0}),
     ("one", {"ramp_up": 0.0}),
     ("one", {"form": "ensemble"}),
+    ("eed", {"weights": "learned", "beta": 0.0}),
+    ("eed", {"weights": "learned", "teachers": (1, -1), "imitation": "mse"}),
+    ("imta", {"links": False}),
+    ("impr", {"links": True}),
+    ("ztw", {"norm": "layer", "combine": "arithmetic", "ensemble_final": False}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper))}" if hyper else name for name, hyper in VARIANTS]
 EVERY = pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
@@ -168,6 +173,7 @@ ONLY_TEACHES = [
     ("hdbt", {}, "soft-ce", False),
     ("ofa", {}, "kl", False),
     ("impr", {}, "kl", False),
+    ("imta", {}, "kl", False),
     ("eed", {"teachers": (-1,), "final_learns": False}, "soft-ce", True),
     ("eed", {"teachers": (-1,), "final_learns": False, "imitation": "mse"}, "mse", True),
     ("beed", {"mode": "kd"}, "kl", True),

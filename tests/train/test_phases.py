@@ -46,11 +46,39 @@ def test_epochs_of_phases() -> None:
 def test_phases_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs --epochs of as many, got 1$"):
         epochs_of(epochs=1, tune="mixed")
-    own = Method(objective, phases=(Phase("exits"),))
-    with pytest.raises(ValueError, match=r"^--tune mixed: this method trains in phases of its own; take --tune all$"):
-        phases.spans(Recipe(tune="mixed"), own)
+    own = Method(objective, phases=(Phase("all"), Phase("exits")))
+    with pytest.raises(
+        ValueError, match=r"^--tune exits leaves the backbone as it is, but this method trains backbone "
+    ):
+        phases.spans(Recipe(tune="exits"), own)
+    with pytest.raises(ValueError, match=r"^a phase needs a share and a rate above 0, got 0.0 and 1.0$"):
+        Phase(share=0.0)
     with pytest.raises(ValueError, match=r"^only exits are to be trained, but the network has no early exits$"):
         phases.enter(plain(resnet.build("resnet18", classes=5, width=4)), Phase("exits"), [])
+
+
+def test_what_tune_makes_of_a_method_s_own_phases() -> None:
+    own = Method(objective, phases=(Phase("backbone", 3.0), Phase("exits", 1.0, 0.1)))
+
+    def found(**options: Any) -> list[tuple[str, int, int, float]]:
+        return [(s.phase.trains, s.first, s.epochs, s.phase.rate) for s in phases.spans(Recipe(**options), own)]
+
+    assert found(epochs=8) == [("backbone", 0, 6, 1.0), ("exits", 6, 2, 0.1)]
+    assert found(epochs=8, tune="mixed") == [("backbone", 0, 4, 1.0), ("backbone", 4, 3, 1.0), ("exits", 7, 1, 0.1)]
+    assert found(epochs=8, tune="exits") == [("exits", 0, 8, 0.1)]
+
+
+def test_a_phase_names_its_modules_and_lets_norms_move() -> None:
+    network = net()
+    own = list(network.parameters())
+    phase = Phase("exits", modules=lambda part: [part.branches[0].head], still=False)
+    phases.enter(network, phase, own)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"branches.0.head.classifier.weight", "branches.0.head.classifier.bias"}
+    assert all(part.training for part in network.modules())
+    phases.enter(network, dataclasses.replace(phase, still=True), own)
+    assert network.branches[0].head.training and not network.branches[0].body.training
+    assert not any(part.training for part in network.stages.modules())
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])

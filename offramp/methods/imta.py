@@ -1,0 +1,170 @@
+"""IMTA (Li et al., ICCV 2019): gradient equilibrium, then collaborating exits that a frozen trunk teaches.
+
+Family: final exit. Fits: any network with 2 exits or more; of several scales (MSDNet) as equilibrium.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from offramp.methods import joint
+from offramp.methods._cascade import Cascaded, linked, sizes, switch_on
+from offramp.methods._check import choice, positive
+from offramp.methods._method import Method, Phase, Terms
+from offramp.methods._parts import Parts
+from offramp.methods._taps import Scope, equilibrium
+from offramp.methods.ofa import OneForAll, Reduction
+from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach
+from offramp.outputs import Batch, Carry, State
+
+Norms = Literal["still", "moving"]
+
+
+def build(
+    *,
+    gamma: float = 0.9,
+    temperature: float = 3.0,
+    shares: tuple[float, ...] = (0.5, 0.5),
+    rates: tuple[float, ...] = (1.0, 1.0),
+    links: bool = True,
+    detach: bool = True,
+    reduction: Reduction = "batch",
+    norms: Norms = "still",
+    scope: Scope = "coarsest",
+) -> Method:
+    """Two stages of as many epochs; `impr` is what other papers call this method, in one.
+
+    1. Gradient equilibrium (section 3.1): sum_k CE_k as in `equilibrium`.
+    2. The trunk is frozen and the exits learn: CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg t -> z_k) ] (OFA), t the
+       logits that the final exit gave at the end of stage 1. Exit k's classifier now sees [F_k ; phi(sg z_{k-1})],
+       phi a linear layer to the width of F_k, batch norm and ReLU (inline collaboration, ISC).
+
+    Equation numbers of stage 2 were not at hand. The trunk is everything but the early exits and the final exit's
+    linear layer, where that stands on its features. Exits go on from where stage 1 left them and begin to listen at
+    weight 0; the code trains new ones. In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma
+    .1 and temperature 1 on ImageNet.
+
+    Args:
+        gamma: g, the share of imitation at the early exits.
+        temperature: T.
+        shares: of the epochs, for the two stages.
+        rates: what the learning rate is multiplied with in each of them.
+        links: inline collaboration (ISC); without it exits see their own features only.
+        detach: no gradient from later to earlier exits through the links, as in the paper; the code lets it pass.
+        reduction: mean of the divergence over the batch, or over batch and classes (elements), as the code.
+        norms: batch norms of the frozen trunk keep their statistics (still), or go on moving, as in the code.
+        scope: in networks of several scales rescale the coarsest one, as the code, or all.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    choice("norms", norms, Norms)
+    choice("scope", scope, Scope)
+    for name, values in (("shares", shares), ("rates", rates)):
+        if len(values) != 2:
+            raise ValueError(f"{name} needs 2 values, one for each stage, got {len(values)}")
+        for value in values:
+            positive(name, value)
+    second = Phase("exits", shares[1], rates[1], modules=classifiers, step=taught, begin=listen, still=norms == "still")
+    return Method(
+        OneForAll("imta", gamma, temperature, reduction),
+        network=partial(network, links=links, detach=detach),
+        tap=partial(equilibrium, scope=scope),
+        phases=(Phase("all", shares[0], rates[0], objective=joint.objective), second),
+    )
+
+
+def network(backbone: BuildBackbone, branch: BuildBranch, *, links: bool, detach: bool) -> nn.Module:
+    """The backbone with its branches, linked if they are to collaborate, and a final exit that remembers stage 1.
+
+    A final exit whose logits do not come from one linear layer on its features has nothing that could learn beside the
+    teacher: it stays as stage 1 leaves it, without a link.
+    """
+    made = backbone()
+    net = attach(made, branch)
+    *early, last = net.branches
+    classes, widths = sizes(net, made)
+    found = classifier(last, classes, widths[-1])
+    branches = [*early, last if found is None else Final(last, found)]
+    if links:
+        heard = widths[1:] if found is not None else widths[1:-1]
+        branches = linked(branches, classes, heard, detach=detach, on=False)
+    return MultiExitNet(list(net.stages), branches)
+
+
+def classifier(branch: nn.Module, classes: int, width: int) -> nn.Linear | None:
+    """The linear layer from the features of a branch to its logits, if there is one."""
+    found = [
+        part
+        for part in branch.modules()
+        if isinstance(part, nn.Linear) and (part.out_features, part.in_features) == (classes, width)
+    ]
+    return found[0] if len(found) == 1 and found[0].bias is not None else None
+
+
+class Final(nn.Module):
+    """The final exit; keeps its linear layer as stage 1 left it, beside the one that goes on learning."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, branch: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.branch = branch
+        self.place = next(name for name, part in branch.named_modules() if part is classifier)
+        self.register_buffer("weight", classifier.weight.detach().clone())
+        self.register_buffer("bias", classifier.bias.detach().clone())
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The linear layer that goes on learning."""
+        found = self.branch.get_submodule(self.place)
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
+        """What the branch answers."""
+        answered: tuple[Tensor, Tensor, Tensor, Carry] = self.branch(state, carry)
+        return answered
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep the linear layer as it is now."""
+        self.weight.copy_(self.classifier.weight)
+        self.bias.copy_(self.classifier.bias)
+
+    def teach(self, feature: Float[Tensor, "B D"]) -> Float[Tensor, "1 B C"]:
+        """The logits that stage 1 gave for these features."""
+        return F.linear(feature, self.weight, self.bias)[None]
+
+
+def finals(net: nn.Module) -> list[Final]:
+    """The final exit that remembers, if there is one."""
+    return [part for part in net.modules() if isinstance(part, Final)]
+
+
+def classifiers(net: MultiExitNet) -> list[nn.Module]:
+    """What stage 2 trains: the early exits, the final exit's linear layer, and all links."""
+    links = [part.link for part in net.modules() if isinstance(part, Cascaded) and part.link is not None]
+    return [*net.branches[:-1], *(final.classifier for final in finals(net)), *links]
+
+
+def listen(net: nn.Module) -> None:
+    """The end of stage 1: remember how the final exit answers, and let the exits hear each other."""
+    for final in finals(net):
+        final.remember()
+    switch_on(net)
+
+
+def taught(parts: Parts, batch: Batch, progress: float) -> Terms:
+    """A step of stage 2, in which the final exit of stage 1 teaches; one that does not learn is that still."""
+    assert parts.bare is not None
+    outputs = parts.net(batch.inputs, tap=parts.tap)
+    remembers = finals(parts.bare)
+    teacher = remembers[0].teach(outputs.features[-1]) if remembers else None
+    objective: Any = parts.objective
+    return parts.update(objective(outputs, batch, progress, teacher=teacher))

@@ -1,0 +1,202 @@
+"""ZTW (Wołczyk et al., NeurIPS 2021, Zero Time Waste): cascaded exits on a frozen backbone, then learned ensembles.
+
+Family: cascade. Fits: any network with 2 exits or more; its exits become a chain.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp.losses.softmax import log_probabilities
+from offramp.losses.truth import cross_entropy
+from offramp.methods import joint
+from offramp.methods._cascade import Concatenated, cascaded, sizes
+from offramp.methods._check import choice, has_peers, not_negative, positive
+from offramp.methods._method import Method, Phase, Terms
+from offramp.methods._parts import Parts
+from offramp.methods.vanilla import final_exit
+from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach
+from offramp.outputs import Batch, Carry, ExitOutputs, State
+
+Combine = Literal["geometric", "arithmetic"]
+Norm = Literal["none", "layer"]
+Fit = Literal["train", "val"]
+
+
+def build(
+    *,
+    shares: tuple[float, ...] = (0.6, 0.3, 0.1),
+    rates: tuple[float, ...] = (1.0, 1.0, 1.0),
+    detach: bool = True,
+    norm: Norm = "none",
+    combine: Combine = "geometric",
+    ensemble_final: bool = True,
+    fit: Fit = "train",
+) -> Method:
+    """Three phases, the second and third on what is frozen, so that the backbone stays exactly as accurate as it was.
+
+    1. The backbone alone: CE_K.
+    2. The early exits: sum_{k<K} CE(z_k), where exit k's classifier sees [F_k ; N(sg z_{k-1})].
+    3. The ensembles: sum_m CE(q_m), log q_m = (1/m) sum_{j<=m} exp(w^m_j) log p_j + b^m - log Z. q_m is what exit m
+       answers from there on.
+
+    Of the paper only abstract and introduction were read (it writes q as the product b prod p_j^w, equation numbers
+    are unknown); formulas are those of the released code. The code's phases have optimisers of their own: SGD for 100
+    epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored answers. Here one optimiser runs through all of
+    them. Not published: the split for w and b (the code's is train), the grid of thresholds. Heads are those of
+    --branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
+
+    Args:
+        shares: of the epochs, for the three phases; 0 leaves one out: 0,.7,.3 on a backbone that --weights brings,
+            .7,.3,0 for the cascade without ensembles.
+        rates: what the learning rate is multiplied with in each of them.
+        detach: exit k learns nothing for the exits after it.
+        norm: N, none or a layer norm (layer): the code's choice for large images.
+        combine: geometric, or the code's other ensemble (arithmetic), q proportional to sum_j exp(w_j) p_j + exp(b).
+        ensemble_final: the final exit answers with an ensemble too; otherwise it stays the backbone's own.
+        fit: what the ensembles learn from: train, or the held-out val, where the backbone is not over-confident.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    choice("norm", norm, Norm)
+    choice("combine", combine, Combine)
+    choice("fit", fit, Fit)
+    _three("shares", shares, not_negative)
+    _three("rates", rates, positive)
+    if not any(shares):
+        raise ValueError("shares must leave at least one phase, got 0 for all")
+    backbone = partial(Phase, "backbone", objective=final_exit)
+    exits = partial(Phase, "exits", objective=early_exits)
+    ensembles = partial(
+        Phase,
+        "exits",
+        modules=mixtures,
+        objective=joint.objective if ensemble_final else early_exits,
+        begin=answer_together,
+        step=on_held_out if fit == "val" else None,
+    )
+    given = zip((backbone, exits, ensembles), shares, rates, strict=True)
+    return Method(
+        Cascade(),
+        network=partial(network, norm=norm, combine=combine, detach=detach, ensemble_final=ensemble_final),
+        phases=tuple(phase(share=share, rate=rate) for phase, share, rate in given if share),
+        needs_held_out=fit == "val" and shares[-1] > 0,
+    )
+
+
+def _three(name: str, values: tuple[float, ...], check: Callable[[str, float], None]) -> None:
+    if len(values) != 3:
+        raise ValueError(f"{name} needs 3 values, for the backbone, the exits and the ensembles, got {len(values)}")
+    for value in values:
+        check(name, value)
+
+
+class Cascade(nn.Module):
+    """What is reported and checked for the method as a whole; its phases have objectives of their own."""
+
+    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+        """Check that there are exits to hand anything along."""
+        has_peers("ztw", exits)
+        return ()
+
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+        """Term `ce`: cross-entropy of all answers, summed."""
+        has_peers("ztw", len(outputs.logits))
+        return joint.objective(outputs, batch, progress)
+
+
+def early_exits(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+    """Cross-entropy of all exits but the final one, summed."""
+    return {"early": cross_entropy(outputs.logits[:-1], batch.labels).sum()}
+
+
+def on_held_out(parts: Parts, batch: Batch, progress: float) -> Terms:
+    """A step on the val batch that belongs to it, instead of the training batch."""
+    assert parts.held_out is not None
+    held = parts.held_out()
+    return parts.update(parts.objective(parts.net(held.inputs, tap=parts.tap), held, progress))
+
+
+def network(
+    backbone: BuildBackbone,
+    branch: BuildBranch,
+    *,
+    norm: Norm,
+    combine: Combine,
+    detach: bool,
+    ensemble_final: bool,
+) -> nn.Module:
+    """The backbone with its branches cascaded, all of them able to answer together with those before."""
+    made = backbone()
+    net = attach(made, branch)
+    classes, widths = sizes(net, made)
+    links = [Concatenated(classes, width, norm=norm == "layer") for width in widths[1:-1]]
+    branches = cascaded(net.branches, links, detach=detach)
+    last = net.exits if ensemble_final else net.exits - 1
+    together = [
+        Ensemble(part, before, Mixture(before + 1, classes, combine)) for before, part in enumerate(branches[:last])
+    ]
+    return MultiExitNet(list(net.stages), [*together, *branches[last:]])
+
+
+class Mixture(nn.Module):
+    """q of an exit and those before it; `members` of them, over C classes. It starts as their plain mean."""
+
+    def __init__(self, members: int, classes: int, combine: Combine) -> None:
+        super().__init__()
+        self.combine = combine
+        self.weights = nn.Parameter(torch.zeros(members))  # logarithms: what multiplies is positive
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, logits: Float[Tensor, "B M C"]) -> Float[Tensor, "B C"]:
+        """log q for the logits of all members, shallow to deep."""
+        log_p = log_probabilities(logits)
+        if self.combine == "geometric":
+            return log_probabilities((self.weights.exp()[:, None] * log_p).mean(-2) + self.bias)
+        weighted = torch.cat([log_p + self.weights[:, None], self.bias.expand_as(log_p[..., :1, :])], -2)
+        return log_probabilities(weighted.logsumexp(-2))
+
+
+class Ensemble(nn.Module):
+    """A branch that answers together with those before it, once it is switched on; until then it answers alone.
+
+    It hands along the logits of all exits so far, each (B, C).
+
+    Args:
+        branch: (state, carry) -> (logits, feature, map, carry); its carry begins with the previous logits.
+        before: how many exits stand before it.
+        mixture: makes the answer.
+    """
+
+    chained = True
+    on: Tensor
+
+    def __init__(self, branch: nn.Module, before: int, mixture: Mixture) -> None:
+        super().__init__()
+        self.branch, self.before, self.mixture = branch, before, mixture
+        self.register_buffer("on", torch.tensor(False))
+
+    def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
+        """(state, carry) -> (log q, or logits (B, C), feature, map, carry)."""
+        earlier, own = carry[: self.before], carry[self.before :]
+        alone, feature, before_pooling, own = self.branch(state, (*earlier[-1:], *own))
+        together = self.mixture(torch.stack((*earlier, alone), -2))
+        logits = torch.where(self.on, together, alone.to(together.dtype))
+        return logits, feature, before_pooling, (*earlier, alone, *own[1:])
+
+
+def mixtures(net: MultiExitNet) -> list[nn.Module]:
+    """What the third phase trains."""
+    return [part for part in net.modules() if isinstance(part, Mixture)]
+
+
+def answer_together(net: nn.Module) -> None:
+    """Switch the ensembles on."""
+    for part in net.modules():
+        if isinstance(part, Ensemble):
+            part.on.fill_(True)
