@@ -126,8 +126,8 @@ def _certainty(xp: Any, z: Array, score: str) -> Array:
     if score == "entropy":
         log_p = _log_softmax(xp, z)
         return 1 + xp.sum(xp.exp(log_p) * log_p, axis=1) / math.log(max(z.shape[1], 2))
-    # The highest probability is 1 / sum(exp(z - max z)), the second exp(second - max z) of that: as few operations as can
-    # be, because at batch 1 each costs as much as a small layer.
+    # The highest probability is 1 / sum(exp(z - max z)), the second exp(second - max z) of that: as few operations as
+    # can be, because at batch 1 each costs as much as a small layer.
     largest = xp.max(z, axis=1, keepdims=True)
     top = 1 / xp.sum(xp.exp(z - largest), axis=1)
     if score == "confidence":

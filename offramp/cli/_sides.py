@@ -128,9 +128,11 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", policy: "ExitPolicy", name: st
     from offramp.data.augment import normalise
     from offramp.measure.race import Runner
     from offramp.net import segments
-    from offramp.train.device import device_of
+    from offramp.train.device import device_of, keep_freed_memory
 
     device, half = torch.device(device_of(loaded.config.recipe.device)), name == "torch-bf16"
+    if device.type == "cpu":
+        keep_freed_memory()
     net = copy.deepcopy(loaded.net).eval().float()
     net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if half:  # the same numbers as autocast, which would convert the weights again in every call

@@ -33,8 +33,8 @@ def bench(
     Args:
         target: Folder of a calibrated run, or of a bundle.
         batch: Images per batch, with commas between.
-        runtimes: Some of torch, torch-bf16, onnx and openvino, with commas between; those installed by default. A bundle
-            has onnx and openvino.
+        runtimes: Some of torch, torch-bf16, onnx and openvino, with commas between; those installed by default.
+            A bundle has onnx and openvino.
         seconds: How long each batch size is measured.
         threads: How many threads every runtime uses; all cores by default.
         images: For a bundle: a folder of images, if its data are not here.
@@ -134,7 +134,7 @@ def show(result: dict[str, Any]) -> None:
     say(f"{result['target']}: {images['count']:,} images of {images['from']}, in random order")
     for name, reason in result["left_out"].items():
         say(f"left out: {name} ({reason})")
-    head = ["", "", "p50 ms", "p95 ms", "p99 ms", "images/s", "of plain"]
+    head = ["", "p50 ms", "p95 ms", "p99 ms", "images/s", "of plain"]
     for each in result["batches"]:
         rows = []
         for runtime, report in each["runtimes"].items():
@@ -143,7 +143,7 @@ def show(result: dict[str, Any]) -> None:
                 relative = times["images_per_second"] / report["plain"]["images_per_second"]
                 numbers = [_ms(times[key]) for key in ("p50", "p95", "p99")]
                 first = runtime if way == "plain" else ""
-                rows.append([first, name, *numbers, f"{times['images_per_second']:,.1f}", f"{relative:.2f}x"])
+                rows.append([f"{first:12}{name}", *numbers, f"{times['images_per_second']:,.1f}", f"{relative:.2f}x"])
         stdout.print()
         stdout.print(table(f"batch {each['batch']}, {each['rounds']} rounds", head, rows), soft_wrap=True)
     rows = []
@@ -151,9 +151,9 @@ def show(result: dict[str, Any]) -> None:
         for runtime, report in each["runtimes"].items():
             numbers = [f"{report[key]:.2f}" for key in ("speedup", "predicted", "of_predicted", "off_of_plain")]
             shares = " ".join(percent(share)[:-3] for share in report["shares"])
-            rows.append([str(each["batch"]), runtime, *numbers, shares])
+            rows.append([f"{each['batch']:<7}{runtime}", *numbers, shares])
     stdout.print()
-    head = ["batch", "runtime", "speed-up", "predicted", "measured/pred.", "off/plain", "leave %"]
+    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", "leave %"]
     stdout.print(table("leaving early beside the plain network", head, rows), soft_wrap=True)
     say(
         f"targets: measured at least {RATIO:g} of predicted; with all exits off at most {OFF:g} of plain's time "
