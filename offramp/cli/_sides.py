@@ -2,7 +2,7 @@
 
 import copy
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from offramp.bundle.manifest import Part
     from offramp.data.splits import DataSet
     from offramp.measure.race import Runner
-    from offramp.net import MultiExitNet
+    from offramp.net import FusedSegment, MultiExitNet
 
 RUNTIMES = ("torch", "torch-bf16", "onnx", "openvino")
 NEEDS = {
@@ -66,24 +66,38 @@ def choose(text: str | None, offered: Sequence[str]) -> tuple[list[str], dict[st
 
 
 def of_run(
-    loaded: LoadedRun, runtimes: str | None, threads: int | None, data_dir: Path | None, largest: int, show: bool
+    loaded: LoadedRun,
+    runtimes: str | None,
+    threads: int | None,
+    data: "DataSet",
+    largest: int,
+    show: bool,
+    rivals: Mapping[str, LoadedRun] | None = None,
 ) -> Sides:
-    """The network of a calibrated run, in torch and exported on the spot, and images of its test split."""
-    import torch
+    """The network of a calibrated run, in torch and exported on the spot, and images of its test split.
 
-    from offramp.cli.evaluate import load_data
+    Args:
+        rivals: runs on the same data, whose plain networks are measured as well.
+    """
+    import torch
 
     chosen, left_out = choose(runtimes, RUNTIMES)
     assert loaded.policy is not None
-    data = load_data(loaded, data_dir, show)
+    others = {name: run.net for name, run in (rivals or {}).items()}
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
-    runners = [_in_torch(loaded, data, loaded.policy, name) for name in chosen if name.startswith("torch")]
+    runners = [_in_torch(loaded, data, name, others) for name in chosen if name.startswith("torch")]
     foreign = [name for name in chosen if not name.startswith("torch")]
     if foreign:
-        models, parts = _exported(loaded.net, data.shape, show)
-        runners += [_foreign(models, parts, loaded.policy, _normalise(data), name, threads) for name in foreign]
+        from offramp.bundle.fuse import fuse
+        from offramp.bundle.write import preprocessing_of
+        from offramp.net import segments
+
+        models, parts = _exported(segments(loaded.net), data.shape, show)
+        plain = {name: fuse(*_exported([_plain(net)], data.shape, show)) for name, net in others.items()}
+        normalise = preprocessing_of(data).normalise
+        runners += [_foreign(models, parts, loaded.policy, normalise, name, threads, plain) for name in foreign]
     return Sides("run", tuple(runners), loaded.policy, _of_test(data, largest), "test", threads, left_out)
 
 
@@ -121,7 +135,7 @@ def of_bundle(
     return Sides("bundle", tuple(runners), policy, pixels, source, threads, left_out)
 
 
-def _in_torch(loaded: LoadedRun, data: "DataSet", policy: "ExitPolicy", name: str) -> "Runner":
+def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str, "MultiExitNet"]) -> "Runner":
     """Eager PyTorch on the run's device, in float32 or as bf16 autocast computes."""
     import torch
 
@@ -133,12 +147,15 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", policy: "ExitPolicy", name: st
     device, half = torch.device(device_of(loaded.config.recipe.device)), name == "torch-bf16"
     if device.type == "cpu":
         keep_freed_memory()
-    net = copy.deepcopy(loaded.net).eval().float()
-    net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if half:  # the same numbers as autocast, which would convert the weights again in every call
-        for part in net.modules():
-            if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
-                part.bfloat16()
+
+    def ready(net: "MultiExitNet") -> "MultiExitNet":
+        made = copy.deepcopy(net).eval().float()
+        made = made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if half:  # the same numbers as autocast, which would convert the weights again in every call
+            for part in made.modules():
+                if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+                    part.bfloat16()
+        return made
 
     def prepare(pixels: "ndarray") -> Any:
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)
@@ -154,26 +171,37 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", policy: "ExitPolicy", name: st
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    (plain,) = segments(net, [False] * (net.exits - 1) + [True])
-    return Runner(name, prepare, plain, segments(net), segments(net, policy.enabled), scope, wait)
+    assert loaded.policy is not None
+    net = ready(loaded.net)
+    others = {key: _plain(ready(rival)) for key, rival in rivals.items()}
+    enabled = segments(net, loaded.policy.enabled)
+    return Runner(name, prepare, _plain(net), segments(net), enabled, scope, wait, others)
 
 
-def _exported(net: "MultiExitNet", shape: tuple[int, int, int], show: bool) -> tuple[list[bytes], list["Part"]]:
-    """Every exit's segment as ONNX."""
+def _plain(net: "MultiExitNet") -> "FusedSegment":
+    """The whole network with its final exit alone."""
+    from offramp.net import segments
+
+    return segments(net, [False] * (net.exits - 1) + [True])[0]
+
+
+def _exported(
+    segments: Sequence["FusedSegment"], shape: tuple[int, int, int], show: bool
+) -> tuple[list[bytes], list["Part"]]:
+    """Segments that follow each other, as ONNX in float32."""
     import torch
 
     from offramp.bundle.onnx import EXAMPLE, export_segment
     from offramp.cli._show import working
-    from offramp.net import segments
 
-    net = copy.deepcopy(net).eval().float().cpu()
     models, parts = [], []
     state: Any = torch.zeros(EXAMPLE, *shape)
     carry: Any = ()
-    with working("exporting", net.exits, show) as advance:
-        for exit, segment in enumerate(segments(net)):
+    with working("exporting", len(segments), show) as advance:
+        for exit, segment in enumerate(segments):
+            here = copy.deepcopy(segment).eval().float().cpu()
             model, part, state, carry = export_segment(
-                segment, state, carry, file=f"segment-{exit + 1}.onnx", exit=exit, last=exit == net.exits - 1
+                here, state, carry, file=f"segment-{exit + 1}.onnx", exit=exit, last=exit == len(segments) - 1
             )
             models.append(model)
             parts.append(part)
@@ -188,6 +216,7 @@ def _foreign(
     normalise: Callable[["ndarray"], Any],
     name: str,
     threads: int,
+    rivals: Mapping[str, tuple[bytes, "Part"]] | None = None,
 ) -> "Runner":
     """A foreign runtime on exported segments: as they are, put together where the policy skips exits, all as one."""
     from offramp.bundle.fuse import fuse
@@ -201,14 +230,8 @@ def _foreign(
     ends = [place + 1 for place, part in enumerate(parts) if policy.enabled[part.exit]]
     everything = [opened(place, place + 1) for place in range(len(parts))]
     enabled = [everything[begin] if end == begin + 1 else opened(begin, end) for begin, end in zip([0, *ends], ends)]
-    return Runner(name, normalise, opened(0, len(parts)), everything, enabled)
-
-
-def _normalise(data: "DataSet") -> Callable[["ndarray"], Any]:
-    """Training's normalisation on numpy arrays."""
-    from offramp.bundle.write import preprocessing_of
-
-    return preprocessing_of(data).normalise
+    others = {key: open_segment(*made, name, threads) for key, made in (rivals or {}).items()}
+    return Runner(name, normalise, opened(0, len(parts)), everything, enabled, rivals=others)
 
 
 def _of_test(data: "DataSet", largest: int) -> "ndarray":

@@ -79,6 +79,7 @@ def _sides(
     """Everything that is to be measured, of a run or a bundle."""
     from offramp.bundle.manifest import MANIFEST
     from offramp.cli import _sides as made
+    from offramp.cli.evaluate import load_data
 
     if (target / MANIFEST).is_file():
         return made.of_bundle(target, runtimes, threads, images, data_dir, largest, show)
@@ -87,7 +88,7 @@ def _sides(
         raise ValueError("--images is for a bundle; a run is measured on its own test images (--data-dir)")
     if loaded.policy is None:
         raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5`")
-    return made.of_run(loaded, runtimes, threads, data_dir, largest, show)
+    return made.of_run(loaded, runtimes, threads, load_data(loaded, data_dir, show), largest, show)
 
 
 def measure(target: Path, sides: "Sides", sizes: list[int], seconds: float, seed: int, show: bool) -> dict[str, Any]:

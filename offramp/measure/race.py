@@ -2,9 +2,11 @@
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ class Runner:
         segments: one segment per exit that the policy enables.
         scope: entered around everything that is timed, but not timed itself (inference mode, autocast).
         wait: returns when the device has finished.
+        rivals: other plain networks for the same inputs, each as one segment.
     """
 
     name: str
@@ -40,13 +43,14 @@ class Runner:
     segments: Sequence[Any]
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
     wait: Callable[[], None] = lambda: None
+    rivals: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class _Times:
     """Seconds of every round: of each way, of each enabled segment with nobody leaving; and who reached which."""
 
-    ways: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    ways: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     segments: list[list[float]] = field(default_factory=list)
     reached: list[list[float]] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
@@ -101,7 +105,7 @@ def _round(
     runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, order: random.Random, times: dict[str, _Times]
 ) -> None:
     """Every way of every runner once, on the same images."""
-    turns = [(runner, way) for runner in runners for way in (*WAYS, "priced")]
+    turns = [(runner, way) for runner in runners for way in (*WAYS, "priced", *map(_rival, runner.rivals))]
     order.shuffle(turns)
     inputs = {runner.name: runner.prepare(pixels) for runner in runners}
     for runner, way in turns:
@@ -124,20 +128,22 @@ def _round(
 
 
 def _ways(runner: Runner, policy: ExitPolicy) -> Mapping[str, Callable[[Any], Any]]:
-    off = ExitPolicy(
-        thresholds=policy.thresholds,
-        enabled=(*(False for _ in policy.enabled[1:]), True),
-        score=policy.score,
-        temperatures=policy.temperatures,
-        answer=policy.answer,
-        patience=policy.patience,
-    )
+    off = replace(policy, enabled=(*(False for _ in policy.enabled[1:]), True))
     return {
-        "plain": lambda given: runner.plain(given, ()),
+        "plain": partial(_alone, runner.plain),
         "all": lambda given: _walk(runner.everything, given),
         "adaptive": lambda given: answer(runner.segments, policy, given),
         "off": lambda given: answer([runner.plain], off, given),
+        **{_rival(name): partial(_alone, network) for name, network in runner.rivals.items()},
     }
+
+
+def _rival(name: str) -> str:
+    return f"rival {name}"
+
+
+def _alone(segment: Any, given: Any) -> Any:
+    return segment(given, ())
 
 
 def _walk(segments: Sequence[Any], state: Any) -> list[Any]:
@@ -176,7 +182,8 @@ def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
     Ratios are of means over the same rounds (at batch 1 an easy image is over soon, so medians would say little), but
     for `off_of_plain`, the median of the rounds' ratios.
     """
-    ways = {way: _latency(seconds, batch) for way, seconds in times.ways.items()}
+    ways = {way: _latency(times.ways[way], batch) for way in WAYS}
+    rivals = {way: seconds for way, seconds in times.ways.items() if way not in WAYS}
     costs = np.mean(times.segments, axis=0)
     predicted = float((costs * np.mean(times.reached, axis=0)).sum())
     plain, adaptive = (float(np.mean(times.ways[way])) for way in ("plain", "adaptive"))
@@ -190,6 +197,7 @@ def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
         "predicted": plain / predicted,
         "of_predicted": predicted / adaptive,
         "off_of_plain": float(np.median(off)),
+        "rivals": {way.removeprefix(_rival("")): _latency(seconds, batch) for way, seconds in rivals.items()},
     }
 
 
