@@ -1,14 +1,14 @@
 """What leaving early is worth on a trained network: accuracy lost and time saved, beside plain and smaller networks.
 
-    python benchmarks/adaptive.py RUN [--small RUN2 ...] [--runtimes torch,torch-bf16,onnx,openvino] [--seconds 60] [--json]
+    python benchmarks/adaptive.py RUN [--small RUN2 ...] [--runtimes torch,onnx] [--seconds 60] [--json]
 
 RUN was trained and calibrated (`offramp calibrate RUN --max-drop 0.5`); each `--small` is another run on the same data,
 such as a smaller network trained by `vanilla`, of which the final exit alone is measured. Everything takes turns, round
 by round in one process, on test images in random order; accuracy is that of the whole test split in the same runtime.
 
 Targets: at most 0.5 points of accuracy lost against the plain network (same weights, final exit only), at least 1.5
-times its throughput at batch 64 and 1.5 times lower mean latency at batch 1; measured speed-up at least 0.95 of what the
-measured costs of the segments predict; and with every exit off at most 1.02 times plain's time where plain takes 5 ms.
+times its throughput at batch 64 and 1.5 times lower mean latency at batch 1; measured speed-up at least 0.95 of what
+the measured costs of the segments predict; with every exit off at most 1.02 times plain's time where plain takes 5 ms.
 """
 
 import argparse
@@ -72,10 +72,23 @@ def verdict(accuracy: dict[str, Any], times: dict[int, dict[str, Any]]) -> dict[
         "latency_at_1": faster[1],
         "of_predicted": predicted,
         "off_of_plain": max(slow, default=None),
+        "beside_small": {
+            name: {
+                "points_above": 100 * (accuracy["adaptive"] - accuracy[f"small {name}"]),
+                "throughput_at_64": _ratio(times[64], name),
+                "latency_at_1": _ratio(times[1], name),
+            }
+            for name in times[1]["rivals"]
+        },
         "met": lost <= POINTS and min(faster[64], faster[1]) >= FASTER,
         "predicted_met": predicted >= RATIO,
         "off_met": max(slow) <= OFF if slow else None,
     }
+
+
+def _ratio(report: dict[str, Any], rival: str) -> float:
+    """How many times as fast as a small network."""
+    return float(report["rivals"][rival]["mean"] / report["adaptive"]["mean"])
 
 
 def opened(folder: Path, weights: str) -> LoadedRun:
@@ -144,6 +157,11 @@ def show(result: dict[str, Any]) -> None:
             f"  lost {said['points_lost']:.2f} points (target {POINTS}); {said['throughput_at_64']:.2f}x throughput at "
             f"64,\n  {said['latency_at_1']:.2f}x at 1 (target {FASTER}): {'met' if said['met'] else 'MISSED'}"
         )
+        for small, beside in said["beside_small"].items():
+            print(
+                f"  beside {Path(small).name}: {beside['points_above']:+.2f} points, {beside['throughput_at_64']:.2f}x "
+                f"its throughput at 64, {beside['latency_at_1']:.2f}x at 1"
+            )
         off = said["off_of_plain"]
         off_text = "plain takes less than 5 ms" if off is None else f"{off:.3f}x plain (target {OFF})"
         print(f"  measured / predicted {said['of_predicted']:.2f} (target {RATIO}); exits off: {off_text}")

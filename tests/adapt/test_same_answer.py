@@ -1,13 +1,18 @@
 """Leaving early on real networks answers what all exits and then the policy would, in every way segments are run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import offramp as package
 from offramp.adapt.policy import NEVER, ExitPolicy
 from offramp.adapt.runtime import answer
 from offramp.branches import eed, own
@@ -104,20 +109,38 @@ def test_a_batch_of_1024(kind: str) -> None:
         check(net, list(segments(net)), policy, 1024)
 
 
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.full, pytest.mark.timeout(900)])]
-)
-@pytest.mark.parametrize("kind", BUILDS)
-def test_compiled_segments(kind: str, backend: str) -> None:
-    if backend == "aot_eager" and kind == "several maps":
-        pytest.skip("takes long; among the full tests")
+def compiled(kind: str, backend: str) -> None:
+    """Called in a process of its own, where shapes are not checked at run time: that cannot be compiled."""
     net = network(kind)
-    torch.compiler.reset()
     with torch.no_grad():
         policy = with_gaps(net, (True,) * net.exits, "exit")
         parts: list[Any] = [torch.compile(part, backend=backend, dynamic=True) for part in segments(net)]
         for size in (64, 9, 2, 1):
             check(net, parts, policy, size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("one map", "aot_eager"),
+        *(
+            pytest.param(kind, "inductor", marks=[pytest.mark.full, pytest.mark.timeout(1800)])
+            for kind in ("one map", "several maps")
+        ),
+    ],
+)
+def test_compiled_segments(kind: str, backend: str) -> None:
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('here', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "module.compiled(*sys.argv[2:])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    words = [sys.executable, "-c", code, __file__, kind, backend]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_maps_keep_their_order_of_memory() -> None:
