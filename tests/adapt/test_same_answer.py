@@ -86,7 +86,7 @@ def check(net: MultiExitNet, parts: list[Any], policy: ExitPolicy, size: int, to
     wanted = answers[taken, torch.arange(size)]
     torch.testing.assert_close(found.logits, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
     if size >= POOL:
-        assert len(taken.unique()) > 2, "a policy that uses most exits tests more"
+        assert len(taken.unique()) > 1, "a policy that uses several exits tests more"
 
 
 @pytest.mark.parametrize("answer", ["exit", "arithmetic"])
