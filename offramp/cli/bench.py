@@ -129,7 +129,7 @@ def show(result: dict[str, Any]) -> None:
     from offramp.cli._show import percent, stdout, table
 
     def say(text: str) -> None:
-        stdout.print(text, highlight=False, soft_wrap=True)
+        stdout.print(text, highlight=False, markup=False, soft_wrap=True)
 
     images = result["images"]
     say(f"{result['target']}: {images['count']:,} images of {images['from']}, in random order")
@@ -156,10 +156,8 @@ def show(result: dict[str, Any]) -> None:
     stdout.print()
     head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", "leave %"]
     stdout.print(table("leaving early beside the plain network", head, rows), soft_wrap=True)
-    say(
-        f"targets: measured at least {RATIO:g} of predicted; with all exits off at most {OFF:g} of plain's time "
-        f"(networks of {MS:g} ms and more)"
-    )
+    say(f"targets: measured at least {RATIO:g} of predicted;")
+    say(f"with all exits off at most {OFF:g} of plain's time (networks of {MS:g} ms and more)")
 
 
 def _ms(value: float) -> str:
