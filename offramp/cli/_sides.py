@@ -51,7 +51,7 @@ def choose(text: str | None, offered: Sequence[str]) -> tuple[list[str], dict[st
     wanted = list(offered) if text is None else text.split(",")
     for name in wanted:
         if name not in RUNTIMES:
-            raise unknown("runtime", name, RUNTIMES)
+            raise unknown("runtime", name, RUNTIMES, listing="offramp bench --help")
         if name not in offered:
             raise ValueError(f"a bundle has {' and '.join(offered)}, not {name}: name the run for that")
     left_out = {}
