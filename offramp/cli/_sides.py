@@ -150,11 +150,11 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
 
     def ready(net: "MultiExitNet") -> "MultiExitNet":
         made = copy.deepcopy(net).eval().float()
-        made = made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if half:  # the same numbers as autocast, which would convert the weights again in every call
             for part in made.modules():
                 if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
                     part.bfloat16()
+        made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return made
 
     def prepare(pixels: "ndarray") -> Any:
