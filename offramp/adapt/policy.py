@@ -85,7 +85,9 @@ class ExitPolicy:
             (carry, answer logits (B, C), score (B,), leaves (B,) bool), in float32.
         """
         xp = array_api_compat.array_namespace(logits)
-        z = xp.astype(logits, xp.float32) / self.temperatures[exit]
+        # always a copy, because a runtime may write its next answer where this one stands
+        z = xp.astype(logits, xp.float32)
+        z = z if self.temperatures[exit] == 1 else z / self.temperatures[exit]
         carry, answer = self._ensemble(xp, carry, z, passed=sum(self.enabled[: exit + 1]))
         if self.score == "patience":
             carry, score = _agreement(xp, carry, answer)
@@ -121,14 +123,18 @@ def _log_softmax(xp: Any, z: Array) -> Array:
 
 
 def _certainty(xp: Any, z: Array, score: str) -> Array:
-    log_p = _log_softmax(xp, z)
-    p = xp.exp(log_p)
-    if score == "confidence":
-        return xp.max(p, axis=1)
     if score == "entropy":
-        return 1 + xp.sum(p * log_p, axis=1) / math.log(max(z.shape[1], 2))
-    ordered = xp.sort(p, axis=1)
-    return ordered[:, -1] - ordered[:, -2]
+        log_p = _log_softmax(xp, z)
+        return 1 + xp.sum(xp.exp(log_p) * log_p, axis=1) / math.log(max(z.shape[1], 2))
+    # The highest probability is 1 / sum(exp(z - max z)), the second exp(second - max z) of that: as few operations as
+    # can be, because at batch 1 each costs as much as a small layer.
+    largest = xp.max(z, axis=1, keepdims=True)
+    top = 1 / xp.sum(xp.exp(z - largest), axis=1)
+    if score == "confidence":
+        return top
+    first = xp.argmax(z, axis=1, keepdims=True) == xp.arange(z.shape[1], device=array_api_compat.device(z))
+    second = xp.max(xp.where(first, -xp.inf, z), axis=1)
+    return top * (1 - xp.exp(second - largest[:, 0]))
 
 
 def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry, Array]:

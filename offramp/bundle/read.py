@@ -53,14 +53,22 @@ def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: 
 
 def open_files(folder: Path, manifest: Manifest, runtime: str, begin: int = 0, end: int | None = None) -> Bundle:
     """Open what a manifest that was read already names; see `open_bundle`."""
-    policy = parse_policy(_checked(folder, manifest, POLICY).decode(), str(folder / POLICY))
+    policy = read_policy(folder, manifest)
+    segments = [open_segment(content(folder, manifest, part.file), part, runtime) for part in manifest.parts[begin:end]]
+    return Bundle(folder, manifest, policy, tuple(segments), begin)
+
+
+def read_policy(folder: Path, manifest: Manifest) -> ExitPolicy:
+    """The policy of a bundle.
+
+    Raises:
+        ValueError: if it is missing, changed, or for other exits than there are segments.
+    """
+    policy = parse_policy(content(folder, manifest, POLICY).decode(), str(folder / POLICY))
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     if policy.exits != manifest.exits or enabled != [part.exit for part in manifest.parts]:
         raise ValueError(f"{folder / POLICY} enables other exits than {folder / MANIFEST} has segments for")
-    segments = [
-        open_segment(_checked(folder, manifest, part.file), part, runtime) for part in manifest.parts[begin:end]
-    ]
-    return Bundle(folder, manifest, policy, tuple(segments), begin)
+    return policy
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -77,8 +85,12 @@ def read_manifest(folder: Path) -> Manifest:
     return parse(path.read_bytes(), str(path))
 
 
-def _checked(folder: Path, manifest: Manifest, name: str) -> bytes:
-    """The content of a file, read once: what was checked is what is used."""
+def content(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The content of a file of a bundle, read once: what was checked is what is used.
+
+    Raises:
+        ValueError: naming the file, if it is missing or changed.
+    """
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path} is missing, though {MANIFEST} names it: export the bundle again")

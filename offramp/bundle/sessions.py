@@ -19,12 +19,13 @@ ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], 
 """A segment (see `offramp.outputs.Segment`) on numpy arrays."""
 
 
-def open_segment(model: bytes, part: Part, runtime: str = "onnx") -> ArraySegment:
+def open_segment(model: bytes, part: Part, runtime: str = "onnx", threads: int | None = None) -> ArraySegment:
     """A segment that a runtime computes in float32 on the CPU.
 
     Args:
         model: the content of its ONNX file.
         runtime: one of `RUNTIMES`.
+        threads: how many it may use; by default, as many as there are cores.
     Raises:
         ValueError: if the runtime is unknown or cannot read the model, or the model has other tensors than `part`.
         ImportError: if the runtime is not installed, with the command that installs it.
@@ -32,10 +33,11 @@ def open_segment(model: bytes, part: Part, runtime: str = "onnx") -> ArraySegmen
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: there are {', '.join(RUNTIMES)}")
     opened = _onnx if runtime == "onnx" else _openvino
-    run, takes, gives = opened(model, part.file)
+    run, takes, gives = opened(model, part.file, threads)
     wanted = {port.name for port in part.takes_state + part.takes_carry}
     promised = {LOGITS, *(port.name for port in part.gives_state + part.gives_carry)}
-    if takes != wanted or gives != promised:
+    # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
+    if (takes != wanted and not (runtime == "openvino" and takes < wanted)) or gives != promised:
         raise ValueError(
             f"{part.file} takes {sorted(takes)} and gives {sorted(gives)}, but the manifest says {sorted(wanted)} and "
             f"{sorted(promised)}"
@@ -54,13 +56,16 @@ def _segment(run: Run, part: Part) -> ArraySegment:
     return segment
 
 
-def _onnx(model: bytes, name: str) -> tuple[Run, set[str], set[str]]:
+def _onnx(model: bytes, name: str, threads: int | None) -> tuple[Run, set[str], set[str]]:
     try:
         import onnxruntime
     except ImportError:
         raise ImportError("bundles run in ONNX Runtime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: they are raised anyway
+    options.intra_op_num_threads = threads or 0
+    # Every segment has threads of its own; those of the one before would spin where those of the next one work.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class of their own
@@ -76,7 +81,7 @@ def _onnx(model: bytes, name: str) -> tuple[Run, set[str], set[str]]:
     return run, {port.name for port in session.get_inputs()}, set(gives)
 
 
-def _openvino(model: bytes, name: str) -> tuple[Run, set[str], set[str]]:
+def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[str], set[str]]:
     try:
         import openvino
     except ImportError:
@@ -84,18 +89,23 @@ def _openvino(model: bytes, name: str) -> tuple[Run, set[str], set[str]]:
             "OpenVINO is not installed: pip install 'offramp[openvino]', or take --runtime onnx"
         ) from None
     # Left alone, it takes bf16 on processors that have it, and the answers would not be those that were verified.
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
     try:
         compiled = openvino.Core().compile_model(openvino.Core().read_model(model), "CPU", hints)
     except RuntimeError as error:
         raise ValueError(f"{name} is no model that OpenVINO can run: {_line(error)}") from None
+    takes = [port.get_any_name() for port in compiled.inputs]
     gives = [port.get_any_name() for port in compiled.outputs]
 
     def run(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-        made = compiled(dict(tensors))
-        return {output: np.array(made[index]) for index, output in enumerate(gives)}
+        try:
+            made = compiled({port: tensors[port] for port in takes})
+        except RuntimeError as error:
+            raise ValueError(f"{name} failed in OpenVINO: {_line(error)}") from None
+        return {output: np.array(made[index]) for index, output in enumerate(gives)}  # its next run writes there again
 
-    return run, {port.get_any_name() for port in compiled.inputs}, set(gives)
+    return run, set(takes), set(gives)
 
 
 def _line(error: Exception) -> str:

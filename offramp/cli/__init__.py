@@ -14,7 +14,7 @@ from offramp import __version__
 
 def app() -> App:
     """The program with all its verbs."""
-    from offramp.cli import calibrate, compare, curves, deploy, evaluate, export, info, lists, predict, train
+    from offramp.cli import bench, calibrate, compare, curves, deploy, evaluate, export, info, lists, predict, train
 
     made = App(
         name="offramp",
@@ -29,6 +29,7 @@ def app() -> App:
         compare.compare,
         curves.curves,
         deploy.deploy,
+        bench.bench,
         export.export,
         predict.predict,
         info.info,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.meta import blank, run_on_meta, smallest, written
+from offramp.names import unknown
 from offramp.net import MultiExitNet
 
 aten = torch.ops.aten
@@ -174,6 +175,23 @@ def measure(
         stages.append(cost)
         branches.append(own)
     return Pieces(tuple(stages), tuple(branches), tuple(bool(getattr(b, "chained", False)) for b in net.branches))
+
+
+def pieces(net: MultiExitNet, shape: Image, convention: str = "macs") -> Pieces:
+    """Operations of every stage and every branch on their own, by the name of a convention.
+
+    Args:
+        shape: one input's (channels, height, width).
+        convention: `macs`, `msdnet_ops`, or `eed_flops` in single operations (half of what that paper prints); see the
+            functions of these names. `as_run` puts the pieces together.
+
+    Raises:
+        ValueError: if the convention is unknown, or the network cannot take inputs of this shape.
+    """
+    conventions: dict[str, Convention] = {"macs": {}, "msdnet_ops": _MSDNET, "eed_flops": _EED}
+    if convention not in conventions:
+        raise unknown("convention", convention, conventions, listing="")
+    return measure(net, shape, conventions[convention], relu_modules=convention == "eed_flops")
 
 
 def _cumulative(pieces: Pieces) -> list[int]:

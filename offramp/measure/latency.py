@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.policy import ExitPolicy, PolicyCarry
+from offramp.adapt.runtime import keep
 from offramp.measure.cost import Pieces
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet
@@ -19,7 +20,7 @@ def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds
     """Milliseconds per sample of every stage, and of every branch with what it takes to decide who leaves there.
 
     An early branch's time holds its own layers, the score of its answer, and taking the samples that stay out of the
-    batch; the final one's its layers alone. Medians of rounds in which all pieces take turns.
+    batch; the final one's its layers and the score. Medians of rounds in which all pieces take turns.
 
     Args:
         inputs: one batch (B, channels, height, width) on the network's device; run this under inference mode and the
@@ -30,12 +31,14 @@ def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds
     runs: dict[str, Callable[[], object]] = {}
     state: State = inputs
     carry: Carry = ()
+    judged: PolicyCarry = {}
     for exit, (stage, branch) in enumerate(zip(net.stages, net.branches, strict=True)):
         entering, state = state, stage(state)
         last = exit == net.exits - 1
         runs[f"stage {exit}"] = _stage(stage, entering)
-        runs[f"branch {exit}"] = _branch(branch, state, carry, None if last else policy, exit)
-        carry = branch(state, carry)[3]
+        runs[f"branch {exit}"] = _branch(branch, (state, carry, judged), policy, exit, last)
+        logits, _, _, carry = branch(state, carry)
+        judged = policy.step(judged, logits, exit)[0]
     per_sample = 1000 / len(inputs)
     ms = {name: per_sample * median(seconds) for name, seconds in side_by_side(runs, rounds).items()}
     exits = range(net.exits)
@@ -50,14 +53,16 @@ def _stage(stage: Any, entering: State) -> Callable[[], object]:
     return lambda: stage(entering)
 
 
-def _branch(branch: Any, state: State, carry: Carry, policy: ExitPolicy | None, exit: int) -> Callable[[], object]:
+def _branch(
+    branch: Any, given: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int, last: bool
+) -> Callable[[], object]:
+    state, carry, judged = given
+
     def run() -> object:
-        logits = branch(state, carry)[0]
-        if policy is None:
-            return logits
-        _, _, score, leaves = policy.step({}, logits, exit)
+        _, _, score, _ = policy.step(judged, branch(state, carry)[0], exit)
+        if last or len(score) == 1:  # of one sample, nothing is ever taken out
+            return score
         (staying,) = torch.nonzero(score == score, as_tuple=True)
-        bool(leaves.any())
-        return tuple(part[staying] for part in state) if isinstance(state, tuple) else state[staying]
+        return keep(state, staying)
 
     return run

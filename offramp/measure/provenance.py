@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("offramp", "torch", "numpy", "lightning-fabric", "pillow", "pyarrow", "safetensors")
+PACKAGES = (
+    "offramp", "torch", "numpy", "lightning-fabric", "pillow", "pyarrow", "safetensors", "onnxruntime", "openvino",
+)  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:

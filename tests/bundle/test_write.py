@@ -34,6 +34,9 @@ def test_it_answers_what_the_network_does_in_batches_of_any_size(made: Any) -> N
         assert np.concatenate([part.exit for part in found]).tolist() == wanted.exit.tolist()
         np.testing.assert_allclose(np.concatenate([part.logits for part in found]), wanted.logits, atol=1e-4)
         np.testing.assert_allclose(np.concatenate([part.score for part in found]), wanted.score, atol=1e-5)
+    many = bundle.answer(bundle.manifest.preprocessing.normalise(np.resize(pixels, (1024, *pixels.shape[1:]))))
+    assert many.exit.tolist() == np.resize(wanted.exit, 1024).tolist()
+    np.testing.assert_allclose(many.logits, np.resize(wanted.logits, (1024, 10)), atol=1e-4)
 
 
 def test_the_manifest_says_what_was_measured(made: Any) -> None:

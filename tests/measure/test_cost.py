@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -223,3 +224,18 @@ def test_milliseconds_are_measured_without_gradients() -> None:
     assert calls == [True] * 5
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         cost.milliseconds(run, torch.zeros(1), repeats=0)
+
+
+def test_pieces_by_every_convention() -> None:
+    net = published("resnet18", "sketch")
+    by_name = {name: cost.pieces(*net, name) for name in ("macs", "msdnet_ops", "eed_flops")}
+    every = {name: list(np.cumsum(made.stages) + np.cumsum(made.branches)) for name, made in by_name.items()}
+    assert every["macs"] == cost.macs_cumulative(*net) and every["msdnet_ops"] == cost.msdnet_ops(*net)
+    eed = by_name["eed_flops"]
+    exits = np.cumsum(eed.stages) + np.array(eed.branches)
+    assert [round(2 * round(exit / 1e9, 2), 2) for exit in exits] == cost.eed_flops(*net)
+    assert cost.as_run(by_name["macs"], (False, True, False, True)) == cost.segment_macs(
+        *net, (False, True, False, True)
+    )
+    with pytest.raises(ValueError, match="unknown convention 'mac'; the nearest is 'macs'"):
+        cost.pieces(*net, "mac")

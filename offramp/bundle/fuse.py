@@ -1,0 +1,45 @@
+"""Segments that follow each other as one model, the exits between them left out; down to the plain network."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from offramp.bundle.manifest import Part
+
+
+def fuse(models: Sequence[bytes], parts: Sequence[Part]) -> tuple[bytes, Part]:
+    """One ONNX model that computes what these segments do up to the exit of the last; what only others need is gone.
+
+    Args:
+        models: the contents of their files, in the order in which they run.
+        parts: their entries in the manifest.
+    Returns:
+        The model, and its entry: what the first segment takes, under other names, and what the last one gives.
+    Raises:
+        ValueError: if there are no segments.
+        ImportError: if onnx is not installed, with the command that installs it.
+    """
+    try:
+        import onnx
+        from onnx import compose
+    except ImportError:
+        raise ImportError("putting segments together needs onnx: pip install 'offramp[export]'") from None
+    if not models or len(models) != len(parts):
+        raise ValueError(f"there must be as many models as parts, and at least one: got {len(models)} and {len(parts)}")
+    fused, whole = onnx.load_model_from_string(models[0]), parts[0]
+    for data, part in zip(models[1:], parts[1:], strict=True):
+        following = onnx.load_model_from_string(data)
+        given, taken = whole.gives_state + whole.gives_carry, part.takes_state + part.takes_carry
+        before = f"before_{part.exit}/"  # both have a `logits`
+        fused = compose.merge_models(
+            fused,
+            following,
+            io_map=[(here.name, there.name) for here, there in zip(given, taken, strict=True)],
+            outputs=[port.name for port in following.graph.output],
+            prefix1=before,
+        )
+        takes_state, takes_carry = (
+            tuple(replace(port, name=before + port.name) for port in ports)
+            for ports in (whole.takes_state, whole.takes_carry)
+        )
+        whole = replace(part, takes_state=takes_state, takes_carry=takes_carry)
+    return fused.SerializeToString(), whole

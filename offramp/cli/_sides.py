@@ -1,0 +1,278 @@
+"""What `bench` measures: the runtimes that are there, each with the parts of one network, and images to run them on."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.config import LoadedRun
+from offramp.names import unknown
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from offramp.adapt.policy import ExitPolicy
+    from offramp.bundle.manifest import Part
+    from offramp.data.splits import DataSet
+    from offramp.measure.race import Runner
+    from offramp.net import FusedSegment, MultiExitNet
+
+RUNTIMES = ("torch", "torch-bf16", "onnx", "openvino")
+NEEDS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+POOL = 2**28
+"""Bytes of images that are held in memory and drawn from."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is measured: runners by the runtimes there are, the policy, the images; and which runtimes are left out."""
+
+    kind: str
+    runners: tuple["Runner", ...]
+    policy: "ExitPolicy"
+    pixels: "ndarray"
+    images: str
+    threads: int
+    left_out: dict[str, str]
+
+
+def choose(text: str | None, offered: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The runtimes to measure, and those that are not installed, with the command that installs them.
+
+    Raises:
+        ValueError: if one is unknown or not offered, or none is left.
+    """
+    wanted = list(offered) if text is None else text.split(",")
+    for name in wanted:
+        if name not in RUNTIMES:
+            raise unknown("runtime", name, RUNTIMES, listing="offramp bench --help")
+        if name not in offered:
+            raise ValueError(f"a bundle has {' and '.join(offered)}, not {name}: name the run for that")
+    left_out = {}
+    for name in wanted:
+        if any(importlib.util.find_spec(package) is None for package in NEEDS.get(name, ())):
+            extra = "export" if name == "onnx" else "export,openvino"
+            left_out[name] = f"not installed: pip install 'offramp[{extra}]'"
+    chosen = [name for name in dict.fromkeys(wanted) if name not in left_out]
+    if not chosen:
+        raise ValueError(f"no runtime is left: {'; '.join(f'{name} is {why}' for name, why in left_out.items())}")
+    return chosen, left_out
+
+
+def of_run(
+    loaded: LoadedRun,
+    runtimes: str | None,
+    threads: int | None,
+    data: "DataSet",
+    largest: int,
+    show: bool,
+    rivals: Mapping[str, LoadedRun] | None = None,
+) -> Sides:
+    """The network of a calibrated run, in torch and exported on the spot, and images of its test split.
+
+    Args:
+        rivals: runs on the same data, whose plain networks are measured as well.
+    """
+    import torch
+
+    chosen, left_out = choose(runtimes, RUNTIMES)
+    assert loaded.policy is not None
+    others = {name: run.net for name, run in (rivals or {}).items()}
+    if threads is not None:
+        torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    runners = [_in_torch(loaded, data, name, others) for name in chosen if name.startswith("torch")]
+    foreign = [name for name in chosen if not name.startswith("torch")]
+    if foreign:
+        from offramp.bundle.fuse import fuse
+        from offramp.bundle.write import preprocessing_of
+        from offramp.net import segments
+
+        models, parts = _exported(segments(loaded.net), data.shape, show)
+        plain = {name: fuse(*_exported([_plain(net)], data.shape, show)) for name, net in others.items()}
+        normalise = preprocessing_of(data).normalise
+        runners += [_foreign(models, parts, loaded.policy, normalise, name, threads, plain) for name in foreign]
+    return Sides("run", tuple(runners), loaded.policy, _of_test(data, largest), "test", threads, left_out)
+
+
+def of_bundle(
+    folder: Path,
+    runtimes: str | None,
+    threads: int | None,
+    images: Path | None,
+    data_dir: Path | None,
+    largest: int,
+    show: bool,
+) -> Sides:
+    """The segments of a bundle, and images of a folder or of the data set that it was made of.
+
+    Raises:
+        ValueError: if the bundle is damaged, or there are no images.
+    """
+    import torch
+
+    from offramp.bundle.read import content, read_manifest, read_policy
+
+    chosen, left_out = choose(runtimes, ("onnx", "openvino"))
+    manifest = read_manifest(folder)
+    policy = read_policy(folder, manifest)
+    models = [content(folder, manifest, part.file) for part in manifest.parts]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    if images is not None:
+        pixels, source = _of_files(manifest.preprocessing, images, largest), str(images)
+    else:
+        pixels, source = _of_test(_data_of(folder, manifest.provenance, data_dir, show), largest), "test"
+    normalise = manifest.preprocessing.normalise
+    runners = [_foreign(models, manifest.parts, policy, normalise, name, threads) for name in chosen]
+    return Sides("bundle", tuple(runners), policy, pixels, source, threads, left_out)
+
+
+def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str, "MultiExitNet"]) -> "Runner":
+    """Eager PyTorch on the run's device, in float32 or as bf16 autocast computes."""
+    import torch
+
+    from offramp.data.augment import normalise
+    from offramp.measure.race import Runner
+    from offramp.net import segments
+    from offramp.train.device import device_of, keep_freed_memory
+
+    device, half = torch.device(device_of(loaded.config.recipe.device)), name == "torch-bf16"
+    if device.type == "cpu":
+        keep_freed_memory()
+
+    def ready(net: "MultiExitNet") -> "MultiExitNet":
+        made = copy.deepcopy(net).eval().float()
+        if half:  # the same numbers as autocast, which would convert the weights again in every call
+            for part in made.modules():
+                if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+                    part.bfloat16()
+        made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return made
+
+    def prepare(pixels: "ndarray") -> Any:
+        inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)
+        return inputs.contiguous(memory_format=torch.channels_last)
+
+    def scope() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
+        return stack
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    assert loaded.policy is not None
+    net = ready(loaded.net)
+    others = {key: _plain(ready(rival)) for key, rival in rivals.items()}
+    enabled = segments(net, loaded.policy.enabled)
+    return Runner(name, prepare, _plain(net), segments(net), enabled, scope, wait, others)
+
+
+def _plain(net: "MultiExitNet") -> "FusedSegment":
+    """The whole network with its final exit alone."""
+    from offramp.net import segments
+
+    return segments(net, [False] * (net.exits - 1) + [True])[0]
+
+
+def _exported(
+    segments: Sequence["FusedSegment"], shape: tuple[int, int, int], show: bool
+) -> tuple[list[bytes], list["Part"]]:
+    """Segments that follow each other, as ONNX in float32."""
+    import torch
+
+    from offramp.bundle.onnx import EXAMPLE, export_segment
+    from offramp.cli._show import working
+
+    models, parts = [], []
+    state: Any = torch.zeros(EXAMPLE, *shape)
+    carry: Any = ()
+    with working("exporting", len(segments), show) as advance:
+        for exit, segment in enumerate(segments):
+            here = copy.deepcopy(segment).eval().float().cpu()
+            model, part, state, carry = export_segment(
+                here, state, carry, file=f"segment-{exit + 1}.onnx", exit=exit, last=exit == len(segments) - 1
+            )
+            models.append(model)
+            parts.append(part)
+            advance(1)
+    return models, parts
+
+
+def _foreign(
+    models: Sequence[bytes],
+    parts: Sequence["Part"],
+    policy: "ExitPolicy",
+    normalise: Callable[["ndarray"], Any],
+    name: str,
+    threads: int,
+    rivals: Mapping[str, tuple[bytes, "Part"]] | None = None,
+) -> "Runner":
+    """A foreign runtime on exported segments: as they are, put together where the policy skips exits, all as one."""
+    from offramp.bundle.fuse import fuse
+    from offramp.bundle.sessions import open_segment
+    from offramp.measure.race import Runner
+
+    def opened(begin: int, end: int) -> Any:
+        model, part = fuse(models[begin:end], parts[begin:end])
+        return open_segment(model, part, name, threads)
+
+    ends = [place + 1 for place, part in enumerate(parts) if policy.enabled[part.exit]]
+    everything = [opened(place, place + 1) for place in range(len(parts))]
+    enabled = [everything[begin] if end == begin + 1 else opened(begin, end) for begin, end in zip([0, *ends], ends)]
+    others = {key: open_segment(*made, name, threads) for key, made in (rivals or {}).items()}
+    return Runner(name, normalise, opened(0, len(parts)), everything, enabled, rivals=others)
+
+
+def _of_test(data: "DataSet", largest: int) -> "ndarray":
+    """Images of test: all, or as many as fit the memory for them, drawn with a fixed seed."""
+    import numpy as np
+
+    split = data.splits["test"]
+    count = min(len(split), max(largest, POOL // int(np.prod(data.shape))))
+    rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
+    return split.source.batch(split.indices[rows])
+
+
+def _of_files(preprocessing: Any, folder: Path, largest: int) -> "ndarray":
+    """The readable images of a folder."""
+    import sys
+
+    import numpy as np
+
+    from offramp.bundle.predict import find, read
+
+    files, empty = find([folder])
+    count = max(largest, POOL // int(np.prod(preprocessing.shape)))
+    rows, pixels = next(read(preprocessing, files[:count], count), ([], []))
+    bad = [row for row in rows + empty if row.error is not None]
+    if not pixels:
+        reason = f": {bad[0].image}: {bad[0].error}" if bad else ""
+        raise ValueError(f"there is no image to measure on in {folder}{reason}")
+    if bad:
+        print(f"offramp: {len(bad)} of {len(rows)} images could not be read and are left out", file=sys.stderr)
+    return np.stack(pixels)
+
+
+def _data_of(folder: Path, about: Any, data_dir: Path | None, show: bool) -> "DataSet":
+    """The data set that a bundle was made of; one that would have to be fetched is not.
+
+    Raises:
+        ValueError: asking for --images.
+    """
+    from offramp.config import build_data, unflat
+
+    if "config" not in about or str(about["config"].get("data", "")).startswith("hub:"):
+        raise ValueError(f"{folder} does not say which data here it was made of: name a folder of --images")
+    config = unflat(about["config"], str(folder))
+    return build_data(replace(config, data_dir=data_dir) if data_dir else config, progress=show)

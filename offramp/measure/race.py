@@ -1,0 +1,208 @@
+"""The plain network, all exits and leaving early, timed in turn in every runtime on the same real images."""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from offramp.adapt.policy import ExitPolicy, PolicyCarry
+from offramp.adapt.runtime import answer, keep
+
+LEAST = 5
+"""Rounds of every batch size, however little time there is."""
+
+WAYS = ("plain", "all", "adaptive", "off")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One runtime's parts of a network, all of the same weights.
+
+    Attributes:
+        name: of the runtime and its precision.
+        prepare: pixels (B, channels, height, width) as uint8 -> inputs as the segments take them.
+        plain: the whole network with its final exit alone, as one segment.
+        everything: one segment per exit that exists.
+        segments: one segment per exit that the policy enables.
+        scope: entered around everything that is timed, but not timed itself (inference mode, autocast).
+        wait: returns when the device has finished.
+        rivals: other plain networks for the same inputs, each as one segment.
+    """
+
+    name: str
+    prepare: Callable[[np.ndarray], Any]
+    plain: Any
+    everything: Sequence[Any]
+    segments: Sequence[Any]
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+    wait: Callable[[], None] = lambda: None
+    rivals: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Times:
+    """Seconds of every round: of each way, of each enabled segment with nobody leaving; and who reached which."""
+
+    ways: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    segments: list[list[float]] = field(default_factory=list)
+    reached: list[list[float]] = field(default_factory=list)
+    exits: list[int] = field(default_factory=list)
+
+
+def deal(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Batches in random order, for ever: every image is seen once before one is seen again.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not len(pixels):
+        raise ValueError("there are no images to measure on")
+    draw = np.random.default_rng(seed)
+    waiting = np.empty(0, np.int64)
+    while True:
+        while len(waiting) < batch:
+            waiting = np.concatenate([waiting, draw.permutation(len(pixels))])
+        yield pixels[waiting[:batch]]
+        waiting = waiting[batch:]
+
+
+def race(
+    runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, batch: int, seconds: float, seed: int = 0
+) -> dict[str, Any]:
+    """Time all runners' ways in turn, in an order drawn anew for every round, each round on other images.
+
+    Args:
+        pixels: the images to draw batches from, (N, channels, height, width) as uint8.
+        batch: images per batch.
+        seconds: how long to go on; at least `LEAST` rounds are made.
+    Returns:
+        `batch`, `rounds`, and per runtime what `_report` says.
+    Raises:
+        ValueError: if there are no runners or no images.
+    """
+    if not runners:
+        raise ValueError("there is no runtime to measure")
+    hands, order = deal(pixels, batch, seed), random.Random(seed)
+    times = {runner.name: _Times() for runner in runners}
+    for _ in range(2):
+        _round(runners, policy, next(hands), order, {runner.name: _Times() for runner in runners})
+    began, rounds = time.perf_counter(), 0
+    while rounds < LEAST or time.perf_counter() - began < seconds:
+        _round(runners, policy, next(hands), order, times)
+        rounds += 1
+    reports = {name: _report(found, policy, batch) for name, found in times.items()}
+    return {"batch": batch, "rounds": rounds, "runtimes": reports}
+
+
+def _round(
+    runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, order: random.Random, times: dict[str, _Times]
+) -> None:
+    """Every way of every runner once, on the same images."""
+    turns = [(runner, way) for runner in runners for way in (*WAYS, "priced", *map(_rival, runner.rivals))]
+    order.shuffle(turns)
+    inputs = {runner.name: runner.prepare(pixels) for runner in runners}
+    for runner, way in turns:
+        kept, given = times[runner.name], inputs[runner.name]
+        with runner.scope():
+            if way == "priced":
+                kept.segments.append(_priced(runner, policy, given))
+                continue
+            run = _ways(runner, policy)[way]
+            runner.wait()
+            began = time.perf_counter()
+            made = run(given)
+            runner.wait()
+            kept.ways[way].append(time.perf_counter() - began)
+        if way == "adaptive":
+            exits = made.exit.tolist()
+            enabled = [exit for exit, on in enumerate(policy.enabled) if on]
+            kept.reached.append([sum(taken >= exit for taken in exits) / len(exits) for exit in enabled])
+            kept.exits += exits
+
+
+def _ways(runner: Runner, policy: ExitPolicy) -> Mapping[str, Callable[[Any], Any]]:
+    off = replace(policy, enabled=(*(False for _ in policy.enabled[1:]), True))
+    return {
+        "plain": partial(_alone, runner.plain),
+        "all": lambda given: _walk(runner.everything, given),
+        "adaptive": lambda given: answer(runner.segments, policy, given),
+        "off": lambda given: answer([runner.plain], off, given),
+        **{_rival(name): partial(_alone, network) for name, network in runner.rivals.items()},
+    }
+
+
+def _rival(name: str) -> str:
+    return f"rival {name}"
+
+
+def _alone(segment: Any, given: Any) -> Any:
+    return segment(given, ())
+
+
+def _walk(segments: Sequence[Any], state: Any) -> list[Any]:
+    """The logits of all exits, of all samples."""
+    carry: Any = ()
+    logits = []
+    for segment in segments:
+        state, carry, made = segment(state, carry)
+        logits.append(made)
+    return logits
+
+
+def _priced(runner: Runner, policy: ExitPolicy, state: Any) -> list[float]:
+    """Seconds of every enabled segment for the whole batch, with judging it and taking the samples that stay."""
+    carry: Any = ()
+    judged: PolicyCarry = {}
+    seconds = []
+    enabled = [exit for exit, on in enumerate(policy.enabled) if on]
+    for exit, segment in zip(enabled, runner.segments, strict=True):
+        runner.wait()
+        began = time.perf_counter()
+        state, carry, logits = segment(state, carry)
+        judged, _, score, _ = policy.step(judged, logits, exit)
+        if exit != enabled[-1]:
+            (staying,) = array_namespace(score).nonzero(score == score)
+            if len(score) > 1:  # of one sample, nothing is ever taken out
+                state, carry = keep(state, staying), keep(carry, staying)
+        runner.wait()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
+    """Latency and throughput of every way; what leaving early saves, beside what the segments' costs predict.
+
+    Ratios are of means over the same rounds (at batch 1 an easy image is over soon, so medians would say little), but
+    for `off_of_plain`, the median of the rounds' ratios.
+    """
+    ways = {way: _latency(times.ways[way], batch) for way in WAYS}
+    rivals = {way: seconds for way, seconds in times.ways.items() if way not in WAYS}
+    costs = np.mean(times.segments, axis=0)
+    predicted = float((costs * np.mean(times.reached, axis=0)).sum())
+    plain, adaptive = (float(np.mean(times.ways[way])) for way in ("plain", "adaptive"))
+    off = np.divide(times.ways["off"], times.ways["plain"])
+    exits = len(policy.enabled)
+    return {
+        **ways,
+        "shares": [times.exits.count(exit) / len(times.exits) for exit in range(exits)],
+        "segment_ms": (1000 * costs / batch).tolist(),
+        "speedup": plain / adaptive,
+        "predicted": plain / predicted,
+        "of_predicted": predicted / adaptive,
+        "off_of_plain": float(np.median(off)),
+        "rivals": {way.removeprefix(_rival("")): _latency(seconds, batch) for way, seconds in rivals.items()},
+    }
+
+
+def _latency(seconds: Sequence[float], batch: int) -> dict[str, float]:
+    """Milliseconds per batch, and images per second."""
+    p50, p95, p99 = (1000 * float(value) for value in np.percentile(seconds, (50, 95, 99)))
+    mean = float(np.mean(seconds))
+    return {"p50": p50, "p95": p95, "p99": p99, "mean": 1000 * mean, "images_per_second": batch / mean}

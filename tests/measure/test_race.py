@@ -1,0 +1,96 @@
+"""Everything takes turns on the same images, and ratios are what they say; never how long anything took."""
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.measure import race as module
+from offramp.measure.race import LEAST, WAYS, Runner, deal, race
+
+PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
+
+
+def segment(calls: list[tuple[str, list[float]]], name: str) -> Any:
+    """Sure of inputs below ten, and of nothing else."""
+
+    def run(state: Any, carry: Any) -> Any:
+        values = state[0] if isinstance(state, tuple) else state
+        calls.append((name, values.ravel().tolist()))
+        logits = np.where(values.reshape(-1, 1) < 10, [[9.0, 0.0]], [[0.1, 0.0]]).astype(np.float32)
+        return (values,), (), logits
+
+    return run
+
+
+def runner(calls: list[tuple[str, list[float]]], name: str = "numpy", **more: Any) -> Runner:
+    parts = [segment(calls, f"{name} segment {number}") for number in range(3)]
+    every = [segment(calls, f"{name} every {number}") for number in range(3)]
+    return Runner(name, lambda pixels: pixels.astype(np.float32), segment(calls, f"{name} plain"), every, parts, **more)
+
+
+def test_every_image_is_seen_once_before_one_is_seen_again() -> None:
+    for size in (1, 7, 20, 45):
+        hands = list(islice(deal(PIXELS, size, seed=1), 40))
+        assert all(len(hand) == size for hand in hands)
+        order = np.concatenate(hands).ravel()
+        for begin in range(0, len(order) - 19, 20):
+            assert sorted(order[begin : begin + 20].tolist()) == list(range(20))
+    first, again, other = (next(deal(PIXELS, 20, seed)).ravel().tolist() for seed in (0, 0, 1))
+    assert first == again != other and first != sorted(first)
+
+
+def test_all_ways_see_the_same_images_in_every_round() -> None:
+    calls: list[tuple[str, list[float]]] = []
+    found = race(
+        [runner(calls, "a"), runner(calls, "b", rivals={"r": segment(calls, "rival")})], POLICY, PIXELS, 4, 1e-9
+    )
+    rounds = LEAST + 2
+    assert (found["rounds"], found["batch"]) == (LEAST, 4)
+    count = Counter(name for name, _ in calls)
+    for name in "ab":
+        assert count[f"{name} plain"] == 2 * rounds  # plain, and as the one exit that is left
+        assert count[f"{name} every 2"] == rounds
+        assert count[f"{name} segment 0"] == 2 * rounds  # leaving early, and priced
+    assert count["rival"] == rounds
+    whole = {name: [values for called, values in calls if called == name] for name in ("a plain", "b plain", "rival")}
+    images = [tuple(sorted(values)) for values in whole["rival"]]
+    assert [tuple(sorted(values)) for values in whole["a plain"][::2]] == images
+    assert [tuple(sorted(values)) for values in whole["b plain"][1::2]] == images
+    assert set(found["runtimes"]["b"]["rivals"]) == {"r"} and not found["runtimes"]["a"]["rivals"]
+
+
+def test_who_leaves_where_is_counted() -> None:
+    found = race([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
+    assert found["shares"] == [0.5, 0.0, 0.5]
+    assert len(found["segment_ms"]) == 3 and min(found["segment_ms"]) > 0
+    assert all(found[way][key] > 0 for way in WAYS for key in ("p50", "p95", "p99", "mean", "images_per_second"))
+
+
+def test_the_ratios_are_what_they_say() -> None:
+    times = module._Times(segments=[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], reached=[[1.0, 0.5, 0.0], [1.0, 0.5, 0.5]])
+    times.ways |= {"plain": [4.0, 6.0], "all": [7.0, 9.0], "adaptive": [2.0, 3.0], "off": [5.0, 6.0]}
+    times.ways["rival x"] = [1.0, 1.0]
+    times.exits = [0, 0, 1, 2]
+    said = module._report(times, POLICY, batch=10)
+    assert said["plain"] == {
+        "p50": 5000.0, "p95": pytest.approx(5900), "p99": pytest.approx(5980), "mean": 5000.0, "images_per_second": 2.0,
+    }  # fmt: skip
+    assert said["speedup"] == 2.0
+    assert said["predicted"] == pytest.approx(5 / (2 * 1 + 2 * 0.5 + 2 * 0.25))
+    assert said["of_predicted"] == pytest.approx(3.5 / 2.5)
+    assert said["off_of_plain"] == pytest.approx((5 / 4 + 1) / 2)
+    assert said["segment_ms"] == [200.0, 200.0, 200.0]
+    assert said["shares"] == [0.5, 0.25, 0.25]
+    assert said["rivals"]["x"]["images_per_second"] == 10.0
+
+
+def test_there_must_be_images_and_runtimes() -> None:
+    with pytest.raises(ValueError, match="there are no images to measure on"):
+        race([runner([])], POLICY, PIXELS[:0], 1, 1e-9)
+    with pytest.raises(ValueError, match="there is no runtime to measure"):
+        race([], POLICY, PIXELS, 1, 1e-9)
