@@ -14,7 +14,7 @@ from offramp import __version__
 
 def app() -> App:
     """The program with all its verbs."""
-    from offramp.cli import calibrate, curves, evaluate, export, info, lists, predict, train
+    from offramp.cli import calibrate, curves, evaluate, export, info, lists, predict, report, train
 
     made = App(
         name="offramp",
@@ -27,6 +27,7 @@ def app() -> App:
         evaluate.evaluate,
         calibrate.calibrate,
         curves.curves,
+        report.report,
         export.export,
         predict.predict,
         info.info,
