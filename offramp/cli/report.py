@@ -138,13 +138,22 @@ def _see(
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    """The run's record, which may be absent."""
+    """The run's record, which may be absent.
+
+    Raises:
+        ValueError: if a line of it is no record of a run.
+    """
     from offramp.train.log import read
 
     try:
         found = read(path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: a line of it is no record of a run ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: a line of it is no JSON ({error})") from None
+    needed = {"step": {"step"}, "epoch": {"epoch", "train"}}
+    for number, record in enumerate(found, 1):
+        kind = record.get("kind") if isinstance(record, dict) else None
+        if kind not in needed or not needed[kind] <= set(record):
+            raise ValueError(f"{path} is damaged: line {number} is no record of a step or an epoch")
     return found
 
 

@@ -59,14 +59,14 @@ class Frame(NamedTuple):
         """The grid with its numbers, and what both axes are."""
         bottom, right = self.height - BOTTOM, self.width - RIGHT
         drawn = []
-        for value in self.across:
+        for value, said in zip(self.across, written(self.across), strict=True):
             x, _ = self.place(value, self.up[0])
             drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{bottom}"/>')
-            drawn.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{value:g}</text>')
-        for value in self.up:
+            drawn.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{said}</text>')
+        for value, said in zip(self.up, written(self.up), strict=True):
             _, y = self.place(self.across[0], value)
             drawn.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+            drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{said}</text>')
         drawn.append(f'<path class="axis" fill="none" d="M{LEFT} {self.top}V{bottom}H{right}"/>')
         middle, along = (LEFT + right) / 2, (self.top + bottom) / 2
         drawn.append(f'<text x="{middle}" y="{self.height - 12}" text-anchor="middle">{escape(x_label)}</text>')
@@ -186,6 +186,15 @@ def _around(
     xs, ys = ([there[axis] for there in points] for axis in (0, 1))
     # a third less than what fits beside one another when the numbers below are long
     return Frame(*size, top, across or ticks(xs, 8 if size[0] > 500 else 5), up or ticks(ys))
+
+
+def written(values: Sequence[Number]) -> list[str]:
+    """Ticks as text, all with as many decimals as the one that needs most; very large or small ones in short."""
+    short = [f"{value:g}" for value in values]
+    if any("e" in text for text in short):
+        return short
+    decimals = max(len(text.partition(".")[2]) for text in short)
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def ticks(values: Sequence[Number], most: int = 8) -> list[float]:
