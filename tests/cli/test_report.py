@@ -84,7 +84,7 @@ def test_data_that_are_gone(offramp: Offramp, photos: Path, tmp_path: Path) -> N
     hidden = images.rename(photos.parent / "elsewhere")
     try:
         ran = offramp("report", photos, "--out", tmp_path / "b.html")
-        assert ran.status == 1 and f"{images} is no folder" in ran.err and ran.err.count("\n") == 1
+        assert ran.status == 1 and f"{images} does not exist" in ran.err and ran.err.count("\n") == 1
         assert not (tmp_path / "b.html").exists()
         assert offramp("report", photos, "--images", "0", "--out", tmp_path / "b.html").status == 0
         assert "<img" not in (tmp_path / "b.html").read_text()
@@ -117,7 +117,7 @@ def test_a_damaged_record(offramp: Offramp, run: Path, tmp_path: Path, line: str
         shutil.copy(run / name, tmp_path / name)
     (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
     ran = offramp("report", tmp_path)
-    assert ran.status == 1 and f"{tmp_path / 'metrics.jsonl'} is damaged" in ran.err
+    assert ran.status == 1 and f"{tmp_path / 'metrics.jsonl'} is damaged: line 1 is no record" in ran.err
 
 
 def test_a_run_that_lost_its_record_is_still_reported(offramp: Offramp, run: Path, tmp_path: Path) -> None:

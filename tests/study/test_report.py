@@ -50,14 +50,16 @@ def see() -> Callable[..., Seen]:
     trace = Trace(logits, labels, torch.arange(100, 160), "test")
     pixels = np.random.RandomState(0).randint(0, 256, (60, 3, 8, 8)).astype(np.uint8)
 
+    shape, seen = (3, 32, 32), (logits.numpy(), labels.numpy())
+    prices = cost.macs_cumulative(net, shape)
+    network, pieces = describe(net, shape), cost.measure(net, shape)
+    curves = {
+        "anytime": anytime(*seen, prices),
+        "budgeted": budgeted(seen, seen, prices),
+        "plain": {"accuracy": 0.5, "cost": cost.macs(net, shape)[-1]},
+    }
+
     def made(**given: Any) -> Seen:
-        shape, seen = (3, 32, 32), (logits.numpy(), labels.numpy())
-        prices = cost.macs_cumulative(net, shape)
-        curves = {
-            "anytime": anytime(*seen, prices),
-            "budgeted": budgeted(seen, seen, prices),
-            "plain": {"accuracy": 0.5, "cost": cost.macs(net, shape)[-1]},
-        }
         return Seen(
             **{
                 "name": "first <i>run</i>",
@@ -76,8 +78,8 @@ def see() -> Callable[..., Seen]:
                 "trace": trace,
                 "summary": summary(trace),
                 "curves": curves,
-                "network": describe(net, shape),
-                "pieces": cost.measure(net, shape),
+                "network": network,
+                "pieces": pieces,
                 "ms": None,
                 "batch_size": None,
                 "policy": POLICY,
@@ -147,8 +149,8 @@ def test_names_are_shown_as_they_are_and_never_run(full: str) -> None:
 def test_every_section_is_there(full: str) -> None:
     for words in (
         "Accuracy against cost", "Where images leave", "Confidence against accuracy", "exit 1, easiest",
-        "exit 1, hardest", "macs_<wbr>cumulative", "msdnet_ops", "eed_flops", "Accuracy on val", "weights: exit 1 learns from",
-        "Configuration", "where the policy comes from", "confidence ≥ 0.5000", "nobody", "all that are left",
+        "exit 1, hardest", "macs_<wbr>cumulative", "msdnet_ops", "eed_flops", "Accuracy on val",
+        "weights: exit 1 learns from", "Configuration", "where the policy comes from", "confidence ≥ 0.5000", "nobody", "all that are left",
     ):  # fmt: skip
         assert words in full, words
     one, two = full.split('<section id="run-')[1:]
@@ -225,7 +227,8 @@ def test_a_browser_shows_it_narrow_and_wide(full: str, tmp_path: Path) -> None:
     (tmp_path / "wrap.html").write_text(WRAP, encoding="utf-8")
     words = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--hide-scrollbars --allow-file-access-from-files --virtual-time-budget=10000 --enable-logging=stderr --dump-dom"
+        "--hide-scrollbars --allow-file-access-from-files --virtual-time-budget=10000 "
+        "--enable-logging=stderr --dump-dom"
     )
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     ran = subprocess.run(
