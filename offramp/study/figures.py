@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from offramp.losses.vector import Teachers, pairs
 from offramp.measure.accuracy import Bins
-from offramp.measure.chart import LOOKS, Frame, Number, Series, plot
+from offramp.measure.chart import LOOKS, Frame, Number, Series, plot, ticks
 
 SHARE = [0, 0.2, 0.4, 0.6, 0.8, 1]
 PERCENT = [0, 20, 40, 60, 80, 100]
@@ -147,13 +147,21 @@ def curves(title: str, lines: Mapping[str, Sequence[Number | None]], at: Sequenc
         points = [(there, value) for there, value in zip(at, values, strict=True) if value is not None]
         if points:
             series.append(Series(name, points, look, look if few else None, dashed=look >= LOOKS))
-    svg = plot(title, series, x, y) if series else ""
+    places = [there for line in series for there, _ in line.points]
+    svg = plot(title, series, x, y, across=_whole(places)) if series else ""
     legend = tuple((line.look % LOOKS, line.mark, line.name) for line in series)
     rows = (
         (f"{there:g}", *("–" if value is None else f"{value:.5g}" for value in row))
         for there, *row in zip(at, *lines.values(), strict=True)
     )
     return Figure(title, svg, legend, (x, *lines), tuple(rows))
+
+
+def _whole(values: Sequence[Number]) -> list[float]:
+    """Ticks around whole numbers, at whole numbers only."""
+    if len(set(values)) == 1:
+        return [float(values[0]) + step for step in (-1, 0, 1)]
+    return [tick for tick in ticks(values, 5) if tick.is_integer()]
 
 
 def training(history: Sequence[Mapping[str, Any]]) -> list[Figure]:

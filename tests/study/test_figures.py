@@ -108,3 +108,10 @@ def test_long_histories_are_thinned_to_their_end() -> None:
     history = [{"kind": "step", "step": step, "averages": [1.0]} for step in range(1001)]
     (made,) = figures.learned(history, 1)
     assert len(made.rows) <= figures.POINTS and made.rows[-1][0] == "1000"
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 15, 200])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    (made,) = figures.training([epoch(number, None, loss=3.0, ce=1.0, kl=2.0) for number in range(epochs)])
+    below = [text.text for text in ElementTree.fromstring(made.svg).iter(f"{SVG}text") if text.attrib.get("y") == "242"]
+    assert 2 <= len(below) <= 8 and all(float(tick or "x").is_integer() for tick in below)
