@@ -14,7 +14,7 @@ from offramp import __version__
 
 def app() -> App:
     """The program with all its verbs."""
-    from offramp.cli import bench, calibrate, compare, curves, deploy, evaluate, export, info, lists, predict, train
+    from offramp.cli import bench, calibrate, compare, curves, deploy, evaluate, export, info, lists, predict, report, train
 
     made = App(
         name="offramp",
@@ -30,6 +30,7 @@ def app() -> App:
         curves.curves,
         deploy.deploy,
         bench.bench,
+        report.report,
         export.export,
         predict.predict,
         info.info,

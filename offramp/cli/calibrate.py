@@ -150,9 +150,13 @@ def _pieces(loaded: LoadedRun, wish: Wish, rule: "Rule") -> Any:
     """The cost of every stage and branch, counted or measured."""
     from offramp.measure.cost import measure
 
-    shape = tuple(loaded.about["shape"])
     if wish.unit == "macs":
-        return measure(loaded.net, shape)
+        return measure(loaded.net, tuple(loaded.about["shape"]))
+    return timed_pieces(loaded, wish.batch_size, rule)
+
+
+def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule") -> Any:
+    """Milliseconds per image of every stage and branch, measured here and now."""
     import torch
 
     from offramp.adapt.judge import policy_of
@@ -161,7 +165,8 @@ def _pieces(loaded: LoadedRun, wish: Wish, rule: "Rule") -> Any:
 
     fabric = make_fabric(loaded.config.recipe)
     net = loaded.net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = torch.randn(wish.batch_size, *shape, device=fabric.device).to(memory_format=torch.channels_last)
+    shape = tuple(loaded.about["shape"])
+    inputs = torch.randn(batch_size, *shape, device=fabric.device).to(memory_format=torch.channels_last)
     with torch.inference_mode(), fabric.autocast():
         return piece_ms(net.eval(), inputs, policy_of(rule, (True,) * net.exits))
 

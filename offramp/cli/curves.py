@@ -2,12 +2,15 @@
 
 import json as writer
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import load_run
+from offramp.config import LoadedRun, load_run
+
+if TYPE_CHECKING:
+    from offramp.outputs import Trace
 
 
 def curves(
@@ -46,10 +49,8 @@ def curves(
 
 def trace_curves(run: Path, cost: str, weights: str, data_dir: Path | None, show: bool) -> dict[str, Any]:
     """Both curves, from the stored traces where there are some, as plain values."""
-    from offramp.adapt.curves import anytime, budgeted
     from offramp.cli._traces import calibration_trace, stored_trace, trace_split
     from offramp.cli.evaluate import load_data
-    from offramp.measure import cost as costs
     from offramp.measure.provenance import provenance
 
     loaded = load_run(run, weights, with_policy=False)
@@ -57,24 +58,39 @@ def trace_curves(run: Path, cost: str, weights: str, data_dir: Path | None, show
     test = stored_trace(loaded, "test", weights)
     if test is None:
         test = trace_split(loaded, load_data(loaded, data_dir, show), "test", show, weights)
-    assert held_out.labels is not None and test.labels is not None
-    shape = tuple(loaded.about["shape"])
-    prices = (costs.macs_cumulative if cost == "macs_cumulative" else costs.msdnet_ops)(loaded.net, shape)
-    fitted, seen = ((trace.logits.numpy(), trace.labels.numpy()) for trace in (held_out, test))  # type: ignore[union-attr]
     return {
         "run": str(run),
         "weights": weights,
         "epoch": loaded.about["epoch"],
+        **both_curves(loaded, held_out, test, cost),
+        "provenance": provenance(),
+    }
+
+
+def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost: str) -> dict[str, Any]:
+    """Both curves and the plain network's point; no budgeted batches where nothing was held out to fit them on."""
+    from offramp.adapt.curves import anytime, budgeted
+    from offramp.measure import cost as costs
+
+    shape = tuple(loaded.about["shape"])
+    prices = (costs.macs_cumulative if cost == "macs_cumulative" else costs.msdnet_ops)(loaded.net, shape)
+    fitted, seen = (_arrays(trace) if trace else None for trace in (held_out, test))
+    assert seen is not None
+    return {
         "cost": cost,
-        "samples": {"cal": len(fitted[1]), "test": len(seen[1])},
+        "samples": {"cal": len(fitted[1]) if fitted else 0, "test": len(seen[1])},
         "anytime": anytime(*seen, prices),
-        "budgeted": budgeted(fitted, seen, prices),
+        "budgeted": budgeted(fitted, seen, prices) if fitted else [],
         "plain": {
             "accuracy": float((seen[0][-1].argmax(1) == seen[1]).mean()),
             "cost": costs.macs(loaded.net, shape)[-1],
         },
-        "provenance": provenance(),
     }
+
+
+def _arrays(trace: "Trace") -> tuple[Any, Any]:
+    assert trace.labels is not None
+    return trace.logits.numpy(), trace.labels.numpy()
 
 
 def picture(result: dict[str, Any]) -> str:

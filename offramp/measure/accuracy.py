@@ -1,5 +1,7 @@
 """How often each exit is right, and how well its confidence says so; everything from a trace."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,19 +21,45 @@ def ensemble(logits: Float[Tensor, "E N C"]) -> Float[Tensor, "N C"]:
     return logits.sum(0)
 
 
+class Bins(NamedTuple):
+    """One exit's samples by equal-width bins of confidence: how many, how sure on average, and how often right.
+
+    Means are in [0, 1], and 0 where a bin is empty.
+    """
+
+    samples: tuple[int, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: |confidence - accuracy|, averaged over the samples' bins."""
+        gaps = (n * abs(sure - right) for n, sure, right in zip(*self, strict=True))
+        return sum(gaps) / sum(self.samples)
+
+
+def reliability(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], bins: int = 15) -> list[Bins]:
+    """Confidence against accuracy of every exit, what a reliability diagram shows.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
+    found = []
+    for exit in logits:  # one at a time: in float64 they are large
+        confidence, answer = exit.double().softmax(-1).max(-1)
+        which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+        count = torch.bincount(which, minlength=bins)
+        sums = (torch.bincount(which, part.double(), minlength=bins) for part in (confidence, answer == labels))
+        sure, right = ((total / count.clamp(min=1)).tolist() for total in sums)
+        found.append(Bins(tuple(count.tolist()), tuple(sure), tuple(right)))
+    return found
+
+
 def calibration_error(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], bins: int = 15) -> list[float]:
     """Expected calibration error of every exit, in [0, 1]: |confidence - accuracy|, averaged over equal-width bins.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, eq. 3.
     """
-    confidence, answer = logits.double().softmax(-1).max(-1)
-    right = (answer == labels).double()
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    errors = []
-    for exit in range(len(logits)):
-        gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, which[exit], confidence[exit] - right[exit])
-        errors.append(float(gap.abs().sum() / len(labels)))
-    return errors
+    return [exit.error for exit in reliability(logits, labels, bins)]
 
 
 def summary(trace: Trace) -> dict[str, object]:

@@ -1,93 +1,208 @@
-"""Lines of accuracy against cost as one SVG picture that stands alone, readable in light and dark."""
+"""Lines in a frame with axes, as SVG that is readable in light and dark, alone or within a page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
-Line = Sequence[tuple[int | float, int | float]]
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 64, 20, 44, 56
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Okabe and Ito's, told apart by most colour-blind people; marks differ too."""
+Number = int | float
+Line = Sequence[tuple[Number, Number]]
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 64, 20, 16, 56
+LOOKS = 6
+"""How many colours there are, told apart by most colour-blind people; marks and dashes differ too."""
 STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #222 } .title { font-size: 15px; font-weight: 600 }
-.paper { fill: #fff } .grid { stroke: #ddd } .axis { stroke: #666 }
+svg.chart { --paper: #fff; --ink: #1d2126; --grid: #dfe3e8; --axis: #6a727c }
+svg.chart .s0 { color: #0066a8 } svg.chart .s1 { color: #c75300 } svg.chart .s2 { color: #00805d }
+svg.chart .s3 { color: #a8488f } svg.chart .s4 { color: #a86d00 } svg.chart .s5 { color: #5b636d }
 @media (prefers-color-scheme: dark) {
-  text { fill: #ddd } .paper { fill: #16181c } .grid { stroke: #333 } .axis { stroke: #999 }
+  svg.chart { --paper: #16181c; --ink: #e6e8eb; --grid: #333840; --axis: #98a1ab }
+  svg.chart .s0 { color: #58b2ec } svg.chart .s1 { color: #ff8a3d } svg.chart .s2 { color: #2fc79a }
+  svg.chart .s3 { color: #e69fd2 } svg.chart .s4 { color: #f0c040 } svg.chart .s5 { color: #aab2bc }
 }
+svg.chart text { font: 13px system-ui, sans-serif; fill: var(--ink) }
+svg.chart .title { font-size: 15px; font-weight: 600 }
+svg.chart .paper { fill: var(--paper) } svg.chart .grid { stroke: var(--grid) } svg.chart .axis { stroke: var(--axis) }
 """
+"""What the classes of a chart look like; a page holds it once."""
+
+
+class Series(NamedTuple):
+    """Points that belong together.
+
+    `look` chooses the colour, `mark` the shape at every point (None: no marks), `joined` whether a line connects them.
+    """
+
+    name: str
+    points: Line
+    look: int = 0
+    mark: int | None = 0
+    joined: bool = True
+    dashed: bool = False
+
+
+class Frame(NamedTuple):
+    """The rectangle that points are placed in, from the first to the last tick of both axes."""
+
+    width: int
+    height: int
+    top: int
+    across: Sequence[Number]
+    up: Sequence[Number]
+
+    def place(self, x: Number, y: Number) -> tuple[Number, Number]:
+        """Where a point lies in the picture."""
+        right = LEFT + (x - self.across[0]) / (self.across[-1] - self.across[0]) * (self.width - LEFT - RIGHT)
+        span = self.height - self.top - BOTTOM
+        return right, self.height - BOTTOM - (y - self.up[0]) / (self.up[-1] - self.up[0]) * span
+
+    def axes(self, x_label: str, y_label: str) -> list[str]:
+        """The grid with its numbers, and what both axes are."""
+        bottom, right = self.height - BOTTOM, self.width - RIGHT
+        drawn = []
+        for value, said in zip(self.across, written(self.across), strict=True):
+            x, _ = self.place(value, self.up[0])
+            drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{bottom}"/>')
+            drawn.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{said}</text>')
+        for value, said in zip(self.up, written(self.up), strict=True):
+            _, y = self.place(self.across[0], value)
+            drawn.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{said}</text>')
+        drawn.append(f'<path class="axis" fill="none" d="M{LEFT} {self.top}V{bottom}H{right}"/>')
+        middle, along = (LEFT + right) / 2, (self.top + bottom) / 2
+        drawn.append(f'<text x="{middle}" y="{self.height - 12}" text-anchor="middle">{escape(x_label)}</text>')
+        turned = f'transform="translate(16 {along}) rotate(-90)"'
+        return [*drawn, f'<text {turned} text-anchor="middle">{escape(y_label)}</text>']
 
 
 def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> str:
-    """An SVG text of lines with their points marked; a line of one point is a mark alone.
+    """A picture that stands alone: lines with their points marked, the legend above; one point is a mark alone.
 
     Args:
         lines: (x, y) points by the name in the legend.
     Raises:
         ValueError: if there is no point at all, or one is not finite.
     """
-    points = [there for line in lines.values() for there in line]
+    series = [Series(name, line, place, place) for place, (name, line) in enumerate(lines.items())]
+    legend, top = _legend(series)
+    short = title if len(title) <= 76 else f"{title[:75]}…"
+    head = [f"<style>{STYLE}</style>", f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>']
+    head.append(f'<text class="title" x="{LEFT}" y="24">{escape(short)}</text>')
+    frame = _around(series, (WIDTH, HEIGHT), top)
+    return picture(frame, title, [*head, *legend, *frame.axes(x_label, y_label), *drawn(frame, series)], alone=True)
+
+
+def plot(
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    size: tuple[int, int] = (360, 280),
+    across: Sequence[Number] | None = None,
+    up: Sequence[Number] | None = None,
+    under: Callable[[Frame], list[str]] = lambda frame: [],
+    about: str = "",
+) -> str:
+    """A picture for a page that holds `STYLE` and says in words what the series are.
+
+    Args:
+        across: ticks of the axis below, else round numbers around the points; up: of the one at the left.
+        under: draws what lies below the series.
+        about: what is to be seen, for those who do not see it.
+    Raises:
+        ValueError: if there is no point at all, or one is not finite.
+    """
+    frame = _around(series, size, TOP, across, up)
+    return picture(frame, title, [*frame.axes(x_label, y_label), *under(frame), *drawn(frame, series)], about)
+
+
+def picture(frame: Frame, title: str, parts: Sequence[str], about: str = "", *, alone: bool = False) -> str:
+    """The SVG text around its parts; with a size of its own where it stands alone."""
+    sized = f' width="{frame.width}" height="{frame.height}"' if alone else ""
+    described = f"<desc>{escape(about)}</desc>" if about else ""
+    return "\n".join(
+        [
+            f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {frame.height}"{sized} '
+            f'role="img" aria-label="{escape(title)}">',
+            f"<title>{escape(title)}</title>{described}",
+            *parts,
+            "</svg>\n",
+        ]
+    )
+
+
+def drawn(frame: Frame, series: Sequence[Series]) -> list[str]:
+    """Lines and marks; pointing at a mark tells its numbers."""
+    parts = []
+    for line in series:
+        places = [frame.place(x, y) for x, y in line.points]
+        parts.append(f'<g class="s{line.look % LOOKS}">')
+        if line.joined and len(places) > 1:
+            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
+            parts.append(f'<polyline points="{way}" fill="none" stroke="currentColor" stroke-width="2"{dashes}/>')
+        if line.mark is not None:
+            tips = (escape(f"{line.name}: {x:.5g}, {y:.5g}") for x, y in line.points)
+            parts += [mark(there, line.mark, tip) for there, tip in zip(places, tips, strict=True)]
+        parts.append("</g>")
+    return parts
+
+
+def mark(there: tuple[Number, Number], shape: int, tip: str = "") -> str:
+    """One of four shapes in the colour of what holds it."""
+    x, y = there
+    inside = f"<title>{tip}</title>" if tip else ""
+    if shape % 4 == 0:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="currentColor">{inside}</circle>'
+    if shape % 4 == 1:
+        return f'<rect x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7" fill="currentColor">{inside}</rect>'
+    way = "l5 9 h-10 z" if shape % 4 == 2 else "l5 5 l-5 5 l-5 -5 z"
+    return f'<path d="M{x:.1f} {y - 5:.1f} {way}" fill="currentColor">{inside}</path>'
+
+
+def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
+    """The names of the series in rows under the title, and where the frame may begin."""
+    parts, x, y = [], LEFT, 46
+    for line in series:
+        wide = 34 + round(7.2 * len(line.name))
+        if x > LEFT and x + wide > WIDTH - RIGHT:
+            x, y = LEFT, y + 20
+        parts.append(f'<g class="s{line.look % LOOKS}">{mark((x + 5, y - 4), line.mark or 0)}</g>')
+        parts.append(f'<text x="{x + 16}" y="{y}">{escape(line.name)}</text>')
+        x += wide
+    return parts, y + 16
+
+
+def _around(
+    series: Sequence[Series],
+    size: tuple[int, int],
+    top: int,
+    across: Sequence[Number] | None = None,
+    up: Sequence[Number] | None = None,
+) -> Frame:
+    points = [there for line in series for there in line.points]
     if not points or not all(math.isfinite(value) for there in points for value in there):
         raise ValueError("a chart needs points, all of them finite numbers")
-    across, up = (_ticks([there[axis] for there in points]) for axis in (0, 1))
-
-    def place(there: tuple[int | float, int | float]) -> tuple[int | float, int | float]:
-        x = LEFT + (there[0] - across[0]) / (across[-1] - across[0]) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (there[1] - up[0]) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
-        return x, y
-
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="{escape(title)}">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
-        f'<text class="title" x="{LEFT}" y="24">{escape(title)}</text>',
-    ]
-    for value in across:
-        x, _ = place((value, up[0]))
-        drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        drawn.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
-    for value in up:
-        _, y = place((across[0], value))
-        drawn.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    drawn.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    drawn.append(
-        f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-    )
-    for index, (name, line) in enumerate(lines.items()):
-        drawn += _line(name, [place(there) for there in line], index, len(lines))
-    return "\n".join([*drawn, "</svg>\n"])
+    xs, ys = ([there[axis] for there in points] for axis in (0, 1))
+    # a third less than what fits beside one another when the numbers below are long
+    return Frame(*size, top, across or ticks(xs, 8 if size[0] > 500 else 5), up or ticks(ys))
 
 
-def _line(name: str, places: list[tuple[int | float, int | float]], index: int, of: int) -> list[str]:
-    """One line, its marks, and its entry in the legend at the lower right."""
-    colour = COLOURS[index % len(COLOURS)]
-    y = HEIGHT - BOTTOM - 12 - 20 * (of - 1 - index)
-    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    drawn = [f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>'] if len(places) > 1 else []
-    drawn += [_mark(there, colour, index) for there in places]
-    drawn.append(_mark((WIDTH - RIGHT - 190, y - 4), colour, index))
-    drawn.append(f'<text x="{WIDTH - RIGHT - 178}" y="{y}">{escape(name)}</text>')
-    return drawn
+def written(values: Sequence[Number]) -> list[str]:
+    """Ticks as text, all with as many decimals as the one that needs most; very large or small ones in short."""
+    short = [f"{value:g}" for value in values]
+    if any("e" in text for text in short):
+        return short
+    decimals = max(len(text.partition(".")[2]) for text in short)
+    return [f"{value:.{decimals}f}" for value in values]
 
 
-def _mark(there: tuple[int | float, int | float], colour: str, index: int) -> str:
-    x, y = there
-    if index % 3 == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>'
-    if index % 3 == 1:
-        return f'<rect x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7" fill="{colour}"/>'
-    return f'<path d="M{x:.1f} {y - 5:.1f} l5 9 h-10 z" fill="{colour}"/>'
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Five to eleven round numbers that hold all values between the first and the last."""
+def ticks(values: Sequence[Number], most: int = 8) -> list[float]:
+    """Round numbers, at most `most` steps or little more, that hold all values between the first and the last."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(high), 1) * 0.05
     step = 10 ** math.floor(math.log10((high - low) / 5))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= 8)
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= most)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [float(round(index * step, 12)) for index in range(first, last + 1)]

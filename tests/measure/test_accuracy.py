@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from offramp.measure.accuracy import calibration_error, ensemble, summary, top_k
+from offramp.measure.accuracy import calibration_error, ensemble, reliability, summary, top_k
 from offramp.outputs import Trace
 
 # two exits, four samples, three classes
@@ -72,3 +72,14 @@ def test_a_summary_is_plain_values() -> None:
 def test_without_labels_there_is_no_accuracy() -> None:
     with pytest.raises(ValueError, match="the trace of 'cal' has no labels, so there is no accuracy"):
         summary(Trace(LOGITS, None, torch.arange(4), "cal"))
+
+
+def test_reliability_is_counted_by_bins_and_adds_up_to_the_calibration_error() -> None:
+    confidence = torch.tensor([0.9, 0.95, 0.6, 0.55])
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], 1)[None]
+    (found,) = reliability(logits, torch.tensor([0, 1, 0, 0]), bins=2)
+    assert found.samples == (0, 4) and found.accuracy == (0.0, 0.75)
+    assert found.confidence == pytest.approx((0.0, 0.75))
+    assert found.error == pytest.approx(0.0, abs=1e-7)
+    (finer,) = reliability(logits, torch.tensor([0, 1, 0, 0]), bins=10)
+    assert sum(finer.samples) == 4 and finer.error == calibration_error(logits, torch.tensor([0, 1, 0, 0]), 10)[0]

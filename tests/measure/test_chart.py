@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from offramp.measure.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+from offramp.measure.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Series, chart, plot, ticks, written
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -32,3 +32,48 @@ def test_one_place_alone_has_room_around_it() -> None:
 def test_nothing_to_draw(lines: dict[str, list[tuple[float, float]]]) -> None:
     with pytest.raises(ValueError, match="a chart needs points, all of them finite numbers"):
         chart("t", lines, "x", "y")
+
+
+def test_the_legend_stands_above_the_frame_and_breaks_into_rows() -> None:
+    lines = {f"a rather long name of a line, {number}": [(1.0, float(number))] for number in range(9)}
+    root = ElementTree.fromstring(chart("t", lines, "x", "y"))
+    places = {text.text: text for text in root.iter(f"{SVG}text") if text.text in lines}
+    assert set(places) == set(lines)
+    rows = {float(text.attrib["y"]) for text in places.values()}
+    assert len(rows) > 1 and all(float(text.attrib["x"]) < WIDTH - RIGHT for text in places.values())
+    assert max(rows) < min(float(mark.attrib["y1"]) for mark in root.iter(f"{SVG}line"))
+
+
+def test_a_long_title_is_cut_and_said_whole() -> None:
+    title = "x" * 200
+    root = ElementTree.fromstring(chart(title, {"a": [(1, 1)]}, "x", "y"))
+    assert root.attrib["aria-label"] == title
+    assert max(len(text.text or "") for text in root.iter(f"{SVG}text")) == 76
+
+
+def test_a_plot_for_a_page_has_no_style_of_its_own_and_tells_every_number() -> None:
+    series = [Series("a", [(1, 2), (3, 4)], dashed=True), Series("b", [(1, 4)], 7, None)]
+    drawn = plot("t", series, "x", "y", about="what is seen", up=[0, 5])
+    root = ElementTree.fromstring(drawn)
+    assert "<style" not in drawn and root.attrib["role"] == "img" and "width" not in root.attrib
+    assert root.find(f"{SVG}desc").text == "what is seen"  # type: ignore[union-attr]
+    assert [title.text for title in root.iter(f"{SVG}title")] == ["t", "a: 1, 2", "a: 3, 4"]
+    assert "stroke-dasharray" in drawn and 'class="s1"' in drawn  # colours begin again
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([0.0, 0.05, 0.1], ["0.00", "0.05", "0.10"]),
+        ([1.0, 2.0], ["1", "2"]),
+        ([0.0, 1e-7], ["0", "1e-07"]),
+    ],
+)
+def test_ticks_have_the_same_decimals(values: list[float], wanted: list[str]) -> None:
+    assert written(values) == wanted
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.2], [57.03, 60.84], [1, 1], [0.0, 1e9], [-3.5, 7.25], [0, 0]])
+def test_ticks_hold_all_values_and_are_few(values: list[float]) -> None:
+    found = ticks(values, 5)
+    assert found[0] <= min(values) and max(values) <= found[-1] and 2 <= len(found) <= 8

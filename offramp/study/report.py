@@ -1,0 +1,201 @@
+"""One HTML file that shows what trained runs do: accuracy against cost, who leaves where, the images, the training.
+
+It needs neither a network nor a script to be read: pictures are SVG and PNG within the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.measure.accuracy import Bins, reliability
+from offramp.measure.chart import STYLE
+from offramp.measure.cost import as_run
+from offramp.study import figures
+from offramp.study.leaving import by_class, extremes, stay
+from offramp.study.seen import Seen
+from offramp.study.thumbnails import SIDE, thumbnail
+
+CLASSES = 5
+"""How many classes are shown of those that leave earliest, and of those that leave latest."""
+
+
+def page(runs: Sequence[Seen], provenance: Mapping[str, Any]) -> str:
+    """The report as HTML.
+
+    Args:
+        runs: their names all different.
+        provenance: of the report itself; but for its date the same runs give the same page.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "count": count, "share": share}
+    here = files("offramp.study")
+    style = STYLE + here.joinpath("report.css").read_text(encoding="utf-8")
+    template = environment.from_string(here.joinpath("report.html").read_text(encoding="utf-8"))
+    made = template.render(
+        runs=[_view(run) for run in runs],
+        against=figures.against_cost({run.name: {**run.curves, "policy": run.leaving} for run in runs}),
+        sources=list(dict.fromkeys(str(run.config["data"]) for run in runs)),
+        style=Markup(style),
+        provenance=provenance,
+    )
+    return f"{made.strip()}\n"
+
+
+def percent(share: int | float | None) -> str:
+    """0.7712 -> "77.12"; a dash for what does not exist."""
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def count(number: int | float | None) -> str:
+    """1234567 -> "1.23 M"; a dash for what does not exist."""
+    if number is None:
+        return "–"
+    size, letter = figures.unit_of(number)
+    return f"{number / size:,.2f} {letter}" if letter else f"{number:,.0f}"
+
+
+def share(value: float) -> str:
+    """A probability or score to three digits; one that only rounds to 0 or 1 says so."""
+    if 0 < value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+
+
+def _view(run: Seen) -> dict[str, Any]:
+    """What the template needs of one run."""
+    assert run.trace.labels is not None
+    bins = reliability(run.trace.logits, run.trace.labels)
+    names = [figures.exit_name(exit, run.exits) for exit in range(run.exits)]
+    budgeted = run.curves["budgeted"]
+    return {
+        "run": run,
+        "title": "{method} on {net} with {branch} exits, {data}".format_map(run.config),
+        "exits": _exits(run, names, bins),
+        "costs": _costs(run, names),
+        "budgets": figures.over_budgets(budgeted) if budgeted else None,
+        "shades": [figures.shade(exit, run.exits) for exit in range(run.exits)],
+        "classes": _classes(run),
+        "diagrams": [figures.diagram(found, name) for found, name in zip(bins, names, strict=True)],
+        "bins": bins,
+        "images": _images(run, names) if run.pictures and run.images else [],
+        "training": figures.training(run.history),
+        "learned": figures.learned(run.history, run.exits),
+    }
+
+
+def _exits(run: Seen, names: Sequence[str], bins: Sequence[Bins]) -> list[dict[str, Any]]:
+    """A row per exit: how often right, and who leaves there under the policy."""
+    rows = []
+    for exit, name in enumerate(names):
+        row = {
+            "name": name,
+            "accuracy": run.summary["accuracy"][exit],
+            "top5": run.summary["top5"][exit],
+            "error": bins[exit].error,
+            "macs": run.network.exits[exit].macs,
+            "of_plain": run.network.exits[exit].share,
+        }
+        if run.policy and run.leaving and run.left is not None:
+            part, here = run.leaving["shares"][exit], run.left.exit == exit
+            right = (run.left.answer == run.labels)[here]
+            row |= {
+                "rule": _rule(run.policy, exit),
+                "share": part,
+                "bar": figures.bar([part], f"{percent(part)} % leave at {name}"),
+                "right": float(right.mean()) if len(right) else None,
+                "cost": run.prices[exit] if run.policy.enabled[exit] else None,
+            }
+        rows.append(row)
+    return rows
+
+
+def _rule(policy: ExitPolicy, exit: int) -> str:
+    """When a sample leaves at an exit, in words."""
+    if not policy.enabled[exit]:
+        return "off"
+    if exit == policy.exits - 1:
+        return "all that are left"
+    if policy.score == "patience":
+        return f"{policy.patience} equal answers in a row"
+    asked = policy.thresholds[exit]
+    return "nobody" if asked >= NEVER else f"{policy.score} ≥ {asked:.4f}"
+
+
+def _costs(run: Seen, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per exit: its pieces, and what reaching it costs by every convention."""
+    enabled = run.policy.enabled if run.policy else (True,) * run.exits
+    segments = iter(as_run(run.pieces, enabled))
+    timed = accumulate(as_run(run.ms)) if run.ms else iter([None] * run.exits)
+    return [
+        {
+            "name": name,
+            "stage": run.pieces.stages[exit],
+            "branch": run.pieces.branches[exit],
+            "blocks": run.network.stages[exit].blocks,
+            "parameters": run.network.exits[exit].branch_parameters,
+            "segment": next(segments) if enabled[exit] else None,
+            "counted": run.network.exits[exit],
+            "stage_ms": run.ms.stages[exit] if run.ms else None,
+            "branch_ms": run.ms.branches[exit] if run.ms else None,
+            "ms": next(timed),
+        }
+        for exit, name in enumerate(names)
+    ]
+
+
+def _classes(run: Seen) -> dict[str, Any] | None:
+    """The classes that leave earliest and latest under the policy; all of them where they are few."""
+    if run.left is None:
+        return None
+    found = by_class(run.left, run.labels, run.prices)
+    few = len(found) <= 2 * CLASSES
+    chosen = found if few else [*found[:CLASSES], *found[-CLASSES:]]
+    plain = run.curves["plain"]["cost"]
+    rows = [
+        {
+            "name": run.classes[row.label],
+            "samples": row.samples,
+            "bar": figures.bar(row.shares, ", ".join(f"{100 * part:.0f} %" for part in row.shares)),
+            "early": row.shares[0],
+            "final": row.shares[-1],
+            "accuracy": row.accuracy,
+            "of_plain": row.cost / plain,
+        }
+        for row in chosen
+    ]
+    return {"rows": rows, "all": few, "of": len(found), "gap": None if few else CLASSES}
+
+
+def _images(run: Seen, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The easiest and the hardest images of every exit."""
+    assert run.pictures is not None
+    logits, ids = run.trace.logits.numpy(), run.trace.ids.numpy()
+    shown = []
+    for exit, name in enumerate(names):
+        if run.policy and not run.policy.enabled[exit]:
+            continue
+        left = run.left if run.left is not None else stay(logits[exit], run.labels, exit)
+        chosen = extremes(left, exit, run.images)
+        places = np.array([*chosen[0], *chosen[1]], np.int64)
+        pixels = run.pictures(ids[places]) if len(places) else []
+        cards = [
+            {
+                "src": thumbnail(image),
+                "small": max(image.shape[1:]) < SIDE,
+                "true": run.classes[run.labels[place]],
+                "said": run.classes[left.answer[place]],
+                "right": bool(left.answer[place] == run.labels[place]),
+                "probability": float(np.exp(left.likelihood[place])),
+                "score": float(left.score[place]),
+                "id": int(ids[place]),
+            }
+            for place, image in zip(places, pixels, strict=True)
+        ]
+        shown.append({"name": name, "easy": cards[: len(chosen[0])], "hard": cards[len(chosen[0]) :]})
+    return shown

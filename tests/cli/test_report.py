@@ -1,0 +1,141 @@
+"""offramp report: one file of one or several runs, and one clear sentence where there is none to make."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from offramp.cli import main
+from offramp.cli.report import names
+
+Offramp = Callable[..., Any]
+
+
+def train(folder: Path, words: str) -> Path:
+    with pytest.raises(SystemExit) as left:
+        main(["train", *words.split(), "--epochs", "1", "--precision", "32", "--json", "--out", str(folder)])
+    assert not left.value.code
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with four exits, trained for one epoch on digits."""
+    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --batch-size 128"
+    return train(tmp_path_factory.mktemp("report") / "digits", words)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on images of our own, with nothing held out; they lie beside it."""
+    home = tmp_path_factory.mktemp("photos")
+    draw = np.random.RandomState(0)
+    for name in ("<b>red</b>".replace("/", "_"), "blue & green"):
+        (home / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.randint(0, 256, (20, 24, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(home / "images" / name / f"{number}.png")
+    words = f"--net resnet18 --width 4 --branch linear --method joint --data folder:{home / 'images'} --image-size 16"
+    return train(home / "run", f"{words} --holdout 0 --batch-size 8")
+
+
+def test_a_run_before_and_after_calibration(offramp: Offramp, run: Path) -> None:
+    ran = offramp("report", run)
+    assert ran.status == 0, ran.err
+    text = (run / "report.html").read_text()
+    assert "no policy yet" in text and str(run / "report.html") in ran.out.replace("\n", "")
+    assert offramp("calibrate", run, "--macs", "0.8", "--json").status == 0
+    ran = offramp("report", run, "--images", "2", "--batch-size", "4", "--json")
+    assert ran.status == 0, ran.err
+    (found,) = ran.json["runs"]
+    said = offramp("evaluate", run, "--json").json
+    assert found["accuracy"] == said["accuracy"] and found["calibration_error"] == said["calibration_error"]
+    assert found["policy"]["shares"] == pytest.approx(said["adaptive"]["shares"])
+    assert found["policy"]["accuracy"] == pytest.approx(said["adaptive"]["accuracy"])
+    assert found["policy"]["cost"] == pytest.approx(said["adaptive"]["macs"])
+    assert len(found["budgeted"]) == 39 and len(found["ms"]["stages"]) == 4 and found["ms"]["batch_size"] == 4
+    text = (run / "report.html").read_text()
+    assert "no policy yet" not in text and ran.json["bytes"] == len(text.encode())
+
+
+def test_several_runs_in_one_page_and_the_same_again(offramp: Offramp, run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both.html"
+    pages = []
+    for _ in range(2):
+        ran = offramp("report", run, photos, "--out", out)
+        assert ran.status == 0, ran.err
+        lines = out.read_text().splitlines()
+        pages.append([line for line in lines if 'id="date"' not in line and "command" not in line])
+    assert pages[0] == pages[1]
+    text = out.read_text()
+    assert "These runs are of different data" in text and "trained on everything" in text
+    assert "&lt;b&gt;red" in text and "blue &amp; green" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["both.html"]
+
+
+def test_data_that_are_gone(offramp: Offramp, photos: Path, tmp_path: Path) -> None:
+    assert offramp("report", photos, "--out", tmp_path / "a.html").status == 0  # the trace is kept from here on
+    images = photos.parent / "images"
+    hidden = images.rename(photos.parent / "elsewhere")
+    try:
+        ran = offramp("report", photos, "--out", tmp_path / "b.html")
+        assert ran.status == 1 and f"{images} does not exist" in ran.err and ran.err.count("\n") == 1
+        assert not (tmp_path / "b.html").exists()
+        assert offramp("report", photos, "--images", "0", "--out", tmp_path / "b.html").status == 0
+        assert "<img" not in (tmp_path / "b.html").read_text()
+    finally:
+        hidden.rename(images)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "name at least one run: offramp report RUN... --out report.html"),
+        (["{run}", "{run}/."], "is named twice: name every run once"),
+        (["{run}", "{other}"], "a report of 2 runs needs --out FILE"),
+        (["{other}"], "{other} is no run: it has no config.yaml"),
+        (["{run}", "--out", "{other}"], "--out {other} is a folder: name a file in it, such as {other}/report.html"),
+        (["{run}", "--out", "{other}/no/a.html"], "cannot be written: there is no folder {other}/no; make it first"),
+        (["{run}", "--images", "-1"], "--images must be 0 or more, got -1"),
+        (["{run}", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_reported(offramp: Offramp, run: Path, tmp_path: Path, words: list[str], says: str) -> None:
+    places = {"run": str(run), "other": str(tmp_path)}
+    ran = offramp("report", *(word.format(**places) for word in words))
+    assert ran.status == 1 and says.format(**places) in ran.err and ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ['{"kind": "step", "st', "[1, 2]", '{"no": "kind"}', '{"kind": "epoch"}'])
+def test_a_damaged_record(offramp: Offramp, run: Path, tmp_path: Path, line: str) -> None:
+    for name in ("last.safetensors", "config.yaml"):
+        shutil.copy(run / name, tmp_path / name)
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    ran = offramp("report", tmp_path)
+    assert ran.status == 1 and f"{tmp_path / 'metrics.jsonl'} is damaged: line 1 is no record" in ran.err
+
+
+def test_a_run_that_lost_its_record_is_still_reported(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    for name in ("last.safetensors", "config.yaml"):
+        shutil.copy(run / name, tmp_path / name)
+    ran = offramp("report", tmp_path, "--json")
+    assert ran.status == 0, ran.err
+    assert json.loads(ran.out)["runs"][0]["policy"] is None
+    assert "Training is not finished" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("runs", "wanted"),
+    [
+        (["runs/a"], ["a"]),
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["x/run", "y/run", "y/other"], ["x/run", "y/run", "y/other"]),
+    ],
+)
+def test_names_are_as_short_as_they_can_be(runs: list[str], wanted: list[str]) -> None:
+    assert names([Path(run) for run in runs]) == wanted
