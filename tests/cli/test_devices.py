@@ -1,5 +1,6 @@
 """Two processes from the command line: fine-tuning with frozen parts, and an end that all of them agree on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,22 +44,25 @@ WORDS = (
 )
 
 
-def start(folder: Path, words: str, devices: int, **environment: str) -> "subprocess.Popen[str]":
+def start(folder: Path, words: str, devices: int, **environment: str) -> "subprocess.Popen[bytes]":
     """The program in a process of its own, from a script, as processes are started again from one."""
     (folder / "my_nets.py").write_text(OWN)
     (folder / "program.py").write_text("from offramp.cli import main\nmain()\n")
     command = [sys.executable, "program.py", *WORDS.split(), "--devices", str(devices), *words.split()]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with (folder / "said").open("wb") as said:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said, start_new_session=True)
 
 
-def finish(process: "subprocess.Popen[str]") -> Any:
+def finish(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[int, str]:
+    """Exit status and what was said, of all processes; none of them is left."""
     try:
-        _, said = process.communicate(timeout=250)
+        status = process.wait(timeout=250)
     finally:
-        process.kill()
-    return process.returncode, said
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return status, (folder / "said").read_text()
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
@@ -73,7 +77,7 @@ def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, tune: str) 
     """Frozen parts have no gradients, in one phase or in both; the last batch of 1,437 samples is uneven."""
     common = f"--tune {tune} --lr-backbone 0.005 --epochs 2 --batch-size 254 --holdout 0"
     for devices in (1, 2):
-        status, said = finish(start(tmp_path, f"{common} --out run{devices}", devices))
+        status, said = finish(start(tmp_path, f"{common} --out run{devices}", devices), tmp_path)
         assert status == 0, said
         assert said.count("done: 2 epochs") == 1
     one, two = (load_file(tmp_path / f"run{devices}/last.safetensors") for devices in (1, 2))
@@ -91,7 +95,7 @@ def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, tune: str) 
 def test_a_loss_that_is_no_number_in_one_process_ends_both(tmp_path: Path) -> None:
     """At the last step before a look: the other process would go on and wait for ever."""
     process = start(tmp_path, "--epochs 9 --batch-size 32 --checkpoint-every 5 --out run", 2, FAULT="20")
-    status, said = finish(process)
+    status, said = finish(process, tmp_path)
     assert status == 1, said
     assert said.count("offramp: the loss term") == 1
     assert "'ce' is nan at step 19 (epoch 1); the last good checkpoint is kept in" in said
@@ -108,7 +112,7 @@ def test_ctrl_c_to_one_process_saves_at_a_step_of_all(tmp_path: Path) -> None:
     while not (tmp_path / "run/best.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    status, said = finish(process)
+    status, said = finish(process, tmp_path)
     assert status == 130, said
     assert "saving within 20 steps" in said and said.count("--resume goes on") == 1
     newest = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1]
