@@ -26,10 +26,11 @@ def vision(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         top = package.partition(".")[0]
-        if (error.name or "").partition(".")[0] not in (top, "torchvision", "timm"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in (top, "torchvision", "timm"):
             raise
         extra = "transformers" if top == "transformers" else "vision"
-        raise ValueError(f"this needs the package {error.name}: pip install 'offramp[{extra}]'") from None
+        raise ValueError(f"this needs the package {missing}: pip install 'offramp[{extra}]'") from None
 
 
 def _declare_missing_operators() -> None:

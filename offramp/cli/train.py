@@ -53,7 +53,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     from offramp.train import folder as place
     from offramp.train.device import make_fabric
     from offramp.train.loop import Loop, refuse
-    from offramp.train.reporter import Interrupted
+    from offramp.train.reporter import Diverged, Interrupted
 
     finished = place.read_result(folder) if resume else None
     if finished is not None:
@@ -76,7 +76,11 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
     try:
         loop.run(resume)
-    except Interrupted:
+    except (Diverged, Interrupted) as end:
+        if not fabric.is_global_zero:  # the first process says it, and is killed if another one fails meanwhile
+            raise SystemExit(0) from None
+        if isinstance(end, Diverged):
+            raise
         reporter.stop()
         reporter.note(f"saved in {folder}; the same command with --resume goes on")
         raise KeyboardInterrupt from None

@@ -101,6 +101,13 @@ class Loader:
             cropped=self.store.cropped,
         )
 
+    def weight(self, step: int) -> float:
+        """This process's samples in a step's batch over the mean of all processes: 1 but in an uneven last batch."""
+        if self.world == 1:
+            return 1.0
+        first, last = self._bounds(step)
+        return (last - first) * self.world / min(self.batch_size, len(self.split) - step * self.batch_size)
+
     def _bounds(self, step: int) -> tuple[int, int]:
         """The slice of a step's batch that this process gets, as places in the epoch's order."""
         first = step * self.batch_size

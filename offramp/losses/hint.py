@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from offramp.losses.across import global_sum, processes
+from offramp.losses.across import for_sums, global_sum
 from offramp.losses.softmax import exact
 
 Reduction = Literal["sum", "mean", "norm"]
@@ -39,7 +39,7 @@ def distance(
     if reduction == "mean":
         return squares.mean()
     if reduction == "sum":
-        return squares.sum() * processes()
+        return squares.sum() * for_sums()
     # A norm has no gradient at 0; the smallest number instead makes it 0 there.
     return global_sum(squares.sum()).clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 

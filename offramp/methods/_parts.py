@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.losses.across import weight
 from offramp.methods._method import Objective, Terms
 from offramp.net import Tap
 from offramp.outputs import Batch
@@ -37,7 +38,7 @@ class Parts:
         The graph is kept for `update`, and no parameter's own gradient is left behind.
         """
         assert self.bare is not None
-        self.fabric.backward(loss, retain_graph=True)
+        self.fabric.backward(_weighed(loss), retain_graph=True)
         self.looked = True
         found = {}
         for name, parameter in self.bare.named_parameters():
@@ -47,9 +48,12 @@ class Parts:
         return found
 
     def update(self, terms: Terms) -> Terms:
-        """Minimise the sum of the terms by one optimiser step; answers the terms, detached."""
-        loss = torch.stack(list(terms.values())).sum()
-        self.fabric.backward(loss)
+        """Minimise the sum of the terms by one optimiser step; answers the terms, detached.
+
+        On several processes the terms are this one's, weighed so that their mean over the processes is the batch's.
+        """
+        terms = {name: _weighed(term) for name, term in terms.items()}
+        self.fabric.backward(torch.stack(list(terms.values())).sum())
         self._share_gradients()
         if self.clip:
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
@@ -70,3 +74,8 @@ class Parts:
                 gradient: Tensor | None = parameter.grad
                 if gradient is not None:
                     parameter.grad = self.fabric.all_reduce(gradient, reduce_op="mean")
+
+
+def _weighed(loss: Tensor) -> Tensor:
+    """A loss by how much this process's share of the batch counts."""
+    return loss if weight() == 1.0 else loss * weight()

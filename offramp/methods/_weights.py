@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from offramp.losses.across import global_mean
+from offramp.losses.across import global_mean, weighing, weight_of
 from offramp.losses.truth import cross_entropy
 from offramp.losses.vector import Teachers, loss_vector, pairs
 from offramp.methods import _look_ahead as look_ahead
@@ -240,7 +240,9 @@ def weight_gradient(
     rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rate=rate)
-    direction = look_ahead.along(held_out_gradient(net, objective, ahead, parts.held_out()), reach)
+    held = parts.held_out()
+    with weighing(weight_of(len(held.ids), held.inputs)):
+        direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
 
     def again(parameters: look_ahead.Tensors) -> Tensor:
         found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)

@@ -80,7 +80,10 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx
                 f"{written(tuple(value[0].shape)) if isinstance(value[0], Tensor) else type(value[0]).__name__}"
             )
         if node in cuts:
-            raise ValueError(f"two exits stand at the same place: {after[cuts.index(node)]} and {name} end together")
+            raise ValueError(
+                f"two exits stand at the same place: {after[cuts.index(node)]} and {name} end together; "
+                f"exits can stand after {_choice(layers, end)}"
+            )
         cuts.append(node)
     ranked = [name for _, name in sorted(zip(map(order.__getitem__, cuts), after, strict=True))]
     if ranked != list(after):

@@ -1,7 +1,8 @@
 """A piece of a traced model as a module: it runs its piece of the graph and keeps the model's names for its weights."""
 
+import ast
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import count
@@ -46,18 +47,58 @@ def plan(graph: fx.Graph, model: nn.Module, borrowed: set[str], constants: Mappi
     heaviest = max(weigh, key=lambda name: weigh[name]) if weigh else ""
     kind = type(model.get_submodule(heaviest)).__name__ if heaviest else "Function"
     own = {name: constants[name] for name in reads if name in constants}
-    return Plan(_compile(graph), kind, modules, tensors, own)
+    return Plan(_compile(graph, {*modules}), kind, modules, tensors, own)
 
 
-def _compile(graph: fx.Graph) -> Callable[["Part", Any], Any]:
+def _compile(graph: fx.Graph, modules: Collection[str]) -> Callable[["Part", Any], Any]:
     """The graph as a Python function; its source is kept where tracebacks look for it."""
     code = graph.python_code("self")
+    above = {name.rsplit(".", depth)[0] for name in modules for depth in range(name.count(".") + 1)}
+    source = ast.unparse(_Direct(above).visit(ast.parse(code.src)))
     name = f"<offramp.split part {next(_number)}>"
-    linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     space: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, name, "exec"), space)
+    exec(compile(source, name, "exec"), space)
     run: Callable[[Part, Any], Any] = space["forward"]
     return run
+
+
+class _Direct(ast.NodeTransformer):
+    """Modules looked up in the dictionaries that hold them: an attribute that Python does not find at once is slow.
+
+    `getattr(self.features, "0")` becomes `self._modules["features"]._modules["0"]`, which costs a fiftieth.
+
+    Args:
+        modules: the names of all modules that are called, and of those that hold them.
+    """
+
+    def __init__(self, modules: Collection[str]) -> None:
+        self.modules = modules
+
+    def visit(self, node: ast.AST) -> Any:
+        path = _path(node)
+        if path not in self.modules:
+            return self.generic_visit(node)
+        found: ast.expr = ast.Name("self", ast.Load())
+        for name in path.split("."):
+            held = ast.Attribute(found, "_modules", ast.Load())
+            found = ast.Subscript(held, ast.Constant(name), ast.Load())
+        return found
+
+
+def _path(node: ast.AST) -> str:
+    """The path under `self` that an expression reads, as `features.0`; "" where it is another expression."""
+    match node:
+        case ast.Attribute(value=owner, attr=name):
+            pass
+        case ast.Call(func=ast.Name("getattr"), args=[owner, ast.Constant(str(name))]):
+            pass
+        case _:
+            return ""
+    if isinstance(owner, ast.Name) and owner.id == "self":
+        return name
+    above = _path(owner)
+    return f"{above}.{name}" if above else ""
 
 
 class Part(nn.Module):

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from offramp.data.loading import Loader
 from offramp.data.splits import DataSet
+from offramp.losses.across import weighing
 from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods._method import Method
@@ -125,6 +126,7 @@ class Loop:
         self.pending: list[tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]] = []
         self.sums: dict[str, float] = {}
         self.stop = threading.Event()
+        self.stopping = False  # what all processes have agreed on
 
     @property
     def steps(self) -> int:
@@ -176,7 +178,7 @@ class Loop:
         progress = self.at.epoch / self.recipe.epochs
         for batch in self.train.epoch(self.at.epoch, self.at.step):
             self.step(batch, progress)
-            if self.stop.is_set():
+            if self.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
                 self.at.seconds += time.perf_counter() - began
                 self._save()
                 raise Interrupted
@@ -222,7 +224,8 @@ class Loop:
         own, parts = span.phase.objective, self.parts
         parts = parts if own is None else replace(parts, objective=own)
         take = span.phase.step or (self.method.step if own is None else None) or one_step
-        terms = take(parts, batch, progress)
+        with weighing(self.train.weight(at.step)):
+            terms = take(parts, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
         logged: dict[str, Tensor] = getattr(
@@ -234,9 +237,14 @@ class Loop:
             self._look()
 
     def _look(self) -> None:
-        """Fetch the pending losses from the device, stop if one is not finite, and write them down."""
+        """Fetch the pending losses from the device, stop if one is not finite, and write them down.
+
+        Several processes look at the means over all of them, so that all stop at the same step: one that stopped alone
+        would leave the others waiting for it.
+        """
+        fetched = iter(self._fetch())
         for epoch, step, lr, terms, logged in self.pending:
-            values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+            values = dict(zip(terms, fetched, strict=False))
             wrong = [name for name, value in values.items() if not math.isfinite(value)]
             if wrong:
                 raise Diverged(
@@ -251,6 +259,18 @@ class Loop:
         if self.pending:
             self.reporter.stepped(self.at.epoch, self.at.step, {"loss": loss, **values})
         self.pending = []
+
+    def _fetch(self) -> list[float]:
+        """The values of all pending terms, one after the other; with them processes agree on whether to stop."""
+        if not self.pending:
+            return []
+        own = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
+        if self.fabric.world_size == 1:
+            return own.tolist()
+        wishes = own.new_tensor([float(self.stop.is_set())])
+        found: list[float] = self.fabric.all_reduce(torch.cat([own, wishes]), reduce_op="mean").tolist()
+        self.stopping |= found.pop() > 0
+        return found
 
     def _check_weights(self) -> None:
         for name, weight in self.net.named_parameters():
@@ -369,7 +389,8 @@ class Loop:
             if self.stop.is_set():
                 raise KeyboardInterrupt
             self.stop.set()
-            self.reporter.note("Ctrl-C: saving after this step (again: stop at once)")
+            when = "after this step" if self.fabric.world_size == 1 else f"within {CHECK_EVERY} steps"
+            self.reporter.note(f"Ctrl-C: saving {when} (again: stop at once)")
 
         return signal.signal(signal.SIGINT, handle)
 

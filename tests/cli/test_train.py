@@ -198,6 +198,23 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     assert len(log.read(tmp_path / "a/metrics.jsonl", "step")) == step
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_compiled_network_trains_as_it_does_otherwise(tmp_path):
+    """In processes of their own: torch cannot trace the run-time shape checks that tests put around everything."""
+    words = "train --net resnet18 --width 4 --branch linear --method joint --epochs 1 --batch-size 256 --precision 32"
+    for name, more in (("eager", ()), ("compiled", ("--compile",))):
+        process = start(tmp_path / "log", *words.split(), *more, "--out", tmp_path / name)
+        assert process.wait(280) == 0, (tmp_path / "log").read_text()
+    eager, compiled = (
+        [record["loss"] for record in log.read(tmp_path / run / "metrics.jsonl", "step")]
+        for run in ("eager", "compiled")
+    )
+    assert compiled == pytest.approx(eager, rel=0.02) and compiled[0] == pytest.approx(eager[0], rel=1e-4)
+    a, b = (load_file(tmp_path / run / "last.safetensors") for run in ("eager", "compiled"))
+    assert a.keys() == b.keys()
+
+
 def test_config_file_and_options_mix_and_options_win(offramp, tmp_path):
     recipe = tmp_path / "x.yaml"
     recipe.write_text(

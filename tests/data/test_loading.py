@@ -47,12 +47,15 @@ def test_starting_in_mid_epoch_gives_the_same_batches(digits):
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_every_batch(digits, world):
     whole = list(train(digits).epoch(0))
-    parts = [list(train(digits, rank=rank, world=world).epoch(0)) for rank in range(world)]
-    for batch, *shares in zip(whole, *parts, strict=True):
+    loaders = [train(digits, rank=rank, world=world) for rank in range(world)]
+    parts = [list(loader.epoch(0)) for loader in loaders]
+    for step, (batch, *shares) in enumerate(zip(whole, *parts, strict=True)):
         for index in range(3):
             assert torch.equal(torch.cat([share[index] for share in shares]), batch[index])
         sizes = [len(share.ids) for share in shares]
         assert max(sizes) - min(sizes) <= 1
+        weights = [loader.weight(step) for loader in loaders]
+        assert weights == pytest.approx([size * world / len(batch.ids) for size in sizes])
 
 
 def test_evaluation_keeps_order_and_pixels_and_drops_nothing(digits):

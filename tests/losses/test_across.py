@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from offramp.losses.across import global_mean, global_sum, processes
+from offramp.losses.across import global_mean, global_sum, processes, weighing, weight, weight_of
 from offramp.methods import find
 from offramp.methods._temperature import Temperature
 from offramp.outputs import Batch, ExitOutputs
@@ -22,6 +22,7 @@ METHODS = {
     "dbt": {},
 }
 SAMPLES = 8
+SHARES = ((0, 4, SAMPLES), (0, 3, SAMPLES))
 
 
 def outputs(trunk: nn.Linear, heads: nn.ModuleList, inputs: Tensor) -> ExitOutputs:
@@ -30,15 +31,18 @@ def outputs(trunk: nn.Linear, heads: nn.ModuleList, inputs: Tensor) -> ExitOutpu
     return ExitOutputs(logits, tuple(features), tuple(feature[..., None, None] for feature in features))
 
 
-def gradients(name: str, rank: int, ranks: int) -> list[Tensor]:
+def gradients(name: str, bounds: tuple[int, ...], rank: int) -> list[Tensor]:
     """Gradients of one step on this rank's share of eight samples, averaged over ranks as DDP does; then T if any."""
+    ranks = len(bounds) - 1
     torch.manual_seed(0)
     trunk, heads = nn.Linear(5, 4).double(), nn.ModuleList(nn.Linear(4, 3) for _ in range(3)).double()
-    own = slice(rank * SAMPLES // ranks, (rank + 1) * SAMPLES // ranks)
+    own = slice(bounds[rank], bounds[rank + 1])
     inputs = 5 * torch.randn(SAMPLES, 5, dtype=torch.float64)[own]
     batch = Batch(inputs, (torch.arange(SAMPLES) % 3)[own], torch.arange(SAMPLES)[own])
     objective = find(name.split("-")[0]).build(**copy.deepcopy(METHODS[name])).objective
-    sum(objective(outputs(trunk, heads, inputs), batch, 0.0).values()).backward()
+    with weighing(weight_of(len(inputs), inputs)):
+        (sum(objective(outputs(trunk, heads, inputs), batch, 0.0).values()) * weight()).backward()
+    assert weight() == 1.0
     found = [parameter.grad for module in (trunk, heads) for parameter in module.parameters()]
     if ranks > 1:
         for gradient in found:
@@ -50,7 +54,7 @@ def gradients(name: str, rank: int, ranks: int) -> list[Tensor]:
 def _work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {name: gradients(name, rank, 2) for name in METHODS}
+    found = {f"{name} {bounds[1]}": gradients(name, bounds, rank) for name in METHODS for bounds in SHARES}
     value = torch.tensor(float(rank + 1), requires_grad=True)
     total = global_sum(value)
     total.backward()
@@ -75,12 +79,13 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[s
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shares", SHARES, ids=["even", "uneven"])
 def test_gradients_are_those_of_the_whole_batch(
-    name: str, two_processes: list[tuple[dict[str, list[Tensor]], list[float]]]
+    name: str, shares: tuple[int, ...], two_processes: list[tuple[dict[str, list[Tensor]], list[float]]]
 ) -> None:
-    alone = gradients(name, 0, 1)
+    alone = gradients(name, (0, SAMPLES), 0)
     for found, _ in two_processes:
-        torch.testing.assert_close(found[name], alone, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found[f"{name} {shares[1]}"], alone, rtol=1e-10, atol=1e-12)
 
 
 def test_sums_means_and_the_temperature_are_common(

@@ -1,6 +1,8 @@
 """Every model that must be splittable: the same answers, gradients and names; segments, export, blocks made afresh."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from offramp.branches import linear, sketch
 from offramp.measure import cost
 from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, segments
 from offramp.outputs import State
-from offramp.split import load_state, split, state
+from offramp.split import layers, load_state, place, split, state
 from offramp.split.trace import logits_of
 
 CLASSES = 5
@@ -288,6 +290,79 @@ def test_deep_copies_and_other_devices(case: Case) -> None:
     assert torch.equal(twin(images(case)).logits, net(images(case)).logits)
     assert cost.macs(net, case.shape)[-1] > cost.macs(net, case.shape)[0]
     assert twin.to("meta")(images(case).to("meta")).logits.device.type == "meta"
+
+
+@every
+def test_bfloat16(case: Case) -> None:
+    """As the model itself computes in it, and it trains."""
+    model, net = (part.eval() for part in prepared(case))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = logits_of(model(images(case))).float()
+        found = net(images(case)).logits[-1].float()
+    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+    net.train().zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(images(case)).logits
+    logits.float().square().mean().backward()
+    reached = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    assert reached and all(gradient.isfinite().all() for gradient in reached)
+    net.zero_grad()
+
+
+@every
+@torch.no_grad()
+def test_channels_last_gives_the_same_answer(case: Case) -> None:
+    net = copy.deepcopy(prepared(case)[1].eval())
+    expected = net(images(case)).logits
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = net(images(case).contiguous(memory_format=torch.channels_last)).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+COMPILE = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch
+import {module} as these
+case = these.SMALL[{name!r}]
+net = these.prepared(case)[1].train()
+net(these.images(case))  # what libraries make once, such as tables of positions
+torch.manual_seed(0)
+expected = net(these.images(case)).logits
+torch.manual_seed(0)
+found = torch.compile(net, backend="aot_eager", fullgraph=True)(these.images(case)).logits
+assert (found - expected).abs().max() <= 1e-4 * expected.abs().max(), (found - expected).abs().max()
+found.square().sum().backward()
+assert all(p.grad is not None for p in net.stages.parameters())
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "skips" else pytest.mark.full) for name in SMALL]
+)
+def test_compiles_as_one_graph(name: str) -> None:
+    """In a process of its own: torch cannot trace the run-time shape checks that tests put around everything."""
+    here = Path(__file__)
+    source = COMPILE.format(folder=str(here.parent), module=here.stem, name=name)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "mobilenet_v2" else pytest.mark.full) for n in REAL if "inside" not in n]
+)
+def test_exits_at_equal_shares_are_within_five_points_where_a_boundary_is(name: str) -> None:
+    with torch.device("meta"):
+        model = REAL[name].make()
+    found = layers.find(model, REAL[name].shape)
+    known = {each.layer: each.share for each in place.places(found)}
+    for exits in (2, 3, 4, 5, 6):
+        shares = [known[layer] for layer in place.equal(found, exits)]
+        assert shares == sorted(shares) and len(shares) == exits - 1
+        for number, share in enumerate(shares, 1):
+            wanted = number / exits
+            nearest = min(abs(other - wanted) for other in known.values())
+            assert abs(share - wanted) <= max(0.05, nearest), (exits, number, share)
 
 
 @pytest.mark.parametrize("case", [pytest.param(SMALL[name], id=name) for name in ("resnet", "convnext", "vit", "swin")])

@@ -1,0 +1,119 @@
+"""Two processes from the command line: fine-tuning with frozen parts, and an end that all of them agree on."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offramp.train import log
+
+OWN = '''"""A network without batch norms, so that two processes do as one; with a fault in the second if asked."""
+import os
+
+import torch
+from torch import nn
+
+
+class Fault(nn.Module):
+    calls = 0
+
+    def forward(self, inputs):
+        if self.training and inputs.device.type != "meta" and os.environ.get("LOCAL_RANK") == "1":
+            self.calls += 1
+            if self.calls == int(os.environ.get("FAULT", "0")):
+                return inputs * float("nan")
+        return inputs
+
+
+def small(classes, channels=3):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1),
+        Fault(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+'''
+WORDS = (
+    "train --net python:my_nets:small --exits-after 1,3 --branch linear --method joint --data digits "
+    "--precision 32 --device cpu --lr 0.01"
+)
+
+
+def start(folder: Path, words: str, devices: int, **environment: str) -> "subprocess.Popen[bytes]":
+    """The program in a process of its own, from a script, as processes are started again from one."""
+    (folder / "my_nets.py").write_text(OWN)
+    (folder / "program.py").write_text("from offramp.cli import main\nmain()\n")
+    command = [sys.executable, "program.py", *WORDS.split(), "--devices", str(devices), *words.split()]
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
+    with (folder / "said").open("wb") as said:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said, start_new_session=True)
+
+
+def finish(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[int, str]:
+    """Exit status and what was said, of all processes; none of them is left."""
+    try:
+        status = process.wait(timeout=250)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return status, (folder / "said").read_text()
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    return log.read(run / "metrics.jsonl", "step")
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [pytest.param(tune, marks=() if tune == "exits" else pytest.mark.full) for tune in ("exits", "mixed", "all")],
+)
+def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, tune: str) -> None:
+    """Frozen parts have no gradients, in one phase or in both; the last batch of 1,437 samples is uneven."""
+    common = f"--tune {tune} --lr-backbone 0.005 --epochs 2 --batch-size 254 --holdout 0"
+    for devices in (1, 2):
+        status, said = finish(start(tmp_path, f"{common} --out run{devices}", devices), tmp_path)
+        assert status == 0, said
+        assert said.count("done: 2 epochs") == 1
+    one, two = (load_file(tmp_path / f"run{devices}/last.safetensors") for devices in (1, 2))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    assert [record["loss"] for record in steps(tmp_path / "run2")] == pytest.approx(
+        [record["loss"] for record in steps(tmp_path / "run1")], rel=1e-3
+    )
+    if tune == "mixed":
+        assert [set(record["terms"]) for record in steps(tmp_path / "run2")][:: len(steps(tmp_path / "run2")) - 1] == [
+            {"final"},
+            {"ce"},
+        ]
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_both(tmp_path: Path) -> None:
+    """At the last step before a look: the other process would go on and wait for ever."""
+    process = start(tmp_path, "--epochs 9 --batch-size 32 --checkpoint-every 5 --out run", 2, FAULT="20")
+    status, said = finish(process, tmp_path)
+    assert status == 1, said
+    assert said.count("offramp: the loss term") == 1
+    assert "'ce' is nan at step 19 (epoch 1); the last good checkpoint is kept in" in said
+    assert "Traceback" not in said and "terminated with code" not in said
+    newest = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1]
+    assert newest.name == "step-000000015"
+    assert [record["step"] for record in steps(tmp_path / "run")] == list(range(19))
+
+
+@pytest.mark.full
+def test_ctrl_c_to_one_process_saves_at_a_step_of_all(tmp_path: Path) -> None:
+    process = start(tmp_path, "--epochs 400 --batch-size 64 --out run", 2)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/best.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    status, said = finish(process, tmp_path)
+    assert status == 130, said
+    assert "saving within 20 steps" in said and said.count("--resume goes on") == 1
+    newest = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1]
+    assert newest.name == f"step-{len(steps(tmp_path / 'run')):09d}"
