@@ -14,7 +14,7 @@ from offramp import __version__
 
 def app() -> App:
     """The program with all its verbs."""
-    from offramp.cli import calibrate, curves, evaluate, export, info, lists, predict, train
+    from offramp.cli import calibrate, compare, curves, evaluate, export, info, lists, predict, train
 
     made = App(
         name="offramp",
@@ -26,6 +26,7 @@ def app() -> App:
         train.train,
         evaluate.evaluate,
         calibrate.calibrate,
+        compare.compare,
         curves.curves,
         export.export,
         predict.predict,

@@ -42,11 +42,10 @@ def evaluate(
 def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: int, show: bool) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
     from offramp.cli._traces import trace_split
-    from offramp.config import flat
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.provenance import provenance
-    from offramp.train.folder import read_result
+    from offramp.train.folder import read_config, read_result
 
     training = read_result(loaded.folder)
     data = load_data(loaded, data_dir, show)
@@ -61,7 +60,7 @@ def measure(loaded: LoadedRun, weights: str, data_dir: Path | None, batch_size: 
         "macs_cumulative": cost.macs_cumulative(loaded.net, shape),
         "parameters": cost.parameters(loaded.net).total,
         "adaptive": adaptive(loaded, data, batch_size, show) if loaded.policy else None,
-        "config": flat(loaded.config),
+        "config": read_config(loaded.folder),  # as it was trained; `loaded.config` is for here
         "training": training,
         "provenance": provenance(),
     }

@@ -1,0 +1,105 @@
+"""What the terminal shows while several runs train: a line for each that is at work, and one for all of them."""
+
+import re
+import time
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from offramp.cli._jobs import Job
+from offramp.cli._show import stderr
+
+_EPOCH = re.compile(rb"^ *(\d+)/\d+  .*\| val % ([\d. ]+|\xe2\x80\x93)", re.MULTILINE)
+"""A line that `TrainingProgress` says after an epoch."""
+
+
+class CompareProgress:
+    """Who is told how the runs of a comparison go; at most 80 columns wide, for names of usual length."""
+
+    def __init__(self, show: bool) -> None:
+        self.quiet, self.live = not show, show and stderr.is_terminal
+        self.epochs = self.runs = self.ended_runs = 0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[state]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=stderr,
+            transient=True,
+            speed_estimate_period=24 * 3600,  # an epoch may take longer than rich's 30 seconds
+        )
+        self.total: TaskID | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.began: dict[str, float] = {}
+        self.first: dict[str, int] = {}
+
+    def begin(self, runs: int, finished: int, epochs: int) -> None:
+        """So many runs, of which some are finished already."""
+        self.runs, self.ended_runs, self.epochs = runs, finished, epochs
+        self.note(f"{runs} runs of {epochs} epochs" + (f", {finished} of them finished before" if finished else ""))
+        if self.live and finished < runs:
+            self.total = self.bar.add_task("all runs", total=(runs - finished) * epochs, state=f"{finished}/{runs}")
+            self.bar.start()
+
+    def started(self, job: Job) -> None:
+        """A run began."""
+        self.began[job.name] = time.monotonic()
+        self.first[job.name] = job.log.stat().st_size if job.log.exists() else 0
+        if self.live:
+            self.tasks[job.name] = self.bar.add_task(_short(job.name), total=self.epochs, state="starts")
+        else:
+            self.note(f"{job.name}: starts; what it says goes to {job.log}")
+
+    def running(self, job: Job) -> None:
+        """Move the bars to the last epoch that the run has said."""
+        if not self.live:
+            return
+        epoch, exits = last_epoch(job, self.first[job.name])
+        state = f"{epoch}/{self.epochs}" + (f" val % {exits}" if exits else "")
+        if epoch:
+            self.bar.update(self.tasks[job.name], completed=epoch, state=state[:34])
+        self._move()
+
+    def ended(self, job: Job) -> None:
+        """A line with what came of the run."""
+        self.ended_runs += 1
+        seconds = time.monotonic() - self.began[job.name]
+        _, exits = last_epoch(job, self.first[job.name])
+        said = (
+            f"failed: {job.failure}" if job.failure else f"done in {seconds:.0f} s" + (f", val % {exits}" * bool(exits))
+        )
+        self.note(f"{job.name}: {said}")
+        if self.live:
+            self.bar.update(self.tasks[job.name], completed=self.epochs, visible=False)
+            self._move()
+
+    def _move(self) -> None:
+        if self.total is not None:
+            done = sum(task.completed for task in self.bar.tasks if task.id != self.total)
+            self.bar.update(self.total, completed=done, state=f"{self.ended_runs}/{self.runs}")
+
+    def note(self, text: str) -> None:
+        """One line beside the bars."""
+        if not self.quiet:
+            console: Any = self.bar.console if self.live else stderr
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the bars away."""
+        if self.total is not None:
+            self.bar.stop()
+
+
+def last_epoch(job: Job, begin: int) -> tuple[int, str]:
+    """The last epoch in the job's log behind this byte, counted from 1 (0: none yet), and val accuracies as said."""
+    if not job.log.exists():
+        return 0, ""
+    with job.log.open("rb") as file:
+        file.seek(max(begin, job.log.stat().st_size - 8192))
+        found = _EPOCH.findall(file.read())
+    return (int(found[-1][0]), found[-1][1].decode().strip(" –")) if found else (0, "")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"

@@ -1,0 +1,212 @@
+"""Several commands of offramp at once, each in a process of its own that ends when the one that started it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+LONGEST_SAVING = 120.0
+"""Seconds that a run may take to save itself after the process that started it is gone."""
+
+
+@dataclass
+class Job:
+    """Commands to run one after the other in one process, and what came of them.
+
+    `log` takes what they say, `answer` what they print. `done` is called, in the process that started it, when all of
+    them have succeeded; `failure` is None then, and a sentence where one of them did not.
+    """
+
+    name: str
+    commands: list[list[str]]
+    log: Path
+    answer: Path
+    done: Callable[[], None]
+    process: subprocess.Popen[bytes] | None = None
+    failure: str | None = None
+    told: int = field(default=0)
+
+
+class Watcher(Protocol):
+    """Who is told how the jobs go."""
+
+    def started(self, job: Job) -> None:
+        """A job began."""
+
+    def running(self, job: Job) -> None:
+        """A job is at work; called several times a second."""
+
+    def ended(self, job: Job) -> None:
+        """A job succeeded, or failed."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+
+def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:
+    """Run all jobs, at most `at_once` at a time; one that fails does not stop the others.
+
+    Ctrl-C (or a polite kill) is handed on, so that every run saves itself; a second one stops them at once.
+
+    Args:
+        keep_open: a file that every process holds open as long as it lives (see `alone`).
+    Returns:
+        Whether all had their turn: False after Ctrl-C.
+    """
+    waiting, active = deque(jobs), list[Job]()
+    with _stopping(watcher) as stops:
+        try:
+            while active or (waiting and not stops):
+                while waiting and len(active) < at_once and not stops:
+                    job = waiting.popleft()
+                    watcher.started(job)
+                    _start(job, at_once, keep_open)
+                    active.append(job)
+                for job in list(active):
+                    _look(job, watcher, stops)
+                    if job.process is None:
+                        active.remove(job)
+                time.sleep(0.1)
+        finally:
+            for job in active:
+                if job.process is not None:
+                    job.process.kill()
+        return not stops
+
+
+def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
+    """Hand Ctrl-C on, and say when the job ends; a job that was stopped has not failed."""
+    assert job.process is not None
+    while job.told < len(stops):
+        job.process.send_signal(signal.SIGINT)
+        job.told += 1
+    status = job.process.poll()
+    if status is None:
+        return watcher.running(job)
+    job.process.communicate()
+    job.process = None
+    if status and stops:
+        return None
+    if status:
+        job.failure = _reason(job.log, status)
+    else:
+        job.done()
+    return watcher.ended(job)
+
+
+def _start(job: Job, at_once: int, keep_open: int) -> None:
+    """Start the job's process; it is told that we are gone by the end of its standard input."""
+    program = "from offramp.cli._jobs import child; child()"
+    here = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(path for path in (here, os.environ.get("PYTHONPATH")) if path)
+    environment = {**os.environ, "PYTHONPATH": paths}
+    if at_once > 1:
+        threads = max(1, _cores() // at_once)
+        environment["OMP_NUM_THREADS"] = str(min(threads, _number(os.environ.get("OMP_NUM_THREADS"), threads)))
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log, job.answer.open("wb") as answer:
+        job.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program, json.dumps(job.commands)],
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=log,
+            env=environment,
+            pass_fds=(keep_open,),
+            start_new_session=True,  # the terminal's Ctrl-C reaches us alone, and we hand on one of it
+        )
+
+
+def child() -> None:
+    """The process of a job: what `offramp` would do with the same words, until the one that started it is gone."""
+    from offramp.cli import main
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for words in json.loads(sys.argv.pop()):
+        sys.argv = ["offramp", *words]  # what figures say they come from
+        try:
+            main(words)
+        except SystemExit as left:
+            if left.code:
+                raise
+
+
+def _end_with_parent() -> None:
+    """Save and end when standard input ends."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(LONGEST_SAVING)
+    os._exit(130)
+
+
+@contextmanager
+def _stopping(watcher: Watcher) -> Iterator[list[int]]:
+    """Gives the list to which every Ctrl-C is added."""
+    stops: list[int] = []
+
+    def handle(signum: int, frame: Any) -> None:
+        stops.append(signum)
+        watcher.note("Ctrl-C: every run saves itself after its step (again: stop at once)")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[bytes]]:
+    """Hold the lock of a folder; processes that were given the open file hold it as well, as long as they live.
+
+    Raises:
+        ValueError: if it is still held after `wait` seconds.
+    """
+    import fcntl
+
+    with path.open("ab") as file:
+        end = time.monotonic() + wait
+        said = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"another `offramp compare` is at work in {path.parent}: wait for it, or stop it first"
+                    ) from None
+            if not said:
+                note(f"{path.parent} is in use: waiting for runs that are still saving")
+                said = True
+            time.sleep(0.1)
+        yield file
+
+
+def _reason(log: Path, status: int) -> str:
+    """Why a command failed: the last line it said, or the signal that ended it."""
+    if status < 0:
+        return f"it was killed by signal {-status}"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("offramp: ") if lines else f"it ended with status {status}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _number(text: str | None, otherwise: int) -> int:
+    return int(text) if text and text.isdecimal() and int(text) else otherwise

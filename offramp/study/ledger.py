@@ -1,0 +1,136 @@
+"""Ledgers of measured runs: one JSON line each, as `offramp evaluate RUN --json` prints it; added to, never edited."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from offramp import methods
+from offramp.parameters import defaults
+from offramp.train.folder import FREE
+
+
+class Line(NamedTuple):
+    """One measured run.
+
+    `method` is its label, `common` what it shares with the runs that it may be compared with (see `common`).
+    `accuracy` holds E shares.
+    """
+
+    method: str
+    seed: int
+    common: dict[str, Any]
+    accuracy: tuple[float, ...]
+    ensemble: float
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """The method of a flat configuration, with the parameters that are not its defaults: `muse(alpha=0.1)`."""
+    name = str(config["method"])
+    usual = defaults(methods.find(name).build) if name in methods.available() else {}
+    given = {key[7:]: value for key, value in config.items() if key.startswith("method.")}
+    others = {key: value for key, value in given.items() if key not in usual or _plain(usual[key]) != _plain(value)}
+    text = ",".join(f"{key}={_written(value)}" for key, value in others.items())
+    return f"{name}({text})" if text else name
+
+
+def common(config: Mapping[str, Any], split: str = "test", weights: str = "last") -> dict[str, Any]:
+    """What runs share that may be compared: everything but method, seed, and what does not change what is computed.
+
+    Args:
+        split, weights: on which split and with which epoch's weights it was evaluated.
+    """
+    shared = {
+        key: _plain(value)
+        for key, value in config.items()
+        if key not in FREE and key not in ("method", "seed") and not key.startswith("method.")
+    }
+    return shared | {"evaluated": f"{weights} epoch on {split}"}
+
+
+def read(path: Path) -> list[Line]:
+    """All runs of a ledger, in its order; of runs with the same configuration and seed the last.
+
+    Raises:
+        ValueError: naming the file and the line, if it is no ledger of runs.
+    """
+    found: dict[str, Line] = {}
+    for number, line in enumerate(_lines(path), 1):
+        made = _run(line, f"{path} line {number}")
+        key = json.dumps([made.method, made.seed, made.common], sort_keys=True)
+        found.pop(key, None)
+        found[key] = made
+    if not found:
+        raise ValueError(f"{path} holds no runs yet")
+    return list(found.values())
+
+
+def holds(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether the ledger has a line of the run with this flat configuration that ended as `result.json` says.
+
+    Raises:
+        ValueError: naming the file and the line that is no JSON.
+    """
+    wanted = _identity(config, trained)
+    return path.is_file() and any(
+        _identity(line["config"], line["training"]) == wanted
+        for line in (_json(text, f"{path} line {number}") for number, text in enumerate(_lines(path), 1))
+        if isinstance(line.get("config"), dict) and isinstance(line.get("training"), dict)
+    )
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line, in one write, so that whoever is killed leaves a whole line or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps(record).encode() + b"\n")
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no ledger {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no ledger: it is not text ({error.reason})") from None
+    return text.splitlines()
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is no JSON object")
+    return found
+
+
+def _run(text: str, where: str) -> Line:
+    found = _json(text, where)
+    try:
+        config = found["config"]
+        known = common(config, found["split"], found["weights"])
+        accuracy = tuple(float(share) for share in found["accuracy"])
+        return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{where} is no run ({type(error).__name__}: {error}): a line is what `offramp evaluate RUN --json` prints"
+        ) from None
+
+
+def _identity(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """What tells one trained run from another: its configuration, and when its training began for the last time."""
+    kept = {key: _plain(value) for key, value in config.items() if key not in FREE}
+    origin = trained.get("provenance") or {}
+    return json.dumps([kept, origin.get("date"), trained.get("seconds")], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
