@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 LONGEST_SAVING = 120.0
 """Seconds that a run may take to save itself after the process that started it is gone."""
@@ -36,6 +36,7 @@ class Job:
     told: int = field(default=0)
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who is told how the jobs go."""
 
@@ -97,7 +98,7 @@ def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
     if status and stops:
         return None
     if status:
-        job.failure = _reason(job.log, status)
+        job.failure = reason(job.log, status)
     else:
         job.done()
     return watcher.ended(job)
@@ -196,7 +197,7 @@ def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[b
         yield file
 
 
-def _reason(log: Path, status: int) -> str:
+def reason(log: Path, status: int) -> str:
     """Why a command failed: the last line it said, or the signal that ended it."""
     if status < 0:
         return f"it was killed by signal {-status}"

@@ -1,0 +1,262 @@
+"""offramp compare: the same runs as `train` makes, however often it is stopped; what fails or does not fit is named."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offramp.cli import main
+from offramp.cli._compare_progress import last_epoch
+from offramp.cli._entries import folder_name, parse_methods, parse_seeds
+from offramp.cli._jobs import Job, alone, reason
+
+pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
+Offramp = Callable[..., Any]
+RECIPE = ["--width", 4, "--data", "digits", "--epochs", 6, "--batch-size", 128, "--precision", 32]
+RECIPE += ["--checkpoint-every", 3]
+
+
+def words(methods: str, seeds: str, out: Path, *more: object) -> list[str]:
+    given = ["compare", *RECIPE, "--methods", methods, "--seeds", seeds, "--out", out, *more]
+    return [str(word) for word in given]
+
+
+def start(folder: Path, given: list[str]) -> subprocess.Popen[bytes]:
+    """The program in a process of its own; what it says goes into a file."""
+    with (folder / "said").open("ab") as said:
+        command = [sys.executable, "-c", "from offramp.cli import main; main()", *given]
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said)
+
+
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 300
+    while not what():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+
+
+def steps(out: Path) -> int:
+    """The newest checkpoint of any run."""
+    return max((int(path.name[5:]) for path in out.glob("*/checkpoints/step-*")), default=0)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    """A comparison of one run that was told to stop, then one of two runs that was killed, and finished the third time.
+
+    Answers its folder, what the first one said, and its exit status.
+    """
+    folder = tmp_path_factory.mktemp("compare")
+    out = folder / "out"
+    process = start(folder, words("joint", "0", out))
+    wait_for(lambda: steps(out), process)
+    process.send_signal(signal.SIGINT)
+    status, said = process.wait(60), (folder / "said").read_text()
+    reached = steps(out)
+    process = start(folder, words("joint,byot", "0", out, "--jobs", 2))
+    wait_for(lambda: steps(out) > reached, process)
+    process.kill()
+    process.wait(60)
+    with pytest.raises(SystemExit) as left:
+        main(words("joint,byot", "0", out, "--jobs", 2, "--json"))
+    assert not left.value.code
+    return out, said, status
+
+
+@pytest.fixture
+def finished(stopped: tuple[Path, str, int], tmp_path: Path) -> Path:
+    """A copy of the finished comparison, for tests that add to it; runs name their folder, so the ledger stays true."""
+    return Path(shutil.copytree(stopped[0], tmp_path / "out"))
+
+
+def test_ctrl_c_saves_every_run(stopped: tuple[Path, str, int]) -> None:
+    out, said, status = stopped
+    assert status == 130
+    assert "every run saves itself" in said and f"saved in {out}; the same command goes on" in said
+    log = (out / "logs/joint-seed-0.log").read_text()
+    assert "--resume goes on" in log and "going on at epoch" in log
+
+
+def test_stopped_killed_and_resumed_equals_train_to_the_bit(
+    offramp: Offramp, stopped: tuple[Path, str, int], tmp_path: Path
+) -> None:
+    assert offramp("train", *RECIPE, "--method", "joint", "--seed", 0, "--out", tmp_path / "a", "--json").status == 0
+    one, other = (load_file(run / "last.safetensors") for run in (tmp_path / "a", stopped[0] / "joint-seed-0"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    ours, theirs = (run / "config.yaml" for run in (tmp_path / "a", stopped[0] / "joint-seed-0"))
+    assert ours.read_text() == theirs.read_text()
+
+
+def test_the_ledger_holds_what_evaluate_prints(offramp: Offramp, stopped: tuple[Path, str, int]) -> None:
+    kept = {line["config"]["method"]: line for line in lines(stopped[0] / "results.jsonl")}
+    assert set(kept) == {"joint", "byot"}
+    for method, line in kept.items():
+        printed = offramp("evaluate", stopped[0] / f"{method}-seed-0", "--json").json
+        assert {**line, "provenance": 0} == {**printed, "provenance": 0}
+        assert (line["weights"], line["split"], line["epoch"]) == ("last", "test", 6)
+        assert line["training"]["provenance"]["command"].startswith("offramp train --config ")
+
+
+def test_a_finished_comparison_trains_nothing(offramp: Offramp, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    ran = offramp(*words("joint,byot", "0", finished))
+    assert ran.status == 0, ran.err
+    assert "2 runs of 6 epochs, 2 of them finished before" in ran.err
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    rows = [line.split() for line in ran.out.splitlines()]
+    measured = {line["config"]["method"]: line for line in lines(finished / "results.jsonl")}
+    cells = {
+        name: [f"{100 * x:.2f}" for x in [*found["accuracy"], found["ensemble"]]] for name, found in measured.items()
+    }
+    assert ["joint", "one", "seed", *cells["joint"]] in rows and ["byot", "one", "seed", *cells["byot"]] in rows
+    assert all(len(line) <= 80 for line in ran.out.splitlines())
+
+
+def test_more_seeds_and_methods_are_added_and_what_fails_stops_nobody(offramp: Offramp, finished: Path) -> None:
+    # beta times the distance of features is no number any more after a step or two
+    ran = offramp(*words("muse(beta_begin=1e30,beta_end=1e30),joint", "1", finished, "--jobs", 2, "--json"))
+    assert ran.status == 1
+    (failed,) = ran.json["failed"]
+    assert failed["run"] == "muse(beta_begin=1e+30,beta_end=1e+30) seed 1" and " at step " in failed["reason"]
+    (found,) = ran.json["comparisons"]
+    joint, byot = found["methods"]
+    assert (joint["method"], joint["seeds"], byot["method"], byot["seeds"]) == ("joint", [0, 1], "byot", [0])
+    assert byot["pairs"] == [0] and byot["interval95"] == [None] * 5 and all(joint["deviation"])
+    assert len(lines(finished / "results.jsonl")) == 3
+
+
+def test_show_and_markdown_come_from_the_ledger_alone(offramp: Offramp, finished: Path, tmp_path: Path) -> None:
+    for path in finished.glob("*-seed-*"):
+        shutil.rmtree(path)
+    ledger = finished / "results.jsonl"
+    ran = offramp("compare", "--show", ledger, "--markdown", tmp_path / "x.md", "--baseline", "byot")
+    assert ran.status == 0, ran.err
+    assert "less byot on the same seeds" in ran.out
+    text = (tmp_path / "x.md").read_text()
+    assert "| `joint` | one seed |" in text and "Difference to `byot`" in text
+    wrong = offramp("compare", "--show", ledger, "--baseline", "biot")
+    assert wrong.status == 1 and f"--baseline biot is not in {ledger}: the nearest is 'byot'" in wrong.err
+
+
+def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Offramp, finished: Path) -> None:
+    before = (finished / "comparison.yaml").read_bytes()
+    ran = offramp(*words("joint", "0", finished, "--lr", 0.05))
+    assert ran.status == 1
+    assert f"{finished} holds a comparison of another configuration: its lr is 0.1, not 0.05; nothing" in ran.err
+    more = offramp(*words("joint", "0", finished, "--clip", 1, "--ema", 0.5))
+    assert "its clip is 0.0, not 1.0 (and 1 more)" in more.err
+    assert (finished / "comparison.yaml").read_bytes() == before
+    (finished / "comparison.yaml").write_text("- a\n")
+    assert "comparison.yaml is damaged: it holds no options" in offramp(*words("joint", "0", finished)).err
+    (finished / "comparison.yaml").write_text("a: [\n")
+    assert "comparison.yaml is damaged: it is not YAML" in offramp(*words("joint", "0", finished)).err
+
+
+def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    ran = offramp(*words("joint", "0", tmp_path))
+    assert ran.status == 1 and f"{tmp_path} is not empty and holds no comparison of offramp" in ran.err
+    ran = offramp(*words("joint", "0", tmp_path / "thesis.txt"))
+    assert ran.status == 1 and "thesis.txt is no folder" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--methods", "joint,muze"], "unknown method 'muze'; the nearest is 'muse'"),
+        (["--methods", "muse(alhpa=1)"], "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
+        (["--methods", "muse(alpha=much)"], "--method.alpha takes float, got 'much'"),
+        (["--methods", "muse(alpha=0.1"], "--methods takes names such as joint,muse(alpha=0.1), got 'muse(alpha=0.1'"),
+        (["--methods", "muse(0.1)"], "--methods muse(0.1): '0.1' is no KEY=VALUE"),
+        (["--methods", "joint,,muse"], "--methods takes names such as"),
+        (["--methods", "muse,muse(alpha=0.5)"], "--methods names muse twice"),
+        (["--methods", "joint", "--seeds", "0,1,0"], "--seeds 0,1,0 names a seed twice"),
+        (["--methods", "joint", "--seeds", "0..3"], "--seeds takes whole numbers from 0 on"),
+        (["--methods", "joint,muse", "--method.alpha", "0.1"], "write --methods 'NAME(alpha=0.1)'"),
+        (["--methods", "joint", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (
+            ["--methods", "joint", "--devices", "2", "--batch-size", "2"],
+            "leave --devices away, --jobs N runs N at once",
+        ),
+        (["--methods", "joint,hdkd", "--holdout", "0"], "hdkd learns from the val split while it trains"),
+        (["--methods", "joint,byot(alpha=7)"], "alpha"),
+        (["--methods", "joint", "--show", "x.jsonl"], "--show trains nothing: leave --methods and --out away"),
+        ([], "compare needs --methods and --out"),
+        (["--methods", "joint", "--job", "2"], "Did you mean --jobs?"),
+    ],
+)
+def test_mistakes_get_one_clear_sentence_and_start_nothing(
+    offramp: Offramp, tmp_path: Path, given: list[str], says: str
+) -> None:
+    ran = offramp("compare", "--width", 4, "--epochs", 1, "--out", tmp_path / "a", *given)
+    assert ran.status in (1, 2)
+    assert says in ran.err and ran.err.splitlines()[-1].startswith("offramp: ")
+    assert not (tmp_path / "a").exists()
+
+
+def test_methods_and_their_parameters_are_read() -> None:
+    assert parse_methods("joint, eed(teachers=0,-1,beta=0) ,muse(alpha=.1)") == [
+        ("joint", {}),
+        ("eed", {"teachers": "0,-1", "beta": "0"}),
+        ("muse", {"alpha": ".1"}),
+    ]
+    assert parse_seeds("0, 2,10") == [0, 2, 10]
+
+
+def test_folders_have_plain_names() -> None:
+    assert folder_name("muse(alpha=0.1,beta_begin=1e-06)", 3) == "muse-alpha=0.1,beta_begin=1e-06-seed-3"
+    assert folder_name("x(path=../a b)", 0) == "x-path=.._a_b-seed-0"
+
+
+def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
+    said: list[str] = []
+    with (tmp_path / ".lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with (
+            pytest.raises(ValueError, match="another `offramp compare` is at work in"),
+            contextlib.ExitStack() as stack,
+        ):
+            stack.enter_context(alone(tmp_path / ".lock", 0.2, said.append))
+    assert len(said) == 1 and "waiting for runs that are still saving" in said[0]
+    with alone(tmp_path / ".lock", 0.2, said.append):
+        pass
+
+
+def test_progress_is_read_from_what_train_says(tmp_path: Path) -> None:
+    job = Job("joint seed 0", [], tmp_path / "log", tmp_path / "answer", lambda: None)
+    assert last_epoch(job, 0) == (0, "")
+    job.log.write_text("joint on resnet18\n  1/12  loss 2.1 ce 2.1 | val % 10.0 11.5\n", encoding="utf-8")
+    begin = job.log.stat().st_size
+    assert last_epoch(job, 0) == (1, "10.0 11.5") and last_epoch(job, begin) == (0, "")
+    with job.log.open("a", encoding="utf-8") as log:
+        log.write(" 12/12  loss 2.0 | val % –\ndone: 12 epochs in 3 s\n")
+    assert last_epoch(job, begin) == (12, "")
+
+
+def test_a_run_that_is_killed_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a\nofframp: no room\n")
+    assert reason(tmp_path / "log", -9) == "it was killed by signal 9"
+    assert reason(tmp_path / "log", 1) == "no room"
+
+
+def test_help_imports_no_torch() -> None:
+    program = "import sys\nfrom offramp.cli import main\ntry: main(['compare', '--help'])\nexcept SystemExit: pass\n"
+    ran = subprocess.run([sys.executable, "-c", program + "assert 'torch' not in sys.modules"], capture_output=True)
+    assert ran.returncode == 0

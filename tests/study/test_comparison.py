@@ -1,0 +1,166 @@
+"""A ledger becomes a comparison: what may be compared is, pairs share a seed, documents change between markers only."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp.config import Config, flat, resolve
+from offramp.study.comparison import BEGIN, END, compare, markdown, values, write_block
+from offramp.study.ledger import append, common, holds, label, read
+
+JOINT = {0: (0.50, 0.60), 1: (0.52, 0.61), 2: (0.51, 0.65)}
+BYOT = {0: (0.51, 0.60), 1: (0.55, 0.61), 2: (0.53, 0.65)}
+
+
+def line(method: str, seed: int, accuracy: tuple[float, ...], ensemble: float = 0.7, **others: Any) -> dict[str, Any]:
+    """A line of a ledger, with the keys that a comparison looks at."""
+    config = {"net": "resnet18", "net.width": 16, "branch": "sketch", "data": "cifar100", "epochs": 40}
+    config |= {"method": method, "seed": seed, "data-dir": f"/data/{seed}", "checkpoint-every": seed + 1}
+    training = {"seconds": 10.0, "provenance": {"date": f"2026-01-0{seed + 1}"}}
+    made = {"split": "test", "weights": "last", "accuracy": list(accuracy), "ensemble": ensemble, "training": training}
+    made |= {key: value for key, value in others.items() if key in made}
+    return made | {"config": config | {key: value for key, value in others.items() if key not in made}}
+
+
+def ledger(path: Path, *lines: dict[str, Any]) -> Path:
+    for one in lines:
+        append(path, one)
+    return path
+
+
+@pytest.fixture
+def three_seeds(tmp_path: Path) -> Path:
+    runs = [line("byot", seed, found) for seed, found in BYOT.items()]
+    return ledger(tmp_path / "new" / "x.jsonl", *runs, *(line("joint", seed, found) for seed, found in JOINT.items()))
+
+
+def test_means_deviations_and_paired_differences(three_seeds: Path) -> None:
+    (found,) = compare(read(three_seeds))
+    assert found.columns == ("exit 1", "final", "ensemble")
+    joint, byot = found.rows
+    assert (joint.method, joint.seeds, joint.pairs, joint.differences) == ("joint", (0, 1, 2), (), ())
+    first = joint.means[0]
+    assert first is not None and first.mean == pytest.approx(0.51) and first.deviation == pytest.approx(0.01)
+    gain, none, same = byot.differences  # .01, .03, .02; nothing; nothing
+    assert gain is not None and gain.mean == pytest.approx(0.02) and gain.pairs == 3
+    assert gain.low == pytest.approx(0.02 - 0.0248414, abs=1e-6)
+    assert none is not None and (none.mean, none.low, none.high) == (0, 0, 0) and none == same
+
+
+def test_markdown_says_both_tables(three_seeds: Path) -> None:
+    text = markdown(compare(read(three_seeds))[0])
+    assert text.startswith(
+        "resnet18 width 16, sketch exits, cifar100, 40 epochs; last epoch on test: accuracy in percent"
+    )
+    assert "| `joint` | 3 | 51.00 ± 1.00 | 62.00 ± 2.65 | 70.00 ± 0.00 |" in text
+    assert "| `byot` | 3 | +2.00 [-0.48, +4.48] | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] |" in text
+    assert "95 % confidence interval" in text
+
+
+def test_one_seed_is_said_instead_of_an_interval(tmp_path: Path) -> None:
+    (found,) = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5, 0.6)), line("eed", 0, (0.6, 0.6)))))
+    assert "| `eed` | one seed | +10.00 | +0.00 | +0.00 |" in markdown(found)
+    assert values(found)["methods"][1]["interval95"] == [None, None, None]
+    assert values(found)["methods"][1]["deviation"] == [None, None, None]
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
+    runs = [line("joint", 1, (0.5,)), line("eed", 0, (0.9,)), line("eed", 1, (0.6,)), line("dbt", 7, (0.6,))]
+    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
+    _, eed, dbt = found.rows
+    assert eed.seeds == (0, 1) and eed.pairs == (1,)
+    assert eed.differences[0] is not None and eed.differences[0].mean == pytest.approx(0.1)
+    assert dbt.pairs == () and dbt.differences == ()
+
+
+def test_without_the_baseline_there_are_no_differences(tmp_path: Path) -> None:
+    path = ledger(tmp_path / "x", line("byot", 0, (0.5,)), line("eed", 0, (0.6,)))
+    assert "Difference" not in markdown(compare(read(path))[0])
+    assert "Difference to `byot`" in markdown(compare(read(path), "byot")[0])
+
+
+def test_networks_with_fewer_exits_stand_at_the_right(tmp_path: Path) -> None:
+    runs = [line("joint", 0, (0.5, 0.6, 0.7)), line("vanilla", 0, (0.8,), 0.8)]
+    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
+    assert "| `vanilla` | one seed | – | – | 80.00 | 80.00 |" in markdown(found)
+    assert "| `vanilla` | one seed | – | – | +10.00 | +10.00 |" in markdown(found)
+
+
+@pytest.mark.parametrize("other", [{"epochs": 41}, {"weights": "best"}, {"split": "val"}, {"net.width": 8}])
+def test_what_was_not_trained_alike_is_never_compared(tmp_path: Path, other: dict[str, Any]) -> None:
+    found = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("eed", 0, (0.6,), **other))))
+    assert [[row.method for row in one.rows] for one in found] == [["joint"], ["eed"]]
+
+
+def test_of_the_same_run_twice_the_last_line_counts(tmp_path: Path) -> None:
+    (found,) = read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("joint", 0, (0.6,))))
+    assert found.accuracy == (0.6,)
+
+
+def test_a_label_names_the_parameters_that_are_not_defaults() -> None:
+    for given, named in (({}, "muse"), ({"alpha": 0.5}, "muse"), ({"alpha": 0.1}, "muse(alpha=0.1)")):
+        config = flat(resolve(Config(method="muse", options={"method": given})))
+        assert label(config) == named
+        assert label(json.loads(json.dumps(config))) == named
+    assert label({"method": "gone", "method.k": [0, -1]}) == "gone(k=0,-1)"
+
+
+def test_common_leaves_out_method_seed_and_what_computes_nothing() -> None:
+    one = flat(resolve(Config(method="muse")))
+    other = flat(resolve(Config(method="joint", data_dir=Path("elsewhere")))) | {"seed": 3, "checkpoint-every": 1}
+    assert common(one) == common(other)
+    assert "method.alpha" not in common(one) and common(one)["lr"] == 0.1
+
+
+def test_a_run_that_was_trained_anew_is_another_run(tmp_path: Path) -> None:
+    one = line("joint", 0, (0.5,))
+    path = tmp_path / "x"
+    assert not holds(path, one["config"], one["training"])
+    append(path, one)
+    assert holds(path, {**one["config"], "data-dir": "elsewhere"}, one["training"])
+    assert not holds(path, {**one["config"], "seed": 1}, one["training"])
+    assert not holds(path, one["config"], {"seconds": 11.0, "provenance": {"date": "2026-01-01"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "x.jsonl holds no runs yet"),
+        ('{"a": 1\n', "x.jsonl line 1 is no JSON"),
+        ("[1]\n", "x.jsonl line 1 is no JSON object"),
+        ('{"benchmark": "losses"}\n', r"x.jsonl line 1 is no run \(KeyError: 'config'\): a line is what `offramp eval"),
+    ],
+)
+def test_what_is_no_ledger_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        read(tmp_path / "x.jsonl")
+
+
+def test_a_ledger_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no ledger .*x\.jsonl"):
+        read(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"x\.jsonl is no ledger: it is not text"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_the_block_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for text in ("new\n", "newer\n"):
+        write_block(path, text)
+        assert path.read_text() == f"before\n{BEGIN}\n{text}{END}\nafter\n"
+    write_block(tmp_path / "made.md", "text\n")
+    assert (tmp_path / "made.md").read_text() == f"{BEGIN}\ntext\n{END}\n"
+
+
+@pytest.mark.parametrize("text", ["mine", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"])
+def test_a_document_without_the_markers_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.md is left as it is: the table goes between a line"):
+        write_block(path, "table")
+    assert path.read_text() == text
