@@ -37,7 +37,8 @@ class CompareProgress:
     def begin(self, runs: int, finished: int, epochs: int) -> None:
         """So many runs, of which some are finished already."""
         self.runs, self.ended_runs, self.epochs = runs, finished, epochs
-        self.note(f"{runs} {'run' if runs == 1 else 'runs'} of {epochs} epochs" + (f", {finished} of them finished before" if finished else ""))
+        before = f", {finished} of them finished before" if finished else ""
+        self.note(f"{runs} {'run' if runs == 1 else 'runs'} of {epochs} epochs{before}")
         if self.live and finished < runs:
             self.total = self.bar.add_task("all runs", total=(runs - finished) * epochs, state=f"{finished}/{runs}")
             self.bar.start()

@@ -58,6 +58,8 @@ def compare(
 
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if markdown is not None:
+        _check_markdown(markdown)
     if show is not None:
         if methods is not None or out is not None:
             raise ValueError("--show trains nothing: leave --methods and --out away")
@@ -80,6 +82,8 @@ def run(
     from offramp.cli._compare_progress import CompareProgress
     from offramp.study.ledger import common
 
+    if ledger.exists() and not ledger.is_file():
+        raise ValueError(f"--ledger {ledger} is no file")
     found = _entries.entries(config, methods, seeds, out)
     _entries.check_folder(out)
     progress = CompareProgress(show)
@@ -124,6 +128,13 @@ def _job(entry: "Entry", out: Path, ledger: Path) -> "Job | None":
 
     commands = [evaluate] if result is not None else [train, evaluate]
     return Job(entry.name, commands, logs / f"{folder.name}.log", answer, done)
+
+
+def _check_markdown(path: Path) -> None:
+    """Refuse a document that the tables cannot go into before anything is trained, not after."""
+    from offramp.study.comparison import around
+
+    around(path)
 
 
 def _comparisons(ledger: Path, baseline: str) -> list["Comparison"]:

@@ -153,22 +153,27 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
 
 
-def write_block(path: Path, text: str) -> None:
-    """Put the text between the two markers of a document, or into a new one.
+def around(path: Path) -> tuple[str, str]:
+    """What stands before and after the two markers of a document; nothing where there is none yet.
 
     Raises:
         ValueError: if the document is there and has not the two markers once, in their order.
     """
-    block = f"{BEGIN}\n{text}{END}\n"
-    if path.exists():
-        there = path.read_text(encoding="utf-8")
-        before, begin, rest = there.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end) or BEGIN in rest or END in before + after:
-            raise ValueError(
-                f"{path} is left as it is: the table goes between a line `{BEGIN}` and a line `{END}`, once each"
-            )
-        block = before + block.removesuffix("\n") + after
+    if not path.exists():
+        return "", ""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise ValueError(
+            f"{path} is left as it is: the table goes between a line `{BEGIN}` and a line `{END}`, once each"
+        )
+    return before, after
+
+
+def write_block(path: Path, text: str) -> None:
+    """Put the text between the two markers of a document, or into a new one; see `around` for what is refused."""
+    before, after = around(path)
+    block = f"{before}{BEGIN}\n{text}{END}" + (after or "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
     part.write_text(block, encoding="utf-8")

@@ -198,6 +198,8 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint,hdkd", "--holdout", "0"], "hdkd learns from the val split while it trains"),
         (["--methods", "joint,byot(alpha=7)"], "alpha"),
         (["--methods", "joint", "--show", "x.jsonl"], "--show trains nothing: leave --methods and --out away"),
+        (["--methods", "joint", "--ledger", "."], "--ledger . is no file"),
+        (["--methods", "joint", "--markdown", __file__], "is left as it is: the table goes between a line"),
         ([], "compare needs --methods and --out"),
         (["--methods", "joint", "--job", "2"], "Did you mean --jobs?"),
     ],
@@ -254,9 +256,3 @@ def test_a_run_that_is_killed_is_reported(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a\nofframp: no room\n")
     assert reason(tmp_path / "log", -9) == "it was killed by signal 9"
     assert reason(tmp_path / "log", 1) == "no room"
-
-
-def test_help_imports_no_torch() -> None:
-    program = "import sys\nfrom offramp.cli import main\ntry: main(['compare', '--help'])\nexcept SystemExit: pass\n"
-    ran = subprocess.run([sys.executable, "-c", program + "assert 'torch' not in sys.modules"], capture_output=True)
-    assert ran.returncode == 0
