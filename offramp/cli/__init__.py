@@ -14,7 +14,20 @@ from offramp import __version__
 
 def app() -> App:
     """The program with all its verbs."""
-    from offramp.cli import bench, calibrate, compare, curves, deploy, evaluate, export, info, lists, predict, report, train
+    from offramp.cli import (
+        bench,
+        calibrate,
+        compare,
+        curves,
+        deploy,
+        evaluate,
+        export,
+        info,
+        lists,
+        predict,
+        report,
+        train,
+    )
 
     made = App(
         name="offramp",
