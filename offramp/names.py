@@ -39,17 +39,21 @@ def discover(package: ModuleType | str) -> dict[str, str]:
 
     A file whose name begins with an underscore is no offer. `package` is the module or its dotted name.
     """
+    return {name: next(iter(text.splitlines()), "") for name, text in docstrings(package).items()}
+
+
+def docstrings(package: ModuleType | str) -> dict[str, str]:
+    """{name: its whole docstring} of the files that `discover` finds, without importing any of them."""
     module = importlib.import_module(package) if isinstance(package, str) else package
     found: dict[str, str] = {}
     for entry in pkgutil.iter_modules(module.__path__):
         if not entry.name.startswith("_") and not entry.ispkg:
-            found[entry.name] = _first_line(Path(entry.module_finder.path) / f"{entry.name}.py")  # type: ignore[union-attr]
+            found[entry.name] = _docstring(Path(entry.module_finder.path) / f"{entry.name}.py")  # type: ignore[union-attr]
     return dict(sorted(found.items()))
 
 
-def _first_line(file: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    return docstring.splitlines()[0] if docstring else ""
+def _docstring(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def load(kind: str, package: ModuleType | str, name: str) -> ModuleType:

@@ -1,15 +1,24 @@
 """offramp nets | branches | methods | data: what there is, and the parameters of one by name."""
 
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+import typing
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.cli._docstrings import elsewhere, explained, summary
 from offramp.config import keys
 from offramp.names import unknown
 from offramp.parameters import defaults
+
+if TYPE_CHECKING:
+    from offramp.methods import About
+
+WIDTH = 79
 
 Json = Annotated[bool, Parameter(negative="")]
 
@@ -40,7 +49,7 @@ def branches(name: str | None = None, /, *, json: Json = False) -> None:
 
 
 def methods(name: str | None = None, /, *, json: Json = False) -> None:
-    """List the training methods, or one method's parameters.
+    """List the training methods, with family, cost of a step and what they fit; or one method's parameters.
 
     Args:
         name: A method.
@@ -48,7 +57,34 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import methods
 
-    _list("method", methods.available(), name, lambda found: methods.find(found).build, json)
+    about = methods.about()
+    if name is not None:
+        known = about.get(name)
+        more = dict(known._asdict(), line=None) if known else {}
+        _list("method", methods.available(), name, lambda found: methods.find(found).build, json, more=more)
+    elif json:
+        emit({name: said._asdict() for name, said in about.items()})
+    else:
+        _show_methods(about)
+
+
+def _show_methods(about: "Mapping[str, About]") -> None:
+    """One entry for each method, families together."""
+    from offramp.cli._show import stdout
+
+    def say(text: str, style: str | None = None) -> None:
+        stdout.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    say("step and memory: a training step and its peak memory relative to joint, measured")
+    for family, members in groupby(about.items(), lambda item: item[1].family):
+        say(f"\n{family:<15}   step  memory", "bold")
+        for name, said in members:
+            say(f"{name:<15}  {_times(said.time):>6}  {_times(said.memory):>6}  {said.fits.partition('; ')[0]}")
+            say(fill(said.line, WIDTH, initial_indent="    ", subsequent_indent="    "), "dim")
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
 
 
 def data(name: str | None = None, /, *, json: Json = False) -> None:
@@ -73,11 +109,17 @@ def _list(
     build: Any,
     json: bool,
     shared: Callable[..., Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print all offers, or one's docstring and parameters; `shared` takes parameters that every offer has as well."""
+    """Print all offers, or one's docstring and parameters.
+
+    Args:
+        shared: takes parameters that every offer has as well.
+        more: what else there is to say of the one.
+    """
     from rich.markup import escape
 
-    from offramp.cli._show import stdout, table
+    from offramp.cli._show import stdout
 
     if name is None:
         if json:
@@ -94,21 +136,61 @@ def _list(
     if shared:
         own = {"progress", *(key.replace("-", "_") for key in keys())}  # these are options of their own
         parameters |= {key: about for key, about in _parameters(shared).items() if key not in own}
+    said = {key: value for key, value in (more or {}).items() if value is not None}
     if json:
-        emit({"name": name, "about": offers[name], "parameters": parameters})
+        emit({"name": name, "about": offers[name], **said, "parameters": parameters, "data_sets": elsewhere(found)})
         return
-    stdout.print(f"[bold]{name}[/]  {offers[name]}", highlight=False)
-    stdout.print(inspect.getdoc(found) or "", highlight=False, markup=False)
-    rows = [[f"--{kind}.{key}", str(spec["default"]), spec["type"]] for key, spec in parameters.items()]
-    if rows:
-        stdout.print()
-        stdout.print(table("", ["parameter", "default", "type"], rows))
+    _show_one(kind, name, offers[name], said, found, parameters)
+
+
+def _show_one(
+    kind: str, name: str, line: str, said: Mapping[str, Any], build: Any, parameters: Mapping[str, dict[str, Any]]
+) -> None:
+    """One offer: what it is, every parameter with default, type and meaning, and the values for other data."""
+    from offramp.cli._show import stdout
+
+    def say(text: str) -> None:
+        stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say(fill(f"{name}  {line}", WIDTH))
+    if said:
+        costs = ", ".join(f"{key} {said[key]:.2f} x joint's" for key in ("time", "memory") if key in said)
+        say(fill(f"Family: {said['family']}. A step: {costs or 'not measured'}. Fits {said['fits']}.", WIDTH))
+    say("")
+    for paragraph in summary(build).split("\n\n"):
+        say(fill(" ".join(paragraph.split()), WIDTH))
+    for key, spec in parameters.items():
+        say(f"\n--{kind}.{key} {_written(spec['default'])}   ({spec['type']})")
+        if spec["about"]:
+            say(fill(spec["about"], WIDTH, initial_indent="    ", subsequent_indent="    "))
+    values = elsewhere(build)
+    if values:
+        say("\nDefaults are those for CIFAR-100. Otherwise:")
+    for data, pairs in values.items():
+        words = " ".join(f"--{kind}.{key} {value}" for key, value in pairs.items())
+        say(fill(f"{data}: {words}", WIDTH, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False))
 
 
 def _parameters(found: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """Type and default of what `--KIND.KEY` sets."""
-    specs = inspect.signature(found).parameters
+    """Type, default and meaning of what `--KIND.KEY` sets."""
+    hints, meaning = typing.get_type_hints(found), explained(found)
     return {
-        key: {"type": inspect.formatannotation(specs[key].annotation), "default": default}
+        key: {"type": _type(hints[key]), "default": default, "about": meaning.get(key, "")}
         for key, default in defaults(found).items()
     }
+
+
+def _type(hint: Any) -> str:
+    """A type as one reads it: the words of a Literal, else as it is annotated."""
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    return inspect.formatannotation(hint)
+
+
+def _written(default: Any) -> str:
+    """A default as it would be typed; a dash for none."""
+    if default is None or default == ():
+        return "–"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)

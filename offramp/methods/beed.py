@@ -1,4 +1,7 @@
-"""BEED (Lee & Lee 2022, Online KD with Multi-Exits): every exit learns from a weighted ensemble of all exits."""
+"""BEED (Lee & Lee 2022, Online KD with Multi-Exits): every exit learns from a weighted ensemble of all exits.
+
+Family: ensemble. Fits: 2 exits or more that end in maps of one size; others by --method.beta 0.
+"""
 
 from typing import Literal, NamedTuple
 

@@ -1,4 +1,7 @@
-"""BoostNet (Yu et al., AAAI 2023, Boosted Dynamic Neural Networks): exits add up, each learning what is left over."""
+"""BoostNet (Yu et al., AAAI 2023, Boosted Dynamic Neural Networks): exits add up, each learning what is left over.
+
+Family: labels. Fits: any network; its exits become a chain.
+"""
 
 from functools import partial
 

@@ -1,4 +1,8 @@
-"""BYOT (Zhang et al., ICCV 2019, Be Your Own Teacher; "SD"): every exit learns the final one's logits and features."""
+"""BYOT (Zhang et al., ICCV 2019, Be Your Own Teacher; "SD"): every exit learns the final one's logits and features.
+
+Family: final exit. Fits: any network with 2 exits or more; features are compared where they are as wide as the final
+exit's.
+"""
 
 from typing import Literal, NamedTuple
 

@@ -1,4 +1,7 @@
-"""DBT (Phuong & Lampert, ICCV 2019, Distillation-Based Training): every exit learns from the final one as well."""
+"""DBT (Phuong & Lampert, ICCV 2019, Distillation-Based Training): every exit learns from the final one as well.
+
+Family: final exit. Fits: any network with 2 exits or more.
+"""
 
 from typing import Literal
 

@@ -1,4 +1,7 @@
-"""Dense distillation (NaiveDKD in Wang & Li, AAAI 2021, eq. 4): every exit learns from all deeper ones alike."""
+"""Dense distillation (NaiveDKD in Wang & Li, AAAI 2021, eq. 4): every exit learns from all deeper ones alike.
+
+Family: mutual. Fits: any network with 2 exits or more.
+"""
 
 from typing import Literal
 

@@ -1,4 +1,8 @@
-"""EED (Lee & Lee 2021, Exit-Ensemble Distillation): every exit learns from the mean of all exits, or of some."""
+"""EED (Lee & Lee 2021, Exit-Ensemble Distillation): every exit learns from the mean of all exits, or of some.
+
+Family: ensemble. Fits: any network with 2 exits or more; features are compared where they are as wide as the final
+exit's.
+"""
 
 from typing import Literal, NamedTuple
 

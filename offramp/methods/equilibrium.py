@@ -1,4 +1,8 @@
-"""Gradient equilibrium (Li et al., ICCV 2019, IMTA): joint training in which every stage gets the mean gradient."""
+"""Gradient equilibrium (Li et al., ICCV 2019, IMTA): joint training in which every stage gets the mean gradient.
+
+Family: labels. Fits: any network; of several scales (MSDNet) the coarsest alone is rescaled, or all by --method.scope
+all.
+"""
 
 from functools import partial
 

@@ -1,4 +1,7 @@
-"""HDBT (Wang & Li, AAAI 2021): DBT with the weights of all its losses learned on held-out batches, as in HDKD."""
+"""HDBT (Wang & Li, AAAI 2021): DBT with the weights of all its losses learned on held-out batches, as in HDKD.
+
+Family: learned weights. Fits: any network with 2 exits or more; needs a val split (--holdout).
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""HMSDNet (Wang & Li, AAAI 2021): joint training with the exits' weights learned on held-out batches, as in HDKD."""
+"""HMSDNet (Wang & Li, AAAI 2021): joint training with the exits' weights learned on held-out batches, as in HDKD.
+
+Family: learned weights. Fits: any network; needs a val split (--holdout).
+"""
 
 from pathlib import Path
 from typing import Literal

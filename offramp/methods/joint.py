@@ -1,4 +1,7 @@
-"""Joint training (BranchyNet 2016, MSDNet 2018): the cross-entropies of all exits, summed with equal weights."""
+"""Joint training (BranchyNet 2016, MSDNet 2018): the cross-entropies of all exits, summed with equal weights.
+
+Family: labels. Fits: any network.
+"""
 
 from offramp.losses.truth import cross_entropy
 from offramp.methods._method import Method, Terms

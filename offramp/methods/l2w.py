@@ -1,4 +1,7 @@
-"""L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns which exit will answer them."""
+"""L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns which exit will answer them.
+
+Family: learned weights. Fits: any network; needs --optimizer sgd and one process.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,8 +44,7 @@ def build(
     optimiser's own momentum and weight decay), improve the weights' network phi by the loss of B there, step on A with
     the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~ p^k of the samples, its
     surest among those that no earlier exit took. The released code differentiates twice; the same number is one
-    forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine); ImageNet: epsilon
-    .3, centre mat, meta_every 100. On several processes halves and shares are each process's own, as there.
+    forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine). On several processes halves and shares are each process's own, as there.
 
     Args:
         epsilon: how far w may go from 1: by less than 2 epsilon. No bound at 0, as in the code.
@@ -54,6 +56,9 @@ def build(
         meta_lr: learning rate of phi (Adam), annealed by a cosine to 0.
         meta_weight_decay: of phi.
         meta_reduction: the held-out loss is the sum of each exit's mean over its samples (code), or the mean over all.
+
+    Data sets:
+        ImageNet: epsilon .3, centre mat, meta_every 100
 
     Raises:
         ValueError: if a value is out of range.

@@ -1,4 +1,8 @@
-"""MSD (Luan et al. 2019, arXiv 1911.09418, Multi-Self-Distillation): every exit learns from all others, as in MUSE."""
+"""MSD (Luan et al. 2019, arXiv 1911.09418, Multi-Self-Distillation): every exit learns from all others, as in MUSE.
+
+Family: mutual. Fits: any network with 2 exits or more; features are compared where they are as wide as the final
+exit's.
+"""
 
 from offramp.methods._match import Adapt, Match
 from offramp.methods._method import Method
@@ -37,6 +41,12 @@ def build(
         reverse_kl: KL(student || teacher) instead of KL(teacher || student).
         features: sum of squares over batch and width, or their mean.
         adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
+
+    Data sets:
+        ImageNet: alpha .1, temperature 20
+        ImageNet, MSDNet: alpha .1, temperature 20, schedule off
+        CIFAR-100, ResNet152: beta_begin 1e-5, beta_end 1e-6
+        CIFAR-100, wide ResNets: beta_begin 1e-5, beta_end 1e-7
 
     Raises:
         ValueError: if a value is out of range.

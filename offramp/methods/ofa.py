@@ -1,4 +1,7 @@
-"""One for all (OFA; Li et al., ICCV 2019, IMTA): early exits learn the final one's softened answer and the labels."""
+"""One for all (OFA; Li et al., ICCV 2019, IMTA): early exits learn the final one's softened answer and the labels.
+
+Family: final exit. Fits: any network with 2 exits or more.
+"""
 
 from typing import Literal
 
@@ -17,13 +20,16 @@ def build(*, gamma: float = 0.9, temperature: float = 3.0, reduction: Reduction 
     """L = CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg z_K -> z_k) ].
 
     In IMTA this is the second stage, whose teacher is the frozen network of the first; here the final exit teaches
-    while it learns. `impr` adds gradient equilibrium. ImageNet in the authors' code: gamma .1, temperature 1.
+    while it learns. `impr` adds gradient equilibrium.
 
     Args:
         gamma: g, the share of imitation at the early exits.
         temperature: T.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), which is what the
             authors' code computes: as many times smaller as there are classes.
+
+    Data sets:
+        ImageNet: gamma .1, temperature 1
 
     Raises:
         ValueError: if a value is out of range.

@@ -1,4 +1,7 @@
-"""Vanilla: the network without early exits, trained by cross-entropy; what all others are compared with."""
+"""Vanilla: the network without early exits, trained by cross-entropy; what all others are compared with.
+
+Family: labels. Fits: any network; its exits are left away.
+"""
 
 from torch import nn
 

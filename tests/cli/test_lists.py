@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from offramp import branches, data, methods, models
+from offramp.parameters import arguments
 
 Offramp = Callable[..., Any]
 OFFERS = {
@@ -23,9 +24,12 @@ def test_every_offer_has_its_line(offramp: Offramp, verb: str) -> None:
     ran = offramp(verb)
     assert ran.status == 0, ran.err
     lines = " ".join(ran.out.split())
+    assert all(len(line) < 81 for line in ran.out.splitlines())
+    listed = offramp(verb, "--json").json
     for name, about in OFFERS[verb].items():
-        assert about and f"{name} {' '.join(about.split())}" in lines
-    assert offramp(verb, "--json").json == OFFERS[verb]
+        assert about and f" {name} " in f" {lines} " and " ".join(about.split()) in lines
+        assert (listed[name]["line"] if verb == "methods" else listed[name]) == about
+    assert set(OFFERS[verb]) <= set(listed)
 
 
 @pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, offers in OFFERS.items() for name in offers])
@@ -33,16 +37,44 @@ def test_every_offer_tells_its_parameters(offramp: Offramp, verb: str, name: str
     ran = offramp(verb, name, "--json")
     assert ran.status == 0, ran.err
     assert ran.json["name"] == name and ran.json["about"] == OFFERS[verb][name]
-    assert all(set(spec) == {"type", "default"} for spec in ran.json["parameters"].values())
+    assert all(set(spec) == {"type", "default", "about"} for spec in ran.json["parameters"].values())
     shown = offramp(verb, name)
     assert shown.status == 0 and shown.out.startswith(name)
+    assert all(len(line) < 81 for line in shown.out.splitlines())
     kind = {"nets": "net", "branches": "branch", "methods": "method", "data": "data"}[verb]
-    assert all(f"--{kind}.{key}" in shown.out for key in ran.json["parameters"])
+    words = " ".join(shown.out.split())
+    for key, spec in ran.json["parameters"].items():
+        assert f"--{kind}.{key} " in words and f"({spec['type']}) {' '.join(spec['about'].split())}" in words
+        assert spec["about"] or kind != "method"
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_every_method_says_family_fit_and_measured_cost(offramp: Offramp, name: str) -> None:
+    said = methods.about()[name]
+    assert said.family != "other" and said.fits != "not said", f"{name} needs `Family: WORDS. Fits: WORDS.`"
+    costs = "not measured."  # a new method, until the benchmark has run
+    if said.time is not None:
+        assert said.memory is not None and 0.1 < said.time < 20 and 0.1 < said.memory < 20
+        costs = f"time {said.time:.2f} x joint's, memory {said.memory:.2f} x joint's."
+    assert f"Family: {said.family}. A step: {costs} Fits {said.fits}." in shown
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_values_for_other_data_are_ones_that_train_takes(offramp: Offramp, name: str) -> None:
+    build = methods.find(name).build
+    sets = offramp("methods", name, "--json").json["data_sets"]
+    for data_set, values in sets.items():
+        assert values, data_set
+        build(**arguments("method", name, build, values))
+        written = " ".join(f"--method.{key} {value}" for key, value in values.items())
+        assert f"{data_set}: {written}" in " ".join(offramp("methods", name).out.split())
 
 
 def test_what_is_listed_is_what_train_takes(offramp: Offramp) -> None:
     listed = offramp("methods", "muse", "--json").json["parameters"]
-    assert listed["alpha"] == {"type": "float", "default": 0.5}
+    assert listed["alpha"]["type"] == "float" and listed["alpha"]["default"] == 0.5
+    assert listed["schedule"]["type"] == "cosine | constant | off"
+    assert offramp("methods", "muse", "--json").json["data_sets"]["ImageNet"] == {"alpha": ".1", "temperature": "20"}
     assert set(offramp("nets", "resnet18", "--json").json["parameters"]) >= {"width", "form"}
     assert "classes" not in offramp("nets", "resnet18", "--json").json["parameters"]
     assert "channels" not in offramp("nets", "resnet18", "--json").json["parameters"]
