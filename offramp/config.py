@@ -257,8 +257,13 @@ def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> 
     ready: Callable[..., tuple[str, ...]] | None = getattr(method.objective, "prepare", None)
     if ready is None:
         return ()
-    widths = tuple(feature.shape[1] for feature in run_on_meta(net, blank(net, shape)).features)
-    return ready(exits=len(widths), widths=widths)
+    outputs = run_on_meta(net, blank(net, shape))
+    widths = tuple(feature.shape[1] for feature in outputs.features)
+    notes = ready(exits=len(widths), widths=widths)
+    check: Callable[..., None] | None = getattr(method.objective, "check_maps", None)
+    if check is not None:
+        check(tuple(tuple(features.shape[1:]) for features in outputs.maps))
+    return notes
 
 
 @dataclass(frozen=True)

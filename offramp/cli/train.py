@@ -52,7 +52,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     from offramp.measure.provenance import provenance
     from offramp.train import folder as place
     from offramp.train.device import make_fabric
-    from offramp.train.loop import Loop
+    from offramp.train.loop import Loop, refuse
     from offramp.train.reporter import Interrupted
 
     finished = place.read_result(folder) if resume else None
@@ -64,6 +64,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     data = build_data(config, progress=show)
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
+    refuse(method, config.recipe, data)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
     notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
     origin = provenance()

@@ -26,14 +26,26 @@ class Match(nn.Module):
         self.adapt = adapt
         self.layers = nn.ModuleDict()
 
-    def prepare(self, widths: Sequence[int], unused: Collection[int] = ()) -> tuple[str, ...]:
+    def prepare(
+        self, widths: Sequence[int], unused: Collection[int] = (), *, without: str = "beta 0"
+    ) -> tuple[str, ...]:
         """Create the layers that features of these widths (one per exit) need; answers notes on what is left out.
 
-        `unused` are positions of exits whose features are compared with nothing: they get no layer and no note.
+        Args:
+            unused: positions of exits whose features are compared with nothing: they get no layer and no note.
+            without: the parameter that switches the comparison off.
+        Raises:
+            ValueError: if no early exit's features are as wide as the final exit's, so that nothing could be compared.
         """
         last = widths[-1]
         early = [exit for exit in range(len(widths) - 1) if exit not in unused]
         differing = [exit for exit in early if widths[exit] != last]
+        if self.adapt == "off" and early and differing == early:
+            raise ValueError(
+                "this method compares features, but no early exit's are as wide as the final exit's: "
+                f"{', '.join(str(widths[exit]) for exit in early)} against {last}. Take exits that end alike (branch "
+                f"sketch), compare through learned layers (adapt linear), or leave the term out ({without})"
+            )
         if self.adapt == "off":
             return tuple(
                 f"exit {exit + 1} has features of width {widths[exit]}, the final exit {last}: its feature term is "

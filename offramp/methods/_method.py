@@ -45,6 +45,8 @@ class Method:
     """A training method, complete: what `build(**hyper)` in each file of this folder answers.
 
     `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
+    `optimizers` are the names of those that its step can look ahead with, where that matters; `alone` says why it
+    cannot train on several processes, where it cannot.
     """
 
     objective: Objective
@@ -53,6 +55,8 @@ class Method:
     step: Step | None = None
     phases: tuple[Phase, ...] = (everything,)
     needs_held_out: bool = False
+    optimizers: tuple[str, ...] = ()
+    alone: str = ""
 
     def __post_init__(self) -> None:
         if not self.phases:

@@ -70,7 +70,10 @@ class Bilevel:
 def method(settings: Bilevel) -> Method:
     """The method with these settings: its own step, unless the weights stay as they are."""
     objective = LossWeights(settings)
-    return Method(objective, step=learn, needs_held_out=True) if settings.learns else Method(objective)
+    if not settings.learns:
+        return Method(objective)
+    optimizers = ("sgd",) if settings.look_ahead == "own" else ()
+    return Method(objective, step=learn, needs_held_out=True, optimizers=optimizers)
 
 
 class LossWeights(nn.Module):

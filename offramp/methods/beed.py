@@ -113,6 +113,21 @@ class WeightedEnsemble(nn.Module):
             balancing(self.settings.balance, exits)
         return self.match.prepare(widths) if self.settings.beta else ()
 
+    def check_maps(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Called once after `prepare`, with the shape of every exit's map without its batch.
+
+        Raises:
+            ValueError: if maps that are to be compared differ in size.
+        """
+        last = shapes[-1]
+        compared = [shape for shape in shapes if self.match.adapt != "off" or shape[0] == last[0]]
+        if self.settings.beta and len({shape[1:] for shape in compared if len(shape) == 3}) > 1:
+            written = ", ".join("×".join(map(str, shape[1:])) for shape in compared)
+            raise ValueError(
+                f"beed compares the maps of the exits, but theirs are of different sizes: {written}; take exits that "
+                "end in equal maps (branch beed or sketch), or beta 0"
+            )
+
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `kl`, and `features` unless beta is 0."""
         settings, logits = self.settings, outputs.logits

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from offramp.losses.across import global_mean
 from offramp.losses.schedules import cosine
 from offramp.losses.softmax import confidence
 from offramp.losses.truth import sample_cross_entropy
@@ -24,6 +23,10 @@ from offramp.outputs import Batch, ExitOutputs
 Centre = Literal["col", "row", "mat"]
 Sees = Literal["loss", "conf", "both"]
 Reduction = Literal["exit-mean", "sample-mean"]
+ALONE = (
+    "l2w chooses by comparing the samples of a whole batch, which exit answers which and what weights mean, and one "
+    "process sees a part of it only"
+)
 
 
 def build(
@@ -44,7 +47,7 @@ def build(
     optimiser's own momentum and weight decay), improve the weights' network phi by the loss of B there, step on A with
     the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~ p^k of the samples, its
     surest among those that no earlier exit took. The released code differentiates twice; the same number is one
-    forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine). On several processes halves and shares are each process's own, as there.
+    forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine).
 
     Args:
         epsilon: how far w may go from 1: by less than 2 epsilon. No bound at 0, as in the code.
@@ -71,7 +74,7 @@ def build(
     not_negative("epsilon", epsilon)
     not_negative("meta_weight_decay", meta_weight_decay)
     settings = Settings(epsilon, centre, sees, hidden, target, meta_every, meta_lr, meta_weight_decay, meta_reduction)
-    return Method(SampleWeights(settings), step=learn)
+    return Method(SampleWeights(settings), step=learn, optimizers=("sgd",), alone=ALONE)
 
 
 @dataclass(frozen=True)
@@ -240,5 +243,4 @@ def phi_gradient(
 
     with look_ahead.thrown_again(thrown, here.inputs.device):
         by_weight = look_ahead.product(again, theta, look_ahead.along(pull, reach))
-    found = torch.autograd.grad(weights, phi, by_weight.to(weights.dtype))
-    return tuple(global_mean(part) for part in found)
+    return torch.autograd.grad(weights, phi, by_weight.to(weights.dtype))

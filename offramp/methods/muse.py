@@ -126,7 +126,7 @@ class Mutual(nn.Module):
     def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; answers notes on features that are left out."""
         has_peers(self.settings.name, exits)
-        return self.match.prepare(widths) if self.settings.compares_features else ()
+        return self.match.prepare(widths, without="schedule off") if self.settings.compares_features else ()
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `kl`, and `features` unless their weight is 0 for the whole run."""

@@ -31,6 +31,27 @@ CHECK_EVERY = 20
 """Steps between looks at the losses' values (each look waits for the device)."""
 
 
+def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
+    """Refuse what the method cannot train with, before anything is written.
+
+    Raises:
+        ValueError: if it learns from held-out batches and there is no `val`, looks ahead with another optimiser, works
+            in one process only, or has phases of its own beside `--tune` or more than epochs.
+    """
+    if method.needs_held_out and "val" not in data.splits:
+        raise ValueError(
+            "this method learns from the val split while it trains, but nothing is held out: set --holdout above 0"
+        )
+    if method.optimizers and recipe.optimizer not in method.optimizers:
+        raise ValueError(
+            f"this method looks ahead with the optimiser's own step, which is made for {', '.join(method.optimizers)}: "
+            f"take --optimizer {method.optimizers[0]}, got {recipe.optimizer}"
+        )
+    if method.alone and recipe.devices > 1:
+        raise ValueError(f"{method.alone}: take --devices 1, got {recipe.devices}")
+    phases.spans(recipe, method)
+
+
 @dataclass
 class Position:
     """Where a run stands: the next epoch and the next step within it, and the best epoch on val so far."""
@@ -52,7 +73,7 @@ class Loop:
         method: how it trains.
         data: the splits; `val` may be absent, then only the last epoch exists.
     Raises:
-        ValueError: if the method learns from held-out batches and there is no `val`.
+        ValueError: if the method cannot train so; see `refuse`.
     """
 
     def __init__(
@@ -68,10 +89,7 @@ class Loop:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method, self.spans = method, phases.spans(recipe, method)
-        if method.needs_held_out and "val" not in data.splits:
-            raise ValueError(
-                "this method learns from the val split while it trains, but nothing is held out: set --holdout above 0"
-            )
+        refuse(method, recipe, data)
         parameters = list(self.net.parameters())
         if isinstance(method.objective, nn.Module):
             method.objective.to(fabric.device)

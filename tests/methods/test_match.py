@@ -1,5 +1,7 @@
 """Features of other widths: left out with a note, or adapted by layers that train with the run."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,6 +33,33 @@ def test_other_widths_are_left_out_with_a_note(name: str) -> None:
     loss(objective, given).backward()
     assert given.maps[0].grad is None and given.maps[1].grad.any()
     assert not list(objective.parameters())
+
+
+@pytest.mark.parametrize(("name", "off"), [("byot", "beta 0"), ("muse", "schedule off"), ("msd", "schedule off")])
+def test_where_no_early_exit_can_be_compared_it_is_refused(name: str, off: str) -> None:
+    says = rf"no early exit's are as wide as the final exit's: 3, 4 against 5\. .* leave the term out \({off}\)"
+    with pytest.raises(ValueError, match=says):
+        find(name).build().objective.prepare(exits=3, widths=(3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "adapt", "fits"),
+    [
+        (((5, 2, 2), (5, 2, 2)), "off", True),
+        (((3, 4, 4), (5, 2, 2)), "off", True),
+        (((5, 4, 4), (5, 2, 2)), "off", False),
+        (((3, 4, 4), (5, 2, 2)), "linear", False),
+        (((3,), (5,)), "linear", True),
+    ],
+)
+def test_maps_of_other_sizes_are_refused_before_training(shapes: Any, adapt: str, fits: bool) -> None:
+    objective = find("beed").build(adapt=adapt).objective
+    if fits:
+        objective.check_maps(shapes)
+        return
+    with pytest.raises(ValueError, match="maps of the exits, but theirs are of different sizes: 4×4, 2×2; take exits"):
+        objective.check_maps(shapes)
+    find("beed").build(adapt=adapt, beta=0.0).objective.check_maps(shapes)
 
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])

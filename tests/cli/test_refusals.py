@@ -1,0 +1,82 @@
+"""What cannot train is refused before it does: one sentence with the reason and what to do, and nothing written."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp import methods
+
+Offramp = Callable[..., Any]
+TINY = "--data digits --width 4 --epochs 1 --batch-size 256 --precision 32"
+HAVE_TEMPERATURE = [
+    name for name in methods.available() if "temperature" in inspect.signature(methods.find(name).build).parameters
+]
+
+
+def refused(offramp: Offramp, tmp_path: Path, words: str) -> str:
+    """What the program says when it refuses, on one line, without its name."""
+    out = tmp_path / "run"
+    tiny = TINY.replace("--width 4 ", "") if "msdnet" in words else TINY
+    ran = offramp("train", *tiny.split(), *words.split(), "--out", out)
+    assert ran.status == 1 and ran.out == ""
+    assert not out.exists(), "something was written"
+    lines = ran.err.splitlines()
+    assert lines[-1].startswith("offramp: ") and len([line for line in lines if line.startswith("offramp: ")]) == 1
+    return str(lines[-1].removeprefix("offramp: "))
+
+
+@pytest.mark.parametrize("temperature", ["0", pytest.param("-3", marks=pytest.mark.full)])
+@pytest.mark.parametrize("method", HAVE_TEMPERATURE)
+def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, method: str, temperature: str) -> None:
+    said = refused(offramp, tmp_path, f"--method {method} --method.temperature {temperature}")
+    assert said.startswith(f"temperature must be greater than 0 and finite, got {float(temperature)}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "--method beed --method.balance 1.5",
+            "balance 1.5 makes the weight of the first exit's cross-entropy, 2 - 1.5^3",
+        ),
+        (
+            "--method eed --method.teachers=",
+            "teachers must name at least one exit, 1 the shallowest and -1 the final one",
+        ),
+        ("--method eed --method.teachers 1,5", "teachers names exit 5, but the network has exits 1 to 4"),
+        (
+            "--method byot --branch linear",
+            "this method compares features, but no early exit's are as wide as the final",
+        ),
+        ("--method muse --branch linear", "or leave the term out (schedule off)"),
+        ("--method eed --branch linear", "4, 8, 16 against 32. Take exits that end alike (branch sketch)"),
+        (
+            "--method beed --branch linear --method.adapt linear",
+            "beed compares the maps of the exits, but theirs are of",
+        ),
+        ("--method hdkd --method.weights 1,2", "weights gives 2 weights, but hdkd with 4 exits has 10 losses"),
+        ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),
+        ("--method hdkd --method.look_ahead own --optimizer adamw", "is made for sgd: take --optimizer sgd, got adamw"),
+        ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
+        ("--method l2w --devices 2", "one process sees a part of it only: take --devices 1, got 2"),
+        ("--method boostnet --method.weaken 1,1,1", "weaken has 3 values, but the network has 4 exits: give 1, 2 or 4"),
+    ],
+)
+def test_parameters_that_contradict_each_other_or_the_network(
+    offramp: Offramp, tmp_path: Path, words: str, says: str
+) -> None:
+    said = refused(offramp, tmp_path, words)
+    assert says in said
+
+
+def test_one_exit_has_nobody_to_learn_from(offramp: Offramp, tmp_path: Path) -> None:
+    said = refused(offramp, tmp_path, "--method muse --net msdnet --net.exits 1 --branch own")
+    assert said.startswith("muse lets exits teach each other and needs at least 2 of them, the network has 1")
+
+
+def test_vanilla_takes_exits_of_any_width(offramp: Offramp, tmp_path: Path) -> None:
+    ran = offramp("train", *TINY.split(), "--method", "vanilla", "--branch", "linear", "--out", tmp_path / "run")
+    assert ran.status == 0, ran.err

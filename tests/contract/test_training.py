@@ -1,0 +1,227 @@
+"""What every method keeps on every kind of network: it learns, it minimises what it logs, it goes on to the bit after a
+stop, in bf16 too, and it does on two processes what it does on one.
+
+A method added later is tested by existing. Run as a program, this file is what the two processes do.
+"""
+
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from offramp import methods
+from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.data.loading import Loader
+from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.methods._method import Method
+from offramp.outputs import Batch
+from offramp.train import checkpoint, log
+from offramp.train.device import make_fabric
+from offramp.train.loop import Loop
+from offramp.train.recipe import Recipe
+from offramp.train.reporter import Interrupted
+from offramp.train.step import one_step
+
+CLASSES, SIDE, HELD = 4, 16, 8
+NETS: dict[str, dict[str, Any]] = {
+    "resnet18": {"net": "resnet18", "branch": "sketch", "width": 4},
+    "wrn16-4": {"net": "wrn16-4", "branch": "sketch", "width": 4},
+    "msdnet": {"net": "msdnet", "branch": "own", "options": {"net": {"exits": 4, "base": 1, "step": 1, "growth": 2}}},
+}
+ONE_PROCESS = [name for name in methods.available() if methods.find(name).build().alone]
+EVERY_METHOD = pytest.mark.parametrize("method", methods.available())
+EVERY_NET = pytest.mark.parametrize(
+    "net", [pytest.param(net, marks=[] if net == "resnet18" else pytest.mark.full) for net in NETS]
+)
+
+
+class Silent:
+    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None: ...
+
+    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None: ...
+
+    def epoch_done(self, record: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def images(train: int) -> DataSet:
+    """A pattern for each class, under noise."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(train + HELD, dtype=np.int64) % CLASSES
+    patterns = draw.integers(0, 256, (CLASSES, 3, SIDE, SIDE))
+    pixels = (patterns[labels] + draw.integers(0, 256, (len(labels), 3, SIDE, SIDE))) // 2
+    source = ArraySource("patterns", tuple("abcd"), labels, pixels.astype(np.uint8))
+    order = np.arange(train + HELD)
+    splits = {"train": Split(source, order[:train], "train"), "val": Split(source, order[train:], "val")}
+    return DataSet("patterns", splits, source.classes, source.shape, (0.5,) * 3, (0.25,) * 3, "none")
+
+
+def loop(net: str, method: str, folder: Path, *, train: int = 24, frozen: bool = False, **recipe: Any) -> Loop:
+    """A run in its folder, ready to start; `frozen`: batch norms keep the statistics of one batch."""
+    torch.manual_seed(0)
+    given = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cpu", **recipe}
+    config = resolve(Config(method=method, recipe=Recipe(**given), **NETS[net]))
+    data, made = images(train), build_method(config)
+    network = build_net(config, made, classes=CLASSES, shape=data.shape)
+    prepare(made, network, data.shape)
+    if frozen:
+        freeze(network)
+    folder.mkdir(exist_ok=True)
+    return Loop(make_fabric(config.recipe), folder, config.recipe, network, made, data, Silent())
+
+
+def freeze(network: nn.Module) -> None:
+    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    network.train()
+    network(torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+    for norm in norms:
+        norm.eval()
+        norm.train = lambda mode=True, norm=norm: norm
+
+
+def whole(running: Loop) -> Batch:
+    """All training images as one batch."""
+    ids = torch.arange(len(running.data.splits["train"]))
+    of = running.data
+    batches = Loader(of.splits["train"], of, batch_size=len(ids), augment=False, seed=0)
+    return next(iter(batches.epoch(0)))
+
+
+def loss(running: Loop, network: nn.Module, objective: Any, batch: Batch) -> float:
+    """What this network loses by this objective, which stays as it is."""
+    if isinstance(objective, nn.Module):
+        objective = copy.deepcopy(objective).eval()
+    with torch.no_grad():
+        outputs = copy.deepcopy(network).train()(batch.inputs, tap=running.method.tap)
+        return sum(float(term) for term in objective(outputs, batch, 0.0).values())
+
+
+@EVERY_NET
+@EVERY_METHOD
+def test_thirty_steps_lower_its_loss(net: str, method: str, tmp_path: Path) -> None:
+    running = loop(net, method, tmp_path, train=40, epochs=6, lr=0.05)
+    before, batch = copy.deepcopy(running.net), whole(running)
+    running.run(resume=False)
+    assert running.step_number == 30
+    objective = running.parts.objective  # as the run left it: weights and temperatures move with the run
+    first, last = (loss(running, network, objective, batch) for network in (before, running.net))
+    assert last < first
+
+
+@EVERY_NET
+@EVERY_METHOD
+def test_what_is_logged_is_what_is_minimised(net: str, method: str, tmp_path: Path) -> None:
+    running = loop(net, method, tmp_path, train=16)
+    parts, handed, wanted, taken = running.parts, [], [], []
+    update, trained = parts.update, [p for p in running.net.parameters() if p.requires_grad]
+
+    def watched(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        of_sum = torch.autograd.grad(sum(terms.values()), trained, retain_graph=True, allow_unused=True)
+        wanted.append(of_sum)
+        handed.append(update(terms))
+        return handed[-1]
+
+    parts.update = watched
+    parts.optimizer.optimizer.register_step_pre_hook(
+        lambda *given: taken.append([None if p.grad is None else p.grad.clone() for p in trained])
+    )
+    parts.net.train()
+    logged = []
+    for batch in running.train.epoch(0):
+        logged.append((running.method.step or one_step)(parts, batch, 0.0))
+    assert len(taken) == len(handed) >= 2 and any(gradient is not None for gradient in taken[0])
+    for found, expected in zip(taken, wanted, strict=True):
+        torch.testing.assert_close([g for g in found if g is not None], [g for g in expected if g is not None])
+    each = len(handed) // len(logged)  # some methods take several steps on one batch, and log their mean
+    for number, terms in enumerate(logged):
+        mine = handed[number * each : (number + 1) * each]
+        torch.testing.assert_close(terms, {name: sum(part[name] for part in mine) / each for name in terms})
+
+
+def stopping(running: Loop, at: int) -> None:
+    """Ctrl-C during the step of that number."""
+    method, calls = running.method, [0]
+
+    def step(parts: Any, batch: Batch, progress: float) -> dict[str, Tensor]:
+        calls[0] += 1
+        if calls[0] == at:
+            running.stop.set()
+        return (method.step or one_step)(parts, batch, progress)
+
+    running.method = dataclasses.replace(method, step=step)
+
+
+@EVERY_NET
+@EVERY_METHOD
+@pytest.mark.parametrize("precision", [pytest.param("32", marks=pytest.mark.full), "bf16"])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.full), 4])
+def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
+    net: str, method: str, at: int, precision: str, tmp_path: Path
+) -> None:
+    unbroken, cut = (loop(net, method, tmp_path / name, precision=precision) for name in ("whole", "cut"))
+    unbroken.run(resume=False)
+    stopping(cut, at)
+    with pytest.raises(Interrupted):
+        cut.run(resume=False)
+    again = loop(net, method, tmp_path / "cut", precision=precision)
+    again.run(resume=True)
+    one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    objectives = [made.parts.objective for made in (unbroken, again)]
+    if isinstance(objectives[0], nn.Module):
+        states = [objective.state_dict() for objective in objectives]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    steps = [log.read(tmp_path / run / "metrics.jsonl", "step") for run in ("whole", "cut")]
+    assert steps[0] == steps[1] and len(steps[0]) == 6
+    assert all(np.isfinite(step["loss"]) for step in steps[0])
+    began = loop(net, method, tmp_path / "new").net.state_dict()
+    assert any(not torch.equal(tensor, began[name]) for name, tensor in one.items())
+
+
+def in_turn(net: str, folder: Path, devices: int) -> None:
+    """Train by every method that can, with the same global batch."""
+    for method in methods.available():
+        if method not in ONE_PROCESS:
+            run = folder / f"{method}-{devices}"
+            loop(net, method, run, frozen=True, devices=devices, ema=0.9, clip=1.0).run(resume=False)
+
+
+@EVERY_NET
+def test_two_processes_do_as_one_with_the_same_global_batch(net: str, tmp_path: Path) -> None:
+    in_turn(net, tmp_path, 1)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, __file__, net, str(tmp_path)]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=280, env=env)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for method in methods.available():
+        if method in ONE_PROCESS:
+            continue
+        one, two = (checkpoint.latest(tmp_path / f"{method}-{devices}/checkpoints")[0] for devices in (1, 2))
+        assert one is not None and two is not None
+        for found, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
+            assert found.keys() == expected.keys()
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{method}: {key}")
+
+
+@pytest.mark.parametrize("method", ONE_PROCESS)
+def test_what_needs_one_process_says_why_before_it_trains(method: str) -> None:
+    made: Method = methods.find(method).build()
+    assert made.alone and "\n" not in made.alone
+
+
+if __name__ == "__main__":
+    in_turn(sys.argv[1], Path(sys.argv[2]), 2)
