@@ -293,7 +293,7 @@ def stopping(method: Method, running: list[Loop], at: int) -> Method:
 METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {}, "hdkd": {"init": "random"}, "l2w": {}}
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.full) for at in (1, 3, 5))])
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path: Path, name: str, at: int) -> None:
     how = recipe(epochs=2, mixup=0.3, ema=0.9)
