@@ -1,6 +1,6 @@
 """What a training step of every method costs, in time and peak memory, beside a step of `joint`.
 
-    python benchmarks/methods.py [--json] [--write] [--width 16] [--loss-width 64] [--rounds 3] [--steps 3] [--batch 128]
+    python benchmarks/methods.py [--json] [--write] [--width 16] [--loss-width 64] [--rounds 3] [--steps 3]
 
 The four-exit ResNet18 with `sketch` exits, CIFAR shapes, trained by the loop of `offramp train` in its own precision.
 Every method runs in a process of its own; a few of them and `joint` take their epochs of `--steps` steps in turn, so
@@ -227,8 +227,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     hardware = result["hardware"]
     where = (
-        f"Relative to `joint`, width {result['width']}, batch {result['batch']}, {result['precision']}; the last column "
-        f"at width {result['loss_width']}. Measured {result['date'][:10]} on {hardware['gpu'] or hardware['cpu']}, "
+        f"Relative to `joint`, width {result['width']}, batch {result['batch']}, {result['precision']}; the last "
+        f"column at width {result['loss_width']}. Measured {result['date'][:10]} on {hardware['gpu'] or hardware['cpu']}, "
         f"{hardware['cores']} cores, PyTorch {result['versions']['torch']}, by `{result['command']}`."
     )
     return f"{head}{chr(10).join(rows)}\n\n{where}"
