@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,43 +178,57 @@ def leaves(outputs: ExitOutputs) -> tuple[ExitOutputs, list[torch.Tensor]]:
     return ExitOutputs(flat[0], tuple(flat[1 : 1 + count]), tuple(flat[1 + count :])), flat
 
 
-def losses(names: list[str], given: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """(method, seconds of its objective, forward and backward); the last is (`step`, those of a step of `joint`)."""
-    device = "cuda" if given.device == "cuda" else "cpu"
-    draw = torch.Generator().manual_seed(0)
-    inputs = torch.randn(given.batch, *SHAPE, generator=draw).to(device, memory_format=torch.channels_last)
-    labels = torch.randint(CLASSES, (given.batch,), generator=draw).to(device)
-    batch, plain, runs = Batch(inputs, labels, labels), None, {}
-    for name in names:
-        config, built, net = made(name, given, given.loss_width)
-        net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if plain is None or built.network is not joint_network:
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=config.recipe.precision == "bf16"):
-                outputs = net(inputs)
-        if name == "joint":
-            plain, joint_network, trained, rate = outputs, built.network, net, config
-        given_outputs, wanted = leaves(outputs if built.network is not joint_network else plain)
-        if isinstance(built.objective, nn.Module):
-            built.objective.to(device).train()
+def answered(net: nn.Module, inputs: torch.Tensor, precision: str) -> ExitOutputs:
+    """What the network answers, in the precision it trains in."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        outputs: ExitOutputs = net(inputs)
+    return outputs
 
-        def run(objective: Any = built.objective, of: ExitOutputs = given_outputs, by: Any = wanted) -> None:
-            terms = objective(of, batch, 0.5)
-            torch.autograd.grad(torch.stack(list(terms.values())).sum(), by, allow_unused=True)
 
-        runs[name] = run
-    yield from medians(side_by_side(runs, 20, warm_up=3)).items()
-    optimizer = torch.optim.SGD(trained.parameters(), 0.1, 0.9)
-    objective = build_method(Config(method="joint")).objective
+def objective_alone(objective: Any, outputs: ExitOutputs, batch: Batch) -> Callable[[], None]:
+    """The objective, forward and backward, on these outputs."""
+    of, wanted = leaves(outputs)
+    if isinstance(objective, nn.Module):
+        objective.to(batch.inputs.device).train()
 
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=rate.recipe.precision == "bf16"):
-            answered = trained(inputs)
-        loss = objective(answered._replace(logits=answered.logits.float()), batch, 0.0)["ce"]
-        loss.backward()
+    def run() -> None:
+        terms = objective(of, batch, 0.5)
+        torch.autograd.grad(torch.stack(list(terms.values())).sum(), wanted, allow_unused=True)
+
+    return run
+
+
+def joint_step(net: nn.Module, batch: Batch, precision: str) -> Callable[[], None]:
+    """A whole step of `joint`, without data and logging."""
+    optimizer, objective = torch.optim.SGD(net.parameters(), 0.1, 0.9), build_method(Config(method="joint")).objective
+
+    def run() -> None:
+        outputs = answered(net, batch.inputs, precision)
+        objective(outputs._replace(logits=outputs.logits.float()), batch, 0.0)["ce"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    yield "step", medians(side_by_side({"step": step}, 3, warm_up=1))["step"]
+    return run
+
+
+def losses(names: list[str], given: argparse.Namespace) -> tuple[dict[str, float], float]:
+    """({method: seconds of its objective, forward and backward}, seconds of a step of `joint`)."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(given.batch, *SHAPE, generator=draw).to(given.device, memory_format=torch.channels_last)
+    labels = torch.randint(CLASSES, (given.batch,), generator=draw).to(given.device)
+    batch, runs, seen = Batch(inputs, labels, labels), {}, {}
+    config, joint, net = made("joint", given, given.loss_width)
+    net = net.to(given.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision = config.recipe.precision
+    with torch.no_grad():
+        seen[joint.network] = answered(net, inputs, precision)
+        for name in names:
+            _, built, own = made(name, given, given.loss_width)
+            if built.network not in seen:  # a network of its own: other exits, or several networks
+                seen[built.network] = answered(own.to(given.device), inputs, precision)
+            runs[name] = objective_alone(built.objective, seen[built.network], batch)
+    found = medians(side_by_side(runs, 20, warm_up=3))
+    return found, medians(side_by_side({"step": joint_step(net, batch, precision)}, 3, warm_up=1))["step"]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -226,10 +240,11 @@ def table(result: dict[str, Any]) -> str:
         for name, row in result["methods"].items()
     ]
     hardware = result["hardware"]
+    device = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores"
     where = (
         f"Relative to `joint`, width {result['width']}, batch {result['batch']}, {result['precision']}; the last "
-        f"column at width {result['loss_width']}. Measured {result['date'][:10]} on {hardware['gpu'] or hardware['cpu']}, "
-        f"{hardware['cores']} cores, PyTorch {result['versions']['torch']}, by `{result['command']}`."
+        f"column at width {result['loss_width']}. Measured {result['date'][:10]} on {device}, PyTorch "
+        f"{result['versions']['torch']}, by `{result['command']}`."
     )
     return f"{head}{chr(10).join(rows)}\n\n{where}"
 
@@ -268,8 +283,7 @@ def main() -> None:
         sys.exit("--write needs all methods: leave --methods out")
     names = given.methods.split(",") if given.methods else list(methods.about())
     found = ratios(names, given)
-    of_loss = dict(losses(["joint", *(name for name in names if name != "joint")], given))
-    step = of_loss.pop("step")
+    of_loss, step = losses(list(dict.fromkeys(["joint", *names])), given)
     rows = {
         name: {"time": round(found[name][0], 3), "memory": round(found[name][1], 3), "loss": of_loss[name] / step}
         for name in dict.fromkeys(["joint", *names])

@@ -19,7 +19,7 @@ def elsewhere(build: Callable[..., Any]) -> dict[str, dict[str, str]]:
     Its lines are `ImageNet: alpha .1, temperature 20`.
     """
     return {
-        data: dict(pair.split(maxsplit=1) for pair in values.rstrip(".").split(", "))  # type: ignore[misc]
+        data: dict(pair.split(maxsplit=1) for pair in values.rstrip(".").split(", "))
         for data, values in _section(build, "Data sets").items()
     }
 
