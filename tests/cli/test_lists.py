@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +106,18 @@ def test_listing_imports_no_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_document_shows_the_costs_that_the_list_shows() -> None:
+    text = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+    inside = text.split("<!-- costs: ")[1].split("<!-- costs end -->")[0]
+    rows = {
+        cells[1].strip().strip("`"): tuple(cell.strip() for cell in cells[2:5])
+        for cells in (line.split("|") for line in inside.splitlines() if line.startswith("| `"))
+    }
+    listed = {
+        name: (said.family, f"{said.time:.2f}", f"{said.memory:.2f}")
+        for name, said in methods.about().items()
+        if said.time is not None and said.memory is not None
+    }
+    assert rows == listed

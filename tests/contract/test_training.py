@@ -169,16 +169,17 @@ def stopping(running: Loop, at: int) -> None:
 @EVERY_NET
 @EVERY_METHOD
 @pytest.mark.parametrize("precision", [pytest.param("32", marks=pytest.mark.full), "bf16"])
-@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.full), 4])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
     net: str, method: str, at: int, precision: str, tmp_path: Path
 ) -> None:
-    unbroken, cut = (loop(net, method, tmp_path / name, precision=precision) for name in ("whole", "cut"))
+    unbroken, cut = (loop(net, method, tmp_path / name, train=16, precision=precision) for name in ("whole", "cut"))
+    began = copy.deepcopy(unbroken.net.state_dict())
     unbroken.run(resume=False)
     stopping(cut, at)
     with pytest.raises(Interrupted):
         cut.run(resume=False)
-    again = loop(net, method, tmp_path / "cut", precision=precision)
+    again = loop(net, method, tmp_path / "cut", train=16, precision=precision)
     again.run(resume=True)
     one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -188,9 +189,8 @@ def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     steps = [log.read(tmp_path / run / "metrics.jsonl", "step") for run in ("whole", "cut")]
-    assert steps[0] == steps[1] and len(steps[0]) == 3 * unbroken.recipe.epochs
+    assert steps[0] == steps[1] and len(steps[0]) == 2 * unbroken.recipe.epochs
     assert all(np.isfinite(step["loss"]) for step in steps[0])
-    began = loop(net, method, tmp_path / "new").net.state_dict()
     assert any(not torch.equal(tensor, began[name]) for name, tensor in one.items())
 
 
