@@ -1,6 +1,7 @@
 """What learning the weights of the losses costs: a step of HDKD as shipped, by double backward, and of `joint`.
 
     python benchmarks/hdkd.py [--json] [--width 16] [--rounds 3] [--steps 5] [--batch 128] [--device cpu]
+    python benchmarks/hdkd.py --width 64 --rounds 1 --steps 3
 
 Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout; each variant
 in processes of its own, in turn, `--rounds` times. `double` is the textbook way, kept here as comparator: it keeps a

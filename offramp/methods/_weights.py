@@ -240,6 +240,7 @@ def weight_gradient(
     rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rate=rate)
+    del gradient  # as large as the network, and the held-out pass is where most memory is in use
     direction = look_ahead.along(held_out_gradient(net, objective, ahead, parts.held_out()), reach)
 
     def again(parameters: look_ahead.Tensors) -> Tensor:

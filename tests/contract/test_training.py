@@ -202,12 +202,13 @@ def in_turn(net: str, folder: Path, devices: int) -> None:
             loop(net, method, run, frozen=True, devices=devices, ema=0.9, clip=1.0).run(resume=False)
 
 
+@pytest.mark.timeout(600)
 @EVERY_NET
 def test_two_processes_do_as_one_with_the_same_global_batch(net: str, tmp_path: Path) -> None:
     in_turn(net, tmp_path, 1)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, __file__, net, str(tmp_path)]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=280, env=env)
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=400, env=env)
     assert ran.returncode == 0, ran.stderr[-3000:]
     for method in methods.available():
         if method in ONE_PROCESS:
