@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 Number = int | float
 Line = Sequence[tuple[Number, Number]]
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 64, 20, 16, 56
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 76, 20, 16, 56
 LOOKS = 6
 """How many colours there are, told apart by most colour-blind people; marks and dashes differ too."""
 STYLE = """
@@ -70,7 +70,7 @@ class Frame(NamedTuple):
         drawn.append(f'<path class="axis" fill="none" d="M{LEFT} {self.top}V{bottom}H{right}"/>')
         middle, along = (LEFT + right) / 2, (self.top + bottom) / 2
         drawn.append(f'<text x="{middle}" y="{self.height - 12}" text-anchor="middle">{escape(x_label)}</text>')
-        turned = f'transform="translate(16 {along}) rotate(-90)"'
+        turned = f'transform="translate(14 {along}) rotate(-90)"'
         return [*drawn, f'<text {turned} text-anchor="middle">{escape(y_label)}</text>']
 
 
