@@ -22,12 +22,16 @@ class StridedConv(nn.Conv2d):
     """A convolution that takes no longer steps than its maps are wide; the answer is the same.
 
     In bfloat16 on a CPU, PyTorch leaves parts of the weight's gradient uninitialised where maps are narrower than the
-    stride (seen in 2.13: 3×3 with stride 2 on 1×1 maps, which digits end in). Kernel odd, padding half of it.
+    stride (seen in 2.13: 3×3 with stride 2 on 1×1 maps, which digits end in). The gradient of the input of a 1×1
+    convolution with stride 2 and few channels writes outside its memory there (seen in 2.13: 4 to 8 channels, 48×48,
+    channels last): where one is wanted, the pixels that count are taken first. Kernel odd, padding half of it.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, enters, H, W) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
         strides = tuple(min(stride, size) for stride, size in zip(self.stride, input.shape[-2:], strict=True))
+        if self.kernel_size == (1, 1) and input.requires_grad and input.device.type == "cpu":
+            input, strides = input[..., :: strides[0], :: strides[1]], (1, 1)
         return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
 
 

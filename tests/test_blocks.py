@@ -1,5 +1,8 @@
 """Shared layers: strided convolutions on maps narrower than the stride."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -30,3 +33,22 @@ def test_bfloat16_gradients_hold_nothing_but_gradients() -> None:
         assert layer.weight.grad is not None
         around = layer.weight.grad.flatten(2)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]]
         assert not around.any() and layer.weight.grad[:, :, 1, 1].any()
+
+
+@pytest.mark.parametrize(("enters", "leaves", "size"), [(4, 8, 48), (8, 16, 64), (4, 8, 5)])
+def test_a_strided_1x1_convolution_trains_without_writing_elsewhere(enters: int, leaves: int, size: int) -> None:
+    """In a process of its own: where PyTorch's kernel is used for the input's gradient, the heap is damaged."""
+    code = f"""
+import torch
+from offramp.blocks import conv
+torch.manual_seed(0)
+layer = conv({enters}, {leaves}, 1, 2).to(memory_format=torch.channels_last)
+for _ in range(30):
+    inputs = torch.randn(8, {enters}, {size}, {size}).to(memory_format=torch.channels_last).requires_grad_()
+    normed = torch.nn.functional.batch_norm(layer(inputs), None, None, training=True)
+    torch.nn.functional.relu(normed).square().mean().backward()
+exact = torch.nn.functional.conv2d(inputs.double(), layer.weight.double(), None, 2)
+torch.testing.assert_close(layer(inputs).double(), exact, atol=1e-5, rtol=1e-5)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
