@@ -13,11 +13,11 @@ setup: $(VENV)/.ready
 
 # torch first and pinned: without that, another package may bring a build with several GB of CUDA libraries.
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (once; about a minute)"
+	@echo "setting up $(VENV) (once; a minute or several)"
 	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" numpy
-	@$(BIN)/python -m pip install --quiet -e '.[demo,dev,export,tensorboard,transformers,vision]'
+	@$(BIN)/python -m pip install --quiet -e '.[demo,dev,export,openvino,tensorboard,transformers,vision]'
 	@touch $@
 
 demo: setup
