@@ -94,8 +94,9 @@ def _show(result: dict[str, Any]) -> None:
         f"verified on {images:,} images: same exits ({verified['ties']} ties), logits within "
         f"{verified['largest_difference']:.1g} of the largest",
         f"on {measured['samples']:,} test images: accuracy {percent(measured['accuracy'])} % (plain "
-        f"{percent(measured['plain_accuracy'])} %), {count(measured['macs'])} MACs (plain "
-        f"{count(measured['plain_macs'])}), {measured['ms']:.3f} ms an image in ONNX Runtime",
+        f"{percent(measured['plain_accuracy'])} %),",
+        f"  {count(measured['macs'])} MACs (plain {count(measured['plain_macs'])}), "
+        f"{measured['ms']:.3f} ms an image in ONNX Runtime",
     )
     for line in lines:
         stdout.print(line, highlight=False, soft_wrap=True)

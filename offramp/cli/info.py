@@ -19,7 +19,7 @@ def info(
     branch: str = "sketch",
     method: str = "joint",
     width: int | None = None,
-    exits_after: tuple[str, ...] = (),
+    exits_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     exits: int | None = None,
     classes: int = 100,
     channels: int = 3,
@@ -30,7 +30,8 @@ def info(
     """Stages, shapes, parameters and costs of every exit.
 
     Args:
-        net: The network (`offramp nets`); `--net.KEY` sets its parameters.
+        net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE,
+            python:MODULE:FUNCTION; `--net.KEY` sets its parameters.
         branch: The structure of the exits (`offramp branches`); `--branch.KEY` sets its parameters.
         method: The method that trains it, where it trains several networks (dml, one); `--method.KEY` sets its
             parameters.

@@ -117,17 +117,13 @@ def _list(
         shared: takes parameters that every offer has as well.
         more: what else there is to say of the one.
     """
-    from rich.markup import escape
-
-    from offramp.cli._show import stdout
+    from offramp.cli._show import list_offers
 
     if name is None:
         if json:
             emit(offers)
             return
-        width = max(map(len, offers), default=0)
-        for offer, line in offers.items():
-            stdout.print(f"[bold]{offer:<{width}}[/] {escape(line)}", highlight=False)
+        list_offers(offers)
         return
     if name not in offers:
         raise unknown(kind, name, offers, listing="offramp data" if kind == "data" else None)

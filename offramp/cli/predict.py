@@ -55,7 +55,8 @@ def predict(
     else:
         failed = _whole(list(shown), opened, runtime, state if first else None, json)
     if failed:
-        print(f"offramp: {failed} of {total} could not be read; the rest was answered", file=sys.stderr)
+        rest = "; the rest was answered" if failed < total else ""
+        print(f"offramp: {failed} of {total} could not be read{rest}", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
+from offramp.names import NotUnderstood
 
 AUGMENTATIONS = (
     "none",
@@ -85,7 +86,7 @@ def load(
         FileNotFoundError: if there is nothing where the data should be.
     """
     if not 0 <= holdout < 1:
-        raise ValueError(f"holdout must be a share from 0 to below 1, got {holdout}")
+        raise ValueError(f"--holdout must be a share from 0 to below 1, got {holdout}")
     _known("augmentation", augmentation, AUGMENTATIONS)
     _known("normalise", normalise, tuple(NORMALISE))
     build, path = _builder(name, options)
@@ -103,7 +104,9 @@ def load(
     _check(name, found.source, rows)
     mean, std = NORMALISE[normalise] if normalise else (found.mean, found.std)
     if len(mean) != found.source.shape[0]:
-        raise ValueError(f"normalise={normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}")
+        raise ValueError(
+            f"--data.normalise {normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}"
+        )
     splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
     source = found.source
     return DataSet(
@@ -118,7 +121,7 @@ def _nearest(word: str, words: tuple[str, ...]) -> str:
 
 def _known(option: str, value: str | None, values: tuple[str, ...]) -> None:
     if value is not None and value not in values:
-        raise ValueError(f"{option}={value!r} is unknown: {_nearest(value, values)}")
+        raise NotUnderstood(f"--data.{option} {value!r} is unknown: {_nearest(value, values)}")
 
 
 def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], str]:
@@ -126,14 +129,14 @@ def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], 
     head, _, path = name.partition(":")
     names = tuple(known for known, _ in available())
     if head not in names:
-        raise ValueError(f"there is no data set {head!r}: {_nearest(head, names)}")
+        raise NotUnderstood(f"there is no data set {head!r}: {_nearest(head, names)}")
     build: Callable[..., Found] = import_module(f"offramp.data.{head}").build
     parameters = inspect.signature(build).parameters.values()
     valid = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     for option in options:
         if option not in valid:
             hint = _nearest(option, valid) if valid else "it has none of its own"
-            raise ValueError(f"{head} has no option {option!r}: {hint}")
+            raise NotUnderstood(f"{head} has no option {option!r}: {hint}")
     return build, path
 
 
@@ -178,8 +181,8 @@ def _held_out(
         left = per_class - held_per_class if inclusive else per_class
         if left < 1:
             raise ValueError(
-                f"per_class={per_class} leaves nothing to train on, since it includes the {held_per_class} images per "
-                "class that are held out: raise it, lower holdout, or set per_class_includes_holdout=false"
+                f"--per-class {per_class} leaves nothing to train on, since it includes the {held_per_class} images "
+                "per class that are held out: raise it, lower --holdout, or --data.per_class_includes_holdout false"
             )
         rows["train"] = subset(labels, rows["train"], left, seed)
     return rows
