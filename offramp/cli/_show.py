@@ -51,7 +51,13 @@ def list_offers(offers: Mapping[str, str]) -> None:
         head = "" if apart else names[0]
         if apart:
             stdout.print(fill(" ".join(names), WIDTH, break_on_hyphens=False), style="bold", highlight=False)
-        text = fill(line, WIDTH, initial_indent=f"{head:<{width}}  ", subsequent_indent=" " * (width + 2))
+        text = fill(
+            line,
+            WIDTH,
+            initial_indent=f"{head:<{width}}  ",
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
+        )
         stdout.print(Text(text) if apart else Text(text, spans=[Span(0, width, "bold")]), soft_wrap=True)
 
 

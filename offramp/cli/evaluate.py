@@ -144,10 +144,10 @@ def show(result: dict[str, Any]) -> None:
     stdout.print()
     stdout.print(table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows), soft_wrap=True)
     if leaving["speedup"]:
-        stdout.print(_gain(leaving), highlight=False, soft_wrap=True)
+        stdout.print(gain(leaving), highlight=False, soft_wrap=True)
 
 
-def _gain(leaving: dict[str, Any]) -> str:
+def gain(leaving: dict[str, Any]) -> str:
     """What leaving early saves in operations and on the clock, or what it costs."""
     saved, faster = leaving["plain"]["macs"] / leaving["macs"], leaving["speedup"]
     operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"

@@ -190,7 +190,7 @@ def _held_out(
 
 def _with_class_names(text: str, classes: tuple[str, ...]) -> str:
     """Say `class 3 (cat)` where the splitting functions, which know numbers only, said `class 3`."""
-    return re.sub(r"\bclass (\d+)\b", lambda found: f"class {found[1]} ({classes[int(found[1])]})", text)
+    return re.sub(r"(?<!-)\bclass (\d+)\b", lambda found: f"class {found[1]} ({classes[int(found[1])]})", text)
 
 
 def _check_classes(source: Source, rows: dict[str, Indices]) -> None:
