@@ -194,7 +194,7 @@ def test_what_could_not_be_read_is_told_in_plain_words(offramp: Offramp, bundle:
 def test_a_run_is_no_bundle(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("net: resnet18\n")
     ran = offramp("predict", tmp_path, "a.png")
-    says = f"{tmp_path} is a run, not a bundle: `offramp export {tmp_path} --out DIR` makes a bundle of it"
+    says = f"{tmp_path} is a run, no bundle: `offramp export {tmp_path} --out DIR` makes one of it"
     assert (ran.status, ran.err) == (1, f"offramp: {says}\n")
 
 
