@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.config import LoadedRun, SeveralRun, open_run
+from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -32,7 +33,7 @@ def evaluate(
         json: Print one JSON object.
     """
     if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+        raise NotUnderstood(f"--batch-size must be at least 1, got {batch_size}")
     loaded = open_run(run, weights)
     result = measure(loaded, weights, data_dir, batch_size, show=not json)
     if json:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.config import LoadedRun, load_run
+from offramp.names import NotUnderstood
 
 LEAST = 1000
 
@@ -31,7 +32,7 @@ def export(
         json: Print one JSON object.
     """
     if images < LEAST:
-        raise ValueError(f"--images must be at least {LEAST}, got {images}")
+        raise NotUnderstood(f"--images must be at least {LEAST}, got {images}")
     loaded = load_run(run, weights)
     if loaded.policy is None:
         raise ValueError(f"{run} has no policy yet: fit one with `offramp calibrate {run} --macs 0.5`")

@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
+from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +52,7 @@ def info(
     from offramp.net import MultiExitNet
 
     if image_size is not None and image_size < 1:
-        raise ValueError(f"--image-size must be at least 1, got {image_size}")
+        raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
     options = parse_options(option or [])
     config = Config(
         net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method=method, options=options

@@ -69,16 +69,17 @@ def load(
             Where the data bring both val and test, that val is halved instead and `holdout` is not used. Data with
             train and val only: val is what is reported on (as everyone does on ImageNet), and becomes test.
             Data that are not divided: 10 % test, `holdout` of all val and cal, the rest train.
-        per_class: CIFAR(X) of the DBT paper, X images per class. The X includes what is held out
-            (CIFAR(150) = 100 train + 50 held out) unless `per_class_includes_holdout` is False.
+        per_class: CIFAR(X) of the DBT paper, X images per class.
+        per_class_includes_holdout: whether that X includes what is held out (CIFAR(150) = 100 train + 50 held out).
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
             median shorter side is at most 48, else 224).
         split_seed: decides which images are held out; independent of the training seed.
         streaming: decode images anew for every batch instead of keeping them all (folder only).
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
         progress: show a bar on stderr while decoding.
-        augmentation: one of `AUGMENTATIONS` instead of the source's own.
-        normalise: one of `NORMALISE` instead of the source's own constants.
+        augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised or random-resized-crop
+            instead of the source's own.
+        normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.
         options: of the source, such as `image_column` and `label_column` of parquet.
 
     Raises:

@@ -178,7 +178,7 @@ def test_a_batch_size_that_makes_no_sense(offramp: Offramp, run: Path) -> None:
         if policy:
             save(ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4), run / "policy.json")
         ran = offramp("evaluate", run, "--batch-size", 0)
-        assert ran.status == 1 and "--batch-size must be at least 1, got 0" in ran.err
+        assert ran.status == 2 and "--batch-size must be at least 1, got 0" in ran.err
 
 
 def test_evaluating_adds_a_trace_to_the_run_and_changes_nothing(offramp: Offramp, run: Path) -> None:

@@ -135,3 +135,22 @@ def test_networks_of_a_family_stand_together(offramp: Offramp) -> None:
     lines = offramp("nets").out.splitlines()
     assert "resnet18 resnet34 resnet50 resnet101 resnet152" in lines
     assert sum("ResNet 18/34/50/101/152" in line for line in lines) == 1
+
+
+def test_details_are_told_in_what_is_typed(offramp: Offramp) -> None:
+    for verb, offers in OFFERS.items():
+        for name in offers:
+            out = offramp(verb, name).out
+            for word in (
+                "collections.abc",
+                "pathlib",
+                "None)",
+                "`SETTINGS`",
+                "`NORMALISE`",
+                "`AUGMENTATIONS`",
+                "Raises",
+            ):
+                assert word not in out, (name, word)
+            assert "request: " not in out and "exit: number" not in out
+    assert "--branch.widths –   (int, with commas between)" in offramp("branches", "beed").out
+    assert "hdkd-cifar-4" in offramp("nets", "msdnet").out

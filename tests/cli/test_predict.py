@@ -180,7 +180,7 @@ def test_a_split_gives_the_same_answers(
 )
 def test_words_that_make_no_sense(offramp: Offramp, bundle: Path, words: tuple[str, ...], says: str) -> None:
     ran = offramp("predict", bundle, *words)
-    assert ran.status == 1 and says in ran.err and ran.err.count("\n") == 1
+    assert ran.status in (1, 2) and says in ran.err and ran.err.count("\n") == 1
 
 
 def test_what_could_not_be_read_is_told_in_plain_words(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
