@@ -11,9 +11,10 @@ WORKERS ?= 2
 
 setup: $(VENV)/.ready
 
-# torch first and pinned: without that, another package may bring a build with several GB of CUDA libraries.
+# torch first and pinned, so that no other package chooses it. On Linux, PyPI's build brings several GB of CUDA libraries;
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup takes the build for CPUs.
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (once; a minute or several)"
+	@echo "setting up $(VENV) (once; torch and the rest are fetched, which may take several minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" numpy

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp import kinds
-from offramp.names import unknown
+from offramp.names import NotUnderstood, unknown
 from offramp.parameters import KINDS, arguments, convert, defaults
 from offramp.train.recipe import Recipe
 
@@ -32,12 +32,13 @@ class Config:
     """Network, exits, method, data and recipe of a run.
 
     Attributes:
-        net: The network (`offramp nets`); for methods that train several of them, names with commas between.
+        net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE, python:MODULE:FUNCTION;
+            for methods that train several of them, names with commas between.
         branch: The structure of the exits (`offramp branches`).
         method: How the exits are trained (`offramp methods`).
         tap: How gradients meet at the exits: the method's `own` way, or gradient equilibrium on top of any method (in
             networks of several scales at the coarsest scale, or at all).
-        data: The data set (`offramp data`), folder:PATH or parquet:PATH.
+        data: The data set (`offramp data`), folder:PATH, parquet:PATH or hub:OWNER/NAME.
         data_dir: The data set's own folder or its parent; else $OFFRAMP_DATA.
         width: Base channels of the network, short for --net.width.
         exits_after: Layers after which exits stand, such as layer1,layer2 (`timm:`, `torchvision:`, `transformers:`,
@@ -58,7 +59,7 @@ class Config:
     data: str = "digits"
     data_dir: Path | None = None
     width: int | None = None
-    exits_after: tuple[str, ...] = ()
+    exits_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     exits: int | None = None
     weights: Path | None = None
     image_size: int | None = None
@@ -71,7 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
-            raise ValueError(f"--holdout is a share of the training images in [0, 1), got {self.holdout}")
+            raise NotUnderstood(f"--holdout is a share of the training images in [0, 1), got {self.holdout}")
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {_place(error)}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no options: it must be a mapping such as `net: resnet18`")
     values: dict[str, Any] = {}
@@ -149,6 +150,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for key in values:
         check_key(key, str(path))
     return values
+
+
+def _place(error: Exception) -> str:
+    """Where a text stops being YAML, and why, in a few words."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return "it is no text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', '')}"
 
 
 def build_data(config: Config, progress: bool = True) -> "DataSet":
@@ -177,7 +186,11 @@ def build_method(config: Config) -> "Method":
     from offramp import methods
     from offramp.methods._taps import tap_named
 
-    method: Method = methods.find(config.method).build(**resolve(config).options.get("method", {}))
+    values = resolve(config).options.get("method", {})
+    try:
+        method: Method = methods.find(config.method).build(**values)
+    except ValueError as error:
+        raise NotUnderstood(str(error)) from None
     return dataclasses.replace(method, tap=tap_named(config.tap, method.tap))
 
 

@@ -69,7 +69,9 @@ def open_image(data: bytes | Path) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    said = "".join(str(error).splitlines()[:1])
+    # what decoders mean to say comes in these; the rest are accidents, told best by their kind
+    return said if said and isinstance(error, OSError | SyntaxError | ValueError) else f"{type(error).__name__}: {said}"
 
 
 def kind_of(mode: str) -> str | None:

@@ -9,6 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 
+class NotUnderstood(ValueError):
+    """A name that does not exist, or a value that makes no sense: what was typed has to be typed otherwise."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The sentence part that helps: "the nearest is 'muse'", or the whole choice where nothing is near.
 
@@ -22,7 +26,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f"there are {', '.join(map(repr, choice))}" if choice else "there are none"
 
 
-def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None = None) -> ValueError:
+def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None = None) -> NotUnderstood:
     """The error for a name that does not exist: "unknown method 'muze'; the nearest is 'muse' (see `offramp methods`)".
 
     Args:
@@ -31,7 +35,7 @@ def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None
     """
     command = f"offramp {kind}{'es' if kind.endswith('ch') else 's'}" if listing is None else listing
     hint = f" (see `{command}`)" if command else ""
-    return ValueError(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
+    return NotUnderstood(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
 
 
 def discover(package: ModuleType | str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp.names import unknown
+from offramp.names import NotUnderstood, unknown
 
 KINDS = ("net", "branch", "method", "data")
 """What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
@@ -53,7 +53,10 @@ def convert(value: Any, hint: Any, option: str) -> Any:
             return made
     choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     wants = f"one of {', '.join(map(str, choice))}" if choice else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{option} takes {wants}, got {value!r}")
+    if typing.get_origin(hint) in (tuple, list, Sequence):
+        of = {int: "whole numbers", float: "numbers"}.get(typing.get_args(hint)[0], "words")
+        wants = f"{of} with commas between"
+    raise NotUnderstood(f"{option} takes {wants}, got {value!r}")
 
 
 def _fit(value: Any, kind: Any) -> tuple[bool, Any]:

@@ -11,7 +11,14 @@ from numpy import ndarray
 
 from offramp.adapt.bound import bound
 from offramp.adapt.exact import pair
-from offramp.adapt.geometric import POINTS, between_samples, descending, geometric_shares, geometric_thresholds
+from offramp.adapt.geometric import (
+    POINTS,
+    between_samples,
+    descending,
+    exits_taken,
+    geometric_shares,
+    geometric_thresholds,
+)
 from offramp.adapt.judge import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
 from offramp.adapt.policy import NEVER, ExitPolicy
 from offramp.adapt.search import Goal, Point, Table, ascend, met, point, rank, table
@@ -28,6 +35,14 @@ SCREENED = 2000
 WHOLE = 8000
 """Up to so many samples every ascent runs on all of them; of more, ascents begin on a draw, and the best go on."""
 FINISHED = 2
+
+
+class TooCheap(ValueError):
+    """No policy is as cheap as the budget: mean costs per sample, in the unit of the costs given."""
+
+    def __init__(self, budget: float, cheapest: float) -> None:
+        super().__init__(f"no policy is that cheap: the budget is {budget:.4g}, the cheapest costs {cheapest:.4g}")
+        self.budget, self.cheapest = budget, cheapest
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,8 @@ def calibrate(
         rule: score, answer and temperatures.
 
     Raises:
-        ValueError: if no policy does it; the message names the nearest one. If the logits are empty or not finite.
+        TooCheap: if no policy is within the budget.
+        ValueError: if none is that accurate, naming the nearest one. If the logits are empty or not finite.
     """
     if (budget is None) == (accuracy is None):
         raise ValueError("exactly one goal is needed: a budget or an accuracy")
@@ -94,16 +110,38 @@ def calibrate(
                 found += [(enabled, there, patience) for there in _solve(of, goal, rule, patience, pool)]
     enabled, there, patience = max(found, key=lambda entry: rank(goal, entry[1], n))
     if not met(goal, there, n):
-        raise ValueError(_missed(goal, found, n))
+        raise _missed(goal, found, n)
+    enabled, there = _without_idle(tables, enabled, there, patience, goal)
     return _outcome(tables, enabled, there, patience, goal)
 
 
-def _missed(goal: Goal, found: list[tuple[Enabled, Point, int]], n: int) -> str:
+def _without_idle(
+    tables: "_Tables", enabled: Enabled, there: Point, patience: int, goal: Goal
+) -> tuple[Enabled, Point]:
+    """The same point with the exits switched off at which nobody leaves: they cost a branch and answer nobody.
+
+    Where exits look back, what they answer counts even there; such an exit goes only if nothing gets worse.
+    """
+    of = dict(tables.of(enabled))[patience]
+    n = of.score.shape[1]
+    taken = exits_taken(of.score, there.thresholds)
+    on = [exit for exit, flag in enumerate(enabled) if flag]
+    for exit in [exit for place, exit in enumerate(on[:-1]) if not (taken == place).any()]:
+        fewer = tuple(flag and other != exit for other, flag in enumerate(enabled))
+        if fewer not in tables.costs:
+            continue
+        thresholds = np.delete(there.thresholds, sum(enabled[:exit]))
+        same = [point(less, thresholds) for passed, less in tables.of(fewer) if passed == patience]
+        if same and rank(goal, same[0], n) >= rank(goal, there, n):
+            enabled, there = fewer, same[0]
+    return enabled, there
+
+
+def _missed(goal: Goal, found: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
     if goal.cost is not None:
-        cheapest = min(there.cost for _, there, _ in found) / n
-        return f"no policy is that cheap: the budget is {goal.cost:.4g}, the cheapest costs {cheapest:.4g}"
+        return TooCheap(float(goal.cost), min(there.cost for _, there, _ in found) / n)
     best = max(there.right for _, there, _ in found) / n
-    return (
+    return ValueError(
         f"no policy is that accurate on the calibration split: {100 * (goal.accuracy or 0):.2f} % is wanted, the most "
         f"accurate reaches {100 * best:.2f} %"
     )

@@ -31,6 +31,7 @@ class Certificate:
 
     Attributes:
         outcome: The policy, and what it does on the samples that certify.
+        plain: The accuracy of the plain network on the same samples.
         risk: The bound on the share of samples that the plain network gets right and the policy wrong.
         delta: With this probability over the draw of the samples the bound may fail; None where it is on the
             expectation (conformal risk control).
@@ -42,6 +43,7 @@ class Certificate:
     """
 
     outcome: Outcome
+    plain: float
     risk: float
     delta: float | None
     samples: int
@@ -114,6 +116,7 @@ def certify(
     saves = bool(found) and outcome.cost < unchanged.cost
     return Certificate(
         outcome if saves else unchanged,
+        unchanged.accuracy,
         risk,
         delta,
         len(proof),
@@ -153,7 +156,7 @@ def _path(
     rows = tune[:: max(len(tune) // WEIGHED, 1)]
     few, truth, right = logits[:, rows], labels[rows], plain[rows]
     everything = judge(few, truth, (True,) * logits.shape[0], rule)
-    tried: list[tuple[bool, float, Enabled, Float[ndarray, "J"]]] = []
+    tried: list[tuple[bool, float, int, Enabled, Float[ndarray, "J"]]] = []  # of equal ones, the fewest exits
     for enabled in [enabled for enabled in costs if sum(enabled) > 1] or list(costs):
         alone = not looks_back(rule)
         judged = everything.of(np.flatnonzero(enabled)) if alone else judge(few, truth, enabled, rule)
@@ -163,8 +166,8 @@ def _path(
         fine = np.maximum.accumulate(loss) <= risk
         price = _prices(costs, enabled)[taken].mean(1)
         value = float(price[fine].min() if fine.any() else loss[0])
-        tried.append((not fine.any(), value, enabled, levels))
-    _, _, enabled, levels = min(tried, key=lambda entry: entry[:2])
+        tried.append((not fine.any(), value, sum(enabled), enabled, levels))
+    _, _, _, enabled, levels = min(tried, key=lambda entry: entry[:3])
     return enabled, levels
 
 

@@ -1,15 +1,18 @@
 """The command line: one file per verb; torch is imported inside the verbs, so that --help answers at once."""
 
+import inspect
 import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError, ValidationError
 
 from offramp import __version__
+from offramp.names import NotUnderstood
 
 
 def app() -> App:
@@ -52,7 +55,7 @@ def app() -> App:
         lists.methods,
         lists.data,
     ):
-        made.command(verb)
+        made.command(verb, usage=_usage(verb))
     return made
 
 
@@ -70,19 +73,56 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> int:
-    from offramp.cli._argv import prepare
+    from offramp.cli._argv import blamed, prepare
 
     try:
-        app()(prepare(words), exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        return _fail(words, " ".join(str(error).split()), 2)
+        typed = prepare(words)
     except ValueError as error:
-        return _fail(words, str(error), 2 if "--config" in str(error) else 1)
+        return _fail(words, str(error), 2)
+    try:
+        app()(typed, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(words, _said(error), 2)
+    except NotUnderstood as error:
+        return _fail(words, blamed(words, str(error)), 2)
+    except ValueError as error:
+        return _fail(words, str(error), 1)
     except (OSError, ImportError, RuntimeError) as error:
         if not _expected(error):
             raise
         return _fail(words, str(error), getattr(error, "status", 1))
     return 0
+
+
+def _said(error: CycloptsError) -> str:
+    """What was wrong with the words, in one line."""
+    argument, verb = error.argument, " ".join(error.command_chain or ())
+    if isinstance(error, ValidationError) and error.exception_message:
+        return " ".join(error.exception_message.split())
+    if not isinstance(error, MissingArgumentError) or argument is None:
+        return " ".join(str(error).split())
+    if argument.field_info.is_positional:
+        name = argument.field_info.name.upper()
+        return f"{name} is missing: offramp {verb} {name}"
+    if error.keyword or argument.tokens:
+        return f"{error.keyword or argument.name} needs a value"
+    goes = "where the run goes, such as --out runs/a" if verb == "train" else "the folder to write, such as --out made"
+    return f"{argument.name} is missing: {goes}"
+
+
+def _usage(verb: Callable[..., Any]) -> str:
+    """What is typed after the verb, arguments by their names."""
+    needed, placed = [], []
+    for name, spec in inspect.signature(verb).parameters.items():
+        if spec.kind is spec.VAR_POSITIONAL:
+            placed.append(f"{name.upper()}...")
+        elif spec.kind is spec.KEYWORD_ONLY and spec.default is spec.empty:
+            needed.append(f"--{name.replace('_', '-')} PATH")
+        elif spec.kind is spec.POSITIONAL_ONLY:
+            placed.append(name.upper() if spec.default is spec.empty else f"[{name.upper()}]")
+        elif spec.kind is spec.POSITIONAL_OR_KEYWORD and spec.default is spec.empty:
+            placed.append(name.upper())
+    return " ".join(["Usage: offramp", verb.__name__, *needed, "[OPTIONS]", *placed])
 
 
 def _expected(error: Exception) -> bool:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from offramp.config import read_yaml
+from offramp.config import read_yaml, resolve, unflat
+from offramp.names import NotUnderstood
 from offramp.parameters import KINDS
 
 
@@ -14,7 +15,8 @@ def prepare(argv: list[str]) -> list[str]:
     does not say itself is appended from it.
 
     Raises:
-        ValueError: if a value is missing, or the config file is absent, no YAML or has an unknown key.
+        ValueError: if a value is missing, or the config file is absent, no YAML, has an unknown key or a value of the
+            wrong type.
     """
     words: list[str] = []
     said: set[str] = set()
@@ -41,10 +43,25 @@ def prepare(argv: list[str]) -> list[str]:
     if len(configs) > 1:
         raise ValueError("--config can be given once")
     for path in configs:
-        for key, found in read_yaml(path).items():
+        given = read_yaml(path)
+        unflat(given, str(path))  # a value of the wrong type is the file's mistake, and said with its name
+        for key, found in given.items():
             if _bare(key) not in said:
                 words += _words(key, found)
     return words
+
+
+def blamed(argv: list[str], message: str) -> str:
+    """The message, with the name of the config file where the mistake is in there."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == "--config":
+            path = value or following
+            try:
+                resolve(unflat(read_yaml(Path(path)), path))
+            except NotUnderstood as error:
+                return message if str(error).startswith(path) else f"{path}: {error}"
+    return message
 
 
 def _bare(name: str) -> str:
@@ -67,7 +84,7 @@ def _words(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option if value else f"--no-{option[2:]}"]
     if isinstance(value, list):
-        return [word for part in value for word in (option, str(part))] or [f"--empty-{option[2:]}"]
+        return [word for part in value for word in (option, str(part))] or [option, ""]
     return [option, str(value)]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offramp.config import Config, build_data, build_method, build_net, flat, prepare, resolve
+from offramp.names import NotUnderstood
 
 COMPARISON = "comparison.yaml"
 
@@ -32,10 +33,10 @@ def parse_seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     wrong = [part for part in parts if not part.isdecimal()]
     if wrong:
-        raise ValueError(f"--seeds takes whole numbers from 0 on with commas between, such as 0,1,2, got {text!r}")
+        raise NotUnderstood(f"--seeds takes whole numbers from 0 on with commas between, such as 0,1,2, got {text!r}")
     seeds = [int(part) for part in parts]
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text} names a seed twice")
+        raise NotUnderstood(f"--seeds {text} names a seed twice")
     return seeds
 
 
@@ -49,12 +50,16 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
     for word in re.split(r",(?![^()]*\))", text):
         matched = re.fullmatch(r"\s*([^()\s]+?)\s*(?:\(([^()]*)\))?\s*", word)
         if matched is None:
-            raise ValueError(f"--methods takes names such as joint,muse(alpha=0.1), got {word.strip()!r} in {text!r}")
+            raise NotUnderstood(
+                f"--methods takes names such as joint,muse(alpha=0.1), got {word.strip()!r} in {text!r}"
+            )
         given: dict[str, str] = {}
         for part in re.split(r",(?=[^,=]*=)", matched[2] or ""):
             key, equals, value = part.partition("=")
             if part.strip() and not (equals and key.strip() and value.strip()):
-                raise ValueError(f"--methods {word.strip()}: {part.strip()!r} is no KEY=VALUE, as in muse(alpha=0.1)")
+                raise NotUnderstood(
+                    f"--methods {word.strip()}: {part.strip()!r} is no KEY=VALUE, as in muse(alpha=0.1)"
+                )
             if part.strip():
                 given[key.strip()] = value.strip()
         found.append((matched[1], given))
@@ -82,7 +87,7 @@ def entries(config: Config, methods: str, seeds: str, out: Path) -> list[Entry]:
         wanted = resolve(dataclasses.replace(config, method=name, options=options))
         called = label(flat(wanted))
         if called in chosen:
-            raise ValueError(f"--methods names {called} twice")
+            raise NotUnderstood(f"--methods names {called} twice")
         chosen[called] = wanted
     numbers = parse_seeds(seeds)
     return [

@@ -5,6 +5,8 @@ from typing import Literal
 
 from cyclopts import ArgumentCollection, Group
 
+from offramp.names import NotUnderstood
+
 NAMES = "--macs, --ms, --max-drop, --target-accuracy or --risk"
 
 
@@ -22,7 +24,7 @@ class Wish:
     """One goal and its rule, as typed; see `offramp calibrate --help`.
 
     Raises:
-        ValueError: naming the option whose value makes no sense.
+        NotUnderstood: naming the option whose value makes no sense.
     """
 
     macs: str | None = None
@@ -39,19 +41,21 @@ class Wish:
         if self.macs is not None:
             parse_macs(self.macs, 1.0)
         if self.ms is not None and not 0 < self.ms < float("inf"):
-            raise ValueError(f"--ms takes a positive number of milliseconds per image, got {self.ms}")
+            raise NotUnderstood(f"--ms takes a positive number of milliseconds per image, got {self.ms}")
         if self.max_drop is not None and not 0 <= self.max_drop < 100:
-            raise ValueError(f"--max-drop takes points of accuracy in [0, 100), such as 0.5, got {self.max_drop}")
+            raise NotUnderstood(f"--max-drop takes points of accuracy in [0, 100), such as 0.5, got {self.max_drop}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 100:
-            raise ValueError(f"--target-accuracy takes percent in (0, 100], such as 75, got {self.target_accuracy}")
+            raise NotUnderstood(f"--target-accuracy takes percent in (0, 100], such as 75, got {self.target_accuracy}")
         if self.risk is not None and not 0 < self.risk < 1:
-            raise ValueError(f"--risk takes a probability in (0, 1), such as 0.01, got {self.risk}")
-        if self.delta is not None and (self.risk is None or not 0 < self.delta < 1):
-            raise ValueError(f"--delta takes a probability in (0, 1) and goes with --risk, got {self.delta}")
+            raise NotUnderstood(f"--risk takes a probability in (0, 1), such as 0.01, got {self.risk}")
+        if self.delta is not None and self.risk is None:
+            raise NotUnderstood("--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05")
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise NotUnderstood(f"--delta takes a probability in (0, 1), such as 0.05, got {self.delta}")
         if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+            raise NotUnderstood(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.save is not None and self.unit != self.save:
-            raise ValueError(f"--save {self.save} contradicts --{self.unit}")
+            raise NotUnderstood(f"--save {self.save} contradicts --{self.unit}")
 
     @property
     def unit(self) -> str:
@@ -64,7 +68,7 @@ class Wish:
         """The temperature of each exit, () where they are to be fitted.
 
         Raises:
-            ValueError: if they are neither `fit` nor one positive number, or one for each exit.
+            NotUnderstood: if they are neither `fit` nor one positive number, or one for each exit.
         """
         if self.temperatures == "fit":
             return ()
@@ -73,7 +77,7 @@ class Wish:
         except ValueError:
             given = ()
         if len(given) not in (1, exits) or any(not 0 < value < float("inf") for value in given):
-            raise ValueError(
+            raise NotUnderstood(
                 f"--temperatures takes `fit`, a positive number, or {exits} of them with commas between, one per exit, "
                 f"got {self.temperatures!r}"
             )
@@ -84,7 +88,7 @@ def parse_macs(text: str, plain: float) -> float:
     """`0.5` -> half of plain; `250M` -> 250e6.
 
     Raises:
-        ValueError: if it is neither.
+        NotUnderstood: if it is neither.
     """
     suffixes = {"k": 1e3, "M": 1e6, "G": 1e9}
     number, factor = (text[:-1], suffixes[text[-1]]) if text[-1:] in suffixes else (text, 1.0)
@@ -93,5 +97,5 @@ def parse_macs(text: str, plain: float) -> float:
     except ValueError:
         value = float("nan")
     if not 0 < value < float("inf"):
-        raise ValueError(f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {text!r}")
+        raise NotUnderstood(f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {text!r}")
     return value * plain if factor == 1.0 and value <= 1 else value

@@ -1,14 +1,18 @@
 """What the terminal shows: progress while training, tables of exits, costs in readable units."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Span, Text
 
+WIDTH = 78
+"""Columns of running text: it fits a terminal of 80."""
 stdout = Console()
 stderr = Console(stderr=True)
 
@@ -34,6 +38,27 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Tab
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def list_offers(offers: Mapping[str, str]) -> None:
+    """One entry for each line: its name before it, or above it the names of all that share it."""
+    groups: dict[str, list[str]] = {}
+    for name, line in offers.items():
+        groups.setdefault(line, []).append(name)
+    apart = len(groups) < len(offers)
+    width = 2 if apart else max(map(len, offers), default=0)
+    for line, names in groups.items():
+        head = "" if apart else names[0]
+        if apart:
+            stdout.print(fill(" ".join(names), WIDTH, break_on_hyphens=False), style="bold", highlight=False)
+        text = fill(
+            line,
+            WIDTH,
+            initial_indent=f"{head:<{width}}  ",
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
+        )
+        stdout.print(Text(text) if apart else Text(text, spans=[Span(0, width, "bold")]), soft_wrap=True)
 
 
 class TrainingProgress:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.config import load_run
+from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
     from offramp.cli._sides import Sides
@@ -45,9 +46,9 @@ def bench(
     """
     sizes = _sizes(batch)
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"--seconds must be a positive number, got {seconds}")
+        raise NotUnderstood(f"--seconds must be a positive number, got {seconds}")
     if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
+        raise NotUnderstood(f"--threads must be at least 1, got {threads}")
     sides = _sides(target, runtimes, threads, images, weights, data_dir, max(sizes), show=not json)
     result = measure(target, sides, sizes, seconds, seed, show=not json)
     if json:
@@ -62,7 +63,7 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"--batch takes whole numbers from 1 on with commas between, such as 1,64, got {text!r}")
+        raise NotUnderstood(f"--batch takes whole numbers from 1 on with commas between, such as 1,64, got {text!r}")
     return sizes
 
 

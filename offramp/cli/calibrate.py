@@ -12,7 +12,7 @@ from offramp.config import LoadedRun, load_run
 if TYPE_CHECKING:
     from numpy import ndarray
 
-    from offramp.adapt.calibrate import Outcome
+    from offramp.adapt.calibrate import Outcome, TooCheap
     from offramp.adapt.certify import Certificate
     from offramp.adapt.judge import Rule
 
@@ -87,6 +87,7 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
     outcome, goal, certificate = _reach(wish, logits, labels, costs, rule)
     alone = costs[choices(exits)[-1]][0]
+    plain = certificate["plain"] if certificate else float((logits[-1].argmax(1) == labels).mean())
     about: dict[str, Any] = {
         "goal": goal,
         "rule": "certified path" if certificate else "search",
@@ -95,7 +96,7 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
         "weights": weights,
         "epoch": loaded.about["epoch"],
         "expected": {"accuracy": outcome.accuracy, wish.unit: outcome.cost, "shares": outcome.shares},
-        "plain": {"accuracy": float((logits[-1].argmax(1) == labels).mean()), wish.unit: alone},
+        "plain": {"accuracy": plain, wish.unit: alone},
         "bound": outcome.bound,
         "certificate": certificate,
         **({"batch_size": wish.batch_size} if wish.unit == "ms" else {}),
@@ -110,8 +111,8 @@ def _reach(
     wish: Wish, logits: "ndarray", labels: "ndarray", costs: dict[tuple[bool, ...], list[Any]], rule: "Rule"
 ) -> tuple["Outcome", dict[str, Any], dict[str, Any] | None]:
     """The policy that reaches the goal, the goal in plain numbers, and the certificate if there is one."""
+    from offramp.adapt.calibrate import TooCheap, choices
     from offramp.adapt.calibrate import calibrate as search
-    from offramp.adapt.calibrate import choices
     from offramp.adapt.certify import certify
 
     plain_cost = float(costs[choices(len(logits))[-1]][0])
@@ -129,7 +130,10 @@ def _reach(
         return found.outcome, {"risk": wish.risk, "delta": wish.delta}, _certificate(found)
     if wish.macs is not None or wish.ms is not None:
         budget = wish.ms if wish.macs is None else parse_macs(wish.macs, plain_cost)
-        return search(logits, labels, segment_costs=costs, budget=budget, rule=rule), {wish.unit: budget}, None
+        try:
+            return search(logits, labels, segment_costs=costs, budget=budget, rule=rule), {wish.unit: budget}, None
+        except TooCheap as error:
+            raise ValueError(_too_cheap(wish, error, plain_cost)) from None
     if wish.max_drop is not None:
         wanted = max(0.0, right / len(labels) - wish.max_drop / 100)
         goal = {"max_drop": wish.max_drop / 100, "accuracy": wanted}
@@ -138,6 +142,16 @@ def _reach(
         wanted = wish.target_accuracy / 100
         goal = {"accuracy": wanted}
     return search(logits, labels, segment_costs=costs, accuracy=wanted, rule=rule), goal, None
+
+
+def _too_cheap(wish: Wish, error: "TooCheap", plain: float) -> str:
+    """The budget as it was typed, and what the cheapest policy costs."""
+    cheapest = f"{error.cheapest / plain:.2f} of plain ({_cost(error.cheapest, wish.unit)})"
+    if wish.macs is None:
+        return f"no policy is that fast: --ms {wish.ms:g} is asked for, the cheapest takes {cheapest}"
+    hint = "" if wish.macs[-1] in "kMG" or error.budget > 1000 else ", since only values up to 1 are fractions of plain"
+    counted = _cost(error.budget, "macs") + (hint if float(wish.macs.rstrip("kMG")) > 1 else "")
+    return f"no policy is that cheap: --macs {wish.macs} is {counted}; the cheapest costs {cheapest}"
 
 
 def _certificate(found: "Certificate") -> dict[str, Any]:
@@ -185,7 +199,7 @@ def _show(result: dict[str, Any]) -> None:
     stdout.print(table(title, ["exit", f"leave if {result['score']}", "leave here %"], rows), soft_wrap=True)
     for line in (_expectation(result), _gap(result), _promise(result)):
         if line:
-            stdout.print(line, highlight=False, soft_wrap=True)
+            stdout.print(line, highlight=False)
 
 
 def _level(asked: float, score: str) -> str:
@@ -205,9 +219,10 @@ def _cost(value: int | float, unit: str) -> str:
 def _expectation(result: dict[str, Any]) -> str:
     from offramp.cli._show import percent
 
-    expected, plain, unit = result["expected"], result["plain"], result["unit"]
+    expected, plain, unit, made = result["expected"], result["plain"], result["unit"], result["certificate"]
+    where = "" if made is None else f" on the {made['samples']:,} samples that certify"
     return (
-        f"expected: accuracy {percent(expected['accuracy'])} % at {_cost(expected[unit], unit)}; "
+        f"expected{where}: accuracy {percent(expected['accuracy'])} % at {_cost(expected[unit], unit)}; "
         f"plain: {percent(plain['accuracy'])} % at {_cost(plain[unit], unit)}"
     )
 
@@ -220,8 +235,8 @@ def _gap(result: dict[str, Any]) -> str:
     if bound is None:
         return ""
     if unit in result["goal"]:
-        return f"no thresholds on these exits can exceed {percent(bound)} % within the budget (Lagrangian bound)"
-    return f"no thresholds on these exits can cost less than {_cost(bound, unit)} for it (Lagrangian bound)"
+        return f"no thresholds on these exits exceed {percent(bound)} % within it (Lagrangian bound)"
+    return f"no thresholds on these exits cost less than {_cost(bound, unit)} (Lagrangian bound)"
 
 
 def _promise(result: dict[str, Any]) -> str:
@@ -229,7 +244,7 @@ def _promise(result: dict[str, Any]) -> str:
     made = result["certificate"]
     if made is None:
         return ""
-    risk = f"{100 * made['risk']:g} points"
+    risk = f"{100 * made['risk']:g} point{'' if made['risk'] == 0.01 else 's'}"
     how = "in expectation" if made["delta"] is None else f"with probability {1 - made['delta']:g}"
     basis = f"{made['samples']:,} samples that chose nothing else"
     if made["certified"]:

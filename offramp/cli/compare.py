@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
 from offramp.config import Config, flat
-from offramp.names import nearest
+from offramp.names import NotUnderstood, nearest
 
 if TYPE_CHECKING:
     from offramp.cli._entries import Entry
@@ -57,7 +57,7 @@ def compare(
     import dataclasses
 
     if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+        raise NotUnderstood(f"--jobs must be at least 1, got {jobs}")
     if markdown is not None:
         _check_markdown(markdown)
     if show is not None:
@@ -144,7 +144,7 @@ def _comparisons(ledger: Path, baseline: str) -> list["Comparison"]:
     lines = read(ledger)
     labels = list(dict.fromkeys(line.method for line in lines))
     if baseline != "joint" and baseline not in labels:
-        raise ValueError(f"--baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}")
+        raise NotUnderstood(f"--baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}")
     return compare(lines, baseline)
 
 

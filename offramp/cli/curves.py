@@ -120,4 +120,5 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     ]
     title = f"{result['run']}: budgeted batch on test, {result['samples']['test']:,} samples"
     stdout.print(table(title, ["q", "accuracy %", result["cost"]], rows), soft_wrap=True)
+    stdout.print("q: how many times as many leave at each exit as at the one before", highlight=False, soft_wrap=True)
     stdout.print(f"all 39 points: {folder / 'curves.json'}, {folder / 'curves.svg'}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.config import LoadedRun, load_run
+from offramp.names import NotUnderstood
 
 LEAST = 1000
 
@@ -31,7 +32,7 @@ def export(
         json: Print one JSON object.
     """
     if images < LEAST:
-        raise ValueError(f"--images must be at least {LEAST}, got {images}")
+        raise NotUnderstood(f"--images must be at least {LEAST}, got {images}")
     loaded = load_run(run, weights)
     if loaded.policy is None:
         raise ValueError(f"{run} has no policy yet: fit one with `offramp calibrate {run} --macs 0.5`")
@@ -94,8 +95,9 @@ def _show(result: dict[str, Any]) -> None:
         f"verified on {images:,} images: same exits ({verified['ties']} ties), logits within "
         f"{verified['largest_difference']:.1g} of the largest",
         f"on {measured['samples']:,} test images: accuracy {percent(measured['accuracy'])} % (plain "
-        f"{percent(measured['plain_accuracy'])} %), {count(measured['macs'])} MACs (plain "
-        f"{count(measured['plain_macs'])}), {measured['ms']:.3f} ms an image in ONNX Runtime",
+        f"{percent(measured['plain_accuracy'])} %),",
+        f"  {count(measured['macs'])} MACs (plain {count(measured['plain_macs'])}), "
+        f"{measured['ms']:.3f} ms an image in ONNX Runtime",
     )
     for line in lines:
         stdout.print(line, highlight=False, soft_wrap=True)

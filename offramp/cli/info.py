@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
+from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,7 @@ def info(
     branch: str = "sketch",
     method: str = "joint",
     width: int | None = None,
-    exits_after: tuple[str, ...] = (),
+    exits_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     exits: int | None = None,
     classes: int = 100,
     channels: int = 3,
@@ -30,7 +31,8 @@ def info(
     """Stages, shapes, parameters and costs of every exit.
 
     Args:
-        net: The network (`offramp nets`); `--net.KEY` sets its parameters.
+        net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE,
+            python:MODULE:FUNCTION; `--net.KEY` sets its parameters.
         branch: The structure of the exits (`offramp branches`); `--branch.KEY` sets its parameters.
         method: The method that trains it, where it trains several networks (dml, one); `--method.KEY` sets its
             parameters.
@@ -50,7 +52,7 @@ def info(
     from offramp.net import MultiExitNet
 
     if image_size is not None and image_size < 1:
-        raise ValueError(f"--image-size must be at least 1, got {image_size}")
+        raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
     options = parse_options(option or [])
     config = Config(
         net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method=method, options=options

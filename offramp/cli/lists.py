@@ -1,9 +1,11 @@
 """offramp nets | branches | methods | data: what there is, and the parameters of one by name."""
 
 import inspect
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -117,17 +119,13 @@ def _list(
         shared: takes parameters that every offer has as well.
         more: what else there is to say of the one.
     """
-    from rich.markup import escape
-
-    from offramp.cli._show import stdout
+    from offramp.cli._show import list_offers
 
     if name is None:
         if json:
             emit(offers)
             return
-        width = max(map(len, offers), default=0)
-        for offer, line in offers.items():
-            stdout.print(f"[bold]{offer:<{width}}[/] {escape(line)}", highlight=False)
+        list_offers(offers)
         return
     if name not in offers:
         raise unknown(kind, name, offers, listing="offramp data" if kind == "data" else None)
@@ -181,10 +179,14 @@ def _parameters(found: Callable[..., Any]) -> dict[str, dict[str, Any]]:
 
 
 def _type(hint: Any) -> str:
-    """A type as one reads it: the words of a Literal, else as it is annotated."""
+    """A type as one reads it: the words of a Literal, what is typed with commas, else as it is annotated."""
     if typing.get_origin(hint) is Literal:
         return " | ".join(map(str, typing.get_args(hint)))
-    return inspect.formatannotation(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(dict.fromkeys(_type(kind) for kind in typing.get_args(hint) if kind is not type(None)))
+    if typing.get_origin(hint) in (tuple, list, Sequence):
+        return f"{_type(typing.get_args(hint)[0])}, with commas between"
+    return "path" if hint is Path else inspect.formatannotation(hint)
 
 
 def _written(default: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
     from offramp.adapt.runtime import Stepper
@@ -55,7 +56,8 @@ def predict(
     else:
         failed = _whole(list(shown), opened, runtime, state if first else None, json)
     if failed:
-        print(f"offramp: {failed} of {total} could not be read; the rest was answered", file=sys.stderr)
+        rest = "; the rest was answered" if failed < total else ""
+        print(f"offramp: {failed} of {total} could not be read{rest}", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -63,20 +65,20 @@ def _check(
     images: tuple[Path, ...], batch_size: int, first: int | None, from_: int | None, state: Path | None, both: bool
 ) -> None:
     if both:
-        raise ValueError("--json and --csv are two ways to print: choose one")
+        raise NotUnderstood("--json and --csv are two ways to print: choose one")
     if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+        raise NotUnderstood(f"--batch-size must be at least 1, got {batch_size}")
     if first is not None and from_ is not None:
-        raise ValueError("--first and --from are the two sides of a split: give one here and the other elsewhere")
+        raise NotUnderstood("--first and --from are the two sides of a split: give one here and the other elsewhere")
     for option, value in (("--first", first), ("--from", from_)):
         if value is not None and (value < 1 or state is None):
-            raise ValueError(f"{option} takes a number of segments from 1 on, and needs --state FILE")
+            raise NotUnderstood(f"{option} takes a number of segments from 1 on, and needs --state FILE")
     if state is not None and first is None and from_ is None:
-        raise ValueError("--state is the file between --first N and --from N: give one of them")
+        raise NotUnderstood("--state is the file between --first N and --from N: give one of them")
     if from_ is not None and images:
-        raise ValueError("--from goes on with the images in --state: name no others")
+        raise NotUnderstood("--from goes on with the images in --state: name no others")
     if from_ is None and not images:
-        raise ValueError("name image files, or folders of them")
+        raise NotUnderstood("name image files, or folders of them")
 
 
 def _rows(

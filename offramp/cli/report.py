@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.config import LoadedRun, load_run
+from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -41,9 +42,9 @@ def report(
 
     target = _target(runs, out)
     if images < 0:
-        raise ValueError(f"--images must be 0 or more, got {images}")
+        raise NotUnderstood(f"--images must be 0 or more, got {images}")
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+        raise NotUnderstood(f"--batch-size must be at least 1, got {batch_size}")
     opened = [load_run(run, weights) for run in runs]
     seen = [
         _see(loaded, name, weights, data_dir, images, batch_size, show=not json)

@@ -59,7 +59,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     if finished is not None:
         place.claim(folder, flat(config), resume)
         reporter = TrainingProgress(show)
-        reporter.note(f"{folder} is finished: {finished['epochs']} epochs in {finished['seconds']:.0f} s")
+        reporter.note(f"{folder} is finished: {_epochs(finished['epochs'])} in {finished['seconds']:.0f} s")
         return finished
     data = build_data(config, progress=show)
     torch.manual_seed(config.recipe.seed)
@@ -89,6 +89,10 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     return _conclude(loop, config, reporter, origin) if fabric.is_global_zero else {}
 
 
+def _epochs(number: int) -> str:
+    return f"{number} epoch" if number == 1 else f"{number} epochs"
+
+
 def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[str, ...]) -> None:
     from offramp.net import MultiExitNet
 
@@ -97,7 +101,7 @@ def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     reporter.note(fill(f"{config.method} on {of}; {config.data}: {sizes}", 78))
     for note in notes:
-        reporter.note(note)
+        reporter.note(fill(note, 78, break_long_words=False, break_on_hyphens=False))
     for kind in ("net", "branch", "method"):
         values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
         if values:
@@ -125,5 +129,5 @@ def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) 
     part = loop.folder / f".part-{place.RESULT}"
     part.write_text(json.dumps(result, indent=2) + "\n")
     part.replace(loop.folder / place.RESULT)
-    reporter.note(f"done: {config.recipe.epochs} epochs in {loop.at.seconds:.0f} s, kept in {loop.folder}")
+    reporter.note(f"done: {_epochs(config.recipe.epochs)} in {loop.at.seconds:.0f} s, kept in {loop.folder}")
     return result

@@ -145,4 +145,4 @@ def became_rgb(name: str, kinds: dict[str, int]) -> tuple[str, ...]:
     if not kinds:
         return ()
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return (f"{name}: {counts} images became RGB",)
+    return (f"{name}: {counts} {'image' if sum(kinds.values()) == 1 else 'images'} became RGB",)

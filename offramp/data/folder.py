@@ -72,7 +72,7 @@ def scan(root: Path) -> Listing:
     homes = _parts(root)
     names = sorted({child.name for home in homes.values() for child in _folders(home)})
     if not names:
-        raise FileNotFoundError(f"{root} is empty: it should hold train/ and test/, or one folder of images per class")
+        raise FileNotFoundError(_why_none(root))
     files: list[Path] = []
     labels: list[int] = []
     counts: dict[str, int] = {}
@@ -87,11 +87,40 @@ def scan(root: Path) -> Listing:
             files += pictures
             labels += [label] * len(pictures)
         counts[part] = len(files) - before
+        _refuse_deep(home, files[before:])
         if not counts[part]:
             raise ValueError(
                 f"{home} holds no images ({', '.join(sorted(ENDINGS))}): it should have one folder per class"
             )
+    filled = set(labels)
+    empty = [name for label, name in enumerate(names) if label not in filled]
+    if empty:
+        more = f" (and {len(empty) - 3} more)" if len(empty) > 3 else ""
+        raise ValueError(
+            f"{root} has class folders without images, {', '.join(f'{name}/' for name in empty[:3])}{more}: fill or "
+            "remove them"
+        )
     return Listing(root, files, np.array(labels, dtype=np.int64), tuple(names), counts, _left_out(root, strangers))
+
+
+def _refuse_deep(home: Path, files: list[Path]) -> None:
+    """Images may lie in folders within a class folder, but not all of them: then those are no class folders."""
+    if files and not any(file.parent.parent == home for file in files):
+        raise ValueError(
+            f"{files[0]} lies too deep: no folder in {home} holds images itself; name the folder whose folders are the "
+            f"classes, such as {files[0].parent.parent}"
+        )
+
+
+def _why_none(root: Path) -> str:
+    """Why there are no class folders."""
+    pictures = sorted(file for file in root.iterdir() if file.suffix.lower() in ENDINGS)
+    if pictures:
+        return (
+            f"{root} holds images but no class folders ({pictures[0].name}, …): name the folder that has one folder of "
+            "images per class"
+        )
+    return f"{root} is empty: it should hold train/ and test/, or one folder of images per class"
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -142,6 +171,8 @@ def _strangers(home: Path) -> list[Path]:
 def _left_out(root: Path, files: list[Path]) -> tuple[str, ...]:
     if not files:
         return ()
+    if len(files) == 1:
+        return (f"{root}: {files[0].name} is no image by its name and was left out",)
     return (f"{root}: {len(files)} files are no images by their names and were left out ({files[0].name}, …)",)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
+from offramp.names import NotUnderstood
 
 AUGMENTATIONS = (
     "none",
@@ -68,16 +69,17 @@ def load(
             Where the data bring both val and test, that val is halved instead and `holdout` is not used. Data with
             train and val only: val is what is reported on (as everyone does on ImageNet), and becomes test.
             Data that are not divided: 10 % test, `holdout` of all val and cal, the rest train.
-        per_class: CIFAR(X) of the DBT paper, X images per class. The X includes what is held out
-            (CIFAR(150) = 100 train + 50 held out) unless `per_class_includes_holdout` is False.
+        per_class: CIFAR(X) of the DBT paper, X images per class.
+        per_class_includes_holdout: whether that X includes what is held out (CIFAR(150) = 100 train + 50 held out).
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
             median shorter side is at most 48, else 224).
         split_seed: decides which images are held out; independent of the training seed.
         streaming: decode images anew for every batch instead of keeping them all (folder only).
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
         progress: show a bar on stderr while decoding.
-        augmentation: one of `AUGMENTATIONS` instead of the source's own.
-        normalise: one of `NORMALISE` instead of the source's own constants.
+        augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised or random-resized-crop
+            instead of the source's own.
+        normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.
         options: of the source, such as `image_column` and `label_column` of parquet.
 
     Raises:
@@ -85,7 +87,7 @@ def load(
         FileNotFoundError: if there is nothing where the data should be.
     """
     if not 0 <= holdout < 1:
-        raise ValueError(f"holdout must be a share from 0 to below 1, got {holdout}")
+        raise ValueError(f"--holdout must be a share from 0 to below 1, got {holdout}")
     _known("augmentation", augmentation, AUGMENTATIONS)
     _known("normalise", normalise, tuple(NORMALISE))
     build, path = _builder(name, options)
@@ -103,7 +105,9 @@ def load(
     _check(name, found.source, rows)
     mean, std = NORMALISE[normalise] if normalise else (found.mean, found.std)
     if len(mean) != found.source.shape[0]:
-        raise ValueError(f"normalise={normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}")
+        raise ValueError(
+            f"--data.normalise {normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}"
+        )
     splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
     source = found.source
     return DataSet(
@@ -118,7 +122,7 @@ def _nearest(word: str, words: tuple[str, ...]) -> str:
 
 def _known(option: str, value: str | None, values: tuple[str, ...]) -> None:
     if value is not None and value not in values:
-        raise ValueError(f"{option}={value!r} is unknown: {_nearest(value, values)}")
+        raise NotUnderstood(f"--data.{option} {value!r} is unknown: {_nearest(value, values)}")
 
 
 def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], str]:
@@ -126,14 +130,14 @@ def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], 
     head, _, path = name.partition(":")
     names = tuple(known for known, _ in available())
     if head not in names:
-        raise ValueError(f"there is no data set {head!r}: {_nearest(head, names)}")
+        raise NotUnderstood(f"there is no data set {head!r}: {_nearest(head, names)}")
     build: Callable[..., Found] = import_module(f"offramp.data.{head}").build
     parameters = inspect.signature(build).parameters.values()
     valid = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     for option in options:
         if option not in valid:
             hint = _nearest(option, valid) if valid else "it has none of its own"
-            raise ValueError(f"{head} has no option {option!r}: {hint}")
+            raise NotUnderstood(f"{head} has no option {option!r}: {hint}")
     return build, path
 
 
@@ -178,8 +182,8 @@ def _held_out(
         left = per_class - held_per_class if inclusive else per_class
         if left < 1:
             raise ValueError(
-                f"per_class={per_class} leaves nothing to train on, since it includes the {held_per_class} images per "
-                "class that are held out: raise it, lower holdout, or set per_class_includes_holdout=false"
+                f"--per-class {per_class} leaves nothing to train on, since it includes the {held_per_class} images "
+                "per class that are held out: raise it, lower --holdout, or --data.per_class_includes_holdout false"
             )
         rows["train"] = subset(labels, rows["train"], left, seed)
     return rows
@@ -187,7 +191,7 @@ def _held_out(
 
 def _with_class_names(text: str, classes: tuple[str, ...]) -> str:
     """Say `class 3 (cat)` where the splitting functions, which know numbers only, said `class 3`."""
-    return re.sub(r"\bclass (\d+)\b", lambda found: f"class {found[1]} ({classes[int(found[1])]})", text)
+    return re.sub(r"(?<!-)\bclass (\d+)\b", lambda found: f"class {found[1]} ({classes[int(found[1])]})", text)
 
 
 def _check_classes(source: Source, rows: dict[str, Indices]) -> None:

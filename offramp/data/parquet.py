@@ -51,4 +51,6 @@ def located(request: Request) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise FileNotFoundError(f"{' nor '.join(str(place) for place in places)} does not exist: correct {request.name}")
+    if len(places) == 1:
+        raise FileNotFoundError(f"{path} does not exist: correct {request.name}")
+    raise FileNotFoundError(f"neither {places[0]} nor {places[1]} exists: correct {request.name}")

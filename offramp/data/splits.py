@@ -200,7 +200,7 @@ def subset(labels: Int64[np.ndarray, "N"], rows: Indices, per_class: int, seed: 
         if len(mine) < per_class:
             raise ValueError(
                 f"class {int(label)} has {len(mine)} images to train on, fewer than the {per_class} asked for by "
-                "per_class: ask for fewer"
+                "--per-class: ask for fewer"
             )
         chosen.append(mine[:per_class])
     return np.sort(np.concatenate(chosen))

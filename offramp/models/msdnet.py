@@ -253,7 +253,8 @@ def build(
         name: `msdnet`.
         classes: number of classes C.
         channels: channels of the images.
-        setting: a row of the papers, one of `SETTINGS`; it gives the next five options where they are not given.
+        setting: a row of the papers: hdkd-cifar-4, -5, -6 or -8, hdkd-imagenet-23, -33 or -38, muse-1, -2, -3,
+            -3-deep or -4, anytime, anytime-11 or beed-4; it gives the next five options where they are not given.
         exits: number of exits K, the final one included (nBlocks).
         base: dense layers before the first exit.
         step: dense layers between exits.

@@ -43,7 +43,7 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
     for abandoned in folder.glob(".part-*"):
         shutil.rmtree(abandoned)
     part.mkdir(parents=True)
-    save_file(_contiguous(weights), part / "weights.safetensors")
+    _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
     torch.save(state, part / "state.pt")
     digests = {name: _digest(part / name) for name in ("weights.safetensors", "state.pt")}
     manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": digests}
@@ -104,7 +104,7 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
     """Write weights alone, atomically; `about` (epoch, accuracies) goes into the file's header."""
     part = path.with_name(f".part-{path.name}")
-    save_file(_contiguous(weights), part, metadata={"format": "offramp-weights", "about": json.dumps(about)})
+    _save_tensors(_contiguous(weights), part, {"format": "offramp-weights", "about": json.dumps(about)})
     _sync(part)
     part.replace(path)
 
@@ -139,6 +139,14 @@ def _all(folder: Path) -> list[Path]:
 
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write safetensors, readable by whom other files are: the library makes its files the owner's alone."""
+    path.touch()
+    usual = path.stat().st_mode & 0o777
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(usual)
 
 
 def _digest(path: Path) -> str:

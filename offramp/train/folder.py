@@ -20,6 +20,8 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
         ValueError: if it holds another run, or this one without `resume`, or something that is no run.
     """
     path = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a run is a folder; take another --out")
     if path.is_file() and any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
         there = read_config(folder)
         differing = [key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)]
@@ -49,7 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} is no run: it has no {CONFIG} (`offramp train --out {folder}` makes one)")
+        raise ValueError(f"{folder} is no run: {_instead(folder)}")
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -57,6 +59,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no options")
     return found
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a configuration is, as far as one can tell, and what to do."""
+    if (folder / "manifest.json").is_file():
+        return f"it is a bundle, which answers images (`offramp predict {folder} IMAGES...`); name the run it came from"
+    if folder.is_dir():
+        runs = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
+        if runs:
+            more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+            return f"it holds runs, name one of them: {', '.join(runs[:4])}{more}"
+        return f"it has no {CONFIG} (`offramp train --out {folder}` makes one)"
+    if folder.exists():
+        return "it is a file, and a run is a folder"
+    return f"there is no such folder (`offramp train --out {folder}` makes one)"
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

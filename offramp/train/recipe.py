@@ -1,7 +1,21 @@
 """How a run trains: epochs, optimiser, schedule, precision; the part of the configuration that the loop reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from offramp.names import NotUnderstood
+
+
+def _shares(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
+    """Numbers with commas between, the option repeated, or both; an empty word is none."""
+    words = [word for token in tokens for word in token.value.split(",") if word]
+    try:
+        return tuple(map(float, words))
+    except ValueError:
+        raise NotUnderstood(f"fractions of the run are wanted, such as 0.5,0.75, got {','.join(words)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +37,7 @@ class Recipe:
         nesterov: Nesterov's form of momentum.
         weight_decay: Weight decay, on all parameters.
         schedule: `step` cuts the rate at the milestones, `cosine` anneals it to zero, `onecycle` rises, then anneals.
-        milestones: Fractions of the run at whose epoch the rate is cut.
+        milestones: Fractions of the run at whose epoch the rate is cut, with commas between.
         gamma: What the rate is multiplied with at each milestone.
         warmup: Fraction of the run over which the rate rises linearly from zero (with onecycle: to its peak).
         label_smoothing: Share of the label spread evenly over all classes.
@@ -38,7 +52,7 @@ class Recipe:
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events into the run (needs the extra `tensorboard`).
     Raises:
-        ValueError: naming the option, if a value makes no sense.
+        NotUnderstood: naming the option, if a value makes no sense.
     """
 
     epochs: int = 200
@@ -51,7 +65,7 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 5e-4
     schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
-    milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
+    milestones: Annotated[tuple[float, ...], Parameter(converter=_shares, negative="")] = (0.375, 0.65, 0.9)
     gamma: float = 0.1
     warmup: float = 0.0
     label_smoothing: float = 0.0
@@ -69,23 +83,23 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise NotUnderstood(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "gamma"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+                raise NotUnderstood(f"--{name} must be positive, got {getattr(self, name)}")
         if self.lr_backbone is not None and not self.lr_backbone > 0:
-            raise ValueError(
+            raise NotUnderstood(
                 f"--lr-backbone must be positive, got {self.lr_backbone}; --tune exits leaves the backbone as it is"
             )
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
+                raise NotUnderstood(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
         for name in ("weight_decay", "mixup", "clip", "seed"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+                raise NotUnderstood(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
         if any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"--milestones are rising fractions of the run between 0 and 1, got {self.milestones}")
+            raise NotUnderstood(f"--milestones are rising fractions of the run between 0 and 1, got {self.milestones}")
         if self.nesterov and not self.momentum:
-            raise ValueError("--nesterov needs --momentum above 0")
+            raise NotUnderstood("--nesterov needs --momentum above 0")
         if self.batch_size % self.devices:
-            raise ValueError(f"--batch-size {self.batch_size} does not divide evenly over --devices {self.devices}")
+            raise NotUnderstood(f"--batch-size {self.batch_size} does not divide evenly over --devices {self.devices}")

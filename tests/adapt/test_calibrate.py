@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.adapt.calibrate import calibrate, choices
+from offramp.adapt.calibrate import TooCheap, calibrate, choices
 from offramp.adapt.geometric import (
     POINTS,
     between_samples,
@@ -219,3 +219,52 @@ def test_a_split_without_samples() -> None:
     z, labels = samples(6)
     with pytest.raises(ValueError, match="the calibration split has no samples"):
         calibrate(z[:, :0], labels[:0], segment_costs=SEGMENT_COSTS, budget=PLAIN)
+
+
+def one_exit_is_enough(right: list[int]) -> tuple[ndarray, ndarray]:
+    """Logits of 40 samples of class 0, of which `right` are answered rightly at each exit, the surest first."""
+    logits = np.zeros((len(right), 40, 2), np.float32)
+    for exit, many in enumerate(right):
+        logits[exit, :many, 0] = np.linspace(2, 1, many)
+        logits[exit, many:, 1] = 0.5
+    return logits, np.zeros(40, np.int64)
+
+
+@pytest.mark.parametrize("answer", ["exit", "arithmetic", "sum"])
+@pytest.mark.parametrize("score", ["confidence", "margin"])
+def test_exits_where_nobody_leaves_are_switched_off(answer: str, score: str) -> None:
+    z, labels = one_exit_is_enough([40, 38, 38, 38])
+    costs = {on: [3 + 2 * flag for flag in on if flag] for on in choices(4)}
+    found = calibrate(z, labels, segment_costs=costs, budget=100, rule=Rule(score, answer))
+    assert found.policy.enabled == (True, False, False, True) and found.shares == (1.0, 0.0, 0.0, 0.0)
+    assert found.accuracy == 1 and found.cost == costs[found.policy.enabled][0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("exits", [3, 5])
+def test_every_exit_that_is_on_is_left_at(seed: int, exits: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, 60)
+    z = random.normal(size=(exits, 60, 4)).astype(np.float32)
+    z[:, np.arange(60), labels] += np.linspace(0.5, 1.5, exits)[:, None]
+    costs = {on: [2 + (flag and exit + 1) for exit, flag in enumerate(on) if flag] for on in choices(exits)}
+    for budget in np.linspace(sum(costs[(True,) * exits]) / 2, sum(costs[(True,) * exits]), 5):
+        found = calibrate(z, labels, segment_costs=costs, budget=float(budget))
+        early = list(zip(found.policy.enabled, found.shares))[:-1]
+        assert all(share > 0 for on, share in early if on) and found.cost <= budget + 1e-9
+
+
+def test_an_exit_that_others_lean_on_stays() -> None:
+    # the second exit is right only together with the first, where nobody leaves: switched off, answers would be lost
+    z = np.zeros((3, 8, 2), np.float32)
+    z[0, :, 0], z[1, :, 1], z[2, :, 1] = 0.4, 0.3, 3.0
+    costs = {on: [1.0] * sum(on) for on in choices(3)}
+    found = calibrate(z, np.zeros(8, np.int64), segment_costs=costs, accuracy=1.0, rule=Rule("confidence", "sum"))
+    assert found.accuracy == 1.0
+
+
+def test_a_budget_below_everything_says_what_the_cheapest_costs() -> None:
+    z, labels = one_exit_is_enough([20, 30])
+    with pytest.raises(TooCheap, match="the budget is 1, the cheapest costs 2") as caught:
+        calibrate(z, labels, segment_costs={(True, True): [2, 2], (False, True): [3]}, budget=1)
+    assert (caught.value.budget, caught.value.cheapest) == (1, 2)

@@ -118,6 +118,8 @@ def test_the_table_for_a_person(offramp: Offramp, run: Path) -> None:
     assert [row[0] == "off" for row in rows] == [not on for on in policy.enabled[:-1]]
     assert next(line for line in lines if line[0] == "final")[1] == "all"
     assert "expected: accuracy" in ran.out and "plain: " in ran.out
+    assert all(len(line) <= 80 for line in ran.out.splitlines()[1:])
+    assert all(float(row[-1]) > 0 for row in rows if row[0] != "off")  # whoever is on is left at
 
 
 def test_a_budget_nobody_can_meet_leaves_the_old_policy(offramp: Offramp, run: Path) -> None:
@@ -125,14 +127,17 @@ def test_a_budget_nobody_can_meet_leaves_the_old_policy(offramp: Offramp, run: P
     before = (run / "policy.json").read_bytes()
     ran = offramp("calibrate", run, "--macs", "0.01")
     assert ran.status == 1
-    assert "no policy is that cheap: the budget is 1378, the cheapest costs" in ran.err
+    assert "no policy is that cheap: --macs 0.01 is 1.38 k MACs; the cheapest costs 0." in ran.err
+    assert " of plain (" in ran.err
+    ran = offramp("calibrate", run, "--macs", "5")
+    assert "--macs 5 is 5 MACs, since only values up to 1 are fractions of plain; the cheapest costs" in ran.err
     assert (run / "policy.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("typed", ["-1", "lots", "nan"])
 def test_nonsense_is_refused_by_the_program_too(offramp: Offramp, run: Path, typed: str) -> None:
     ran = offramp("calibrate", run, "--macs", typed)
-    assert ran.status == 1 and f"a count such as 250M, got '{typed}'" in ran.err
+    assert ran.status == 2 and f"a count such as 250M, got '{typed}'" in ran.err
     assert not (run / "policy.json").exists()
 
 
@@ -144,7 +149,7 @@ def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[ob
     ran = offramp("calibrate", run, *goals)
     assert ran.status == 2 and ran.err.count("\n") == 1
     says = f"exactly one goal is needed, --macs, --ms, --max-drop, --target-accuracy or --risk; got {given}"
-    assert says in ran.err
+    assert ran.err == f"offramp: {says}\n"
 
 
 @pytest.mark.parametrize(
@@ -154,19 +159,24 @@ def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[ob
         ("--max-drop -1", "--max-drop takes points of accuracy in [0, 100), such as 0.5, got -1.0"),
         ("--target-accuracy 101", "--target-accuracy takes percent in (0, 100], such as 75, got 101.0"),
         ("--risk 1", "--risk takes a probability in (0, 1), such as 0.01, got 1.0"),
-        ("--risk 0.1 --delta 0", "--delta takes a probability in (0, 1) and goes with --risk, got 0.0"),
-        ("--macs 1 --delta 0.1", "--delta takes a probability in (0, 1) and goes with --risk, got 0.1"),
+        ("--risk 0.1 --delta 0", "--delta takes a probability in (0, 1), such as 0.05, got 0.0"),
+        ("--macs 1 --delta 0.1", "--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05"),
         ("--ms 1 --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--macs 1 --save ms", "--save ms contradicts --macs"),
         ("--macs 1 --temperatures 1,2", "--temperatures takes `fit`, a positive number, or 4 of them"),
         ("--macs 1 --temperatures cold", "one per exit, got 'cold'"),
-        ("--target-accuracy 99.99", "no policy is that accurate on the calibration split: 99.99 % is wanted"),
     ],
 )
 def test_options_that_make_no_sense(offramp: Offramp, run: Path, words: str, says: str) -> None:
     ran = offramp("calibrate", run, *words.split())
-    assert ran.status == 1 and says in ran.err and ran.err.count("\n") == 1
+    assert ran.status == 2 and says in ran.err and ran.err.count("\n") == 1
     assert not (run / "policy.json").exists()
+
+
+def test_an_accuracy_that_no_policy_reaches(offramp: Offramp, run: Path) -> None:
+    ran = offramp("calibrate", run, "--target-accuracy", "99.99")
+    assert ran.status == 1
+    assert "no policy is that accurate on the calibration split: 99.99 % is wanted" in ran.err
 
 
 @pytest.mark.parametrize("drop", [0, 2])
@@ -217,7 +227,8 @@ def test_every_score_and_answer_does_what_was_promised(offramp: Offramp, run: Pa
     assert did["accuracy"] == pytest.approx(promised["expected"]["accuracy"])
 
 
-def test_a_risk_that_can_be_certified_is_promised(offramp: Offramp, run: Path) -> None:
+def test_a_risk_that_can_be_certified_is_promised(offramp: Offramp, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     found = offramp("calibrate", run, "--risk", "0.3", "--delta", "0.1", "--json").json
     made = found["certificate"]
     assert made["certified"] > 0 and made["samples"] + made["tuning"] == found["samples"]
@@ -227,8 +238,9 @@ def test_a_risk_that_can_be_certified_is_promised(offramp: Offramp, run: Path) -
 
 
 def test_a_risk_that_cannot_be_certified_keeps_the_plain_network_and_says_what_it_takes(
-    offramp: Offramp, run: Path
+    offramp: Offramp, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     ran = offramp("calibrate", run, "--risk", "0.001", "--delta", "0.05")
     assert ran.status == 0, ran.err
     policy = load(run / "policy.json")
@@ -237,6 +249,10 @@ def test_a_risk_that_cannot_be_certified_keeps_the_plain_network_and_says_what_i
         "the plain network is kept: a loss of at most 0.1 points with probability 0.95 cannot be certified" in ran.out
     )
     assert "calibration samples would do" in ran.out or "no number of samples would do" in ran.out
+    expected = next(line for line in ran.out.splitlines() if line.startswith("expected"))
+    assert expected.startswith("expected on the ") and " samples that certify: accuracy " in expected
+    before, after = expected.removeprefix("expected").split("; plain: ")
+    assert before.endswith(after)  # the plain network is the plain network
 
 
 def test_the_trace_is_computed_once_and_again_for_other_weights(offramp: Offramp, run: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from offramp.adapt.policy import NEVER, ExitPolicy, load, save
 from offramp.cli import main
+from offramp.cli.evaluate import gain
 from offramp.config import build_data, load_run
 from offramp.data.loading import Loader
 
@@ -104,7 +105,7 @@ def test_the_second_table_sets_adaptive_beside_plain(offramp: Offramp, run: Path
     sides = {line[0]: line[1:] for line in lines if line[0] in ("adaptive", "plain")}
     assert sides["adaptive"][0] == sides["plain"][0] and set(sides) == {"adaptive", "plain"}
     assert "leaving early, measured at batch 64" in ran.out
-    assert "fewer operations" in ran.out and "faster on the clock" in ran.out
+    assert " operations, " in ran.out and " on the clock" in ran.out
 
 
 def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path) -> None:
@@ -137,7 +138,39 @@ def test_what_is_damaged_is_named(offramp: Offramp, run: Path, file: str, text: 
 def test_no_run_at_all(offramp: Offramp, tmp_path: Path) -> None:
     ran = offramp("evaluate", tmp_path / "nowhere", "--json")
     assert ran.status == 1
-    assert "is no run: it has no config.yaml (`offramp train --out" in ran.json["error"]
+    assert "is no run: there is no such folder (`offramp train --out" in ran.json["error"]
+
+
+def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("b", "a"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("net: resnet18\n")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for name, says in {
+        "file": "it is a file, and a run is a folder",
+        "runs": f"it holds runs, name one of them: {tmp_path / 'runs/a'}, {tmp_path / 'runs/b'}",
+        "bundle": "it is a bundle, which answers images (`offramp predict ",
+        "empty": f"it has no config.yaml (`offramp train --out {tmp_path / 'empty'}` makes one)",
+    }.items():
+        for verb in (["evaluate"], ["calibrate", "--macs", "1"]):
+            ran = offramp(*verb, tmp_path / name)
+            assert ran.status == 1 and f"{tmp_path / name} is no run: {says}" in ran.err, ran.err
+
+
+@pytest.mark.parametrize(
+    ("macs", "speedup", "says"),
+    [
+        (50, 1.2, "2.00x fewer operations, 1.20x faster on the clock (median of pairs)"),
+        (50, 0.8, "2.00x fewer operations, 1.25x slower on the clock (median of pairs)"),
+        (50, 1.001, "2.00x fewer operations, as fast as plain on the clock (median of pairs)"),
+        (125, 0.8, "1.25x more operations, 1.25x slower on the clock (median of pairs)"),
+    ],
+)
+def test_slower_is_called_slower(macs: float, speedup: float, says: str) -> None:
+    assert gain({"macs": macs, "plain": {"macs": 100}, "speedup": speedup}) == says
 
 
 def test_a_batch_size_that_makes_no_sense(offramp: Offramp, run: Path) -> None:
@@ -145,7 +178,7 @@ def test_a_batch_size_that_makes_no_sense(offramp: Offramp, run: Path) -> None:
         if policy:
             save(ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4), run / "policy.json")
         ran = offramp("evaluate", run, "--batch-size", 0)
-        assert ran.status == 1 and "--batch-size must be at least 1, got 0" in ran.err
+        assert ran.status == 2 and "--batch-size must be at least 1, got 0" in ran.err
 
 
 def test_evaluating_adds_a_trace_to_the_run_and_changes_nothing(offramp: Offramp, run: Path) -> None:

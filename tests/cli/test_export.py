@@ -68,6 +68,6 @@ def test_a_run_without_a_policy(offramp: Offramp, run: Path, tmp_path: Path) -> 
 
 def test_too_few_images_and_no_run(offramp: Offramp, run: Path, tmp_path: Path) -> None:
     ran = offramp("export", run, "--out", tmp_path / "b", "--images", 999)
-    assert ran.status == 1 and "--images must be at least 1000, got 999" in ran.err
+    assert ran.status == 2 and "--images must be at least 1000, got 999" in ran.err
     ran = offramp("export", tmp_path, "--out", tmp_path / "b")
     assert ran.status == 1 and "is no run: it has no config.yaml" in ran.err

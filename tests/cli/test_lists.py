@@ -93,7 +93,7 @@ def test_what_is_listed_is_what_train_takes(offramp: Offramp) -> None:
 )
 def test_unknown_names(offramp: Offramp, verb: str, name: str, says: str) -> None:
     ran = offramp(verb, name)
-    assert (ran.status, ran.err, ran.out) == (1, f"offramp: {says}\n", "")
+    assert (ran.status, ran.err, ran.out) == (2, f"offramp: {says}\n", "")
 
 
 def test_listing_imports_no_torch() -> None:
@@ -121,3 +121,36 @@ def test_the_document_shows_the_costs_that_the_list_shows() -> None:
         if said.time is not None and said.memory is not None
     }
     assert rows == listed
+
+
+@pytest.mark.parametrize("verb", ["nets", "branches", "data"])
+def test_a_narrow_terminal_is_enough(offramp: Offramp, verb: str) -> None:
+    lines = offramp(verb).out.splitlines()
+    names = {*OFFERS[verb], *models.DOORS}
+    assert all(len(line) <= 80 for line in lines)
+    assert all(line.startswith(" ") or line.split()[0] in names for line in lines)
+
+
+def test_networks_of_a_family_stand_together(offramp: Offramp) -> None:
+    lines = offramp("nets").out.splitlines()
+    assert "resnet18 resnet34 resnet50 resnet101 resnet152" in lines
+    assert sum("ResNet 18/34/50/101/152" in line for line in lines) == 1
+
+
+def test_details_are_told_in_what_is_typed(offramp: Offramp) -> None:
+    for verb, offers in OFFERS.items():
+        for name in offers:
+            out = offramp(verb, name).out
+            for word in (
+                "collections.abc",
+                "pathlib",
+                "None)",
+                "`SETTINGS`",
+                "`NORMALISE`",
+                "`AUGMENTATIONS`",
+                "Raises",
+            ):
+                assert word not in out, (name, word)
+            assert "request: " not in out and "exit: number" not in out
+    assert "--branch.widths –   (int, with commas between)" in offramp("branches", "beed").out
+    assert "hdkd-cifar-4" in offramp("nets", "msdnet").out

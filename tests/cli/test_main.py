@@ -41,6 +41,25 @@ def test_help_of_every_verb_explains_every_option(offramp: Offramp, verb: str) -
     assert "--option" not in ran.out
 
 
+@pytest.mark.parametrize(
+    ("verb", "usage"),
+    [
+        ("predict", "offramp predict [OPTIONS] BUNDLE IMAGES..."),
+        ("methods", "offramp methods [OPTIONS] [NAME]"),
+        ("train", "offramp train --out PATH [OPTIONS]"),
+        ("export", "offramp export --out PATH [OPTIONS] RUN"),
+    ],
+)
+def test_usage_names_what_is_typed(offramp: Offramp, verb: str, usage: str) -> None:
+    assert offramp(verb, "--help").out.splitlines()[0] == f"Usage: {usage}"
+
+
+def test_help_of_train_is_without_noise_and_complete(offramp: Offramp) -> None:
+    out = " ".join(offramp("train", "--help").out.replace("│", " ").split())
+    assert "--empty" not in out and "[default: ()]" not in out
+    assert all(word in out for word in ("timm:NAME", "python:MODULE:FUNCTION", "hub:OWNER/NAME"))
+
+
 def test_help_imports_no_torch() -> None:
     program = (
         "import sys\nfrom offramp.cli import main\n"
@@ -63,7 +82,12 @@ def test_version(offramp: Offramp) -> None:
     ("words", "says"),
     [
         (("evluate", "runs/a"), 'Did you mean "evaluate"?'),
-        (("evaluate",), "--run"),
+        (("evaluate",), "RUN is missing: offramp evaluate RUN"),
+        (("predict",), "BUNDLE is missing: offramp predict BUNDLE"),
+        (("train",), "--out is missing: where the run goes, such as --out runs/a"),
+        (("train", "--out"), "--out needs a value"),
+        (("export", "a"), "--out is missing: the folder to write, such as --out made"),
+        (("nets", "resnet81"), "the nearest is 'resnet18'"),
         (("evaluate", "a", "--weigths", "best"), "Did you mean --weights?"),
         (("evaluate", "a", "--weights", "newest"), '"last"'),
         (("evaluate", "a", "b", "c"), "c"),

@@ -221,3 +221,44 @@ def test_nothing_is_written_beside_the_data(tmp_path, write):
     load(f"folder:{root}", holdout=0)
     load(f"folder:{root}", holdout=0, streaming=True)
     assert sorted(root.rglob("*")) == before
+
+
+def test_folders_that_are_no_classes_are_named(tmp_path, write):
+    write.image_folder(tmp_path / "holes", {"a": 0, "b": 0, "bad/cats": 5, "bad/dogs": 5, "bad/owls": 5})
+    with pytest.raises(ValueError) as caught:
+        load(f"folder:{tmp_path / 'holes'}")
+    deep = tmp_path / "holes/bad"
+    assert str(caught.value).startswith(
+        f"{deep / 'cats/000.png'} lies too deep: no folder in {tmp_path / 'holes'} holds"
+    )
+    assert str(caught.value).endswith(f"name the folder whose folders are the classes, such as {deep}")
+    assert load(f"folder:{deep}", holdout=0).classes == ("cats", "dogs", "owls")
+
+
+def test_empty_classes_are_named(tmp_path, write):
+    write.image_folder(tmp_path, {"a": 20, "b": 20, "c": 0, "d": 0, "e": 0, "f": 0})
+    with pytest.raises(
+        ValueError, match=r"has class folders without images, c/, d/, e/ \(and 1 more\): fill or remove"
+    ):
+        load(f"folder:{tmp_path}")
+
+
+def test_one_class_is_not_the_folder_of_classes(tmp_path, write):
+    write.image_folder(tmp_path, {"cats": 8, "dogs": 8})
+    with pytest.raises(FileNotFoundError, match=r"cats holds images but no class folders \(000.png, …\): name the"):
+        load(f"folder:{tmp_path / 'cats'}")
+
+
+def test_one_stranger_is_one_file(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    (tmp_path / "train/notes.txt").write_text("mine")
+    assert load(f"folder:{tmp_path}", holdout=0).notes == (
+        f"{tmp_path}: notes.txt is no image by its name and was left out",
+    )
+
+
+def test_a_path_that_is_nowhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^nope does not exist: correct folder:nope"):
+        load("folder:nope")
+    with pytest.raises(FileNotFoundError, match=rf"^neither nope nor {tmp_path}/nope exists: correct folder:nope"):
+        load("folder:nope", data_dir=tmp_path)

@@ -171,3 +171,11 @@ def test_weights_of_others_and_damaged_ones_are_named(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="cannot be read as safetensors"):
         load_weights(path)
     assert not (tmp_path / "trap").exists()
+
+
+def test_weights_can_be_read_by_whom_other_files_can(tmp_path):
+    (tmp_path / "other").write_text("")
+    save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {"epoch": 1})
+    made = save(tmp_path / "checkpoints", 1, {"a": torch.zeros(2)}, {})
+    for file in (tmp_path / "w.safetensors", made / "weights.safetensors"):
+        assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
