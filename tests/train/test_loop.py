@@ -98,8 +98,8 @@ PARALLEL = (
     ("byot", {"adapt": "all", "beta": 0.1}),
     ("byot", {"adapt": "all", "beta": 0.1, "features": "norm"}),
     ("dbt", {"rate": 1.5, "limit": 0.78}),
-    ("eed", {}),
-    ("beed", {}),
+    ("eed", {"beta": 0.0}),
+    ("beed", {"beta": 0.0}),
     ("dense", {}),
     ("hdkd", {"step_size": 1e-4}),
 )
@@ -293,7 +293,7 @@ def stopping(method: Method, running: list[Loop], at: int) -> Method:
     return dataclasses.replace(method, step=step)
 
 
-METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {}, "hdkd": {"init": "random"}, "l2w": {}}
+METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {"adapt": "linear"}, "hdkd": {"init": "random"}, "l2w": {}}
 
 
 @pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.full) for at in (1, 3, 5))])
