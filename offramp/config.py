@@ -103,7 +103,10 @@ def unflat(values: Mapping[str, Any], source: str) -> Config:
             continue
         check_key(str(key), source)
         field_name = key.replace("-", "_")
-        converted = convert(value, hints[field_name], f"{source}: {key}")
+        try:
+            converted = convert(value, hints[field_name], f"{source}: {key}")
+        except NotUnderstood as error:  # nobody typed it now
+            raise ValueError(str(error)) from None
         (recipe if field_name in recipe_names else own)[field_name] = converted
     try:
         return Config(**own, options=options, recipe=Recipe(**recipe))

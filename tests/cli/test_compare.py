@@ -151,7 +151,7 @@ def test_show_and_markdown_come_from_the_ledger_alone(offramp: Offramp, finished
     text = (tmp_path / "x.md").read_text()
     assert "| `joint` | one seed |" in text and "Difference to `byot`" in text
     wrong = offramp("compare", "--show", ledger, "--baseline", "biot")
-    assert wrong.status == 1 and f"--baseline biot is not in {ledger}: the nearest is 'byot'" in wrong.err
+    assert wrong.status == 2 and f"--baseline biot is not in {ledger}: the nearest is 'byot'" in wrong.err
 
 
 def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Offramp, finished: Path) -> None:
