@@ -159,7 +159,7 @@ def _place(error: Exception) -> str:
     """Where a text stops being YAML, and why, in a few words."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return "it is no text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+        return "it is no text"  # other encodings, or characters that text does not have
     return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', '')}"
 
 
