@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from offramp.methods._method import Method
     from offramp.net import Backbone, MultiExitNet
     from offramp.several import Several
+
+
+def _layers(kind: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
+    """Names with commas between, the option repeated, or both; an empty word is none."""
+    return tuple(word for token in tokens for word in token.value.split(",") if word)
+
+
+Layers = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_layers)]
 
 
 @Parameter(name="*")
@@ -59,7 +67,7 @@ class Config:
     data: str = "digits"
     data_dir: Path | None = None
     width: int | None = None
-    exits_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    exits_after: Layers = ()
     exits: int | None = None
     weights: Path | None = None
     image_size: int | None = None
@@ -257,7 +265,7 @@ def build_backbone(config: Config, *, classes: int, channels: int, size: tuple[i
 
     options = resolve(config).options.get("net", {})
     if models.is_door(config.net):
-        after = [name for part in config.exits_after for name in part.split(",")]
+        after = list(config.exits_after)
         from offramp.split import doors
 
         return doors.build(

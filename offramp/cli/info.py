@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
+from offramp.config import Layers
 from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def info(
     branch: str = "sketch",
     method: str = "joint",
     width: int | None = None,
-    exits_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    exits_after: Layers = (),
     exits: int | None = None,
     classes: int = 100,
     channels: int = 3,

@@ -74,7 +74,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(OSError, match="a"):
+    with pytest.raises(ValueError, match="a is a file, and a run is a folder"):
         claim(tmp_path / "a", CONFIG, False)
     assert (tmp_path / "a").read_text() == "mine"
 

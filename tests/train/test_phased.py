@@ -24,7 +24,7 @@ from offramp.train.loop import Loop
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted
 
-CLASSES, SHAPE, WIDTHS = 4, (1, 6, 6), (6, 6, 8)
+CLASSES, SHAPE, WIDTHS = 4, (1, 6, 6), (6, 8, 8)
 
 
 class Silent:
@@ -238,9 +238,9 @@ def test_momentum_and_average_start_anew_with_every_phase(tmp_path: Path) -> Non
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("method", [name for name in available() if name != "vanilla"])
+@pytest.mark.parametrize("method", [name for name in available() if name not in ("vanilla", "dml", "one")])
 def test_mixed_combines_with_every_method(tmp_path: Path, method: str) -> None:
-    """The backbone first, then the method's own phases; every step's loss is the sum of its terms."""
+    """The backbone first, then the method's own phases; a loss is the sum of its terms. Several networks refuse it."""
     built = find(method).build()
     loop(tmp_path, recipe(tune="mixed", epochs=2 * len(built.phases)), built).run(resume=False)
     steps = log.read(tmp_path / "metrics.jsonl", "step")
