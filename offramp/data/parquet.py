@@ -47,7 +47,8 @@ def located(request: Request) -> Path:
         FileNotFoundError: if it is in neither place.
     """
     path = Path(request.path).expanduser()
-    places = [path, Path(request.data_dir).expanduser() / path] if request.data_dir else [path]
+    beside = request.data_dir and not path.is_absolute()
+    places = [path, Path(request.data_dir).expanduser() / path] if beside else [path]
     for place in places:
         if place.exists():
             return place

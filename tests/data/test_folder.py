@@ -257,7 +257,8 @@ def test_one_stranger_is_one_file(tmp_path, write):
     )
 
 
-def test_a_path_that_is_nowhere(tmp_path):
+def test_a_path_that_is_nowhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("OFFRAMP_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"^nope does not exist: correct folder:nope"):
         load("folder:nope")
     with pytest.raises(FileNotFoundError, match=rf"^neither nope nor {tmp_path}/nope exists: correct folder:nope"):
