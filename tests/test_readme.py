@@ -72,3 +72,15 @@ def test_table_is_that_of_the_recorded_runs():
         cells = [f"{100 * value:.2f}" for value in [*line["accuracy"], line["ensemble"]]]
         row = next(row for row in README.splitlines() if row.startswith(rows[run]))
         assert re.findall(r"\d+\.\d\d", row) == cells
+
+
+def test_leaving_early_is_told_as_it_was_measured():
+    run = json.loads((ROOT / "results/adaptive.jsonl").read_text().splitlines()[-1])
+    torch, accuracy = run["verdicts"]["torch"], run["accuracy"]["torch"]
+    (beside,) = torch["beside_small"].values()
+    faster = [torch["throughput_at_64"], torch["latency_at_1"], beside["throughput_at_64"], beside["latency_at_1"]]
+    document = (ROOT / "docs/speed.md").read_text()
+    for told in (README, document):
+        assert all(f"{value:.2f}" in told for value in (*faster, -torch["points_lost"], torch["of_predicted"]))
+    for share in (accuracy["adaptive"], accuracy["plain"], accuracy["small runs/c100-joint"]):
+        assert f"| {100 * share:.2f} |" in document
