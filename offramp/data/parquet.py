@@ -47,8 +47,9 @@ def located(request: Request) -> Path:
         FileNotFoundError: if it is in neither place.
     """
     path = Path(request.path).expanduser()
-    beside = request.data_dir and not path.is_absolute()
-    places = [path, Path(request.data_dir).expanduser() / path] if beside else [path]
+    places = [path]
+    if request.data_dir and not path.is_absolute():
+        places.append(Path(request.data_dir).expanduser() / path)
     for place in places:
         if place.exists():
             return place
