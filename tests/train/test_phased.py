@@ -238,7 +238,15 @@ def test_momentum_and_average_start_anew_with_every_phase(tmp_path: Path) -> Non
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("method", [name for name in available() if name not in ("vanilla", "dml", "one")])
+QUICK = ("muse", "hdkd", "ztw", "boostnet")
+MIXED = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.full)
+    for name in available()
+    if name not in ("vanilla", "dml", "one")
+]
+
+
+@pytest.mark.parametrize("method", MIXED)
 def test_mixed_combines_with_every_method(tmp_path: Path, method: str) -> None:
     """The backbone first, then the method's own phases; a loss is the sum of its terms. Several networks refuse it."""
     built = find(method).build()
