@@ -11,8 +11,8 @@ WORKERS ?= 2
 
 setup: $(VENV)/.ready
 
-# torch first and pinned, so that no other package chooses it. On Linux, PyPI's build brings several GB of CUDA libraries;
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup takes the build for CPUs.
+# torch first and pinned, so that no other package chooses it. On Linux, PyPI's build brings several GB of CUDA libraries:
+# PIP_EXTRA_INDEX_URL with PyTorch's index of builds for CPUs avoids them.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; torch and the rest are fetched, which may take several minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'

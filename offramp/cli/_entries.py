@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from offramp.config import Config, build_data, build_method, build_net, flat, prepare, resolve
 from offramp.names import NotUnderstood
@@ -120,7 +120,7 @@ def claim(out: Path, found: list[Entry]) -> None:
     path = out / COMPARISON
     shared = common(flat(found[0].config))
     if path.is_file():
-        there = _read(path)
+        there = place.read_yaml(path)
         differing = [key for key in sorted({*there, *shared}) if there.get(key) != shared.get(key)]
         if differing:
             key = differing[0]
@@ -158,28 +158,17 @@ def check(found: list[Entry], show: bool) -> tuple[str, ...]:
     Raises:
         ValueError: naming the method and why it cannot train this network on these data.
     """
+    from offramp.train.loop import refuse
+
     data = build_data(found[0].config, progress=show)
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     notes = [f"{found[0].config.data}: {sizes}", *data.notes]
     for entry in {entry.method: entry for entry in reversed(found)}.values():
         method = build_method(entry.config)
-        if method.needs_held_out and "val" not in data.splits:
-            raise ValueError(f"{entry.method} learns from the val split while it trains: set --holdout above 0")
         try:
+            refuse(method, entry.config.recipe, data)
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
             notes += [f"{entry.method}: {note}" for note in prepare(method, net, data.shape)]
         except ValueError as error:
             raise ValueError(f"{entry.method}: {error}") from None
     return tuple(notes)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: it is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no options")
-    return found

@@ -52,6 +52,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} is no run: {_instead(folder)}")
+    return read_yaml(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Options by name, as a file that we wrote holds them.
+
+    Raises:
+        ValueError: if it is no YAML, or holds no options.
+    """
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
