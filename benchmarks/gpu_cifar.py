@@ -19,7 +19,8 @@ import torch
 
 from offramp.cli.evaluate import measure
 from offramp.cli.train import run
-from offramp.config import Config, load_run, resolve
+from offramp.config import Config, resolve
+from offramp.runs import load_run
 from offramp.train.recipe import Recipe
 
 PAPER = {"accuracy": [77.55, 79.42, 80.33, 80.58], "ensemble": 81.45}

@@ -12,7 +12,7 @@ _HOME = {
     "Answer": "offramp.adapt.runtime",
     "ExitPolicy": "offramp.adapt.policy",
     "answer": "offramp.adapt.runtime",
-    "load_run": "offramp.config",
+    "load_run": "offramp.runs",
     "Backbone": "offramp.net",
     "Branch": "offramp.net",
     "Cohort": "offramp.several",

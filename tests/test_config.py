@@ -1,4 +1,4 @@
-"""Configurations: to a file and back, names that do not exist, and runs that cannot be opened."""
+"""Configurations: to a file and back, and names that do not exist."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,14 +19,12 @@ from offramp.config import (
     defaults,
     flat,
     keys,
-    load_run,
     prepare,
     read_yaml,
     resolve,
     unflat,
 )
 from offramp.net import MultiExitNet
-from offramp.train.checkpoint import save_weights
 from offramp.train.recipe import Recipe
 
 TINY = Config(width=4, options={"method": {"alpha": "0.25"}}, recipe=Recipe(precision="32", device="cpu"))
@@ -238,72 +236,6 @@ def test_a_method_sees_the_exits_that_it_will_train() -> None:
     prepare(method, net, (1, 8, 8))
     assert len(list(method.objective.parameters())) == 2 * 3
     assert not any(parameter.is_meta for parameter in method.objective.parameters())
-
-
-def a_run(folder: Path, config: Config = TINY) -> Path:
-    """A folder as a finished run leaves it, with untrained weights."""
-    config = resolve(config)
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(flat(config)))
-    torch.manual_seed(0)
-    net = build_net(config, build_method(config), classes=10, shape=(1, 8, 8))
-    about = {"epoch": 1, "classes": list("0123456789"), "shape": [1, 8, 8]}
-    save_weights(folder / "last.safetensors", net.state_dict(), about)
-    return folder
-
-
-def test_a_run_is_opened_as_it_was_trained(tmp_path: Path) -> None:
-    run = load_run(a_run(tmp_path / "a"))
-    torch.manual_seed(0)
-    net = build_net(TINY, build_method(TINY), classes=10, shape=(1, 8, 8)).eval()
-    x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(run.net(x).logits, net(x).logits)
-    assert not run.net.training and run.about["epoch"] == 1 and run.policy is None
-    assert run.config.options["method"]["alpha"] == 0.25
-
-
-def test_a_run_trained_on_more_devices_opens_on_one(tmp_path: Path) -> None:
-    folder = a_run(tmp_path / "a")
-    values = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**values, "device": "cuda", "devices": 2}))
-    assert load_run(folder).config.recipe.devices == 1
-
-
-def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere is no run: there is no such folder"):
-        load_run(tmp_path / "nowhere")
-    folder = a_run(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"has no best\.safetensors yet: train it to the end"):
-        load_run(folder, "best")
-    config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config.replace("width: 4", "width: 8"))
-    with pytest.raises(ValueError, match=r"last\.safetensors does not fit the network of .*size mismatch"):
-        load_run(folder)
-    (folder / "config.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged: it is not YAML"):
-        load_run(folder)
-    (folder / "config.yaml").write_text(config)
-    weights = folder / "last.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"last\.safetensors cannot be read as safetensors"):
-        load_run(folder)
-
-
-def test_a_policy_that_does_not_fit_is_named_and_not_needed_to_make_a_new_one(tmp_path: Path) -> None:
-    folder = a_run(tmp_path / "a")
-    policy = folder / "policy.json"
-    for text, says in (
-        ("{", r"policy\.json is not a policy"),
-        (
-            '{"format": "offramp-policy", "version": 1, "thresholds": [0.5, 0.5], "enabled": [true, true], '
-            '"score": "margin", "temperatures": [1, 1], "answer": "exit", "patience": 1}',
-            r"policy\.json is for 2 exits, but this network has 4: fit it again with `offramp calibrate`",
-        ),
-    ):
-        policy.write_text(text)
-        with pytest.raises(ValueError, match=says):
-            load_run(folder)
-        assert load_run(folder, with_policy=False).policy is None
 
 
 @pytest.mark.parametrize("tap", ["equilibrium", "equilibrium-all"])

@@ -18,6 +18,7 @@ ROOMS = """
     models branches methods measure split
     train bundle kinds
     study serve config
+    runs
     cli
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.config import LoadedRun
 from offramp.names import unknown
+from offramp.runs import LoadedRun
 
 if TYPE_CHECKING:
     from numpy import ndarray

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.config import LoadedRun, SeveralRun
+from offramp.runs import LoadedRun, SeveralRun
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet

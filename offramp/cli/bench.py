@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import load_run
 from offramp.names import NotUnderstood
+from offramp.runs import load_run
 
 if TYPE_CHECKING:
     from offramp.cli._sides import Sides

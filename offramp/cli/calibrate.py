@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._goal import GOAL, Wish, parse_macs
-from offramp.config import LoadedRun, load_run
+from offramp.runs import LoadedRun, load_run
 
 if TYPE_CHECKING:
     from numpy import ndarray

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import LoadedRun, load_run
+from offramp.runs import LoadedRun, load_run
 
 if TYPE_CHECKING:
     from offramp.outputs import Trace

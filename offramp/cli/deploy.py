@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from offramp import kinds
 from offramp.cli import emit
-from offramp.config import Config, SeveralRun, flat, open_run
+from offramp.config import Config, flat
+from offramp.runs import SeveralRun, open_run
 
 
 def deploy(

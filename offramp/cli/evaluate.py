@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import LoadedRun, SeveralRun, open_run
 from offramp.names import NotUnderstood
+from offramp.runs import LoadedRun, SeveralRun, open_run
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet

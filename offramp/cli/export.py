@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.config import LoadedRun, load_run
 from offramp.names import NotUnderstood
+from offramp.runs import LoadedRun, load_run
 
 LEAST = 1000
 

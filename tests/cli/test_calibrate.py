@@ -12,9 +12,10 @@ import torch
 from offramp.adapt.policy import load
 from offramp.cli import main
 from offramp.cli._goal import parse_macs
-from offramp.config import build_data, load_run
+from offramp.config import build_data
 from offramp.data.loading import Loader
 from offramp.measure.adaptive import leave_early
+from offramp.runs import load_run
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]

@@ -12,8 +12,9 @@ import torch
 from offramp.adapt.policy import NEVER, ExitPolicy, load, save
 from offramp.cli import main
 from offramp.cli.evaluate import gain
-from offramp.config import build_data, load_run
+from offramp.config import build_data
 from offramp.data.loading import Loader
+from offramp.runs import load_run
 
 Offramp = Callable[..., Any]
 
