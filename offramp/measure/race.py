@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from offramp.adapt.runtime import answer, keep
 
 LEAST = 5
 """Rounds of every batch size, however little time there is."""
+
+LOOK = (8, 64)
+"""Batches of so many images show, before anything is timed, how many samples reach each segment."""
 
 WAYS = ("plain", "all", "adaptive", "off")
 
@@ -48,8 +52,12 @@ class Runner:
 
 @dataclass
 class _Times:
-    """Seconds of every round: of each way, of each enabled segment with nobody leaving; and who reached which."""
+    """Seconds of every round: of each way, of each enabled segment for as many samples as `sizes` says; who reached which.
 
+    sizes: samples that are expected to reach each enabled segment, at least 1.
+    """
+
+    sizes: tuple[int, ...]
     ways: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     segments: list[list[float]] = field(default_factory=list)
     reached: list[list[float]] = field(default_factory=list)
@@ -90,15 +98,31 @@ def race(
     if not runners:
         raise ValueError("there is no runtime to measure")
     hands, order = deal(pixels, batch, seed), random.Random(seed)
-    times = {runner.name: _Times() for runner in runners}
+    sizes = {runner.name: _sizes(runner, policy, pixels, batch, seed) for runner in runners}
     for _ in range(2):
-        _round(runners, policy, next(hands), order, {runner.name: _Times() for runner in runners})
+        _round(runners, policy, next(hands), order, {name: _Times(size) for name, size in sizes.items()})
+    times = {name: _Times(size) for name, size in sizes.items()}
     began, rounds = time.perf_counter(), 0
     while rounds < LEAST or time.perf_counter() - began < seconds:
         _round(runners, policy, next(hands), order, times)
         rounds += 1
     reports = {name: _report(found, policy, batch) for name, found in times.items()}
     return {"batch": batch, "rounds": rounds, "runtimes": reports}
+
+
+def _sizes(runner: Runner, policy: ExitPolicy, pixels: np.ndarray, batch: int, seed: int) -> tuple[int, ...]:
+    """How many samples of a batch are expected to reach each enabled segment, at least 1."""
+    rounds, images = LOOK
+    found = []
+    for look in islice(deal(pixels, images, seed), rounds):
+        with runner.scope():
+            found.append(_reached(policy, answer(runner.segments, policy, runner.prepare(look)).exit.tolist()))
+    return tuple(max(1, round(batch * share)) for share in np.mean(found, axis=0).tolist())
+
+
+def _reached(policy: ExitPolicy, exits: Sequence[int]) -> list[float]:
+    """The share of samples that came as far as each enabled exit."""
+    return [sum(taken >= exit for taken in exits) / len(exits) for exit, on in enumerate(policy.enabled) if on]
 
 
 def _round(
@@ -112,7 +136,7 @@ def _round(
         kept, given = times[runner.name], inputs[runner.name]
         with runner.scope():
             if way == "priced":
-                kept.segments.append(_priced(runner, policy, given))
+                kept.segments.append(_priced(runner, policy, given, kept.sizes))
                 continue
             run = _ways(runner, policy)[way]
             runner.wait()
@@ -122,8 +146,7 @@ def _round(
             kept.ways[way].append(time.perf_counter() - began)
         if way == "adaptive":
             exits = made.exit.tolist()
-            enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-            kept.reached.append([sum(taken >= exit for taken in exits) / len(exits) for exit in enabled])
+            kept.reached.append(_reached(policy, exits))
             kept.exits += exits
 
 
@@ -156,21 +179,23 @@ def _walk(segments: Sequence[Any], state: Any) -> list[Any]:
     return logits
 
 
-def _priced(runner: Runner, policy: ExitPolicy, state: Any) -> list[float]:
-    """Seconds of every enabled segment for the whole batch, with judging it and taking the samples that stay."""
+def _priced(runner: Runner, policy: ExitPolicy, state: Any, sizes: Sequence[int]) -> list[float]:
+    """Seconds of every enabled segment for `sizes` samples, with judging them and taking out those that stay."""
     carry: Any = ()
     judged: PolicyCarry = {}
     seconds = []
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-    for exit, segment in zip(enabled, runner.segments, strict=True):
+    for exit, segment, here, onward in zip(enabled, runner.segments, sizes, (*sizes[1:], 0), strict=True):
         runner.wait()
         began = time.perf_counter()
         state, carry, logits = segment(state, carry)
         judged, _, score, _ = policy.step(judged, logits, exit)
         if exit != enabled[-1]:
             (staying,) = array_namespace(score).nonzero(score == score)
-            if len(score) > 1:  # of one sample, nothing is ever taken out
+            if onward < here:
+                staying = staying[:onward]
                 state, carry = keep(state, staying), keep(carry, staying)
+                judged = {name: value[staying] for name, value in judged.items()}
         runner.wait()
         seconds.append(time.perf_counter() - began)
     return seconds
@@ -179,20 +204,24 @@ def _priced(runner: Runner, policy: ExitPolicy, state: Any) -> list[float]:
 def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
     """Latency and throughput of every way; what leaving early saves, beside what the segments' costs predict.
 
+    A segment is priced per sample at the number of samples that is expected to reach it (`segment_samples`), because a
+    small batch takes more time per sample than a large one.
+
     Ratios are of means over the same rounds (at batch 1 an easy image is over soon, so medians would say little), but
     for `off_of_plain`, the median of the rounds' ratios.
     """
     ways = {way: _latency(times.ways[way], batch) for way in WAYS}
     rivals = {way: seconds for way, seconds in times.ways.items() if way not in WAYS}
-    costs = np.mean(times.segments, axis=0)
-    predicted = float((costs * np.mean(times.reached, axis=0)).sum())
+    costs = np.divide(np.mean(times.segments, axis=0), times.sizes)
+    predicted = batch * float((costs * np.mean(times.reached, axis=0)).sum())
     plain, adaptive = (float(np.mean(times.ways[way])) for way in ("plain", "adaptive"))
     off = np.divide(times.ways["off"], times.ways["plain"])
     exits = len(policy.enabled)
     return {
         **ways,
         "shares": [times.exits.count(exit) / len(times.exits) for exit in range(exits)],
-        "segment_ms": (1000 * costs / batch).tolist(),
+        "segment_ms": (1000 * costs).tolist(),
+        "segment_samples": list(times.sizes),
         "speedup": plain / adaptive,
         "predicted": plain / predicted,
         "of_predicted": predicted / adaptive,

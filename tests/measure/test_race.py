@@ -9,7 +9,7 @@ import pytest
 
 from offramp.adapt.policy import NEVER, ExitPolicy
 from offramp.measure import race as module
-from offramp.measure.race import LEAST, WAYS, Runner, deal, race
+from offramp.measure.race import LEAST, LOOK, WAYS, Runner, deal, race
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
 POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
@@ -55,7 +55,8 @@ def test_all_ways_see_the_same_images_in_every_round() -> None:
     for name in "ab":
         assert count[f"{name} plain"] == 2 * rounds  # plain, and as the one exit that is left
         assert count[f"{name} every 2"] == rounds
-        assert count[f"{name} segment 0"] == 2 * rounds  # leaving early, and priced
+        looked = LOOK[0]
+        assert count[f"{name} segment 0"] == 2 * rounds + looked  # leaving early, and priced
     assert count["rival"] == rounds
     whole = {name: [values for called, values in calls if called == name] for name in ("a plain", "b plain", "rival")}
     images = [tuple(sorted(values)) for values in whole["rival"]]
@@ -71,8 +72,23 @@ def test_who_leaves_where_is_counted() -> None:
     assert all(found[way][key] > 0 for way in WAYS for key in ("p50", "p95", "p99", "mean", "images_per_second"))
 
 
+def test_segments_are_priced_for_as_many_samples_as_reach_them() -> None:
+    """Half of the images leave at the first exit, nobody at the second; of one image, all or none."""
+    calls: list[tuple[str, list[float]]] = []
+    found = race([runner(calls)], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
+    assert found["segment_samples"] == [20, 10, 10]
+    sizes = Counter((name, len(values)) for name, values in calls if "numpy segment" in name)
+    rounds = 2 * (LEAST + 2)
+    assert {key: count for key, count in sizes.items() if key[1] <= 20} == {
+        ("numpy segment 0", 20): rounds, ("numpy segment 1", 10): rounds, ("numpy segment 2", 10): rounds,
+    }  # fmt: skip
+    assert race([runner([])], POLICY, PIXELS, 1, 1e-9)["runtimes"]["numpy"]["segment_samples"] == [1, 1, 1]
+
+
 def test_the_ratios_are_what_they_say() -> None:
-    times = module._Times(segments=[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], reached=[[1.0, 0.5, 0.0], [1.0, 0.5, 0.5]])
+    times = module._Times(
+        (10, 5, 2), segments=[[1.0, 1.0, 0.5], [3.0, 1.0, 0.3]], reached=[[1.0, 0.5, 0.0], [1.0, 0.5, 0.5]]
+    )
     times.ways |= {"plain": [4.0, 6.0], "all": [7.0, 9.0], "adaptive": [2.0, 3.0], "off": [5.0, 6.0]}
     times.ways["rival x"] = [1.0, 1.0]
     times.exits = [0, 0, 1, 2]
@@ -84,7 +100,7 @@ def test_the_ratios_are_what_they_say() -> None:
     assert said["predicted"] == pytest.approx(5 / (2 * 1 + 2 * 0.5 + 2 * 0.25))
     assert said["of_predicted"] == pytest.approx(3.5 / 2.5)
     assert said["off_of_plain"] == pytest.approx((5 / 4 + 1) / 2)
-    assert said["segment_ms"] == [200.0, 200.0, 200.0]
+    assert said["segment_ms"] == [200.0, 200.0, 200.0] and said["segment_samples"] == [10, 5, 2]
     assert said["shares"] == [0.5, 0.25, 0.25]
     assert said["rivals"]["x"]["images_per_second"] == 10.0
 
