@@ -3,9 +3,9 @@
     python benchmarks/split.py [--models timm:resnet50 ...] [--batches 1 64] [--seconds 15] [--out results/split.jsonl]
 
 Every model is measured at its real size, in float32, in a process of its own. Original and split network, which hold
-the same weights, take turns, each being first every other round, so that a busy machine slows both; the figure is the
-median of the rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements (from lowest
-to highest, where rounds are few).
+the same weights, take turns (original, split, split, original is one round), so that a busy machine slows both; the
+figure is the median of the rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements
+(from lowest to highest, where rounds are few).
 The split network runs as a plain one: all its stages and the final exit. The time to split is that of the first split
 in a new process. Extra memory is what the split network's tensors occupy beside the original's; growth is by how much
 splitting raised the process's peak.
@@ -74,21 +74,23 @@ def peak_mib() -> float:
 
 
 def ratios(runs: list[Callable[[], object]], seconds: float) -> tuple[list[float], list[float]]:
-    """Each round's ratio of the second run to the first, and the first's seconds; for about `seconds`."""
+    """Each round's ratio of the second run to the first, and the first's seconds; for about `seconds`.
+
+    A round is first, second, second, first: to come right after the other may cost or save some percent.
+    """
     began = time.perf_counter()
     for run in runs:
         timed(run)
-    pair = time.perf_counter() - began  # the first passes are slow, so this is a little more than a round
+    taken = 2 * (time.perf_counter() - began)  # the first passes are slow, so this is a little more than a round
     found: list[float] = []
     first: list[float] = []
     least, most = ROUNDS
     began = time.perf_counter()
-    while len(found) < least or (len(found) < most and time.perf_counter() - began + pair < seconds):
-        order = (0, 1) if len(found) % 2 == 0 else (1, 0)
-        taken = {which: timed(runs[which]) for which in order}
-        pair = sum(taken.values())
-        found.append(taken[1] / taken[0])
-        first.append(taken[0])
+    while len(found) < least or (len(found) < most and time.perf_counter() - began + taken < seconds):
+        times = [timed(runs[which]) for which in (0, 1, 1, 0)]
+        taken = sum(times)
+        found.append((times[1] + times[2]) / (times[0] + times[3]))
+        first += [times[0], times[3]]
     return found, first
 
 

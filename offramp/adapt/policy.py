@@ -91,13 +91,11 @@ class ExitPolicy:
         carry, answer = self._ensemble(xp, carry, z, passed=sum(self.enabled[: exit + 1]))
         if self.score == "patience":
             carry, score = _agreement(xp, carry, answer)
-            leaves = score >= self.patience
         else:
             score = _certainty(xp, answer, self.score)
-            leaves = score >= self.thresholds[exit]
         if exit == self.exits - 1:
-            leaves = xp.ones_like(leaves)
-        return carry, answer, score, leaves
+            return carry, answer, score, xp.ones_like(score, dtype=xp.bool)
+        return carry, answer, score, score >= (self.patience if self.score == "patience" else self.thresholds[exit])
 
     def _ensemble(self, xp: Any, carry: PolicyCarry, z: Array, passed: int) -> tuple[PolicyCarry, Array]:
         if self.answer == "exit":
@@ -128,6 +126,8 @@ def _certainty(xp: Any, z: Array, score: str) -> Array:
         return 1 + xp.sum(xp.exp(log_p) * log_p, axis=1) / math.log(max(z.shape[1], 2))
     # The highest probability is 1 / sum(exp(z - max z)), the second exp(second - max z) of that: as few operations as
     # can be, because at batch 1 each costs as much as a small layer.
+    if score == "confidence" and array_api_compat.is_torch_array(z):
+        return z.softmax(1).amax(1)
     largest = xp.max(z, axis=1, keepdims=True)
     top = 1 / xp.sum(xp.exp(z - largest), axis=1)
     if score == "confidence":

@@ -47,7 +47,7 @@ class Stepper:
         self.judged, given, score, leaves = self.policy.step(self.judged, logits, exit)
         xp = array_api_compat.array_namespace(given)
         if self.answer is None or len(given) == len(self.answer.score):  # nobody has left: there is nothing to fill in
-            here = xp.full(score.shape, exit, dtype=xp.int64, device=array_api_compat.device(given))
+            here = xp.full_like(score, exit, dtype=xp.int64)
             self.answer = Answer(given, here, score)
         else:
             self.answer.logits[self.alive], self.answer.score[self.alive] = given, score

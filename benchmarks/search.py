@@ -1,0 +1,139 @@
+"""How long the search for thresholds takes, and how much memory: 50,000 samples, 8 exits, 100 classes.
+
+    python benchmarks/search.py [--json] [--samples 50000] [--exits 8] [--classes 100] [--rounds 5] [--out FILE]
+
+Logits are drawn so that later exits are more often right and surer, and are mapped from a file, as `offramp calibrate`
+maps a stored trace. Every goal is searched in turn, round by round, in a process that imports no torch; medians are
+reported, and the peak of its memory, the mapped file included. Targets: at most 2 s and 2 GiB, for each goal.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from offramp.adapt.calibrate import Outcome, calibrate, choices
+from offramp.adapt.judge import Rule
+
+SECONDS, GIB = 2.0, 2.0
+GOALS: Mapping[str, dict[str, float]] = {
+    "half of plain's cost": {"budget": 0.5},
+    "a quarter of plain's cost": {"budget": 0.25},
+    "plain's accuracy": {"accuracy": 1.0},
+    "1 point below plain": {"accuracy": -0.01},
+}
+"""Budgets as shares of plain's cost, accuracies relative to plain's (1.0: as accurate)."""
+
+
+def draw(path: Path, samples: int, exits: int, classes: int) -> np.ndarray:
+    """Write logits (E, N, C) in float32 to a file of numpy's; answers the labels (N,)."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, samples)
+    hard = random.normal(size=samples)
+    logits = open_memmap(path, "w+", np.float32, (exits, samples, classes))
+    common = random.normal(size=(samples, classes)).astype(np.float32)
+    for exit in range(exits):
+        made = common + random.normal(scale=0.7, size=(samples, classes)).astype(np.float32)
+        made[np.arange(samples), labels] += 2.2 + 2.0 * exit / exits - 1.2 * hard
+        logits[exit] = made * (1 + exit / exits)
+    return labels
+
+
+def goal(asked: Mapping[str, float], plain: float, cost: float) -> dict[str, float]:
+    if "budget" in asked:
+        return {"budget": asked["budget"] * cost}
+    return {"accuracy": plain if asked["accuracy"] == 1 else plain + asked["accuracy"]}
+
+
+def costs_of(exits: int) -> dict[tuple[bool, ...], list[int]]:
+    """Equal stages and a branch of a tenth of a stage at every exit that is on."""
+    found: dict[tuple[bool, ...], list[int]] = {}
+    for enabled in choices(exits):
+        segments, since = [], 0
+        for on in enabled:
+            since += 10
+            if on:
+                segments.append(since + 1)
+                since = 0
+        found[enabled] = segments
+    return found
+
+
+def one(folder: Path, rounds: int, score: str) -> dict[str, Any]:
+    """Seconds of every goal in every round, what was found, and the process's peak of memory."""
+    logits, labels = np.load(folder / "logits.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    costs = costs_of(len(logits))
+    plain = float((logits[-1].argmax(1) == labels).mean())
+    alone = float(sum(costs[choices(len(logits))[-1]]))
+    seconds: dict[str, list[float]] = {name: [] for name in GOALS}
+    outcomes: dict[str, Outcome] = {}
+    for _ in range(rounds):
+        for name, asked in GOALS.items():
+            began = time.perf_counter()
+            outcomes[name] = calibrate(
+                logits, labels, segment_costs=costs, rule=Rule(score=score), **goal(asked, plain, alone)
+            )
+            seconds[name].append(time.perf_counter() - began)
+    return {
+        "seconds": seconds,
+        "plain": plain,
+        "found": {name: {"accuracy": made.accuracy, "cost": made.cost / alone} for name, made in outcomes.items()},
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "torch_imported": "torch" in sys.modules,
+    }
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        labels = draw(Path(place) / "logits.npy", given.samples, given.exits, given.classes)
+        np.save(Path(place) / "labels.npy", labels)
+        again = [sys.executable, __file__, "--one", place, "--rounds", str(given.rounds), "--score", given.score]
+        ran = subprocess.run(again, stdout=subprocess.PIPE, check=True, text=True)
+    found = json.loads(ran.stdout)
+    from offramp.measure.provenance import provenance
+
+    seconds = {name: statistics.median(times) for name, times in found.pop("seconds").items()}
+    met = max(seconds.values()) <= SECONDS and found["peak_gib"] <= GIB
+    asked = {key: getattr(given, key) for key in ("samples", "exits", "classes", "rounds", "score")}
+    return {"benchmark": "search", **asked, "seconds": seconds, **found, "target_met": met, **provenance()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("samples", 50_000), ("exits", 8), ("classes", 100), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--score", default="confidence")
+    parser.add_argument("--json", action="store_true", help="write one JSON line instead of the table")
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file, too")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(given.one, given.rounds, given.score)))
+        return
+    said = measure(given)
+    if given.out:
+        with given.out.open("a") as file:
+            file.write(json.dumps(said) + "\n")
+    if given.json:
+        print(json.dumps(said))
+        return
+    print(f"{given.samples:,} samples, {given.exits} exits, {given.classes} classes, score {given.score}")
+    for name, seconds in said["seconds"].items():
+        made = said["found"][name]
+        print(f"{name:28} {seconds:6.2f} s   {100 * made['accuracy']:.2f} % at {made['cost']:.2f} of plain's cost")
+    print(f"peak memory {said['peak_gib']:.2f} GiB; plain {100 * said['plain']:.2f} %")
+    print(f"at most {SECONDS:g} s and {GIB:g} GiB: {'met' if said['target_met'] else 'TARGETS MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
