@@ -5,7 +5,8 @@
 Every model is measured at its real size, in float32, in a process of its own. Original and split network, which hold
 the same weights, take turns (original, split, split, original is one round), so that a busy machine slows both; the
 figure is the median of the rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements
-(from lowest to highest, where rounds are few).
+(from lowest to highest, where rounds are few). Freed memory is kept, as offramp's own programs keep it: how often a C
+library gives it back and asks for it again depends on chance, and costs either of the two up to a tenth of its time.
 The split network runs as a plain one: all its stages and the final exit. The time to split is that of the first split
 in a new process. Extra memory is what the split network's tensors occupy beside the original's; growth is by how much
 splitting raised the process's peak.
@@ -34,10 +35,11 @@ from offramp.measure.provenance import provenance
 from offramp.net import plain
 from offramp.split import split
 from offramp.split.trace import logits_of
+from offramp.train.device import keep_freed_memory
 
 TIMES_ORIGINAL, SECONDS, EXTRA = 1.02, 5.0, 0.01
 """Targets; extra memory as a share of the weights (tables that the original computes anew in each pass may stay)."""
-EXITS, ROUNDS = 4, (3, 300)
+EXITS, ROUNDS = 4, (2, 150)
 MODELS = [
     *(
         f"timm:{name}"
@@ -180,6 +182,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="LIBRARY:NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if options.one:
         print(json.dumps(measure(options.one, options.batches, options.seconds, options.device)))
         return
