@@ -31,7 +31,7 @@ ALL_CHOICES = 8
 """Up to so many choices of exits (four exits) are searched in full; of more, the most promising ones are."""
 PROMISING = 2
 SCREENED = 2000
-"""Samples on which the geometric rule tells which choices are promising, where there are many."""
+"""Samples on which every second point of the geometric rule tells which choices are promising, where there are many."""
 WHOLE = 8000
 """Up to so many samples every ascent runs on all of them; of more, ascents begin on a draw, and the best go on."""
 FINISHED = 2
@@ -197,18 +197,18 @@ def _searched(tables: _Tables, costs: Costs, goal: Goal) -> list[Enabled]:
     scores = {}
     for enabled in given:
         ((_, of),) = few.of(enabled)
-        scores[enabled] = max(rank(goal, there, n) for there in _geometric(of))
+        scores[enabled] = max(rank(goal, there, n) for there in _geometric(of, every=2))
     best = sorted(given, key=lambda enabled: scores[enabled], reverse=True)[:PROMISING]
     edges = [enabled for enabled in given if all(enabled) or sum(enabled) == 1]
     return list(dict.fromkeys([*best, *edges]))
 
 
-def _geometric(of: Table) -> list[Point]:
-    """The points of the geometric rule."""
+def _geometric(of: Table, every: int = 1) -> list[Point]:
+    """The points of the geometric rule, or every second one and so on."""
     exits = len(of.costs)
     if exits == 1:
         return [point(of, np.array([-NEVER]))]
-    shares = [geometric_shares(step / 20, exits) for step in range(1, POINTS + 1)]
+    shares = [geometric_shares(step / 20, exits) for step in range(1, POINTS + 1, every)]
     return [point(of, geometric_thresholds(of.score, share, of.order)) for share in shares]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.adapt.geometric import descending, exits_taken
+from offramp.adapt.geometric import descending
 from offramp.adapt.judge import Judged
 from offramp.adapt.policy import NEVER
 
@@ -55,9 +55,15 @@ def table(judged: Judged, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"]
 
 def point(of: Table, thresholds: Float[ndarray, "K"]) -> Point:
     """What these thresholds do."""
-    taken = exits_taken(of.score, thresholds)
-    counts = np.bincount(taken, minlength=len(of.costs))
-    return Point(thresholds, int(of.right[taken, np.arange(len(taken))].sum()), float(counts @ of.costs))
+    last = len(of.costs) - 1
+    counts, right = np.zeros(len(of.costs), int), 0
+    staying = np.ones(of.score.shape[1], bool)
+    for exit in range(last + 1):
+        leaves = staying if exit == last else staying & (of.score[exit] >= thresholds[exit])
+        counts[exit] = np.count_nonzero(leaves)
+        right += int(np.count_nonzero(leaves & of.right[exit].view(bool)))
+        staying = staying ^ leaves
+    return Point(thresholds, right, float(counts @ of.costs))
 
 
 def limit(goal: Goal, n: int) -> float:

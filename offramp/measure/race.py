@@ -52,9 +52,9 @@ class Runner:
 
 @dataclass
 class _Times:
-    """Seconds of every round: of each way, of each enabled segment for as many samples as `sizes` says; who reached which.
+    """Seconds of every round, of each way and of each enabled segment; and which share of the samples reached which.
 
-    sizes: samples that are expected to reach each enabled segment, at least 1.
+    A segment is timed for as many samples as `sizes` says: those expected to reach it, at least 1.
     """
 
     sizes: tuple[int, ...]
