@@ -39,8 +39,8 @@ class BadImage(Exception):
 
 def default_fit(size: int, resize: int | None = None) -> Fit:
     """The usual: shorter side to 256/224 of the size (ImageNet's test protocol), to the size itself up to 64."""
-    if size < 1 or (resize is not None and resize < size):
-        raise ValueError(f"image_size={size} must be positive and resize={resize} at least as large")
+    if resize is not None and resize < size:
+        raise ValueError(f"images of {size} pixels need a --data.resize of at least that, got {resize}")
     return Fit(size, resize or (size if size <= 64 else round(size * 256 / 224)))
 
 

@@ -96,12 +96,10 @@ def data(name: str | None = None, /, *, json: Json = False) -> None:
         name: A kind of data.
         json: Print one JSON object.
     """
-    from importlib import import_module
-
     from offramp import data
 
     offers = dict(data.available())
-    _list("data", offers, name, lambda found: import_module(f"offramp.data.{found}").build, json, data.load)
+    _list("data", offers, name, lambda found: data.find(found).build, json, data.load)
 
 
 def _list(

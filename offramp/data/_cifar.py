@@ -54,7 +54,7 @@ def read(cifar: Cifar, request: Request) -> Found:
         raise ValueError(f"{cifar.name} fits memory and does not stream: only folder:PATH does")
     if request.image_size not in (None, 32):
         raise ValueError(
-            f"{cifar.name} is 32x32 and keeps that size: image_size={request.image_size} is for folder, parquet and hub"
+            f"{cifar.name} is 32x32 and keeps that size: --image-size {request.image_size} is for other sources"
         )
     files, fill = _from_hub(cifar, request) if str(request.data_dir).startswith("hub:") else _on_disk(cifar, request)
     settings = {"form": cifar.name, "labels": cifar.column, "pillow": PIL.__version__}

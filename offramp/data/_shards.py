@@ -124,7 +124,7 @@ def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, imag
     Raises:
         ValueError: if it is not there, holds something else, or cannot be told.
     """
-    option, fits = ("image_column", _is_image) if image else ("label_column", _is_label)
+    option, fits = ("--data.image-column", _is_image) if image else ("--data.label-column", _is_label)
     columns = [field.name for field in shard.schema]
     if given is not None and given not in columns:
         raise ValueError(f"{shard.where} has no column {given!r} ({option}): it has {', '.join(columns)}")
@@ -139,7 +139,7 @@ def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, imag
     if known or len(fitting) == 1:
         return (known or fitting)[0]
     what = "images" if image else "labels"
-    raise ValueError(f"{shard.where}: which column holds the {what}? Say {option}=, one of {', '.join(columns)}")
+    raise ValueError(f"{shard.where}: which column holds the {what}? Say {option}, one of {', '.join(columns)}")
 
 
 def class_names(shard: Shard, column: str) -> tuple[str, ...] | None:

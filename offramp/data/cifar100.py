@@ -1,5 +1,7 @@
 """CIFAR-100 from --data-dir: Parquet shards, the python or the binary version (folder or tar.gz), or hub:ID."""
 
+from typing import Literal
+
 from offramp.data._cifar import Cifar, read
 from offramp.data.splits import Found, Request
 
@@ -32,16 +34,11 @@ COARSE = CIFAR100._replace(
 )
 
 
-def build(request: Request, *, labels: str = "fine") -> Found:
+def build(request: Request, *, labels: Literal["fine", "coarse"] = "fine") -> Found:
     """CIFAR-100, 50,000 + 10,000 images of 32x32 (A. Krizhevsky, 2009).
 
     Args:
         request: from `load`.
         labels: `fine` (100 classes) or `coarse` (20).
-
-    Raises:
-        ValueError: if `labels` is neither.
     """
-    if labels not in ("fine", "coarse"):
-        raise ValueError(f"labels={labels!r} is unknown for cifar100: say fine or coarse")
     return read(CIFAR100 if labels == "fine" else COARSE, request)

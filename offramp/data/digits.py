@@ -21,7 +21,7 @@ def build(request: Request) -> Found:
     if request.streaming:
         raise ValueError("digits fit memory and do not stream: only folder:PATH does")
     if request.image_size not in (None, 8):
-        raise ValueError(f"digits are 8x8 and keep that size, so image_size={request.image_size} is not possible")
+        raise ValueError(f"digits are 8x8 and keep that size, so --image-size {request.image_size} is not possible")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

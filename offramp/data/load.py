@@ -1,18 +1,17 @@
 """From a name to a data set: find the source's file, read it, cut the splits, and refuse what cannot be trained on."""
 
-import difflib
-import inspect
 import os
 import re
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
-from offramp.names import NotUnderstood
+from offramp.names import NotUnderstood, unknown
+from offramp.parameters import arguments
 
 AUGMENTATIONS = (
     "none",
@@ -42,6 +41,22 @@ def available() -> list[tuple[str, str]]:
         if re.search(r"^def build\(", text, re.MULTILINE):
             found.append((file.stem, text.splitlines()[0].strip('"')))
     return found
+
+
+def find(name: str) -> ModuleType:
+    """The file of the source that a name such as `digits` or `folder:PATH` is about; its `build(request)` reads it.
+
+    Raises:
+        ValueError: if there is none, naming the nearest.
+    """
+    head, names = _head(name), dict(available())
+    if head not in names:
+        raise unknown("data set", head, names, listing="offramp data")
+    return import_module(f"offramp.data.{head}")
+
+
+def _head(name: str) -> str:
+    return name.partition(":")[0]
 
 
 def load(
@@ -87,20 +102,23 @@ def load(
         FileNotFoundError: if there is nothing where the data should be.
     """
     if not 0 <= holdout < 1:
-        raise ValueError(f"--holdout must be a share from 0 to below 1, got {holdout}")
-    _known("augmentation", augmentation, AUGMENTATIONS)
-    _known("normalise", normalise, tuple(NORMALISE))
-    build, path = _builder(name, options)
+        raise NotUnderstood(f"--holdout must be a share from 0 to below 1, got {holdout}")
+    if image_size is not None and image_size < 1:
+        raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
+    source, head = find(name), _head(name)
+    for option, value, known in (("augmentation", augmentation, AUGMENTATIONS), ("normalise", normalise, NORMALISE)):
+        if value is not None and value not in known:
+            raise unknown(f"--data.{option}", value, known, listing=f"offramp data {head}")
     request = Request(
         name=name,
-        path=path,
+        path=name.partition(":")[2],
         data_dir=str(data_dir) if data_dir is not None else os.environ.get("OFFRAMP_DATA") or None,
         image_size=image_size,
         streaming=streaming,
         cache_dir=None if cache_dir is None else str(cache_dir),
         progress=progress,
     )
-    found = build(request, **options)
+    found: Found = source.build(request, **arguments("data", head, source.build, options))
     rows = _splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
     _check(name, found.source, rows)
     mean, std = NORMALISE[normalise] if normalise else (found.mean, found.std)
@@ -109,36 +127,8 @@ def load(
             f"--data.normalise {normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}"
         )
     splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
-    source = found.source
-    return DataSet(
-        name, splits, source.classes, source.shape, mean, std, augmentation or found.augmentation, found.notes
-    )
-
-
-def _nearest(word: str, words: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(words)}"
-
-
-def _known(option: str, value: str | None, values: tuple[str, ...]) -> None:
-    if value is not None and value not in values:
-        raise NotUnderstood(f"--data.{option} {value!r} is unknown: {_nearest(value, values)}")
-
-
-def _builder(name: str, options: dict[str, Any]) -> tuple[Callable[..., Found], str]:
-    """The `build` of a source's file and what follows the colon; unknown names and options are errors."""
-    head, _, path = name.partition(":")
-    names = tuple(known for known, _ in available())
-    if head not in names:
-        raise NotUnderstood(f"there is no data set {head!r}: {_nearest(head, names)}")
-    build: Callable[..., Found] = import_module(f"offramp.data.{head}").build
-    parameters = inspect.signature(build).parameters.values()
-    valid = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-    for option in options:
-        if option not in valid:
-            hint = _nearest(option, valid) if valid else "it has none of its own"
-            raise NotUnderstood(f"{head} has no option {option!r}: {hint}")
-    return build, path
+    kind = augmentation or found.augmentation
+    return DataSet(name, splits, found.source.classes, found.source.shape, mean, std, kind, found.notes)
 
 
 def _splits(

@@ -118,6 +118,3 @@ class Loader:
 def _steps(samples: int, batch_size: int, world: int, *, drop: bool) -> int:
     whole, rest = divmod(samples, batch_size)
     return whole + (rest // world > 1 if drop else rest > 0)
-
-
-loader = Loader

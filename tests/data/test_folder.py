@@ -67,7 +67,7 @@ def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
         expected = np.zeros((32, 32), dtype=bool)
         expected[border : 32 - border, border : 32 - border] = True
         assert (green == expected).all()
-    with pytest.raises(ValueError, match="image_size=32 must be positive and resize=31 at least as large"):
+    with pytest.raises(ValueError, match=r"images of 32 pixels need a --data.resize of at least that, got 31"):
         load(f"folder:{tmp_path}", image_size=32, resize=31)
 
 
@@ -194,7 +194,7 @@ def test_a_check_of_headers_finds_what_headers_show(tmp_path, write):
     load(f"folder:{tmp_path}", streaming=True, check="headers", holdout=0)
     bad.write_bytes(b"GIF")
     refused(tmp_path, ValueError, "1 of 28 images cannot be decoded", streaming=True, check="headers")
-    refused(tmp_path, ValueError, "say full or headers", check="none")
+    refused(tmp_path, ValueError, "--data.check takes one of full, headers, got 'none'", check="none")
 
 
 def test_image_bomb(tmp_path, write):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.data import Loader, load, loader
+from offramp.data import Loader, load
 from offramp.data.load import AUGMENTATIONS
 
 
@@ -16,7 +16,7 @@ def digits():
 
 
 def train(data, **options):
-    return loader(data.splits["train"], data, **{"batch_size": 100, "augment": True, "seed": 3, **options})
+    return Loader(data.splits["train"], data, **{"batch_size": 100, "augment": True, "seed": 3, **options})
 
 
 def same(one, other):
@@ -132,7 +132,7 @@ def test_streaming_gives_the_batches_that_resident_gives(folders, augment):
     resident, streaming = folders
     assert resident.augmentation == streaming.augmentation == "crop-flip"
     options = {"batch_size": 7, "augment": augment, "seed": 1, "world": 2, "rank": 1}
-    one, other = (loader(data.splits["train"], data, **options) for data in folders)
+    one, other = (Loader(data.splits["train"], data, **options) for data in folders)
     assert all(same(a, b) for a, b in zip(one.epoch(1, 1), other.epoch(1, 1), strict=True))
 
 
@@ -140,7 +140,7 @@ def test_streaming_does_not_depend_on_threads_nor_on_where_it_starts(tmp_path, w
     root = write.image_folder(tmp_path / "pets", {"train/a": 20, "train/b": 20, "test/a": 3, "test/b": 3}, (200, 150))
     data = load(f"folder:{root}", streaming=True, image_size=96)
     assert data.augmentation == "random-resized-crop"
-    batches = [loader(data.splits["train"], data, batch_size=8, augment=True, seed=0) for _ in range(2)]
+    batches = [Loader(data.splits["train"], data, batch_size=8, augment=True, seed=0) for _ in range(2)]
     batches[1].store.workers = 1
     whole, again = (list(each.epoch(2)) for each in batches)
     assert all(same(a, b) for a, b in zip(whole, again, strict=True))
@@ -151,7 +151,7 @@ def test_leaving_a_streaming_epoch_early_ends_its_threads(folders):
     import threading
 
     _, data = folders
-    running = loader(data.splits["train"], data, batch_size=4, augment=True, seed=0).epoch(0)
+    running = Loader(data.splits["train"], data, batch_size=4, augment=True, seed=0).epoch(0)
     next(running)
     assert any(thread.name.startswith("offramp-decode") for thread in threading.enumerate())
     running.close()
@@ -163,12 +163,12 @@ def test_an_image_that_breaks_later_is_named(folders):
     source = data.splits["train"].source
     source.files[int(data.splits["train"].ids[0])].write_bytes(b"gone")
     with pytest.raises(ValueError, match=r"\.png cannot be decoded"):
-        list(loader(data.splits["train"], data, batch_size=4, augment=True, seed=0).epoch(0))
+        list(Loader(data.splits["train"], data, batch_size=4, augment=True, seed=0).epoch(0))
 
 
 def test_bounded_memory(folders):
     _, data = folders
-    batches = loader(data.splits["train"], data, batch_size=2, augment=False, seed=0)
+    batches = Loader(data.splits["train"], data, batch_size=2, augment=False, seed=0)
     seen = []
     decode = batches.store._decode
     batches.store._decode = lambda part, seed, epoch: seen.extend(part.tolist()) or decode(part, seed, epoch)
