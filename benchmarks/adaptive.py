@@ -25,12 +25,11 @@ from offramp.adapt.policy import ExitPolicy
 from offramp.adapt.runtime import answer
 from offramp.cli._sides import of_run
 from offramp.cli.bench import MS, OFF, RATIO
-from offramp.cli.evaluate import load_data
 from offramp.config import flat
 from offramp.data.splits import DataSet
 from offramp.measure.provenance import provenance
 from offramp.measure.race import Runner, race
-from offramp.runs import LoadedRun, load_run
+from offramp.runs import LoadedRun, load_data, load_run
 from offramp.train.folder import POLICY
 
 POINTS, FASTER = 0.5, 1.5

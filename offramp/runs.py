@@ -1,14 +1,16 @@
-"""A trained run, opened for use: its network, its configuration and its policy."""
+"""A trained run, opened for use: its network, its configuration, its policy and its data."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.config import Config, build_method, build_net, unflat
+from offramp.config import Config, build_data, build_method, build_net, unflat
 
 if TYPE_CHECKING:
     from offramp.adapt.policy import ExitPolicy
+    from offramp.data.splits import DataSet
     from offramp.net import MultiExitNet
     from offramp.several import Several
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 class LoadedRun:
     """A trained run: its configuration, its network in eval mode, and what its weights' header says.
 
-    `policy` is None until the run was calibrated.
+    `policy` is None until the run was calibrated, `fitted` where it says that it comes from.
     """
 
     folder: Path
@@ -25,6 +27,7 @@ class LoadedRun:
     net: "MultiExitNet"
     about: dict[str, Any]
     policy: "ExitPolicy | None"
+    fitted: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,50 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     if isinstance(net, Cohort | GatedFan):
         return SeveralRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)
-    found = policy.load(folder / POLICY) if with_policy and (folder / POLICY).is_file() else None
+    there = with_policy and (folder / POLICY).is_file()
+    found, fitted = policy.load_with_origin(folder / POLICY) if there else (None, {})
     if found is not None and found.exits != net.exits:
         raise ValueError(
             f"{folder / POLICY} is for {found.exits} exits, but this network has {net.exits}: fit it again with "
             "`offramp calibrate`"
         )
-    return LoadedRun(folder, config, net.eval(), about, found)
+    return LoadedRun(folder, config, net.eval(), about, found, fitted)
+
+
+def load_data(run: LoadedRun | SeveralRun, data_dir: Path | None = None, show: bool = True) -> "DataSet":
+    """The data set of a run, from `data_dir` if given.
+
+    Args:
+        show: a progress bar where images have to be decoded.
+    Raises:
+        ValueError: if what lies there now is not what the run was trained on; see `check_data`.
+    """
+    config = dataclasses.replace(run.config, data_dir=data_dir) if data_dir else run.config
+    data = build_data(config, progress=show)
+    check_data(data, run.about["classes"], run.about["shape"], str(run.folder))
+    return data
+
+
+def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], owner: str) -> None:
+    """Refuse data that are not those that `owner` (a run or a bundle) was trained on: labels would mean others.
+
+    Args:
+        classes: names of the C classes it was trained on; shape: of its inputs, (channels, height, width).
+    Raises:
+        ValueError: naming the first class, or the shape, that differs.
+    """
+    from offramp.meta import written
+
+    if tuple(data.shape) != tuple(shape):
+        raise ValueError(
+            f"{data.name} has images of {written(tuple(data.shape))}, but {owner} was trained on "
+            f"{written(tuple(shape))}: name the data that it was trained on by --data-dir"
+        )
+    if tuple(data.classes) != tuple(classes):
+        pairs = zip((*data.classes, None), (*classes, None), strict=False)
+        number, (here, there) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+        said = ["no such class" if name is None else repr(name) for name in (here, there)]
+        raise ValueError(
+            f"{data.name} has other classes than {owner} was trained on: class {number} is {said[0]}, not {said[1]}; "
+            "name the data that it was trained on by --data-dir"
+        )

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from offramp.config import Config, build_method, build_net, flat, resolve
-from offramp.runs import load_run
+from offramp.runs import check_data, load_data, load_run
 from offramp.train.checkpoint import save_weights
 from offramp.train.recipe import Recipe
 
@@ -78,3 +78,20 @@ def test_a_policy_that_does_not_fit_is_named_and_not_needed_to_make_a_new_one(tm
         with pytest.raises(ValueError, match=says):
             load_run(folder)
         assert load_run(folder, with_policy=False).policy is None
+
+
+def test_data_of_other_classes_or_images_are_refused(tmp_path: Path) -> None:
+    run = load_run(a_run(tmp_path / "a"))
+    data = load_data(run, show=False)
+    assert data.shape == (1, 8, 8) and len(data.classes) == 10
+    for classes, says in (
+        ([*"012345678", "nine"], "class 9 is '9', not 'nine'"),
+        ([*"012345678"], "class 9 is '9', not no such class"),
+        ([*"0123456789", "ten"], "class 10 is no such class, not 'ten'"),
+    ):
+        with pytest.raises(ValueError, match=f"digits has other classes than runs/a was trained on: {says}; name"):
+            check_data(data, classes, (1, 8, 8), "runs/a")
+    with pytest.raises(
+        ValueError, match="digits has images of 1×8×8, but runs/a was trained on 3×32×32: name the data"
+    ):
+        check_data(data, data.classes, [3, 32, 32], "runs/a")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class ExitPolicy:
                 f"got {self.score!r} and {self.answer!r}"
             )
         if (
-            any(not t > 0 for t in self.temperatures)
+            any(not 0 < t < math.inf for t in self.temperatures)
             or self.patience < 1
             or not all(map(math.isfinite, self.thresholds))
         ):
@@ -158,18 +159,17 @@ def parse(text: str, source: str = "policy") -> ExitPolicy:
     """
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{source} is not a policy: it is no JSON ({error})") from None
     if not isinstance(found, dict) or found.get("format") != "offramp-policy":
         raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
     if found.get("version") != VERSION:
         raise ValueError(f"{source} has policy version {found.get('version')!r}; this offramp reads version {VERSION}")
-    names = [field.name for field in fields(ExitPolicy)]
-    missing = [name for name in names if name not in found]
+    missing = [name for name in FIELDS if name not in found]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
     try:
-        return ExitPolicy(**{name: _typed(name, found[name]) for name in names})
+        return ExitPolicy(**{name: _typed(name, found[name]) for name in FIELDS})
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -207,8 +207,30 @@ def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = Non
 
 def load(path: Path) -> ExitPolicy:
     """Read `policy.json`; see `parse`."""
+    return load_with_origin(path)[0]
+
+
+def load_with_origin(path: Path) -> tuple[ExitPolicy, dict[str, Any]]:
+    """Read `policy.json`, and where it says that it comes from ({} where it does not); errors as in `parse`."""
     try:
         text = path.read_text()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a policy: it is no text") from None
-    return parse(text, str(path))
+    found = parse(text, str(path))
+    origin = json.loads(text).get("provenance")
+    return found, origin if isinstance(origin, dict) else {}
+
+
+def stale(origin: Mapping[str, Any], weights: str, epoch: int) -> str:
+    """What to say where a policy is used with other weights than those it was fitted on; nothing where it is not.
+
+    Args:
+        origin: where the policy says that it comes from; weights: `last` or `best`, of this epoch.
+    """
+    fitted = origin.get("weights", weights), origin.get("epoch", epoch)
+    if fitted == (weights, epoch):
+        return ""
+    return (
+        f"The policy was fitted on the {fitted[0]} weights of epoch {fitted[1]}; these are the {weights} ones of epoch "
+        f"{epoch}: fit it again with `offramp calibrate --weights {weights}`."
+    )

@@ -1,15 +1,19 @@
-"""What the terminal shows: progress while training, tables of exits, costs in readable units."""
+"""What the terminal shows: progress while training, tables, lists of what there is."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Span, Text
+
+from offramp.adapt.policy import stale
+
+if TYPE_CHECKING:
+    from offramp.runs import LoadedRun
 
 WIDTH = 78
 """Columns of running text: it fits a terminal of 80."""
@@ -17,17 +21,11 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 
-def count(number: int | float) -> str:
-    """1234567 -> "1.23 M"."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f}"
-
-
-def percent(share: float | None) -> str:
-    """0.7712 -> "77.12"; a dash for what does not exist."""
-    return "–" if share is None else f"{100 * share:.2f}"
+def warn_of_stale(run: "LoadedRun", weights: str) -> None:
+    """Say so where a run's policy was fitted on other weights than those that are used."""
+    said = stale(run.fitted, weights, run.about["epoch"]) if run.policy else ""
+    if said:
+        stderr.print(f"offramp: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -132,9 +130,3 @@ def working(text: str, total: int, show: bool) -> Iterator[Any]:
     ) as bar:
         task = bar.add_task(text, total=total)
         yield lambda samples: bar.advance(task, samples)
-
-
-def flush() -> None:
-    """Bring everything printed to the terminal in order."""
-    sys.stdout.flush()
-    sys.stderr.flush()

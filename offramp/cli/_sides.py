@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.names import unknown
-from offramp.runs import LoadedRun
+from offramp.runs import LoadedRun, check_data
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -129,7 +129,9 @@ def of_bundle(
     if images is not None:
         pixels, source = _of_files(manifest.preprocessing, images, largest), str(images)
     else:
-        pixels, source = _of_test(_data_of(folder, manifest.provenance, data_dir, show), largest), "test"
+        data = _data_of(folder, manifest.provenance, data_dir, show)
+        check_data(data, manifest.classes, manifest.preprocessing.shape, str(folder))
+        pixels, source = _of_test(data, largest), "test"
     normalise = manifest.preprocessing.normalise
     runners = [_foreign(models, manifest.parts, policy, normalise, name, threads) for name in chosen]
     return Sides("bundle", tuple(runners), policy, pixels, source, threads, left_out)
@@ -272,7 +274,14 @@ def _data_of(folder: Path, about: Any, data_dir: Path | None, show: bool) -> "Da
     """
     from offramp.config import build_data, unflat
 
-    if "config" not in about or str(about["config"].get("data", "")).startswith("hub:"):
+    given = about.get("config")
+    if not isinstance(given, dict) or _fetched(given.get("data")) or (not data_dir and _fetched(given.get("data-dir"))):
         raise ValueError(f"{folder} does not say which data here it was made of: name a folder of --images")
-    config = unflat(about["config"], str(folder))
+    kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
+    config = unflat(kept, str(folder))
     return build_data(replace(config, data_dir=data_dir) if data_dir else config, progress=show)
+
+
+def _fetched(place: object) -> bool:
+    """Whether data would be looked for in the network, which is not for the maker of a bundle to decide."""
+    return str(place).startswith("hub:")

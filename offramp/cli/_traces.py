@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.runs import LoadedRun, SeveralRun
+from offramp.runs import LoadedRun, SeveralRun, load_data
 
 if TYPE_CHECKING:
-    from offramp.data.splits import DataSet
+    from offramp.data.splits import DataSet, Split
     from offramp.outputs import Trace
 
 TRACES = "traces"
@@ -24,7 +24,17 @@ def stored_trace(loaded: Run, split: str, weights: str) -> "Trace | None":
 def trace_split(loaded: Run, data: "DataSet", split: str, show: bool, weights: str = "last") -> "Trace":
     """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
     found = stored_trace(loaded, split, weights)
-    return found if found is not None else _compute(loaded, data, split, show, weights)
+    if found is not None and _is_of(found, data.splits[split]):
+        return found
+    return _compute(loaded, data, split, show, weights)
+
+
+def _is_of(found: "Trace", split: "Split") -> bool:
+    """Whether a trace is of these very samples: images may have been added since, or the data be taken elsewhere."""
+    from numpy import array_equal
+
+    assert found.labels is not None
+    return array_equal(found.ids, split.indices) and array_equal(found.labels, split.labels)
 
 
 def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
@@ -51,8 +61,6 @@ def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | None, sh
     Raises:
         ValueError: if the run was trained on everything.
     """
-    from offramp.cli.evaluate import load_data
-
     refusal = f"{loaded.folder} was trained on everything (holdout 0): there is no split to calibrate on"
     if loaded.config.holdout == 0:
         raise ValueError(refusal)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.measure.units import percent
 from offramp.names import NotUnderstood
-from offramp.runs import load_run
+from offramp.runs import load_data, load_run
 
 if TYPE_CHECKING:
     from offramp.cli._sides import Sides
@@ -47,6 +48,8 @@ def bench(
     sizes = _sizes(batch)
     if not 0 < seconds < float("inf"):
         raise NotUnderstood(f"--seconds must be a positive number, got {seconds}")
+    if seed < 0:
+        raise NotUnderstood(f"--seed must be 0 or more, got {seed}")
     if threads is not None and threads < 1:
         raise NotUnderstood(f"--threads must be at least 1, got {threads}")
     sides = _sides(target, runtimes, threads, images, weights, data_dir, max(sizes), show=not json)
@@ -80,7 +83,7 @@ def _sides(
     """Everything that is to be measured, of a run or a bundle."""
     from offramp.bundle.manifest import MANIFEST
     from offramp.cli import _sides as made
-    from offramp.cli.evaluate import load_data
+    from offramp.cli._show import warn_of_stale
 
     if (target / MANIFEST).is_file():
         return made.of_bundle(target, runtimes, threads, images, data_dir, largest, show)
@@ -89,6 +92,7 @@ def _sides(
         raise ValueError("--images is for a bundle; a run is measured on its own test images (--data-dir)")
     if loaded.policy is None:
         raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5`")
+    warn_of_stale(loaded, weights)
     return made.of_run(loaded, runtimes, threads, load_data(loaded, data_dir, show), largest, show)
 
 
@@ -127,7 +131,7 @@ NAMES = {"plain": "plain", "all": "all exits", "adaptive": "adaptive", "off": "e
 
 def show(result: dict[str, Any]) -> None:
     """One table per batch size, then what leaving early saves."""
-    from offramp.cli._show import percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     def say(text: str) -> None:
         stdout.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.measure.units import count, percent
 from offramp.names import NotUnderstood
-from offramp.runs import LoadedRun, SeveralRun, open_run
+from offramp.runs import LoadedRun, SeveralRun, load_data, open_run
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -48,11 +49,14 @@ def measure(
     loaded: LoadedRun | SeveralRun, weights: str, data_dir: Path | None, batch_size: int, show: bool
 ) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
+    from offramp.cli._show import warn_of_stale
     from offramp.cli._traces import trace_split
     from offramp.measure.provenance import provenance
     from offramp.train.folder import read_config, read_result
 
     training = read_result(loaded.folder)
+    if isinstance(loaded, LoadedRun):
+        warn_of_stale(loaded, weights)
     data = load_data(loaded, data_dir, show)
     traced = trace_split(loaded, data, "test", show, weights)
     return {
@@ -90,16 +94,6 @@ def answers_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape: "I
     }
 
 
-def load_data(loaded: LoadedRun | SeveralRun, data_dir: Path | None, show: bool) -> "DataSet":
-    """The data set of the run, from `data_dir` if given."""
-    import dataclasses
-
-    from offramp.config import build_data
-
-    config = dataclasses.replace(loaded.config, data_dir=data_dir) if data_dir else loaded.config
-    return build_data(config, progress=show)
-
-
 def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) -> dict[str, Any]:
     """Leave early for real on test, in the precision that the run was trained in; see `leave_early`."""
     import torch
@@ -120,7 +114,7 @@ def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) ->
 
 def show(result: dict[str, Any]) -> None:
     """The tables: every exit, then adaptive beside plain."""
-    from offramp.cli._show import count, percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     leaving = result["adaptive"]
     exits = len(result["accuracy"])
@@ -161,7 +155,7 @@ def gain(leaving: dict[str, Any]) -> str:
 
 def show_several(result: dict[str, Any]) -> None:
     """The table of networks that were trained together, and what all of them cost."""
-    from offramp.cli._show import count, percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     rows = [
         [name, percent(accuracy), count(macs)]

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.measure.units import count, percent
 from offramp.names import NotUnderstood
-from offramp.runs import LoadedRun, load_run
+from offramp.runs import LoadedRun, load_data, load_run
 
 LEAST = 1000
 
@@ -47,12 +48,12 @@ def _write(
     loaded: LoadedRun, out: Path, weights: str, data_dir: Path | None, images: int, show: bool
 ) -> dict[str, Any]:
     from offramp.bundle.write import write
-    from offramp.cli._show import working
-    from offramp.cli.evaluate import load_data
+    from offramp.cli._show import warn_of_stale, working
     from offramp.config import flat
     from offramp.measure.provenance import provenance
 
     assert loaded.policy is not None
+    warn_of_stale(loaded, weights)
     data = load_data(loaded, data_dir, show)
     about = {
         "run": str(loaded.folder),
@@ -86,7 +87,7 @@ def _write(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from offramp.cli._show import count, percent, stdout
+    from offramp.cli._show import stdout
 
     verified, measured = result["verified"], result["measured"]
     images = sum(verified["images"].values())

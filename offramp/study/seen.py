@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.policy import ExitPolicy, stale
 from offramp.measure.cost import Pieces, as_run
 from offramp.measure.draw import Description
 from offramp.outputs import Trace
@@ -89,13 +89,7 @@ class Seen:
     @property
     def stale(self) -> str:
         """What to say where the policy is of other weights than these."""
-        weights, epoch = self.fitted.get("weights", self.weights), self.fitted.get("epoch", self.epoch)
-        if (weights, epoch) == (self.weights, self.epoch):
-            return ""
-        return (
-            f"The policy was fitted on the {weights} weights of epoch {epoch}; these are the {self.weights} ones of "
-            f"epoch {self.epoch}: fit it again with `offramp calibrate --weights {self.weights}`."
-        )
+        return stale(self.fitted, self.weights, self.epoch)
 
     @property
     def numbers(self) -> dict[str, Any]:

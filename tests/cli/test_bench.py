@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from offramp.adapt.policy import ExitPolicy, save
+from offramp.bundle.manifest import render
+from offramp.bundle.read import read_manifest
 from offramp.cli import main
 
 Offramp = Callable[..., Any]
@@ -109,6 +112,7 @@ def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path
         (("--batch", "1,x"), "--batch takes whole numbers from 1 on"),
         (("--seconds", "0"), "--seconds must be a positive number, got 0.0"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
+        (("--seed", "-1"), "--seed must be 0 or more, got -1"),
         (("--images", "x"), "--images is for a bundle; a run is measured on its own test images"),
         (("--runtimes", "tensorrt"), "unknown runtime 'tensorrt'"),
         (("--runtimes", "onxx"), "the nearest is 'onnx'"),
@@ -148,6 +152,30 @@ def test_when_nothing_is_installed(offramp: Offramp, trained: Path, monkeypatch:
 def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
     from offramp.cli._sides import _data_of
 
-    for about in ({}, {"config": {"data": "hub:somebody/something"}}):
+    hub = {"data": "cifar10", "data-dir": "hub:somebody/something"}
+    for about in ({}, {"config": [1]}, {"config": {"data": "hub:somebody/something"}}, {"config": hub}):
         with pytest.raises(ValueError, match="does not say which data here it was made of: name a folder of --images"):
             _data_of(bundle, about, None, show=False)
+
+
+def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> None:
+    from offramp.cli._sides import _data_of
+
+    draw = np.random.RandomState(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = draw.randint(0, 256, (8, 8)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    elsewhere = tmp_path / "elsewhere"
+    config = {"data": f"folder:{tmp_path / 'images'}", "holdout": 0, "data.cache-dir": str(elsewhere)}
+    data = _data_of(bundle, {"config": config}, None, show=False)
+    assert len(data.splits["test"]) == 4 and not elsewhere.exists()
+
+
+def test_a_bundle_of_other_images(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(bundle, tmp_path / "b"))
+    manifest = read_manifest(made)
+    (made / "manifest.json").write_text(render(replace(manifest, classes=(*"012345678", "nine"))))
+    ran = offramp("bench", made, *QUICK)
+    assert ran.status == 1 and f"digits has other classes than {made} was trained on: class 9 is '9'" in ran.err

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from offramp.adapt.policy import NEVER, ExitPolicy, load, save
 from offramp.cli import main
@@ -189,3 +191,42 @@ def test_evaluating_adds_a_trace_to_the_run_and_changes_nothing(offramp: Offramp
     shutil.rmtree(run / "traces")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert load(run / "policy.json").exits == 4
+
+
+def test_a_policy_of_other_weights_is_told(offramp: Offramp, run: Path) -> None:
+    epoch = load_run(run).about["epoch"]
+    policy = ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4)
+    save(policy, run / "policy.json", {"weights": "last", "epoch": epoch})
+    assert not offramp("evaluate", run, "--json").err
+    save(policy, run / "policy.json", {"weights": "best", "epoch": 1})
+    ran = offramp("evaluate", run, "--json")
+    assert ran.status == 0 and ran.json["adaptive"]
+    assert ran.err.startswith("offramp: The policy was fitted on the best weights of epoch 1; these are the last ones")
+    assert f"of epoch {epoch}: fit it again with `offramp calibrate --weights last`" in ran.err
+
+
+def pictures(folder: Path, *classes: str) -> Path:
+    """Twenty images of each class, in one folder per class."""
+    draw = np.random.RandomState(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(20):
+            Image.fromarray(draw.randint(0, 256, (16, 16)).astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_data_that_have_changed_since(offramp: Offramp, tmp_path: Path) -> None:
+    run, images = tmp_path / "run", pictures(tmp_path / "images", "a", "b")
+    words = "--net resnet18 --width 4 --branch linear --method joint --precision 32 --epochs 1 --batch-size 16"
+    ran = offramp("train", *words.split(), "--data", f"folder:{images}", "--out", run, "--json")
+    assert ran.status == 0, ran.err
+    assert offramp("evaluate", run, "--json").json["samples"] == 4
+    for number in range(20, 40):
+        (images / "b" / f"{number}.png").write_bytes((images / "a" / f"{number - 20}.png").read_bytes())
+    assert offramp("evaluate", run, "--json").json["samples"] == 6  # not what the stored trace says
+    ran = offramp("report", run, "--json")
+    assert ran.status == 0 and ran.json["runs"][0]["samples"] == 6
+    pictures(images, "c")
+    ran = offramp("evaluate", run)
+    says = f"folder:{images} has other classes than {run} was trained on: class 2 is 'c', not no such class"
+    assert ran.status == 1 and says in ran.err
