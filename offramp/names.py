@@ -4,7 +4,7 @@ import ast
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -70,15 +70,3 @@ def load(kind: str, package: ModuleType | str, name: str) -> ModuleType:
     if name not in offered:
         raise unknown(kind, name, offered)
     return importlib.import_module(f"{package if isinstance(package, str) else package.__name__}.{name}")
-
-
-def check_options(kind: str, owner: str, given: Mapping[str, object], allowed: Iterable[str]) -> None:
-    """Refuse options that `owner` (a method, net or branch) does not have, naming the nearest.
-
-    Raises:
-        ValueError: "unknown option 'tau' of method 'muse'; the nearest is 'temperature'".
-    """
-    options = list(allowed)
-    for key in given:
-        if key not in options:
-            raise ValueError(f"unknown option {key!r} of {kind} {owner!r}; {nearest(key, options)}")

@@ -25,14 +25,6 @@ def test_nearest_ignores_case_and_keeps_the_spelling() -> None:
     assert names.nearest("resnet18", ["ResNet18", "vgg"]) == "the nearest is 'ResNet18'"
 
 
-def test_check_options_names_owner_and_nearest() -> None:
-    names.check_options("method", "muse", {"temperature": 3}, ["temperature"])
-    with pytest.raises(
-        ValueError, match=r"^unknown option 'temprature' of method 'muse'; the nearest is 'temperature'$"
-    ):
-        names.check_options("method", "muse", {"temprature": 3}, ["temperature", "beta"])
-
-
 def test_discover_reads_docstrings_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "rooms_for_test"
     (package / "inner").mkdir(parents=True)

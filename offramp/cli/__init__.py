@@ -1,6 +1,7 @@
 """The command line: one file per verb; torch is imported inside the verbs, so that --help answers at once."""
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -62,14 +63,27 @@ def app() -> App:
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exit status 0 if it did what was asked, 1 if it could not, 2 if it was not understood."""
     words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text that a terminal can show
     try:
-        status = _run(words)
+        try:
+            status = _run(words)
+        finally:
+            sys.stdout.flush()  # while somebody can still be told that it failed
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        status = 1
+    except OSError as error:
+        status = _unheard(error)
     sys.exit(status)
+
+
+def _unheard(error: OSError) -> int:
+    """Standard output takes no more: where its reader has seen enough, nothing is to be said."""
+    if not isinstance(error, BrokenPipeError):
+        print(f"offramp: standard output cannot be written: {error.strerror}", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+    return 1
 
 
 def _run(words: list[str]) -> int:
@@ -87,6 +101,8 @@ def _run(words: list[str]) -> int:
         return _fail(words, blamed(words, str(error)), 2)
     except ValueError as error:
         return _fail(words, str(error), 1)
+    except BrokenPipeError:
+        raise
     except (OSError, ImportError, RuntimeError) as error:
         if not _expected(error):
             raise

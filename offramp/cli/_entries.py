@@ -130,9 +130,7 @@ def claim(out: Path, found: list[Entry]) -> None:
                 f"{shared.get(key)!r}{more}; nothing was trained. Take another --out"
             )
     else:
-        part = out / f".part-{COMPARISON}"
-        part.write_text(yaml.safe_dump(shared, sort_keys=False))
-        part.replace(path)
+        place.put(path, yaml.safe_dump(shared, sort_keys=False))
     for entry in found:
         place.claim(entry.folder, flat(entry.config), resume=True)
 

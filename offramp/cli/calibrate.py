@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._goal import GOAL, Wish, parse_macs
+from offramp.measure.units import count, percent
 from offramp.runs import LoadedRun, load_run
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule") -> Any:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from offramp.cli._show import percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     last = len(result["enabled"]) - 1
     asked = [result["patience"]] * last if result["score"] == "patience" else result["thresholds"]
@@ -211,14 +212,10 @@ def _level(asked: float, score: str) -> str:
 
 
 def _cost(value: int | float, unit: str) -> str:
-    from offramp.cli._show import count
-
     return f"{count(value)} MACs" if unit == "macs" else f"{value:.4g} ms"
 
 
 def _expectation(result: dict[str, Any]) -> str:
-    from offramp.cli._show import percent
-
     expected, plain, unit, made = result["expected"], result["plain"], result["unit"], result["certificate"]
     where = "" if made is None else f" on the {made['samples']:,} samples that certify"
     return (
@@ -229,8 +226,6 @@ def _expectation(result: dict[str, Any]) -> str:
 
 def _gap(result: dict[str, Any]) -> str:
     """How much better any thresholds on the same exits could be on these samples."""
-    from offramp.cli._show import percent
-
     bound, unit = result["bound"], result["unit"]
     if bound is None:
         return ""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.runs import LoadedRun, load_run
+from offramp.measure.units import count, percent, unit_of
+from offramp.runs import LoadedRun, load_data, load_run
 
 if TYPE_CHECKING:
     from offramp.outputs import Trace
@@ -34,13 +35,15 @@ def curves(
         out: Folder to write into, else the run's own.
         json: Print one JSON object.
     """
-    result = trace_curves(run, cost, weights, data_dir, show=not json)
+    from offramp.train.folder import put
+
     folder = out or run
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: name the folder that the curves are written into")
+    result = trace_curves(run, cost, weights, data_dir, show=not json)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("curves.json", writer.dumps(result, indent=2) + "\n"), ("curves.svg", picture(result))):
-        part = folder / f".part-{name}"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+        put(folder / name, text)
     if json:
         emit({**result, "picture": str(folder / "curves.svg")})
     else:
@@ -50,7 +53,6 @@ def curves(
 def trace_curves(run: Path, cost: str, weights: str, data_dir: Path | None, show: bool) -> dict[str, Any]:
     """Both curves, from the stored traces where there are some, as plain values."""
     from offramp.cli._traces import calibration_trace, stored_trace, trace_split
-    from offramp.cli.evaluate import load_data
     from offramp.measure.provenance import provenance
 
     loaded = load_run(run, weights, with_policy=False)
@@ -98,8 +100,7 @@ def picture(result: dict[str, Any]) -> str:
     from offramp.measure.chart import chart
 
     plain = [result["plain"]] if result["cost"] == "macs_cumulative" else []
-    size = max(point["cost"] for point in result["anytime"])
-    unit, name = next((unit, name) for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")) if size >= unit)
+    unit, name = unit_of(max(point["cost"] for point in result["anytime"]))
     lines = {
         "budgeted batch": sorted(result["budgeted"], key=lambda point: point["cost"]),
         "anytime": result["anytime"],
@@ -111,7 +112,7 @@ def picture(result: dict[str, Any]) -> str:
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
-    from offramp.cli._show import count, percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     rows = [
         [f"{point['q']:.2f}", percent(point["accuracy"]), count(point["cost"])]

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from offramp import kinds
 from offramp.cli import emit
 from offramp.config import Config, flat
+from offramp.measure.units import count
 from offramp.runs import SeveralRun, open_run
 
 
@@ -29,7 +30,7 @@ def deploy(
         keep: Number of the network or branch, `ensemble` (the gated one), or `best` (a network or branch, on val).
         json: Print one JSON object.
     """
-    from offramp.cli._show import count, stdout
+    from offramp.cli._show import stdout
 
     result = write(run, out, keep)
     if json:
@@ -72,9 +73,7 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
         "from": {"run": str(run), "config": flat(opened.config)},
         "provenance": provenance(),
     }
-    part = out / f".part-{place.RESULT}"
-    part.write_text(writer.dumps(result, indent=2) + "\n")
-    part.replace(out / place.RESULT)
+    place.put(out / place.RESULT, writer.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
 from offramp.config import Layers
+from offramp.measure.units import count
 from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def info(
 
 def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], classes: int, json: bool) -> None:
     """Networks that are trained together: each one's parameters and operations, and those of all."""
-    from offramp.cli._show import count, stdout, table
+    from offramp.cli._show import stdout, table
     from offramp.measure import several
     from offramp.several import Cohort, GatedFan
 

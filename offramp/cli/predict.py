@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.measure.units import percent
 from offramp.names import NotUnderstood
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def predict(
     opened = open_bundle(bundle, runtime, begin=from_ or 0, end=first)
     if first == len(opened.manifest.parts):
         raise ValueError(f"--first {first} are all segments of {bundle}: leave it out, nothing is left for elsewhere")
-    warm_up(opened, batch_size)
     rows, total = _rows(opened, images, batch_size, first, state)
+    warm_up(opened, max(1, min(batch_size, total)))
     shown = _progress(rows, total, show=not json and not csv)
     if csv:
         failed = _csv(shown, opened.manifest.exits)
@@ -171,7 +172,7 @@ def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> N
     from rich.console import Console
     from rich.markup import escape
 
-    from offramp.cli._show import percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     lines = []
     for row in rows:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.measure.units import count, percent
 from offramp.names import NotUnderstood
-from offramp.runs import LoadedRun, load_run
+from offramp.runs import LoadedRun, load_data, load_run
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -39,6 +40,7 @@ def report(
     """
     from offramp.measure.provenance import provenance
     from offramp.study.report import page
+    from offramp.train.folder import put
 
     target = _target(runs, out)
     if images < 0:
@@ -50,9 +52,7 @@ def report(
         _see(loaded, name, weights, data_dir, images, batch_size, show=not json)
         for loaded, name in zip(opened, names(runs), strict=True)
     ]
-    part = target.with_name(f".part-{target.name}")
-    part.write_text(page(seen, provenance()), encoding="utf-8")
-    part.replace(target)
+    put(target, page(seen, provenance()))
     if json:
         emit({"report": str(target), "bytes": target.stat().st_size, "runs": [run.numbers for run in seen]})
     else:
@@ -95,7 +95,6 @@ def _see(
     from offramp.cli._traces import calibration_trace, stored_trace, trace_split
     from offramp.cli.calibrate import timed_pieces
     from offramp.cli.curves import both_curves
-    from offramp.cli.evaluate import load_data
     from offramp.config import flat
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
@@ -107,12 +106,13 @@ def _see(
     def data() -> "DataSet":
         return load_data(loaded, data_dir, show)
 
-    history, fitted = _history(loaded.folder / "metrics.jsonl"), _fitted(loaded)
+    history = _history(loaded.folder / "metrics.jsonl")
     training = read_result(loaded.folder)
     if images:
         data()  # before anything is computed
     held_out = calibration_trace(loaded, weights, data_dir, show) if loaded.config.holdout else None
-    test = stored_trace(loaded, "test", weights) or trace_split(loaded, data(), "test", show, weights)
+    test = None if images else stored_trace(loaded, "test", weights)
+    test = test or trace_split(loaded, data(), "test", show, weights)
     shape = tuple(loaded.about["shape"])
     rule = Rule(loaded.policy.score, loaded.policy.answer, loaded.policy.temperatures) if loaded.policy else Rule()
     return Seen(
@@ -131,7 +131,7 @@ def _see(
         ms=timed_pieces(loaded, batch_size, rule) if batch_size else None,
         batch_size=batch_size,
         policy=loaded.policy,
-        fitted=fitted,
+        fitted=loaded.fitted,
         history=history,
         pictures=data().splits["test"].source.batch if images else None,
         images=images,
@@ -161,19 +161,8 @@ def _history(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _fitted(loaded: LoadedRun) -> dict[str, Any]:
-    """Where the policy says that it comes from."""
-    import json
-
-    from offramp.train.folder import POLICY
-
-    path = loaded.folder / POLICY
-    found = json.loads(path.read_text()).get("provenance") if loaded.policy else None
-    return found if isinstance(found, dict) else {}
-
-
 def _show(seen: Sequence["Seen"], target: Path) -> None:
-    from offramp.cli._show import count, percent, stdout, table
+    from offramp.cli._show import stdout, table
 
     rows = []
     for run in seen:

@@ -126,8 +126,6 @@ def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) 
         "cost": training_cost(loop.net, tuple(loop.data.shape)),
         "provenance": origin,
     }
-    part = loop.folder / f".part-{place.RESULT}"
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(loop.folder / place.RESULT)
+    place.put(loop.folder / place.RESULT, json.dumps(result, indent=2) + "\n")
     reporter.note(f"done: {_epochs(config.recipe.epochs)} in {loop.at.seconds:.0f} s, kept in {loop.folder}")
     return result

@@ -97,7 +97,7 @@ def msdnet_ops(net: MultiExitNet, shape: Image) -> list[int]:
     1 per multiply-add of convolutions and linear layers, 1 per bias of a linear layer, 1 per element of a ReLU, k²
     per output of a k×k pooling; batch norm costs nothing.
     """
-    return _cumulative(measure(net, shape, _MSDNET))
+    return _cumulative(pieces(net, shape, "msdnet_ops"))
 
 
 def eed_flops(net: MultiExitNet, shape: Image) -> list[float]:
@@ -107,8 +107,8 @@ def eed_flops(net: MultiExitNet, shape: Image) -> list[float]:
     2 per element of a batch norm and 1 per element of an `nn.ReLU` inside an exit's branch (the authors' trunk calls
     ReLU as a function, which their counter does not see).
     """
-    pieces = measure(net, shape, _EED, relu_modules=True)
-    exits = zip(accumulate(pieces.stages), pieces.branches, strict=True)
+    found = pieces(net, shape, "eed_flops")
+    exits = zip(accumulate(found.stages), found.branches, strict=True)
     return [round(2 * round((trunk + own) / 1e9, 2), 2) for trunk, own in exits]
 
 

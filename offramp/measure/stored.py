@@ -43,7 +43,25 @@ def store(
     if isinstance(net, nn.Module):
         net.eval()
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
+    part = path.with_name(f".part-{path.name}-{os.getpid()}")
+    try:
+        _finish(part, path, _traced(part, net, batches, samples, {"split": split, "about": about}, advance))
+    finally:
+        part.unlink(missing_ok=True)  # it is there only where somebody stopped this
+    found = load(path, about)
+    assert found is not None
+    return found
+
+
+def _traced(
+    part: Path,
+    net: Callable[..., ExitOutputs],
+    batches: Iterable[Batch],
+    samples: int,
+    said: dict[str, Any],
+    advance: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    """The tensors of a new file, filled batch by batch."""
     places: dict[str, np.ndarray] = {}
     start = 0
     with torch.inference_mode():
@@ -51,21 +69,18 @@ def store(
             logits = net(batch.inputs).logits.float().cpu().numpy()
             end = start + logits.shape[1]
             if not places:
-                places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), {"split": split, "about": about})
+                places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), said)
             if end > samples:
-                raise ValueError(f"the split {split!r} was said to have {samples} samples, but has more")
+                raise ValueError(f"the split {said['split']!r} was said to have {samples} samples, but has more")
             places["logits"][:, start:end] = logits
             places["labels"][start:end], places["ids"][start:end] = batch.labels.cpu(), batch.ids.cpu()
             start = end
             advance(len(batch.ids))
     if not start:
-        raise ValueError(f"the split {split!r} has no samples to trace")
+        raise ValueError(f"the split {said['split']!r} has no samples to trace")
     if start != samples:
-        raise ValueError(f"the split {split!r} was said to have {samples} samples, but has {start}")
-    _finish(part, path, places)
-    found = load(path, about)
-    assert found is not None
-    return found
+        raise ValueError(f"the split {said['split']!r} was said to have {samples} samples, but has {start}")
+    return places
 
 
 def load(path: Path, about: dict[str, Any]) -> Trace | None:

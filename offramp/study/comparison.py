@@ -8,6 +8,7 @@ from typing import Any
 
 from offramp.study.ledger import Line
 from offramp.study.statistics import Difference, Mean, mean, paired
+from offramp.train.folder import put
 
 BEGIN, END = "<!-- offramp compare -->", "<!-- end of offramp compare -->"
 
@@ -175,6 +176,4 @@ def write_block(path: Path, text: str) -> None:
     before, after = around(path)
     block = f"{before}{BEGIN}\n{text}{END}" + (after or "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(block, encoding="utf-8")
-    part.replace(path)
+    put(path, block)

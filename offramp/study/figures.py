@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from offramp.losses.vector import Teachers, pairs
 from offramp.measure.accuracy import Bins
 from offramp.measure.chart import LOOKS, Frame, Number, Series, plot, ticks
+from offramp.measure.units import unit_of
 
 SHARE = [0, 0.2, 0.4, 0.6, 0.8, 1]
 PERCENT = [0, 20, 40, 60, 80, 100]
@@ -25,12 +26,6 @@ class Figure(NamedTuple):
 def exit_name(exit: int, exits: int) -> str:
     """`exit 1`, …, and `final` for the last."""
     return "final" if exit == exits - 1 else f"exit {exit + 1}"
-
-
-def unit_of(largest: Number) -> tuple[float, str]:
-    """The unit that a cost is readable in, and its letter."""
-    units = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-    return next(((size, name) for size, name in units if largest >= size), units[-1])
 
 
 def against_cost(runs: Mapping[str, Mapping[str, Any]]) -> Figure:

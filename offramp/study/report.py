@@ -16,6 +16,7 @@ from offramp.adapt.policy import NEVER, ExitPolicy
 from offramp.measure.accuracy import Bins, reliability
 from offramp.measure.chart import STYLE
 from offramp.measure.cost import as_run
+from offramp.measure.units import count, percent
 from offramp.study import figures
 from offramp.study.leaving import by_class, extremes, stay
 from offramp.study.seen import Seen
@@ -40,24 +41,18 @@ def page(runs: Sequence[Seen], provenance: Mapping[str, Any]) -> str:
     made = template.render(
         runs=[_view(run) for run in runs],
         against=figures.against_cost({run.name: {**run.curves, "policy": run.leaving} for run in runs}),
-        sources=list(dict.fromkeys(str(run.config["data"]) for run in runs)),
+        sources=_sources(runs),
         style=Markup(style),
         provenance=provenance,
     )
     return f"{made.strip()}\n"
 
 
-def percent(share: int | float | None) -> str:
-    """0.7712 -> "77.12"; a dash for what does not exist."""
-    return "–" if share is None else f"{100 * share:.2f}"
-
-
-def count(number: int | float | None) -> str:
-    """1234567 -> "1.23 M"; a dash for what does not exist."""
-    if number is None:
-        return "–"
-    size, letter = figures.unit_of(number)
-    return f"{number / size:,.2f} {letter}" if letter else f"{number:,.0f}"
+def _sources(runs: Sequence[Seen]) -> list[str]:
+    """The data that the runs are of, each once: runs of the same images with other classes do not compare either."""
+    found = dict.fromkeys((str(run.config["data"]), tuple(run.classes)) for run in runs)
+    names = [name for name, _ in found]
+    return [f"{name} in {len(classes)} classes" if names.count(name) > 1 else name for name, classes in found]
 
 
 def share(value: float) -> str:

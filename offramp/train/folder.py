@@ -38,8 +38,13 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
     if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}") for entry in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run of offramp; take another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".part-{CONFIG}"
-    part.write_text(yaml.safe_dump(config, sort_keys=False))
+    put(path, yaml.safe_dump(config, sort_keys=False))
+
+
+def put(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: beside its place first, then moved there."""
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

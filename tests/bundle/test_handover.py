@@ -1,6 +1,7 @@
 """Half of the way here, half of it there: the same answers, from one file that is read with suspicion."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,11 @@ def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
     with np.load(cut) as found:
         np.savez_compressed(cut, **{name: found[name] for name in found.files})
     assert "it is compressed" in says(cut, made)
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000,), }"
+    header = np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text
+    with zipfile.ZipFile(cut, "w") as archive:
+        archive.writestr("huge.npy", header)
+    assert "is no state file or damaged" in says(cut, made)
 
 
 def test_arrays_of_another_shape_or_type(made: Any, cut: Path) -> None:

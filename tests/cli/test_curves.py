@@ -54,3 +54,10 @@ def test_a_run_without_a_calibration_split(offramp: Offramp, run: Path, tmp_path
         (tmp_path / name).write_bytes(text.replace(b"holdout: 0.3", b"holdout: 0"))
     ran = offramp("curves", tmp_path)
     assert ran.status == 1 and "was trained on everything (holdout 0)" in ran.err
+
+
+def test_a_file_where_the_folder_should_be(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = offramp("curves", run, "--out", tmp_path / "file")
+    says = f"offramp: --out {tmp_path / 'file'} is a file: name the folder that the curves are written into\n"
+    assert (ran.status, ran.err) == (1, says)

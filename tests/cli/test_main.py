@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 import offramp as package
+from offramp.cli import app
 
 Offramp = Callable[..., Any]
-VERBS = ("train", "evaluate", "calibrate", "export", "predict", "info", "nets", "branches", "methods", "data")
+VERBS = (
+    *("train", "evaluate", "calibrate", "compare", "curves", "deploy", "bench", "report", "export", "predict"),
+    *("info", "nets", "branches", "methods", "data"),
+)
 PROGRAM = "from offramp.cli import main; main()"
 
 
@@ -29,6 +33,7 @@ def started(*words: str, program: str = PROGRAM, **more: Any) -> "subprocess.Pop
 
 @pytest.mark.parametrize("words", [("--help",), ()])
 def test_help_names_every_verb(offramp: Offramp, words: tuple[str, ...]) -> None:
+    assert {name for name in app() if not name.startswith("-")} == set(VERBS)
     ran = offramp(*words)
     assert ran.status == 0 and not ran.err
     assert all(verb in ran.out for verb in VERBS)
@@ -123,6 +128,14 @@ def test_a_reader_that_stops_reading_is_no_error_of_ours() -> None:
         said = process.stderr.read()
         assert process.wait(60) != 0
     assert "Traceback" not in said and "BrokenPipe" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_said_once() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", PROGRAM, "nets", "--json"]
+        ran = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (1, "offramp: standard output cannot be written: No space left on device\n")
 
 
 def test_a_file_that_cannot_be_written_is_named(offramp: Offramp, tmp_path: Path) -> None:

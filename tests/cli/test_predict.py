@@ -217,6 +217,38 @@ def test_a_long_name_is_not_cut_off(
     assert str(file) in "".join(line.split(" ")[0] for line in out.splitlines()[1:]) and "…" not in out
 
 
+def alone(*words: str, **more: Any) -> "subprocess.Popen[bytes]":
+    """The program in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1]), **more}
+    program = [sys.executable, "-c", "from offramp.cli import main; main()", "predict", *words]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_a_reader_that_has_seen_enough(bundle: Path, pictures: Path, form: str) -> None:
+    with alone(str(bundle), str(pictures), *[str(pictures / "00.png")] * 300, form) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json", None])
+def test_names_that_the_terminal_cannot_show(bundle: Path, pictures: Path, tmp_path: Path, form: str | None) -> None:
+    names = [os.fsencode(tmp_path) + name for name in ("/grün.png".encode(), b"/gr\xfcn.png")]
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes((pictures / "00.png").read_bytes())
+    words = [str(bundle), *map(os.fsdecode, names), *([form] if form else [])]
+    with alone(*words, PYTHONIOENCODING="ascii", PYTHONUTF8="1") as process:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"") and out.count(b".png") == 2
+
+
+def test_a_batch_larger_than_there_are_images(offramp: Offramp, bundle: Path, pictures: Path) -> None:
+    ran = offramp("predict", bundle, pictures, "--batch-size", 10**12, "--json")
+    assert ran.status == 0 and len(ran.json["images"]) == 24
+
+
 def test_a_damaged_bundle_is_one_sentence(offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for file in bundle.iterdir():

@@ -73,7 +73,16 @@ def test_a_wrong_number_of_samples_leaves_no_trace(tmp_path: Path, said: int, me
     path = tmp_path / "cal.safetensors"
     with pytest.raises(ValueError, match=message):
         store(path, net, batches(4), said, "cal", ABOUT)
-    assert not path.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_where_it_is_stopped(tmp_path: Path) -> None:
+    def stopped(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path / "cal.safetensors", net, batches(4), N, "cal", ABOUT, stopped)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_samples(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def see() -> Callable[..., Seen]:
     return made
 
 
+def test_the_same_images_in_other_classes_do_not_compare(see: Callable[..., Seen]) -> None:
+    said = "These runs are of different data"
+    runs = [see(), see(name="second", classes=(*HOSTILE[:3], "other")), see(name="third")]
+    assert said not in page([runs[0], runs[2]], PROVENANCE)
+    assert f"{said} (&lt;data&gt; in 4 classes, &lt;data&gt; in 4 classes)" in page(runs, PROVENANCE)
+
+
 class Reader(HTMLParser):
     """Collects elements and what they point at, and sees to it that they are closed in order."""
 
