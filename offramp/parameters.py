@@ -52,7 +52,9 @@ def convert(value: Any, hint: Any, option: str) -> Any:
         if fits:
             return made
     choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    wants = f"one of {', '.join(map(str, choice))}" if choice else getattr(hint, "__name__", str(hint))
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] if union else [hint]
+    named = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    wants = f"one of {', '.join(map(str, choice))}" if choice else named
     if typing.get_origin(hint) in (tuple, list, Sequence):
         of = {int: "whole numbers", float: "numbers"}.get(typing.get_args(hint)[0], "words")
         wants = f"{of} with commas between"

@@ -101,10 +101,18 @@ def load_data(run: LoadedRun | SeveralRun, data_dir: Path | None = None, show: b
     Raises:
         ValueError: if what lies there now is not what the run was trained on; see `check_data`.
     """
-    config = dataclasses.replace(run.config, data_dir=data_dir) if data_dir else run.config
-    data = build_data(config, progress=show)
+    data = build_data(moved(run.config, data_dir), progress=show)
     check_data(data, run.about["classes"], run.about["shape"], str(run.folder))
     return data
+
+
+def moved(config: Config, data_dir: Path | None) -> Config:
+    """The configuration whose data lie in `data_dir`, the data set's own folder or its parent; None: as they lay."""
+    kind, colon, path = config.data.partition(":")
+    if data_dir is None or not colon or kind == "hub":
+        return dataclasses.replace(config, data_dir=data_dir) if data_dir else config
+    below = data_dir / Path(path).name
+    return dataclasses.replace(config, data=f"{kind}:{below if below.exists() else data_dir}")
 
 
 def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], owner: str) -> None:

@@ -106,7 +106,7 @@ def _run(words: list[str]) -> int:
     except (OSError, ImportError, RuntimeError) as error:
         if not _expected(error):
             raise
-        return _fail(words, str(error), getattr(error, "status", 1))
+        return _fail(words, _plainly(error), getattr(error, "status", 1))
     return 0
 
 
@@ -147,6 +147,12 @@ def _expected(error: Exception) -> bool:
         isinstance(error, ImportError) and error.name is None
     )  # raised by us, with the command that installs
     return isinstance(error, OSError) or missing_extra or type(error).__module__.startswith("offramp.")
+
+
+def _plainly(error: Exception) -> str:
+    """What the system would not do, without its number; what we say ourselves as it is."""
+    named = isinstance(error, OSError) and error.strerror and error.filename is not None
+    return f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
 
 
 def _fail(words: list[str], message: str, status: int) -> int:

@@ -7,6 +7,9 @@ from offramp.config import read_yaml, resolve, unflat
 from offramp.names import NotUnderstood
 from offramp.parameters import KINDS
 
+CONFIGURED, DOTTED = ("train", "compare"), ("train", "compare", "info")
+"""The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""
+
 
 def prepare(argv: list[str]) -> list[str]:
     """Rewrite the words of a command line.
@@ -22,19 +25,21 @@ def prepare(argv: list[str]) -> list[str]:
     said: set[str] = set()
     configs: list[Path] = []
     rest = list(argv)
+    verb = argv[0] if argv else ""
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         kind, dot, key = name.removeprefix("--").partition(".")
-        dotted = name.startswith("--") and dot and key and kind in KINDS
-        if (dotted or name == "--config") and not equals:
+        dotted = verb in DOTTED and name.startswith("--") and dot and key and kind in KINDS
+        config = verb in CONFIGURED and name == "--config"
+        if (dotted or config) and not equals:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"{name} needs a value")
             value = rest.pop(0)
         if dotted:
             said.add(_bare(name))
             words += ["--option", f"{kind}.{key}={value}"]
-        elif name == "--config":
+        elif config:
             configs.append(Path(value))
         else:
             if word.startswith("--"):

@@ -4,12 +4,12 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.names import unknown
-from offramp.runs import LoadedRun, check_data
+from offramp.runs import LoadedRun, check_data, moved
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -279,7 +279,7 @@ def _data_of(folder: Path, about: Any, data_dir: Path | None, show: bool) -> "Da
         raise ValueError(f"{folder} does not say which data here it was made of: name a folder of --images")
     kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
     config = unflat(kept, str(folder))
-    return build_data(replace(config, data_dir=data_dir) if data_dir else config, progress=show)
+    return build_data(moved(config, data_dir), progress=show)
 
 
 def _fetched(place: object) -> bool:

@@ -36,7 +36,7 @@ def export(
         raise NotUnderstood(f"--images must be at least {LEAST}, got {images}")
     loaded = load_run(run, weights)
     if loaded.policy is None:
-        raise ValueError(f"{run} has no policy yet: fit one with `offramp calibrate {run} --macs 0.5`")
+        raise ValueError(f"{run} has no policy yet: fit one with `offramp calibrate {run} --max-drop 0.5`")
     result = _write(loaded, out, weights, data_dir, images, show=not json)
     if json:
         emit(result)

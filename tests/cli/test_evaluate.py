@@ -226,7 +226,14 @@ def test_data_that_have_changed_since(offramp: Offramp, tmp_path: Path) -> None:
     assert offramp("evaluate", run, "--json").json["samples"] == 6  # not what the stored trace says
     ran = offramp("report", run, "--json")
     assert ran.status == 0 and ran.json["runs"][0]["samples"] == 6
+    images = images.rename(tmp_path / "elsewhere")
+    assert "does not exist" in offramp("evaluate", run).err
+    assert "nowhere does not exist" in offramp("evaluate", run, "--data-dir", tmp_path / "nowhere").err
+    (tmp_path / "parent").mkdir()
+    assert offramp("evaluate", run, "--data-dir", images, "--json").json["samples"] == 6
+    images = images.rename(tmp_path / "parent" / "images")
+    assert offramp("evaluate", run, "--data-dir", images.parent, "--json").json["samples"] == 6
     pictures(images, "c")
-    ran = offramp("evaluate", run)
+    ran = offramp("evaluate", run, "--data-dir", images)
     says = f"folder:{images} has other classes than {run} was trained on: class 2 is 'c', not no such class"
     assert ran.status == 1 and says in ran.err

@@ -98,6 +98,8 @@ def test_version(offramp: Offramp) -> None:
         (("evaluate", "a", "b", "c"), "c"),
         (("methods", "muse", "--jsn"), "Did you mean --json?"),
         (("evaluate", "a", "--batch-size", "many"), "many"),
+        (("evaluate", "a", "--method.alpha", "3"), "Unknown option: --method.alpha"),
+        (("info", "--config", "x.yaml"), "Unknown option: --config"),
     ],
 )
 def test_words_that_are_not_understood(offramp: Offramp, words: tuple[str, ...], says: str) -> None:
