@@ -61,7 +61,7 @@ def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
         image = Image.new("RGB", (120, 60), (255, 0, 0))
         image.paste((0, 255, 0), (45, 15, 75, 45))  # the inner half of the centre square
         image.save(tmp_path / part / "0.png")
-    for resize, border in ((None, 8), (32, 8), (64, 0)):
+    for resize, border in ((None, 8), (32, 8), (64, 0), ("64", 0)):  # text is what the command line hands over
         data = load(f"folder:{tmp_path}", holdout=0, image_size=32, resize=resize)
         green = data.splits["train"].source.batch(np.arange(4))[:, 1] > 127
         expected = np.zeros((32, 32), dtype=bool)
