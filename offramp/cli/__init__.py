@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             status = _run(words)
         finally:
-            sys.stdout.flush()  # while somebody can still be told that it failed
+            print(end="", flush=True)  # while somebody can still be told that it failed
     except KeyboardInterrupt:
         status = 130
     except OSError as error:
