@@ -63,6 +63,31 @@ def global_mean(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return _total(value if _weight == 1.0 else value * _weight) / processes()
 
 
+def least(value: int, like: Tensor) -> int:
+    """The smallest of the processes' values; `like` says on which device they talk."""
+    if processes() == 1:
+        return value
+    found = torch.tensor(value, device=like.device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)
+
+
+def gathered(value: Float[Tensor, "E B"]) -> tuple[Float[Tensor, "E N"], int]:
+    """The columns of all processes side by side, detached, and where this one's begin; shares may differ in size."""
+    if processes() == 1:
+        return value.detach(), 0
+    size = value.new_tensor([value.shape[1]])
+    sizes = [torch.empty_like(size) for _ in range(processes())]
+    dist.all_gather(sizes, size)
+    counts = [int(count) for count in sizes]
+    padded = value.new_zeros(value.shape[0], max(counts))
+    padded[:, : value.shape[1]] = value.detach()
+    shares = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(shares, padded)
+    rows = [share[:, :count] for share, count in zip(shares, counts, strict=True)]
+    return torch.cat(rows, 1), sum(counts[: dist.get_rank()])
+
+
 def global_sum(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Sum over the processes. Its gradient, averaged over the processes, is the gradient of that sum."""
     if processes() == 1:

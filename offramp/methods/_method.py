@@ -69,8 +69,7 @@ class Method:
 
     `cohort` builds one network of each of several kinds, for `--net a,b`; methods without it take one kind.
     `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
-    `optimizers` are the names of those that its step can look ahead with, where that matters; `alone` says why it
-    cannot train on several processes, where it cannot.
+    `optimizers` are the names of those that its step can look ahead with, where that matters.
     """
 
     objective: Objective
@@ -81,7 +80,6 @@ class Method:
     needs_held_out: bool = False
     cohort: Callable[[Sequence[BuildBackbone]], nn.Module] | None = None
     optimizers: tuple[str, ...] = ()
-    alone: str = ""
 
     def __post_init__(self) -> None:
         if not self.phases:

@@ -1,6 +1,6 @@
 """L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns which exit will answer them.
 
-Family: learned weights. Fits: any network; needs --optimizer sgd and one process.
+Family: learned weights. Fits: any network; needs --optimizer sgd.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from offramp.losses.across import gathered, global_mean, global_sum, least, processes, weighing, weight_of
 from offramp.losses.schedules import cosine
 from offramp.losses.softmax import confidence
 from offramp.losses.truth import sample_cross_entropy
@@ -23,10 +24,6 @@ from offramp.outputs import Batch, ExitOutputs
 Centre = Literal["col", "row", "mat"]
 Sees = Literal["loss", "conf", "both"]
 Reduction = Literal["exit-mean", "sample-mean"]
-ALONE = (
-    "l2w chooses by comparing the samples of a whole batch, which exit answers which and what weights mean, and one "
-    "process sees a part of it only"
-)
 
 
 def build(
@@ -43,11 +40,11 @@ def build(
 ) -> Method:
     """L = sum_k mean_b w_bk CE_bk; w follows what the exit that would answer a sample loses one step ahead.
 
-    Each batch is taken in two halves A and B, with an optimiser step on each: look one step ahead on A (by the
-    optimiser's own momentum and weight decay), improve the weights' network phi by the loss of B there, step on A with
-    the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~ p^k of the samples, its
-    surest among those that no earlier exit took. The released code differentiates twice; the same number is one
-    forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine).
+    Each batch is taken in two halves A and B, its samples by turns, with an optimiser step on each: look one step ahead
+    on A (by the optimiser's own momentum and weight decay), improve the weights' network phi by the loss of B there,
+    step on A with the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~ p^k of
+    the samples, its surest among those that no earlier exit took. The released code differentiates twice; the same
+    number is one forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine).
 
     Args:
         epsilon: how far w may go from 1: by less than 2 epsilon. No bound at 0, as in the code.
@@ -74,7 +71,7 @@ def build(
     not_negative("epsilon", epsilon)
     not_negative("meta_weight_decay", meta_weight_decay)
     settings = Settings(epsilon, centre, sees, hidden, target, meta_every, meta_lr, meta_weight_decay, meta_reduction)
-    return Method(SampleWeights(settings), step=learn, optimizers=("sgd",), alone=ALONE)
+    return Method(SampleWeights(settings), step=learn, optimizers=("sgd",))
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,18 @@ class SampleWeights(nn.Module):
         self, phi: list[Tensor], logits: Float[Tensor, "E B C"], losses: Float[Tensor, "E B"]
     ) -> Float[Tensor, "E B"]:
         """w of every sample at every exit; what phi sees is detached."""
+        answered = self.answered(phi, logits, losses)
+        return 1.0 + centred(answered, self.settings.centre, self.settings.epsilon)
+
+    def answered(
+        self, phi: list[Tensor], logits: Float[Tensor, "E B C"], losses: Float[Tensor, "E B"]
+    ) -> Float[Tensor, "E B"]:
+        """What phi answers for every sample at every exit, in (-1, 1)."""
         parts = {"loss": [losses], "conf": [confidence(logits)], "both": [losses, confidence(logits)]}
         seen = torch.cat(parts[self.settings.sees]).detach().T.to(phi[0].dtype)
         with torch.autocast(seen.device.type, enabled=False):
             inner = torch.relu(nn.functional.linear(seen, phi[0], phi[1]))
-            answered = torch.tanh(nn.functional.linear(inner, phi[2], phi[3])).T
-        return centred(answered, self.settings.centre, self.settings.epsilon)
+            return torch.tanh(nn.functional.linear(inner, phi[2], phi[3])).T
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Term `ce`, weighted; the weights get no gradient."""
@@ -168,10 +171,10 @@ class SampleWeights(nn.Module):
             weight.sub_(rate * (mean / biased[0]) / root)
 
 
-def centred(answered: Float[Tensor, "E B"], centre: Centre, epsilon: float) -> Float[Tensor, "E B"]:
-    """1 + epsilon (u - mean u), the mean over exits, over the batch, or over both."""
-    over = {"col": (0,), "row": (1,), "mat": (0, 1)}[centre]
-    return 1.0 + epsilon * (answered - answered.mean(over, keepdim=True))
+def centred(values: Float[Tensor, "E B"], centre: Centre, epsilon: float) -> Float[Tensor, "E B"]:
+    """epsilon (u - mean u), the mean over exits, over the batch of all processes, or over both; its own transpose."""
+    mean = values.mean({"col": (0,), "row": (1,), "mat": (0, 1)}[centre], keepdim=True)
+    return epsilon * (values - (mean if centre == "col" or processes() == 1 else global_mean(mean)))
 
 
 def shares(target: float, exits: int) -> list[float]:
@@ -180,9 +183,8 @@ def shares(target: float, exits: int) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def selected(logits: Float[Tensor, "E B C"], target: float) -> list[Int[Tensor, "_"]]:
+def selected(sure: Float[Tensor, "E B"], target: float) -> list[Int[Tensor, "_"]]:
     """The samples that count at each exit: its surest among those not taken before; the last exit takes the rest."""
-    sure = confidence(logits.detach())
     exits, size = sure.shape
     free = torch.ones(size, dtype=torch.bool, device=sure.device)
     found = []
@@ -196,28 +198,36 @@ def selected(logits: Float[Tensor, "E B C"], target: float) -> list[Int[Tensor, 
 
 
 def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, reduction: Reduction) -> Float[Tensor, ""]:
-    """What the exit that would answer each sample loses: sum over exits of the mean over its samples, or the mean."""
+    """What the exit that would answer each sample loses: sum over exits of the mean over its samples, or the mean.
+
+    Over the samples of all processes: the value of the whole, with the gradient of this process's samples.
+    """
     losses = sample_cross_entropy(logits, labels)
-    chosen = [losses[exit, mine] for exit, mine in enumerate(selected(logits, target)) if len(mine)]
-    if reduction == "sample-mean":
-        return torch.cat(chosen).mean()
-    return torch.stack([part.mean() for part in chosen]).sum()
+    sure, first = gathered(confidence(logits.detach()))
+    total = losses.new_zeros(())
+    for exit, chosen in enumerate(selected(sure, target)):
+        own = chosen[(chosen >= first) & (chosen < first + len(labels))] - first
+        if len(chosen):
+            total = total + losses[exit, own].sum() / (len(chosen) if reduction == "exit-mean" else sure.shape[1])
+    return global_sum(total)
 
 
 def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
     """Two optimiser steps, one on each half of the batch, each after phi learned from the other half."""
     objective: Any = parts.objective
-    due, half = objective.due(), len(batch.ids) // 2
-    if half < 2:  # a batch norm cannot train on a single sample
+    due = objective.due()
+    if least(len(batch.ids), batch.ids) < 4:  # a batch norm cannot train on a single sample
         return parts.update(objective(parts.net(batch.inputs, tap=parts.tap), batch, progress))
-    halves = [Batch(*(tensor[:half] for tensor in batch)), Batch(*(tensor[half:] for tensor in batch))]
+    # by turns, so that the shares of several processes have the halves that the whole batch has
+    halves = [Batch(*(tensor[start::2] for tensor in batch)) for start in (0, 1)]
     terms = []
     for here, other in (halves, halves[::-1]):
-        thrown = look_ahead.dice(here.inputs.device)
-        outputs = parts.net(here.inputs, tap=parts.tap)
-        if due:
-            objective.improve(phi_gradient(parts, here, other, outputs, thrown), progress)
-        terms.append(parts.update(objective(outputs, here, progress)))
+        with weighing(weight_of(len(here.ids), here.inputs)):
+            thrown = look_ahead.dice(here.inputs.device)
+            outputs = parts.net(here.inputs, tap=parts.tap)
+            if due:
+                objective.improve(phi_gradient(parts, here, other, outputs, thrown), progress)
+            terms.append(parts.update(objective(outputs, here, progress)))
     return {name: (terms[0][name] + terms[1][name]) / 2 for name in terms[0]}
 
 
@@ -230,9 +240,10 @@ def phi_gradient(
     net, settings, optimizer = parts.bare, objective.settings, parts.optimizer
     losses = sample_cross_entropy(outputs.logits, here.labels)
     phi = [tensor.clone().requires_grad_() for tensor in objective.phi()]
-    weights = objective.weights(phi, outputs.logits, losses)
+    answered = objective.answered(phi, outputs.logits, losses)
+    weights = 1.0 + centred(answered.detach(), settings.centre, settings.epsilon)
     theta = look_ahead.trained(net)
-    gradient = parts.gradient((weights.detach() * losses).mean(1).sum())
+    gradient = parts.gradient((weights * losses).mean(1).sum())
     ahead, reach = look_ahead.own_step(theta, gradient, optimizer, optimizer.param_groups[0]["lr"], nesterov=False)
     seen = look_ahead.answer(net, ahead, other.inputs, share).logits
     pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)
@@ -243,4 +254,5 @@ def phi_gradient(
 
     with look_ahead.thrown_again(thrown, here.inputs.device):
         by_weight = look_ahead.product(again, theta, look_ahead.along(pull, reach))
-    return torch.autograd.grad(weights, phi, by_weight.to(weights.dtype))
+    by_answer = centred(by_weight.to(answered.dtype), settings.centre, settings.epsilon)
+    return tuple(global_mean(found) for found in torch.autograd.grad(answered, phi, by_answer))

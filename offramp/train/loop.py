@@ -36,8 +36,8 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
     """Refuse what the method cannot train with, before anything is written.
 
     Raises:
-        ValueError: if it learns from held-out batches and there is no `val`, looks ahead with another optimiser, works
-            in one process only, or has phases of its own beside `--tune` or more than epochs.
+        ValueError: if it learns from held-out batches and there is no `val`, looks ahead with another optimiser, or
+            has phases of its own beside `--tune` or more than epochs.
     """
     if method.needs_held_out and "val" not in data.splits:
         raise ValueError(
@@ -48,8 +48,6 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
             f"this method looks ahead with the optimiser's own step, which is made for {', '.join(method.optimizers)}: "
             f"take --optimizer {method.optimizers[0]}, got {recipe.optimizer}"
         )
-    if method.alone and recipe.devices > 1:
-        raise ValueError(f"{method.alone}: take --devices 1, got {recipe.devices}")
     phases.spans(recipe, method)
 
 

@@ -61,7 +61,6 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
         ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),
         ("--method hdkd --method.look_ahead own --optimizer adamw", "is made for sgd: take --optimizer sgd, got adamw"),
         ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
-        ("--method l2w --devices 2", "one process sees a part of it only: take --devices 1, got 2"),
         ("--method boostnet --method.weaken 1,1,1", "weaken has 3 values, but the network has 4 exits: give 1, 2 or 4"),
     ],
 )

@@ -21,7 +21,6 @@ from offramp import methods
 from offramp.config import Config, build_method, build_net, prepare, resolve
 from offramp.data.loading import Loader
 from offramp.data.splits import ArraySource, DataSet, Split
-from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.train import checkpoint, log
 from offramp.train.device import make_fabric
@@ -36,7 +35,6 @@ NETS: dict[str, dict[str, Any]] = {
     "wrn16-4": {"net": "wrn16-4", "branch": "sketch", "width": 4},
     "msdnet": {"net": "msdnet", "branch": "own", "options": {"net": {"exits": 4, "base": 1, "step": 1, "growth": 2}}},
 }
-ONE_PROCESS = [name for name in methods.available() if methods.find(name).build().alone]
 EVERY_METHOD = pytest.mark.parametrize("method", methods.available())
 EVERY_NET = pytest.mark.parametrize(
     "net", [pytest.param(net, marks=[] if net == "resnet18" else pytest.mark.full) for net in NETS]
@@ -200,11 +198,10 @@ START = 1
 
 
 def in_turn(net: str, folder: Path, devices: int) -> None:
-    """Train by every method that can, with the same global batch."""
+    """Train by every method with the same global batch."""
     for method in methods.available():
-        if method not in ONE_PROCESS:
-            run = folder / f"{method}-{devices}"
-            loop(net, method, run, frozen=True, start=START, devices=devices, ema=0.9, clip=1.0).run(resume=False)
+        run = folder / f"{method}-{devices}"
+        loop(net, method, run, frozen=True, start=START, devices=devices, ema=0.9, clip=1.0).run(resume=False)
 
 
 @pytest.mark.timeout(600)
@@ -216,20 +213,12 @@ def test_two_processes_do_as_one_with_the_same_global_batch(net: str, tmp_path: 
     ran = subprocess.run(words, capture_output=True, text=True, timeout=400, env=env)
     assert ran.returncode == 0, ran.stderr[-3000:]
     for method in methods.available():
-        if method in ONE_PROCESS:
-            continue
         one, two = (checkpoint.latest(tmp_path / f"{method}-{devices}/checkpoints")[0] for devices in (1, 2))
         assert one is not None and two is not None
         for found, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
             assert found.keys() == expected.keys()
             for key in expected:
                 torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{method}: {key}")
-
-
-@pytest.mark.parametrize("method", ONE_PROCESS)
-def test_what_needs_one_process_says_why_before_it_trains(method: str) -> None:
-    made: Method = methods.find(method).build()
-    assert made.alone and "\n" not in made.alone
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from offramp.losses.softmax import confidence
 from offramp.losses.truth import sample_cross_entropy
 from offramp.methods.boostnet import AsLarge, factors, objective, summed
 from offramp.methods.l2w import centred, meta_loss, selected, shares
@@ -101,7 +102,7 @@ def test_l2w_selection_and_meta_loss() -> None:
     k, b, c = (torch.arange(n, dtype=torch.float64) for n in (4, 16, 5))
     logits = 2 * torch.sin(1 + 17 * k[:, None, None] + 5 * b[:, None] + c)
     labels = torch.arange(16) % 5
-    assert [mine.tolist() for mine in selected(logits, 0.75)] == golden["selected"]
+    assert [mine.tolist() for mine in selected(confidence(logits), 0.75)] == golden["selected"]
     assert meta_loss(logits, labels, 0.75, "exit-mean").item() == pytest.approx(golden["meta_loss"], rel=1e-10)
     mean = meta_loss(logits, labels, 0.75, "sample-mean").item()
     assert mean == pytest.approx(golden["meta_loss_sum_over_n"], rel=1e-10)
@@ -113,7 +114,7 @@ def test_l2w_weighted_loss(entry: str) -> None:
     given = torch.tensor(golden["w"], dtype=torch.float64).T
     centre: Any = entry[4:7]
     epsilon = float(entry.partition("eps")[2])
-    weights = centred((given - 1) / epsilon + 0.3, centre, epsilon)  # centring takes any constant away again
+    weights = 1 + centred((given - 1) / epsilon + 0.3, centre, epsilon)  # centring takes any constant away again
     torch.testing.assert_close(weights, given, rtol=1e-10, atol=1e-12)
     z = torch.tensor(GOLDEN["_inputs"]["z"], dtype=torch.float64, requires_grad=True)
     loss = (weights * sample_cross_entropy(z, LABELS)).mean(1).sum()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from offramp.losses.across import global_mean, global_sum, processes, weighing, weight, weight_of
+from offramp.losses.across import gathered, global_mean, global_sum, least, processes, weighing, weight, weight_of
 from offramp.methods import find
 from offramp.methods._temperature import Temperature
 from offramp.outputs import Batch, ExitOutputs
@@ -66,7 +66,10 @@ def _work(rank: int, folder: str) -> None:
         global_mean(torch.tensor(float(rank))).item(),
         processes(),
         temperature.rises.item(),
+        least(5 - rank, value),
     ]
+    columns, first = gathered(torch.arange(2.0 * (3 - rank)).reshape(2, 3 - rank))
+    sums += [first, *columns.flatten().tolist()]
     torch.save((found, sums), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -91,10 +94,13 @@ def test_gradients_are_those_of_the_whole_batch(
 def test_sums_means_and_the_temperature_are_common(
     two_processes: list[tuple[dict[str, list[Tensor]], list[float]]],
 ) -> None:
-    for _, sums in two_processes:
-        assert sums == [3.0, 2.0, 0.5, 2, 1]
+    for rank, (_, sums) in enumerate(two_processes):
+        assert sums[:6] == [3.0, 2.0, 0.5, 2, 1, 4]
+        assert sums[6:] == [3 * rank, 0, 1, 2, 0, 1, 3, 4, 5, 2, 3]  # shares of three and two columns, side by side
 
 
 def test_alone_nothing_is_changed() -> None:
     value = torch.tensor(2.0, requires_grad=True)
     assert processes() == 1 and global_sum(value) is value and global_mean(value).item() == 2.0
+    columns, first = gathered(torch.ones(2, 3, requires_grad=True))
+    assert (least(7, value), columns.shape, columns.requires_grad, first) == (7, (2, 3), False, 0)
