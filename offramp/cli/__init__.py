@@ -143,9 +143,8 @@ def _usage(verb: Callable[..., Any]) -> str:
 
 def _expected(error: Exception) -> bool:
     """Whether this is something that went wrong in the user's world rather than in our code."""
-    missing_extra = (
-        isinstance(error, ImportError) and error.name is None
-    )  # raised by us, with the command that installs
+    # Raised by us, with the command that installs.
+    missing_extra = isinstance(error, ImportError) and error.name is None
     return isinstance(error, OSError) or missing_extra or type(error).__module__.startswith("offramp.")
 
 

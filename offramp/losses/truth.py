@@ -1,6 +1,5 @@
 """What the labels say: cross-entropy of every exit, with class indices or soft labels."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -9,28 +8,23 @@ from offramp.losses.softmax import log_probabilities
 Labels = Int[Tensor, "N"] | Float[Tensor, "N K"]  # letters of their own: N = B and K = C are checked below, in words
 
 
-def cross_entropy(logits: Float[Tensor, "E B C"], labels: Labels, *, smoothing: float = 0.0) -> Float[Tensor, "E"]:
+def cross_entropy(logits: Float[Tensor, "E B C"], labels: Labels) -> Float[Tensor, "E"]:
     """Cross-entropy of each exit at temperature 1, in nats: the mean over the batch of -log p[label].
 
     Args:
         logits: of all exits.
         labels: class indices (B,), or soft labels (B, C) whose rows are distributions.
-        smoothing: this share of each label is spread evenly over all classes (Szegedy 2016, eq. 7).
 
     Raises:
-        ValueError: if the labels do not fit the logits, or smoothing is outside [0, 1).
+        ValueError: if the labels do not fit the logits.
     """
-    return sample_cross_entropy(logits, labels, smoothing=smoothing).mean(-1)
+    return sample_cross_entropy(logits, labels).mean(-1)
 
 
-def sample_cross_entropy(
-    logits: Float[Tensor, "E B C"], labels: Labels, *, smoothing: float = 0.0
-) -> Float[Tensor, "E B"]:
+def sample_cross_entropy(logits: Float[Tensor, "E B C"], labels: Labels) -> Float[Tensor, "E B"]:
     """Cross-entropy of each exit for each sample, in nats; arguments and errors as in `cross_entropy`."""
     if labels.shape[0] != logits.shape[1]:
         raise ValueError(f"{labels.shape[0]} labels do not fit logits of {logits.shape[1]} samples")
-    if smoothing:
-        labels = soften(labels, logits.shape[-1], smoothing)
     log_p = log_probabilities(logits)
     if labels.dim() == 2:
         if labels.shape != logits.shape[1:]:
@@ -51,20 +45,3 @@ def _pick(log_p: Float[Tensor, "E B C"], labels: Int[Tensor, "B"]) -> Float[Tens
             f"labels must lie in 0...{log_p.shape[-1] - 1}, the network's classes; "
             f"here they lie in {int(labels.min())}...{int(labels.max())}"
         ) from error
-
-
-def soften(labels: Labels, classes: int, smoothing: float) -> Float[Tensor, "N C"]:
-    """Soft labels with `smoothing` of their weight spread evenly over all classes.
-
-    Args:
-        labels: class indices (N,) or soft labels (N, C).
-        classes: C.
-        smoothing: in [0, 1).
-
-    Raises:
-        ValueError: if smoothing is out of range.
-    """
-    if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"label smoothing must lie in [0, 1), got {smoothing}")
-    soft = labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels.long(), classes).float()
-    return soft * (1.0 - smoothing) + smoothing / classes

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -84,7 +84,3 @@ class Method:
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("a method needs at least one phase")
-
-
-Build = Callable[..., Method]
-Hyper = dict[str, Any]

@@ -167,6 +167,5 @@ def averaged(members: list[Float[Tensor, "..."]], mix: Float[Tensor, "M"] | None
     if mix is None:
         return stacked.mean(0)
     shares = mix.softmax(0).reshape(-1, *(1,) * (stacked.dim() - 1))
-    return (shares * stacked).sum(
-        0
-    )  # no matrix product: that would be rounded to bfloat16 where the network runs in it
+    # No matrix product: that would be rounded to bfloat16 where the network runs in it.
+    return (shares * stacked).sum(0)

@@ -39,8 +39,8 @@ def build(
     """Eq. 5: L = (1-a) sum_k CE_k + a T^2/(K-1) sum_{l!=k} KL_T(sg z_l -> z_k) + beta(e) sum_{k<K} |F_k - sg F_K|^2.
 
     T^2 and the detached teachers are not printed in the paper; the author's earlier code has both. Eq. 6, the cosine
-    schedule of beta, is a misprint, here corrected. Where exits differ in width
-    the paper gives no beta; `schedule off` leaves the term out.
+    schedule of beta, is a misprint, here corrected. Where exits differ in width the paper gives no beta; `schedule off`
+    leaves the term out.
 
     Args:
         alpha: a, the share of mutual learning; the labels have 1 - a, at the final exit too.

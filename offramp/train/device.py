@@ -72,6 +72,5 @@ def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
 def _strategy(recipe: Recipe, parted: bool) -> str:
     if recipe.devices == 1:
         return "auto"
-    return (
-        "ddp" if recipe.tune == "all" and not parted else "ddp_find_unused_parameters_true"
-    )  # frozen parts have no gradients
+    # Frozen parts have no gradients.
+    return "ddp" if recipe.tune == "all" and not parted else "ddp_find_unused_parameters_true"

@@ -10,7 +10,7 @@ from offramp.outputs import Batch
 
 
 def smooth(batch: Batch, classes: int, share: float) -> Batch:
-    """Spread `share` of every label evenly over all classes."""
+    """Spread `share` of every label evenly over all classes (Szegedy et al. 2016, eq. 7)."""
     soft = _soft(batch, classes)
     return batch._replace(labels=soft * (1 - share) + share / classes)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from offramp.losses.truth import cross_entropy
 from offramp.outputs import Batch
 from offramp.train.soften import mixup, smooth
 
@@ -18,6 +19,9 @@ def test_smoothing_spreads_a_share_over_all_classes() -> None:
     torch.testing.assert_close(found.labels.sum(1), torch.ones(5))
     assert found.inputs is BATCH.inputs and found.ids is BATCH.ids
     torch.testing.assert_close(smooth(SOFT, 3, 0.3).labels[0], torch.tensor([0.59, 0.24, 0.17]))
+    logits = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(1))
+    own = torch.nn.functional.cross_entropy(logits[0], BATCH.labels, label_smoothing=0.3)
+    torch.testing.assert_close(cross_entropy(logits, found.labels)[0], own)
     assert torch.equal(smooth(BATCH, 3, 0.0).labels, torch.nn.functional.one_hot(BATCH.labels, 3).float())
 
 
