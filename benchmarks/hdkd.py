@@ -12,13 +12,11 @@ beside it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memor
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from offramp.branches import sketch
 from offramp.losses.truth import cross_entropy
+from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
@@ -94,16 +93,8 @@ def measure(variant: str, width: int, size: int, steps: int, device: str) -> tup
         step(parts, given, 0.0)
         wait()
         seconds.append(time.perf_counter() - began)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _peak_mib()
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib()
     return statistics.median(seconds[1:]), memory
-
-
-def _peak_mib() -> float:
-    """Largest resident size of this process; on Linux from /proc, since ru_maxrss starts with the parent's size."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def all_variants(given: argparse.Namespace) -> dict[str, tuple[float, float]]:

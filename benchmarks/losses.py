@@ -10,7 +10,6 @@ logits (all exits' rows at once).
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.losses.kl_table import kl_table
+from offramp.measure.provenance import provenance
 
 TEMPERATURE = 3.0
 FASTER_THAN_SEPARATE, TIMES_CROSS_ENTROPY = 20.0, 4.0
@@ -78,25 +78,24 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 def report(options: argparse.Namespace, taken: dict[str, list[float]]) -> dict[str, Any]:
     """The figures, with all that they depend on."""
     ms = {name: statistics.median(times) for name, times in taken.items()}
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
     faster, times = ms["separate"] / ms["table"], ms["table"] / ms["cross_entropy"]
     return {
         "benchmark": "losses",
         **{key: getattr(options, key) for key in ("exits", "batch", "classes", "rounds", "device")},
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hardware": hardware,
         "ms": {name: round(value, 4) for name, value in ms.items()},
         "ms_fastest": {name: round(min(times), 4) for name, times in taken.items()},
         "faster_than_separate": round(faster, 2),
         "times_cross_entropy": round(times, 2),
         "target_met": faster >= FASTER_THAN_SEPARATE and times <= TIMES_CROSS_ENTROPY,
+        **provenance(),
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """One table and the verdict."""
-    print("{exits} exits, batch {batch}, {classes} classes, {threads} threads, {hardware}".format(**result))
+    hardware = result["hardware"]
+    where = f"{hardware['threads']} threads, {hardware['gpu'] if result['device'] == 'cuda' else hardware['cpu']}"
+    print("{exits} exits, batch {batch}, {classes} classes, ".format(**result) + where)
     print(f"{'forward and backward':34}{'median ms':>10}{'fastest ms':>12}{'x one cross-entropy':>21}")
     lines = {
         "kl_table (every pair)": "table",

@@ -14,7 +14,6 @@ into the package, where `offramp methods` finds them; both are left as they are 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from torch import nn
 from offramp import methods
 from offramp.config import Config, build_method, build_net, prepare, resolve
 from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
 from offramp.outputs import Batch, ExitOutputs
@@ -64,7 +64,7 @@ class InTurn:
     def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None: ...
 
     def epoch_done(self, record: dict[str, Any]) -> None:
-        print(record["epoch"], (record["seconds"] - self.seconds) / self.steps, peak_mib(), flush=True)
+        print(record["epoch"], (record["seconds"] - self.seconds) / self.steps, peak(), flush=True)
         self.seconds = record["seconds"]
         sys.stdin.readline()
 
@@ -95,14 +95,11 @@ def work(method: str, given: argparse.Namespace) -> None:
         loop.run(resume=False)
 
 
-def peak_mib() -> float:
-    """Largest size of this process so far, or on a GPU of its tensors there."""
+def peak() -> float:
+    """MiB: largest size of this process so far, or on a GPU of its tensors there."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_mib()
 
 
 class Worker:

@@ -17,7 +17,6 @@ Targets: at most 1.02 times the original's time, at most 5 seconds to split, no 
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import torch
 from torch import nn
 
 from offramp._compat import vision
+from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.net import plain
 from offramp.split import split
@@ -68,11 +68,6 @@ def storages(modules: Iterable[nn.Module]) -> dict[int, int]:
     """{address: bytes} of the memory behind all parameters and buffers."""
     tensors = [tensor for module in modules for group in (module.parameters(), module.buffers()) for tensor in group]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-
-
-def peak_mib() -> float:
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def ratios(runs: list[Callable[[], object]], seconds: float) -> tuple[list[float], list[float]]:

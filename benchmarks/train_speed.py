@@ -13,7 +13,6 @@ cores: (ii) at least 2.3 times the images/s of (i), at least 0.95 of (iii), and 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from offramp.branches import beed as exits
 from offramp.config import Config, build_method
 from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
 from offramp.models import resnet
@@ -177,7 +177,7 @@ def work(loop: Iterator[None]) -> None:
             next(loop)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        print(_peak_mib(), flush=True)
+        print(peak_mib(), flush=True)
 
 
 def speeds(width: int, rounds: int, steps: int, compile: bool) -> tuple[dict[str, float], dict[str, float]]:
@@ -189,14 +189,6 @@ def speeds(width: int, rounds: int, steps: int, compile: bool) -> tuple[dict[str
     for worker in workers.values():
         worker.close()
     return {name: BATCH * steps / value for name, value in seconds.items()}, memory
-
-
-def _peak_mib() -> float:
-    """Largest resident size of this process; on Linux from /proc, since ru_maxrss starts with the parent's size."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
