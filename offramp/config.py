@@ -336,11 +336,12 @@ def resolve(config: Config) -> Config:
         if kind == "net" and several:
             options[kind] = kinds.parameters(names, given, _short_options(config, given))
             continue
-        if build is None:
-            options[kind] = {key.replace("-", "_"): kinds.typed(value) for key, value in given.items()}
-            continue
         if kind == "net":
             given |= _short_options(config, given)
+        if build is None:
+            named = {key.replace("-", "_"): value for key, value in given.items()}
+            options[kind] = {key: kinds.typed(value, f"--net.{key}") for key, value in named.items()}
+            continue
         options[kind] = defaults(build) | arguments(kind, name, build, given)
     device: Any = device_of(config.recipe.device)
     precision: Any = precision_of(config.recipe.precision, device)
@@ -349,12 +350,16 @@ def resolve(config: Config) -> Config:
 
 
 def _short_options(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a network of ours that have an option of their own."""
-    if config.exits_after:
+    """Parameters of a network that have an option of their own: its width, and in networks of ours its exits."""
+    from offramp import models
+
+    door = len(kinds.names(config.net)) == 1 and models.is_door(config.net)
+    if config.exits_after and not door:
         raise ValueError(
             f"--exits-after is for networks of others (timm:NAME and the like); {config.net} has its own stages"
         )
-    short = {key: value for key, value in {"width": config.width, "exits": config.exits}.items() if value is not None}
+    own = {"width": config.width, "exits": None if door else config.exits}
+    short = {key: value for key, value in own.items() if value is not None}
     for key, value in short.items():
         if str(given.get(key, value)) != str(value):
             raise ValueError(f"--{key} {value} and --net.{key} {given[key]} contradict each other")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp import models
+from offramp.names import NotUnderstood
 from offramp.parameters import arguments, defaults
 
 
@@ -33,7 +34,8 @@ def parameters(nets: Sequence[str], given: Mapping[str, Any], short: Mapping[str
     for net in nets:
         own = of_one(net, given)
         if models.is_door(net):
-            made |= {f"{net}.{key.replace('-', '_')}": typed(value) for key, value in own.items()}
+            named = {f"{net}.{key.replace('-', '_')}": value for key, value in own.items()}
+            made |= {key: typed(value, f"--net.{key}") for key, value in named.items()}
             continue
         build = models.find(net).build
         fitting = {key: value for key, value in shared.items() if key in inspect.signature(build).parameters}
@@ -53,8 +55,15 @@ def of_one(net: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{net}."): value for key, value in given.items() if key.startswith(f"{net}.")}
 
 
-def typed(value: Any) -> Any:
-    """What was typed, as YAML would read it."""
+def typed(value: Any, option: str) -> Any:
+    """What was typed, as YAML would read it.
+
+    Raises:
+        NotUnderstood: naming the option, if it is no YAML.
+    """
     import yaml
 
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        raise NotUnderstood(f"{option} takes a value as in YAML (a word, a number, [1, 2]), got {value!r}") from None

@@ -24,6 +24,7 @@ from offramp.config import (
     resolve,
     unflat,
 )
+from offramp.names import NotUnderstood
 from offramp.net import MultiExitNet
 from offramp.train.recipe import Recipe
 
@@ -63,6 +64,20 @@ def test_width_is_short_for_the_nets_own() -> None:
     assert resolve(both).options["net"]["width"] == 8
     with pytest.raises(ValueError, match=r"--width 8 and --net\.width 4 contradict each other"):
         resolve(dataclasses.replace(both, options={"net": {"width": "4"}}))
+
+
+def test_width_reaches_networks_of_others_too() -> None:
+    found = resolve(Config(net="python:my_nets:small", width=8, exits=2, exits_after=("1",)))
+    assert found.options["net"] == {"width": 8}
+    with pytest.raises(ValueError, match=r"--width 8 and --net\.width 4 contradict each other"):
+        resolve(Config(net="timm:resnet18", width=8, options={"net": {"width": "4"}}))
+
+
+@pytest.mark.parametrize("net", ["timm:resnet18", "resnet18,timm:resnet10t"])
+def test_parameters_of_others_are_yaml(net: str) -> None:
+    key = "depths" if "," not in net else "timm:resnet10t.depths"
+    with pytest.raises(NotUnderstood, match=rf"^--net\.{key} takes a value as in YAML .*, got '\[1, 2'$"):
+        resolve(Config(net=net, method="dml", options={"net": {key: "[1, 2"}}))
 
 
 @pytest.mark.parametrize(

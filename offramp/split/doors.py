@@ -12,11 +12,15 @@ from typing import Any
 from torch import nn
 
 from offramp._compat import vision
-from offramp.names import nearest, unknown
+from offramp.names import NotUnderstood, nearest, unknown
 from offramp.net import Backbone
 
 EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""
+FROM_DATA = ("classes", "num_classes", "num_labels", "channels", "in_chans", "num_channels")
+"""Arguments of constructors that follow from the data."""
+FROM_FILES = ("pretrained", "checkpoint_path", "weights", "cache_dir")
+"""Beginnings of arguments by which constructors fetch weights, or read them in ways that are not safe."""
 
 
 def build(
@@ -51,18 +55,44 @@ def build(
     offered = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers, "python": _python}
     if door not in offered:
         raise ValueError(f"unknown net {name!r}; before a colon {nearest(door, offered)}")
+    _check_options(door, options or {})
     make, usual = offered[door](rest, classes, channels, size, dict(options or {}))
-    try:
-        model = make()
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
+    model = _made(name, make)
     if isinstance(model, Backbone):
         if after or exits is not None:
             raise ValueError(
                 f"{name} comes in stages of its own: --exits-after and --exits are for models that are not cut yet"
             )
         return model
-    return split(model, after or exits or EXITS, (channels, *(size or usual)), make=make)
+    return split(model, after or (EXITS if exits is None else exits), (channels, *(size or usual)), make=make)
+
+
+def _check_options(door: str, options: Mapping[str, Any]) -> None:
+    """Refuse arguments of constructors that say what is known already, or would bring weights by themselves.
+
+    Raises:
+        NotUnderstood: naming the argument and what to do instead.
+    """
+    for key in options:
+        if key in FROM_DATA:
+            raise NotUnderstood(f"--net.{key} follows from the data: leave it out")
+        if door != "python" and key.startswith(FROM_FILES):
+            raise NotUnderstood(f"--net.{key}: nothing is fetched here; leave it out and take --weights FILE")
+    side = options.get("image_size", 1)
+    if door != "transformers" and not (isinstance(side, int) and side >= 1):
+        raise NotUnderstood(f"--net.image_size must be a whole number of at least 1, got {side!r}")
+
+
+def _made(name: str, make: Callable[[], Any]) -> Any:
+    """The model.
+
+    Raises:
+        ValueError: with what its constructor says.
+    """
+    try:
+        return make()
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
 
 
 Making = tuple[Callable[[], Any], tuple[int, int]]
@@ -103,12 +133,13 @@ def _transformers(
     library = vision("transformers")
     auto = vision("transformers.models.auto.modeling_auto")
     asked = {"num_labels": classes, **options}
+    types = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if (Path(name) / "config.json").is_file():
-        config = library.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False, **asked)
-    elif name in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        config = library.AutoConfig.for_model(name, **asked)
+        asked |= {"local_files_only": True, "trust_remote_code": False}
+        config = _made(f"transformers:{name}", partial(library.AutoConfig.from_pretrained, name, **asked))
+    elif name in types:
+        config = _made(f"transformers:{name}", partial(library.AutoConfig.for_model, name, **asked))
     else:
-        types = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         raise unknown(
             "type of image classifier, nor folder with a config.json, of transformers", name, types, listing=""
         )
@@ -116,6 +147,12 @@ def _transformers(
         config.num_channels = channels
     if size and hasattr(config, "image_size"):
         config.image_size = size[0] if size[0] == size[1] else list(size)
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in (None, "eager", "sdpa"):
+        raise ValueError(
+            f"transformers:{name} asks for the attention {attention!r}, which may have to be fetched: take "
+            "--net.attn_implementation eager or sdpa"
+        )
     side = getattr(config, "image_size", 224)
     usual = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     return partial(_quiet, partial(library.AutoModelForImageClassification.from_config, config)), usual

@@ -113,6 +113,36 @@ def test_what_does_not_go_together(own: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("timm:resnet18", {"pretrained": True}, "--net.pretrained: nothing is fetched here; leave it out and take --w"),
+        ("timm:resnet18", {"checkpoint_path": "w.pth"}, "--net.checkpoint_path: nothing is fetched here"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "--net.weights: nothing is fetched here"),
+        ("timm:resnet18", {"num_classes": 4}, "--net.num_classes follows from the data: leave it out"),
+        ("python:my_nets:small", {"channels": 3}, "--net.channels follows from the data: leave it out"),
+        ("torchvision:vit_b_16", {"image_size": "x"}, "--net.image_size must be a whole number of at least 1, got 'x'"),
+        ("transformers:vit", {"trust_remote_code": 1, "num_labels": 3}, "--net.num_labels follows from the data"),
+        (
+            "transformers:vit",
+            {"attn_implementation": "someone/kernel"},
+            "transformers:vit asks for the attention 'someone/kernel', which may have to be fetched: take --net.attn",
+        ),
+    ],
+)
+def test_constructors_fetch_nothing_and_contradict_nothing(
+    own: str, name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        doors.build(name, classes=3, options=options)
+    assert str(caught.value).startswith(said)
+
+
+def test_exits_are_counted_from_one(own: str) -> None:
+    with pytest.raises(ValueError, match=r"^--exits takes a number from 1 to \d+ on this network, got 0$"):
+        doors.build("python:my_nets:small", classes=3, size=(16, 16), exits=0)
+
+
+@pytest.mark.parametrize(
     ("name", "package", "extra"), [("timm:x", "timm", "vision"), ("transformers:x", "transformers", "transformers")]
 )
 def test_a_missing_package_names_the_command(
