@@ -1,6 +1,7 @@
 """Where a model can be cut cleanly: the ends of its blocks, found by what would have to pass each of them."""
 
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -110,6 +111,7 @@ def answers(model: nn.Module, shape: Image) -> Tensor:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         known = smallest(model, shape)
         if known is None:
+            _check_channels(model, shape)
             raise Untraceable(
                 f"{type(model).__name__} does not run on shapes alone, for {written(shape)} or any other square: "
                 f"{where(error)}: {reason}; give the stages by hand (offramp.split.by_hand)",
@@ -119,6 +121,16 @@ def answers(model: nn.Module, shape: Image) -> Tensor:
             f"{type(model).__name__} cannot take images of {written(shape)} ({reason}); the smallest square that works "
             f"is {known}×{known}"
         ) from None
+
+
+def _check_channels(model: nn.Module, shape: Image) -> None:
+    """Raise ValueError if the model takes colour images and these are grey, or the other way round."""
+    other = 1 if shape[0] == 3 else 3
+    if smallest(model, (other, *shape[1:])) is not None:
+        raise ValueError(
+            f"{type(model).__name__} takes images of {other} channels, not {shape[0]}: make it for as many (a "
+            "function of yours may take `channels`)"
+        )
 
 
 def _try(model: nn.Module, shape: Image) -> Tensor:
@@ -132,9 +144,16 @@ def _try(model: nn.Module, shape: Image) -> Tensor:
 
 
 def smallest(model: nn.Module, shape: Image) -> int | None:
-    """The side of the smallest square images that a model takes, up to 512; None if there is none."""
-    sizes = [side for side in range(1, 513) if side in _SIDES or side % 32 == 0]
-    return next((side for side in sizes if _works(model, (shape[0], side, side))), None)
+    """The side of the smallest square images that a model takes, up to 512; None if there is none.
+
+    Usual sizes are tried first, then all between the last that is too small and the first that works.
+    """
+    sizes = [0, *(side for side in range(1, 513) if side in _SIDES or side % 32 == 0)]
+    for small, side in pairwise(sizes):
+        if _works(model, (shape[0], side, side)):
+            between = range(small + 1, side)
+            return next((less for less in between if _works(model, (shape[0], less, less))), side)
+    return None
 
 
 _SIDES = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 20, 24, 28, 30, 31, 33, 40, 48, 56, 63, 75, 112, 299)

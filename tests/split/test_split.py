@@ -181,6 +181,23 @@ def test_images_too_small_name_the_smallest_that_works() -> None:
         split(vit, ["blocks.0"], (3, 32, 32))
 
 
+def test_the_smallest_that_works_is_the_smallest() -> None:
+    model = Chain()
+    model.layer1 = nn.Sequential(nn.Conv2d(3, 4, 9), nn.Conv2d(4, 4, 3))  # 11 pixels leave one
+    with pytest.raises(ValueError, match=r"^Chain cannot take images of 3×8×8 .* works is 11×11$"):
+        split(model, ["layer1"], (3, 8, 8))
+
+
+@pytest.mark.parametrize(("takes", "channels"), [(3, 1), (1, 3)])
+def test_images_of_other_channels(takes: int, channels: int) -> None:
+    model = Chain()
+    model.layer1 = block(takes, 4)
+    with pytest.raises(
+        ValueError, match=rf"^Chain takes images of {takes} channels, not {channels}: make it for as many \(a function"
+    ):
+        split(model, ["layer1"], (channels, 8, 8))
+
+
 def test_a_model_without_a_classifier() -> None:
     class Mean(nn.Module):
         def __init__(self) -> None:
