@@ -47,10 +47,24 @@ class Metrics:
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """All complete records of a metrics file, of one kind if asked for."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    records = [json.loads(line) for line in lines if line]
+    """All complete records of a metrics file, of one kind if asked for.
+
+    Raises:
+        ValueError: naming the line, if one holds no record.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line]
     return [record for record in records if kind is None or record["kind"] == kind]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "kind" not in found:
+        raise ValueError(f"{path}, line {number}, is damaged: it holds no record of a run")
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -226,9 +226,8 @@ class Loop:
             terms = take(parts, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
-        logged: dict[str, Tensor] = getattr(
-            self.parts.objective, "logged", dict
-        )()  # what a method learns beside the network
+        # What a method learns beside the network.
+        logged: dict[str, Tensor] = getattr(self.parts.objective, "logged", dict)()
         self.pending.append((at.epoch, self.step_number, lr, terms, logged))
         at.step += 1
         if len(self.pending) >= CHECK_EVERY:
@@ -353,7 +352,11 @@ class Loop:
         return gathered.reshape(self.fabric.world_size, -1).cpu()
 
     def _restore(self) -> int:
-        """Take everything up from the newest whole checkpoint; answers how much of the metrics it has seen."""
+        """Take everything up from the newest whole checkpoint; answers how much of the metrics it has seen.
+
+        Raises:
+            ValueError: if there are checkpoints and none is whole, or they are of another network.
+        """
         found, refused = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
             if refused:
@@ -364,7 +367,11 @@ class Loop:
         for sentence in refused:
             self.reporter.note(f"{sentence}; taking the checkpoint before it")
         state = found.state
-        self.net.load_state_dict(found.weights)
+        try:
+            self.net.load_state_dict(found.weights)
+        except RuntimeError as error:
+            why = " ".join(str(error).split())[:300]
+            raise ValueError(f"{found.path} does not fit the network, which was another then: {why}") from None
         self.parts.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.parts.objective, nn.Module):
             self.parts.objective.load_state_dict(state["objective"])

@@ -62,6 +62,14 @@ def test_a_line_that_was_not_written_to_its_end_is_left_out(tmp_path: Path) -> N
     assert read(tmp_path / "nowhere.jsonl") == []
 
 
+@pytest.mark.parametrize("line", ["{half", "[1]", '{"step": 1}', "\0\0"])
+def test_a_damaged_record_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps(record(0)) + f"\n{line}\n" + json.dumps(record(1)) + "\n")
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 2, is damaged: it holds no record of a run$"):
+        read(path)
+
+
 def test_tensorboard_gets_every_number_by_name(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -433,6 +433,20 @@ def test_weights_of_a_finished_run_are_taken_and_kept(tmp_path: Path) -> None:
             loop(tmp_path / "e", recipe(), find("hdkd").build(fixed=tmp_path / folder))
     with pytest.raises(ValueError, match="gives 6 weights, but hmsdnet with 3 exits has 3 losses"):
         loop(tmp_path / "e", recipe(), find("hmsdnet").build(fixed=tmp_path / "a"))
+    loop(tmp_path / "f", recipe(epochs=1), find("eed").build(beta=0.0, weights="learned")).run(resume=False)
+    with pytest.raises(ValueError, match="has no weights of losses"):  # three weights, of another kind
+        loop(tmp_path / "e", recipe(), find("hmsdnet").build(fixed=tmp_path / "f"))
+    (tmp_path / "c/metrics.jsonl").write_text('{"kind": "step", "wei\n')
+    with pytest.raises(ValueError, match=r"^fixed: the last step in .*metrics\.jsonl is damaged: it is no JSON$"):
+        loop(tmp_path / "e", recipe(), find("hdkd").build(fixed=tmp_path / "c"))
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
+    loop(tmp_path, recipe(epochs=1)).run(resume=False)
+    changed = loop(tmp_path, recipe())
+    changed.net.stages[0].add_module("more", nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"step-000000003 does not fit the network, which was another then: .*Missing"):
+        changed.run(resume=True)
 
 
 def test_resuming_what_never_saved_starts_at_the_beginning(tmp_path: Path) -> None:
