@@ -51,6 +51,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     from offramp.cli._show import TrainingProgress
     from offramp.measure.provenance import provenance
     from offramp.train import folder as place
+    from offramp.train import phases
     from offramp.train.device import make_fabric
     from offramp.train.loop import Loop, refuse
     from offramp.train.reporter import Diverged, Interrupted
@@ -67,6 +68,8 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     refuse(method, config.recipe, data)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
     notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
+    if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
+        notes += phases.notes(config.recipe, method)
     origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         place.claim(folder, flat(config), resume)

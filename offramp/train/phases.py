@@ -71,6 +71,13 @@ def tuned(recipe: Recipe, method: Method) -> tuple[Phase, ...]:
     return tuple(phase for phase in own if phase.trains != "backbone")
 
 
+def notes(recipe: Recipe, method: Method) -> tuple[str, ...]:
+    """What the user should know of a backbone that starts at random: whether it never trains."""
+    if any(phase.trains != "exits" for phase in tuned(recipe, method)):
+        return ()
+    return ("the backbone stays as it starts, which is at random: --weights FILE brings a trained one",)
+
+
 def refuse_several(recipe: Recipe, net: nn.Module) -> None:
     """Refuse what divides a network into backbone and exits, where several are trained side by side.
 

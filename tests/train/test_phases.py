@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from offramp.branches import byot
+from offramp.methods import find
 from offramp.methods._method import Method, Phase, everything
 from offramp.models import resnet
 from offramp.net import MultiExitNet, attach, plain
@@ -124,6 +125,14 @@ def test_what_was_frozen_by_its_model_stays_frozen() -> None:
     phases.enter(network, everything, [p for p in network.parameters() if p.requires_grad])
     assert not any(p.requires_grad for p in network.stages[0].parameters())
     assert all(p.requires_grad for p in network.branches.parameters())
+
+
+def test_a_backbone_that_never_trains_is_told() -> None:
+    joint, ztw = find("joint").build(), find("ztw").build(shares=(0.0, 0.7, 0.3))
+    for recipe, method in ((Recipe(tune="exits"), joint), (Recipe(), ztw)):
+        (said,) = phases.notes(recipe, method)
+        assert said == "the backbone stays as it starts, which is at random: --weights FILE brings a trained one"
+    assert not phases.notes(Recipe(), joint) and not phases.notes(Recipe(tune="mixed"), ztw)
 
 
 def test_the_backbone_learns_at_its_own_rate() -> None:
