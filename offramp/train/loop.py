@@ -1,10 +1,9 @@
 """Epochs on Fabric: every step recorded, every state restorable to the bit, the best and the last epoch kept."""
 
-import math
 import signal
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,11 +24,10 @@ from offramp.train import checkpoint, optim, phases, soften
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
 from offramp.train.recipe import Recipe
+from offramp.train.record import CHECK_EVERY, Record, kept
 from offramp.train.reporter import Diverged, Interrupted, Reporter
+from offramp.train.standing import Position, take_up, taken
 from offramp.train.step import Parts, one_step
-
-CHECK_EVERY = 20
-"""Steps between looks at the losses' values (each look waits for the device)."""
 
 
 def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
@@ -49,17 +47,6 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
             f"take --optimizer {method.optimizers[0]}, got {recipe.optimizer}"
         )
     phases.spans(recipe, method)
-
-
-@dataclass
-class Position:
-    """Where a run stands: the next epoch and the next step within it, and the best epoch on val so far."""
-
-    epoch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = -1
-    seconds: float = 0.0
 
 
 class Loop:
@@ -88,7 +75,7 @@ class Loop:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method, self.spans = method, phases.spans(recipe, method)
-        phases.refuse_several(recipe, net)
+        phases.refuse_net(recipe, method, net)
         refuse(method, recipe, data)
         parameters = list(self.net.parameters())
         if isinstance(method.objective, nn.Module):
@@ -120,11 +107,8 @@ class Loop:
         )
         self.again = HeldOut(partial(self._shuffled, **common))
         self.at = Position()
-        self.metrics: Metrics | None = None
-        self.pending: list[tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]] = []
-        self.sums: dict[str, float] = {}
-        self.stop = threading.Event()
-        self.stopping = False  # what all processes have agreed on
+        self.record = Record(fabric, folder, reporter)
+        self.stop = self.record.stop
 
     @property
     def steps(self) -> int:
@@ -136,10 +120,6 @@ class Loop:
         """Optimiser steps taken since the run began."""
         return self.at.epoch * self.steps + self.at.step
 
-    @property
-    def _kept(self) -> str:
-        return f"the last good checkpoint is kept in {self.folder / 'checkpoints'}. A lower --lr or --clip 1 may help"
-
     def run(self, resume: bool) -> Position:
         """Train from where the newest whole checkpoint stands, if `resume`, to the end.
 
@@ -150,7 +130,7 @@ class Loop:
         offset = self._restore() if resume else 0
         if self.fabric.is_global_zero:
             events = self.folder / "events" if self.recipe.tensorboard else None
-            self.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
+            self.record.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
         previous = self._catch_interrupt()
         try:
             self.reporter.start(self.recipe.epochs, self.steps, self.at.epoch, self.at.step)
@@ -159,8 +139,8 @@ class Loop:
         finally:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
-            if self.metrics:
-                self.metrics.close()
+            if self.record.metrics:
+                self.record.metrics.close()
         return self.at
 
     def _epoch(self) -> None:
@@ -176,7 +156,7 @@ class Loop:
         progress = self.at.epoch / self.recipe.epochs
         for batch in self.train.epoch(self.at.epoch, self.at.step):
             self.step(batch, progress)
-            if self.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
+            if self.record.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
                 self.at.seconds += time.perf_counter() - began
                 self._save()
                 raise Interrupted
@@ -228,57 +208,24 @@ class Loop:
             self.average.update_parameters(self.net)
         # What a method learns beside the network.
         logged: dict[str, Tensor] = getattr(self.parts.objective, "logged", dict)()
-        self.pending.append((at.epoch, self.step_number, lr, terms, logged))
+        self.record.add(at.epoch, self.step_number, lr, terms, logged)
         at.step += 1
-        if len(self.pending) >= CHECK_EVERY:
+        if self.record.full:
             self._look()
 
     def _look(self) -> None:
-        """Fetch the pending losses from the device, stop if one is not finite, and write them down.
-
-        Several processes look at the means over all of them, so that all stop at the same step: one that stopped alone
-        would leave the others waiting for it.
-        """
-        fetched = iter(self._fetch())
-        for epoch, step, lr, terms, logged in self.pending:
-            values = dict(zip(terms, fetched, strict=False))
-            wrong = [name for name, value in values.items() if not math.isfinite(value)]
-            if wrong:
-                raise Diverged(
-                    f"the loss term {wrong[0]!r} is {values[wrong[0]]} at step {step} (epoch {epoch + 1}); {self._kept}"
-                )
-            loss = sum(values.values())
-            for name, value in {"loss": loss, **values}.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            if self.metrics:
-                record = {"kind": "step", "epoch": epoch, "step": step, "lr": lr, "loss": loss, "terms": values}
-                self.metrics.write(record | {name: value.tolist() for name, value in logged.items()})
-        if self.pending:
-            self.reporter.stepped(self.at.epoch, self.at.step, {"loss": loss, **values})
-        self.pending = []
-
-    def _fetch(self) -> list[float]:
-        """The values of all pending terms, one after the other; with them processes agree on whether to stop."""
-        if not self.pending:
-            return []
-        own = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
-        if self.fabric.world_size == 1:
-            return own.tolist()
-        wishes = own.new_tensor([float(self.stop.is_set())])
-        found: list[float] = self.fabric.all_reduce(torch.cat([own, wishes]), reduce_op="mean").tolist()
-        self.stopping |= found.pop() > 0
-        return found
+        self.record.look(self.at.epoch, self.at.step)
 
     def _check_weights(self) -> None:
         for name, weight in self.net.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                raise Diverged(f"the weight {name} is no longer finite at step {self.step_number}; {self._kept}")
+                raise Diverged(f"the weight {name} is no longer finite at step {self.step_number}; {kept(self.folder)}")
 
     def _finish_epoch(self) -> None:
         self._check_weights()
-        epoch, means = self.at.epoch, {name: total / self.steps for name, total in self.sums.items()}
+        epoch, means = self.at.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
         accuracy = self._validate()
-        self.at.epoch, self.at.step, self.sums = epoch + 1, 0, {}
+        self.at.epoch, self.at.step, self.record.sums = epoch + 1, 0, {}
         record = {
             "kind": "epoch",
             "epoch": epoch,
@@ -298,8 +245,8 @@ class Loop:
             "std": self.data.std,
         }
         if self.fabric.is_global_zero:
-            if self.metrics:
-                self.metrics.write(record)
+            if self.record.metrics:
+                self.record.metrics.write(record)
             if accuracy and score > self.at.best:
                 checkpoint.save_weights(self.folder / "best.safetensors", self._evaluated().state_dict(), about)
             if self.at.epoch == self.recipe.epochs:
@@ -328,28 +275,12 @@ class Loop:
         """Write a checkpoint of exactly this state, after making sure that it is a good one."""
         self._look()
         self._check_weights()
-        cuda = self.fabric.device.type == "cuda"
-        rng = self._of_all(torch.get_rng_state())
-        rng_cuda = self._of_all(torch.cuda.get_rng_state(self.fabric.device)) if cuda else None
-        if not self.fabric.is_global_zero or self.metrics is None:
+        state = taken(self.parts, self.average)
+        metrics = self.record.metrics
+        if not self.fabric.is_global_zero or metrics is None:
             return
-        objective = self.parts.objective
-        state = {
-            "position": vars(self.at).copy(),
-            "sums": self.sums,
-            "metrics_offset": self.metrics.flush(),
-            "optimizer": self.parts.optimizer.state_dict(),
-            "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
-            "average": self.average.state_dict() if self.average else {},
-            "rng": rng,
-            "rng_cuda": rng_cuda,
-        }
+        state |= {"position": vars(self.at).copy(), "sums": self.record.sums, "metrics_offset": metrics.flush()}
         checkpoint.save(self.folder / "checkpoints", self.step_number, self.net.state_dict(), state)
-
-    def _of_all(self, state: Tensor) -> Tensor:
-        """The random state of every process, one row each."""
-        gathered: Tensor = self.fabric.all_gather(state.to(self.fabric.device))
-        return gathered.reshape(self.fabric.world_size, -1).cpu()
 
     def _restore(self) -> int:
         """Take everything up from the newest whole checkpoint; answers how much of the metrics it has seen.
@@ -366,23 +297,10 @@ class Loop:
             return 0
         for sentence in refused:
             self.reporter.note(f"{sentence}; taking the checkpoint before it")
-        state = found.state
-        try:
-            self.net.load_state_dict(found.weights)
-        except RuntimeError as error:
-            why = " ".join(str(error).split())[:300]
-            raise ValueError(f"{found.path} does not fit the network, which was another then: {why}") from None
-        self.parts.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.parts.objective, nn.Module):
-            self.parts.objective.load_state_dict(state["objective"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.at = Position(**state["position"])
-        self.sums = dict(state["sums"])
-        torch.set_rng_state(state["rng"][self.fabric.global_rank])
-        if state["rng_cuda"] is not None and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"][self.fabric.global_rank], self.fabric.device)
-        offset: int = state["metrics_offset"]
+        take_up(found, self.net, self.parts, self.average)
+        self.at = Position(**found.state["position"])
+        self.record.sums = dict(found.state["sums"])
+        offset: int = found.state["metrics_offset"]
         return offset
 
     def _catch_interrupt(self) -> Any:

@@ -1,0 +1,94 @@
+"""What the steps of a run lose: fetched from the device now and then, looked at, summed, written down."""
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.train.log import Metrics
+from offramp.train.reporter import Diverged, Reporter
+
+CHECK_EVERY = 20
+"""Steps between looks at the losses' values (each look waits for the device)."""
+
+
+class Record:
+    """The losses of a run's steps, and whether it is to stop.
+
+    `sums` are the terms of this epoch's steps so far; `metrics` is where records go, in the first process only. `stop`
+    is this process's wish, `stopping` what all processes have agreed on.
+
+    Args:
+        folder: the run's, named where it diverges.
+    """
+
+    def __init__(self, fabric: Any, folder: Path, reporter: Reporter) -> None:
+        self.fabric, self.folder, self.reporter = fabric, folder, reporter
+        self.metrics: Metrics | None = None
+        self.pending: list[tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]] = []
+        self.sums: dict[str, float] = {}
+        self.stop = threading.Event()
+        self.stopping = False
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to look."""
+        return len(self.pending) >= CHECK_EVERY
+
+    def add(self, epoch: int, step: int, lr: float, terms: dict[str, Tensor], logged: dict[str, Tensor]) -> None:
+        """Keep what a step lost (its weighted terms) and learned beside the network, still on the device."""
+        self.pending.append((epoch, step, lr, terms, logged))
+
+    def look(self, epoch: int, step: int) -> None:
+        """Fetch what is pending, stop if a loss is not finite, and write it down.
+
+        Several processes look at the means over all of them, so that all stop at the same step: one that stopped alone
+        would leave the others waiting for it.
+
+        Args:
+            epoch, step: where the run stands, for the reporter.
+        Raises:
+            Diverged: naming step and term.
+        """
+        fetched = iter(self._fetch())
+        loss, values = 0.0, dict[str, float]()
+        for at_epoch, at_step, lr, terms, logged in self.pending:
+            values = dict(zip(terms, fetched, strict=False))
+            self._check(values, at_epoch, at_step)
+            loss = sum(values.values())
+            for name, value in {"loss": loss, **values}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            if self.metrics:
+                record = {"kind": "step", "epoch": at_epoch, "step": at_step, "lr": lr, "loss": loss, "terms": values}
+                self.metrics.write(record | {name: value.tolist() for name, value in logged.items()})
+        if self.pending:
+            self.reporter.stepped(epoch, step, {"loss": loss, **values})
+        self.pending = []
+
+    def _check(self, values: dict[str, float], epoch: int, step: int) -> None:
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            raise Diverged(
+                f"the loss term {wrong[0]!r} is {values[wrong[0]]} at step {step} (epoch {epoch + 1}); "
+                f"{kept(self.folder)}"
+            )
+
+    def _fetch(self) -> list[float]:
+        """The values of all pending terms, one after the other; with them processes agree on whether to stop."""
+        if not self.pending:
+            return []
+        own = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
+        if self.fabric.world_size == 1:
+            return own.tolist()
+        wishes = own.new_tensor([float(self.stop.is_set())])
+        found: list[float] = self.fabric.all_reduce(torch.cat([own, wishes]), reduce_op="mean").tolist()
+        self.stopping |= found.pop() > 0
+        return found
+
+
+def kept(folder: Path) -> str:
+    """The end of the sentence about a run that diverged: what is left of it, and what may help."""
+    return f"the last good checkpoint is kept in {folder / 'checkpoints'}. A lower --lr or --clip 1 may help"

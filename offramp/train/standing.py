@@ -1,0 +1,63 @@
+"""Where a run stands, and everything beside the network's weights that it needs to go on from there to the bit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from offramp.train.checkpoint import Checkpoint
+from offramp.train.step import Parts
+
+
+@dataclass
+class Position:
+    """Where a run stands: the next epoch and the next step within it, and the best epoch on val so far."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+
+def taken(parts: Parts, average: AveragedModel | None) -> dict[str, Any]:
+    """The state of optimiser, objective, moving average and random numbers; every process has to ask for it."""
+    fabric, objective = parts.fabric, parts.objective
+    cuda = fabric.device.type == "cuda"
+    return {
+        "optimizer": parts.optimizer.state_dict(),
+        "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
+        "average": average.state_dict() if average else {},
+        "rng": _of_all(fabric, torch.get_rng_state()),
+        "rng_cuda": _of_all(fabric, torch.cuda.get_rng_state(fabric.device)) if cuda else None,
+    }
+
+
+def _of_all(fabric: Any, state: Tensor) -> Tensor:
+    """The random state of every process, one row each."""
+    gathered: Tensor = fabric.all_gather(state.to(fabric.device))
+    return gathered.reshape(fabric.world_size, -1).cpu()
+
+
+def take_up(found: Checkpoint, net: nn.Module, parts: Parts, average: AveragedModel | None) -> None:
+    """Put weights and everything of `taken` back; random numbers last.
+
+    Raises:
+        ValueError: if the checkpoint is of another network.
+    """
+    fabric, objective, state = parts.fabric, parts.objective, found.state
+    try:
+        net.load_state_dict(found.weights)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"{found.path} does not fit the network, which was another then: {why}") from None
+    parts.optimizer.load_state_dict(state["optimizer"])
+    if isinstance(objective, nn.Module):
+        objective.load_state_dict(state["objective"])
+    if average:
+        average.load_state_dict(state["average"])
+    torch.set_rng_state(state["rng"][fabric.global_rank])
+    if state["rng_cuda"] is not None and fabric.device.type == "cuda":
+        torch.cuda.set_rng_state(state["rng_cuda"][fabric.global_rank], fabric.device)
