@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from offramp.config import Config, build_data, build_method, build_net, flat, prepare, resolve
+from offramp.config import Config, build_data, build_method, build_net, flat, load_weights, prepare, resolve
 from offramp.names import NotUnderstood
 
 COMPARISON = "comparison.yaml"
@@ -156,6 +156,7 @@ def check(found: list[Entry], show: bool) -> tuple[str, ...]:
     Raises:
         ValueError: naming the method and why it cannot train this network on these data.
     """
+    from offramp.train import phases
     from offramp.train.loop import refuse
 
     data = build_data(found[0].config, progress=show)
@@ -166,7 +167,9 @@ def check(found: list[Entry], show: bool) -> tuple[str, ...]:
         try:
             refuse(method, entry.config.recipe, data)
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
-            notes += [f"{entry.method}: {note}" for note in prepare(method, net, data.shape)]
+            told = (*load_weights(entry.config, net), *prepare(method, net, data.shape))
+            phases.refuse_net(entry.config.recipe, method, net)
+            notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
             raise ValueError(f"{entry.method}: {error}") from None
     return tuple(notes)

@@ -78,13 +78,15 @@ def notes(recipe: Recipe, method: Method) -> tuple[str, ...]:
     return ("the backbone stays as it starts, which is at random: --weights FILE brings a trained one",)
 
 
-def refuse_several(recipe: Recipe, net: nn.Module) -> None:
-    """Refuse what divides a network into backbone and exits, where several are trained side by side.
+def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
+    """Refuse a network that cannot be divided into backbone and exits as `--tune` and the method's phases want it.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: naming the option where several networks are trained side by side, or if a phase trains nothing.
     """
     if isinstance(net, MultiExitNet):
+        for phase in tuned(recipe, method):
+            _modules(net, phase)
         return
     for option, given in (("--tune", recipe.tune != "all"), ("--lr-backbone", recipe.lr_backbone is not None)):
         if given:
@@ -122,9 +124,7 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
     net.train()
     own = set(map(id, trained))
     for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
-        chosen = list(_modules(part, phase))
-        if not chosen:
-            raise ValueError("only exits are to be trained, but the network has no early exits")
+        chosen = _modules(part, phase)
         for child in part.children():
             child.train(not phase.still)
         part.requires_grad_(False)
@@ -134,13 +134,21 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
                 parameter.requires_grad_(id(parameter) in own)
 
 
-def _modules(net: MultiExitNet, phase: Phase) -> Iterable[nn.Module]:
-    """What a phase trains of a network."""
-    if phase.modules is not None:
-        return phase.modules(net)
-    if phase.trains == "exits":
-        return net.branches[:-1]
-    return (net.stages, net.branches[-1]) if phase.trains == "backbone" else net.children()
+def _modules(net: MultiExitNet, phase: Phase) -> list[nn.Module]:
+    """What a phase trains of a network.
+
+    Raises:
+        ValueError: if that is nothing.
+    """
+    parts: dict[str, Iterable[nn.Module]] = {
+        "all": net.children(),
+        "backbone": (net.stages, net.branches[-1]),
+        "exits": net.branches[:-1],
+    }
+    chosen = list(parts[phase.trains] if phase.modules is None else phase.modules(net))
+    if not chosen:
+        raise ValueError("only exits are to be trained, but the network has no early exits")
+    return chosen
 
 
 def of_backbone(net: nn.Module) -> list[nn.Parameter]:

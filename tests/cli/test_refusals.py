@@ -61,6 +61,9 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
         ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),
         ("--method hdkd --method.look_ahead own --optimizer adamw", "is made for sgd: take --optimizer sgd, got adamw"),
         ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
+        ("--method vanilla --tune exits", "only exits are to be trained, but the network has no early exits"),
+        ("--method dml --tune exits", "--tune tells a backbone from its exits, but this method trains networks side"),
+        ("--method one --lr-backbone 0.1", "--lr-backbone tells a backbone from its exits"),
         ("--method boostnet --method.weaken 1,1,1", "weaken has 3 values, but the network has 4 exits: give 1, 2 or 4"),
     ],
 )
