@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from offramp.names import unknown
+from offramp.names import NotUnderstood, unknown
 
 
 def check(name: str, nets: Iterable[str], **counts: int) -> None:
@@ -15,4 +15,4 @@ def check(name: str, nets: Iterable[str], **counts: int) -> None:
         raise unknown("net", name, nets)
     for option, value in counts.items():
         if value < 1:
-            raise ValueError(f"{name} needs {option} of at least 1, got {value}")
+            raise NotUnderstood(f"{name} needs {option} of at least 1, got {value}")

@@ -72,7 +72,7 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx
         if order[node] >= order[end.map]:
             raise ValueError(
                 f"an exit after {name} would not come before the final exit, which begins with the pooling of "
-                f"{written(tuple(traced.values[end.map][0].shape[1:]))}; exits can stand after {_choice(layers, end)}"
+                f"{written(tuple(traced.values[end.map][0].shape[1:]))}; {_choice(layers, end)}"
             )
         if not has_batch(value) or value[0].dim() not in (3, 4):
             raise ValueError(
@@ -82,7 +82,7 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx
         if node in cuts:
             raise ValueError(
                 f"two exits stand at the same place: {after[cuts.index(node)]} and {name} end together; "
-                f"exits can stand after {_choice(layers, end)}"
+                + _choice(layers, end)
             )
         cuts.append(node)
     ranked = [name for _, name in sorted(zip(map(order.__getitem__, cuts), after, strict=True))]
@@ -92,9 +92,12 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx
 
 
 def _choice(layers: Layers, end: blocks.Tail) -> str:
+    """The end of a sentence about a wrong place: the layers at whose end only their own value passes on."""
     order = order_of(layers.traced)
     names = [name for name, node in layers.ends if order[main(layers.traced, node)] < order[end.map]]
-    return ", ".join(names if len(names) <= 12 else [*names[:5], "…", *names[-6:]])
+    if not names:
+        return "nothing before that is a map or a sequence that an exit could stand on"
+    return f"exits can stand after {', '.join(names if len(names) <= 12 else [*names[:5], '…', *names[-6:]])}"
 
 
 def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.Tail) -> list[list[fx.Node]]:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from offramp._compat import vision
 from offramp.names import NotUnderstood, nearest, unknown
 from offramp.net import Backbone
+from offramp.split.trace import where
 
 EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""
@@ -87,12 +89,15 @@ def _made(name: str, make: Callable[[], Any]) -> Any:
     """The model.
 
     Raises:
-        ValueError: with what its constructor says.
+        ValueError: with what its constructor says; of a function of the user's, with the line.
     """
     try:
         return make()
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot be built: {' '.join(str(error).split())}") from None
+    except Exception as error:  # other people's code fails in many ways
+        reason = " ".join(str(error).split())
+        if name.startswith("python:") and traceback.extract_tb(error.__traceback__)[-1].filename != __file__:
+            reason = f"{where(error)}: {type(error).__name__}: {reason}"
+        raise ValueError(f"{name} cannot be built: {reason}") from None
 
 
 Making = tuple[Callable[[], Any], tuple[int, int]]
@@ -200,5 +205,6 @@ def _import(name: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"python:{name} cannot be imported: {error}") from None
+    except Exception as error:  # as in `_made`
+        reason = str(error) if isinstance(error, ImportError | SyntaxError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"python:{name} cannot be imported: {reason}") from None

@@ -114,7 +114,8 @@ def answers(model: nn.Module, shape: Image) -> Tensor:
             _check_channels(model, shape)
             raise Untraceable(
                 f"{type(model).__name__} does not run on shapes alone, for {written(shape)} or any other square: "
-                f"{where(error)}: {reason}; give the stages by hand (offramp.split.by_hand)",
+                f"{where(error)}: {reason}; where that is no matter of size, give the stages by hand "
+                "(offramp.split.by_hand)",
                 "",
             ) from None
         raise ValueError(

@@ -45,7 +45,10 @@ def equal(layers: Layers, exits: int) -> list[str]:
     """
     choice = places(layers)
     if exits < 1 or exits - 1 > len(choice):
-        raise ValueError(f"--exits takes a number from 1 to {len(choice) + 1} on this network, got {exits}")
+        raise ValueError(
+            f"--exits takes a number from 1 to {len(choice) + 1} on this network, got {exits}; --exits-after can name "
+            "other layers, within blocks too"
+        )
     taken: list[str] = []
     for number in range(1, exits):
         wanted = number / exits

@@ -122,16 +122,20 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if there is no such file, or it holds something else.
     """
+    if path.is_dir():
+        raise ValueError(
+            f"--weights {path} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run"
+        )
     if not path.is_file():
         raise ValueError(f"--weights {path}: there is no such file")
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"--weights {path} is no safetensors file: {error}") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
+    except Exception:  # what PyTorch says is about its options
         raise ValueError(
-            f"--weights {path} cannot be read as weights alone ({reason}); use torch.save(model.state_dict())"
+            f"--weights {path} cannot be read as weights alone: it is no checkpoint of PyTorch, is damaged, or holds "
+            "more than tensors and plain values; torch.save(model.state_dict(), FILE) writes what can"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

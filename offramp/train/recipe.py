@@ -1,5 +1,6 @@
 """How a run trains: epochs, optimiser, schedule, precision; the part of the configuration that the loop reads."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -85,9 +86,9 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise NotUnderstood(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "gamma"):
-            if not getattr(self, name) > 0:
-                raise NotUnderstood(f"--{name} must be positive, got {getattr(self, name)}")
-        if self.lr_backbone is not None and not self.lr_backbone > 0:
+            if not 0 < getattr(self, name) < math.inf:
+                raise NotUnderstood(f"--{name} must be positive and finite, got {getattr(self, name)}")
+        if self.lr_backbone is not None and not 0 < self.lr_backbone < math.inf:
             raise NotUnderstood(
                 f"--lr-backbone must be positive, got {self.lr_backbone}; --tune exits leaves the backbone as it is"
             )
@@ -95,8 +96,12 @@ class Recipe:
             if not 0 <= getattr(self, name) < 1:
                 raise NotUnderstood(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
         for name in ("weight_decay", "mixup", "clip", "seed"):
-            if not getattr(self, name) >= 0:
-                raise NotUnderstood(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise NotUnderstood(
+                    f"--{name.replace('_', '-')} must not be negative, and finite, got {getattr(self, name)}"
+                )
+        if self.seed >= 2**63:
+            raise NotUnderstood(f"--seed must be below 2^63, got {self.seed}")
         if any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise NotUnderstood(f"--milestones are rising fractions of the run between 0 and 1, got {self.milestones}")
         if self.nesterov and not self.momentum:

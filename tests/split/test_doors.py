@@ -33,12 +33,22 @@ def wrong(classes):
 
 def deaf():
     return nn.Linear(1, 1)
+
+
+def careless(classes):
+    return {}["model"]
+
+
+def larger(classes):
+    import no_such_package
 '''
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "my_nets.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("import this is wrong")
+    (tmp_path / "failing.py").write_text("raise RuntimeError('no GPU here')")
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("my_nets", None)
     return "my_nets"
@@ -86,6 +96,13 @@ def test_sizes_and_channels_are_passed_on() -> None:
             "python:my_nets:wrong",
             "python:my_nets:wrong cannot be built: the function must answer an nn.Module or a Backbone",
         ),
+        (
+            "python:my_nets:careless",
+            "python:my_nets:careless cannot be built: my_nets.py, line 26: `return {}[\"model\"]`: KeyError: 'model'",
+        ),
+        ("python:my_nets:larger", "python:my_nets:larger cannot be built: my_nets.py, line 30: `import no_such_pack"),
+        ("python:broken:fn", "python:broken cannot be imported: invalid syntax (broken.py, line 1)"),
+        ("python:failing:fn", "python:failing cannot be imported: RuntimeError: no GPU here"),
         (
             "python:my_nets:deaf",
             "python:my_nets:deaf: deaf must take the number of classes as `classes` or `num_classes`",
@@ -138,7 +155,9 @@ def test_constructors_fetch_nothing_and_contradict_nothing(
 
 
 def test_exits_are_counted_from_one(own: str) -> None:
-    with pytest.raises(ValueError, match=r"^--exits takes a number from 1 to \d+ on this network, got 0$"):
+    with pytest.raises(
+        ValueError, match=r"^--exits takes a number from 1 to \d+ on this network, got 0; --exits-after can"
+    ):
         doors.build("python:my_nets:small", classes=3, size=(16, 16), exits=0)
 
 

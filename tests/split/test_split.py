@@ -67,6 +67,12 @@ def test_wrong_places_are_named(after: list[str], said: str) -> None:
     assert str(caught.value).startswith(said)
 
 
+def test_a_model_without_any_place_says_so() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5))
+    with pytest.raises(ValueError, match=r"; nothing before that is a map or a sequence that an exit could stand on$"):
+        split(flat, ["1"], (3, 8, 8))
+
+
 def test_a_layer_that_is_never_called() -> None:
     model = Chain()
     model.unused = nn.Conv2d(1, 1, 1)
@@ -229,7 +235,7 @@ def test_exits_at_equal_shares_of_the_operations() -> None:
     assert all(abs(shares[name] - wanted) <= 0.05 for name, wanted in zip(chosen, (0.25, 0.5, 0.75), strict=True)), (
         chosen
     )
-    with pytest.raises(ValueError, match=r"^--exits takes a number from 1 to 9 on this network, got 10$"):
+    with pytest.raises(ValueError, match=r"^--exits takes a number from 1 to 9 on this network, got 10; --exits-aft"):
         split(Chain(), 10, (3, 8, 8))
 
 
