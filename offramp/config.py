@@ -212,7 +212,7 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
     from offramp import branches
-    from offramp.meta import check_input
+    from offramp.meta import check_input, check_single
     from offramp.net import MultiExitNet
 
     exits = branches.find(config.branch)
@@ -239,6 +239,8 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
             "take --tap own"
         )
     check_input(net, shape)
+    if config.recipe.batch_size == config.recipe.devices:
+        check_single(net, shape)
     return net
 
 

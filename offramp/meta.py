@@ -11,8 +11,8 @@ from offramp.outputs import State
 Shape = tuple[int, ...]
 
 
-def run_on_meta(module: nn.Module, *args: Any) -> Any:
-    """What the module answers for arguments on the meta device, in evaluation mode.
+def run_on_meta(module: nn.Module, *args: Any, training: bool = False) -> Any:
+    """What the module answers for arguments on the meta device, in evaluation mode unless `training`.
 
     The module itself is left as it is: no weight is moved or copied, modes and buffers stay.
     """
@@ -22,7 +22,7 @@ def run_on_meta(module: nn.Module, *args: Any) -> Any:
         for name, tensor in group
     }
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    module.train(training)
     try:
         with torch.no_grad():
             return functional_call(module, tensors, args)
@@ -46,6 +46,23 @@ def check_input(module: nn.Module, shape: tuple[int, int, int]) -> None:
     reason = _refusal(module, shape)
     if reason is not None:
         raise ValueError(f"inputs of {written(shape)} do not fit the network: {reason}{smallest(module, shape)}")
+
+
+def check_single(module: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse to train on batches of one sample where a batch norm would see one value per channel.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    try:
+        run_on_meta(module, blank(module, shape), training=True)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "a batch norm of this network cannot train on one sample at a time: raise --batch-size to 2 or more per "
+            "device"
+        ) from None
 
 
 def smallest(module: nn.Module, shape: tuple[int, int, int]) -> str:

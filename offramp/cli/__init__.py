@@ -16,8 +16,8 @@ from offramp import __version__
 from offramp.names import NotUnderstood
 
 
-def app() -> App:
-    """The program with all its verbs."""
+def verbs() -> tuple[Callable[..., Any], ...]:
+    """What can be typed after `offramp`: a function for each verb, named as it."""
     from offramp.cli import (
         bench,
         calibrate,
@@ -33,13 +33,7 @@ def app() -> App:
         train,
     )
 
-    made = App(
-        name="offramp",
-        help="Vision networks with several exits that teach each other, and leave early for real.",
-        version=__version__,
-        result_action="return_value",
-    )
-    for verb in (
+    return (
         train.train,
         evaluate.evaluate,
         calibrate.calibrate,
@@ -55,7 +49,18 @@ def app() -> App:
         lists.branches,
         lists.methods,
         lists.data,
-    ):
+    )
+
+
+def app() -> App:
+    """The program with all its verbs."""
+    made = App(
+        name="offramp",
+        help="Vision networks with several exits that teach each other, and leave early for real.",
+        version=__version__,
+        result_action="return_value",
+    )
+    for verb in verbs():
         made.command(verb, usage=_usage(verb))
     return made
 
@@ -87,10 +92,13 @@ def _unheard(error: OSError) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from offramp.cli._argv import blamed, prepare
+    from offramp.cli._argv import blamed, check_whole, prepare
 
     try:
         typed = prepare(words)
+        for verb in verbs():
+            if typed[:1] == [verb.__name__]:
+                check_whole(verb, typed)
     except ValueError as error:
         return _fail(words, str(error), 2)
     try:

@@ -1,7 +1,10 @@
 """What people type, made ready for the parser: dotted parameters gathered, the config file merged (options win)."""
 
+import dataclasses
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from offramp.config import read_yaml, resolve, unflat
 from offramp.names import NotUnderstood
@@ -54,6 +57,37 @@ def prepare(argv: list[str]) -> list[str]:
             if _bare(key) not in said:
                 words += _words(key, found)
     return words
+
+
+def check_whole(verb: Callable[..., Any], words: list[str]) -> None:
+    """Refuse fractions where a verb's option takes a whole number: the parser would round them.
+
+    Raises:
+        NotUnderstood: naming the option.
+    """
+    wanted = _whole(verb)
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        text = value if equals else following
+        if not name.startswith("--") or _bare(name) not in wanted or "." not in text:
+            continue
+        try:
+            whole = float(text).is_integer()
+        except ValueError:  # the parser says what is wrong with it
+            continue
+        if not whole:
+            raise NotUnderstood(f"{name} takes a whole number, got {text}")
+
+
+def _whole(owner: Any) -> set[str]:
+    """The options of a verb, or of a configuration among its parameters, that take whole numbers."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(owner).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _whole(hint)
+        elif int in (hint, *get_args(hint)):
+            found.add(name.replace("_", "-"))
+    return found
 
 
 def blamed(argv: list[str], message: str) -> str:

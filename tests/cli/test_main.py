@@ -39,6 +39,24 @@ def test_help_names_every_verb(offramp: Offramp, words: tuple[str, ...]) -> None
     assert all(verb in ran.out for verb in VERBS)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train", "--epochs", "1.5", "--out", "a"), "--epochs takes a whole number, got 1.5"),
+        (("train", "--batch_size=2.5", "--out", "a"), "--batch_size takes a whole number, got 2.5"),
+        (("info", "--width", "4.5"), "--width takes a whole number, got 4.5"),
+        (("info", "--classes", ".5e1x"), "--classes"),
+    ],
+)
+def test_fractions_are_not_rounded_to_whole_numbers(offramp: Offramp, words: tuple[str, ...], says: str) -> None:
+    ran = offramp(*words)
+    assert ran.status == 2 and says in ran.err and ran.err.count("\n") == 1
+
+
+def test_whole_numbers_may_have_a_point(offramp: Offramp) -> None:
+    assert offramp("info", "--width", "4.0", "--classes", "3", "--json").status == 0
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb_explains_every_option(offramp: Offramp, verb: str) -> None:
     ran = offramp(verb, "--help")

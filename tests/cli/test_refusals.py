@@ -20,6 +20,7 @@ def refused(offramp: Offramp, tmp_path: Path, words: str) -> str:
     """What the program says when it refuses, on one line, without its name."""
     out = tmp_path / "run"
     tiny = TINY.replace("--width 4 ", "") if "msdnet" in words else TINY
+    tiny = tiny.replace("--batch-size 256 ", "") if "--batch-size" in words else tiny
     ran = offramp("train", *tiny.split(), *words.split(), "--out", out)
     assert ran.status in (1, 2) and ran.out == ""
     assert not out.exists(), "something was written"
@@ -61,6 +62,10 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
         ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),
         ("--method hdkd --method.look_ahead own --optimizer adamw", "is made for sgd: take --optimizer sgd, got adamw"),
         ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
+        (
+            "--method joint --batch-size 1",
+            "a batch norm of this network cannot train on one sample at a time",
+        ),
         ("--method vanilla --tune exits", "only exits are to be trained, but the network has no early exits"),
         ("--method dml --tune exits", "--tune tells a backbone from its exits, but this method trains networks side"),
         ("--method one --lr-backbone 0.1", "--lr-backbone tells a backbone from its exits"),

@@ -336,11 +336,13 @@ class TestWeights:
     def test_files_that_hold_no_weights(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"^--weights .*none.pt: there is no such file$"):
             read(tmp_path / "none.pt")
+        with pytest.raises(ValueError, match=r"^--weights .* is a folder: name a file in it, such as .*last.safe"):
+            read(tmp_path)
         (tmp_path / "a.safetensors").write_bytes(b"no")
         with pytest.raises(ValueError, match=r"^--weights .*a.safetensors is no safetensors file: "):
             read(tmp_path / "a.safetensors")
         torch.save(Chain(), tmp_path / "whole.pt")
-        with pytest.raises(ValueError, match=r"whole.pt cannot be read as weights alone \("):
+        with pytest.raises(ValueError, match=r"whole.pt cannot be read as weights alone: it is no checkpoint"):
             read(tmp_path / "whole.pt")
         torch.save({"epoch": 3}, tmp_path / "state.pt")
         with pytest.raises(ValueError, match=r"state.pt holds no weights: it must be a mapping of names to tensors$"):
