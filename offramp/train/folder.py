@@ -101,4 +101,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from None
+    if found is not None and not (isinstance(found, dict) and "epochs" in found):
+        raise ValueError(f"{path} is damaged: it is not what training writes")
     return found

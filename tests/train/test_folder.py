@@ -102,6 +102,10 @@ def test_a_result_is_there_once_training_is_done(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"epo')
     with pytest.raises(ValueError, match=r"result\.json is damaged: it is no JSON"):
         read_result(tmp_path)
+    for text in ("[1]", "{}"):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(ValueError, match=r"result\.json is damaged: it is not what training writes"):
+            read_result(tmp_path)
 
 
 def test_the_configuration_is_yaml_that_a_person_can_read(tmp_path: Path) -> None:
