@@ -1,7 +1,6 @@
 """Networks of others by name; what is said about names that are wrong and things that do not go together."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,38 +9,6 @@ import torch
 from offramp import models
 from offramp.net import Backbone
 from offramp.split import doors, state
-
-OWN = '''"""Networks for tests."""
-from torch import nn
-from offramp.split import by_hand
-
-
-def small(classes, channels=3):
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-
-
-def staged(num_classes, in_chans=3):
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
-    return by_hand([nn.Conv2d(in_chans, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)], head, (in_chans, 8, 8))
-
-
-def wrong(classes):
-    return classes
-
-
-def deaf():
-    return nn.Linear(1, 1)
-'''
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_nets.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("my_nets", None)
-    return "my_nets"
 
 
 @pytest.mark.parametrize(
