@@ -31,7 +31,7 @@ def test_a_run_becomes_a_bundle(
     assert all(ran.json[key] == found[key] for key in ("verified", "measured", "provenance"))
     assert ran.json["segments"] == ["segment-1.onnx", "segment-2.onnx"]
     assert ran.json["bytes"] == sum(file.stat().st_size for file in out.iterdir())
-    assert found["verified"]["images"] == {"test": 359, "cal": 71, "val": 72, "train": 498}
+    assert found["verified"]["images"] == {"test": 359, "cal": 217, "val": 217, "train": 207}
     export._show(ran.json)
     said = capsys.readouterr().out
     assert f"2 segments and the policy, {ran.json['bytes'] / 1e6:.2f} MB" in said
