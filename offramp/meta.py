@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.outputs import State
 
@@ -26,11 +27,10 @@ def run_on_meta(module: nn.Module, *args: Any, whole: bool = False) -> Any:
         for name, tensor in group
     }
     modes = [(part, part.training) for part in module.modules()]
-    quick = () if whole else NORMS
-    norms = [part for part in module.modules() if type(part) in quick and "forward" not in vars(part)]
+    norms = [] if whole else _norms(module)
     module.eval()
     for norm in norms:
-        norm.forward = partial(_normed, norm)
+        norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
     try:
         with torch.no_grad():
             return functional_call(module, tensors, args)
@@ -41,14 +41,21 @@ def run_on_meta(module: nn.Module, *args: Any, whole: bool = False) -> Any:
             part.training = mode
 
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    """PyTorch's own batch norms in it, as they are: one that was changed or derived may do more."""
+    own = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return [
+        part
+        for part in module.modules()
+        if isinstance(part, _BatchNorm) and type(part) in own and "forward" not in vars(part)
+    ]
 
 
-def _normed(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor:
+def _normed(norm: _BatchNorm, inputs: Tensor) -> Tensor:
     """What a batch norm answers on meta; PyTorch's own way there, through Python, takes most of a network's time."""
     if inputs.dim() < 2 or inputs.shape[1] != norm.num_features:
         return type(norm).forward(norm, inputs)  # which says what is wrong
-    norm._check_input_dim(inputs)
+    norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]
     return torch.empty_like(inputs)
 
 
