@@ -1,20 +1,26 @@
 """Modules run on the meta device: shapes and costs without computing anything."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.outputs import State
 
 Shape = tuple[int, ...]
 
 
-def run_on_meta(module: nn.Module, *args: Any, training: bool = False) -> Any:
+def run_on_meta(module: nn.Module, *args: Any, training: bool = False, whole: bool = False) -> Any:
     """What the module answers for arguments on the meta device, in evaluation mode unless `training`.
 
     The module itself is left as it is: no weight is moved or copied, modes and buffers stay.
+
+    Args:
+        whole: batch norms take place as well, for those who count operations; in evaluation mode only shapes are right
+            otherwise.
     """
     tensors = {
         name: torch.empty_like(tensor, device="meta")
@@ -22,13 +28,36 @@ def run_on_meta(module: nn.Module, *args: Any, training: bool = False) -> Any:
         for name, tensor in group
     }
     modes = [(part, part.training) for part in module.modules()]
+    norms = [] if whole or training else _norms(module)
     module.train(training)
+    for norm in norms:
+        norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
     try:
         with torch.no_grad():
             return functional_call(module, tensors, args)
     finally:
+        for norm in norms:
+            del norm.forward
         for part, mode in modes:
             part.training = mode
+
+
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    """PyTorch's own batch norms in it, as they are: one that was changed or derived may do more."""
+    own = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return [
+        part
+        for part in module.modules()
+        if isinstance(part, _BatchNorm) and type(part) in own and "forward" not in vars(part)
+    ]
+
+
+def _normed(norm: _BatchNorm, inputs: Tensor) -> Tensor:
+    """What a batch norm answers on meta; PyTorch's own way there, through Python, takes most of a network's time."""
+    if inputs.dim() < 2 or inputs.shape[1] != norm.num_features:
+        return type(norm).forward(norm, inputs)  # which says what is wrong
+    norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+    return torch.empty_like(inputs)
 
 
 def blank(module: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> Tensor:

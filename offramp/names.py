@@ -5,6 +5,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -56,7 +57,9 @@ def docstrings(package: ModuleType | str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+@cache
 def _docstring(file: Path) -> str:
+    """Parsed once in a process: every name that is looked up asks for all files of its room."""
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 

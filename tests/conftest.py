@@ -1,6 +1,9 @@
-"""What all tests share: run-time shape checks on the whole package, threads kept few, the data folder."""
+"""What all tests share: run-time shape checks on the whole package, threads kept few, data, networks, processes."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +16,17 @@ import pytest  # noqa: E402 (the hook must come first)
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+
+ALONE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in ("torch", "pyarrow", "jaxtyping", "yaml", "onnx", "onnxscript", "safetensors", "lightning_fabric"):
+            raise ImportError(f"{name} does not exist here")
+sys.meta_path.insert(0, Blocker())
+"""
 
 
 @pytest.fixture
@@ -23,3 +37,25 @@ def cifar100_dir() -> Path:
     if folder is None or not folder.is_dir():
         pytest.skip("needs CIFAR-100 in $OFFRAMP_DATA/cifar100")
     return folder
+
+
+@pytest.fixture(scope="session")
+def own() -> Iterator[str]:
+    """The name of a module with networks as a user might have written them: `nets/my_nets.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tests" / "nets")
+        yield "my_nets"
+
+
+@pytest.fixture
+def without_torch() -> Callable[..., str]:
+    """Runs a program where neither torch nor anything else exists that answering does not need: what it printed."""
+
+    def run(program: str, *words: object) -> str:
+        command = [sys.executable, "-W", "error", "-c", ALONE + program, *map(str, words)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+        assert ran.returncode == 0 and not ran.stderr, ran.stderr
+        return ran.stdout
+
+    return run

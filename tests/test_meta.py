@@ -26,6 +26,18 @@ def test_modes_come_back_after_an_error() -> None:
     assert net.training
 
 
+def test_batch_norms_answer_as_they_would_and_refuse_as_they_would() -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(4))
+    given = blank(norm, (4, 8, 8), batch=2).to(memory_format=torch.channels_last)
+    quick, whole = (run_on_meta(norm, given, whole=whole) for whole in (False, True))
+    assert (quick.shape, quick.dtype, quick.stride()) == (whole.shape, whole.dtype, whole.stride())
+    assert "forward" not in vars(norm[0])
+    for wrong in ((3, 8, 8), (4, 8)):
+        for whole in (False, True):
+            with pytest.raises((RuntimeError, ValueError)):
+                run_on_meta(norm, torch.empty((2, *wrong), device="meta"), whole=whole)
+
+
 def test_a_blank_has_the_precision_of_the_weights() -> None:
     assert blank(nn.Linear(2, 2).double(), (1, 2, 2)).dtype == torch.float64
     assert blank(nn.ReLU(), (1, 2, 2)).dtype == torch.float32

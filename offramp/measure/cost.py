@@ -209,7 +209,7 @@ def _count(module: nn.Module, convention: Convention | None, relu_modules: bool,
     counter = FlopCounterMode(display=False, custom_mapping=dict(convention or {}))
     try:
         with counter:
-            answer = run_on_meta(module, *args)
+            answer = run_on_meta(module, *args, whole=bool(convention))
     finally:
         for hook in hooks:
             hook.remove()

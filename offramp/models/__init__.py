@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +39,7 @@ def find(name: str) -> ModuleType:
     raise unknown("net", name, available())
 
 
+@cache
 def _nets(family: str) -> tuple[str, ...]:
     """`NETS` of a family, read from its source: listing names must not cost the import of torch."""
     for statement in ast.parse((Path(__file__).parent / f"{family}.py").read_text(encoding="utf-8")).body:

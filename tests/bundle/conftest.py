@@ -39,12 +39,12 @@ class Exit(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.classifier = nn.Linear(10, 10)
+        self.dropout, self.classifier = nn.Dropout(0.5), nn.Linear(10, 10)
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         assert isinstance(state, tuple)
         feature = torch.cat([part.amax((2, 3)) for part in state], 1)
-        logits = 12 * self.classifier(feature) + (0.5 * carry[0] if carry else 0)
+        logits = 12 * self.classifier(self.dropout(feature)) + (0.5 * carry[0] if carry else 0)
         return logits, feature, state[0], (logits, logits.argmax(1))
 
 
@@ -59,6 +59,7 @@ class Made(NamedTuple):
     policy: ExitPolicy
     data: DataSet
     manifest: Manifest
+    advanced: list[int]
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +77,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: DataSet) -> Made:
         answer="arithmetic",
         temperatures=(2.0,) * 4,
     )
-    net = network()
-    return Made(folder, net, policy, digits, write(folder, net, policy, digits, images=300))
+    net, advanced = network().double().train(), list[int]()  # what is written is float32 in evaluation mode
+    manifest = write(folder, net, policy, digits, resize=10, images=300, advance=advanced.append)
+    return Made(folder, net, policy, digits, manifest, advanced)
 
 
 @pytest.fixture

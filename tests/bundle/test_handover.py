@@ -143,6 +143,19 @@ def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
     assert "is no state file or damaged" in says(cut, made)
 
 
+def test_a_file_that_is_too_large(made: Any, cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "LARGEST", 100)
+    assert "is larger than the 0 GiB that a state file may have" in says(cut, made)
+
+
+def test_what_cannot_be_written_leaves_the_old_file(made: Any, cut: Path) -> None:
+    content = cut.read_bytes()
+    unwritable = handover.Handover(1, ("a",), {"state_0": np.array([print], dtype=object)})
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        handover.save(unwritable, cut, made.manifest)
+    assert cut.read_bytes() == content and list(cut.parent.iterdir()) == [cut]
+
+
 def test_arrays_of_another_shape_or_type(made: Any, cut: Path) -> None:
     content = cut.read_bytes()
     with np.load(cut) as found:

@@ -1,12 +1,14 @@
 """Runtimes take what the manifest says they take, and what is wrong with a model is one sentence."""
 
 import importlib.util
+import sys
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import open_segment
 
 
@@ -39,10 +41,10 @@ def test_an_unknown_runtime(made: Any) -> None:
         open_segment(b"", made.manifest.parts[0], "tpu")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is not None, reason="OpenVINO is installed here")
-def test_openvino_that_is_not_there_is_named_with_its_command(made: Any) -> None:
+def test_openvino_that_is_not_there_is_named_with_its_command(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take --runtime onnx"):
-        open_segment(b"", made.manifest.parts[0], "openvino")
+        open_bundle(made.folder, "openvino")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
@@ -51,6 +53,21 @@ def test_openvino_answers_what_onnx_runtime_does(made: Any) -> None:
     carry: Any = ()
     for part in made.manifest.parts:
         model = (made.folder / part.file).read_bytes()
-        found = open_segment(model, part, "openvino")(state, carry)
+        run = open_segment(model, part, "openvino")
+        found = run(state, carry)
+        run(np.zeros_like(state) if part.exit == 0 else tuple(map(np.zeros_like, state)), carry)  # leaves it as it is
         state, carry, logits = open_segment(model, part)(state, carry)
         np.testing.assert_allclose(found[2], logits, atol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
+    part = made.manifest.parts[0]
+    run = open_segment((made.folder / part.file).read_bytes(), part, "openvino")
+    for what, says in (
+        (lambda: open_segment(b"hello", part, "openvino"), "segment-1.onnx is no model that OpenVINO can run: "),
+        (lambda: run(np.zeros((2, 3, 8, 8), np.float32), ()), "segment-1.onnx failed in OpenVINO: "),
+    ):
+        with pytest.raises(ValueError) as caught:
+            what()
+        assert str(caught.value).startswith(says) and "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def test_the_manifest_says_what_was_measured(made: Any) -> None:
     assert [port.shape for port in manifest.parts[1].takes_state] == [(4, 8, 8), (6, 4, 4)]
     assert [(port.shape, port.dtype) for port in manifest.parts[1].takes_carry] == [((10,), "float32"), ((), "int64")]
     assert not manifest.parts[2].gives_state + manifest.parts[2].gives_carry
-    assert manifest.verified["images"] == {"test": 300} and manifest.verified["largest_difference"] <= 1e-4
+    assert manifest.preprocessing.resize == 10
+    assert manifest.verified["images"] == {"test": 300} and 0 < manifest.verified["largest_difference"] <= 1e-4
+    assert made.advanced[:5] == [1, 2, 7, 32, 32] and sum(made.advanced) == 300
     measured = manifest.measured
     ids = made.data.splits["test"].indices[np.arange(300) * 359 // 300]
     source = made.data.splits["test"].source
@@ -91,11 +94,29 @@ def test_another_exit_is_found_out_but_not_at_a_tie(made: Any, monkeypatch: pyte
     shifted = ExitPolicy(**{**vars(made.policy), "thresholds": (0.7, 0.5, 0.6, 0.5)})
     reference = verify._reference
     monkeypatch.setattr(verify, "_reference", lambda parts, policy, inputs: reference(parts, shifted, inputs))
-    with pytest.raises(verify.Difference, match=r"image \d+ of test leaves the bundle at exit [34], but the "):
+    ids = verify.images(made.data, 200)["test"]
+    inputs = bundle.manifest.preprocessing.normalise(made.data.splits["test"].source.batch(ids))
+    differing = bundle.answer(inputs).exit != replace(bundle, policy=shifted).answer(inputs).exit
+    first = f"image {ids[differing][0]} of test leaves the bundle at exit [34], but the network at exit 1"
+    with pytest.raises(verify.Difference, match=first):
         verify.verify(bundle, made.net, made.data, 200)
     monkeypatch.setattr(verify, "_tie", lambda *given: True)
     found, _ = verify.verify(bundle, made.net, made.data, 200)
     assert found["ties"] > 0
+
+
+def test_an_answer_that_changes_when_samples_leave_is_found_out(made: Any) -> None:
+    """The logits of whole batches are the network's, those of what is left of a batch are not."""
+    bundle = open_bundle(made.folder)
+    *before, last = bundle.segments
+
+    def forgetful(state: Any, carry: Any) -> Any:
+        state, carry, logits = last(state, carry)
+        return state, carry, logits if len(logits) in verify.SIZES else 1.1 * logits
+
+    bundle = replace(bundle, segments=(*before, forgetful))
+    with pytest.raises(verify.Difference, match=r"leaving early: at exit 4 the logits of image \d+ of test \(batch of"):
+        verify.verify(bundle, made.net, made.data, 74)
 
 
 def test_what_a_tie_is(made: Any) -> None:
@@ -111,11 +132,16 @@ def test_what_a_tie_is(made: Any) -> None:
     assert not verify._tie(patient, near._replace(answers=torch.tensor([[[1.0, 1.1, 0.0]]])), [0, 1, 2, 3], 0, 0)
 
 
-def test_nan_is_a_difference() -> None:
-    found, wanted = np.array([[np.nan, 1.0]]), np.array([[0.5, 1.0]])
-    samples = verify.Samples("test", np.zeros((1, 1, 8, 8), np.uint8), np.zeros(1), np.zeros(1, int))
-    with pytest.raises(verify.Difference):
-        verify._near(found, wanted, "it", 0, samples)
+def test_a_difference_is_told_with_its_image() -> None:
+    """NaN is one, too, and so are logits of another shape."""
+    samples = verify.Samples("test", np.zeros((2, 1, 8, 8), np.uint8), np.zeros(2), np.array([5, 9]))
+    wanted = np.array([[0.5, 1.0], [0.5, 1.0]])
+    for wrong in (np.nan, 0.6):
+        found = np.array([[0.5, 1.0], [wrong, 1.0]])
+        with pytest.raises(verify.Difference, match=r"it: at exit 1 the logits of image 9 of test \(batch of 2\)"):
+            verify._near(found, wanted, "it", 0, samples)
+    with pytest.raises(verify.Difference, match=r"it gives \(2, 1\) at exit 1, but the network \(2, 2\)"):
+        verify._near(wanted[:, :1], wanted, "it", 0, samples)
 
 
 class Unfaithful(torch.nn.Module):
@@ -173,8 +199,6 @@ def test_a_policy_of_another_network(made: Any, tmp_path: Path) -> None:
 
 
 def test_images_that_are_not_square(made: Any) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="digits has images of 8x9; bundles read square ones"):
         preprocessing_of(replace(made.data, shape=(1, 8, 9)))
 

@@ -1,7 +1,9 @@
 """Run the program as a user does: its words in, its exit status and what it printed out."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,3 +30,30 @@ def offramp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         return Ran(left.value.code or 0, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def succeed() -> Callable[..., None]:
+    """The program where it must succeed, for what several tests share."""
+
+    def run(*words: object) -> None:
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        assert not left.value.code
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
+    """A small network with four exits, trained for two epochs on digits; nobody may change its files."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 2 --batch-size 128 --precision 32 --json"
+    succeed("train", *words.split(), "--out", folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it that a test may change, outside of the test's own folder."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "run"))

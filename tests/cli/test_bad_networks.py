@@ -8,37 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-OWN = '''"""Networks for tests."""
-from torch import nn
-
-
-def small(classes, channels=3):
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-
-
-class Windows(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.first, self.second, self.fc = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 4, 4), nn.Linear(4, classes)
-
-    def forward(self, inputs):
-        return self.fc(self.second(self.first(inputs)).mean((2, 3)))
-
-
-def windows(classes):
-    return Windows(classes)
-'''
+pytestmark = pytest.mark.usefixtures("own")
 SMALL = ("--net", "python:my_nets:small", "--image-size", 16)
 Run = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_nets.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("my_nets", None)
 
 
 @pytest.mark.parametrize(

@@ -2,55 +2,42 @@
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from offramp.adapt.policy import ExitPolicy, save
 from offramp.bundle.manifest import render
 from offramp.bundle.read import read_manifest
-from offramp.cli import main
+from offramp.config import build_data
+from offramp.runs import load_run
 
 Offramp = Callable[..., Any]
 OPENVINO = importlib.util.find_spec("openvino") is not None
 QUICK = ("--batch", "1,3", "--seconds", "1e-6")
 POLICY = ExitPolicy(thresholds=(0.5, 0.2, 0.5), enabled=(False, True, True))
-OWN = """from torch import nn
-
-
-def small(classes, channels=3):
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-"""
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, own: str, succeed: Callable[..., None]) -> Path:
     """A very small network with three exits of which the first is off, trained for an epoch on digits."""
-    folder = tmp_path_factory.mktemp("bench")
-    (folder / "net_to_bench.py").write_text(OWN)
-    words = "--net python:net_to_bench:small --exits-after 1,3 --branch linear --precision 32 --method joint"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        with pytest.raises(SystemExit) as left:
-            main(["train", *words.split(), "--data", "digits", "--epochs", "1", "--out", str(folder / "run"), "--json"])
-        assert not left.value.code
-        save(POLICY, folder / "run" / "policy.json")
-        yield folder / "run"
+    run = tmp_path_factory.mktemp("bench") / "run"
+    words = f"--net python:{own}:small --exits-after 1,3 --branch linear --precision 32 --method joint"
+    succeed("train", *words.split(), "--data", "digits", "--epochs", 1, "--out", run, "--json")
+    save(POLICY, run / "policy.json")
+    return run
 
 
 @pytest.fixture(scope="module")
-def bundle(trained: Path) -> Path:
+def bundle(trained: Path, succeed: Callable[..., None]) -> Path:
     folder = trained.parent / "bundle"
-    with pytest.raises(SystemExit) as left:
-        main(["export", str(trained), "--out", str(folder), "--json"])
-    assert not left.value.code
+    succeed("export", trained, "--out", folder, "--json")
     return folder
 
 
@@ -72,7 +59,11 @@ def test_a_run_in_every_runtime(offramp: Offramp, trained: Path) -> None:
         assert same == [same[0]] * len(same)
     assert found["images"] == {"from": "test", "count": 359, "seed": 0} and found["kind"] == "run"
     assert found["policy"]["enabled"] == [False, True, True] and found["threads"] == 1
-    assert found["provenance"]["hardware"] and found["least_of_predicted"] > 0
+    assert found["provenance"]["hardware"]
+    reports = [report for each in found["batches"] for report in each["runtimes"].values()]
+    assert found["least_of_predicted"] == min(report["of_predicted"] for report in reports) > 0
+    slow = [report["off_of_plain"] for report in reports if report["plain"]["p50"] >= 5]
+    assert found["most_off_of_plain"] == max(slow, default=None)
 
 
 def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,13 +80,21 @@ def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypa
         sum(line[0] == "adaptive" for line in words) == 2 and sum(line[:2] == ["exits", "off"] for line in words) == 2
     )
     assert sum(line[:2] in (["1", "torch"], ["3", "torch"]) for line in words) == 2
+    plain = 1.0
+    for *_, rate, relative in (line for line in words if line[-1].endswith("x")):
+        plain = float(rate.replace(",", "")) if relative == "1.00x" else plain
+        assert float(relative[:-1]) == pytest.approx(float(rate.replace(",", "")) / plain, rel=0.01, abs=0.01)
 
 
 def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
     runtimes = ["onnx", *(["openvino"] if OPENVINO else [])]
-    ran = offramp("bench", bundle, *QUICK, "--json")
+    threads = torch.get_num_threads()
+    try:
+        ran = offramp("bench", bundle, *QUICK, "--json", "--threads", threads + 1)
+    finally:
+        torch.set_num_threads(threads)
     assert ran.status == 0, ran.err
-    assert ran.json["kind"] == "bundle" and ran.json["images"]["count"] == 359
+    assert ran.json["kind"] == "bundle" and ran.json["threads"] == threads + 1 and ran.json["images"]["count"] == 359
     assert all(list(each["runtimes"]) == runtimes for each in ran.json["batches"])
     for number in range(3):
         Image.fromarray(np.full((8, 8), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
@@ -138,6 +137,9 @@ def test_a_run_without_a_policy_and_no_run(offramp: Offramp, trained: Path, tmp_
     (run / "policy.json").unlink()
     ran = offramp("bench", run)
     assert ran.status == 1 and f"has no policy yet: fit one with `offramp calibrate {run} --max-drop 0.5`" in ran.err
+    (run / "best.safetensors").unlink()
+    ran = offramp("bench", run, "--weights", "best")
+    assert ran.status == 1 and "has no best.safetensors yet" in ran.err
     ran = offramp("bench", tmp_path)
     assert ran.status == 1 and "is no run: it holds runs, name one of them" in ran.err
 
@@ -147,6 +149,50 @@ def test_when_nothing_is_installed(offramp: Offramp, trained: Path, monkeypatch:
     ran = offramp("bench", trained, "--runtimes", "openvino")
     assert ran.status == 1
     assert "no runtime is left: openvino is not installed: pip install 'offramp[export,openvino]'" in ran.err
+
+
+def test_a_damaged_bundle_is_not_measured(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    model = copy / "segment-1.onnx"
+    model.write_bytes(model.read_bytes() + b"\0")
+    ran = offramp("bench", copy, *QUICK)
+    assert ran.status == 1 and f"{model} is truncated or changed since it was written" in ran.err
+
+
+def test_every_runtime_computes_the_network(trained: Path) -> None:
+    """Plain is the final exit alone; all exits, and those that the policy enables, give what the network gives."""
+    from offramp.cli._sides import of_run
+
+    loaded = load_run(trained)
+    sides = of_run(loaded, None, None, build_data(loaded.config, progress=False), 5, show=False)
+    with torch.inference_mode():
+        for runner in sides.runners:
+            inputs = runner.prepare(sides.pixels[:5])
+            wanted = loaded.net(torch.as_tensor(np.asarray(inputs))).logits
+            with runner.scope():
+                plain = runner.plain(inputs, ())[2]
+                found = {name: chained(segments, inputs) for name, segments in parts(runner).items()}
+            near(plain, wanted[-1], runner.name)
+            near(found["everything"], wanted, runner.name)
+            near(found["enabled"], wanted[list(POLICY.enabled)], runner.name)
+
+
+def parts(runner: Any) -> dict[str, Any]:
+    return {"everything": runner.everything, "enabled": runner.segments}
+
+
+def chained(segments: Any, inputs: Any) -> Any:
+    """The logits of segments that follow each other."""
+    state, carry, found = inputs, (), []
+    for segment in segments:
+        state, carry, logits = segment(state, carry)
+        found.append(np.asarray(torch.as_tensor(logits).float()))
+    return np.stack(found)
+
+
+def near(found: Any, wanted: torch.Tensor, name: str) -> None:
+    found = torch.as_tensor(found).float()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.05 if name == "torch-bf16" else 1e-4)
 
 
 def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:

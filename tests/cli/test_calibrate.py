@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from offramp.adapt.policy import load
-from offramp.cli import main
 from offramp.cli._goal import parse_macs
 from offramp.config import build_data
 from offramp.data.loading import Loader
@@ -19,23 +18,6 @@ from offramp.runs import load_run
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with four exits, trained for two epochs on digits."""
-    folder = tmp_path_factory.mktemp("calibrate") / "run"
-    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 2 --batch-size 128 --precision 32 --json"
-    with pytest.raises(SystemExit) as left:
-        main(["train", *words.split(), "--out", str(folder)])
-    assert not left.value.code
-    return folder
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

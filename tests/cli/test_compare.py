@@ -17,14 +17,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offramp.cli import main
 from offramp.cli._compare_progress import last_epoch
-from offramp.cli._entries import folder_name, parse_methods, parse_seeds
+from offramp.cli._entries import Entry, folder_name, parse_methods, parse_seeds
 from offramp.cli._jobs import Job, alone, reason
+from offramp.cli.compare import _job
+from offramp.config import Config, resolve
+from offramp.study.ledger import append
+from offramp.train.recipe import Recipe
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
 Offramp = Callable[..., Any]
-RECIPE = ["--width", 4, "--data", "digits", "--epochs", 6, "--batch-size", 128, "--precision", 32]
+RECIPE = ["--width", 4, "--data", "digits", "--epochs", 4, "--batch-size", 256, "--precision", 32]
 RECIPE += ["--checkpoint-every", 3]
 
 
@@ -57,7 +60,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+def stopped(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> tuple[Path, str, int]:
     """A comparison of one run that was told to stop, then one of two runs that was killed, and finished the third time.
 
     Answers its folder, what the first one said, and its exit status.
@@ -73,9 +76,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
     wait_for(lambda: steps(out) > reached, process)
     process.kill()
     process.wait(60)
-    with pytest.raises(SystemExit) as left:
-        main(words("joint,byot", "0", out, "--jobs", 2, "--json"))
-    assert not left.value.code
+    succeed(*words("joint,byot", "0", out, "--jobs", 2, "--json"))
     return out, said, status
 
 
@@ -109,7 +110,7 @@ def test_the_ledger_holds_what_evaluate_prints(offramp: Offramp, stopped: tuple[
     for method, line in kept.items():
         printed = offramp("evaluate", stopped[0] / f"{method}-seed-0", "--json").json
         assert {**line, "provenance": 0} == {**printed, "provenance": 0}
-        assert (line["weights"], line["split"], line["epoch"]) == ("last", "test", 6)
+        assert (line["weights"], line["split"], line["epoch"]) == ("last", "test", 4)
         assert line["training"]["provenance"]["command"].startswith("offramp train --config ")
 
 
@@ -117,7 +118,7 @@ def test_a_finished_comparison_trains_nothing(offramp: Offramp, finished: Path) 
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     ran = offramp(*words("joint,byot", "0", finished))
     assert ran.status == 0, ran.err
-    assert "2 runs of 6 epochs, 2 of them finished before" in ran.err
+    assert "2 runs of 4 epochs, 2 of them finished before" in ran.err
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     rows = [line.split() for line in ran.out.splitlines()]
     measured = {line["config"]["method"]: line for line in lines(finished / "results.jsonl")}
@@ -126,6 +127,23 @@ def test_a_finished_comparison_trains_nothing(offramp: Offramp, finished: Path) 
     }
     assert ["joint", "one", "seed", *cells["joint"]] in rows and ["byot", "one", "seed", *cells["byot"]] in rows
     assert all(len(line) <= 80 for line in ran.out.splitlines())
+    other = lines(finished / "results.jsonl")[0]
+    append(finished / "results.jsonl", {**other, "config": {**other["config"], "lr": 0.7}})
+    (found,) = offramp(*words("joint,byot", "0", finished, "--json")).json["comparisons"]
+    assert [row["method"] for row in found["methods"]] == ["joint", "byot"]
+
+
+def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
+    config = resolve(Config(data_dir=tmp_path, recipe=Recipe(checkpoint_every=7, tensorboard=True)))
+    run = tmp_path / "joint-seed-0"
+    job = _job(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl")
+    assert job is not None
+    place = ["--data-dir", str(tmp_path)]
+    train = ["train", "--config", str(run / "config.yaml"), "--out", str(run), "--resume", *place]
+    assert job.commands == [
+        [*train, "--checkpoint-every", "7", "--tensorboard"],
+        ["evaluate", str(run), *place, "--json"],
+    ]
 
 
 def test_more_seeds_and_methods_are_added_and_what_fails_stops_nobody(offramp: Offramp, finished: Path) -> None:

@@ -8,20 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from offramp.cli import main
-
 Offramp = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with four exits, trained for one epoch on digits."""
-    folder = tmp_path_factory.mktemp("curves") / "run"
-    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 1 --batch-size 128 --precision 32 --json"
-    with pytest.raises(SystemExit) as left:
-        main(["train", *words.split(), "--out", str(folder)])
-    assert not left.value.code
-    return folder
 
 
 def test_both_curves_are_written_and_printed(offramp: Offramp, run: Path) -> None:

@@ -1,14 +1,16 @@
 """Several networks on the command line: trained, evaluated, refused where exits are needed, deployed as plain runs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from offramp.cli import main
+from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
 HOW = "--data digits --holdout 0.2 --epochs 2 --batch-size 256 --schedule constant --lr 0.05 --precision 32"
@@ -20,12 +22,10 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("several")
     for name, words in RUNS.items():
-        with pytest.raises(SystemExit) as left:
-            main(["train", *words, *HOW.split(), "--json", "--out", str(folder / name)])
-        assert not left.value.code
+        succeed("train", *words, *HOW.split(), "--json", "--out", folder / name)
     return folder
 
 
@@ -73,6 +73,33 @@ def test_the_best_on_val_is_kept(offramp: Offramp, runs: Path, tmp_path: Path) -
     accuracy = json.loads((runs / "dml" / "result.json").read_text())["last"]["val_accuracy"]
     kept = offramp("deploy", runs / "dml", "--keep", "best", "--out", tmp_path / "plain", "--json").json["kept"]
     assert kept == f"network {accuracy.index(max(accuracy)) + 1}"
+    kept = offramp("deploy", runs / "one", "--keep", "best", "--out", tmp_path / "branch", "--json").json["kept"]
+    accuracy = json.loads((runs / "one" / "result.json").read_text())["last"]["val_accuracy"][:3]
+    assert kept == f"branch {accuracy.index(max(accuracy)) + 1}"
+
+
+def test_both_weights_are_deployed_and_where_they_come_from_is_kept(
+    offramp: Offramp, runs: Path, tmp_path: Path
+) -> None:
+    copy, plain = Path(shutil.copytree(runs / "dml", tmp_path / "copy")), tmp_path / "plain"
+    tensors, about = load_weights(copy / "best.safetensors")
+    save_weights(copy / "best.safetensors", {name: tensor + 1 for name, tensor in tensors.items()}, about)
+    result = offramp("deploy", copy, "--keep", "2", "--out", plain, "--json").json
+    for name, more in (("last", 0), ("best", 1)):
+        whole, _ = load_weights(runs / "dml" / f"{name}.safetensors")
+        found, about = load_weights(plain / f"{name}.safetensors")
+        assert all(torch.equal(tensor, whole[f"members.1.{key}"] + more) for key, tensor in found.items())
+        assert len(about["val_accuracy"]) == 1 and result[name]["val_accuracy"] == about["val_accuracy"]
+    assert result["run"] == str(plain) and result["from"]["run"] == str(copy)
+    assert result["from"]["config"]["method"] == "dml"
+
+
+def test_nothing_held_out_tells_no_best(offramp: Offramp, runs: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(runs / "dml", tmp_path / "copy"))
+    tensors, about = load_weights(copy / "last.safetensors")
+    save_weights(copy / "last.safetensors", tensors, {**about, "val_accuracy": None})
+    ran = offramp("deploy", copy, "--keep", "best", "--out", tmp_path / "plain")
+    assert ran.status == 1 and f"--keep best: {copy} held nothing out (holdout 0); name one by its number" in ran.err
 
 
 @pytest.mark.parametrize("words", [["calibrate", "--macs", "0.5"], ["curves"], ["export", "--out", "nowhere"]])

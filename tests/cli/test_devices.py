@@ -15,41 +15,18 @@ from safetensors.torch import load_file
 
 from offramp.train import log
 
-OWN = '''"""A network without batch norms, so that two processes do as one; with a fault in the second if asked."""
-import os
-
-import torch
-from torch import nn
-
-
-class Fault(nn.Module):
-    calls = 0
-
-    def forward(self, inputs):
-        if self.training and inputs.device.type != "meta" and os.environ.get("LOCAL_RANK") == "1":
-            self.calls += 1
-            if self.calls == int(os.environ.get("FAULT", "0")):
-                return inputs * float("nan")
-        return inputs
-
-
-def small(classes, channels=3):
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1),
-        Fault(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-'''
+NETS = Path(__file__).parents[1] / "nets"
 WORDS = (
-    "train --net python:my_nets:small --exits-after 1,3 --branch linear --method joint --data digits "
+    "train --net python:my_nets:faulty --exits-after 1,3 --branch linear --method joint --data digits "
     "--precision 32 --device cpu --lr 0.01"
 )
 
 
 def start(folder: Path, words: str, devices: int, **environment: str) -> "subprocess.Popen[bytes]":
     """The program in a process of its own, from a script, as processes are started again from one."""
-    (folder / "my_nets.py").write_text(OWN)
     (folder / "program.py").write_text("from offramp.cli import main\nmain()\n")
     command = [sys.executable, "program.py", *WORDS.split(), "--devices", str(devices), *words.split()]
-    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path.cwd()), str(NETS), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
     with (folder / "said").open("wb") as said:
         return subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said, start_new_session=True)

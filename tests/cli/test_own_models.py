@@ -1,33 +1,12 @@
 """A model of the user's own, from the command line: drawn, trained, fine-tuned, evaluated."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-
-OWN = '''"""Networks for tests."""
-from torch import nn
-
-
-def small(classes, channels=3):
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-'''
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_nets.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("my_nets", None)
-    return "my_nets"
-
 
 Run = Callable[..., Any]
 TRAIN = (

@@ -2,10 +2,10 @@
 
 import csv
 import io
-import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-import offramp as package
 from offramp.adapt.policy import ExitPolicy
-from offramp.bundle.read import open_bundle
+from offramp.adapt.runtime import Answer
+from offramp.bundle import predict
+from offramp.bundle.manifest import render
+from offramp.bundle.read import open_bundle, read_manifest
 from offramp.bundle.write import write
 from offramp.data.augment import normalise
 from offramp.data.load import load
@@ -191,11 +193,34 @@ def test_what_could_not_be_read_is_told_in_plain_words(offramp: Offramp, bundle:
     assert ran.err.splitlines()[-1] == "offramp: 1 of 1 could not be read"
 
 
+def test_the_runtime_that_was_named_is_used(
+    offramp: Offramp, bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    ran = offramp("predict", bundle, pictures, "--runtime", "openvino")
+    assert ran.status == 1 and "OpenVINO is not installed: pip install 'offramp[openvino]'" in ran.err
+
+
+def test_large_logits_are_no_hindrance(bundle: Path) -> None:
+    answer = Answer(np.array([[1000.0, 0.0], [-2000.0, -1000.0]]), np.zeros(2, int), np.zeros(2))
+    assert list(predict._best(answer)) == [(0, 1.0), (1, 1.0)]
+
+
 def test_a_run_is_no_bundle(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("net: resnet18\n")
     ran = offramp("predict", tmp_path, "a.png")
     says = f"{tmp_path} is a run, no bundle: `offramp export {tmp_path} --out DIR` makes one of it"
     assert (ran.status, ran.err) == (1, f"offramp: {says}\n")
+
+
+def test_state_of_another_bundle(offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    assert offramp("predict", bundle, pictures, "--first", 1, "--state", tmp_path / "s.npz").status == 0
+    copy = Path(shutil.copytree(bundle, tmp_path / "other"))
+    other = replace(read_manifest(bundle), provenance={"run": "another"})
+    (copy / "manifest.json").write_text(render(other))
+    ran = offramp("predict", copy, "--from", 1, "--state", tmp_path / "s.npz")
+    assert ran.status == 1 and ran.err.count("\n") == 1
+    assert f"s.npz was written by another bundle than {copy}: both sides need the same" in ran.err
 
 
 def test_sixteen_bits_of_grey_are_scaled(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
@@ -258,25 +283,11 @@ def test_a_damaged_bundle_is_one_sentence(offramp: Offramp, bundle: Path, pictur
     assert ran.status == 1 and "segment-2.onnx is missing" in ran.json["error"]
 
 
-ALONE = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top in ("torch", "pyarrow", "jaxtyping", "yaml", "onnx", "onnxscript", "safetensors", "lightning_fabric"):
-            raise ImportError(f"{name} does not exist here")
-sys.meta_path.insert(0, Blocker())
-from offramp.cli import main
-main()
-"""
-
-
-def test_it_runs_where_torch_does_not_exist(offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_it_runs_where_torch_does_not_exist(
+    offramp: Offramp, without_torch: Callable[..., str], bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
     wanted = offramp("predict", bundle, pictures, "--csv").out
-    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
-    for more in ((), ("--first", "1", "--state", str(tmp_path / "s.npz"))):
-        words = [sys.executable, "-W", "error", "-c", ALONE, "predict", str(bundle), str(pictures), "--csv", *more]
-        ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
-        assert ran.returncode == 0 and not ran.stderr, ran.stderr
-        rows = zip(csv.DictReader(io.StringIO(ran.stdout)), csv.DictReader(io.StringIO(wanted)), strict=True)
+    for more in ((), ("--first", 1, "--state", tmp_path / "s.npz")):
+        printed = without_torch("from offramp.cli import main\nmain()", "predict", bundle, pictures, "--csv", *more)
+        rows = zip(csv.DictReader(io.StringIO(printed)), csv.DictReader(io.StringIO(wanted)), strict=True)
         assert all(found["label"] in (row["label"], "" if more else None) for found, row in rows)

@@ -10,28 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.cli import main
 from offramp.cli.report import names
+from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
 
 
-def train(folder: Path, words: str) -> Path:
-    with pytest.raises(SystemExit) as left:
-        main(["train", *words.split(), "--epochs", "1", "--precision", "32", "--json", "--out", str(folder)])
-    assert not left.value.code
-    return folder
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with four exits, trained for one epoch on digits."""
-    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --batch-size 128"
-    return train(tmp_path_factory.mktemp("report") / "digits", words)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
     """A run on images of our own, with nothing held out; they lie beside it."""
     home = tmp_path_factory.mktemp("photos")
     draw = np.random.RandomState(0)
@@ -41,7 +27,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = draw.randint(0, 256, (20, 24, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(home / "images" / name / f"{number}.png")
     words = f"--net resnet18 --width 4 --branch linear --method joint --data folder:{home / 'images'} --image-size 16"
-    return train(home / "run", f"{words} --holdout 0 --batch-size 8")
+    how = "--holdout 0 --batch-size 8 --epochs 1 --precision 32 --json"
+    succeed("train", *words.split(), *how.split(), "--out", home / "run")
+    return home / "run"
 
 
 def test_a_run_before_and_after_calibration(offramp: Offramp, run: Path) -> None:
@@ -61,6 +49,20 @@ def test_a_run_before_and_after_calibration(offramp: Offramp, run: Path) -> None
     assert len(found["budgeted"]) == 39 and len(found["ms"]["stages"]) == 4 and found["ms"]["batch_size"] == 4
     text = (run / "report.html").read_text()
     assert "no policy yet" not in text and ran.json["bytes"] == len(text.encode())
+    assert "where the policy comes from" in text
+
+
+def test_the_weights_that_were_asked_for(offramp: Offramp, run: Path) -> None:
+    """Those of the last epoch are spoilt here, so that nothing of theirs passes for the others'."""
+    tensors, about = load_weights(run / "last.safetensors")
+    save_weights(run / "last.safetensors", {name: 0 * tensor for name, tensor in tensors.items()}, about)
+    last, best = (
+        offramp("report", run, "--images", 0, "--weights", weights, "--json").json["runs"][0]
+        for weights in ("last", "best")
+    )
+    said = offramp("evaluate", run, "--weights", "best", "--json").json
+    assert (best["weights"], best["epoch"], best["accuracy"]) == ("best", said["epoch"], said["accuracy"])
+    assert best["accuracy"] != last["accuracy"] and best["budgeted"] != last["budgeted"]
 
 
 def test_several_runs_in_one_page_and_the_same_again(offramp: Offramp, run: Path, photos: Path, tmp_path: Path) -> None:

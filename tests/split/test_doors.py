@@ -11,48 +11,6 @@ from offramp import models
 from offramp.net import Backbone
 from offramp.split import doors, state
 
-OWN = '''"""Networks for tests."""
-from torch import nn
-from offramp.split import by_hand
-
-
-def small(classes, channels=3):
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-
-
-def staged(num_classes, in_chans=3):
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
-    return by_hand([nn.Conv2d(in_chans, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)], head, (in_chans, 8, 8))
-
-
-def wrong(classes):
-    return classes
-
-
-def deaf():
-    return nn.Linear(1, 1)
-
-
-def careless(classes):
-    return {}["model"]
-
-
-def larger(classes):
-    import no_such_package
-'''
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_nets.py").write_text(OWN)
-    (tmp_path / "broken.py").write_text("import this is wrong")
-    (tmp_path / "failing.py").write_text("raise RuntimeError('no GPU here')")
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("my_nets", None)
-    return "my_nets"
-
 
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -98,9 +56,9 @@ def test_sizes_and_channels_are_passed_on() -> None:
         ),
         (
             "python:my_nets:careless",
-            "python:my_nets:careless cannot be built: my_nets.py, line 26: `return {}[\"model\"]`: KeyError: 'model'",
+            "python:my_nets:careless cannot be built: my_nets.py, line 80: `return nets[\"model\"]`: KeyError: 'model'",
         ),
-        ("python:my_nets:larger", "python:my_nets:larger cannot be built: my_nets.py, line 30: `import no_such_pack"),
+        ("python:my_nets:larger", "python:my_nets:larger cannot be built: my_nets.py, line 85: `import no_such_pack"),
         ("python:broken:fn", "python:broken cannot be imported: invalid syntax (broken.py, line 1)"),
         ("python:failing:fn", "python:failing cannot be imported: RuntimeError: no GPU here"),
         (
@@ -109,7 +67,10 @@ def test_sizes_and_channels_are_passed_on() -> None:
         ),
     ],
 )
-def test_wrong_names(own: str, name: str, said: str) -> None:
+def test_wrong_names(own: str, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("import this is wrong")
+    (tmp_path / "failing.py").write_text("raise RuntimeError('no GPU here')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError) as caught:
         doors.build(name, classes=3)
     assert str(caught.value).startswith(said)
