@@ -172,6 +172,7 @@ class FusedSegment(nn.Module):
         self.links = nn.ModuleList([nn.Identity() if link is None else link for link in links])
         self.chained = tuple(link is not None for link in links)
         self.branch = branch
+        self.training = branch.training  # as what it is made of: exporters warn of a module in training mode
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[State, Carry, Tensor]:
         """Run the stages, hand the carry along, and answer at the exit: logits (B, C)."""

@@ -135,6 +135,12 @@ def test_branches_that_are_off_run_only_where_later_exits_need_them() -> None:
     assert len(list(segments(network(), [False, False, False, True])[0].parameters())) == 2 * EXITS + 2
 
 
+def test_segments_are_in_the_mode_of_the_network() -> None:
+    """An exporter would warn of the one that is in training mode by mistake."""
+    assert not any(segment.training for segment in segments(network()))
+    assert all(segment.training for segment in segments(network().train()))
+
+
 def test_segments_share_the_networks_weights() -> None:
     net = network()
     own = {id(p) for p in net.parameters()}

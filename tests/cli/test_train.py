@@ -209,10 +209,13 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_compiled_network_trains_as_it_does_otherwise(tmp_path):
-    """In processes of their own: torch cannot trace the run-time shape checks that tests put around everything."""
-    words = "train --net resnet18 --width 4 --branch linear --method joint --epochs 1 --batch-size 256 --precision 32"
+    """In processes of their own: torch cannot trace the run-time shape checks that tests put around everything.
+
+    At a small rate: rounding decides for ReLUs at their kink, which moves gradients of so small a network by percents.
+    """
+    words = "train --net resnet18 --width 4 --branch linear --method joint --epochs 1 --batch-size 256 --lr 0.002"
     for name, more in (("eager", ()), ("compiled", ("--compile",))):
-        process = start(tmp_path / "log", *words.split(), *more, "--out", tmp_path / name)
+        process = start(tmp_path / "log", *words.split(), "--precision", 32, *more, "--out", tmp_path / name)
         assert process.wait(280) == 0, (tmp_path / "log").read_text()
     eager, compiled = (
         [record["loss"] for record in log.read(tmp_path / run / "metrics.jsonl", "step")]

@@ -30,6 +30,7 @@ def test_lines_are_as_written(row: Row) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_all_lines_are_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     networks.main()
     assert capsys.readouterr().out == WRITTEN
