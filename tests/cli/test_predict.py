@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import offramp as package
 from offramp.adapt.policy import ExitPolicy
 from offramp.adapt.runtime import Answer
 from offramp.bundle import predict
