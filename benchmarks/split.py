@@ -1,8 +1,9 @@
 """What splitting a model costs: its forward pass in stages against the original's, time to split, memory.
 
-    python benchmarks/split.py [--models timm:resnet50 ...] [--batches 1 64] [--seconds 15] [--out results/split.jsonl]
+    python benchmarks/split.py [--models timm:resnet50 ...] [--batches 1 64] [--seconds 5] [--out results/split.jsonl]
 
-Every model is measured at its real size, in float32, in a process of its own. Original and split network, which hold
+Every model is measured at its real size, in float32, in processes of its own: where memory happens to lie moves the
+ratio by some percent from one to the next. Original and split network, which hold
 the same weights, take turns (original, split, split, original is one round), so that a busy machine slows both; the
 figure is the median of the rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements
 (from lowest to highest, where rounds are few). Freed memory is kept, as offramp's own programs keep it: how often a C
@@ -125,10 +126,8 @@ def measure(name: str, batches: list[int], seconds: float, device: str) -> dict[
     net, model = net.to(device), model.to(device)
     passes = {str(batch): passing(model, net, batch, seconds, device) for batch in batches}
     weights = sum(before.values())
-    met = taken <= SECONDS and extra <= EXTRA * weights
-    met &= all(each["ratio"] <= TIMES_ORIGINAL for each in passes.values())
     mib = {"weights_mib": weights / 2**20, "extra_mib": extra / 2**20, "growth_mib": growth}
-    return {"seconds_to_split": taken, **mib, "batches": passes, "target_met": met}
+    return {"seconds_to_split": taken, **mib, "batches": passes}
 
 
 def passing(model: nn.Module, net: nn.Module, batch: int, seconds: float, device: str) -> dict[str, Any]:
@@ -138,21 +137,40 @@ def passing(model: nn.Module, net: nn.Module, batch: int, seconds: float, device
         expected = logits_of(model(inputs))
         assert (net(inputs).logits[-1] - expected).abs().max() <= 1e-5 * expected.abs().max()
         found, first = ratios([partial(model, inputs), partial(net, inputs)], seconds)
-    return {
-        "ratio": statistics.median(found),
-        "interval": interval(found),
-        "rounds": len(found),
-        "original_ms": 1000 * statistics.median(first),
+    return {"ratios": found, "original": first}
+
+
+def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one model from all its processes."""
+    batches = {}
+    for batch in runs[0]["batches"]:
+        found, first = (
+            [value for run in runs for value in run["batches"][batch][key]] for key in ("ratios", "original")
+        )
+        batches[batch] = {
+            "ratio": statistics.median(found),
+            "interval": interval(found),
+            "rounds": len(found),
+            "of_processes": [statistics.median(run["batches"][batch]["ratios"]) for run in runs],
+            "original_ms": 1000 * statistics.median(first),
+        }
+    worst = {
+        key: max(run[key] for run in runs) for key in ("seconds_to_split", "weights_mib", "extra_mib", "growth_mib")
     }
+    met = worst["seconds_to_split"] <= SECONDS and worst["extra_mib"] <= EXTRA * worst["weights_mib"]
+    met &= all(each["ratio"] <= TIMES_ORIGINAL for each in batches.values())
+    return {**worst, "batches": batches, "target_met": met}
 
 
 def alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a new process."""
+    """`measure` in new processes."""
     words = ["--one", name, "--seconds", str(options.seconds), "--threads", str(options.threads)]
     words += ["--device", options.device, "--batches", *map(str, options.batches)]
-    ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    runs = []
+    for _ in range(options.processes):
+        ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
+        runs.append(json.loads(ran.stdout.splitlines()[-1]))
+    return together(runs)
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -169,7 +187,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="LIBRARY:NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--seconds", type=float, default=15.0, help="per model and size of batch, after the first pass")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="per process and size of batch, after the first pass"
+    )
+    parser.add_argument("--processes", type=int, default=3, help="per model, one after the other")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="write one JSON line instead of the table")
