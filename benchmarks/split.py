@@ -2,12 +2,12 @@
 
     python benchmarks/split.py [--models timm:resnet50 ...] [--batches 1 64] [--seconds 5] [--out results/split.jsonl]
 
-Every model is measured at its real size, in float32, in processes of its own: where memory happens to lie moves the
-ratio by some percent from one to the next. Original and split network, which hold
-the same weights, take turns (original, split, split, original is one round), so that a busy machine slows both; the
-figure is the median of the rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements
-(from lowest to highest, where rounds are few). Freed memory is kept, as offramp's own programs keep it: how often a C
-library gives it back and asks for it again depends on chance, and costs either of the two up to a tenth of its time.
+Every model is measured at its real size, in float32, in processes of its own: where its memory happens to lie moves the
+ratio by some percent from one process to the next. Original and split network, which hold the same weights, take turns
+(original, split, split, original is one round), so that a busy machine slows both; the figure is the median of all
+rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements (from lowest to highest,
+where rounds are few). Freed memory is kept, as offramp's own programs keep it: how often a C library gives it back and
+asks for it again depends on chance, and costs either of the two up to a tenth of its time.
 The split network runs as a plain one: all its stages and the final exit. The time to split is that of the first split
 in a new process. Extra memory is what the split network's tensors occupy beside the original's; growth is by how much
 splitting raised the process's peak.
