@@ -18,7 +18,8 @@ def test_it_is_plain_and_complete() -> None:
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {"command", "date", "commit", "versions", "hardware"}
     assert set(found["versions"]) == {"python", *PACKAGES}
-    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["offramp"] == offramp.__version__
+    assert torch.__version__.startswith(found["versions"]["torch"])  # some builds tell more in the module
+    assert found["versions"]["offramp"] == offramp.__version__
     written = datetime.strptime(found["date"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - written).total_seconds()) < 60
 
