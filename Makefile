@@ -37,9 +37,11 @@ lint: setup
 
 bench: setup
 	@$(BIN)/python benchmarks/losses.py
+	@$(BIN)/python benchmarks/search.py
 	@$(BIN)/python benchmarks/train_speed.py
 	@$(BIN)/python benchmarks/methods.py
 	@$(BIN)/python benchmarks/hdkd.py
+	@$(BIN)/python benchmarks/split.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

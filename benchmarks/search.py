@@ -9,7 +9,6 @@ reported, and the peak of its memory, the mapped file included. Targets: at most
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from numpy.lib.format import open_memmap
 
 from offramp.adapt.calibrate import Outcome, calibrate, choices
 from offramp.adapt.judge import Rule
+from offramp.measure.memory import peak_mib
 
 SECONDS, GIB = 2.0, 2.0
 GOALS: Mapping[str, dict[str, float]] = {
@@ -57,16 +57,7 @@ def goal(asked: Mapping[str, float], plain: float, cost: float) -> dict[str, flo
 
 def costs_of(exits: int) -> dict[tuple[bool, ...], list[int]]:
     """Equal stages and a branch of a tenth of a stage at every exit that is on."""
-    found: dict[tuple[bool, ...], list[int]] = {}
-    for enabled in choices(exits):
-        segments, since = [], 0
-        for on in enabled:
-            since += 10
-            if on:
-                segments.append(since + 1)
-                since = 0
-        found[enabled] = segments
-    return found
+    return {on: (10 * np.diff(np.flatnonzero(on), prepend=-1) + 1).tolist() for on in choices(exits)}
 
 
 def one(folder: Path, rounds: int, score: str) -> dict[str, Any]:
@@ -88,7 +79,7 @@ def one(folder: Path, rounds: int, score: str) -> dict[str, Any]:
         "seconds": seconds,
         "plain": plain,
         "found": {name: {"accuracy": made.accuracy, "cost": made.cost / alone} for name, made in outcomes.items()},
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_mib() / 2**10,
         "torch_imported": "torch" in sys.modules,
     }
 
@@ -100,7 +91,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         again = [sys.executable, __file__, "--one", place, "--rounds", str(given.rounds), "--score", given.score]
         ran = subprocess.run(again, stdout=subprocess.PIPE, check=True, text=True)
     found = json.loads(ran.stdout)
-    from offramp.measure.provenance import provenance
+    from offramp.measure.provenance import provenance  # imports torch, which the process that searches is to be without
 
     seconds = {name: statistics.median(times) for name, times in found.pop("seconds").items()}
     met = max(seconds.values()) <= SECONDS and found["peak_gib"] <= GIB
