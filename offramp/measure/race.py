@@ -86,6 +86,9 @@ def race(
 ) -> dict[str, Any]:
     """Time all runners' ways in turn, in an order drawn anew for every round, each round on other images.
 
+    Within a round one runner follows the other, each after an untimed run of its plain network: for some milliseconds
+    the threads of the runtime before it still wait for work, and take a core from whoever comes next.
+
     Args:
         pixels: the images to draw batches from, (N, channels, height, width) as uint8.
         batch: images per batch.
@@ -129,22 +132,27 @@ def _round(
     runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, order: random.Random, times: dict[str, _Times]
 ) -> None:
     """Every way of every runner once, on the same images."""
-    turns = [(runner, way) for runner in runners for way in (*WAYS, "priced", *map(_rival, runner.rivals))]
-    order.shuffle(turns)
-    inputs = {runner.name: runner.prepare(pixels) for runner in runners}
-    for runner, way in turns:
-        kept, given = times[runner.name], inputs[runner.name]
+    for runner in order.sample(runners, len(runners)):
+        given = runner.prepare(pixels)
         with runner.scope():
-            if way == "priced":
-                kept.segments.append(_priced(runner, policy, given, kept.sizes))
-                continue
-            run = _ways(runner, policy)[way]
-            runner.wait()
-            began = time.perf_counter()
-            made = run(given)
-            runner.wait()
-            kept.ways[way].append(time.perf_counter() - began)
-        if way == "adaptive":
+            _alone(runner.plain, given)
+            _turn(runner, policy, given, order, times[runner.name])
+
+
+def _turn(runner: Runner, policy: ExitPolicy, given: Any, order: random.Random, kept: _Times) -> None:
+    """Every way of one runner once."""
+    ways = _ways(runner, policy)
+    names = [*ways, "priced"]
+    for name in order.sample(names, len(names)):
+        if name == "priced":
+            kept.segments.append(_priced(runner, policy, given, kept.sizes))
+            continue
+        runner.wait()
+        began = time.perf_counter()
+        made = ways[name](given)
+        runner.wait()
+        kept.ways[name].append(time.perf_counter() - began)
+        if name == "adaptive":
             exits = made.exit.tolist()
             kept.reached.append(_reached(policy, exits))
             kept.exits += exits

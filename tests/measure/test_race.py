@@ -1,7 +1,7 @@
 """Everything takes turns on the same images, and ratios are what they say; never how long anything took."""
 
 from collections import Counter
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -53,16 +53,26 @@ def test_all_ways_see_the_same_images_in_every_round() -> None:
     assert (found["rounds"], found["batch"]) == (LEAST, 4)
     count = Counter(name for name, _ in calls)
     for name in "ab":
-        assert count[f"{name} plain"] == 2 * rounds  # plain, and as the one exit that is left
+        assert count[f"{name} plain"] == 3 * rounds  # untimed, plain, and as the one exit that is left
         assert count[f"{name} every 2"] == rounds
         looked = LOOK[0]
         assert count[f"{name} segment 0"] == 2 * rounds + looked  # leaving early, and priced
     assert count["rival"] == rounds
     whole = {name: [values for called, values in calls if called == name] for name in ("a plain", "b plain", "rival")}
     images = [tuple(sorted(values)) for values in whole["rival"]]
-    assert [tuple(sorted(values)) for values in whole["a plain"][::2]] == images
-    assert [tuple(sorted(values)) for values in whole["b plain"][1::2]] == images
+    assert [tuple(sorted(values)) for values in whole["a plain"][::3]] == images
+    assert [tuple(sorted(values)) for values in whole["b plain"][1::3]] == images
     assert set(found["runtimes"]["b"]["rivals"]) == {"r"} and not found["runtimes"]["a"]["rivals"]
+
+
+def test_a_runtime_has_the_machine_to_itself_before_it_is_timed() -> None:
+    calls: list[tuple[str, list[float]]] = []
+    race([runner(calls, "a"), runner(calls, "b")], POLICY, PIXELS, 4, 1e-9)
+    after_looking = [name for name, values in calls if len(values) <= 4]
+    turns = [list(group) for _, group in groupby(after_looking, key=lambda name: name[0])]
+    for turn in turns:
+        assert turn[0].endswith("plain")
+    assert len(turns) > LEAST and {name[0] for name in after_looking} == {"a", "b"}
 
 
 def test_who_leaves_where_is_counted() -> None:
