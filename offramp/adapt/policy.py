@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 VERSION = 1
 SCORES = ("confidence", "margin", "entropy", "patience")
@@ -85,11 +86,11 @@ class ExitPolicy:
         Returns:
             (carry, answer logits (B, C), score (B,), leaves (B,) bool), in float32.
         """
-        xp = array_api_compat.array_namespace(logits)
+        xp = namespace(logits)
         # always a copy, because a runtime may write its next answer where this one stands
-        z = xp.astype(logits, xp.float32)
+        z = logits.astype(xp.float32) if xp is np else xp.astype(logits, xp.float32)
         z = z if self.temperatures[exit] == 1 else z / self.temperatures[exit]
-        carry, answer = self._ensemble(xp, carry, z, passed=sum(self.enabled[: exit + 1]))
+        carry, answer = (carry, z) if self.answer == "exit" else self._ensemble(xp, carry, z, exit)
         if self.score == "patience":
             carry, score = _agreement(xp, carry, answer)
         else:
@@ -98,9 +99,8 @@ class ExitPolicy:
             return carry, answer, score, xp.ones_like(score, dtype=xp.bool)
         return carry, answer, score, score >= (self.patience if self.score == "patience" else self.thresholds[exit])
 
-    def _ensemble(self, xp: Any, carry: PolicyCarry, z: Array, passed: int) -> tuple[PolicyCarry, Array]:
-        if self.answer == "exit":
-            return carry, z
+    def _ensemble(self, xp: Any, carry: PolicyCarry, z: Array, exit: int) -> tuple[PolicyCarry, Array]:
+        passed = sum(self.enabled[: exit + 1])
         share = z if self.answer == "sum" else _log_softmax(xp, z)
         share = xp.exp(share) if self.answer == "arithmetic" else share
         total = carry["total"] + share if carry else share
@@ -116,6 +116,11 @@ class ExitPolicy:
         )
 
 
+def namespace(array: Array) -> Any:
+    """The functions of an array's library; those of numpy are its own, found without the search that others need."""
+    return np if type(array) is np.ndarray else array_api_compat.array_namespace(array)
+
+
 def _log_softmax(xp: Any, z: Array) -> Array:
     shifted = z - xp.max(z, axis=1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
@@ -127,8 +132,11 @@ def _certainty(xp: Any, z: Array, score: str) -> Array:
         return 1 + xp.sum(xp.exp(log_p) * log_p, axis=1) / math.log(max(z.shape[1], 2))
     # The highest probability is 1 / sum(exp(z - max z)), the second exp(second - max z) of that: as few operations as
     # can be, because at batch 1 each costs as much as a small layer.
-    if score == "confidence" and array_api_compat.is_torch_array(z):
-        return z.softmax(1).amax(1)
+    if score == "confidence":
+        if xp is np:
+            return 1 / np.exp(z - z.max(1, keepdims=True)).sum(1)
+        if array_api_compat.is_torch_array(z):
+            return z.softmax(1).amax(1)
     largest = xp.max(z, axis=1, keepdims=True)
     top = 1 / xp.sum(xp.exp(z - largest), axis=1)
     if score == "confidence":

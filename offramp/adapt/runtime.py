@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import array_api_compat
+import numpy as np
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry
+from offramp.adapt.policy import ExitPolicy, PolicyCarry, namespace
 
 Array = Any
 
@@ -32,33 +33,46 @@ class Stepper:
         self.state: Any = inputs
         self.carry: tuple[Array, ...] = ()
         self.judged: PolicyCarry = {}
-        self.alive: Array | None = None
         self.answer: Answer | None = None
+        self.done = False  # whether every sample has left
+        self._rows: Array | None = None  # of those still here; None: all are
 
     @property
-    def done(self) -> bool:
-        """Whether every sample has left."""
-        return self.passed == len(self.exits) or (self.alive is not None and self.alive.shape[0] == 0)
+    def alive(self) -> Array:
+        """(A,) rows of the samples that are still here, once an exit was passed."""
+        assert self.answer is not None
+        if self.done:
+            return self.answer.exit[:0]
+        if self._rows is not None:
+            return self._rows
+        exits = self.answer.exit
+        return namespace(exits).arange(len(exits), device=array_api_compat.device(exits))
 
     def advance(self, segment: Any) -> None:
         """Run the next segment on the samples still here, and let those leave that may."""
         exit = self.exits[self.passed]
         self.state, self.carry, logits = segment(self.state, self.carry)
         self.judged, given, score, leaves = self.policy.step(self.judged, logits, exit)
-        xp = array_api_compat.array_namespace(given)
-        if self.answer is None or len(given) == len(self.answer.score):  # nobody has left: there is nothing to fill in
-            here = xp.full_like(score, exit, dtype=xp.int64)
-            self.answer = Answer(given, here, score)
+        xp = namespace(given)
+        if self._rows is None:  # nobody has left: there is nothing to fill in
+            self.answer = Answer(given, xp.full_like(score, exit, dtype=xp.int64), score)
         else:
-            self.answer.logits[self.alive], self.answer.score[self.alive] = given, score
-            self.answer.exit[self.alive] = exit
+            assert self.answer is not None
+            self.answer.logits[self._rows], self.answer.score[self._rows] = given, score
+            self.answer.exit[self._rows] = exit
         self.passed += 1
         if self.passed == len(self.exits):
-            self.alive = self.answer.exit[:0]
-            return
-        (staying,) = xp.nonzero(~leaves)
-        self.alive = staying if self.alive is None else self.alive[staying]
-        if 0 < len(staying) < len(given):
+            self.done = True
+        elif len(given) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
+            self.done = bool(leaves)
+        else:
+            self._stay(xp.nonzero(~leaves)[0], len(given))
+
+    def _stay(self, staying: Array, here: int) -> None:
+        """Only these rows of those that are here go on."""
+        self.done = not len(staying)
+        if 0 < len(staying) < here:
+            self._rows = staying if self._rows is None else self._rows[staying]
             self.state = keep(self.state, staying)
             self.carry = keep(self.carry, staying)
             self.judged = {name: value[staying] for name, value in self.judged.items()}
@@ -119,7 +133,7 @@ def in_buckets(segment: Callable[..., Any], sizes: Sequence[int]) -> Callable[..
 
     def run(state: Any, carry: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...], Array]:
         first = state[0] if isinstance(state, tuple) else state
-        xp, device, samples = array_api_compat.array_namespace(first), array_api_compat.device(first), first.shape[0]
+        xp, device, samples = namespace(first), array_api_compat.device(first), first.shape[0]
         made = []
         for begin in range(0, samples, ladder[-1]):
             here = min(ladder[-1], samples - begin)
@@ -152,7 +166,7 @@ def keep(state: Any, rows: Array) -> Any:
 
 
 def _rows_of(array: Array, rows: Array) -> Array:
-    if not array_api_compat.is_torch_array(array):
+    if type(array) is np.ndarray or not array_api_compat.is_torch_array(array):
         return array[rows]
     # Plain indexing takes five times as long, and `index_select` by itself turns channels_last around.
     if array.ndim == 4 and array.stride(1) == 1:

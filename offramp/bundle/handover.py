@@ -56,7 +56,6 @@ def gather(
     rows: dict[str, list[Array]] = {}
     part = manifest.parts[passed]
     for stepper, of in steppers:
-        assert stepper.alive is not None
         if not len(stepper.alive):
             continue  # all of them left, perhaps before the last segment that ran
         names += [of[row] for row in stepper.alive.tolist()]

@@ -139,9 +139,8 @@ def _advance(bundle: Bundle, stepper: Stepper, began: float) -> float:
 
 
 def _rows(bundle: Bundle, stepper: Stepper, names: Sequence[str], ms: float) -> Iterator[Row]:
-    answer, alive = stepper.answer, stepper.alive
-    assert answer is not None and alive is not None
-    waiting = set() if stepper.passed == len(stepper.exits) else set(alive.tolist())
+    answer, waiting = stepper.answer, set(stepper.alive.tolist())
+    assert answer is not None
     for place, (name, (index, probability)) in enumerate(zip(names, _best(answer), strict=True)):
         if place in waiting:
             yield Row(name, ms=ms)

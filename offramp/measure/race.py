@@ -11,9 +11,8 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry
+from offramp.adapt.policy import ExitPolicy, PolicyCarry, namespace
 from offramp.adapt.runtime import answer, keep
 
 LEAST = 5
@@ -199,7 +198,7 @@ def _priced(runner: Runner, policy: ExitPolicy, state: Any, sizes: Sequence[int]
         state, carry, logits = segment(state, carry)
         judged, _, score, _ = policy.step(judged, logits, exit)
         if exit != enabled[-1]:
-            (staying,) = array_namespace(score).nonzero(score == score)
+            (staying,) = namespace(score).nonzero(score == score)
             if onward < here:
                 staying = staying[:onward]
                 state, carry = keep(state, staying), keep(carry, staying)
