@@ -134,7 +134,7 @@ def _certainty(xp: Any, z: Array, score: str) -> Array:
     # can be, because at batch 1 each costs as much as a small layer.
     if score == "confidence":
         if xp is np:
-            return 1 / np.exp(z - z.max(1, keepdims=True)).sum(1)
+            return 1 / np.add.reduce(np.exp(z - np.maximum.reduce(z, 1, keepdims=True)), 1)
         if array_api_compat.is_torch_array(z):
             return z.softmax(1).amax(1)
     largest = xp.max(z, axis=1, keepdims=True)

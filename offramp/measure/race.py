@@ -21,6 +21,9 @@ LEAST = 5
 LOOK = (8, 64)
 """Batches of so many images show, before anything is timed, how many samples reach each segment."""
 
+STRETCH = 16
+"""Images that a runner has the machine to itself for, before the next runner's turn; at least one round."""
+
 WAYS = ("plain", "all", "adaptive", "off")
 
 
@@ -85,8 +88,8 @@ def race(
 ) -> dict[str, Any]:
     """Time all runners' ways in turn, in an order drawn anew for every round, each round on other images.
 
-    Within a round one runner follows the other, each after an untimed run of its plain network: for some milliseconds
-    the threads of the runtime before it still wait for work, and take a core from whoever comes next.
+    One runner follows the other, after a stretch of small batches and an untimed run of its plain network: for some
+    milliseconds the threads of the runtime before it still wait for work, and take a core from whoever comes next.
 
     Args:
         pixels: the images to draw batches from, (N, channels, height, width) as uint8.
@@ -101,13 +104,14 @@ def race(
         raise ValueError("there is no runtime to measure")
     hands, order = deal(pixels, batch, seed), random.Random(seed)
     sizes = {runner.name: _sizes(runner, policy, pixels, batch, seed) for runner in runners}
+    stretch = max(1, STRETCH // batch)
     for _ in range(2):
-        _round(runners, policy, next(hands), order, {name: _Times(size) for name, size in sizes.items()})
+        _stretch(runners, policy, [next(hands)], order, {name: _Times(size) for name, size in sizes.items()})
     times = {name: _Times(size) for name, size in sizes.items()}
     began, rounds = time.perf_counter(), 0
     while rounds < LEAST or time.perf_counter() - began < seconds:
-        _round(runners, policy, next(hands), order, times)
-        rounds += 1
+        _stretch(runners, policy, list(islice(hands, stretch)), order, times)
+        rounds += stretch
     reports = {name: _report(found, policy, batch) for name, found in times.items()}
     return {"batch": batch, "rounds": rounds, "runtimes": reports}
 
@@ -127,19 +131,25 @@ def _reached(policy: ExitPolicy, exits: Sequence[int]) -> list[float]:
     return [sum(taken >= exit for taken in exits) / len(exits) for exit, on in enumerate(policy.enabled) if on]
 
 
-def _round(
-    runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, order: random.Random, times: dict[str, _Times]
+def _stretch(
+    runners: Sequence[Runner],
+    policy: ExitPolicy,
+    batches: Sequence[np.ndarray],
+    order: random.Random,
+    times: dict[str, _Times],
 ) -> None:
-    """Every way of every runner once, on the same images."""
+    """Every way of every runner once on each of the batches; all runners see the same ones."""
     for runner in order.sample(runners, len(runners)):
-        given = runner.prepare(pixels)
         with runner.scope():
-            _alone(runner.plain, given)
-            _turn(runner, policy, given, order, times[runner.name])
+            for place, pixels in enumerate(batches):
+                given = runner.prepare(pixels)
+                if not place:
+                    _alone(runner.plain, given)
+                _turn(runner, policy, given, order, times[runner.name])
 
 
 def _turn(runner: Runner, policy: ExitPolicy, given: Any, order: random.Random, kept: _Times) -> None:
-    """Every way of one runner once."""
+    """Every way of one runner once, on one batch."""
     ways = _ways(runner, policy)
     names = [*ways, "priced"]
     for name in order.sample(names, len(names)):
