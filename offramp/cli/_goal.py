@@ -35,6 +35,7 @@ class Wish:
     delta: float | None = None
     save: Literal["macs", "ms"] | None = None
     batch_size: int = 64
+    runtime: str | None = None
     temperatures: str = "1"
 
     def __post_init__(self) -> None:
@@ -56,6 +57,10 @@ class Wish:
             raise NotUnderstood(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.save is not None and self.unit != self.save:
             raise NotUnderstood(f"--save {self.save} contradicts --{self.unit}")
+        if self.runtime is not None and self.unit != "ms":
+            raise NotUnderstood(
+                f"--runtime {self.runtime} is where milliseconds are measured: it goes with --ms or --save ms"
+            )
 
     @property
     def unit(self) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from offramp.names import unknown
 from offramp.runs import LoadedRun, check_data, moved
 
 if TYPE_CHECKING:
+    import torch
     from numpy import ndarray
 
     from offramp.adapt.policy import ExitPolicy
@@ -150,34 +152,46 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     if device.type == "cpu":
         keep_freed_memory()
 
-    def ready(net: "MultiExitNet") -> "MultiExitNet":
-        made = copy.deepcopy(net).eval().float()
-        if half:  # the same numbers as autocast, which would convert the weights again in every call
-            for part in made.modules():
-                if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
-                    part.bfloat16()
-        made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return made
-
     def prepare(pixels: "ndarray") -> Any:
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)
         return inputs.contiguous(memory_format=torch.channels_last)
-
-    def scope() -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
-        return stack
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     assert loaded.policy is not None
-    net = ready(loaded.net)
-    others = {key: _plain(ready(rival)) for key, rival in rivals.items()}
+    net = in_precision(loaded.net, device, half)
+    others = {key: _plain(in_precision(rival, device, half)) for key, rival in rivals.items()}
     enabled = segments(net, loaded.policy.enabled)
+    scope = partial(inference, device, half)
     return Runner(name, prepare, _plain(net), segments(net), enabled, scope, wait, others)
+
+
+def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "MultiExitNet":
+    """A copy of the network to answer with, in float32 or with what autocast computes in bf16 held in bf16.
+
+    Those are the numbers of autocast, which would convert the weights again in every call.
+    """
+    import torch
+
+    made = copy.deepcopy(net).eval().float()
+    if half:
+        for part in made.modules():
+            if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+                part.bfloat16()
+    made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return made
+
+
+def inference(device: "torch.device", half: bool) -> ExitStack:
+    """Inference mode, and autocast to bf16 if wanted."""
+    import torch
+
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode())
+    stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
+    return stack
 
 
 def _plain(net: "MultiExitNet") -> "FusedSegment":

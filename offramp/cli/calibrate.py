@@ -29,6 +29,7 @@ def calibrate(
     delta: float | None = None,
     save: Literal["macs", "ms"] | None = None,
     batch_size: int = 64,
+    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None,
     score: Literal["confidence", "margin", "entropy", "patience"] = "confidence",
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
     temperatures: str = "1",
@@ -50,6 +51,8 @@ def calibrate(
         delta: With --risk: the bound holds with probability 1 - delta over the calibration images.
         save: What to save where the goal is no cost: macs (the default) or ms.
         batch_size: Batch size at which milliseconds are measured.
+        runtime: What milliseconds are measured in: where the network is to answer. torch in the run's own precision
+            by default.
         score: How certain an exit is.
         answer: What a sample takes along: the exit's own answer, or an ensemble's of the enabled exits passed.
         temperatures: `fit` by the likelihood of cal, a number, or one per exit with commas between.
@@ -59,7 +62,7 @@ def calibrate(
     """
     from offramp.adapt.judge import Rule
 
-    wish = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, temperatures)
+    wish = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, runtime, temperatures)
     result = fit(run, wish, Rule(score, answer), weights, data_dir, show=not json)
     if json:
         emit(result)
@@ -82,7 +85,7 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
     traced = calibration_trace(loaded, weights, data_dir, show)
     assert traced.labels is not None
     logits, labels = traced.logits.numpy(), traced.labels.numpy()
-    pieces = _pieces(loaded, wish, rule)
+    pieces, measured = _pieces(loaded, wish, rule, show)
     costs = {enabled: as_run(pieces, enabled) for enabled in choices(exits)}
     if wish.risk is None and not rule.temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
@@ -100,7 +103,7 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
         "plain": {"accuracy": plain, wish.unit: alone},
         "bound": outcome.bound,
         "certificate": certificate,
-        **({"batch_size": wish.batch_size} if wish.unit == "ms" else {}),
+        **measured,
         **provenance(),
     }
     policy.save(outcome.policy, run / POLICY, about)
@@ -161,29 +164,14 @@ def _certificate(found: "Certificate") -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(found).items() if key != "outcome"}
 
 
-def _pieces(loaded: LoadedRun, wish: Wish, rule: "Rule") -> Any:
-    """The cost of every stage and branch, counted or measured."""
+def _pieces(loaded: LoadedRun, wish: Wish, rule: "Rule", show: bool) -> tuple[Any, dict[str, Any]]:
+    """The cost of every stage and branch, counted or measured; and where it was measured."""
+    from offramp.cli._prices import timed_pieces
     from offramp.measure.cost import measure
 
     if wish.unit == "macs":
-        return measure(loaded.net, tuple(loaded.about["shape"]))
-    return timed_pieces(loaded, wish.batch_size, rule)
-
-
-def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule") -> Any:
-    """Milliseconds per image of every stage and branch, measured here and now."""
-    import torch
-
-    from offramp.adapt.judge import policy_of
-    from offramp.measure.latency import piece_ms
-    from offramp.train.device import make_fabric
-
-    fabric = make_fabric(loaded.config.recipe)
-    net = loaded.net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    shape = tuple(loaded.about["shape"])
-    inputs = torch.randn(batch_size, *shape, device=fabric.device).to(memory_format=torch.channels_last)
-    with torch.inference_mode(), fabric.autocast():
-        return piece_ms(net.eval(), inputs, policy_of(rule, (True,) * net.exits))
+        return measure(loaded.net, tuple(loaded.about["shape"])), {}
+    return timed_pieces(loaded, wish.batch_size, rule, wish.runtime, show)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -198,7 +186,7 @@ def _show(result: dict[str, Any]) -> None:
         rows.append([name, level, percent(result["expected"]["shares"][exit])])
     title = f"{result['policy']}: fitted on {result['samples']:,} samples of cal"
     stdout.print(table(title, ["exit", f"leave if {result['score']}", "leave here %"], rows), soft_wrap=True)
-    for line in (_expectation(result), _gap(result), _promise(result)):
+    for line in (_expectation(result), _measured(result), _gap(result), _promise(result)):
         if line:
             stdout.print(line, highlight=False)
 
@@ -221,6 +209,17 @@ def _expectation(result: dict[str, Any]) -> str:
     return (
         f"expected{where}: accuracy {percent(expected['accuracy'])} % at {_cost(expected[unit], unit)}; "
         f"plain: {percent(plain['accuracy'])} % at {_cost(plain[unit], unit)}"
+    )
+
+
+def _measured(result: dict[str, Any]) -> str:
+    """Where milliseconds come from."""
+    if result["unit"] != "ms":
+        return ""
+    kind = "bf16" if result["precision"] == "bf16" else "float32"
+    return (
+        f"measured in {result['runtime']} on the {result['device'].upper()}: {kind}, batches of "
+        f"{result['batch_size']}, {result['threads']} thread{'' if result['threads'] == 1 else 's'}"
     )
 
 

@@ -92,8 +92,8 @@ def _see(
 ) -> "Seen":
     """Everything that the page shows of one run, from its stored traces where there are some."""
     from offramp.adapt.judge import Rule
+    from offramp.cli._prices import timed_pieces
     from offramp.cli._traces import calibration_trace, stored_trace, trace_split
-    from offramp.cli.calibrate import timed_pieces
     from offramp.cli.curves import both_curves
     from offramp.config import flat
     from offramp.measure import cost
@@ -128,7 +128,7 @@ def _see(
         curves=both_curves(loaded, held_out, test, "macs_cumulative"),
         network=describe(loaded.net, shape),
         pieces=cost.measure(loaded.net, shape),
-        ms=timed_pieces(loaded, batch_size, rule) if batch_size else None,
+        ms=timed_pieces(loaded, batch_size, rule)[0] if batch_size else None,
         batch_size=batch_size,
         policy=loaded.policy,
         fitted=loaded.fitted,

@@ -146,6 +146,10 @@ def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[ob
         ("--macs 1 --delta 0.1", "--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05"),
         ("--ms 1 --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--macs 1 --save ms", "--save ms contradicts --macs"),
+        (
+            "--max-drop 1 --runtime onnx",
+            "--runtime onnx is where milliseconds are measured: it goes with --ms or --save ms",
+        ),
         ("--macs 1 --temperatures 1,2", "--temperatures takes `fit`, a positive number, or 4 of them"),
         ("--macs 1 --temperatures cold", "one per exit, got 'cold'"),
     ],
@@ -190,6 +194,30 @@ def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> N
     saved = offramp("calibrate", run, "--max-drop", "1", "--save", "ms")
     assert saved.status == 0 and " ms; plain: " in saved.out
     assert offramp("calibrate", run, "--ms", "1e-9").status == 1
+
+
+@pytest.mark.parametrize(
+    ("runtime", "measured"),
+    [
+        ("torch", {"runtime": "torch", "precision": "32"}),
+        ("torch-bf16", {"runtime": "torch-bf16", "precision": "bf16"}),
+        ("onnx", {"runtime": "onnx", "precision": "32", "device": "cpu"}),
+        ("openvino", {"runtime": "openvino", "precision": "32", "device": "cpu"}),
+    ],
+)
+def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
+    offramp: Offramp, run: Path, runtime: str, measured: dict[str, str]
+) -> None:
+    if runtime in ("onnx", "openvino"):
+        for package in ("onnx", "onnxscript", {"onnx": "onnxruntime"}.get(runtime, runtime)):
+            pytest.importorskip(package)
+    ran = offramp("calibrate", run, "--max-drop", "1", "--save", "ms", "--batch-size", "4", "--runtime", runtime)
+    assert ran.status == 0, ran.err
+    origin = json.loads((run / "policy.json").read_text())["provenance"]
+    assert origin.items() >= {**measured, "batch_size": 4}.items() and origin["threads"] > 0
+    assert 0 < origin["expected"]["ms"] <= origin["plain"]["ms"]
+    kind = "bf16" if measured["precision"] == "bf16" else "float32"
+    assert f"measured in {runtime} on the " in ran.out and f": {kind}, batches of 4, " in ran.out
 
 
 @pytest.mark.parametrize("score", ["margin", "entropy", "patience"])
