@@ -93,7 +93,7 @@ class _Run(nn.Module):
 
 
 def having(net: nn.Module, parameters: Tensors, run: Callable[[], T]) -> T:
-    """What `run` answers while the network has these parameters; its own and its running statistics stay as they are."""
+    """What `run` answers while the network has these parameters; its own and running statistics stay as they are."""
     tensors = parameters | {name: buffer.clone() for name, buffer in net.named_buffers()}
     found: T = functional_call(_Run(net, run), {f"net.{name}": tensor for name, tensor in tensors.items()}, ())
     return found
