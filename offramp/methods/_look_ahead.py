@@ -101,7 +101,12 @@ def having(net: nn.Module, parameters: Tensors, run: Callable[[], T]) -> T:
 
 def answer(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
     """What the network answers with these parameters; its own parameters and running statistics stay as they are."""
-    return having(net, parameters, lambda: net(inputs, tap=tap))
+
+    def run() -> ExitOutputs:
+        outputs: ExitOutputs = net(inputs, tap=tap)
+        return outputs
+
+    return having(net, parameters, run)
 
 
 def product(
