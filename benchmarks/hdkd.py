@@ -6,17 +6,13 @@
 Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout; each variant
 in processes of its own, in turn, `--rounds` times. `double` is the textbook way, kept here as comparator: it keeps a
 graph of the gradient and differentiates it; its forward pass on the training batch is shared with the step as well.
-Peak memory is of the whole process, torch itself included, and on a CPU taken in a run of its own in which malloc hands
-freed tensors back at once: otherwise the holes that it leaves between them count too, more of them for small tensors
-and differently from run to run. What the timed processes needed, which keep freed memory as training does, is
-`peak_with_holes_mib`.
+On a CPU all keep freed memory, as training does. Peak memory is of the process, the holes between tensors included.
 `shipped-bf16` is the step as bf16 training takes it (the look-ahead and the product stay in float32), `joint-bf16`
 beside it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and at most 4.0 steps of joint.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -44,7 +40,6 @@ from offramp.train.step import one_step
 
 CLASSES, LR = 100, 0.1
 TIME, MEMORY, JOINT = 0.72, 0.7, 4.0
-NO_HOLES = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # of glibc: larger ones come from the system and go back to it
 VARIANTS = ("joint", "double", "shipped", "joint-bf16", "shipped-bf16")
 Step = Callable[[Parts, Batch, float], dict[str, Tensor]]
 
@@ -91,7 +86,7 @@ def measure(variant: str, width: int, size: int, steps: int, device: str) -> tup
     """(median seconds of a step, MiB at most) in this process, after one step to warm up."""
     parts, given = parts_of(variant, width, size, device), batch(size, 1, device)
     parts.net.train()
-    if device == "cpu" and not NO_HOLES.keys() <= os.environ.keys():
+    if device == "cpu":
         keep_freed_memory()
     step: Step = {"joint": one_step, "double": double_backward, "shipped": learn}[variant.partition("-")[0]]
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
@@ -106,25 +101,20 @@ def measure(variant: str, width: int, size: int, steps: int, device: str) -> tup
     return statistics.median(seconds[1:]), memory
 
 
-def all_variants(given: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
-    """{variant: (seconds of a step, MiB at most, MiB without holes)}, medians over the rounds.
-
-    The variants take turns, so that a drifting machine moves all of them alike.
-    """
-    found: dict[str, list[tuple[float, float, float]]] = {variant: [] for variant in VARIANTS}
+def all_variants(given: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Medians over the rounds; the variants take turns, so that a drifting machine moves all of them alike."""
+    found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
     for _ in range(given.rounds):
         for variant in VARIANTS:
             words = [sys.executable, __file__, "--only", variant]
             words += [f"--{name}={getattr(given, name)}" for name in ("width", "batch", "steps", "device")]
-            found[variant].append((*once(words), once([*words, "--steps=2"], NO_HOLES)[1]))
-    return {variant: tuple(map(statistics.median, zip(*rows, strict=True))) for variant, rows in found.items()}  # type: ignore[misc]
-
-
-def once(words: list[str], environment: dict[str, str] | None = None) -> tuple[float, float]:
-    """(seconds of a step, MiB at most) in a process of its own."""
-    ran = subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ | (environment or {}))
-    seconds, memory = ran.stdout.split()[-2:]
-    return float(seconds), float(memory)
+            ran = subprocess.run(words, check=True, capture_output=True, text=True)
+            seconds, memory = ran.stdout.split()[-2:]
+            found[variant].append((float(seconds), float(memory)))
+    return {
+        variant: (statistics.median(s for s, _ in rows), statistics.median(m for _, m in rows))
+        for variant, rows in found.items()
+    }
 
 
 def main() -> None:
@@ -141,16 +131,14 @@ def main() -> None:
         print(*measure(given.only, given.width, given.batch, given.steps, given.device))
         return
     rows = all_variants(given)
-    (fast, _, small), (slow, _, large), joint = rows["shipped"], rows["double"], rows["joint"][0]
+    (fast, small), (slow, large), joint = rows["shipped"], rows["double"], rows["joint"][0]
     result = {
         "benchmark": "hdkd",
         **{name: getattr(given, name) for name in ("width", "batch", "rounds", "steps", "device")},
-        "seconds": {name: row[0] for name, row in rows.items()},
-        "peak_memory_mib": {name: row[2] for name, row in rows.items()},
-        "peak_with_holes_mib": {name: row[1] for name, row in rows.items()},
+        "seconds": {name: seconds for name, (seconds, _) in rows.items()},
+        "peak_memory_mib": {name: memory for name, (_, memory) in rows.items()},
         "time_vs_double": fast / slow,
         "memory_vs_double": small / large,
-        "memory_with_holes_vs_double": rows["shipped"][1] / rows["double"][1],
         "joint_steps": fast / joint,
         "joint_steps_bf16": rows["shipped-bf16"][0] / rows["joint-bf16"][0],
         "target_met": fast / slow <= TIME and small / large <= MEMORY and fast / joint <= JOINT,
@@ -159,9 +147,8 @@ def main() -> None:
     if given.json:
         print(json.dumps(result))
         return
-    for name, (seconds, holes, memory) in rows.items():
-        of_joint = f"{seconds / joint:5.2f} x joint"
-        print(f"{name:13} {1e3 * seconds:9.1f} ms a step {of_joint}  {memory:6.0f} MiB at most, {holes:.0f} with holes")
+    for name, (seconds, memory) in rows.items():
+        print(f"{name:13} {1e3 * seconds:9.1f} ms a step   {memory:8.0f} MiB at most   {seconds / joint:5.2f} x joint")
     print(f"shipped / double: time {fast / slow:.2f} (target {TIME}), memory {small / large:.2f} (target {MEMORY})")
     print(f"shipped: {fast / joint:.2f} steps of joint (target {JOINT}); in bf16 {result['joint_steps_bf16']:.2f}")
     print("targets met" if result["target_met"] else "TARGETS MISSED")

@@ -12,22 +12,18 @@ as the product sees the batch, the mode and the random numbers of the step. No p
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from offramp.losses.across import global_mean, processes
-from offramp.net import MultiExitNet, Tap
+from offramp.net import Tap
 from offramp.outputs import ExitOutputs, State
 
 Tensors = dict[str, Tensor]
 Dice = tuple[Tensor, Tensor | None]
-T = TypeVar("T")
 
 
 def trained(net: nn.Module) -> Tensors:
@@ -80,33 +76,11 @@ def _leaves(tensors: Tensors) -> Tensors:
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
-class _Run(nn.Module):
-    """A network that runs something of ours when it is called, so that this sees other parameters."""
-
-    def __init__(self, net: nn.Module, run: Callable[[], object]) -> None:
-        super().__init__()
-        self.net, self.run = net, run
-
-    def forward(self) -> object:
-        """What the run answers."""
-        return self.run()
-
-
-def having(net: nn.Module, parameters: Tensors, run: Callable[[], T]) -> T:
-    """What `run` answers while the network has these parameters; its own and running statistics stay as they are."""
-    tensors = parameters | {name: buffer.clone() for name, buffer in net.named_buffers()}
-    found: T = functional_call(_Run(net, run), {f"net.{name}": tensor for name, tensor in tensors.items()}, ())
-    return found
-
-
 def answer(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
     """What the network answers with these parameters; its own parameters and running statistics stay as they are."""
-
-    def run() -> ExitOutputs:
-        outputs: ExitOutputs = net(inputs, tap=tap)
-        return outputs
-
-    return having(net, parameters, run)
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    outputs: ExitOutputs = functional_call(net, (parameters, buffers), (inputs,), {"tap": tap})
+    return outputs
 
 
 def product(
@@ -123,24 +97,8 @@ def product(
 
 
 def along(gradient: Tensors, reach: dict[str, float]) -> Tensors:
-    """The direction -xi grad L, with each parameter's own xi; the gradient is used up."""
-    return {name: -reach[name] * gradient.pop(name) for name in list(gradient)}
-
-
-@contextmanager
-def sparing(net: nn.Module) -> Iterator[None]:
-    """Within, the first stage keeps nothing for a backward pass, which must be within too: it runs once more for it.
-
-    The first stage works on the largest maps: in a four-exit ResNet18 it keeps two fifths of all that is kept.
-    """
-    first = net.stages[0] if isinstance(net, MultiExitNet) else None
-    if first is not None:
-        first.forward = partial(checkpoint, first.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        if first is not None:
-            del first.forward
+    """The direction -xi grad L, with each parameter's own xi."""
+    return {name: -reach[name] * part for name, part in gradient.items()}
 
 
 def dice(device: torch.device) -> Dice:

@@ -247,7 +247,6 @@ def weight_gradient(
     held = parts.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
         direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
-    del ahead
 
     def again(parameters: look_ahead.Tensors) -> Tensor:
         found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)
@@ -270,14 +269,10 @@ def held_out_gradient(
     No tap here: what is wanted is the derivative itself. The mean over all processes comes before the softplus, so
     that several processes do as one.
     """
-
-    def run() -> look_ahead.Tensors:
-        ce = cross_entropy(net(held.inputs, tap=share).logits, held.labels)
-        observed = global_mean(ce).requires_grad_()
-        pull = torch.autograd.grad(objective.validation(observed), observed)[0]
-        objective.observe(observed.detach())
-        return look_ahead.gradients((pull * ce).sum(), ahead)
-
-    running = objective.settings.val_bn == "running"
-    with look_ahead.batch_norms(net, running=running), look_ahead.sparing(net):  # most memory is in use here
-        return look_ahead.having(net, ahead, run)
+    with look_ahead.batch_norms(net, running=objective.settings.val_bn == "running"):
+        ce = cross_entropy(look_ahead.answer(net, ahead, held.inputs, share).logits, held.labels)
+    observed = global_mean(ce).requires_grad_()
+    pull = torch.autograd.grad(objective.validation(observed), observed)[0]
+    found = look_ahead.gradients((pull * ce).sum(), ahead)
+    objective.observe(observed.detach())
+    return found

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -144,32 +143,6 @@ def test_no_pass_touches_network_buffers_or_random_numbers() -> None:
     net(train.inputs), net(held.inputs)  # the step itself draws for two passes, the product for none
     assert torch.equal(following, torch.rand(3))
     sum(objective.terms(losses).values()).backward()  # the graph of the first pass is still there
-
-
-@pytest.mark.parametrize("spare", [False, True])
-def test_the_held_out_pass_keeps_nothing_of_the_first_stage(spare: bool) -> None:
-    net, given, kept = network(BUILDS["dropout"]), batch(6, 1), []
-    ahead = {name: part.detach().clone().requires_grad_() for name, part in net.named_parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor.shape)
-        return tensor
-
-    def run() -> look_ahead.Tensors:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = cross_entropy(net(given.inputs).logits, given.labels).sum()
-        return look_ahead.gradients(loss, ahead)
-
-    torch.manual_seed(0)
-    with look_ahead.sparing(net) if spare else nullcontext():
-        found = look_ahead.having(net, ahead, run)
-    inner = [shape for shape in kept if shape[:2] == (6, 5)]  # maps of the first stage, of which the last leaves it
-    assert len(inner) == 2 if spare else len(inner) > 4
-    assert all("forward" not in vars(part) for part in net.modules())
-    torch.manual_seed(0)
-    loss = cross_entropy(look_ahead.answer(net, ahead, given.inputs, share).logits, given.labels).sum()
-    expected = look_ahead.gradients(loss, ahead)
-    assert all(torch.equal(part, expected[name]) and part.any() for name, part in found.items())
 
 
 def test_own_step_is_the_optimisers() -> None:
