@@ -39,8 +39,13 @@ class Stepper:
 
     @property
     def alive(self) -> Array:
-        """(A,) rows of the samples that are still here, once an exit was passed."""
-        assert self.answer is not None
+        """(A,) rows of the samples that are still here.
+
+        Raises:
+            ValueError: if no exit was passed yet.
+        """
+        if self.answer is None:
+            raise ValueError("no segment has run yet, so nobody has answered: advance first")
         if self.done:
             return self.answer.exit[:0]
         if self._rows is not None:
@@ -49,7 +54,13 @@ class Stepper:
         return namespace(exits).arange(len(exits), device=array_api_compat.device(exits))
 
     def advance(self, segment: Any) -> None:
-        """Run the next segment on the samples still here, and let those leave that may."""
+        """Run the next segment on the samples still here, and let those leave that may.
+
+        Raises:
+            ValueError: if every sample has left.
+        """
+        if self.done:
+            raise ValueError("every sample has left: there is nothing to advance")
         exit = self.exits[self.passed]
         self.state, self.carry, logits = segment(self.state, self.carry)
         self.judged, given, score, leaves = self.policy.step(self.judged, logits, exit)
@@ -66,16 +77,40 @@ class Stepper:
         elif len(given) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
             self.done = bool(leaves)
         else:
-            self._stay(xp.nonzero(~leaves)[0], len(given))
+            (staying,) = xp.nonzero(~leaves)
+            self.done = not len(staying)
+            if 0 < len(staying) < len(given):
+                self._rows = staying if self._rows is None else self._rows[staying]
+                self.state, self.carry, self.judged = _onward(self.state, self.carry, self.judged, staying)
 
-    def _stay(self, staying: Array, here: int) -> None:
-        """Only these rows of those that are here go on."""
-        self.done = not len(staying)
-        if 0 < len(staying) < here:
-            self._rows = staying if self._rows is None else self._rows[staying]
-            self.state = keep(self.state, staying)
-            self.carry = keep(self.carry, staying)
-            self.judged = {name: value[staying] for name, value in self.judged.items()}
+
+def rehearse(
+    policy: ExitPolicy, judged: PolicyCarry, made: tuple[Any, tuple[Array, ...], Array], exit: int, onward: int
+) -> tuple[Any, tuple[Array, ...], PolicyCarry]:
+    """What a `Stepper` does once a segment has run, to be timed: it judges the answers and takes those out that go on.
+
+    Args:
+        judged: what the policy looks back at; made: (state, carry, logits) that the segment answered; exit: its exit.
+        onward: how many samples go on, whoever they are.
+    Returns:
+        (state, carry, judged) of those that go on; all of them after the final exit.
+    """
+    state, carry, logits = made
+    judged, _, score, leaves = policy.step(judged, logits, exit)
+    if exit == policy.exits - 1:
+        return state, carry, judged
+    if len(score) == 1:
+        bool(leaves)
+        return state, carry, judged
+    (everyone,) = namespace(score).nonzero(score == score)
+    return _onward(state, carry, judged, everyone[:onward]) if onward < len(score) else (state, carry, judged)
+
+
+def _onward(
+    state: Any, carry: tuple[Array, ...], judged: PolicyCarry, rows: Array
+) -> tuple[Any, tuple[Array, ...], PolicyCarry]:
+    """State, carry and what the policy looks back at, of these rows alone."""
+    return keep(state, rows), keep(carry, rows), {name: value[rows] for name, value in judged.items()}
 
 
 def _everyone(xp: Any, score: Array, exit: int) -> Array:

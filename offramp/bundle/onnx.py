@@ -1,6 +1,7 @@
 """A segment as an ONNX file, with the batch as its one free dimension."""
 
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,25 @@ class _Flat(nn.Module):
         handed = () if self.last else (*_row(state), *carry)
         # a tensor that is handed on as it came, or twice, would have two names in the file
         return (logits, *(tensor.clone() for tensor in handed))
+
+
+def export_segments(
+    segments: Sequence[nn.Module], exits: Sequence[int], shape: tuple[int, int, int]
+) -> Iterator[tuple[bytes, Part]]:
+    """Segments that follow each other as ONNX, each with its entry in the manifest; errors as in `export_segment`.
+
+    Args:
+        segments: in eval mode, in float32 on the CPU, as `offramp.net.segments` makes them.
+        exits: which of the network's exits each ends at, from 0.
+        shape: one input's (channels, height, width).
+    """
+    state: State = torch.zeros(EXAMPLE, *shape)
+    carry: Carry = ()
+    for number, (exit, segment) in enumerate(zip(exits, segments, strict=True), 1):
+        model, part, state, carry = export_segment(
+            segment, state, carry, file=f"segment-{number}.onnx", exit=exit, last=number == len(segments)
+        )
+        yield model, part
 
 
 def export_segment(

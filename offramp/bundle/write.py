@@ -9,11 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from offramp.adapt.policy import ExitPolicy
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, render
-from offramp.bundle.onnx import EXAMPLE, export_segment
+from offramp.bundle.onnx import export_segments
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import open_bundle, open_files
 from offramp.bundle.verify import verify
@@ -85,14 +83,9 @@ def _files(
 ) -> Manifest:
     """Write segments and policy, and answer the manifest that names them."""
     (folder / POLICY).write_text(policy.to_json() + "\n")
-    state: Any = torch.zeros(EXAMPLE, *preprocessing.shape)
-    carry: Any = ()
-    parts = []
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-    for number, (exit, segment) in enumerate(zip(enabled, segments(net, policy.enabled), strict=True), 1):
-        model, part, state, carry = export_segment(
-            segment, state, carry, file=f"segment-{number}.onnx", exit=exit, last=number == len(enabled)
-        )
+    parts = []
+    for model, part in export_segments(segments(net, policy.enabled), enabled, preprocessing.shape):
         (folder / part.file).write_bytes(model)
         parts.append(part)
     names = (POLICY, *(part.file for part in parts))

@@ -1,74 +1,98 @@
-"""Milliseconds of every stage and branch of a run, measured here and now, in the runtime that is to answer."""
+"""Milliseconds of what a run computes, measured here and now, in the runtime that is to answer."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from offramp.cli._sides import FOREIGN, absent
 from offramp.runs import LoadedRun
 
 if TYPE_CHECKING:
     from offramp.adapt.judge import Rule
+    from offramp.adapt.policy import ExitPolicy
     from offramp.measure.cost import Pieces
 
 
-def timed_pieces(
-    loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str | None = None, show: bool = False
-) -> tuple["Pieces", dict[str, Any]]:
-    """Milliseconds per image of every stage and branch; and where they were measured, as plain values.
+def timed(
+    loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str | None, show: bool
+) -> tuple[Callable[[Sequence[bool]], list[float]], dict[str, Any]]:
+    """Milliseconds per image of the segments of any choice of exits; and where they were measured, as plain values.
 
     Args:
-        runtime: torch, torch-bf16, onnx or openvino; the run's own precision in torch by default.
+        runtime: torch, torch-bf16, onnx or openvino; torch in the run's own precision by default.
         show: a progress bar while a foreign runtime's models are made.
+    Returns:
+        A function of E flags, the final one true, to one number per enabled exit; and what the policy records.
+    Raises:
+        ValueError: if a foreign runtime cannot run the network.
+        ImportError: if the runtime is not installed, with the command that installs it.
     """
     import torch
 
-    from offramp.adapt.judge import policy_of
-    from offramp.train.device import device_of, precision_of
+    from offramp.measure.cost import as_run
+    from offramp.train.device import device_of
 
-    recipe = loaded.config.recipe
-    policy = policy_of(rule, (True,) * loaded.net.exits)
-    device = "cpu" if runtime in ("onnx", "openvino") else device_of(recipe.device)
-    precision = {None: precision_of(recipe.precision, device), "torch-bf16": "bf16"}.get(runtime, "32")
-    about = {
-        "batch_size": batch_size,
-        "runtime": runtime or "torch",
-        "precision": precision,
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }
-    if runtime in ("onnx", "openvino"):
-        return _foreign(loaded, batch_size, policy, runtime, show), about
-    return _in_torch(loaded, batch_size, policy, runtime, device), about
+    if runtime in FOREIGN:
+        if why := absent(runtime):
+            raise ImportError(f"--runtime {runtime} is {why}")
+        device = "cpu"
+        choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, show)
+    else:
+        runtime, device = runtime or _own(loaded), device_of(loaded.config.recipe.device)
+        pieces = timed_pieces(loaded, batch_size, rule, runtime)
+
+        def choose(enabled: Sequence[bool]) -> list[float]:
+            return as_run(pieces, enabled)
+
+    threads = torch.get_num_threads()
+    return choose, {"batch_size": batch_size, "runtime": runtime, "device": device, "threads": threads}
 
 
-def _in_torch(loaded: LoadedRun, batch_size: int, policy: Any, runtime: str | None, device: str) -> "Pieces":
-    """In PyTorch: as the run evaluates, or as `bench` measures the runtime of this name."""
+def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str | None = None) -> "Pieces":
+    """Milliseconds per image of every stage and branch in PyTorch, on the run's device.
+
+    Args:
+        runtime: torch (float32) or torch-bf16, as `bench` measures them; by default, that of the run's precision.
+    """
     import torch
 
     from offramp.cli._sides import in_precision, inference
     from offramp.measure.latency import piece_ms
-    from offramp.train.device import keep_freed_memory, make_fabric
+    from offramp.train.device import device_of, keep_freed_memory
 
-    inputs = torch.randn(batch_size, *loaded.about["shape"], device=device).to(memory_format=torch.channels_last)
-    if runtime is None:
-        fabric = make_fabric(loaded.config.recipe)
-        net = loaded.net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with torch.inference_mode(), fabric.autocast():
-            return piece_ms(net.eval(), inputs, policy)
-    if device == "cpu":
+    device = torch.device(device_of(loaded.config.recipe.device))
+    if device.type == "cpu":
         keep_freed_memory()
-    half = runtime == "torch-bf16"
-    net = in_precision(loaded.net, torch.device(device), half)
-    with inference(torch.device(device), half):
-        return piece_ms(net, inputs, policy)
+    inputs = torch.randn(batch_size, *loaded.about["shape"], device=device).to(memory_format=torch.channels_last)
+    half = (runtime or _own(loaded)) == "torch-bf16"
+    net = in_precision(loaded.net, device, half)
+    with inference(device, half):
+        return piece_ms(net, inputs, _all(loaded, rule))
 
 
-def _foreign(loaded: LoadedRun, batch_size: int, policy: Any, runtime: str, show: bool) -> "Pieces":
+def _own(loaded: LoadedRun) -> str:
+    """The runtime that computes in the run's own precision."""
+    from offramp.train.device import device_of, precision_of
+
+    recipe = loaded.config.recipe
+    return "torch-bf16" if precision_of(recipe.precision, device_of(recipe.device)) == "bf16" else "torch"
+
+
+def _all(loaded: LoadedRun, rule: "Rule") -> "ExitPolicy":
+    """A policy of this rule with all exits on."""
+    from offramp.adapt.judge import policy_of
+
+    return policy_of(rule, (True,) * loaded.net.exits)
+
+
+def _foreign(
+    loaded: LoadedRun, batch_size: int, policy: "ExitPolicy", runtime: str, show: bool
+) -> Callable[[Sequence[bool]], list[float]]:
     import torch
 
-    from offramp.bundle.latency import piece_ms
+    from offramp.bundle.latency import as_run, segment_ms
     from offramp.cli._show import working
 
-    shape = tuple(loaded.about["shape"])
+    shape, threads = tuple(loaded.about["shape"]), torch.get_num_threads()
     with working("exporting", loaded.net.exits, show) as advance:
-        return piece_ms(
-            loaded.net, shape, batch_size, policy, runtime, threads=torch.get_num_threads(), advance=advance
-        )
+        ms = segment_ms(loaded.net, shape, batch_size, policy, runtime, threads=threads, advance=advance)
+    return lambda enabled: as_run(ms, enabled)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from offramp.measure.race import Runner
     from offramp.net import FusedSegment, MultiExitNet
 
-RUNTIMES = ("torch", "torch-bf16", "onnx", "openvino")
+FOREIGN = ("onnx", "openvino")
+RUNTIMES = ("torch", "torch-bf16", *FOREIGN)
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -58,13 +59,20 @@ def choose(text: str | None, offered: Sequence[str]) -> tuple[list[str], dict[st
             raise ValueError(f"a bundle has {' and '.join(offered)}, not {name}: name the run for that")
     left_out = {}
     for name in wanted:
-        if any(importlib.util.find_spec(package) is None for package in NEEDS.get(name, ())):
-            extra = "export" if name == "onnx" else "export,openvino"
-            left_out[name] = f"not installed: pip install 'offramp[{extra}]'"
+        if why := absent(name):
+            left_out[name] = why
     chosen = [name for name in dict.fromkeys(wanted) if name not in left_out]
     if not chosen:
         raise ValueError(f"no runtime is left: {'; '.join(f'{name} is {why}' for name, why in left_out.items())}")
     return chosen, left_out
+
+
+def absent(runtime: str) -> str:
+    """Why a runtime cannot be measured here, with the command that installs it; nothing where it can."""
+    if all(importlib.util.find_spec(package) is not None for package in NEEDS.get(runtime, ())):
+        return ""
+    extra = "export" if runtime == "onnx" else "export,openvino"
+    return f"not installed: pip install 'offramp[{extra}]'"
 
 
 def of_run(
@@ -205,20 +213,13 @@ def _exported(
     segments: Sequence["FusedSegment"], shape: tuple[int, int, int], show: bool
 ) -> tuple[list[bytes], list["Part"]]:
     """Segments that follow each other, as ONNX in float32."""
-    import torch
-
-    from offramp.bundle.onnx import EXAMPLE, export_segment
+    from offramp.bundle.onnx import export_segments
     from offramp.cli._show import working
 
+    ready = [copy.deepcopy(segment).eval().float().cpu() for segment in segments]
     models, parts = [], []
-    state: Any = torch.zeros(EXAMPLE, *shape)
-    carry: Any = ()
     with working("exporting", len(segments), show) as advance:
-        for exit, segment in enumerate(segments):
-            here = copy.deepcopy(segment).eval().float().cpu()
-            model, part, state, carry = export_segment(
-                here, state, carry, file=f"segment-{exit + 1}.onnx", exit=exit, last=exit == len(segments) - 1
-            )
+        for model, part in export_segments(ready, range(len(ready)), shape):
             models.append(model)
             parts.append(part)
             advance(1)

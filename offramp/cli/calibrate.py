@@ -1,5 +1,6 @@
 """offramp calibrate: fit the policy by which samples leave, on the split held out for nothing else."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -75,7 +76,6 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
     from offramp.adapt import policy, temperature
     from offramp.adapt.calibrate import choices
     from offramp.cli._traces import calibration_trace
-    from offramp.measure.cost import as_run
     from offramp.measure.provenance import provenance
     from offramp.train.folder import POLICY
 
@@ -85,8 +85,7 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
     traced = calibration_trace(loaded, weights, data_dir, show)
     assert traced.labels is not None
     logits, labels = traced.logits.numpy(), traced.labels.numpy()
-    pieces, measured = _pieces(loaded, wish, rule, show)
-    costs = {enabled: as_run(pieces, enabled) for enabled in choices(exits)}
+    costs, measured = _costs(loaded, wish, rule, show)
     if wish.risk is None and not rule.temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
     outcome, goal, certificate = _reach(wish, logits, labels, costs, rule)
@@ -164,14 +163,19 @@ def _certificate(found: "Certificate") -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(found).items() if key != "outcome"}
 
 
-def _pieces(loaded: LoadedRun, wish: Wish, rule: "Rule", show: bool) -> tuple[Any, dict[str, Any]]:
-    """The cost of every stage and branch, counted or measured; and where it was measured."""
-    from offramp.cli._prices import timed_pieces
-    from offramp.measure.cost import measure
+def _costs(
+    loaded: LoadedRun, wish: Wish, rule: "Rule", show: bool
+) -> tuple[dict[tuple[bool, ...], list[Any]], dict[str, Any]]:
+    """What every segment costs for every choice of exits, counted or measured; and where it was measured."""
+    from offramp.adapt.calibrate import choices
+    from offramp.cli._prices import timed
+    from offramp.measure.cost import as_run, measure
 
-    if wish.unit == "macs":
-        return measure(loaded.net, tuple(loaded.about["shape"])), {}
-    return timed_pieces(loaded, wish.batch_size, rule, wish.runtime, show)
+    if wish.unit == "ms":
+        priced, about = timed(loaded, wish.batch_size, rule, wish.runtime, show)
+    else:
+        priced, about = partial(as_run, measure(loaded.net, tuple(loaded.about["shape"]))), {}
+    return {enabled: priced(enabled) for enabled in choices(loaded.net.exits)}, about
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -216,11 +220,9 @@ def _measured(result: dict[str, Any]) -> str:
     """Where milliseconds come from."""
     if result["unit"] != "ms":
         return ""
-    kind = "bf16" if result["precision"] == "bf16" else "float32"
-    return (
-        f"measured in {result['runtime']} on the {result['device'].upper()}: {kind}, batches of "
-        f"{result['batch_size']}, {result['threads']} thread{'' if result['threads'] == 1 else 's'}"
-    )
+    threads = f"{result['threads']} thread{'' if result['threads'] == 1 else 's'} of the CPU"
+    where = "the GPU" if result["device"] == "cuda" else threads
+    return f"measured in {result['runtime']} at batch {result['batch_size']} on {where}"
 
 
 def _gap(result: dict[str, Any]) -> str:

@@ -128,7 +128,7 @@ def _see(
         curves=both_curves(loaded, held_out, test, "macs_cumulative"),
         network=describe(loaded.net, shape),
         pieces=cost.measure(loaded.net, shape),
-        ms=timed_pieces(loaded, batch_size, rule)[0] if batch_size else None,
+        ms=timed_pieces(loaded, batch_size, rule) if batch_size else None,
         batch_size=batch_size,
         policy=loaded.policy,
         fitted=loaded.fitted,

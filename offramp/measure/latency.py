@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from offramp.adapt.policy import ExitPolicy, PolicyCarry
-from offramp.adapt.runtime import keep
+from offramp.adapt.runtime import rehearse
 from offramp.measure.cost import Pieces
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet
@@ -19,8 +19,8 @@ ROUNDS = 15
 def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds: int = ROUNDS) -> Pieces:
     """Milliseconds per sample of every stage, and of every branch with what it takes to decide who leaves there.
 
-    An early branch's time holds its own layers, the score of its answer, and taking the samples that stay out of the
-    batch; the final one's its layers and the score. Medians of rounds in which all pieces take turns.
+    An early branch's time holds its own layers, the score of its answer, and making a batch of those that go on, all
+    but one; the final one's its layers and the score. Medians of rounds in which all pieces take turns.
 
     Args:
         inputs: one batch (B, channels, height, width) on the network's device; run this under inference mode and the
@@ -34,9 +34,8 @@ def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds
     judged: PolicyCarry = {}
     for exit, (stage, branch) in enumerate(zip(net.stages, net.branches, strict=True)):
         entering, state = state, stage(state)
-        last = exit == net.exits - 1
         runs[f"stage {exit}"] = _stage(stage, entering)
-        runs[f"branch {exit}"] = _branch(branch, (state, carry, judged), policy, exit, last)
+        runs[f"branch {exit}"] = _branch(branch, (state, carry, judged), policy, exit)
         logits, _, _, carry = branch(state, carry)
         judged = policy.step(judged, logits, exit)[0]
     per_sample = 1000 / len(inputs)
@@ -54,15 +53,12 @@ def _stage(stage: Any, entering: State) -> Callable[[], object]:
 
 
 def _branch(
-    branch: Any, given: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int, last: bool
+    branch: Any, given: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int
 ) -> Callable[[], object]:
     state, carry, judged = given
 
     def run() -> object:
-        _, _, score, _ = policy.step(judged, branch(state, carry)[0], exit)
-        if last or len(score) == 1:  # of one sample, nothing is ever taken out
-            return score
-        (staying,) = torch.nonzero(score == score, as_tuple=True)
-        return keep(state, staying)
+        logits, _, _, handed = branch(state, carry)
+        return rehearse(policy, judged, (state, handed, logits), exit, len(logits) - 1)
 
     return run

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry, namespace
-from offramp.adapt.runtime import answer, keep
+from offramp.adapt.policy import ExitPolicy, PolicyCarry
+from offramp.adapt.runtime import answer, rehearse
 
 LEAST = 5
-"""Rounds of every batch size, however little time there is."""
+"""Stretches of every batch size, however little time there is."""
 
 LOOK = (8, 64)
 """Batches of so many images show, before anything is timed, how many samples reach each segment."""
 
 STRETCH = 16
-"""Images that a runner has the machine to itself for, before the next runner's turn; at least one round."""
+"""Images that a runner has the machine to itself for, at least one round; fewer where there is no time for `LEAST`."""
 
 WAYS = ("plain", "all", "adaptive", "off")
 
@@ -88,13 +88,14 @@ def race(
 ) -> dict[str, Any]:
     """Time all runners' ways in turn, in an order drawn anew for every round, each round on other images.
 
-    One runner follows the other, after a stretch of small batches and an untimed run of its plain network: for some
-    milliseconds the threads of the runtime before it still wait for work, and take a core from whoever comes next.
+    One runner follows the other. Each begins with an untimed run of its plain network, since for some milliseconds the
+    threads of the runtime before it still wait for work, and take a core from whoever comes next; then it has several
+    rounds of small batches in a row.
 
     Args:
         pixels: the images to draw batches from, (N, channels, height, width) as uint8.
         batch: images per batch.
-        seconds: how long to go on; at least `LEAST` rounds are made.
+        seconds: how long to go on; at least `LEAST` stretches are made.
     Returns:
         `batch`, `rounds`, and per runtime what `_report` says.
     Raises:
@@ -104,12 +105,14 @@ def race(
         raise ValueError("there is no runtime to measure")
     hands, order = deal(pixels, batch, seed), random.Random(seed)
     sizes = {runner.name: _sizes(runner, policy, pixels, batch, seed) for runner in runners}
-    stretch = max(1, STRETCH // batch)
     for _ in range(2):
+        began = time.perf_counter()
         _stretch(runners, policy, [next(hands)], order, {name: _Times(size) for name, size in sizes.items()})
+    fits = int(seconds / LEAST / (time.perf_counter() - began))
+    stretch = max(1, min(STRETCH // batch, fits))
     times = {name: _Times(size) for name, size in sizes.items()}
     began, rounds = time.perf_counter(), 0
-    while rounds < LEAST or time.perf_counter() - began < seconds:
+    while rounds < LEAST * stretch or time.perf_counter() - began < seconds:
         _stretch(runners, policy, list(islice(hands, stretch)), order, times)
         rounds += stretch
     reports = {name: _report(found, policy, batch) for name, found in times.items()}
@@ -202,17 +205,10 @@ def _priced(runner: Runner, policy: ExitPolicy, state: Any, sizes: Sequence[int]
     judged: PolicyCarry = {}
     seconds = []
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-    for exit, segment, here, onward in zip(enabled, runner.segments, sizes, (*sizes[1:], 0), strict=True):
+    for exit, segment, onward in zip(enabled, runner.segments, (*sizes[1:], 0), strict=True):
         runner.wait()
         began = time.perf_counter()
-        state, carry, logits = segment(state, carry)
-        judged, _, score, _ = policy.step(judged, logits, exit)
-        if exit != enabled[-1]:
-            (staying,) = namespace(score).nonzero(score == score)
-            if onward < here:
-                staying = staying[:onward]
-                state, carry = keep(state, staying), keep(carry, staying)
-                judged = {name: value[staying] for name, value in judged.items()}
+        state, carry, judged = rehearse(policy, judged, segment(state, carry), exit, onward)
         runner.wait()
         seconds.append(time.perf_counter() - began)
     return seconds

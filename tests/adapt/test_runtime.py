@@ -249,3 +249,24 @@ assert not any(name.partition(".")[0] == "torch" for name in sys.modules)
 
 def test_it_runs_where_torch_does_not_exist(without_torch: Callable[..., str]) -> None:
     without_torch(ANSWERS)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@torch.no_grad()
+def test_a_stepper_says_who_is_still_here_and_does_not_go_on_without_anyone(kind: str) -> None:
+    net = network()
+    parts: list[Any] = list(segments(net))
+    inputs: Any = INPUTS[:6]
+    if kind == "numpy":
+        parts, inputs = list(map(in_numpy, parts)), inputs.numpy()
+    stepper = Stepper(ExitPolicy(thresholds=(NEVER, 0.0, 0.0, 0.0), enabled=ALL), inputs)
+    with pytest.raises(ValueError, match="no segment has run yet"):
+        _ = stepper.alive
+    stepper.advance(parts[0])
+    assert stepper.alive.tolist() == [0, 1, 2, 3, 4, 5] and not stepper.done
+    stepper.advance(parts[1])
+    assert stepper.alive.tolist() == [] and stepper.done
+    given = stepper.answer
+    assert given is not None and given.exit.tolist() == [1] * 6
+    with pytest.raises(ValueError, match="every sample has left"):
+        stepper.advance(parts[2])

@@ -1,14 +1,14 @@
-"""Milliseconds of stages and branches in a foreign runtime: of the right shape, and where the work is."""
+"""Milliseconds of every segment in a foreign runtime: one for each choice of where it begins and ends."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from offramp.adapt.policy import ExitPolicy
-from offramp.bundle.latency import piece_ms
-from offramp.measure.cost import as_run
+from offramp.bundle.latency import as_run, segment_ms
 from offramp.net import Branch, Head, MultiExitNet
 
 pytest.importorskip("onnxscript")
@@ -37,22 +37,36 @@ class First(nn.Module):
         return state[0] + state[1]
 
 
+class Chained(Branch):
+    """Adds what the exit before it said."""
+
+    chained = True
+
+    def forward(self, state: Any, carry: tuple[torch.Tensor, ...] = ()) -> Any:
+        logits, features, pooled, _ = super().forward(state)
+        logits = logits + carry[0] if carry else logits
+        return logits, features, pooled, (logits,)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("batch", [1, 8])
-def test_where_the_work_is_the_time_goes(runtime: str, batch: int) -> None:
-    stages = [nn.Conv2d(3, 24, 3, padding=1), Pair()]
-    net = MultiExitNet(stages, [Branch(nn.Identity(), Head(24, 5)), Branch(First(), Head(24, 5))])
-    policy = ExitPolicy(thresholds=(0.5, 0.5), enabled=(True, True), answer="geometric")
+@pytest.mark.parametrize("branch", [Branch, Chained])
+def test_every_segment_that_a_policy_can_ask_for_has_its_price(runtime: str, batch: int, branch: type[Branch]) -> None:
+    stages = [nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), Pair()]
+    heads = [branch(nn.Identity(), Head(24, 5)), branch(nn.Identity(), Head(24, 5)), branch(First(), Head(24, 5))]
+    policy = ExitPolicy(thresholds=(0.5,) * 3, enabled=(True,) * 3, answer="geometric")
     exported: list[int] = []
-    pieces = piece_ms(net, (3, 16, 16), batch, policy, runtime, threads=1, rounds=5, advance=exported.append)
-    assert exported == [1, 1] and pieces.chained == (False, False)
-    assert len(pieces.stages) == len(pieces.branches) == 2
-    assert min(pieces.stages) > 0 and min(pieces.branches) >= 0
-    assert pieces.stages[1] > pieces.stages[0]
-    assert as_run(pieces, (False, True)) == [sum(pieces.stages) + pieces.branches[1]]
+    ms = segment_ms(
+        MultiExitNet(stages, heads), (3, 16, 16), batch, policy, runtime, threads=1, rounds=5, advance=exported.append
+    )
+    assert exported == [1, 1, 1]
+    assert ms.keys() == {(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)} and min(ms.values()) > 0
+    assert ms[2, 2] > ms[1, 1] and ms[0, 2] > ms[0, 1]  # where the work is
+    assert as_run(ms, (True, False, True)) == [ms[0, 0], ms[1, 2]]
+    assert as_run(ms, (False, False, True)) == [ms[0, 2]]
 
 
-def test_an_unknown_runtime_is_refused() -> None:
+def test_one_exit_has_one_price() -> None:
     net = MultiExitNet([nn.Conv2d(3, 4, 3)], [Branch(nn.Identity(), Head(4, 5))])
-    with pytest.raises(ValueError, match="unknown runtime 'tensorrt': there are onnx, openvino"):
-        piece_ms(net, (3, 8, 8), 1, ExitPolicy(thresholds=(0.0,), enabled=(True,)), "tensorrt")
+    ms = segment_ms(net, (3, 8, 8), 2, ExitPolicy(thresholds=(0.0,), enabled=(True,)), "onnx", rounds=1)
+    assert ms.keys() == {(0, 0)} and as_run(ms, (True,)) == [ms[0, 0]]

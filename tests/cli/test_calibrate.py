@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from offramp.adapt.policy import load
+from offramp.bundle import sessions
+from offramp.bundle.manifest import Part
 from offramp.cli._goal import parse_macs
+from offramp.cli._sides import NEEDS
 from offramp.config import build_data
 from offramp.data.loading import Loader
 from offramp.measure.adaptive import leave_early
@@ -196,28 +199,51 @@ def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> N
     assert offramp("calibrate", run, "--ms", "1e-9").status == 1
 
 
-@pytest.mark.parametrize(
-    ("runtime", "measured"),
-    [
-        ("torch", {"runtime": "torch", "precision": "32"}),
-        ("torch-bf16", {"runtime": "torch-bf16", "precision": "bf16"}),
-        ("onnx", {"runtime": "onnx", "precision": "32", "device": "cpu"}),
-        ("openvino", {"runtime": "openvino", "precision": "32", "device": "cpu"}),
-    ],
-)
+@pytest.mark.parametrize("runtime", ["torch", "torch-bf16", "onnx", "openvino"])
 def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
-    offramp: Offramp, run: Path, runtime: str, measured: dict[str, str]
+    offramp: Offramp, run: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if runtime in ("onnx", "openvino"):
-        for package in ("onnx", "onnxscript", {"onnx": "onnxruntime"}.get(runtime, runtime)):
+    if runtime in NEEDS:
+        for package in NEEDS[runtime]:
             pytest.importorskip(package)
+    seen: set[str] = set()
+    convolve, opened = torch.nn.Conv2d.forward, sessions.open_segment
+
+    def convolving(self: torch.nn.Conv2d, state: torch.Tensor) -> torch.Tensor:
+        seen.add(f"torch {self.weight.dtype}")
+        return convolve(self, state)
+
+    def opening(model: bytes, part: Part, name: str, threads: int | None = None) -> Any:
+        seen.add(name)
+        return opened(model, part, name, threads)
+
+    assert offramp("calibrate", run, "--macs", "1").status == 0  # computes the trace
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", convolving)
+    monkeypatch.setattr("offramp.bundle.latency.open_segment", opening)
     ran = offramp("calibrate", run, "--max-drop", "1", "--save", "ms", "--batch-size", "4", "--runtime", runtime)
     assert ran.status == 0, ran.err
+    wanted = {"torch": "torch torch.float32", "torch-bf16": "torch torch.bfloat16"}.get(runtime, runtime)
+    assert wanted in seen and not seen & ({"onnx", "openvino", "torch torch.bfloat16"} - {wanted})
     origin = json.loads((run / "policy.json").read_text())["provenance"]
-    assert origin.items() >= {**measured, "batch_size": 4}.items() and origin["threads"] > 0
+    assert (origin["runtime"], origin["batch_size"]) == (runtime, 4) and origin["threads"] > 0
     assert 0 < origin["expected"]["ms"] <= origin["plain"]["ms"]
-    kind = "bf16" if measured["precision"] == "bf16" else "float32"
-    assert f"measured in {runtime} on the " in ran.out and f": {kind}, batches of 4, " in ran.out
+    assert f"measured in {runtime} at batch 4 on " in ran.out
+
+
+def test_milliseconds_are_those_of_the_run_s_own_precision_unless_told_otherwise(offramp: Offramp, run: Path) -> None:
+    config = (run / "config.yaml").read_text()
+    for precision, runtime in {"32": "torch", "bf16": "torch-bf16"}.items():
+        (run / "config.yaml").write_text(config.replace("precision: '32'", f"precision: '{precision}'"))
+        assert offramp("calibrate", run, "--ms", "1000", "--batch-size", "4", "--json").json["runtime"] == runtime
+
+
+def test_a_runtime_that_is_not_installed_is_named_before_anything_is_exported(
+    offramp: Offramp, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NEEDS, "openvino", ("no_such_package",))
+    ran = offramp("calibrate", run, "--ms", "1", "--runtime", "openvino")
+    assert ran.status == 1
+    assert "--runtime openvino is not installed: pip install 'offramp[export,openvino]'" in ran.err
 
 
 @pytest.mark.parametrize("score", ["margin", "entropy", "patience"])
