@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from offramp.cli import main
 from offramp.cli._argv import options, prepare
 from offramp.config import Config, resolve
 
@@ -84,3 +86,13 @@ def test_leaving_early_is_told_as_it_was_measured():
         assert all(f"{value:.2f}" in told for value in (*faster, -torch["points_lost"], torch["of_predicted"]))
     for share in (accuracy["adaptive"], accuracy["plain"], accuracy["small runs/c100-joint"]):
         assert f"| {100 * share:.2f} |" in document
+
+
+def test_the_comparison_of_methods_is_that_of_its_ledger(tmp_path):
+    document = tmp_path / "methods.md"
+    shutil.copy(ROOT / "docs/methods.md", document)
+    words = ["compare", "--show", str(ROOT / "results/compare-cifar150.jsonl"), "--markdown", str(document)]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert not left.value.code
+    assert document.read_text() == (ROOT / "docs/methods.md").read_text()
