@@ -1,7 +1,11 @@
 """Layers that networks and exits are both made of, initialised when they are made."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 
 def initialise(module: nn.Module) -> None:
@@ -18,27 +22,120 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-class StridedConv(nn.Conv2d):
-    """A convolution that takes no longer steps than its maps are wide; the answer is the same.
+class Conv(nn.Conv2d):
+    """A convolution with an odd kernel, padded by half of it, around what PyTorch's CPU kernels do badly or wrongly.
 
-    In bfloat16 on a CPU, PyTorch leaves parts of the weight's gradient uninitialised where maps are narrower than the
-    stride (seen in 2.13: 3×3 with stride 2 on 1×1 maps, which digits end in). The gradient of the input of a 1×1
-    convolution with stride 2 and few channels writes outside its memory there (seen in 2.13: 4 to 8 channels, 48×48,
-    channels last): where one is wanted, the pixels that count are taken first. Kernel odd, padding half of it.
+    The answer is that of `nn.Conv2d`. Seen in PyTorch 2.13:
+
+    - In bfloat16, parts of the weight's gradient stay uninitialised where maps are narrower than the stride (3×3 with
+      stride 2 on 1×1 maps, which digits end in): no longer steps are taken than the maps are wide.
+    - The gradient of the input of a 1×1 convolution with stride 2 and few channels writes outside its memory (4 to 8
+      channels, 48×48, channels last): where one is wanted, the pixels that count are taken first.
+    - In bfloat16, the weight's gradient on small maps takes five times as long as the same as one matrix product.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, enters, H, W) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
         strides = tuple(min(stride, size) for stride, size in zip(self.stride, input.shape[-2:], strict=True))
-        if self.kernel_size == (1, 1) and input.requires_grad and input.device.type == "cpu":
-            input, strides = input[..., :: strides[0], :: strides[1]], (1, 1)
+        if input.device.type != "cpu":
+            return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
+        if self.kernel_size == (1, 1) and strides != (1, 1) and input.requires_grad:
+            # pooling over single pixels; slicing would turn the gradient's channels_last around
+            input, strides = F.avg_pool2d(input, 1, strides), (1, 1)
+        if self._as_product(input, strides):
+            return SmallMaps.apply(input.bfloat16(), self.weight.bfloat16(), strides)  # type: ignore[no-any-return, no-untyped-call]
         return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
+
+    def _as_product(self, input: Tensor, strides: tuple[int, ...]) -> bool:
+        """Whether the weight's gradient is wanted, in bfloat16, and for small maps."""
+        height, width = (-(-size // stride) for size, stride in zip(input.shape[-2:], strides, strict=True))
+        return (
+            height * width <= SMALL
+            and self.kernel_size != (1, 1)
+            and (self.groups, self.bias, self.dilation) == (1, None, (1, 1))
+            and self.weight.requires_grad
+            and torch.is_grad_enabled()
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
+
+
+SMALL, TINY = 64, 16
+"""Pixels of an answer up to which the weight's gradient, and all of it, is computed as a matrix product."""
+
+
+class SmallMaps(torch.autograd.Function):
+    """A convolution, padded by half its kernel, whose weight's gradient is one matrix product over all pixels."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
+        """(B, enters, H, W), (leaves, enters, k, k) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        made = _convolved(input, weight, strides)
+        return made.clone() if made._is_view() else made  # forward mode takes no view
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """What both derivatives need."""
+        ctx.strides = inputs[2]
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """(B, leaves, H', W') -> gradients of the input and the weight."""
+        input, weight = ctx.saved_tensors
+        to_input = None
+        if ctx.needs_input_grad[0] and ctx.strides == (1, 1):
+            to_input = _convolved(gradient, weight.flip(2, 3).transpose(0, 1), ctx.strides)
+        elif ctx.needs_input_grad[0]:
+            to_input = conv2d_input(input.shape, weight, gradient, ctx.strides, _padding(weight))  # type: ignore[no-untyped-call]
+        return to_input, _weight_gradient(input, weight, gradient, ctx.strides), None
+
+    @staticmethod
+    def jvp(ctx: Any, along: Tensor | None, weight_along: Tensor | None, _: None) -> Tensor:
+        """The derivative in a direction of the input and of the weight."""
+        input, weight = ctx.saved_tensors
+        parts = []
+        if along is not None:
+            parts.append(F.conv2d(along, weight, None, ctx.strides, _padding(weight)))
+        if weight_along is not None:
+            parts.append(F.conv2d(input, weight_along, None, ctx.strides, _padding(weight)))
+        return parts[0] + parts[1] if len(parts) == 2 else parts[0]
+
+
+def _convolved(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
+    """The convolution, as a matrix product too where the answer has very few pixels."""
+    if input.shape[2] * input.shape[3] > TINY * strides[0] * strides[1]:
+        return F.conv2d(input, weight, None, strides, _padding(weight))
+    high, wide = (-(-size // stride) for size, stride in zip(input.shape[2:], strides, strict=True))
+    made = _patches(input, weight, strides) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return made.view(len(input), high, wide, -1).permute(0, 3, 1, 2)
+
+
+def _padding(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[2] // 2, weight.shape[3] // 2
+
+
+def _weight_gradient(input: Tensor, weight: Tensor, gradient: Tensor, strides: tuple[int, int]) -> Tensor:
+    """sum over samples and pixels of gradient x the patch of the input that the pixel sees: (leaves, enters, k, k)."""
+    leaves, enters, high, wide = weight.shape
+    by_pixel = gradient.permute(0, 2, 3, 1).reshape(-1, leaves)
+    made = by_pixel.t() @ _patches(input, weight, strides)
+    return made.view(leaves, high, wide, enters).permute(0, 3, 1, 2)
+
+
+def _patches(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
+    """What every pixel of the answer sees: (B H' W', k k enters)."""
+    _, enters, high, wide = weight.shape
+    up, left = _padding(weight)
+    padded = F.pad(input.permute(0, 2, 3, 1), (0, 0, left, left, up, up))
+    seen = padded.unfold(1, high, strides[0]).unfold(2, wide, strides[1])  # (B, H', W', enters, k, k)
+    return seen.permute(0, 1, 2, 4, 5, 3).reshape(-1, high * wide * enters)
 
 
 def conv(enters: int, leaves: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias, padded so that stride 1 keeps the size: (B, enters, H, W) -> (B, leaves, H', W')."""
-    kind = nn.Conv2d if stride == 1 else StridedConv
-    return kind(enters, leaves, kernel, stride, kernel // 2, bias=False)
+    return Conv(enters, leaves, kernel, stride, kernel // 2, bias=False)
 
 
 def conv_norm_relu(enters: int, leaves: int, kernel: int, stride: int = 1) -> list[nn.Module]:

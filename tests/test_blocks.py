@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.blocks import StridedConv, conv
+from offramp.blocks import Conv, SmallMaps, conv
 
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "size"), [(3, 2, 1), (3, 4, 3), (3, 8, 5), (5, 2, 1), (3, 2, 2), (3, 2, 7)]
 )
 def test_the_answer_is_that_of_the_convolution(kernel: int, stride: int, size: int) -> None:
-    ours = StridedConv(4, 6, kernel, stride, kernel // 2)
+    ours = Conv(4, 6, kernel, stride, kernel // 2)
     plain = nn.Conv2d(4, 6, kernel, stride, kernel // 2)
     plain.load_state_dict(ours.state_dict())
     inputs = torch.randn(2, 4, size, size + 1)
@@ -52,3 +52,53 @@ torch.testing.assert_close(layer(inputs).double(), exact, atol=1e-5, rtol=1e-5)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+SMALL_MAPS = [(1, 8, 8), (2, 8, 7), (1, 4, 4), (2, 8, 8), (2, 4, 4), (1, 1, 1), (2, 3, 5)]
+"""Strides, height and width: answers of few pixels, and of very few."""
+
+
+@pytest.mark.parametrize(("stride", "height", "width"), SMALL_MAPS)
+def test_on_small_maps_a_product_has_the_derivatives_of_the_convolution(stride: int, height: int, width: int) -> None:
+    inputs = torch.randn(3, 4, height, width, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    ours = SmallMaps.apply(inputs, weight, (stride, stride))
+    plain = nn.functional.conv2d(inputs, weight, None, stride, 1)
+    torch.testing.assert_close(ours, plain)
+    pull = torch.randn_like(plain)
+    for mine, theirs in zip(
+        *(torch.autograd.grad(made, (inputs, weight), pull) for made in (ours, plain)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_product_can_be_differentiated_again_and_forwards(stride: int) -> None:
+    inputs = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def made(*given: torch.Tensor) -> torch.Tensor:
+        return SmallMaps.apply(*given, (stride, stride))  # type: ignore[no-any-return]
+
+    torch.autograd.gradcheck(made, (inputs, weight), check_forward_ad=True)
+    torch.autograd.gradgradcheck(made, (inputs, weight))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 8), (3, 2, 8), (3, 1, 4), (1, 2, 8)])
+def test_in_bfloat16_gradients_are_those_of_the_convolution_in_its_order_of_memory(
+    kernel: int, stride: int, size: int
+) -> None:
+    layer = conv(32, 48, kernel, stride).to(memory_format=torch.channels_last)
+    inputs = torch.randn(16, 32, size, size).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        made = layer(inputs)
+    pull = torch.randn_like(made)
+    made.backward(pull)
+    assert made.dtype == torch.bfloat16 and made.is_contiguous(memory_format=torch.channels_last)
+    assert inputs.grad is not None and inputs.grad.is_contiguous(memory_format=torch.channels_last)
+    exact = [inputs.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()]
+    nn.functional.conv2d(*exact, None, stride, kernel // 2).backward(pull.double())
+    for mine, theirs in zip((inputs.grad, layer.weight.grad), exact, strict=True):
+        assert mine is not None and theirs.grad is not None
+        assert (mine.double() - theirs.grad).norm() < 0.01 * theirs.grad.norm()
