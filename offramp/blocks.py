@@ -43,7 +43,8 @@ class Conv(nn.Conv2d):
             # pooling over single pixels; slicing would turn the gradient's channels_last around
             input, strides = F.avg_pool2d(input, 1, strides), (1, 1)
         if self._as_product(input, strides):
-            return SmallMaps.apply(input.bfloat16(), self.weight.bfloat16(), strides)  # type: ignore[no-any-return, no-untyped-call]
+            made: Tensor = SmallMaps.apply(input.bfloat16(), self.weight.bfloat16(), strides)  # type: ignore[no-untyped-call]
+            return made if self.bias is None else made + self.bias.bfloat16()[:, None, None]
         return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
 
     def _as_product(self, input: Tensor, strides: tuple[int, ...]) -> bool:
@@ -52,7 +53,7 @@ class Conv(nn.Conv2d):
         return (
             height * width <= SMALL
             and self.kernel_size != (1, 1)
-            and (self.groups, self.bias, self.dilation) == (1, None, (1, 1))
+            and (self.groups, self.dilation) == (1, (1, 1))
             and self.weight.requires_grad
             and torch.is_grad_enabled()
             and torch.is_autocast_enabled("cpu")

@@ -85,11 +85,12 @@ def test_a_product_can_be_differentiated_again_and_forwards(stride: int) -> None
     torch.autograd.gradgradcheck(made, (inputs, weight))
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 8), (3, 2, 8), (3, 1, 4), (1, 2, 8)])
 def test_in_bfloat16_gradients_are_those_of_the_convolution_in_its_order_of_memory(
-    kernel: int, stride: int, size: int
+    kernel: int, stride: int, size: int, bias: bool
 ) -> None:
-    layer = conv(32, 48, kernel, stride).to(memory_format=torch.channels_last)
+    layer = Conv(32, 48, kernel, stride, kernel // 2, bias=bias).to(memory_format=torch.channels_last)
     inputs = torch.randn(16, 32, size, size).to(memory_format=torch.channels_last).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         made = layer(inputs)
@@ -97,8 +98,10 @@ def test_in_bfloat16_gradients_are_those_of_the_convolution_in_its_order_of_memo
     made.backward(pull)
     assert made.dtype == torch.bfloat16 and made.is_contiguous(memory_format=torch.channels_last)
     assert inputs.grad is not None and inputs.grad.is_contiguous(memory_format=torch.channels_last)
-    exact = [inputs.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()]
-    nn.functional.conv2d(*exact, None, stride, kernel // 2).backward(pull.double())
-    for mine, theirs in zip((inputs.grad, layer.weight.grad), exact, strict=True):
+    exact = [part.detach().double().requires_grad_() for part in (inputs, *layer.parameters())]
+    answer = nn.functional.conv2d(*exact, *([] if bias else [None]), stride, kernel // 2)
+    answer.backward(pull.double())
+    assert (made.double() - answer).norm() < 0.01 * answer.norm()
+    for mine, theirs in zip((inputs.grad, *(part.grad for part in layer.parameters())), exact, strict=True):
         assert mine is not None and theirs.grad is not None
         assert (mine.double() - theirs.grad).norm() < 0.01 * theirs.grad.norm()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -211,35 +212,38 @@ def weights_of(run: Path) -> list[float]:
 def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
     """One step of Algorithm 1: move the weights by how they change the held-out loss one step ahead, then the network.
 
-    Both use one forward pass on the training batch.
+    The network's own step runs its forward pass again: keeping that of the look-ahead would need its memory while the
+    held-out batch needs as much.
     """
     objective: Any = parts.objective
     device = batch.inputs.device
-    thrown = look_ahead.dice(device)
-    outputs = parts.net(batch.inputs, tap=parts.tap)
-    losses = objective.losses(outputs, batch.labels)
+    same: AbstractContextManager[None] = nullcontext()
     if objective.due():
-        objective.move(weight_gradient(parts, batch, losses, thrown))
-    return parts.update(objective.terms(losses))
+        same = look_ahead.thrown_again(look_ahead.dice(device), device)
+        objective.move(weight_gradient(parts, batch))
+    with same:
+        outputs = parts.net(batch.inputs, tap=parts.tap)
+    return parts.update(objective(outputs, batch, progress))
 
 
-def weight_gradient(
-    parts: Parts, batch: Batch, losses: Float[Tensor, "M"], thrown: look_ahead.Dice
-) -> Float[Tensor, "M"]:
+def weight_gradient(parts: Parts, batch: Batch) -> Float[Tensor, "M"]:
     """dL_val(theta') / dw: how every weight changes the held-out loss one step ahead; the averages are updated.
 
-    Args:
-        losses: of the batch, with their graph, which is kept.
-        thrown: the random state before that forward pass.
     Raises:
         ValueError: if nothing was held out.
     """
     objective: Any = parts.objective
     if parts.held_out is None or parts.bare is None:
         raise ValueError(NEEDS_HELD_OUT)
-    net, settings, optimizer = parts.bare, objective.settings, parts.optimizer
-    theta = look_ahead.trained(net)
-    gradient = parts.gradient((objective.weights * losses).sum())
+    net, settings, optimizer, device = parts.bare, objective.settings, parts.optimizer, batch.inputs.device
+    theta, thrown = look_ahead.trained(net), look_ahead.dice(device)
+
+    def losses(parameters: look_ahead.Tensors) -> Tensor:
+        found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)
+        return found
+
+    with parts.fabric.autocast():
+        gradient = look_ahead.gradients((objective.weights * losses(theta)).sum(), theta)
     rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rate=rate)
@@ -247,13 +251,9 @@ def weight_gradient(
     held = parts.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
         direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
-
-    def again(parameters: look_ahead.Tensors) -> Tensor:
-        found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)
-        return found
-
-    with look_ahead.thrown_again(thrown, batch.inputs.device):
-        return global_mean(look_ahead.product(again, theta, direction))
+    del ahead
+    with look_ahead.thrown_again(thrown, device):
+        return global_mean(look_ahead.product(losses, theta, direction))
 
 
 NEEDS_HELD_OUT = (

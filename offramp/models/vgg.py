@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.blocks import initialise
+from offramp.blocks import Conv, initialise
 from offramp.models._options import check
 from offramp.net import Backbone, Head
 
@@ -28,7 +28,7 @@ class ConvBlock(nn.Module):
     def __init__(self, enters: int, leaves: int, pools: bool) -> None:
         super().__init__()
         self.pools = pools
-        self.conv = nn.Conv2d(enters, leaves, 3, padding=1)
+        self.conv = Conv(enters, leaves, 3, padding=1)
         self.bn = nn.BatchNorm2d(leaves)
         self.construct = partial(ConvBlock, enters, leaves, pools)
         initialise(self)
