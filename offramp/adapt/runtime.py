@@ -53,9 +53,11 @@ class Stepper:
         exits = self.answer.exit
         return namespace(exits).arange(len(exits), device=array_api_compat.device(exits))
 
-    def advance(self, segment: Any) -> None:
+    def advance(self, segment: Any, onward: int | None = None) -> None:
         """Run the next segment on the samples still here, and let those leave that may.
 
+        Args:
+            onward: to rehearse: this many samples go on, whoever they are and whatever the policy says; at least 1.
         Raises:
             ValueError: if every sample has left.
         """
@@ -75,9 +77,9 @@ class Stepper:
         if self.passed == len(self.exits):
             self.done = True
         elif len(given) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
-            self.done = bool(leaves)
+            self.done = bool(leaves) and onward is None
         else:
-            (staying,) = xp.nonzero(~leaves)
+            (staying,) = xp.nonzero(~leaves) if onward is None else (xp.nonzero(leaves | ~leaves)[0][:onward],)
             self.done = not len(staying)
             if 0 < len(staying) < len(given):
                 self._rows = staying if self._rows is None else self._rows[staying]
@@ -86,24 +88,16 @@ class Stepper:
 
 def rehearse(
     policy: ExitPolicy, judged: PolicyCarry, made: tuple[Any, tuple[Array, ...], Array], exit: int, onward: int
-) -> tuple[Any, tuple[Array, ...], PolicyCarry]:
+) -> Stepper:
     """What a `Stepper` does once a segment has run, to be timed: it judges the answers and takes those out that go on.
 
     Args:
         judged: what the policy looks back at; made: (state, carry, logits) that the segment answered; exit: its exit.
-        onward: how many samples go on, whoever they are.
-    Returns:
-        (state, carry, judged) of those that go on; all of them after the final exit.
+        onward: how many samples go on, at least 1, whoever they are; all leave at the final exit.
     """
-    state, carry, logits = made
-    judged, _, score, leaves = policy.step(judged, logits, exit)
-    if exit == policy.exits - 1:
-        return state, carry, judged
-    if len(score) == 1:
-        bool(leaves)
-        return state, carry, judged
-    (everyone,) = namespace(score).nonzero(score == score)
-    return _onward(state, carry, judged, everyone[:onward]) if onward < len(score) else (state, carry, judged)
+    stepper = resume(policy, sum(policy.enabled[:exit]), made[0], made[1], judged)
+    stepper.advance(lambda state, carry: made, onward)
+    return stepper
 
 
 def _onward(

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry
-from offramp.adapt.runtime import answer, rehearse
+from offramp.adapt.policy import ExitPolicy
+from offramp.adapt.runtime import Stepper, answer
 
 LEAST = 5
 """Stretches of every batch size, however little time there is."""
@@ -199,18 +199,17 @@ def _walk(segments: Sequence[Any], state: Any) -> list[Any]:
     return logits
 
 
-def _priced(runner: Runner, policy: ExitPolicy, state: Any, sizes: Sequence[int]) -> list[float]:
-    """Seconds of every enabled segment for `sizes` samples, with judging them and taking out those that stay."""
-    carry: Any = ()
-    judged: PolicyCarry = {}
+def _priced(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int]) -> list[float]:
+    """Seconds of every enabled segment for `sizes` samples: of a whole step of the runtime, and of its setting out."""
     seconds = []
-    enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-    for exit, segment, onward in zip(enabled, runner.segments, (*sizes[1:], 0), strict=True):
-        runner.wait()
-        began = time.perf_counter()
-        state, carry, judged = rehearse(policy, judged, segment(state, carry), exit, onward)
+    runner.wait()
+    began = time.perf_counter()
+    stepper = Stepper(policy, inputs)
+    for segment, onward in zip(runner.segments, (*sizes[1:], 1), strict=True):
+        stepper.advance(segment, onward)
         runner.wait()
         seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
     return seconds
 
 
