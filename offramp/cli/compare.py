@@ -108,12 +108,14 @@ def run(
 def _job(entry: "Entry", out: Path, ledger: Path) -> "Job | None":
     """What is left to do for a run: train, evaluate, add its line to the ledger; None where nothing is."""
     from offramp.cli._jobs import Job
-    from offramp.study.ledger import append, holds
-    from offramp.train.folder import CONFIG, read_result
+    from offramp.study.ledger import append, holds, lists
+    from offramp.train.folder import CONFIG, begun, read_result
 
     config, folder = entry.config, entry.folder
     result = read_result(folder)
     if result is not None and holds(ledger, flat(config), result):
+        return None
+    if not begun(folder) and lists(ledger, flat(config)):
         return None
     place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
     train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]

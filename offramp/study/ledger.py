@@ -80,6 +80,16 @@ def holds(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> 
     )
 
 
+def lists(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the ledger has a run of this flat configuration, whoever trained it: its last epoch on test.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    wanted = label(config), int(config["seed"]), common(config)
+    return path.is_file() and any((line.method, line.seed, line.common) == wanted for line in read(path))
+
+
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line, in one write, so that whoever is killed leaves a whole line or none."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,11 @@ FREE = {"data-dir", "checkpoint-every", "tensorboard"}
 """What may differ when a run is resumed: it does not change what is computed."""
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run's training has left anything in its folder yet."""
+    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+
+
 def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
     """Make the folder this run's own, or recognise it.
 
@@ -22,7 +27,7 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
     path = folder / CONFIG
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and a run is a folder; take another --out")
-    if path.is_file() and any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+    if path.is_file() and begun(folder):
         there = read_config(folder)
         differing = [key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)]
         if differing:

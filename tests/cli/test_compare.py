@@ -21,8 +21,9 @@ from offramp.cli._compare_progress import last_epoch
 from offramp.cli._entries import Entry, folder_name, parse_methods, parse_seeds
 from offramp.cli._jobs import Job, alone, reason
 from offramp.cli.compare import _job
-from offramp.config import Config, resolve
+from offramp.config import Config, resolve, unflat
 from offramp.study.ledger import append
+from offramp.train.folder import read_config
 from offramp.train.recipe import Recipe
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
@@ -131,6 +132,21 @@ def test_a_finished_comparison_trains_nothing(offramp: Offramp, finished: Path) 
     append(finished / "results.jsonl", {**other, "config": {**other["config"], "lr": 0.7}})
     (found,) = offramp(*words("joint,byot", "0", finished, "--json")).json["comparisons"]
     assert [row["method"] for row in found["methods"]] == ["joint", "byot"]
+
+
+def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
+    offramp: Offramp, finished: Path, tmp_path: Path
+) -> None:
+    elsewhere, ledger = tmp_path / "elsewhere", finished / "results.jsonl"
+    ran = offramp(*words("joint,byot", "0", elsewhere, "--ledger", ledger))
+    assert ran.status == 0, ran.err
+    assert "2 runs of 4 epochs, 2 of them finished before" in ran.err and not list(elsewhere.glob("*/*.safetensors"))
+    entry = Entry("joint", resolve(Config()), elsewhere / "joint-seed-0")
+    assert _job(entry, elsewhere, ledger) is not None, "of another configuration"
+    (finished / "joint-seed-0/result.json").unlink()
+    run = finished / "joint-seed-0"
+    same = Entry("joint", unflat(read_config(run), str(run)), run)
+    assert _job(same, finished, ledger) is not None, "a run that was begun goes on"
 
 
 def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
