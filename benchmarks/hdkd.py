@@ -5,10 +5,11 @@
 
 Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout; each variant
 in processes of its own, in turn, `--rounds` times. `double` is the textbook way, kept here as comparator: it keeps a
-graph of the gradient and differentiates it; its forward pass on the training batch is shared with the step as well.
+graph of the gradient and differentiates it; its forward pass on the training batch is shared with the network's step.
+`shipped` keeps no graph beside the one at work, and runs that forward pass again.
 On a CPU all keep freed memory, as training does. Peak memory is of the process, the holes between tensors included.
-`shipped-bf16` is the step as bf16 training takes it (the look-ahead and the product stay in float32), `joint-bf16`
-beside it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and at most 4.0 steps of joint.
+`shipped-bf16` is the step as bf16 training takes it (held-out pass and product stay in float32), `joint-bf16` beside
+it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and at most 4.0 steps of joint.
 """
 
 import argparse

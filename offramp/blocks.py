@@ -1,5 +1,6 @@
 """Layers that networks and exits are both made of, initialised when they are made."""
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
+SMALL, TINY = 64, 16
+"""Pixels of an answer: up to SMALL the weight's gradient is one matrix product, up to TINY the whole convolution is."""
+
+
 class Conv(nn.Conv2d):
     """A convolution with an odd kernel, padded by half of it, around what PyTorch's CPU kernels do badly or wrongly.
 
@@ -31,55 +36,72 @@ class Conv(nn.Conv2d):
       stride 2 on 1×1 maps, which digits end in): no longer steps are taken than the maps are wide.
     - The gradient of the input of a 1×1 convolution with stride 2 and few channels writes outside its memory (4 to 8
       channels, 48×48, channels last): where one is wanted, the pixels that count are taken first.
-    - In bfloat16, the weight's gradient on small maps takes five times as long as the same as one matrix product.
+    - In bfloat16, the weight's gradient on small maps takes up to five times as long as the same by one matrix product
+      (512 channels on 4×4 maps; `benchmarks/train_speed.py` is where it counts).
+
+    Args:
+        enters, leaves: channels; kernel: its height and width; groups, bias: as of `nn.Conv2d`.
+    Raises:
+        ValueError: if the kernel is even.
     """
+
+    def __init__(
+        self, enters: int, leaves: int, kernel: int, stride: int = 1, *, groups: int = 1, bias: bool = True
+    ) -> None:
+        if kernel % 2 == 0:
+            raise ValueError(f"a convolution that is padded by half its kernel needs an odd one, got {kernel}")
+        super().__init__(enters, leaves, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, enters, H, W) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        strides = tuple(min(stride, size) for stride, size in zip(self.stride, input.shape[-2:], strict=True))
-        if input.device.type != "cpu":
-            return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
-        if self.kernel_size == (1, 1) and strides != (1, 1) and input.requires_grad:
+        strides = self.stride
+        if strides != (1, 1):
+            strides = min(strides[0], input.shape[-2]), min(strides[1], input.shape[-1])
+        on_cpu = input.device.type == "cpu"
+        if on_cpu and self.kernel_size == (1, 1) and strides != (1, 1) and input.requires_grad:
             # pooling over single pixels; slicing would turn the gradient's channels_last around
             input, strides = F.avg_pool2d(input, 1, strides), (1, 1)
-        if self._as_product(input, strides):
+        if on_cpu and torch.is_grad_enabled() and _in_bfloat16() and self._by_product(input, strides):
             made: Tensor = SmallMaps.apply(input.bfloat16(), self.weight.bfloat16(), strides)  # type: ignore[no-untyped-call]
             return made if self.bias is None else made + self.bias.bfloat16()[:, None, None]
         return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
 
-    def _as_product(self, input: Tensor, strides: tuple[int, ...]) -> bool:
-        """Whether the weight's gradient is wanted, in bfloat16, and for small maps."""
-        height, width = (-(-size // stride) for size, stride in zip(input.shape[-2:], strides, strict=True))
+    def _by_product(self, input: Tensor, strides: tuple[int, ...]) -> bool:
+        """Whether a gradient is wanted of a weight that is no 1×1 one, for small maps."""
         return (
-            height * width <= SMALL
+            self.weight.requires_grad
             and self.kernel_size != (1, 1)
-            and (self.groups, self.dilation) == (1, (1, 1))
-            and self.weight.requires_grad
-            and torch.is_grad_enabled()
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and self.groups == 1
+            and input.dim() == 4
+            and input.dtype != torch.float64  # which autocast leaves alone
+            and math.prod(_pixels(input, strides)) <= SMALL
         )
 
 
-SMALL, TINY = 64, 16
-"""Pixels of an answer up to which the weight's gradient, and all of it, is computed as a matrix product."""
+def _in_bfloat16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def _pixels(input: Tensor, strides: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of the answer."""
+    return -(-input.shape[2] // strides[0]), -(-input.shape[3] // strides[1])
 
 
 class SmallMaps(torch.autograd.Function):
-    """A convolution, padded by half its kernel, whose weight's gradient is one matrix product over all pixels."""
+    """A convolution, padded by half its odd kernel, whose weight's gradient is one matrix product over all pixels."""
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
         """(B, enters, H, W), (leaves, enters, k, k) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
         made = _convolved(input, weight, strides)
-        return made.clone() if made._is_view() else made  # forward mode takes no view
+        # The product's answer is a view, which nobody might change in place (a ReLU does) once it left a Function.
+        return made.clone() if _is_tiny(input, strides) else made
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """What both derivatives need."""
+        """What the derivative needs."""
         ctx.strides = inputs[2]
         ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -92,25 +114,17 @@ class SmallMaps(torch.autograd.Function):
             to_input = conv2d_input(input.shape, weight, gradient, ctx.strides, _padding(weight))  # type: ignore[no-untyped-call]
         return to_input, _weight_gradient(input, weight, gradient, ctx.strides), None
 
-    @staticmethod
-    def jvp(ctx: Any, along: Tensor | None, weight_along: Tensor | None, _: None) -> Tensor:
-        """The derivative in a direction of the input and of the weight."""
-        input, weight = ctx.saved_tensors
-        parts = []
-        if along is not None:
-            parts.append(F.conv2d(along, weight, None, ctx.strides, _padding(weight)))
-        if weight_along is not None:
-            parts.append(F.conv2d(input, weight_along, None, ctx.strides, _padding(weight)))
-        return parts[0] + parts[1] if len(parts) == 2 else parts[0]
-
 
 def _convolved(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
-    """The convolution, as a matrix product too where the answer has very few pixels."""
-    if input.shape[2] * input.shape[3] > TINY * strides[0] * strides[1]:
+    """The convolution, as a matrix product where the answer has very few pixels."""
+    if not _is_tiny(input, strides):
         return F.conv2d(input, weight, None, strides, _padding(weight))
-    high, wide = (-(-size // stride) for size, stride in zip(input.shape[2:], strides, strict=True))
     made = _patches(input, weight, strides) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return made.view(len(input), high, wide, -1).permute(0, 3, 1, 2)
+    return made.view(len(input), *_pixels(input, strides), len(weight)).permute(0, 3, 1, 2)
+
+
+def _is_tiny(input: Tensor, strides: tuple[int, int]) -> bool:
+    return math.prod(_pixels(input, strides)) <= TINY
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:
@@ -136,7 +150,7 @@ def _patches(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
 
 def conv(enters: int, leaves: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias, padded so that stride 1 keeps the size: (B, enters, H, W) -> (B, leaves, H', W')."""
-    return Conv(enters, leaves, kernel, stride, kernel // 2, bias=False)
+    return Conv(enters, leaves, kernel, stride, bias=False)
 
 
 def conv_norm_relu(enters: int, leaves: int, kernel: int, stride: int = 1) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from offramp.blocks import Conv, SmallMaps, conv
     ("kernel", "stride", "size"), [(3, 2, 1), (3, 4, 3), (3, 8, 5), (5, 2, 1), (3, 2, 2), (3, 2, 7)]
 )
 def test_the_answer_is_that_of_the_convolution(kernel: int, stride: int, size: int) -> None:
-    ours = Conv(4, 6, kernel, stride, kernel // 2)
+    ours = Conv(4, 6, kernel, stride)
     plain = nn.Conv2d(4, 6, kernel, stride, kernel // 2)
     plain.load_state_dict(ours.state_dict())
     inputs = torch.randn(2, 4, size, size + 1)
@@ -73,16 +73,62 @@ def test_on_small_maps_a_product_has_the_derivatives_of_the_convolution(stride: 
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-def test_a_product_can_be_differentiated_again_and_forwards(stride: int) -> None:
+def test_a_product_can_be_differentiated_again(stride: int) -> None:
     inputs = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradgradcheck(lambda *given: SmallMaps.apply(*given, (stride, stride)), (inputs, weight))
 
-    def made(*given: torch.Tensor) -> torch.Tensor:
-        return SmallMaps.apply(*given, (stride, stride))  # type: ignore[no-any-return]
 
-    torch.autograd.gradcheck(made, (inputs, weight), check_forward_ad=True)
-    torch.autograd.gradgradcheck(made, (inputs, weight))
+def by_product(layer: nn.Module, inputs: torch.Tensor, low: bool = True) -> bool:
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        return "SmallMaps" in type(layer(inputs).grad_fn).__name__
+
+
+def test_products_are_taken_for_weights_that_train_in_bfloat16_on_small_maps() -> None:
+    inputs, layer = torch.randn(2, 4, 8, 8), Conv(4, 6, 3, bias=False)
+    assert by_product(layer, inputs)
+    assert not by_product(layer, inputs, low=False)
+    assert not by_product(layer, torch.randn(2, 4, 9, 8)), "too many pixels"
+    assert by_product(Conv(4, 6, 3, 2, bias=False), torch.randn(2, 4, 16, 15)), "it is the answer's pixels that count"
+    assert not by_product(Conv(4, 6, 1, bias=False), inputs)
+    assert not by_product(Conv(4, 6, 3, groups=2, bias=False), inputs)
+    with torch.no_grad():
+        assert not by_product(layer, inputs)
+    assert not by_product(layer.requires_grad_(False), inputs.requires_grad_())
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_what_is_unusual_is_answered_as_by_the_convolution(size: int) -> None:
+    layer = Conv(4, 6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(0, 4, size, size)).shape == (0, 6, size, size)
+        assert layer(torch.randn(4, size, size)).shape == (6, size, size)
+        assert layer.double()(torch.randn(2, 4, size, size).double()).dtype == torch.float64
+        nn.functional.relu(layer.float()(torch.randn(2, 4, size, size)), inplace=True).sum().backward()
+    with pytest.raises(ValueError, match="needs an odd one, got 2"):
+        Conv(4, 6, 2)
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_products_are_compiled_as_one_graph(size: int) -> None:
+    """In a process of its own: the checks of shapes in tests would break the graph."""
+    code = f"""
+import torch
+from torch import nn
+from offramp.blocks import Conv
+torch.manual_seed(0)
+net = nn.Sequential(Conv(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), Conv(4, 4, 3, 2))
+inputs = torch.randn(3, 4, {size}, {size})
+found = []
+for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+    net.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        run(inputs).float().square().mean().backward()
+    found.append([part.grad.clone() for part in net.parameters()])
+torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.005)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -90,7 +136,7 @@ def test_a_product_can_be_differentiated_again_and_forwards(stride: int) -> None
 def test_in_bfloat16_gradients_are_those_of_the_convolution_in_its_order_of_memory(
     kernel: int, stride: int, size: int, bias: bool
 ) -> None:
-    layer = Conv(32, 48, kernel, stride, kernel // 2, bias=bias).to(memory_format=torch.channels_last)
+    layer = Conv(32, 48, kernel, stride, bias=bias).to(memory_format=torch.channels_last)
     inputs = torch.randn(16, 32, size, size).to(memory_format=torch.channels_last).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         made = layer(inputs)

@@ -79,7 +79,8 @@ class Stepper:
         elif len(given) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
             self.done = bool(leaves) and onward is None
         else:
-            (staying,) = xp.nonzero(~leaves) if onward is None else (xp.nonzero(leaves | ~leaves)[0][:onward],)
+            # to rehearse, everyone is looked for by as many operations, and the first of them go on
+            staying = xp.nonzero(~leaves)[0] if onward is None else xp.nonzero(leaves == leaves)[0][:onward]
             self.done = not len(staying)
             if 0 < len(staying) < len(given):
                 self._rows = staying if self._rows is None else self._rows[staying]
@@ -91,12 +92,16 @@ def rehearse(
 ) -> Stepper:
     """What a `Stepper` does once a segment has run, to be timed: it judges the answers and takes those out that go on.
 
+    As if nobody had left before: the answers are not written into those of others.
+
     Args:
-        judged: what the policy looks back at; made: (state, carry, logits) that the segment answered; exit: its exit.
-        onward: how many samples go on, at least 1, whoever they are; all leave at the final exit.
+        judged: what the policy looks back at; made: (state, carry, logits) that the segment answered; exit: its exit,
+            which the policy enables.
+        onward: how many samples go on, whoever they are; one at least does, and all leave at the final exit.
     """
+    assert policy.enabled[exit]
     stepper = resume(policy, sum(policy.enabled[:exit]), made[0], made[1], judged)
-    stepper.advance(lambda state, carry: made, onward)
+    stepper.advance(lambda state, carry: made, max(1, onward))
     return stepper
 
 

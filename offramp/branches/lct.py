@@ -44,7 +44,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False
     along = maps("lct", backbone)
     enters, height, width = along[exit]
     leaves, stride = (128, 1) if original else (along[-1][0], max(1, round(height / along[-1][1])))
-    body = nn.Sequential(Conv(enters, leaves, 3, stride, 1), nn.ReLU(inplace=True))
+    body = nn.Sequential(Conv(enters, leaves, 3, stride), nn.ReLU(inplace=True))
     initialise(body)
     head = Flatten((leaves, height, width), classes) if original else Head(leaves, classes)
     return Branch(body, head)

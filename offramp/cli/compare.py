@@ -1,6 +1,7 @@
 """offramp compare: several methods with several seeds on the same network, data and recipe, and what differs."""
 
 import json as reader
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,8 @@ def compare(
         seeds: Numbers with commas between.
         out: Folder of the comparison; every run is a folder in it.
         jobs: How many runs at once, each with its share of the cores.
-        ledger: File to add a line per run to; else results.jsonl in --out.
+        ledger: File to add a line per run to; else results.jsonl in --out. What has its line there is
+            not trained again.
         baseline: The method that the others are compared with, seed by seed.
         show: Train nothing; show what this ledger holds.
         markdown: Also write the tables into this file, between the markers of an existing one.
@@ -92,7 +94,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     with _jobs.alone(out / ".lock", PATIENCE, progress.note) as lock:
         _entries.claim(out, found)
-        todo = [job for entry in found if (job := _job(entry, out, ledger))]
+        todo = [job for entry in found if (job := _job(entry, out, ledger, progress.note))]
         progress.begin(len(found), len(found) - len(todo), config.recipe.epochs)
         try:
             whole = _jobs.run(todo, jobs, progress, lock.fileno())
@@ -105,7 +107,7 @@ def run(
     return common(flat(found[0].config)), failed
 
 
-def _job(entry: "Entry", out: Path, ledger: Path) -> "Job | None":
+def _job(entry: "Entry", out: Path, ledger: Path, note: Callable[[str], None]) -> "Job | None":
     """What is left to do for a run: train, evaluate, add its line to the ledger; None where nothing is."""
     from offramp.cli._jobs import Job
     from offramp.study.ledger import append, holds, lists
@@ -116,6 +118,7 @@ def _job(entry: "Entry", out: Path, ledger: Path) -> "Job | None":
     if result is not None and holds(ledger, flat(config), result):
         return None
     if not begun(folder) and lists(ledger, flat(config)):
+        note(f"{entry.name}: has its line in {ledger}; to train it again, take another --ledger")
         return None
     place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
     train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]

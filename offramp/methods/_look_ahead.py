@@ -102,9 +102,10 @@ def product(
 
 
 class _NormsAtOnce(TorchFunctionMode):
-    """Within, batch norms on statistics of the batch are differentiated forwards by whole kernels: a third of the time.
+    """Within, batch norms on statistics of the batch are differentiated forwards by whole kernels.
 
-    PyTorch's own rule takes a dozen passes over the maps. No running statistics are kept: nobody would look at them.
+    PyTorch's own rule takes a dozen passes over the maps, a third of the product's time in `benchmarks/hdkd.py`. No
+    running statistics are kept: nobody would look at them.
     """
 
     def __torch_function__(
@@ -115,14 +116,14 @@ class _NormsAtOnce(TorchFunctionMode):
             given = _BATCH_NORM.bind(*args, **(kwargs or {}))
             given.apply_defaults()
             if given.arguments["training"] and given.arguments["weight"] is not None:
-                return _BatchNorm.apply(*(given.arguments[name] for name in ("input", "weight", "bias", "eps")))[0]  # type: ignore[no-untyped-call]
+                return _NormAtOnce.apply(*(given.arguments[name] for name in ("input", "weight", "bias", "eps")))[0]  # type: ignore[no-untyped-call]
         return called(*args, **(kwargs or {}))
 
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
-class _BatchNorm(torch.autograd.Function):
+class _NormAtOnce(torch.autograd.Function):
     """Batch norm y = g xhat + b; its derivative in a direction.
 
     dy = J dx + xhat dg + db, where J = g/s (1 - 11'/N - xhat xhat'/N) is its own transpose: J dx is what the kernel of

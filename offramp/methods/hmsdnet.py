@@ -42,7 +42,8 @@ def build(
         meta_every: w moves in every so many-th step; 0 keeps it as it is.
         clamp: keep w at 0 or above.
         renormalise: keep the sum of w.
-        val_bn: batch norms on held-out batches use these batches' statistics (batch) or the running ones (running).
+        val_bn: batch norms on held-out batches use these batches' statistics (batch) or the running ones, as
+            they were before the step (running).
 
     Raises:
         ValueError: if a value is out of range.

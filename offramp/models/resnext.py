@@ -24,7 +24,7 @@ class GroupedBottleneck(nn.Module):
         super().__init__()
         self.conv1 = conv(enters, inner, 1)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = Conv(inner, inner, 3, stride, 1, groups=cardinality, bias=False)
+        self.conv2 = Conv(inner, inner, 3, stride, groups=cardinality, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = conv(inner, leaves, 1)
         self.bn3 = nn.BatchNorm2d(leaves)

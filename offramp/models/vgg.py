@@ -28,7 +28,7 @@ class ConvBlock(nn.Module):
     def __init__(self, enters: int, leaves: int, pools: bool) -> None:
         super().__init__()
         self.pools = pools
-        self.conv = Conv(enters, leaves, 3, padding=1)
+        self.conv = Conv(enters, leaves, 3)
         self.bn = nn.BatchNorm2d(leaves)
         self.construct = partial(ConvBlock, enters, leaves, pools)
         initialise(self)

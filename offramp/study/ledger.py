@@ -56,14 +56,17 @@ def read(path: Path) -> list[Line]:
         ValueError: naming the file and the line, if it is no ledger of runs.
     """
     found: dict[str, Line] = {}
-    for number, line in enumerate(_lines(path), 1):
-        made = _run(line, f"{path} line {number}")
+    for made in _runs(path):
         key = json.dumps([made.method, made.seed, made.common], sort_keys=True)
         found.pop(key, None)
         found[key] = made
     if not found:
         raise ValueError(f"{path} holds no runs yet")
     return list(found.values())
+
+
+def _runs(path: Path) -> list[Line]:
+    return [_run(line, f"{path} line {number}") for number, line in enumerate(_lines(path), 1)]
 
 
 def holds(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
@@ -87,7 +90,7 @@ def lists(path: Path, config: Mapping[str, Any]) -> bool:
         ValueError: as `read`.
     """
     wanted = label(config), int(config["seed"]), common(config)
-    return path.is_file() and any((line.method, line.seed, line.common) == wanted for line in read(path))
+    return path.is_file() and any((line.method, line.seed, line.common) == wanted for line in _runs(path))
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

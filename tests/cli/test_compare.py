@@ -140,19 +140,23 @@ def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
     elsewhere, ledger = tmp_path / "elsewhere", finished / "results.jsonl"
     ran = offramp(*words("joint,byot", "0", elsewhere, "--ledger", ledger))
     assert ran.status == 0, ran.err
+    assert f"joint seed 0: has its line in {ledger}; to train it again, take another --ledger" in " ".join(
+        ran.err.split()
+    )
     assert "2 runs of 4 epochs, 2 of them finished before" in ran.err and not list(elsewhere.glob("*/*.safetensors"))
     entry = Entry("joint", resolve(Config()), elsewhere / "joint-seed-0")
-    assert _job(entry, elsewhere, ledger) is not None, "of another configuration"
+    assert _job(entry, elsewhere, ledger, print) is not None, "of another configuration"
     (finished / "joint-seed-0/result.json").unlink()
     run = finished / "joint-seed-0"
     same = Entry("joint", unflat(read_config(run), str(run)), run)
-    assert _job(same, finished, ledger) is not None, "a run that was begun goes on"
+    assert _job(same, finished, ledger, print) is not None, "a run that was begun goes on"
 
 
 def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
     config = resolve(Config(data_dir=tmp_path, recipe=Recipe(checkpoint_every=7, tensorboard=True)))
     run = tmp_path / "joint-seed-0"
-    job = _job(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl")
+    (tmp_path / "results.jsonl").touch()  # an empty ledger is one, too
+    job = _job(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl", print)
     assert job is not None
     place = ["--data-dir", str(tmp_path)]
     train = ["train", "--config", str(run / "config.yaml"), "--out", str(run), "--resume", *place]
