@@ -1,12 +1,13 @@
 """What learning the weights of the losses costs: a step of HDKD as shipped, by double backward, and of `joint`.
 
-    python benchmarks/hdkd.py [--json] [--width 16] [--rounds 3] [--steps 5] [--batch 128] [--device cpu]
-    python benchmarks/hdkd.py --width 64 --rounds 1 --steps 3
+    python benchmarks/hdkd.py [--json] [--width 16] [--rounds 11] [--batch 128] [--device cpu]
+    python benchmarks/hdkd.py --width 64 --rounds 5
 
-Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout; each variant
-in processes of its own, in turn, `--rounds` times. `double` is the textbook way, kept here as comparator: it keeps a
-graph of the gradient and differentiates it; its forward pass on the training batch is shared with the network's step.
-`shipped` keeps no graph beside the one at work, and runs that forward pass again.
+Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout. Each variant
+is a process of its own; they take their steps in turn, so that a busy machine slows all of them, and medians are
+compared. `double` is the textbook way, kept here as comparator: it keeps a graph of the gradient and differentiates it;
+its forward pass on the training batch is shared with the network's step. `shipped` keeps of that pass what the
+convolutions answered, for the product, and no graph beside the one at work; the network's step runs it again.
 On a CPU all keep freed memory, as training does. Peak memory is of the process, the holes between tensors included.
 `shipped-bf16` is the step as bf16 training takes it (held-out pass and product stay in float32), `joint-bf16` beside
 it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and at most 4.0 steps of joint.
@@ -14,21 +15,19 @@ it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and 
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from workers import Worker, work
 
 from offramp.branches import sketch
 from offramp.losses.truth import cross_entropy
-from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
+from offramp.measure.timing import medians, side_by_side
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
 from offramp.methods._parts import Parts
@@ -83,39 +82,29 @@ def double_backward(parts: Parts, given: Batch, progress: float) -> dict[str, Te
     return parts.update(objective.terms(losses))
 
 
-def measure(variant: str, width: int, size: int, steps: int, device: str) -> tuple[float, float]:
-    """(median seconds of a step, MiB at most) in this process, after one step to warm up."""
+def steps_of(variant: str, width: int, size: int, device: str) -> Iterator[None]:
+    """Every `next` is one step."""
     parts, given = parts_of(variant, width, size, device), batch(size, 1, device)
     parts.net.train()
     if device == "cpu":
         keep_freed_memory()
     step: Step = {"joint": one_step, "double": double_backward, "shipped": learn}[variant.partition("-")[0]]
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    seconds = []
-    for _ in range(steps + 1):
-        wait()
-        began = time.perf_counter()
+    while True:
         step(parts, given, 0.0)
-        wait()
-        seconds.append(time.perf_counter() - began)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib()
-    return statistics.median(seconds[1:]), memory
+        yield
 
 
 def all_variants(given: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Medians over the rounds; the variants take turns, so that a drifting machine moves all of them alike."""
-    found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
-    for _ in range(given.rounds):
-        for variant in VARIANTS:
-            words = [sys.executable, __file__, "--only", variant]
-            words += [f"--{name}={getattr(given, name)}" for name in ("width", "batch", "steps", "device")]
-            ran = subprocess.run(words, check=True, capture_output=True, text=True)
-            seconds, memory = ran.stdout.split()[-2:]
-            found[variant].append((float(seconds), float(memory)))
-    return {
-        variant: (statistics.median(s for s, _ in rows), statistics.median(m for _, m in rows))
-        for variant, rows in found.items()
-    }
+    """Median seconds of a step of each variant, and its peak memory in MiB."""
+    options = [f"--{name}={getattr(given, name)}" for name in ("width", "batch", "device")]
+    workers = {variant: Worker(__file__, "--only", variant, *options) for variant in VARIANTS}
+    seconds = medians(
+        side_by_side({name: partial(worker.steps, 1) for name, worker in workers.items()}, given.rounds, 1)
+    )
+    memory = {name: worker.steps(0) for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return {name: (seconds[name], memory[name]) for name in VARIANTS}
 
 
 def main() -> None:
@@ -123,19 +112,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="steps per round, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=11, help="steps of each variant, after one to warm up")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
-        print(*measure(given.only, given.width, given.batch, given.steps, given.device))
+        work(steps_of(given.only, given.width, given.batch, given.device))
         return
     rows = all_variants(given)
     (fast, small), (slow, large), joint = rows["shipped"], rows["double"], rows["joint"][0]
     result = {
         "benchmark": "hdkd",
-        **{name: getattr(given, name) for name in ("width", "batch", "rounds", "steps", "device")},
+        **{name: getattr(given, name) for name in ("width", "batch", "rounds", "device")},
         "seconds": {name: seconds for name, (seconds, _) in rows.items()},
         "peak_memory_mib": {name: memory for name, (_, memory) in rows.items()},
         "time_vs_double": fast / slow,

@@ -13,7 +13,6 @@ cores: (ii) at least 2.3 times the images/s of (i), at least 0.95 of (iii), and 
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from workers import Worker, work
 
 from offramp.branches import beed as exits
 from offramp.config import Config, build_method
 from offramp.data.splits import ArraySource, DataSet, Split
-from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
 from offramp.models import resnet
@@ -148,44 +147,13 @@ def loops(width: int, device: str, compile: bool) -> dict[str, Callable[[], Iter
     }
 
 
-class Worker:
-    """One of the loops in a process of its own, which takes steps when told to and otherwise waits."""
-
-    def __init__(self, name: str, width: int, compile: bool) -> None:
-        command = [sys.executable, __file__, "--only", name, "--width", str(width), *(["--compile"] if compile else [])]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, words: str) -> str:
-        """Send one line, wait for the answer."""
-        assert self.process.stdin and self.process.stdout
-        print(words, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit("a worker ended early; run it with --only NAME to see why")
-        return answer.strip()
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def work(loop: Iterator[None]) -> None:
-    """Take as many steps as each line of the input says; answer with the peak memory in MiB."""
-    for line in sys.stdin:
-        for _ in range(int(line)):
-            next(loop)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        print(peak_mib(), flush=True)
-
-
 def speeds(width: int, rounds: int, steps: int, compile: bool) -> tuple[dict[str, float], dict[str, float]]:
     """Median images per second of each loop, and its peak memory in MiB."""
-    workers = {name: Worker(name, width, compile) for name in ("plain", "offramp", "bare")}
-    runs = {name: partial(worker.ask, str(steps)) for name, worker in workers.items()}
+    more = ["--compile"] if compile else []
+    workers = {name: Worker(__file__, "--only", name, "--width", width, *more) for name in ("plain", "offramp", "bare")}
+    runs = {name: partial(worker.steps, steps) for name, worker in workers.items()}
     seconds = medians(side_by_side(runs, rounds, warm_up=1))
-    memory = {name: float(worker.ask("0")) for name, worker in workers.items()}
+    memory = {name: worker.steps(0) for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
     return {name: BATCH * steps / value for name, value in seconds.items()}, memory

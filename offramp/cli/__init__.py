@@ -52,17 +52,21 @@ def verbs() -> tuple[Callable[..., Any], ...]:
     )
 
 
-def app() -> App:
-    """The program with all its verbs."""
+def app(overview: bool = False) -> App:
+    """The program with all its verbs; for an overview of them, without loading what reads Markdown."""
     made = App(
         name="offramp",
         help="Vision networks with several exits that teach each other, and leave early for real.",
         version=__version__,
         result_action="return_value",
+        help_format="plaintext" if overview else "markdown",
     )
     for verb in verbs():
         made.command(verb, usage=_usage(verb))
     return made
+
+
+_OVERVIEW: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -102,7 +106,7 @@ def _run(words: list[str]) -> int:
     except ValueError as error:
         return _fail(words, str(error), 2)
     try:
-        app()(typed, exit_on_error=False, print_error=False)
+        app(overview=typed in _OVERVIEW)(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(words, _said(error), 2)
     except NotUnderstood as error:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -87,72 +88,122 @@ def answer(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> Exit
     return outputs
 
 
+class Convolved(TorchFunctionMode):
+    """Within, what convolutions answer in the weights' own precision is kept, in order, for `product`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[Tensor, int]] = []
+
+    def __torch_function__(
+        self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function."""
+        made = called(*args, **(kwargs or {}))
+        if called is F.conv2d and made.dtype == args[1].dtype:
+            kept = made.detach()
+            self.kept.append((kept, kept._version))
+        return made
+
+
 def product(
-    losses: Callable[[Tensors], Float[Tensor, "..."]], parameters: Tensors, direction: Tensors
+    losses: Callable[[Tensors], Float[Tensor, "..."]],
+    parameters: Tensors,
+    direction: Tensors,
+    convolved: Convolved | None = None,
 ) -> Float[Tensor, "..."]:
-    """Derivative of all `losses` of this process at these parameters in a direction: one forward-mode product."""
-    here = {name: tensor.detach() for name, tensor in parameters.items()}
-    device = next(iter(here.values())).device.type
-    with warnings.catch_warnings(), torch.autocast(device, enabled=False):
+    """Derivative of all `losses` of this process at these parameters in a direction: one forward-mode product.
+
+    Args:
+        convolved: what convolutions answered when the same losses were computed at the same parameters; used up here.
+    """
+    device = next(iter(parameters.values())).device.type
+    with warnings.catch_warnings(), torch.autocast(device, enabled=False), torch.no_grad(), forward_ad.dual_level():
         # torch scripts its own rules on first use, with a function that torch itself deprecates
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", DeprecationWarning)
-        with _NormsAtOnce():
-            tangent: Tensor = torch.func.jvp(losses, (here,), (direction,))[1]
-    return tangent
+        dual = {name: _dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
+        with _Forwards(convolved.kept if convolved else []):
+            value, found = _parts(losses(dual))
+    return torch.zeros_like(value) if found is None else found
 
 
-class _NormsAtOnce(TorchFunctionMode):
-    """Within, batch norms on statistics of the batch are differentiated forwards by whole kernels.
+def _dual(value: Tensor, along: Tensor) -> Tensor:
+    made: Tensor = forward_ad.make_dual(value, along)  # type: ignore[no-untyped-call]
+    return made
 
-    PyTorch's own rule takes a dozen passes over the maps, a third of the product's time in `benchmarks/hdkd.py`. No
-    running statistics are kept: nobody would look at them.
+
+def _parts(dual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A tensor's value, and its derivative if it has one."""
+    value, along = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
+    return value, along
+
+
+class _Forwards(TorchFunctionMode):
+    """Within a forward-mode product, what PyTorch's own rules take long for.
+
+    Batch norms on statistics of the batch are differentiated by whole kernels, where PyTorch's rule takes a dozen
+    passes over the maps; their running statistics are left alone. Convolutions computed before are not computed again.
     """
+
+    def __init__(self, convolved: list[tuple[Tensor, int]]) -> None:
+        super().__init__()
+        self.convolved = convolved[::-1]
 
     def __torch_function__(
         self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function, or what stands for it."""
+        made = None
         if called is F.batch_norm:
             given = _BATCH_NORM.bind(*args, **(kwargs or {}))
             given.apply_defaults()
-            if given.arguments["training"] and given.arguments["weight"] is not None:
-                return _NormAtOnce.apply(*(given.arguments[name] for name in ("input", "weight", "bias", "eps")))[0]  # type: ignore[no-untyped-call]
-        return called(*args, **(kwargs or {}))
+            norm = [given.arguments[name] for name in ("input", "weight", "bias", "eps")]
+            if given.arguments["training"] and all(part is not None for part in norm):
+                made = _batch_norm(*norm)
+        elif called is F.conv2d and self.convolved:
+            made = _convolution(*self.convolved.pop(), *args, **(kwargs or {}))
+        return called(*args, **(kwargs or {})) if made is None else made
 
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
-class _NormAtOnce(torch.autograd.Function):
-    """Batch norm y = g xhat + b; its derivative in a direction.
+def _batch_norm(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """y = g xhat + b on statistics of the batch, (B, D, ...).
 
-    dy = J dx + xhat dg + db, where J = g/s (1 - 11'/N - xhat xhat'/N) is its own transpose: J dx is what the kernel of
-    the backward pass makes of dx, the rest a batch norm with dg and db for g and b.
+    dy = a (dx - mean dx - xhat mean(xhat dx)) + xhat dg + db with a = g / deviation: the means are what the kernel of
+    the backward pass finds, and all but a dx is a batch norm with other weights.
     """
+    (maps, along), (weight, turning), (bias, shifting) = _parts(maps), _parts(weight), _parts(bias)
+    made, mean, inverse = torch.native_batch_norm(maps, weight, bias, None, None, True, 0.0, eps)
+    turning = torch.zeros_like(weight) if turning is None else turning
+    shifting = torch.zeros_like(bias) if shifting is None else shifting
+    steep = weight * inverse
+    if along is not None:
+        _, turned, shifted = torch.ops.aten.native_batch_norm_backward(
+            along, maps, weight, None, None, mean, inverse, True, eps, (False, True, True)
+        )
+        share = steep / (maps.numel() // maps.shape[1])
+        turning, shifting = turning - share * turned, shifting - share * shifted
+    found = torch.native_batch_norm(maps, turning, shifting, mean, inverse.pow(-2) - eps, False, 0.0, eps)[0]
+    return _dual(made, found if along is None else found.addcmul_(along, steep.view(-1, *[1] * (maps.dim() - 2))))
 
-    @staticmethod
-    def forward(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D, ...), (D,), (D,) -> the answer, the batch's means and inverse deviations."""
-        return torch.native_batch_norm(maps, weight, bias, None, None, True, 0.0, eps)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """What the derivative needs."""
-        maps, weight, _, ctx.eps = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_forward(maps, weight, *output[1:])
-
-    @staticmethod
-    def jvp(ctx: Any, along: Tensor, weight_along: Tensor, bias_along: Tensor, _: None) -> tuple[Tensor, None, None]:
-        """The derivative in a direction of the maps, the weight and the bias."""
-        maps, weight, mean, inverse = ctx.saved_tensors
-        mask = (True, False, False)
-        through: Tensor = torch.ops.aten.native_batch_norm_backward(
-            along, maps, weight, None, None, mean, inverse, True, ctx.eps, mask
-        )[0]
-        variance = inverse.pow(-2) - ctx.eps
-        rest = torch.native_batch_norm(maps, weight_along, bias_along, mean, variance, False, 0.0, ctx.eps)[0]
-        return through.add_(rest), None, None
+def _convolution(
+    made: Tensor, version: int, maps: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any, **named: Any
+) -> Tensor | None:
+    """A convolution whose answer is there already; None if that was changed since, or nothing moves."""
+    (maps, along), (weight, turning) = _parts(maps), _parts(weight)
+    moves = []
+    if along is not None:
+        moves.append(F.conv2d(along, weight, None, *how, **named))
+    if turning is not None:
+        moves.append(F.conv2d(maps, turning, None, *how, **named))
+    shifting = None if bias is None else _parts(bias)[1]
+    if made._version != version or not moves:
+        return None
+    found = moves[0].add_(moves[1]) if len(moves) == 2 else moves[0]
+    return _dual(made, found if shifting is None else found.add_(shifting[:, None, None]))
 
 
 def along(gradient: Tensors, reach: dict[str, float]) -> Tensors:

@@ -212,8 +212,8 @@ def weights_of(run: Path) -> list[float]:
 def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
     """One step of Algorithm 1: move the weights by how they change the held-out loss one step ahead, then the network.
 
-    The network's own step runs its forward pass again: keeping that of the look-ahead would need its memory while the
-    held-out batch needs as much.
+    The network's own step runs its forward pass again: keeping the look-ahead's graph for it would need that memory
+    while the held-out batch needs as much.
     """
     objective: Any = parts.objective
     device = batch.inputs.device
@@ -242,18 +242,20 @@ def weight_gradient(parts: Parts, batch: Batch) -> Float[Tensor, "M"]:
         found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)
         return found
 
-    with parts.fabric.autocast():
-        gradient = look_ahead.gradients((objective.weights * losses(theta)).sum(), theta)
+    with parts.fabric.autocast(), look_ahead.Convolved() as convolved:
+        loss = (objective.weights * losses(theta)).sum()
+    gradient = look_ahead.gradients(loss, theta)
+    del loss  # and its graph: the held-out pass is where most memory is in use
     rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rate=rate)
-    del gradient  # as large as the network, and the held-out pass is where most memory is in use
+    del gradient  # as large as the network
     held = parts.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
         direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
     del ahead
     with look_ahead.thrown_again(thrown, device):
-        return global_mean(look_ahead.product(losses, theta, direction))
+        return global_mean(look_ahead.product(losses, theta, direction, convolved))
 
 
 NEEDS_HELD_OUT = (

@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_written_is_named(offramp: Offramp, tmp_path: Path
 
 
 def test_a_bug_of_ours_is_not_hidden() -> None:
-    program = "import offramp.cli as c\ndef app(): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
+    program = "import offramp.cli as c\ndef app(overview): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
     process = started(program=program)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" in err and "a bug" in err

@@ -138,13 +138,22 @@ def test_batch_norms_have_the_derivative_that_pytorch_gives_them(kind: str, trai
     torch.testing.assert_close(look_ahead.product(losses, theta, direction), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_batch_norms_on_the_batch_are_differentiated_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With PyTorch's own rule all is right, too, and a third slower."""
+def test_what_is_there_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch's own rules all is right, too, and slower."""
     taken = []
-    usual = look_ahead._NormAtOnce.forward
-    monkeypatch.setattr(look_ahead._NormAtOnce, "forward", lambda *given: taken.append(1) or usual(*given))
+    for name in ("_batch_norm", "_convolution"):
+        usual = getattr(look_ahead, name)
+        monkeypatch.setattr(
+            look_ahead, name, lambda *given, usual=usual, name=name, **more: taken.append(name) or usual(*given, **more)
+        )
     both(network(BUILDS["batch-norm"]), share)
-    assert len(taken) == 3
+    assert taken == ["_convolution", "_batch_norm"] * 3
+
+
+def test_a_convolution_that_was_changed_in_place_is_computed_again() -> None:
+    net = network(lambda width: [nn.ReLU(inplace=True)])
+    got, expected, _ = both(net, share)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_equilibrium_is_another_gradient() -> None:

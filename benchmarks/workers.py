@@ -1,0 +1,42 @@
+"""Processes that take steps in turn when told to, so that a busy machine slows all of them alike."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from offramp.measure.memory import peak_mib
+
+
+class Worker:
+    """A script in a process of its own, which takes steps when told to (see `work`) and otherwise waits."""
+
+    def __init__(self, script: str, *options: object) -> None:
+        command = [sys.executable, script, *map(str, options)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def steps(self, count: int) -> float:
+        """Let it take so many steps; answers its peak memory so far, in MiB."""
+        assert self.process.stdin and self.process.stdout
+        print(count, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit("a worker ended early; run it with --only NAME to see why")
+        return float(answer)
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def work(loop: Iterator[None]) -> None:
+    """Take as many steps as each line of the input says; answer with the peak memory in MiB."""
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            next(loop)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        print(torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else peak_mib(), flush=True)
