@@ -13,7 +13,6 @@ cores: (ii) at least 2.3 times the images/s of (i), at least 0.95 of (iii), and 
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -89,7 +89,7 @@ def answer(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> Exit
 
 
 class Convolved(TorchFunctionMode):
-    """Within, what convolutions answer in the weights' own precision is kept, in order, for `product`."""
+    """Within, what convolutions answer is kept, in order, for `product`; nothing under the less exact autocast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Convolved(TorchFunctionMode):
     ) -> Any:
         """Run the function."""
         made = called(*args, **(kwargs or {}))
-        if called is F.conv2d and made.dtype == args[1].dtype:
+        if called is F.conv2d and not torch.is_autocast_enabled(made.device.type):
             kept = made.detach()
             self.kept.append((kept, kept._version))
         return made

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from offramp.blocks import Conv
 from offramp.losses.truth import cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
@@ -148,6 +149,18 @@ def test_what_is_there_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) ->
         )
     both(network(BUILDS["batch-norm"]), share)
     assert taken == ["_convolution", "_batch_norm"] * 3
+
+
+def test_nothing_is_kept_under_autocast() -> None:
+    convolved, maps = look_ahead.Convolved(), torch.randn(2, 4, 8, 8)
+    with convolved, torch.autocast("cpu", torch.bfloat16):
+        Conv(4, 6, 3, bias=False)(maps)  # as a matrix product, with a convolution within
+        Conv(4, 6, 3, groups=2)(maps)
+    assert not convolved.kept
+    with convolved:
+        made = Conv(4, 6, 3)(maps)
+    ((kept, version),) = convolved.kept
+    assert torch.equal(kept, made) and version == made._version
 
 
 def test_a_convolution_that_was_changed_in_place_is_computed_again() -> None:
