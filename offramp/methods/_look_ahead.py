@@ -100,10 +100,15 @@ class Convolved(TorchFunctionMode):
     ) -> Any:
         """Run the function."""
         made = called(*args, **(kwargs or {}))
-        if called is F.conv2d and not torch.is_autocast_enabled(made.device.type):
+        if _is_convolution(called, args) and not torch.is_autocast_enabled(made.device.type):
             kept = made.detach()
             self.kept.append((kept, kept._version))
         return made
+
+
+def _is_convolution(called: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a function that is called is a convolution of maps and weights, given in their places."""
+    return called is F.conv2d and len(args) > 1
 
 
 def product(
@@ -115,7 +120,7 @@ def product(
     """Derivative of all `losses` of this process at these parameters in a direction: one forward-mode product.
 
     Args:
-        convolved: what convolutions answered when the same losses were computed at the same parameters; used up here.
+        convolved: what convolutions answered when the same losses were computed at the same parameters.
     """
     device = next(iter(parameters.values())).device.type
     with warnings.catch_warnings(), torch.autocast(device, enabled=False), torch.no_grad(), forward_ad.dual_level():
@@ -160,7 +165,7 @@ class _Forwards(TorchFunctionMode):
             norm = [given.arguments[name] for name in ("input", "weight", "bias", "eps")]
             if given.arguments["training"] and all(part is not None for part in norm):
                 made = _batch_norm(*norm)
-        elif called is F.conv2d and self.convolved:
+        elif _is_convolution(called, args) and self.convolved:
             made = _convolution(*self.convolved.pop(), *args, **(kwargs or {}))
         return called(*args, **(kwargs or {})) if made is None else made
 
