@@ -1,7 +1,7 @@
 """What learning the weights of the losses costs: a step of HDKD as shipped, by double backward, and of `joint`.
 
     python benchmarks/hdkd.py [--json] [--width 16] [--rounds 11] [--batch 128] [--device cpu]
-    python benchmarks/hdkd.py --width 64 --rounds 5
+    python benchmarks/hdkd.py --width 64 --rounds 3
 
 Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout. Each variant
 is a process of its own; they take their steps in turn, so that a busy machine slows all of them, and medians are
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
-        work(steps_of(given.only, given.width, given.batch, given.device))
+        work(steps_of(given.only, given.width, given.batch, given.device), given.device)
         return
     rows = all_variants(given)
     (fast, small), (slow, large), joint = rows["shipped"], rows["double"], rows["joint"][0]

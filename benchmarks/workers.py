@@ -32,11 +32,11 @@ class Worker:
         self.process.wait()
 
 
-def work(loop: Iterator[None]) -> None:
-    """Take as many steps as each line of the input says; answer with the peak memory in MiB."""
+def work(loop: Iterator[None], device: str) -> None:
+    """Take as many steps as each line of the input says; answer with the peak memory in MiB, the GPU's on `cuda`."""
     for line in sys.stdin:
         for _ in range(int(line)):
             next(loop)
-        if torch.cuda.is_available():
+        if device == "cuda":
             torch.cuda.synchronize()
-        print(torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else peak_mib(), flush=True)
+        print(torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib(), flush=True)

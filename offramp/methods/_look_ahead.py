@@ -13,7 +13,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -93,22 +93,30 @@ class Convolved(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[tuple[Tensor, int]] = []
+        self.kept: list[Kept] = []
 
     def __torch_function__(
         self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function."""
         made = called(*args, **(kwargs or {}))
-        if _is_convolution(called, args) and not torch.is_autocast_enabled(made.device.type):
-            kept = made.detach()
-            self.kept.append((kept, kept._version))
+        if _is_convolution(called, args):
+            answer = made.detach()
+            self.kept.append(Kept(args[1].data_ptr(), answer, answer._version))
         return made
 
 
+class Kept(NamedTuple):
+    """What a convolution answered: where its weight lies, the answer, and its version, which a change raises."""
+
+    weight: int
+    answer: Tensor
+    version: int
+
+
 def _is_convolution(called: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a function that is called is a convolution of maps and weights, given in their places."""
-    return called is F.conv2d and len(args) > 1
+    """Whether a function that is called is an exact convolution of maps and weights, given in their places."""
+    return called is F.conv2d and len(args) > 1 and not torch.is_autocast_enabled(args[1].device.type)
 
 
 def product(
@@ -120,7 +128,9 @@ def product(
     """Derivative of all `losses` of this process at these parameters in a direction: one forward-mode product.
 
     Args:
-        convolved: what convolutions answered when the same losses were computed at the same parameters.
+        convolved: what convolutions answered when the same losses were computed at the same parameters; used up here.
+    Raises:
+        ValueError: if no loss seems to depend on the parameters.
     """
     device = next(iter(parameters.values())).device.type
     with warnings.catch_warnings(), torch.autocast(device, enabled=False), torch.no_grad(), forward_ad.dual_level():
@@ -128,8 +138,10 @@ def product(
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", DeprecationWarning)
         dual = {name: _dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
         with _Forwards(convolved.kept if convolved else []):
-            value, found = _parts(losses(dual))
-    return torch.zeros_like(value) if found is None else found
+            _, found = _parts(losses(dual))
+    if found is None:
+        raise ValueError("the network cannot look ahead: a function within it has no forward-mode derivative")
+    return found
 
 
 def _dual(value: Tensor, along: Tensor) -> Tensor:
@@ -147,12 +159,14 @@ class _Forwards(TorchFunctionMode):
     """Within a forward-mode product, what PyTorch's own rules take long for.
 
     Batch norms on statistics of the batch are differentiated by whole kernels, where PyTorch's rule takes a dozen
-    passes over the maps; their running statistics are left alone. Convolutions computed before are not computed again.
+    passes over the maps; their running statistics are left alone. Convolutions computed before are not computed again;
+    from the first on that is another one than then, all are.
     """
 
-    def __init__(self, convolved: list[tuple[Tensor, int]]) -> None:
+    def __init__(self, convolved: list[Kept]) -> None:
         super().__init__()
-        self.convolved = convolved[::-1]
+        self.convolved = convolved
+        self.convolved.reverse()
 
     def __torch_function__(
         self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -165,8 +179,12 @@ class _Forwards(TorchFunctionMode):
             norm = [given.arguments[name] for name in ("input", "weight", "bias", "eps")]
             if given.arguments["training"] and all(part is not None for part in norm):
                 made = _batch_norm(*norm)
-        elif _is_convolution(called, args) and self.convolved:
-            made = _convolution(*self.convolved.pop(), *args, **(kwargs or {}))
+        elif self.convolved and _is_convolution(called, args):
+            kept = self.convolved.pop()
+            if kept.weight == args[1].data_ptr():
+                made = _convolution(kept, *args, **(kwargs or {}))
+            else:
+                self.convolved.clear()
         return called(*args, **(kwargs or {})) if made is None else made
 
 
@@ -195,19 +213,19 @@ def _batch_norm(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
 
 def _convolution(
-    made: Tensor, version: int, maps: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any, **named: Any
-) -> Tensor | None:
-    """A convolution whose answer is there already; None if that was changed since, or nothing moves."""
+    kept: Kept, maps: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any, **named: Any
+) -> Tensor:
+    """A convolution whose answer is there already, unless it was changed since."""
     (maps, along), (weight, turning) = _parts(maps), _parts(weight)
-    moves = []
-    if along is not None:
-        moves.append(F.conv2d(along, weight, None, *how, **named))
-    if turning is not None:
-        moves.append(F.conv2d(maps, turning, None, *how, **named))
-    shifting = None if bias is None else _parts(bias)[1]
-    if made._version != version or not moves:
-        return None
-    found = moves[0].add_(moves[1]) if len(moves) == 2 else moves[0]
+    bias, shifting = (None, None) if bias is None else _parts(bias)
+    usable = kept.answer._version == kept.version
+    made = kept.answer if usable else F.conv2d(maps, weight, bias, *how, **named)
+    moves = [F.conv2d(along, weight, None, *how, **named)] if along is not None else []
+    moves += [F.conv2d(maps, turning, None, *how, **named)] if turning is not None else []
+    if not moves and shifting is None:
+        return made
+    found = moves[0] if moves else torch.zeros_like(made)
+    found = found.add_(moves[1]) if len(moves) == 2 else found
     return _dual(made, found if shifting is None else found.add_(shifting[:, None, None]))
 
 

@@ -213,7 +213,7 @@ def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
     """One step of Algorithm 1: move the weights by how they change the held-out loss one step ahead, then the network.
 
     The network's own step runs its forward pass again: keeping the look-ahead's graph for it would need that memory
-    while the held-out batch needs as much.
+    while the held-out batch needs as much. In float32 the product takes the answers of the look-ahead's convolutions.
     """
     objective: Any = parts.objective
     device = batch.inputs.device

@@ -159,14 +159,63 @@ def test_nothing_is_kept_under_autocast() -> None:
     assert not convolved.kept
     with convolved:
         made = Conv(4, 6, 3)(maps)
-    ((kept, version),) = convolved.kept
-    assert torch.equal(kept, made) and version == made._version
+    (kept,) = convolved.kept
+    assert torch.equal(kept.answer, made) and kept.version == made._version
 
 
-def test_a_convolution_that_was_changed_in_place_is_computed_again() -> None:
+class Twice(nn.Module):
+    """Two convolutions alike, of which `first` says which come first; the second one in autocast or out of it."""
+
+    def __init__(self, first: list[int], low: bool | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=bias) for bias in (True, False))
+        self.first, self.low = first, low
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Each time in the next order."""
+        turned = self.first.pop() if self.first else 0
+        made = self.layers[turned](maps)
+        with nullcontext() if self.low is None else torch.autocast("cpu", torch.bfloat16, enabled=self.low):
+            made = torch.tanh(self.layers[1 - turned](made.to(maps.dtype)))
+        return made.to(maps.dtype)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("first", "low"), [([], None), ([1, 0], None), ([], False), ([], True)])
+def test_only_answers_of_the_same_convolution_are_taken(first: list[int], low: bool | None, frozen: bool) -> None:
+    torch.manual_seed(0)
+    net, inputs = Twice([], low), torch.randn(3, 2, 4, 4)
+    net.layers[0].weight.requires_grad_(not frozen)
+    theta = look_ahead.trained(net)
+    direction = {name: torch.randn_like(part) for name, part in theta.items()}
+
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        made: Tensor = functional_call(net, parameters, (inputs,))
+        return made.square().flatten(1).mean(1)
+
+    net.first = first[:1]
+    expected = look_ahead.product(losses, theta, direction)
+    net.first, convolved = list(first), look_ahead.Convolved()
+    with convolved, torch.autocast("cpu", torch.bfloat16, enabled=low is False):
+        losses(theta)
+    got = look_ahead.product(losses, theta, direction, convolved)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_network_without_forward_mode_derivatives_is_refused() -> None:
+    fixed, weight = torch.randn(3), torch.randn(3, requires_grad=True)
+    with pytest.raises(ValueError, match="cannot look ahead: a function within it has no forward-mode derivative"):
+        look_ahead.product(lambda parameters: fixed, {"weight": weight}, {"weight": torch.ones(3)})
+
+
+def test_a_convolution_that_was_changed_in_place_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network(lambda width: [nn.ReLU(inplace=True)])
+    taken = []
+    usual = look_ahead._convolution
+    monkeypatch.setattr(look_ahead, "_convolution", lambda *given, **more: taken.append(1) or usual(*given, **more))
     got, expected, _ = both(net, share)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+    assert len(taken) == 3
 
 
 def test_equilibrium_is_another_gradient() -> None:
