@@ -7,13 +7,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
-
-from cyclopts import App
-from cyclopts.exceptions import CycloptsError, MissingArgumentError, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
 from offramp.names import NotUnderstood
+
+if TYPE_CHECKING:
+    from cyclopts import App
+    from cyclopts.exceptions import CycloptsError
 
 
 def verbs() -> tuple[Callable[..., Any], ...]:
@@ -52,21 +53,16 @@ def verbs() -> tuple[Callable[..., Any], ...]:
     )
 
 
-def app(overview: bool = False) -> App:
-    """The program with all its verbs; for an overview of them, without loading what reads Markdown."""
-    made = App(
-        name="offramp",
-        help="Vision networks with several exits that teach each other, and leave early for real.",
-        version=__version__,
-        result_action="return_value",
-        help_format="plaintext" if overview else "markdown",
-    )
+def app() -> "App":
+    """The program with all its verbs."""
+    from cyclopts import App
+
+    from offramp.cli._overview import ABOUT
+
+    made = App(name="offramp", help=ABOUT, version=__version__, result_action="return_value")
     for verb in verbs():
         made.command(verb, usage=_usage(verb))
     return made
-
-
-_OVERVIEW: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,6 +92,13 @@ def _unheard(error: OSError) -> int:
 
 
 def _run(words: list[str]) -> int:
+    from offramp.cli._overview import ASKED, overview
+
+    if words in ASKED:
+        print(overview())
+        return 0
+    from cyclopts.exceptions import CycloptsError
+
     from offramp.cli._argv import blamed, check_whole, prepare
 
     try:
@@ -106,7 +109,7 @@ def _run(words: list[str]) -> int:
     except ValueError as error:
         return _fail(words, str(error), 2)
     try:
-        app(overview=typed in _OVERVIEW)(typed, exit_on_error=False, print_error=False)
+        app()(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(words, _said(error), 2)
     except NotUnderstood as error:
@@ -122,8 +125,10 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _said(error: CycloptsError) -> str:
+def _said(error: "CycloptsError") -> str:
     """What was wrong with the words, in one line."""
+    from cyclopts.exceptions import MissingArgumentError, ValidationError
+
     argument, verb = error.argument, " ".join(error.command_chain or ())
     if isinstance(error, ValidationError) and error.exception_message:
         return " ".join(error.exception_message.split())

@@ -1,5 +1,6 @@
 """The program as a whole: its help, its exit status, and one sentence for every mistake."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import offramp as package
-from offramp.cli import app
+from offramp.cli import _overview, app, verbs
 
 Offramp = Callable[..., Any]
 VERBS = (
@@ -81,6 +82,16 @@ def test_help_of_train_is_without_noise_and_complete(offramp: Offramp) -> None:
     out = " ".join(offramp("train", "--help").out.replace("│", " ").split())
     assert "--empty" not in out and "[default: ()]" not in out
     assert all(word in out for word in ("timm:NAME", "python:MODULE:FUNCTION", "hub:OWNER/NAME"))
+
+
+def test_the_overview_says_of_every_verb_what_its_own_help_says() -> None:
+    """It is read from the files, without what reads the words of a command."""
+    assert _overview.verbs() == {
+        verb.__name__: " ".join((inspect.getdoc(verb) or "").split("\n\n")[0].split()) for verb in verbs()
+    }
+    program = "import sys, offramp.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "offramp.cli._overview" in loaded and not {"cyclopts", "rich", "yaml"} & set(loaded.split())
 
 
 def test_help_imports_no_torch() -> None:
@@ -165,7 +176,7 @@ def test_a_file_that_cannot_be_written_is_named(offramp: Offramp, tmp_path: Path
 
 
 def test_a_bug_of_ours_is_not_hidden() -> None:
-    program = "import offramp.cli as c\ndef app(overview): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
+    program = "import offramp.cli as c\ndef app(): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
     process = started(program=program)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" in err and "a bug" in err
