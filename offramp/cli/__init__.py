@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
-from offramp.names import NotUnderstood
+from offramp.names import NotUnderstood, nearest
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -111,7 +111,7 @@ def _run(words: list[str]) -> int:
     try:
         app()(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(words, _said(error), 2)
+        return _fail(words, _said(error, typed), 2)
     except NotUnderstood as error:
         return _fail(words, blamed(words, str(error)), 2)
     except ValueError as error:
@@ -125,8 +125,8 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _said(error: "CycloptsError") -> str:
-    """What was wrong with the words, in one line."""
+def _said(error: "CycloptsError", typed: list[str]) -> str:
+    """What was wrong with the words that were typed, in one line."""
     from cyclopts.exceptions import MissingArgumentError, ValidationError
 
     argument, verb = error.argument, " ".join(error.command_chain or ())
@@ -139,8 +139,20 @@ def _said(error: "CycloptsError") -> str:
         return f"{name} is missing: offramp {verb} {name}"
     if error.keyword or argument.tokens:
         return f"{error.keyword or argument.name} needs a value"
+    if misspelt := _misspelt(typed):
+        return misspelt
     goes = "where the run goes, such as --out runs/a" if verb == "train" else "the folder to write, such as --out made"
     return f"{argument.name} is missing: {goes}"
+
+
+def _misspelt(typed: list[str]) -> str:
+    """An option that the verb does not have, and the nearest: what is missing may be there under another name."""
+    known = [name for argument in app()[typed[0]].assemble_argument_collection() for name in argument.names]
+    for word in typed[1:]:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known and name.replace("--no-", "--", 1) not in known:
+            return f"Unknown option: {name}; {nearest(name, [option for option in known if option.startswith('--')])}"
+    return ""
 
 
 def _usage(verb: Callable[..., Any]) -> str:

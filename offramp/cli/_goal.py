@@ -3,20 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cyclopts import ArgumentCollection, Group
+from cyclopts import Group
 
 from offramp.names import NotUnderstood
 
-NAMES = "--macs, --ms, --max-drop, --target-accuracy or --risk"
-
-
-def _exactly_one(arguments: ArgumentCollection) -> None:
-    given = [argument.name for argument in arguments if argument.tokens]
-    if len(given) != 1:
-        raise ValueError(f"exactly one goal is needed, {NAMES}; got {' and '.join(given) or 'none'}")
-
-
-GOAL = Group("Goal (exactly one)", validator=_exactly_one)
+GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
+GOAL = Group("Goal (exactly one)")
 
 
 @dataclass(frozen=True)
@@ -24,7 +16,7 @@ class Wish:
     """One goal and its rule, as typed; see `offramp calibrate --help`.
 
     Raises:
-        NotUnderstood: naming the option whose value makes no sense.
+        NotUnderstood: if there is not one goal, and naming the option whose value makes no sense.
     """
 
     macs: str | None = None
@@ -39,6 +31,13 @@ class Wish:
     temperatures: str = "1"
 
     def __post_init__(self) -> None:
+        named = {goal: f"--{goal.replace('_', '-')}" for goal in GOALS}
+        given = [name for goal, name in named.items() if getattr(self, goal) is not None]
+        if len(given) != 1:
+            *first, last = named.values()
+            raise NotUnderstood(
+                f"exactly one goal is needed, {', '.join(first)} or {last}; got {' and '.join(given) or 'none'}"
+            )
         if self.macs is not None:
             parse_macs(self.macs, 1.0)
         if self.ms is not None and not 0 < self.ms < float("inf"):

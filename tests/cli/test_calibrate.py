@@ -138,6 +138,14 @@ def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[ob
     assert ran.err == f"offramp: {says}\n"
 
 
+@pytest.mark.parametrize("typed", ["--mcas", "--max-drp"])
+def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed: str) -> None:
+    ran = offramp("calibrate", run, typed, "1")
+    assert ran.status == 2
+    nearest = {"--mcas": "--macs", "--max-drp": "--max-drop"}[typed]
+    assert ran.err == f"offramp: Unknown option: {typed}. Did you mean {nearest}?\n"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

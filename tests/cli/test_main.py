@@ -120,6 +120,12 @@ def test_version(offramp: Offramp) -> None:
         (("predict",), "BUNDLE is missing: offramp predict BUNDLE"),
         (("train",), "--out is missing: where the run goes, such as --out runs/a"),
         (("train", "--out"), "--out needs a value"),
+        (
+            ("train", "--no-streaming", "--batch_size", "8"),
+            "--out is missing: where the run goes, such as --out runs/a",
+        ),
+        (("train", "--data", "digits", "--uot=runs/a"), "Unknown option: --uot; the nearest is '--out'"),
+        (("export", "a", "--otu", "b"), "Unknown option: --otu; the nearest is '--out'"),
         (("export", "a"), "--out is missing: the folder to write, such as --out made"),
         (("nets", "resnet81"), "the nearest is 'resnet18'"),
         (("evaluate", "a", "--weigths", "best"), "Did you mean --weights?"),
