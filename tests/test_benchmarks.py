@@ -1,0 +1,66 @@
+"""What the benchmarks share, and that each still starts; what they measure is no test's business."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "argparse" in path.read_text())
+
+STEPS = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from workers import work
+
+def steps():
+    kept = []
+    for number in range(int(sys.argv[1])):
+        kept.append(bytearray(b"1" * 2**25))
+        print(number, file=open(sys.argv[2], "a"))
+        yield
+
+work(steps(), "cpu")
+"""
+
+BOSS = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from workers import Worker
+
+worker = Worker(*sys.argv[1:])
+print(worker.steps(0), worker.steps(1), worker.steps(3))
+worker.close()
+print(worker.process.returncode)
+"""
+
+
+def run(folder: Path, steps: int) -> subprocess.CompletedProcess[str]:
+    """A worker in a process of another one, as in the benchmarks, which takes 0, 1 and 3 steps and ends."""
+    (folder / "steps.py").write_text(STEPS)
+    (folder / "boss.py").write_text(BOSS)
+    command = [sys.executable, str(folder / "boss.py"), str(folder / "steps.py"), str(steps), str(folder / "taken")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_worker_takes_the_steps_that_it_is_told_and_answers_its_peak_memory(tmp_path: Path) -> None:
+    done = run(tmp_path, 9)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    none, one, four = map(float, first.split())
+    assert none < one < four and 90 < four - one < 200  # three steps keep 32 MiB each
+    assert second == "0" and (tmp_path / "taken").read_text().split() == ["0", "1", "2", "3"]
+
+
+def test_a_worker_that_ends_early_is_said_so(tmp_path: Path) -> None:
+    done = run(tmp_path, 2)
+    assert done.returncode == 1 and "a worker ended early; run it with --only NAME to see why" in done.stderr
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_benchmark_starts(script: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--json" in done.stdout, done.stderr
