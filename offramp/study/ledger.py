@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,11 +95,29 @@ def lists(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line, in one write, so that whoever is killed leaves a whole line or none."""
+    """Add one line, in one write, so that whoever is killed leaves a whole line or none.
+
+    A ledger is read elsewhere too: where this machine keeps its data is left out, `DIR` in commands.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(record).encode() + b"\n")
+        file.write(json.dumps(_portable(record)).encode() + b"\n")
         os.fsync(file.fileno())
+
+
+def _portable(record: Mapping[str, Any]) -> dict[str, Any]:
+    place = record["config"].get("data-dir")
+    if place is None:
+        return dict(record)
+
+    def without(value: Any, key: str = "") -> Any:
+        if isinstance(value, Mapping):
+            return {name: without(part, name) for name, part in value.items()}
+        if key == "command":
+            return shlex.join("DIR" if word == place else word for word in shlex.split(value))
+        return None if key == "data-dir" else value
+
+    return without(record)  # type: ignore[no-any-return]
 
 
 def _lines(path: Path) -> list[str]:

@@ -124,6 +124,17 @@ def test_a_run_that_was_trained_anew_is_another_run(tmp_path: Path) -> None:
     assert not holds(path, one["config"], {"seconds": 11.0, "provenance": {"date": "2026-01-01"}})
 
 
+def test_a_ledger_does_not_say_where_this_machine_keeps_its_data(tmp_path: Path) -> None:
+    one = line("joint", 0, (0.5,)) | {"command": "offramp evaluate 'a run' --data-dir /data/0 --json"}
+    one["training"]["provenance"]["command"] = "offramp train --data-dir /data/0"
+    (kept,) = map(json.loads, ledger(tmp_path / "x", one).read_text().splitlines())
+    assert kept["command"] == "offramp evaluate 'a run' --data-dir DIR --json"
+    assert kept["training"]["provenance"]["command"] == "offramp train --data-dir DIR"
+    assert kept["config"] == {**one["config"], "data-dir": None} and kept["accuracy"] == [0.5]
+    nowhere = line("joint", 0, (0.5,), **{"data-dir": None})
+    assert json.loads(ledger(tmp_path / "y", nowhere).read_text()) == nowhere
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
