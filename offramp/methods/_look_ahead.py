@@ -28,6 +28,7 @@ from offramp.net import Tap
 from offramp.outputs import ExitOutputs, State
 
 Tensors = dict[str, Tensor]
+Rates = dict[str, float]
 Dice = tuple[Tensor, Tensor | None]
 
 
@@ -44,19 +45,30 @@ def gradients(loss: Float[Tensor, ""], parameters: Tensors) -> Tensors:
     return dict(zip(parameters, found, strict=True))
 
 
-def plain_step(parameters: Tensors, gradient: Tensors, rate: float) -> tuple[Tensors, dict[str, float]]:
+def rates(parameters: Tensors, optimizer: torch.optim.Optimizer, *, initial: bool = False) -> Rates:
+    """By parameter the learning rate of its group: that of now, or that of the start of the run."""
+    start = optimizer.defaults["lr"]
+    by_part = {
+        id(part): start * group.get("factor", 1.0) if initial else group["lr"]
+        for group in optimizer.param_groups
+        for part in group["params"]
+    }
+    return {name: by_part[id(part)] for name, part in parameters.items()}
+
+
+def plain_step(parameters: Tensors, gradient: Tensors, rates: Rates) -> tuple[Tensors, Rates]:
     """theta' = theta - rate g, as leaves; and by parameter how far it moves per unit of gradient."""
-    ahead = {name: tensor.detach() - rate * gradient[name] for name, tensor in parameters.items()}
-    return _leaves(ahead), dict.fromkeys(parameters, rate)
+    ahead = {name: tensor.detach() - rates[name] * gradient[name] for name, tensor in parameters.items()}
+    return _leaves(ahead), rates
 
 
 def own_step(
-    parameters: Tensors, gradient: Tensors, optimizer: torch.optim.Optimizer, rate: float, *, nesterov: bool = True
-) -> tuple[Tensors, dict[str, float]]:
+    parameters: Tensors, gradient: Tensors, optimizer: torch.optim.Optimizer, rates: Rates, *, nesterov: bool = True
+) -> tuple[Tensors, Rates]:
     """theta' by the optimiser's own momentum and weight decay, which it keeps as they are; answers as `plain_step`.
 
     Args:
-        rate: of the step.
+        rates: of the step, by parameter.
         nesterov: follow Nesterov's form where the optimiser does.
     Raises:
         ValueError: if the optimiser is not SGD.
@@ -64,7 +76,7 @@ def own_step(
     ahead, reach = {}, {}
     groups = {id(part): group for group in optimizer.param_groups for part in group["params"]}
     for name, part in parameters.items():
-        group = groups[id(part)]
+        group, rate = groups[id(part)], rates[name]
         if "momentum" not in group:
             raise ValueError("a look-ahead by the optimiser's own step is made for sgd: take --optimizer sgd")
         here, momentum = part.detach(), group["momentum"]
@@ -229,7 +241,7 @@ def _convolution(
     return _dual(made, found if shifting is None else found.add_(shifting[:, None, None]))
 
 
-def along(gradient: Tensors, reach: dict[str, float]) -> Tensors:
+def along(gradient: Tensors, reach: Rates) -> Tensors:
     """The direction -xi grad L, with each parameter's own xi."""
     return {name: -reach[name] * part for name, part in gradient.items()}
 

@@ -162,7 +162,8 @@ class LossWeights(nn.Module):
         if self.settings.clamp:
             moved = moved.clamp_min(0.0)
         if self.settings.renormalise:
-            moved = moved * (self.weights.sum() / moved.sum())
+            total = moved.sum()  # weights that have no sum to be scaled to stay as they are
+            moved = torch.where(total > 0, moved * (self.weights.sum() / total), self.weights)
         self.weights.copy_(moved)
 
     def due(self) -> bool:
@@ -246,9 +247,9 @@ def weight_gradient(parts: Parts, batch: Batch) -> Float[Tensor, "M"]:
         loss = (objective.weights * losses(theta)).sum()
     gradient = look_ahead.gradients(loss, theta)
     del loss  # and its graph: the held-out pass is where most memory is in use
-    rate = optimizer.defaults["lr"] if settings.xi == "initial" else optimizer.param_groups[0]["lr"]
+    rates = look_ahead.rates(theta, optimizer, initial=settings.xi == "initial")
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
-    ahead, reach = step(theta, gradient, rate=rate)
+    ahead, reach = step(theta, gradient, rates=rates)
     del gradient  # as large as the network
     held = parts.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):

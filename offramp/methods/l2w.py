@@ -244,7 +244,8 @@ def phi_gradient(
     weights = 1.0 + centred(answered.detach(), settings.centre, settings.epsilon)
     theta = look_ahead.trained(net)
     gradient = parts.gradient((weights * losses).mean(1).sum())
-    ahead, reach = look_ahead.own_step(theta, gradient, optimizer, optimizer.param_groups[0]["lr"], nesterov=False)
+    rates = look_ahead.rates(theta, optimizer)
+    ahead, reach = look_ahead.own_step(theta, gradient, optimizer, rates, nesterov=False)
     seen = look_ahead.answer(net, ahead, other.inputs, share).logits
     pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)
 

@@ -21,6 +21,8 @@ from offramp.methods._taps import equilibrium
 from offramp.methods._weights import learn, weight_gradient
 from offramp.net import Branch, Head, MultiExitNet, Tap, share
 from offramp.outputs import Batch
+from offramp.train import optim
+from offramp.train.recipe import Recipe
 
 CLASSES = 4
 Layers = Callable[[int], list[nn.Module]]
@@ -260,7 +262,7 @@ def test_own_step_is_the_optimisers() -> None:
             loss = cross_entropy(net(batch(6, 1).inputs).logits, batch(6, 1).labels).sum()
             theta = look_ahead.trained(net)
             gradient = look_ahead.gradients(loss, theta)
-            ahead, reach = look_ahead.own_step(theta, gradient, optimizer, 0.1)
+            ahead, reach = look_ahead.own_step(theta, gradient, optimizer, look_ahead.rates(theta, optimizer))
             for name, part in theta.items():
                 part.grad = gradient[name]
             optimizer.step()
@@ -273,4 +275,36 @@ def test_own_step_needs_sgd() -> None:
     net = network(BUILDS["plain"])
     with pytest.raises(ValueError, match="own step is made for sgd: take --optimizer sgd"):
         theta = look_ahead.trained(net)
-        look_ahead.own_step(theta, dict(theta), torch.optim.AdamW(net.parameters()), 0.1)
+        look_ahead.own_step(theta, dict(theta), torch.optim.AdamW(net.parameters()), dict.fromkeys(theta, 0.1))
+
+
+def test_a_step_ahead_takes_every_part_s_own_rate() -> None:
+    """A backbone at a rate of its own (--lr-backbone): that of now, which has come down, and that of the start."""
+    net = network(BUILDS["plain"])
+    theta = look_ahead.trained(net)
+    slow = [name for name in theta if name.startswith("stages")]
+    assert 0 < len(slow) < len(theta)
+    recipe = Recipe(lr=0.1, lr_backbone=0.01, momentum=0.0, weight_decay=0.0)
+    optimizer = optim.build(recipe, theta.values(), [theta[name] for name in slow])
+    optim.set_rate(optimizer, 0.02)
+    for initial, lr in ((False, 0.02), (True, 0.1)):
+        rates = look_ahead.rates(theta, optimizer, initial=initial)
+        assert rates == pytest.approx({name: lr * 0.1 if name in slow else lr for name in theta})
+        gradient = {name: torch.ones_like(part) for name, part in theta.items()}
+        for ahead, reach in (
+            look_ahead.plain_step(theta, gradient, rates),
+            look_ahead.own_step(theta, gradient, optimizer, rates),
+        ):
+            assert reach == rates
+            for name, part in theta.items():
+                torch.testing.assert_close(ahead[name], part - rates[name])
+
+
+def test_weights_that_all_come_to_nothing_keep_their_sum() -> None:
+    objective = prepared(network(BUILDS["plain"]), renormalise=True)
+    before = objective.weights.clone()
+    objective.move(torch.full_like(before, 9.0))
+    assert torch.equal(objective.weights, before)
+    objective.move(torch.arange(len(before)) * 0.1)
+    torch.testing.assert_close(objective.weights.sum(), before.sum())
+    assert not torch.equal(objective.weights, before)
