@@ -74,7 +74,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         place.claim(folder, flat(config), resume)
-    fabric = make_fabric(config.recipe, parted=len(method.phases) > 1)
+    fabric = make_fabric(config.recipe, parted=method.parted)
     reporter = TrainingProgress(show and fabric.is_global_zero)
     _introduce(reporter, config, net, data, notes)
     loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)

@@ -13,7 +13,7 @@ Terms = dict[str, Tensor]
 """Weighted scalars by name; their SUM is what is minimised, so what is logged is what is trained."""
 
 Objective = Callable[[ExitOutputs, Batch, float], Terms]
-"""(outputs, batch, progress) -> terms. progress = epoch / epochs in [0, 1), constant within an epoch.
+"""(outputs, batch, progress) -> terms. progress = epoch / epochs of the phase, in [0, 1), constant within an epoch.
 
 A function, or an nn.Module where it owns state or learned parts; those are trained and checkpointed with the run and
 never exported.
@@ -70,6 +70,7 @@ class Method:
     `cohort` builds one network of each of several kinds, for `--net a,b`; methods without it take one kind.
     `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
     `optimizers` are the names of those that its step can look ahead with, where that matters.
+    `turns` says in how many parts its step takes a batch, the samples by turns: mixup blends none with another part's.
     """
 
     objective: Objective
@@ -80,7 +81,13 @@ class Method:
     needs_held_out: bool = False
     cohort: Callable[[Sequence[BuildBackbone]], nn.Module] | None = None
     optimizers: tuple[str, ...] = ()
+    turns: int = 1
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("a method needs at least one phase")
+
+    @property
+    def parted(self) -> bool:
+        """Whether parts of the network are frozen for a while."""
+        return self.phases != (everything,)

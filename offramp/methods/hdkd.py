@@ -33,7 +33,8 @@ def build(
     then the ordinary step with the new w. The paper computes a Hessian-vector product; the same number is one
     forward-mode product. Its loop "for t = 0 ... T" would run T+1 times without moving theta: here one update of w per
     step. eps, xi, T, the first E_k, bounds of w and the mode of batch norms are unpublished. Held-out batches come
-    from the val split, as large as the training batches, not augmented. The look-ahead is computed in float32.
+    from the val split, as large as the training batches, not augmented. grad L(theta, w) is computed in the run's
+    precision, as the step's own gradient is; what follows in the look-ahead in float32.
 
     Args:
         init: w at the start: labels 1, and each pair 1/(K-j) (ds: an exit learns equally from all later ones), 1

@@ -74,7 +74,7 @@ def build(
         OneForAll("imta", gamma, temperature, reduction),
         network=partial(network, links=links, detach=detach),
         tap=partial(equilibrium, scope=scope),
-        phases=(Phase("all", shares[0], rates[0], objective=joint.objective), second),
+        phases=(Phase("all", shares[0], rates[0], modules=unlinked, objective=joint.objective), second),
     )
 
 
@@ -145,6 +145,11 @@ class Final(nn.Module):
 def finals(net: nn.Module) -> list[Final]:
     """The final exit that remembers, if there is one."""
     return [part for part in net.modules() if isinstance(part, Final)]
+
+
+def unlinked(net: MultiExitNet) -> list[nn.Module]:
+    """What stage 1 trains: all but the links, which weight decay would shrink before they are first listened to."""
+    return [*net.stages, *(part.branch if isinstance(part, Cascaded) else part for part in net.branches)]
 
 
 def classifiers(net: MultiExitNet) -> list[nn.Module]:

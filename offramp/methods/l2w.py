@@ -71,7 +71,7 @@ def build(
     not_negative("epsilon", epsilon)
     not_negative("meta_weight_decay", meta_weight_decay)
     settings = Settings(epsilon, centre, sees, hidden, target, meta_every, meta_lr, meta_weight_decay, meta_reduction)
-    return Method(SampleWeights(settings), step=learn, optimizers=("sgd",))
+    return Method(SampleWeights(settings), step=learn, optimizers=("sgd",), turns=2)
 
 
 @dataclass(frozen=True)

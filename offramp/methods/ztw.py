@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.losses.across import weighing, weight_of
 from offramp.losses.softmax import log_probabilities
 from offramp.losses.truth import cross_entropy
 from offramp.methods import joint
@@ -119,7 +120,8 @@ def on_held_out(parts: Parts, batch: Batch, progress: float) -> Terms:
     """A step on the val batch that belongs to it, instead of the training batch."""
     assert parts.held_out is not None
     held = parts.held_out()
-    return parts.update(parts.objective(parts.net(held.inputs, tap=parts.tap), held, progress))
+    with weighing(weight_of(len(held.ids), held.inputs)):
+        return parts.update(parts.objective(parts.net(held.inputs, tap=parts.tap), held, progress))
 
 
 def network(
@@ -145,7 +147,10 @@ def network(
 
 
 class Mixture(nn.Module):
-    """q of an exit and those before it; `members` of them, over C classes. It starts as their plain mean."""
+    """q of an exit and those before it; `members` of them, over C classes.
+
+    It starts as their plain geometric mean; the arithmetic one as that with 1 added to the sum at every class, exp(b).
+    """
 
     def __init__(self, members: int, classes: int, combine: Combine) -> None:
         super().__init__()

@@ -148,12 +148,14 @@ class Loop:
         self.parts.net.train()
         span = phases.span_at(self.spans, self.at.epoch)
         phases.enter(self.net, span.phase, self.trained)
+        for net in (self.net, self.average.module) if self.average else (self.net,):
+            phases.listen(net, span.phase)
         if (self.at.epoch, self.at.step) == (span.first, 0):
             self._begin(span)
         if isinstance(self.parts.objective, nn.Module):
             self.parts.objective.train()
         began = time.perf_counter()
-        progress = self.at.epoch / self.recipe.epochs
+        progress = phases.progress(span, self.at.epoch)
         for batch in self.train.epoch(self.at.epoch, self.at.step):
             self.step(batch, progress)
             if self.record.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
@@ -198,9 +200,10 @@ class Loop:
         if recipe.label_smoothing:
             batch = soften.smooth(batch, len(self.data.classes), recipe.label_smoothing)
         if recipe.mixup:
-            batch = soften.mixup(batch, len(self.data.classes), recipe.mixup, (recipe.seed, at.epoch, at.step))
-        own, parts = span.phase.objective, self.parts
-        parts = parts if own is None else replace(parts, objective=own)
+            key = (recipe.seed, at.epoch, at.step)
+            batch = soften.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
+        own, tap = span.phase.objective, phases.tap(span.phase, self.parts.tap)
+        parts = replace(self.parts, objective=self.parts.objective if own is None else own, tap=tap)
         take = span.phase.step or (self.method.step if own is None else None) or one_step
         with weighing(self.train.weight(at.step)):
             terms = take(parts, batch, progress)

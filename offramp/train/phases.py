@@ -6,13 +6,13 @@ Training Strategies" (ICML 2025) recommends; `--tune exits` leaves the backbone 
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from offramp.methods._method import Method, Phase, everything
 from offramp.methods.vanilla import final_exit
-from offramp.net import MultiExitNet
+from offramp.net import MultiExitNet, Tap, share
 from offramp.train import optim
 from offramp.train.recipe import Recipe
 
@@ -82,11 +82,17 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
     """Refuse a network that cannot be divided into backbone and exits as `--tune` and the method's phases want it.
 
     Raises:
-        ValueError: naming the option where several networks are trained side by side, or if a phase trains nothing.
+        ValueError: naming the option where several networks are trained side by side, or if a phase trains nothing, or
+            a final exit that is to stay as it is hears others.
     """
     if isinstance(net, MultiExitNet):
         for phase in tuned(recipe, method):
             _modules(net, phase)
+        if recipe.tune == "exits" and any(part.hears for part in _listening(net)):
+            raise ValueError(
+                "--tune exits leaves the final exit as it is, but with this method it answers by what the exits before "
+                "it say, too; take --tune all or mixed"
+            )
         return
     for option, given in (("--tune", recipe.tune != "all"), ("--lr-backbone", recipe.lr_backbone is not None)):
         if given:
@@ -98,6 +104,11 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
 def span_at(found: list[Span], epoch: int) -> Span:
     """The phase of an epoch."""
     return next(span for span in reversed(found) if span.first <= epoch)
+
+
+def progress(span: Span, epoch: int) -> float:
+    """What of a phase is done at the start of an epoch of the run, in [0, 1)."""
+    return (epoch - span.first) / span.epochs
 
 
 def rate(recipe: Recipe, span: Span, epoch: int, step: int, steps: int) -> float:
@@ -132,6 +143,23 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
             module.train()
             for parameter in module.parameters():
                 parameter.requires_grad_(id(parameter) in own)
+
+
+def listen(net: nn.Module, phase: Phase) -> None:
+    """Let final exits hear those before them, where a method has that, but not while the backbone trains alone."""
+    for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
+        for listening in _listening(part):
+            listening.alone = phase.trains == "backbone"
+
+
+def _listening(net: MultiExitNet) -> list[Any]:
+    """What of the final exit may depend on the exits before it, and can be told to answer alone."""
+    return [part for part in net.branches[-1].modules() if hasattr(part, "alone")]
+
+
+def tap(phase: Phase, own: Tap) -> Tap:
+    """How gradients meet at the exits; while the backbone trains alone none but the final exit's does."""
+    return share if phase.trains == "backbone" else own
 
 
 def _modules(net: MultiExitNet, phase: Phase) -> list[nn.Module]:

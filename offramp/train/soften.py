@@ -15,18 +15,22 @@ def smooth(batch: Batch, classes: int, share: float) -> Batch:
     return batch._replace(labels=soft * (1 - share) + share / classes)
 
 
-def mixup(batch: Batch, classes: int, alpha: float, key: tuple[int, ...]) -> Batch:
+def mixup(batch: Batch, classes: int, alpha: float, key: tuple[int, ...], turns: int = 1) -> Batch:
     """Blend every sample with another of the batch: weight ~ Beta(alpha, alpha), one for the batch.
 
     On several processes the other one is of the same process's slice of the batch; the weight is the same in all.
 
     Args:
         key: (seed, epoch, step); the same key draws the same blend.
+        turns: the other one is of the same part, where a step takes the samples by turns into that many parts.
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018.
     """
     draw = np.random.default_rng(key)
     weight = float(draw.beta(alpha, alpha))
-    other = torch.from_numpy(draw.permutation(len(batch.ids))).to(batch.inputs.device)
+    drawn = np.arange(len(batch.ids))
+    for turn in range(turns):
+        drawn[turn::turns] = draw.permutation(drawn[turn::turns])
+    other = torch.from_numpy(drawn).to(batch.inputs.device)
     soft = _soft(batch, classes)
     return batch._replace(
         inputs=batch.inputs.mul(weight).add_(batch.inputs[other], alpha=1 - weight),

@@ -39,11 +39,11 @@ class Silent:
 
 def data(train: int = 32) -> DataSet:
     rng = np.random.default_rng(0)
-    labels = np.arange(train + 12, dtype=np.int64) % CLASSES
-    pixels = rng.integers(0, 200, (train + 12, *SHAPE), dtype=np.uint8)
+    labels = np.arange(train + 13, dtype=np.int64) % CLASSES
+    pixels = rng.integers(0, 200, (train + 13, *SHAPE), dtype=np.uint8)
     pixels[:, 0, 2, 2] = 80 * labels
     source = ArraySource("toy", tuple("abcd"), labels, pixels)
-    parts = {"train": np.arange(train, dtype=np.int64), "val": np.arange(train, train + 12, dtype=np.int64)}
+    parts = {"train": np.arange(train, dtype=np.int64), "val": np.arange(train, train + 13, dtype=np.int64)}
     splits = {name: Split(source, indices, name) for name, indices in parts.items()}
     return DataSet("toy", splits, source.classes, SHAPE, (0.5,), (0.25,), "none")
 
@@ -74,7 +74,7 @@ def loop(folder: Path, how: Recipe, method: Method, still: bool = False, of: Dat
         torch.manual_seed(4)
         method.objective.prepare(exits=net.exits, widths=WIDTHS[-net.exits :])
     folder.mkdir(exist_ok=True, parents=True)
-    fabric = make_fabric(how, parted=len(method.phases) > 1)
+    fabric = make_fabric(how, parted=method.parted)
     return Loop(fabric, folder, how, net, method, of or data(), Silent())
 
 
@@ -85,7 +85,13 @@ class Still(nn.BatchNorm2d):
         return super().train(False)
 
 
-PROCESSES = (("ztw", {"fit": "val"}), ("imta", {"links": False}), ("ztw", {}))
+PROCESSES = (
+    ("ztw", {"fit": "val"}),
+    ("imta", {"links": False}),
+    ("ztw", {}),
+    ("ztw", {"shares": (0.0, 1.0, 0.0)}),
+    ("ztw", {"shares": (1.0, 0.0, 0.0)}),
+)
 
 
 def train_all(folder: Path, devices: int) -> None:
@@ -151,6 +157,42 @@ def test_imta_trains_everything_then_the_classifiers(tmp_path: Path, norms: Any)
     moving = {"statistics"} if norms == "moving" else set()
     assert grouped(last) == {"exits", "final", "links"} | moving
     assert not any("2.branch" in name and "classifier" not in name and "link" not in name for name in last)
+
+
+@pytest.mark.parametrize("tune", ["all", "mixed"])
+def test_links_begin_as_they_were_made(tmp_path: Path, tune: Any) -> None:
+    """Neither weight decay nor momentum moves them before the exits listen."""
+    changed = trained_in(tmp_path, recipe(epochs=6, tune=tune, weight_decay=0.1), find("imta").build())
+    listening = ["links" in grouped(names) for names in changed]
+    assert listening == [False] * (3 if tune == "all" else 4) + [True] * (3 if tune == "all" else 2)
+
+
+def test_the_schedules_of_a_method_begin_with_its_phase(tmp_path: Path) -> None:
+    seen: list[float] = []
+    running = loop(tmp_path, recipe(epochs=4, tune="mixed"), find("joint").build())
+    step = running.step
+
+    def watched(batch: Any, progress: float) -> None:
+        seen.append(progress)
+        step(batch, progress)
+
+    running.step = watched  # type: ignore[method-assign]
+    running.run(resume=False)
+    assert seen == [0.0, 0.0, 0.5, 0.5] * 2
+
+
+@pytest.mark.parametrize("name", ["boostnet", "equilibrium"])
+def test_a_backbone_first_is_the_plain_network(tmp_path: Path, name: str) -> None:
+    """To the bit: whatever the exits before the final one would say, and however the method reshapes gradients."""
+    how = recipe(epochs=2, tune="mixed", ema=0.5)
+    watched = {of: loop(tmp_path / of, how, find(of).build()) for of in (name, "joint")}
+    found = {}
+    for of, running in watched.items():
+        stopping(running, 2)
+        with pytest.raises(Interrupted):
+            running.run(resume=False)
+        found[of] = [part.clone() for part in running.net.stages.parameters()]
+    assert all(torch.equal(*pair) for pair in zip(*found.values(), strict=True))
 
 
 def test_imta_s_teacher_is_the_final_exit_of_its_first_stage(tmp_path: Path) -> None:

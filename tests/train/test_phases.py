@@ -9,9 +9,11 @@ from torch import nn
 
 from offramp.branches import byot
 from offramp.methods import find
+from offramp.methods._cascade import Collaborating, switch_on
 from offramp.methods._method import Method, Phase, everything
+from offramp.methods._taps import equilibrium
 from offramp.models import resnet
-from offramp.net import MultiExitNet, attach, plain
+from offramp.net import Branch, Head, MultiExitNet, attach, plain
 from offramp.train import optim, phases
 from offramp.train.recipe import Recipe
 
@@ -117,6 +119,57 @@ def test_what_a_phase_trains(trains: str, backbone: bool, exits: bool) -> None:
         assert any("running" in name for name in changed) == (bool(trained) and part is not network.branches[-1])
     phases.enter(network, everything, own)
     assert all(p.requires_grad for p in network.parameters()) and all(part.training for part in network.modules())
+
+
+def linked(name: str, **hyper: Any) -> MultiExitNet:
+    """A network of a method whose final exit hears the others."""
+    torch.manual_seed(0)
+    backbone = resnet.build("resnet18", classes=5, width=4, image_size=16)
+    made = find(name).build(**hyper).network(lambda: backbone, lambda trunk, exit: byot.build(trunk, exit, 5))
+    assert isinstance(made, MultiExitNet)
+    return made
+
+
+@pytest.mark.parametrize(("name", "hyper"), [("boostnet", {}), ("impr", {"links": True}), ("imta", {})])
+def test_a_backbone_that_trains_alone_hears_nothing(name: str, hyper: dict[str, Any]) -> None:
+    """Its final exit then answers whatever the exits before it say, gradients are the plain network's, links rest."""
+    network, inputs = linked(name, **hyper), torch.randn(4, 3, 16, 16)
+    switch_on(network)
+    for part in network.modules():
+        if isinstance(part, Collaborating):
+            nn.init.normal_(part.classifier.weight)
+    phases.listen(network, Phase("backbone"))
+    network(inputs, tap=phases.tap(Phase("backbone"), equilibrium)).logits[-1].square().sum().backward()
+    found = [part.grad for part in network.stages.parameters()]
+    assert all(part.grad is None for part in links(network.branches[-1]).parameters())
+    head = next(part for part in network.branches[-1].modules() if isinstance(part, Head))
+    alone = MultiExitNet([nn.Sequential(*network.stages)], [Branch(nn.Identity(), head)])
+    alone.zero_grad()
+    answered = alone(inputs).logits[-1]
+    answered.square().sum().backward()
+    torch.testing.assert_close(network(inputs).logits[-1], answered)
+    torch.testing.assert_close(found, [part.grad for part in network.stages.parameters()])
+    phases.listen(network, everything)
+    assert not torch.allclose(network(inputs).logits[-1], answered)
+
+
+def links(branch: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList([part for part in branch.modules() if isinstance(part, Collaborating)])
+
+
+def test_a_final_exit_that_hears_others_cannot_stay_as_it_is() -> None:
+    for name, hyper in (("boostnet", {}), ("impr", {"links": True})):
+        with pytest.raises(ValueError, match=r"^--tune exits leaves the final exit as it is, but with this method it "):
+            phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
+    for name, hyper in (("boostnet", {"weaken": (0.0,)}), ("impr", {}), ("ztw", {})):
+        phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
+    phases.refuse_net(Recipe(tune="mixed"), find("boostnet").build(), linked("boostnet"))
+
+
+def test_progress_is_the_phase_s() -> None:
+    first, second = phases.spans(Recipe(epochs=7, tune="mixed"), METHOD)
+    assert [phases.progress(first, epoch) for epoch in range(4)] == [0.0, 0.25, 0.5, 0.75]
+    assert [phases.progress(second, epoch) for epoch in range(4, 7)] == pytest.approx([0.0, 1 / 3, 2 / 3])
 
 
 def test_what_was_frozen_by_its_model_stays_frozen() -> None:

@@ -54,6 +54,16 @@ def test_the_same_key_draws_the_same_blend_and_another_another() -> None:
     assert not torch.equal(one.inputs, other.inputs)
 
 
+def test_mixup_stays_within_the_parts_that_a_step_takes_by_turns() -> None:
+    labels = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    batch = Batch(labels.float()[:, None, None, None], labels, torch.arange(7))
+    apart = [mixup(batch, 2, 1.0, (step,), turns=2) for step in range(9)]
+    assert all(torch.equal(found.inputs, batch.inputs) for found in apart)
+    assert not all(torch.equal(mixup(batch, 2, 1.0, (step,)).inputs, batch.inputs) for step in range(9))
+    ids = torch.arange(7.0)[:, None, None, None]
+    assert not torch.equal(mixup(batch._replace(inputs=ids), 2, 1.0, (0,), turns=2).inputs, ids)
+
+
 def test_mixup_takes_soft_labels() -> None:
     found = mixup(SOFT, 3, 1.0, (0,))
     torch.testing.assert_close(found.labels, SOFT.labels)
