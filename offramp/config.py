@@ -146,6 +146,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no config file {path}")
     try:
         found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {_place(error)}") from None
     if not isinstance(found, dict):

@@ -12,6 +12,8 @@ from offramp.parameters import KINDS
 
 CONFIGURED, DOTTED = ("train", "compare"), ("train", "compare", "info")
 """The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""
+ONE_FOR_MANY = ("--seed", "--method")
+"""Options that `compare` has in the plural; in a config file the singular may stand and gives way."""
 
 
 def prepare(argv: list[str]) -> list[str]:
@@ -47,6 +49,8 @@ def prepare(argv: list[str]) -> list[str]:
         else:
             if word.startswith("--"):
                 said.add(_bare(name))
+            if verb == "compare" and name in ONE_FOR_MANY:
+                raise NotUnderstood(f"compare trains with several: take {name}s, with commas between, not {name}")
             words.append(word)
     if len(configs) > 1:
         raise ValueError("--config can be given once")

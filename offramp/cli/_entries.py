@@ -165,10 +165,10 @@ def check(found: list[Entry], show: bool) -> tuple[str, ...]:
     for entry in {entry.method: entry for entry in reversed(found)}.values():
         method = build_method(entry.config)
         try:
-            refuse(method, entry.config.recipe, data)
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
-            told = (*load_weights(entry.config, net), *prepare(method, net, data.shape))
             phases.refuse_net(entry.config.recipe, method, net)
+            refuse(method, entry.config.recipe, data)
+            told = (*load_weights(entry.config, net), *prepare(method, net, data.shape))
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
             raise ValueError(f"{entry.method}: {error}") from None

@@ -101,7 +101,7 @@ class TrainingProgress:
     def epoch_done(self, record: dict[str, Any]) -> None:
         """One line: losses and the accuracy of every exit on val."""
         exits = " ".join(f"{100 * share:.1f}" for share in record["val_accuracy"] or ())
-        self.note(f"{record['epoch'] + 1:3d}/{self.epochs}  {_terms(record['train'])} | val % {exits or '–'}")
+        self.note(f"{record['epoch'] + 1:3d}/{self.epochs}  {_terms(record['train'], None)} | val % {exits or '–'}")
 
     def note(self, text: str) -> None:
         """One line beside the bar."""
@@ -114,8 +114,8 @@ class TrainingProgress:
             self.bar.stop()
 
 
-def _terms(terms: dict[str, float], most: int = 4) -> str:
-    """The loss and its first terms, as many as fit a line of 80 columns."""
+def _terms(terms: dict[str, float], most: int | None) -> str:
+    """The loss and its first terms, or all of them, which sum to it."""
     return " ".join(f"{name} {value:.3f}" for name, value in list(terms.items())[:most])
 
 

@@ -1,6 +1,7 @@
 """offramp compare: several methods with several seeds on the same network, data and recipe, and what differs."""
 
 import json as reader
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,8 +64,11 @@ def compare(
     if markdown is not None:
         _check_markdown(markdown)
     if show is not None:
-        if methods is not None or out is not None:
-            raise ValueError("--show trains nothing: leave --methods and --out away")
+        given = {"--methods": methods, "--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
+        words = [name for name, value in given.items() if value]
+        if words or option or config != Config():
+            what = " and ".join(words) or "options of training"
+            raise ValueError(f"--show trains nothing, it shows all that its ledger holds: leave {what} away")
         _report(_comparisons(show, baseline), markdown, json, show, [])
         return
     if methods is None or out is None:
@@ -86,6 +90,9 @@ def run(
 
     if ledger.exists() and not ledger.is_file():
         raise ValueError(f"--ledger {ledger} is no file")
+    place = next(path for path in (ledger, *ledger.parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{ledger} cannot be written: {place} is not writable")
     found = _entries.entries(config, methods, seeds, out)
     _entries.check_folder(out)
     progress = CompareProgress(show)
@@ -179,16 +186,33 @@ def _print(found: "Comparison", number: int) -> None:
 
     if number:
         stdout.print()
-    stdout.print(f"{title(found)}", style="bold", highlight=False, soft_wrap=True)
-    rows = [[row.method, counted(row.seeds), *map(mean_cell, row.means)] for row in found.rows]
+    stdout.print(title(found), style="bold", highlight=False, markup=False)
+    names, legend = _names([row.method for row in found.rows])
+    rows = [[names[row.method], counted(row.seeds), *map(mean_cell, row.means)] for row in found.rows]
     head = "accuracy %, mean ± standard deviation over seeds"
     stdout.print(table(head, ["", "n", *found.columns], rows), soft_wrap=True)
     others = [row for row in found.rows if row.differences]
     rows = [
-        [row.method, counted(row.pairs), *(difference_cell(one, brackets=False) for one in row.differences)]
+        [names[row.method], counted(row.pairs), *(difference_cell(one, brackets=False) for one in row.differences)]
         for row in others
     ]
     if rows:
         stdout.print()
         head = f"less {found.baseline} on the same seeds, points ± half of the 95 % interval"
         stdout.print(table(head, ["", "n", *found.columns], rows), soft_wrap=True)
+    elif len(found.rows) > 1:
+        said = f"no differences: nothing has a seed in common with {found.baseline} (--baseline NAME)"
+        stdout.print(f"\n{said}", highlight=False, soft_wrap=True)
+    if legend:
+        stdout.print("\n" + "\n".join(legend), highlight=False, markup=False, soft_wrap=True)
+
+
+def _names(methods: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What each method is called in a narrow table, and what the numbers in these names stand for."""
+    long = [method for method in methods if len(method) > WIDEST]
+    short = {method: f"{method.partition('(')[0]} ({number})" for number, method in enumerate(long, 1)}
+    return {method: short.get(method, method) for method in methods}, [f"{short[one]}: {one}" for one in long]
+
+
+WIDEST = 11
+"""Columns that a table of five exits leaves for a method's name in a terminal of 80."""

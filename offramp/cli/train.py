@@ -65,10 +65,10 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     data = build_data(config, progress=show)
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
-    refuse(method, config.recipe, data)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
-    notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
     phases.refuse_net(config.recipe, method, net)
+    refuse(method, config.recipe, data)
+    notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
     if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
         notes += phases.notes(config.recipe, method)
     origin = provenance()

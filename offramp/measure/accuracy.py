@@ -12,7 +12,9 @@ from offramp.outputs import Trace
 def top_k(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], k: int = 1) -> list[float]:
     """Share of samples, in [0, 1], whose label is among each exit's k largest logits."""
     k = min(k, logits.shape[-1])
-    hits = (logits.topk(k, dim=-1).indices == labels[None, :, None]).any(-1)
+    # of equal logits the first counts, as everywhere that exits answer; topk takes any of them
+    found = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k, dim=-1).indices
+    hits = (found == labels[None, :, None]).any(-1)
     return [float(share) for share in hits.double().mean(1)]
 
 

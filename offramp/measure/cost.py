@@ -46,13 +46,19 @@ class Parameters:
 def macs(net: MultiExitNet, shape: Image) -> list[int]:
     """Multiply-adds of convolutions and linear layers of the trunk up to each exit plus its own branch, per sample.
 
-    No other branch is counted; biases, norms, activations and pooling cost nothing.
+    Of other branches only earlier ones are counted that it needs (chained ones); biases, norms, activations and
+    pooling cost nothing.
 
     Args:
         shape: one input's (channels, height, width).
     """
     pieces = measure(net, shape)
-    return [trunk + own for trunk, own in zip(accumulate(pieces.stages), pieces.branches, strict=True)]
+    alone = [[exit == last for exit in range(last + 1)] for last in range(net.exits)]
+    return [as_run(_first(pieces, len(enabled)), enabled)[0] for enabled in alone]
+
+
+def _first(pieces: Pieces, exits: int) -> Pieces:
+    return Pieces(pieces.stages[:exits], pieces.branches[:exits], pieces.chained[:exits])
 
 
 def macs_cumulative(net: MultiExitNet, shape: Image) -> list[int]:

@@ -1,6 +1,7 @@
 """Loss weights that are learned on held-out batches (HDKD, Wang & Li, AAAI 2021, Algorithm 1), and their step."""
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ class Bilevel:
         fraction("decay", self.decay)
         positive("step_size", self.step_size)
         not_negative("meta_every", float(self.meta_every))
+        for weight in self.weights:
+            if not math.isfinite(weight) or (self.clamp and weight < 0):
+                raise ValueError(f"weights must be finite and, as clamp holds them there, at least 0, got {weight}")
         if self.weights and self.fixed is not None:
             raise ValueError("weights and fixed both say what the weights are: give one of them")
 

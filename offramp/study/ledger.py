@@ -134,7 +134,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from None
+        raise ValueError(f"{where} is no JSON, as after a write that was cut ({error}): remove that line") from None
     if not isinstance(found, dict):
         raise ValueError(f"{where} is no JSON object")
     return found

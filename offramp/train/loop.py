@@ -34,8 +34,8 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
     """Refuse what the method cannot train with, before anything is written.
 
     Raises:
-        ValueError: if it learns from held-out batches and there is no `val`, looks ahead with another optimiser, or
-            has phases of its own beside `--tune` or more than epochs.
+        ValueError: if it learns from held-out batches and there is no `val`, looks ahead with another optimiser,
+            divides batches that are too small, or has phases of its own beside `--tune` or more than epochs.
     """
     if method.needs_held_out and "val" not in data.splits:
         raise ValueError(
@@ -45,6 +45,12 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
         raise ValueError(
             f"this method looks ahead with the optimiser's own step, which is made for {', '.join(method.optimizers)}: "
             f"take --optimizer {method.optimizers[0]}, got {recipe.optimizer}"
+        )
+    least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
+    if method.turns > 1 and recipe.batch_size < least:
+        raise ValueError(
+            f"this method divides every batch into {method.turns}: --batch-size must be at least {least}, got "
+            f"{recipe.batch_size}"
         )
     phases.spans(recipe, method)
 
@@ -74,9 +80,9 @@ class Loop:
     ) -> None:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.method, self.spans = method, phases.spans(recipe, method)
         phases.refuse_net(recipe, method, net)
         refuse(method, recipe, data)
+        self.method, self.spans = method, phases.spans(recipe, method)
         parameters = list(self.net.parameters())
         if isinstance(method.objective, nn.Module):
             method.objective.to(fabric.device)

@@ -236,7 +236,18 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint,hdkd", "--holdout", "0"], "hdkd: this method learns from the val split while it trains"),
         (["--methods", "joint,l2w", "--optimizer", "adamw"], "l2w: this method looks ahead with the optimiser"),
         (["--methods", "joint,byot(alpha=7)"], "alpha"),
-        (["--methods", "joint", "--show", "x.jsonl"], "--show trains nothing: leave --methods and --out away"),
+        (
+            ["--methods", "joint", "--show", "x.jsonl"],
+            "shows all that its ledger holds: leave --methods and --out away",
+        ),
+        (["--show", "x.jsonl", "--seeds", "7", "--ledger", "y.jsonl"], "leave --out and --ledger and --seeds away"),
+        (["--methods", "joint", "--seed", "3"], "take --seeds, with commas between, not --seed"),
+        (["--method", "joint"], "take --methods, with commas between, not --method"),
+        (
+            ["--methods", "l2w", "--batch-size", "3"],
+            "l2w: this method divides every batch into 2: --batch-size must be",
+        ),
+        (["--methods", "hdkd(weights=1,1,-5)"], "weights must be finite and, as clamp holds them there, at least 0"),
         (["--methods", "joint", "--ledger", "."], "--ledger . is no file"),
         (["--methods", "joint", "--markdown", __file__], "is left as it is: the table goes between a line"),
         ([], "compare needs --methods and --out"),
@@ -250,6 +261,31 @@ def test_mistakes_get_one_clear_sentence_and_start_nothing(
     assert ran.status in (1, 2)
     assert says in ran.err and ran.err.splitlines()[-1].startswith("offramp: ")
     assert not (tmp_path / "a").exists()
+
+
+def test_long_names_are_told_apart_in_80_columns(offramp: Offramp, tmp_path: Path) -> None:
+    line = {
+        "config": {"net": "resnet18", "branch": "sketch", "data": "digits", "epochs": 1, "seed": 0},
+        "split": "test",
+        "weights": "last",
+        "accuracy": [0.5, 0.25],
+        "ensemble": 0.75,
+    }
+    given = [("muse", 0.1), ("muse", 0.3), ("byot", 0.2)]
+    for number, (method, alpha) in enumerate(given):
+        config = {**line["config"], "method": method, "method.alpha": alpha}
+        append(tmp_path / "x.jsonl", {**line, "config": config, "accuracy": [0.1 * number, 0.25]})
+    ran = offramp("compare", "--show", tmp_path / "x.jsonl")
+    assert ran.status == 0 and max(map(len, ran.out.splitlines())) <= 80
+    said = [row.split() for row in ran.out.splitlines() if row.startswith(("muse", "byot"))]
+    assert [row[:2] for row in said] == [["muse", "(1)"], ["muse", "(2)"], ["byot", "(3)"]] + [
+        [method, f"({number}):"] for number, (method, _) in enumerate(given, 1)
+    ]
+    assert [row[2] for row in said[3:]] == [f"{method}(alpha={alpha})" for method, alpha in given]
+    assert "no differences: nothing has a seed in common with joint (--baseline NAME)" in ran.out
+    assert (
+        "no differences" not in offramp("compare", "--show", tmp_path / "x.jsonl", "--baseline", "byot(alpha=0.2)").out
+    )
 
 
 def test_methods_and_their_parameters_are_read() -> None:

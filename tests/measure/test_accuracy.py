@@ -23,6 +23,14 @@ def test_top_k_by_hand() -> None:
     assert top_k(LOGITS, LABELS, 2) == [1.0, 0.75]
 
 
+def test_of_equal_logits_the_first_is_the_answer() -> None:
+    """As everywhere else: two figures of one exit on the same images are equal."""
+    equal = torch.zeros(1, 40, 100)
+    equal[0, :, 7] = equal[0, :, 50] = equal[0, :, 90] = 1.0
+    assert top_k(equal, torch.full((40,), 7)) == [1.0] and top_k(equal, torch.full((40,), 50)) == [0.0]
+    assert (equal.numpy()[0].argmax(1) == 7).all()
+
+
 def test_top_k_of_fewer_classes_than_k_is_always_right() -> None:
     assert top_k(LOGITS, LABELS, 5) == [1.0, 1.0]
 

@@ -127,6 +127,12 @@ def test_macs_count_no_other_branch() -> None:
     assert cost.macs(by_hand(), SHAPE) == [TRUNK + FIRST, TRUNK + REST + LAST]
 
 
+def test_macs_count_the_branches_that_an_exit_needs() -> None:
+    """A plain network of exits in a chain runs those before its final one."""
+    assert cost.macs(by_hand(Chained), SHAPE) == [TRUNK + FIRST, TRUNK + FIRST + REST + LAST]
+    assert cost.macs(by_hand(Chained), SHAPE)[-1] == cost.segment_macs(by_hand(Chained), SHAPE, (False, True))[0]
+
+
 def test_cumulative_macs_count_every_branch_on_the_way() -> None:
     assert cost.macs_cumulative(by_hand(), SHAPE) == [TRUNK + FIRST, TRUNK + FIRST + REST + LAST]
 

@@ -66,5 +66,5 @@ def test_a_term_that_is_no_number_ends_the_run(tmp_path: Path, ce: float) -> Non
     record = made(tmp_path)
     add(record, 4, 1.0)
     add(record, 5, ce)
-    with pytest.raises(Diverged, match=rf"^the loss term 'ce' is {ce} at step 5 \(epoch 1\); the last good checkpoint"):
+    with pytest.raises(Diverged, match=rf"^the loss term 'ce' is {ce} at step 5 \(epoch 1\); there is no checkpoint"):
         record.look(0, 6)
