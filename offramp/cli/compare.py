@@ -92,7 +92,7 @@ def run(
         raise ValueError(f"--ledger {ledger} is no file")
     place = next(path for path in (ledger, *ledger.parents) if path.exists())
     if not os.access(place, os.W_OK):
-        raise ValueError(f"{ledger} cannot be written: {place} is not writable")
+        raise ValueError(f"{ledger} cannot be written: there is no permission for {place}")
     found = _entries.entries(config, methods, seeds, out)
     _entries.check_folder(out)
     progress = CompareProgress(show)

@@ -53,12 +53,9 @@ def macs(net: MultiExitNet, shape: Image) -> list[int]:
         shape: one input's (channels, height, width).
     """
     pieces = measure(net, shape)
-    alone = [[exit == last for exit in range(last + 1)] for last in range(net.exits)]
-    return [as_run(_first(pieces, len(enabled)), enabled)[0] for enabled in alone]
-
-
-def _first(pieces: Pieces, exits: int) -> Pieces:
-    return Pieces(pieces.stages[:exits], pieces.branches[:exits], pieces.chained[:exits])
+    chained = [cost if needed else 0 for cost, needed in zip(pieces.branches, pieces.chained, strict=True)]
+    costs = zip(accumulate(pieces.stages), accumulate(chained[:-1], initial=0), pieces.branches, strict=True)
+    return [trunk + before + own for trunk, before, own in costs]
 
 
 def macs_cumulative(net: MultiExitNet, shape: Image) -> list[int]:

@@ -91,6 +91,6 @@ class Record:
 
 def kept(folder: Path) -> str:
     """The end of the sentence about a run that diverged: what is left of it, and what may help."""
-    kept = folder / "checkpoints"
-    left = f"the last good checkpoint is kept in {kept}" if any(kept.glob("step-*")) else "there is no checkpoint yet"
+    place = folder / "checkpoints"
+    left = f"the last good checkpoint is kept in {place}" if any(place.glob("step-*")) else "there is no checkpoint yet"
     return f"{left}. A lower --lr or --clip 1 may help"
