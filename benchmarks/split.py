@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp._compat import vision
+from offramp.optional import vision
 from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.net import plain

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp import kinds
-from offramp.names import NotUnderstood, unknown
-from offramp.parameters import KINDS, arguments, convert, defaults
+from offramp.lookup import NotUnderstood, unknown
+from offramp.hyperparameters import KINDS, arguments, convert, defaults
 from offramp.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
     from offramp import branches
-    from offramp.meta import check_input, check_single
+    from offramp.meta_device import check_input, check_single
     from offramp.net import MultiExitNet
 
     exits = branches.find(config.branch)
@@ -283,7 +283,7 @@ def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
     Raises:
         ValueError: if the file cannot be read as weights, or does not fit, naming what is missing or of another shape.
     """
-    from offramp.several import single
+    from offramp.multi_net import single
     from offramp.split import weights
 
     if config.weights is None:
@@ -304,7 +304,7 @@ def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> 
     Raises:
         ValueError: if the method cannot train this network, with the reason.
     """
-    from offramp.meta import blank, run_on_meta
+    from offramp.meta_device import blank, run_on_meta
 
     ready: Callable[..., tuple[str, ...]] | None = getattr(method.objective, "prepare", None)
     if ready is None:

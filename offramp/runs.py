@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from offramp.adapt.policy import ExitPolicy
     from offramp.data.splits import DataSet
     from offramp.net import MultiExitNet
-    from offramp.several import Several
+    from offramp.multi_net import Several
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     """Open a run of any method; arguments and errors as in `load_run`."""
     from offramp.adapt import policy
     from offramp.net import MultiExitNet
-    from offramp.several import Cohort, GatedFan
+    from offramp.multi_net import Cohort, GatedFan
     from offramp.train import checkpoint
     from offramp.train.folder import POLICY, read_config
 
@@ -123,7 +123,7 @@ def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], ow
     Raises:
         ValueError: naming the first class, or the shape, that differs.
     """
-    from offramp.meta import written
+    from offramp.meta_device import written
 
     if tuple(data.shape) != tuple(shape):
         raise ValueError(

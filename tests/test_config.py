@@ -24,7 +24,7 @@ from offramp.config import (
     resolve,
     unflat,
 )
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 from offramp.net import MultiExitNet
 from offramp.train.recipe import Recipe
 

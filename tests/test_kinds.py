@@ -7,7 +7,7 @@ import torch
 
 from offramp import kinds
 from offramp.config import Config, build_method, build_net, flat, load_weights, of_kind, resolve, unflat
-from offramp.several import Cohort
+from offramp.multi_net import Cohort
 
 TWO = "resnet18,wrn16-4"
 

@@ -18,7 +18,7 @@ from offramp.config import Config, build_method, build_net, flat, keys, resolve
 from offramp.config import prepare as prepare_method
 from offramp.data.load import AUGMENTATIONS, NORMALISE
 from offramp.net import MultiExitNet
-from offramp.parameters import arguments
+from offramp.hyperparameters import arguments
 from offramp.train.optim import rate
 
 ROOT = Path(__file__).parents[1]

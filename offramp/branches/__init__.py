@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from offramp.names import discover, load
+from offramp.lookup import discover, load
 
 
 def available() -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from offramp.meta import Shape, blank, run_on_meta, shape_of, written
+from offramp.meta_device import Shape, blank, run_on_meta, shape_of, written
 from offramp.net import Backbone
 from offramp.outputs import State
 

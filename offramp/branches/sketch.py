@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from offramp.branches._stages import StateShape, always, check_exit, shapes
-from offramp.meta import run_on_meta, written
+from offramp.meta_device import run_on_meta, written
 from offramp.net import Backbone, Branch, fresh
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
-from offramp.names import NotUnderstood, nearest
+from offramp.lookup import NotUnderstood, nearest
 
 if TYPE_CHECKING:
     from cyclopts import App

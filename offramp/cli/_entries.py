@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from offramp.config import Config, build_data, build_method, build_net, flat, load_weights, prepare, resolve
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 
 COMPARISON = "comparison.yaml"
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from cyclopts import Group
 
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 
 GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
 GOAL = Group("Goal (exactly one)")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.names import unknown
+from offramp.lookup import unknown
 from offramp.runs import LoadedRun, check_data, moved
 
 if TYPE_CHECKING:

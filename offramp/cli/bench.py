@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.measure.units import percent
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 from offramp.runs import load_data, load_run
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
 from offramp.config import Config, flat
-from offramp.names import NotUnderstood, nearest
+from offramp.lookup import NotUnderstood, nearest
 
 if TYPE_CHECKING:
     from offramp.cli._entries import Entry

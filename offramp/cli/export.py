@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.measure.units import count, percent
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 from offramp.runs import LoadedRun, load_data, load_run
 
 LEAST = 1000

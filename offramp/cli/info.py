@@ -8,7 +8,7 @@ from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
 from offramp.config import Layers
 from offramp.measure.units import count
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +97,7 @@ def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], cl
     """Networks that are trained together: each one's parameters and operations, and those of all."""
     from offramp.cli._show import stdout, table
     from offramp.measure import several
-    from offramp.several import Cohort, GatedFan
+    from offramp.multi_net import Cohort, GatedFan
 
     assert isinstance(net, Cohort | GatedFan)
     parameters = [sum(part.numel() for part in net.deploy(output).parameters()) for output in range(net.exits)]

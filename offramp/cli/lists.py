@@ -14,8 +14,8 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.cli._docstrings import elsewhere, explained, summary
 from offramp.config import keys
-from offramp.names import unknown
-from offramp.parameters import defaults
+from offramp.lookup import unknown
+from offramp.hyperparameters import defaults
 
 if TYPE_CHECKING:
     from offramp.methods import About

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.measure.units import percent
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 
 if TYPE_CHECKING:
     from offramp.adapt.runtime import Stepper

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import nn
 
 from offramp.measure import cost
-from offramp.meta import Shape, blank, run_on_meta, shape_of, written
+from offramp.meta_device import Shape, blank, run_on_meta, shape_of, written
 from offramp.net import MultiExitNet
 
 _NBSP = "\N{NO-BREAK SPACE}"

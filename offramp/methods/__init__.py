@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from offramp.names import discover, docstrings, load
+from offramp.lookup import discover, docstrings, load
 
 COSTS = Path(__file__).parent / "_costs.json"
 """What a step of each method takes, relative to `joint`; measured and written by `benchmarks/methods.py`."""

@@ -7,7 +7,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
-from offramp.meta import blank, run_on_meta
+from offramp.meta_device import blank, run_on_meta
 from offramp.net import Backbone, MultiExitNet
 from offramp.outputs import Carry, State
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import get_args
 
-from offramp.names import nearest
+from offramp.lookup import nearest
 
 
 def positive(name: str, value: float) -> None:

@@ -20,7 +20,7 @@ from offramp.methods._method import Method, Terms
 from offramp.methods._parts import Parts
 from offramp.net import BuildBackbone, BuildBranch, plain
 from offramp.outputs import Batch, ExitOutputs
-from offramp.several import Cohort
+from offramp.multi_net import Cohort
 
 Updates = Literal["simultaneous", "alternating"]
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from offramp.losses.softmax import log_probabilities
 from offramp.losses.truth import cross_entropy
-from offramp.meta import blank, run_on_meta
+from offramp.meta_device import blank, run_on_meta
 from offramp.methods._check import choice, fraction, not_negative, positive
 from offramp.methods._method import Method, Terms
 from offramp.net import Backbone, Branch, BuildBackbone, BuildBranch
 from offramp.outputs import Batch, ExitOutputs
-from offramp.several import Gate, GatedEnsemble, GatedFan
+from offramp.multi_net import Gate, GatedEnsemble, GatedFan
 
 Form = Literal["fan", "ensemble"]
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from offramp.names import discover, unknown
+from offramp.lookup import discover, unknown
 
 DOORS = {
     "timm:NAME": "A network of timm, newly initialised (`pip install 'offramp[vision]'`).",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from offramp.names import NotUnderstood, unknown
+from offramp.lookup import NotUnderstood, unknown
 
 
 def check(name: str, nets: Iterable[str], **counts: int) -> None:

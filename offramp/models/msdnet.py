@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from offramp.blocks import conv_norm_relu, initialise
 from offramp.models._options import check
-from offramp.names import unknown
+from offramp.lookup import unknown
 from offramp.net import Backbone
 from offramp.outputs import State
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, fx, nn
 
-from offramp.meta import written
+from offramp.meta_device import written
 from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch

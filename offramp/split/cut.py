@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.meta import written
+from offramp.meta_device import written
 from offramp.split.trace import BATCHES, Traced
 
 Node = fx.Node

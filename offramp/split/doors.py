@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from offramp._compat import vision
-from offramp.names import NotUnderstood, nearest, unknown
+from offramp.optional import vision
+from offramp.lookup import NotUnderstood, nearest, unknown
 from offramp.net import Backbone
 from offramp.split.trace import where
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from offramp.meta import blank, run_on_meta, shape_of, written
+from offramp.meta_device import blank, run_on_meta, shape_of, written
 from offramp.net import Backbone
 from offramp.outputs import State
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offramp import methods
-from offramp.parameters import defaults
+from offramp.hyperparameters import defaults
 from offramp.train.folder import FREE
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from offramp.names import NotUnderstood
+from offramp.lookup import NotUnderstood
 
 
 def _shares(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from offramp import branches, data, methods, models
-from offramp.parameters import arguments
+from offramp.hyperparameters import arguments
 
 Offramp = Callable[..., Any]
 OFFERS = {

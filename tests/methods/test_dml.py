@@ -12,7 +12,7 @@ from offramp.methods import find
 from offramp.methods._parts import Parts
 from offramp.net import Backbone, Head, share
 from offramp.outputs import Batch
-from offramp.several import Cohort
+from offramp.multi_net import Cohort
 from offramp.train.device import make_fabric
 from offramp.train.recipe import Recipe
 from offramp.train.step import one_step

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from offramp.methods import find
 from offramp.net import Backbone, Head, MultiExitNet
 from offramp.outputs import Batch
-from offramp.several import GatedFan
+from offramp.multi_net import GatedFan
 
 CLASSES = 4
 

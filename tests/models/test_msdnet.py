@@ -9,7 +9,7 @@ from torch import nn
 
 from offramp.branches import linear, own
 from offramp.measure import cost
-from offramp.meta import blank, run_on_meta, shape_of
+from offramp.meta_device import blank, run_on_meta, shape_of
 from offramp.models import msdnet
 from offramp.net import Backbone, MultiExitNet, attach, fresh, plain, segments
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from offramp._compat import vision
+from offramp.optional import vision
 from offramp.branches import sketch
 from offramp.models import resnet
 from offramp.net import Branch, Head, MultiExitNet, attach, fresh, plain

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.meta import blank, check_input, run_on_meta, shape_of, written
+from offramp.meta_device import blank, check_input, run_on_meta, shape_of, written
 
 
 def test_the_module_is_left_as_it_was() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp.names import NotUnderstood, unknown
+from offramp.lookup import NotUnderstood, unknown
 
 KINDS = ("net", "branch", "method", "data")
 """What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, plain, segments
-from offramp.several import Cohort, Gate, GatedEnsemble, GatedFan, gated, single
+from offramp.multi_net import Cohort, Gate, GatedEnsemble, GatedFan, gated, single
 
 CLASSES = 5
 
