@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.cli._sides import of_run
 from offramp.cli.bench import MS, OFF, RATIO
 from offramp.config import flat

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from offramp.adapt.calibrate import Outcome, calibrate, choices
-from offramp.adapt.judge import Rule
+from offramp.early_exit.calibrate import Outcome, calibrate, choices
+from offramp.early_exit.exit_scores import Rule
 from offramp.measure.memory import peak_mib
 
 SECONDS, GIB = 2.0, 2.0

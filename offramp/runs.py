@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.config import Config, build_data, build_method, build_net, unflat
 
 if TYPE_CHECKING:
-    from offramp.adapt.policy import ExitPolicy
+    from offramp.early_exit.policy import ExitPolicy
     from offramp.data.splits import DataSet
     from offramp.net import MultiExitNet
     from offramp.multi_net import Several
@@ -61,7 +61,7 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
 
 def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun | SeveralRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
-    from offramp.adapt import policy
+    from offramp.early_exit import policy
     from offramp.net import MultiExitNet
     from offramp.multi_net import Cohort, GatedFan
     from offramp.train import checkpoint

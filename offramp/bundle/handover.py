@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import Stepper, resume
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper, resume
 from offramp.bundle.manifest import Manifest, Port
 from offramp.bundle.read import Bundle
 

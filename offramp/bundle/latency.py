@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry
-from offramp.adapt.runtime import rehearse
+from offramp.early_exit.policy import ExitPolicy, PolicyCarry
+from offramp.early_exit.runtime import rehearse
 from offramp.bundle.fuse import fuse
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.sessions import ArraySegment, open_segment

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.adapt.runtime import Answer, Stepper
+from offramp.early_exit.runtime import Answer, Stepper
 from offramp.bundle.handover import Handover
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle

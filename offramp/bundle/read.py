@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.policy import parse as parse_policy
-from offramp.adapt.runtime import Answer, answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy import parse as parse_policy
+from offramp.early_exit.runtime import Answer, answer
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, parse
 from offramp.bundle.sessions import ArraySegment, open_segment
 

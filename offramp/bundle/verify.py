@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.read import Bundle
 from offramp.bundle.sessions import ArraySegment
 from offramp.data.augment import normalise

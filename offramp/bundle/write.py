@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, render
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.preprocess import Preprocessing

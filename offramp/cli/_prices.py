@@ -7,8 +7,8 @@ from offramp.cli._sides import FOREIGN, absent
 from offramp.runs import LoadedRun
 
 if TYPE_CHECKING:
-    from offramp.adapt.judge import Rule
-    from offramp.adapt.policy import ExitPolicy
+    from offramp.early_exit.exit_scores import Rule
+    from offramp.early_exit.policy import ExitPolicy
     from offramp.measure.cost import Pieces
 
 
@@ -79,7 +79,7 @@ def _own(loaded: LoadedRun) -> str:
 
 def _all(loaded: LoadedRun, rule: "Rule") -> "ExitPolicy":
     """A policy of this rule with all exits on."""
-    from offramp.adapt.judge import policy_of
+    from offramp.early_exit.exit_scores import policy_of
 
     return policy_of(rule, (True,) * loaded.net.exits)
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Span, Text
 
-from offramp.adapt.policy import stale
+from offramp.early_exit.policy import stale
 
 if TYPE_CHECKING:
     from offramp.runs import LoadedRun

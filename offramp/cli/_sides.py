@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from numpy import ndarray
 
-    from offramp.adapt.policy import ExitPolicy
+    from offramp.early_exit.policy import ExitPolicy
     from offramp.bundle.manifest import Part
     from offramp.data.splits import DataSet
     from offramp.measure.race import Runner

@@ -14,9 +14,9 @@ from offramp.runs import LoadedRun, load_run
 if TYPE_CHECKING:
     from numpy import ndarray
 
-    from offramp.adapt.calibrate import Outcome, TooCheap
-    from offramp.adapt.certify import Certificate
-    from offramp.adapt.judge import Rule
+    from offramp.early_exit.calibrate import Outcome, TooCheap
+    from offramp.early_exit.certify import Certificate
+    from offramp.early_exit.exit_scores import Rule
 
 
 def calibrate(
@@ -61,7 +61,7 @@ def calibrate(
         data_dir: Where the data are, if not where they were.
         json: Print one JSON object.
     """
-    from offramp.adapt.judge import Rule
+    from offramp.early_exit.exit_scores import Rule
 
     wish = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, runtime, temperatures)
     result = fit(run, wish, Rule(score, answer), weights, data_dir, show=not json)
@@ -73,8 +73,8 @@ def calibrate(
 
 def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None, show: bool) -> dict[str, Any]:
     """Calibrate and write the policy; answers what it does on the calibration split."""
-    from offramp.adapt import policy, temperature
-    from offramp.adapt.calibrate import choices
+    from offramp.early_exit import policy, temperature
+    from offramp.early_exit.calibrate import choices
     from offramp.cli._traces import calibration_trace
     from offramp.measure.provenance import provenance
     from offramp.train.folder import POLICY
@@ -114,9 +114,9 @@ def _reach(
     wish: Wish, logits: "ndarray", labels: "ndarray", costs: dict[tuple[bool, ...], list[Any]], rule: "Rule"
 ) -> tuple["Outcome", dict[str, Any], dict[str, Any] | None]:
     """The policy that reaches the goal, the goal in plain numbers, and the certificate if there is one."""
-    from offramp.adapt.calibrate import TooCheap, choices
-    from offramp.adapt.calibrate import calibrate as search
-    from offramp.adapt.certify import certify
+    from offramp.early_exit.calibrate import TooCheap, choices
+    from offramp.early_exit.calibrate import calibrate as search
+    from offramp.early_exit.certify import certify
 
     plain_cost = float(costs[choices(len(logits))[-1]][0])
     right = int((logits[-1].argmax(1) == labels).sum())
@@ -167,7 +167,7 @@ def _costs(
     loaded: LoadedRun, wish: Wish, rule: "Rule", show: bool
 ) -> tuple[dict[tuple[bool, ...], list[Any]], dict[str, Any]]:
     """What every segment costs for every choice of exits, counted or measured; and where it was measured."""
-    from offramp.adapt.calibrate import choices
+    from offramp.early_exit.calibrate import choices
     from offramp.cli._prices import timed
     from offramp.measure.cost import as_run, measure
 
@@ -196,7 +196,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _level(asked: float, score: str) -> str:
-    from offramp.adapt.policy import NEVER
+    from offramp.early_exit.policy import NEVER
 
     if asked >= NEVER:
         return "nobody"

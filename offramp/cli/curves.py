@@ -71,7 +71,7 @@ def trace_curves(run: Path, cost: str, weights: str, data_dir: Path | None, show
 
 def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost: str) -> dict[str, Any]:
     """Both curves and the plain network's point; no budgeted batches where nothing was held out to fit them on."""
-    from offramp.adapt.curves import anytime, budgeted
+    from offramp.early_exit.curves import anytime, budgeted
     from offramp.measure import cost as costs
 
     shape = tuple(loaded.about["shape"])

@@ -13,7 +13,7 @@ from offramp.measure.units import percent
 from offramp.lookup import NotUnderstood
 
 if TYPE_CHECKING:
-    from offramp.adapt.runtime import Stepper
+    from offramp.early_exit.runtime import Stepper
     from offramp.bundle.predict import Row
     from offramp.bundle.read import Bundle
 

@@ -91,7 +91,7 @@ def _see(
     loaded: LoadedRun, name: str, weights: str, data_dir: Path | None, images: int, batch_size: int | None, show: bool
 ) -> "Seen":
     """Everything that the page shows of one run, from its stored traces where there are some."""
-    from offramp.adapt.judge import Rule
+    from offramp.early_exit.exit_scores import Rule
     from offramp.cli._prices import timed_pieces
     from offramp.cli._traces import calibration_trace, stored_trace, trace_split
     from offramp.cli.curves import both_curves

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.measure.cost import segment_macs
 from offramp.measure.timing import medians, side_by_side
 from offramp.net import MultiExitNet, segments

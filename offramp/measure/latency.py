@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry
-from offramp.adapt.runtime import rehearse
+from offramp.early_exit.policy import ExitPolicy, PolicyCarry
+from offramp.early_exit.runtime import rehearse
 from offramp.measure.cost import Pieces
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import Stepper, answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper, answer
 
 LEAST = 5
 """Stretches of every batch size, however little time there is."""

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.adapt.judge import ROWS
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.exit_scores import ROWS
+from offramp.early_exit.policy import ExitPolicy
 
 
 class Left(NamedTuple):

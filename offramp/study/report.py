@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure.accuracy import Bins, reliability
 from offramp.measure.chart import STYLE
 from offramp.measure.cost import as_run

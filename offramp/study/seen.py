@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from offramp.adapt.policy import ExitPolicy, stale
+from offramp.early_exit.policy import ExitPolicy, stale
 from offramp.measure.cost import Pieces, as_run
 from offramp.measure.draw import Description
 from offramp.outputs import Trace

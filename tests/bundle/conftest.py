@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.write import write
 from offramp.data.load import load

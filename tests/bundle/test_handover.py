@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import Stepper
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper
 from offramp.bundle import handover
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.net import segments

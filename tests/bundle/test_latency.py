@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.latency import as_run, segment_ms
 from offramp.net import Branch, Head, MultiExitNet
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.adapt.policy import NEVER, ExitPolicy
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.bundle import verify
 from offramp.bundle.read import open_bundle
 from offramp.bundle.write import preprocessing_of, write

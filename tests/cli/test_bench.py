@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.adapt.policy import ExitPolicy, save
+from offramp.early_exit.policy import ExitPolicy, save
 from offramp.bundle.manifest import render
 from offramp.bundle.read import read_manifest
 from offramp.config import build_data

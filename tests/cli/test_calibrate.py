@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from offramp.adapt.policy import load
+from offramp.early_exit.policy import load
 from offramp.bundle import sessions
 from offramp.bundle.manifest import Part
 from offramp.cli._goal import parse_macs

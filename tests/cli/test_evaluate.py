@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.adapt.policy import NEVER, ExitPolicy, load, save
+from offramp.early_exit.policy import NEVER, ExitPolicy, load, save
 from offramp.cli.evaluate import gain
 from offramp.config import build_data
 from offramp.data.loading import Loader

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from offramp.adapt.policy import ExitPolicy, load, save
+from offramp.early_exit.policy import ExitPolicy, load, save
 from offramp.bundle.read import open_bundle
 from offramp.cli import export
 

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 import offramp as package
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import Answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Answer
 from offramp.bundle import predict
 from offramp.bundle.manifest import render
 from offramp.bundle.read import open_bundle, read_manifest

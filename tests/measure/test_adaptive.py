@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.adapt.calibrate import calibrate, choices
-from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.early_exit.calibrate import calibrate, choices
+from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import cost
 from offramp.measure.adaptive import leave_early
 from offramp.measure.trace import trace

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.policy import ExitPolicy
 from offramp.measure.cost import as_run
 from offramp.measure.latency import piece_ms
 from offramp.net import Branch, Head, MultiExitNet

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import race as module
 from offramp.measure.race import LEAST, LOOK, STRETCH, WAYS, Runner, deal, race
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.bundle.read import open_bundle
 from offramp.bundle.write import write
 from offramp.data.augment import normalise

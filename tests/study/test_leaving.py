@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.study.leaving import Left, by_class, extremes, leave, stay
 
 POLICIES = [

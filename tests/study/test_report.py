@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.adapt.curves import anytime, budgeted
-from offramp.adapt.policy import ExitPolicy
+from offramp.early_exit.curves import anytime, budgeted
+from offramp.early_exit.policy import ExitPolicy
 from offramp.branches import sketch
 from offramp.measure import cost
 from offramp.measure.accuracy import summary

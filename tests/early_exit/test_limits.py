@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.runtime import Stepper, answer, in_buckets, resume
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper, answer, in_buckets, resume
 
 ROWS = np.random.default_rng(0)
 WEIGHTS = [ROWS.standard_normal((6, 6)) for _ in range(3)]

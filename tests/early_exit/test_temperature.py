@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from offramp.adapt.temperature import fit, nll
+from offramp.early_exit.temperature import fit, nll
 
 
 def test_the_temperature_that_was_put_in_comes_out() -> None:

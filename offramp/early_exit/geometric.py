@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 
-from offramp.adapt.policy import NEVER
+from offramp.early_exit.policy import NEVER
 
 POINTS = 39
 """Budgets of the published curve: q = p/20 for p = 1 … 39 (methods of MSDNet and HDKD)."""

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.adapt.geometric import descending
-from offramp.adapt.judge import Judged
-from offramp.adapt.policy import NEVER
+from offramp.early_exit.geometric import descending
+from offramp.early_exit.exit_scores import Judged
+from offramp.early_exit.policy import NEVER
 
 SWEEPS = 50
 """More rounds over all thresholds than any ascent has needed; each round improves or is the last."""

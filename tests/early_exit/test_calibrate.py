@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.adapt.calibrate import TooCheap, calibrate, choices
-from offramp.adapt.geometric import (
+from offramp.early_exit.calibrate import TooCheap, calibrate, choices
+from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
     exits_taken,
     geometric_shares,
     geometric_thresholds,
 )
-from offramp.adapt.judge import Rule, judge
-from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.early_exit.exit_scores import Rule, judge
+from offramp.early_exit.policy import NEVER, ExitPolicy
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())["dynamic_eval"]
 EXITS, N, CLASSES = 4, 12, 5

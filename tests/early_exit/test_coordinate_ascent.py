@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.adapt.bound import bound
-from offramp.adapt.calibrate import Rule, calibrate, choices
-from offramp.adapt.exact import pair
-from offramp.adapt.geometric import geometric_shares, geometric_thresholds
-from offramp.adapt.judge import Judged, judge
-from offramp.adapt.policy import NEVER
-from offramp.adapt.search import Goal, Point, Table, ascend, met, point, rank, table
+from offramp.early_exit.lagrangian_bound import bound
+from offramp.early_exit.calibrate import Rule, calibrate, choices
+from offramp.early_exit.search_exact import pair
+from offramp.early_exit.geometric import geometric_shares, geometric_thresholds
+from offramp.early_exit.exit_scores import Judged, judge
+from offramp.early_exit.policy import NEVER
+from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
 
 CLASSES = 4
 
@@ -160,7 +160,7 @@ def test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(exits: i
 
 
 def test_of_many_samples_a_draw_begins_and_the_promise_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from offramp.adapt import calibrate as room
+    from offramp.early_exit import calibrate as room
 
     monkeypatch.setattr(room, "WHOLE", 200)
     monkeypatch.setattr(room, "SCREENED", 100)

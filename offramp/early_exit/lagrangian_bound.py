@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from offramp.adapt.search import Goal, Table
+from offramp.early_exit.coordinate_ascent import Goal, Table
 
 STEPS = 24
 """Rounds of golden-section search; the bound holds at every price tried, so more rounds only tighten it."""

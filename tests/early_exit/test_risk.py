@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.adapt.risk import binomial_tail, conformal, fixed_sequence, samples_needed
+from offramp.early_exit.risk import binomial_tail, conformal, fixed_sequence, samples_needed
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())
 EXAMPLE, VALIDITY = GOLDEN["risk_control"], GOLDEN["risk_control_validity"]

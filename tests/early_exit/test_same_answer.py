@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import offramp as package
-from offramp.adapt.policy import NEVER, ExitPolicy
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.branches import eed, own
 from offramp.models import msdnet, resnet
 from offramp.net import MultiExitNet, attach, segments

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.adapt.policy import NEVER, ExitPolicy
+from offramp.early_exit.policy import NEVER, ExitPolicy
 
 ROWS = 2048
 """Samples judged at once: their logits stay in the cache, and a memory-mapped trace is never read whole."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.adapt.curves import anytime, budgeted
+from offramp.early_exit.curves import anytime, budgeted
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())["dynamic_eval"]
 LABELS = (2 * np.arange(12) + 1) % 5

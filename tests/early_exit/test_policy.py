@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.adapt.policy import NEVER, ExitPolicy, load, parse, save
+from offramp.early_exit.policy import NEVER, ExitPolicy, load, parse, save
 
 EXITS, BATCH, CLASSES = 4, 9, 5
 LOGITS = 3 * torch.randn(EXITS, BATCH, CLASSES, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from offramp.adapt.bound import bound
-from offramp.adapt.exact import pair
-from offramp.adapt.geometric import (
+from offramp.early_exit.lagrangian_bound import bound
+from offramp.early_exit.search_exact import pair
+from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
     descending,
@@ -19,9 +19,9 @@ from offramp.adapt.geometric import (
     geometric_shares,
     geometric_thresholds,
 )
-from offramp.adapt.judge import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
-from offramp.adapt.policy import NEVER, ExitPolicy
-from offramp.adapt.search import Goal, Point, Table, ascend, met, point, rank, table
+from offramp.early_exit.exit_scores import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
 
 Enabled = tuple[bool, ...]
 Costs = Mapping[Enabled, Sequence[int | float]]

@@ -2,7 +2,7 @@
 
 The samples are divided by a fixed draw. One third TUNES: it fits temperatures, chooses which exits are on and lays down
 the path of policies, safest first. The other two thirds CERTIFY: they decide how far along the path to go, and nothing
-else. What certifies has chosen nothing, so both promises hold as stated in `offramp.adapt.risk`.
+else. What certifies has chosen nothing, so both promises hold as stated in `offramp.early_exit.risk`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.adapt import temperature
-from offramp.adapt.calibrate import Enabled, Outcome, does
-from offramp.adapt.judge import Judged, Rule, check_trace, judge, looks_back, policy_of
-from offramp.adapt.policy import NEVER, ExitPolicy
-from offramp.adapt.risk import conformal, fixed_sequence, samples_needed
+from offramp.early_exit import temperature
+from offramp.early_exit.calibrate import Enabled, Outcome, does
+from offramp.early_exit.exit_scores import Judged, Rule, check_trace, judge, looks_back, policy_of
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.risk import conformal, fixed_sequence, samples_needed
 
 LEVELS = 100
 """Policies on the path: levels at which 1 %, 2 %, … of the tuning samples are sure enough of some early exit."""

@@ -8,11 +8,11 @@ import pytest
 import torch
 from numpy import ndarray
 
-from offramp.adapt.calibrate import choices, does
-from offramp.adapt.certify import Certificate, certify, parts
-from offramp.adapt.judge import Rule, judge
-from offramp.adapt.policy import ExitPolicy
-from offramp.adapt.risk import binomial_tail
+from offramp.early_exit.calibrate import choices, does
+from offramp.early_exit.certify import Certificate, certify, parts
+from offramp.early_exit.exit_scores import Rule, judge
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.risk import binomial_tail
 from offramp.measure.cost import segment_macs
 from offramp.net import Branch, Head, MultiExitNet
 

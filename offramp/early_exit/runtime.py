@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from offramp.adapt.policy import ExitPolicy, PolicyCarry, namespace
+from offramp.early_exit.policy import ExitPolicy, PolicyCarry, namespace
 
 Array = Any
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.adapt.policy import NEVER, ExitPolicy
-from offramp.adapt.runtime import Answer, Stepper, answer, rehearse
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.runtime import Answer, Stepper, answer, rehearse
 from offramp.net import MultiExitNet, segments
 from offramp.outputs import Carry, State
 
@@ -256,8 +256,8 @@ def test_segments_that_do_not_fit_the_policy(enabled: tuple[bool, ...]) -> None:
 ANSWERS = """
 import sys
 import numpy as np
-from offramp.adapt.policy import ExitPolicy, parse
-from offramp.adapt.runtime import answer
+from offramp.early_exit.policy import ExitPolicy, parse
+from offramp.early_exit.runtime import answer
 rows = np.random.default_rng(0)
 weights = rows.standard_normal((3, 6, 6)).astype("float32")
 def segment(weight):
