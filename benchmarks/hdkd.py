@@ -25,7 +25,7 @@ from torch import Tensor
 from workers import Worker, work
 
 from offramp.branches import sketch
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
 from offramp.methods import _look_ahead as look_ahead

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from offramp.losses.across import for_sums, global_sum
+from offramp.losses.distributed import for_sums, global_sum
 from offramp.losses.softmax import exact
 
 Reduction = Literal["sum", "mean", "norm"]

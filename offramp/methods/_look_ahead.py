@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from offramp.losses.across import global_mean, processes
+from offramp.losses.distributed import global_mean, processes
 from offramp.net import Tap
 from offramp.outputs import ExitOutputs, State
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.losses.across import weight
+from offramp.losses.distributed import weight
 from offramp.methods._method import Objective, Terms
 from offramp.net import Tap
 from offramp.outputs import Batch

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.across import global_mean
+from offramp.losses.distributed import global_mean
 from offramp.losses.softmax import confidence
 from offramp.methods._check import fraction, positive
 

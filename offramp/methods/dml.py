@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.imitate import kl
+from offramp.losses.distillation import kl
 from offramp.losses.kl_table import kl_table
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._check import choice, not_negative, positive
 from offramp.methods._method import Method, Terms
 from offramp.methods._parts import Parts

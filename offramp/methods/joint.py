@@ -3,7 +3,7 @@
 Family: labels. Fits: any network.
 """
 
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._method import Method, Terms
 from offramp.outputs import Batch, ExitOutputs
 

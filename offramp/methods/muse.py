@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from offramp.losses.hint import distance, total
 from offramp.losses.kl_table import kl_table
 from offramp.losses.schedules import cosine
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
 from offramp.methods._match import Adapt, Match
 from offramp.methods._method import Method, Terms

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp.losses.softmax import log_probabilities
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.meta_device import blank, run_on_meta
 from offramp.methods._check import choice, fraction, not_negative, positive
 from offramp.methods._method import Method, Terms

@@ -5,7 +5,7 @@ Family: labels. Fits: any network; its exits are left away.
 
 from torch import nn
 
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._method import Method, Terms
 from offramp.net import BuildBackbone, BuildBranch, plain
 from offramp.outputs import Batch, ExitOutputs

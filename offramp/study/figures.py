@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from offramp.losses.vector import Teachers, pairs
+from offramp.losses.dense_distillation import Teachers, pairs
 from offramp.measure.accuracy import Bins
 from offramp.measure.chart import LOOKS, Frame, Number, Series, plot, ticks
 from offramp.measure.units import unit_of

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from offramp.data.loading import Loader
 from offramp.data.splits import DataSet
-from offramp.losses.across import weighing
+from offramp.losses.distributed import weighing
 from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods._method import Method

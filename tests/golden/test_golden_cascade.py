@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._cascade import Concatenated, cascaded
 from offramp.methods.ofa import OneForAll
 from offramp.methods.vanilla import final_exit

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.losses.truth import cross_entropy
-from offramp.losses.vector import pairs
+from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.dense_distillation import pairs
 from offramp.methods import find
 from offramp.methods._parts import Parts
 from offramp.methods._taps import equilibrium

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.losses.softmax import confidence
-from offramp.losses.truth import sample_cross_entropy
+from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.methods.boostnet import AsLarge, factors, objective, summed
 from offramp.methods.l2w import centred, meta_loss, selected, shares
 from offramp.net import Branch, MultiExitNet, segments

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp.losses.imitate import kl, soft_cross_entropy
+from offramp.losses.distillation import kl, soft_cross_entropy
 from offramp.losses.kl_table import kl_table, soft_cross_entropy_table
 
 # torch's own jvp scripts its rules on first use, with a function that torch itself deprecates.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from offramp.losses.truth import sample_cross_entropy
+from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
 from offramp.methods._parts import Parts

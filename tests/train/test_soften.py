@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.outputs import Batch
 from offramp.train.soften import mixup, smooth
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offramp.losses.imitate import kl, mse, soft_cross_entropy
+from offramp.losses.distillation import kl, mse, soft_cross_entropy
 
 STUDENTS = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TEACHER = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

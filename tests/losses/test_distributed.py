@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from offramp.losses.across import gathered, global_mean, global_sum, least, processes, weighing, weight, weight_of
+from offramp.losses.distributed import gathered, global_mean, global_sum, least, processes, weighing, weight, weight_of
 from offramp.methods import find
 from offramp.methods._temperature import Temperature
 from offramp.outputs import Batch, ExitOutputs

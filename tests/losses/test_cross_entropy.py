@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 
 LOGITS = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([1, 0, 4, 1])

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from offramp.losses.kl_table import soft_cross_entropy_table
-from offramp.losses.truth import cross_entropy
+from offramp.losses.cross_entropy import cross_entropy
 
 Teachers = Literal["all", "final", "none"]
 
