@@ -28,7 +28,7 @@ from offramp.cli.bench import MS, OFF, RATIO
 from offramp.config import flat
 from offramp.data.splits import DataSet
 from offramp.measure.provenance import provenance
-from offramp.measure.race import Runner, race
+from offramp.measure.interleaved_benchmark import Runner, race
 from offramp.runs import LoadedRun, load_data, load_run
 from offramp.train.folder import POLICY
 

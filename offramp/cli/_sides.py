@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offramp.early_exit.policy import ExitPolicy
     from offramp.bundle.manifest import Part
     from offramp.data.splits import DataSet
-    from offramp.measure.race import Runner
+    from offramp.measure.interleaved_benchmark import Runner
     from offramp.net import FusedSegment, MultiExitNet
 
 FOREIGN = ("onnx", "openvino")
@@ -152,7 +152,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     import torch
 
     from offramp.data.augment import normalise
-    from offramp.measure.race import Runner
+    from offramp.measure.interleaved_benchmark import Runner
     from offramp.net import segments
     from offramp.train.device import device_of, keep_freed_memory
 
@@ -238,7 +238,7 @@ def _foreign(
     """A foreign runtime on exported segments: as they are, put together where the policy skips exits, all as one."""
     from offramp.bundle.fuse import fuse
     from offramp.bundle.sessions import open_segment
-    from offramp.measure.race import Runner
+    from offramp.measure.interleaved_benchmark import Runner
 
     def opened(begin: int, end: int) -> Any:
         model, part = fuse(models[begin:end], parts[begin:end])

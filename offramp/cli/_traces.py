@@ -16,7 +16,7 @@ Run = LoadedRun | SeveralRun
 
 def stored_trace(loaded: Run, split: str, weights: str) -> "Trace | None":
     """The trace in the run's folder, if it is of these weights, this configuration and this precision."""
-    from offramp.measure.stored import load
+    from offramp.measure.trace_file import load
 
     return load(_place(loaded, split, weights), _depends(loaded, weights))
 
@@ -40,7 +40,7 @@ def _is_of(found: "Trace", split: "Split") -> bool:
 def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
     from offramp.cli._show import working
     from offramp.data.loading import Loader
-    from offramp.measure.stored import store
+    from offramp.measure.trace_file import store
     from offramp.measure.trace import trace
     from offramp.train.device import make_fabric
 
@@ -78,7 +78,7 @@ def _place(loaded: Run, split: str, weights: str) -> Path:
 
 
 def _depends(loaded: Run, weights: str) -> dict[str, Any]:
-    from offramp.measure.stored import digest
+    from offramp.measure.trace_file import digest
     from offramp.train.device import device_of, precision_of
     from offramp.train.folder import CONFIG
 

@@ -102,7 +102,7 @@ def measure(target: Path, sides: "Sides", sizes: list[int], seconds: float, seed
 
     from offramp.cli._show import working
     from offramp.measure.provenance import provenance
-    from offramp.measure.race import race
+    from offramp.measure.interleaved_benchmark import race
 
     batches = []
     with working("measuring", len(sizes), show) as advance:

@@ -48,7 +48,7 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
         ValueError: if the run has one network, is not finished, or has no such output.
     """
     from offramp.measure.provenance import provenance
-    from offramp.measure.several import training_cost
+    from offramp.measure.multi_net import training_cost
     from offramp.train import folder as place
 
     opened = open_run(run)

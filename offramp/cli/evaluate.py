@@ -100,7 +100,7 @@ def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) ->
 
     from offramp.cli._show import working
     from offramp.data.loading import Loader
-    from offramp.measure.adaptive import leave_early
+    from offramp.measure.early_exit_eval import leave_early
     from offramp.train.device import make_fabric
 
     assert loaded.policy is not None

@@ -98,7 +98,7 @@ def _see(
     from offramp.config import flat
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
-    from offramp.measure.draw import describe
+    from offramp.measure.network_summary import describe
     from offramp.study.seen import Seen
     from offramp.train.folder import read_result
 

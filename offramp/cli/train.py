@@ -115,7 +115,7 @@ def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[
 
 def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: where the figures come from, the last epoch and the best on val, both."""
-    from offramp.measure.several import training_cost
+    from offramp.measure.multi_net import training_cost
     from offramp.train import folder as place
     from offramp.train import log
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from offramp.early_exit.policy import ExitPolicy, stale
 from offramp.measure.cost import Pieces, as_run
-from offramp.measure.draw import Description
+from offramp.measure.network_summary import Description
 from offramp.outputs import Trace
 from offramp.study.leaving import Left, leave
 

@@ -16,7 +16,7 @@ from offramp.cli._goal import parse_macs
 from offramp.cli._sides import NEEDS
 from offramp.config import build_data
 from offramp.data.loading import Loader
-from offramp.measure.adaptive import leave_early
+from offramp.measure.early_exit_eval import leave_early
 from offramp.runs import load_run
 from offramp.train.checkpoint import load_weights, save_weights
 

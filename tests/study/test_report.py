@@ -17,7 +17,7 @@ from offramp.early_exit.policy import ExitPolicy
 from offramp.branches import sketch
 from offramp.measure import cost
 from offramp.measure.accuracy import summary
-from offramp.measure.draw import describe
+from offramp.measure.network_summary import describe
 from offramp.models import resnet
 from offramp.net import attach, plain
 from offramp.outputs import Trace

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offramp.measure.stored import digest, load, store
+from offramp.measure.trace_file import digest, load, store
 from offramp.outputs import Batch, ExitOutputs
 
 N = 11

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from offramp.early_exit.calibrate import calibrate, choices
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import cost
-from offramp.measure.adaptive import leave_early
+from offramp.measure.early_exit_eval import leave_early
 from offramp.measure.trace import trace
 from offramp.net import Branch, Head, MultiExitNet
 from offramp.outputs import Batch, Carry

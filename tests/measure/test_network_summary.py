@@ -10,7 +10,7 @@ from rich.console import Console
 
 from offramp import branches
 from offramp.measure import cost
-from offramp.measure.draw import Description, describe, draw
+from offramp.measure.network_summary import Description, describe, draw
 from offramp.models import resnet
 from offramp.net import MultiExitNet, attach, plain
 

@@ -9,7 +9,7 @@ import pytest
 
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import race as module
-from offramp.measure.race import LEAST, LOOK, STRETCH, WAYS, Runner, deal, race
+from offramp.measure.interleaved_benchmark import LEAST, LOOK, STRETCH, WAYS, Runner, deal, race
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
 POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
