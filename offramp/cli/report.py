@@ -14,7 +14,7 @@ from offramp.runs import LoadedRun, load_data, load_run
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
-    from offramp.study.seen import Seen
+    from offramp.study.run_report import Seen
 
 
 def report(
@@ -99,7 +99,7 @@ def _see(
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.network_summary import describe
-    from offramp.study.seen import Seen
+    from offramp.study.run_report import Seen
     from offramp.train.folder import read_result
 
     @cache

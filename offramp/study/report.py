@@ -18,8 +18,8 @@ from offramp.measure.chart import STYLE
 from offramp.measure.cost import as_run
 from offramp.measure.units import count, percent
 from offramp.study import figures
-from offramp.study.leaving import by_class, extremes, stay
-from offramp.study.seen import Seen
+from offramp.study.exit_decisions import by_class, extremes, stay
+from offramp.study.run_report import Seen
 from offramp.study.thumbnails import SIDE, thumbnail
 
 CLASSES = 5

@@ -22,7 +22,7 @@ from offramp.models import resnet
 from offramp.net import attach, plain
 from offramp.outputs import Trace
 from offramp.study.report import page
-from offramp.study.seen import Seen
+from offramp.study.run_report import Seen
 
 HOSTILE = ("<script>alert(1)</script>", 'a "quoted" & long_name_without_any_break_in_it', "naïve", "4")
 PROVENANCE = {

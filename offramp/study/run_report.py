@@ -10,7 +10,7 @@ from offramp.early_exit.policy import ExitPolicy, stale
 from offramp.measure.cost import Pieces, as_run
 from offramp.measure.network_summary import Description
 from offramp.outputs import Trace
-from offramp.study.leaving import Left, leave
+from offramp.study.exit_decisions import Left, leave
 
 
 @dataclass(frozen=True)

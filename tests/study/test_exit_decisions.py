@@ -6,7 +6,7 @@ import torch
 
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import answer
-from offramp.study.leaving import Left, by_class, extremes, leave, stay
+from offramp.study.exit_decisions import Left, by_class, extremes, leave, stay
 
 POLICIES = [
     ExitPolicy(thresholds=(0.6, 0.7, 0.0), enabled=(True, True, True)),
