@@ -35,7 +35,7 @@ from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.net import plain
 from offramp.split import split
-from offramp.split.trace import logits_of
+from offramp.split.fx_trace import logits_of
 from offramp.train.device import keep_freed_memory
 
 TIMES_ORIGINAL, SECONDS, EXTRA = 1.02, 5.0, 0.01

@@ -14,7 +14,7 @@ DOORS = {
     "transformers:TYPE": "A classifier of transformers, by type or folder (`pip install 'offramp[transformers]'`).",
     "python:MODULE:FUNCTION": "What a function of yours builds: a model, or stages by `offramp.split.by_hand`.",
 }
-"""Networks of others, by what stands before the colon; `offramp.split.doors` builds them."""
+"""Networks of others, by what stands before the colon; `offramp.split.model_sources` builds them."""
 
 
 def is_door(name: str) -> bool:

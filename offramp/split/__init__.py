@@ -7,11 +7,11 @@ from torch import nn
 from offramp.net import Backbone
 from offramp.split import layers as found_layers
 from offramp.split import place
-from offramp.split.assemble import assemble
-from offramp.split.hand import by_hand
+from offramp.split.to_backbone import assemble
+from offramp.split.manual import by_hand
 from offramp.split.layers import Image
-from offramp.split.place import Place
-from offramp.split.trace import Untraceable
+from offramp.split.exit_placement import Place
+from offramp.split.fx_trace import Untraceable
 from offramp.split.weights import load_state, state
 
 __all__ = ["Place", "Untraceable", "by_hand", "load_state", "places", "split", "state"]

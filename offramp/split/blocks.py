@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import fx, nn
 
 from offramp.split.layers import WORKING
-from offramp.split.trace import Traced
+from offramp.split.fx_trace import Traced
 
 
 class Unit(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from offramp.meta_device import written
 from offramp.lookup import nearest
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace, where
+from offramp.split.fx_trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace, where
 
 Image = tuple[int, int, int]
 WORKING = (nn.Linear, nn.modules.conv._ConvNd)

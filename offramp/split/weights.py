@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from offramp.net import Backbone, MultiExitNet
-from offramp.split.part import Part
+from offramp.split.graph_module import Part
 
 Net = Backbone | MultiExitNet
 

@@ -18,7 +18,7 @@ from offramp.measure import cost
 from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, segments
 from offramp.outputs import State
 from offramp.split import layers, load_state, place, split, state
-from offramp.split.trace import logits_of
+from offramp.split.fx_trace import logits_of
 
 CLASSES = 5
 

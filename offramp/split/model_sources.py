@@ -15,7 +15,7 @@ from torch import nn
 from offramp.optional import vision
 from offramp.lookup import NotUnderstood, nearest, unknown
 from offramp.net import Backbone
-from offramp.split.trace import where
+from offramp.split.fx_trace import where
 
 EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""

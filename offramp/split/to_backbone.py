@@ -11,8 +11,8 @@ from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
 from offramp.split.layers import Image, Layers, main
-from offramp.split.part import Donor, Part, plan, put_tensor
-from offramp.split.trace import Traced
+from offramp.split.graph_module import Donor, Part, plan, put_tensor
+from offramp.split.fx_trace import Traced
 
 
 def assemble(
