@@ -11,7 +11,7 @@ import numpy as np
 
 from offramp.early_exit.policy import ExitPolicy, PolicyCarry
 from offramp.early_exit.runtime import rehearse
-from offramp.bundle.fuse import fuse
+from offramp.bundle.merge_onnx import fuse
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.measure.cost import Image

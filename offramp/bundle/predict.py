@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from offramp.early_exit.runtime import Answer, Stepper
-from offramp.bundle.handover import Handover
+from offramp.bundle.partial_state import Handover
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle
 from offramp.images import ENDINGS, BadImage, Pixels

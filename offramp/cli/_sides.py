@@ -100,7 +100,7 @@ def of_run(
     runners = [_in_torch(loaded, data, name, others) for name in chosen if name.startswith("torch")]
     foreign = [name for name in chosen if not name.startswith("torch")]
     if foreign:
-        from offramp.bundle.fuse import fuse
+        from offramp.bundle.merge_onnx import fuse
         from offramp.bundle.write import preprocessing_of
         from offramp.net import segments
 
@@ -236,7 +236,7 @@ def _foreign(
     rivals: Mapping[str, tuple[bytes, "Part"]] | None = None,
 ) -> "Runner":
     """A foreign runtime on exported segments: as they are, put together where the policy skips exits, all as one."""
-    from offramp.bundle.fuse import fuse
+    from offramp.bundle.merge_onnx import fuse
     from offramp.bundle.sessions import open_segment
     from offramp.measure.interleaved_benchmark import Runner
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from offramp.bundle.fuse import fuse
+from offramp.bundle.merge_onnx import fuse
 from offramp.bundle.sessions import open_segment
 from offramp.net import segments
 
