@@ -30,7 +30,7 @@ from offramp.data.splits import DataSet
 from offramp.measure.provenance import provenance
 from offramp.measure.interleaved_benchmark import Runner, race
 from offramp.runs import LoadedRun, load_data, load_run
-from offramp.train.folder import POLICY
+from offramp.train.run_dir import POLICY
 
 POINTS, FASTER = 0.5, 1.5
 CHUNK = 256

@@ -65,7 +65,7 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     from offramp.net import MultiExitNet
     from offramp.multi_net import Cohort, GatedFan
     from offramp.train import checkpoint
-    from offramp.train.folder import POLICY, read_config
+    from offramp.train.run_dir import POLICY, read_config
 
     folder = Path(folder)
     config = unflat(read_config(folder), str(folder / "config.yaml"))

@@ -80,7 +80,7 @@ def _place(loaded: Run, split: str, weights: str) -> Path:
 def _depends(loaded: Run, weights: str) -> dict[str, Any]:
     from offramp.measure.trace_file import digest
     from offramp.train.device import device_of, precision_of
-    from offramp.train.folder import CONFIG
+    from offramp.train.run_dir import CONFIG
 
     recipe = loaded.config.recipe
     device = device_of(recipe.device)

@@ -77,7 +77,7 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
     from offramp.early_exit.calibrate import choices
     from offramp.cli._traces import calibration_trace
     from offramp.measure.provenance import provenance
-    from offramp.train.folder import POLICY
+    from offramp.train.run_dir import POLICY
 
     loaded = load_run(run, weights, with_policy=False)
     exits = loaded.net.exits

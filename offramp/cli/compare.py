@@ -118,7 +118,7 @@ def _job(entry: "Entry", out: Path, ledger: Path, note: Callable[[str], None]) -
     """What is left to do for a run: train, evaluate, add its line to the ledger; None where nothing is."""
     from offramp.cli._jobs import Job
     from offramp.study.ledger import append, holds, lists
-    from offramp.train.folder import CONFIG, begun, read_result
+    from offramp.train.run_dir import CONFIG, begun, read_result
 
     config, folder = entry.config, entry.folder
     result = read_result(folder)

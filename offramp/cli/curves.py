@@ -35,7 +35,7 @@ def curves(
         out: Folder to write into, else the run's own.
         json: Print one JSON object.
     """
-    from offramp.train.folder import put
+    from offramp.train.run_dir import put
 
     folder = out or run
     if folder.exists() and not folder.is_dir():

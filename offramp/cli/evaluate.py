@@ -52,7 +52,7 @@ def measure(
     from offramp.cli._show import warn_of_stale
     from offramp.cli._traces import trace_split
     from offramp.measure.provenance import provenance
-    from offramp.train.folder import read_config, read_result
+    from offramp.train.run_dir import read_config, read_result
 
     training = read_result(loaded.folder)
     if isinstance(loaded, LoadedRun):

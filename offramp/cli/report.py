@@ -40,7 +40,7 @@ def report(
     """
     from offramp.measure.provenance import provenance
     from offramp.study.report import page
-    from offramp.train.folder import put
+    from offramp.train.run_dir import put
 
     target = _target(runs, out)
     if images < 0:
@@ -100,7 +100,7 @@ def _see(
     from offramp.measure.accuracy import summary
     from offramp.measure.network_summary import describe
     from offramp.study.run_report import Seen
-    from offramp.train.folder import read_result
+    from offramp.train.run_dir import read_result
 
     @cache
     def data() -> "DataSet":

@@ -8,7 +8,7 @@ from typing import Any
 
 from offramp.study.ledger import Line
 from offramp.study.statistics import Difference, Mean, mean, paired
-from offramp.train.folder import put
+from offramp.train.run_dir import put
 
 BEGIN, END = "<!-- offramp compare -->", "<!-- end of offramp compare -->"
 

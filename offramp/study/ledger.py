@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from offramp import methods
 from offramp.hyperparameters import defaults
-from offramp.train.folder import FREE
+from offramp.train.run_dir import FREE
 
 
 class Line(NamedTuple):

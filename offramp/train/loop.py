@@ -24,9 +24,9 @@ from offramp.train import checkpoint, optim, phases, soften
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
 from offramp.train.recipe import Recipe
-from offramp.train.record import CHECK_EVERY, Record, kept
+from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
 from offramp.train.reporter import Diverged, Interrupted, Reporter
-from offramp.train.standing import Position, take_up, taken
+from offramp.train.state import Position, take_up, taken
 from offramp.train.step import Parts, one_step
 
 

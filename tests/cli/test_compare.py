@@ -23,7 +23,7 @@ from offramp.cli._jobs import Job, alone, reason
 from offramp.cli.compare import _job
 from offramp.config import Config, resolve, unflat
 from offramp.study.ledger import append
-from offramp.train.folder import read_config
+from offramp.train.run_dir import read_config
 from offramp.train.recipe import Recipe
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch

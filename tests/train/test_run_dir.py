@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from offramp.train.folder import claim, read_config, read_result
+from offramp.train.run_dir import claim, read_config, read_result
 
 CONFIG: dict[str, Any] = {"net": "resnet18", "lr": 0.1, "data-dir": None, "checkpoint-every": 500}
 

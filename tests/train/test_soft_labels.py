@@ -5,7 +5,7 @@ import torch
 
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.outputs import Batch
-from offramp.train.soften import mixup, smooth
+from offramp.train.soft_labels import mixup, smooth
 
 INPUTS = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 BATCH = Batch(INPUTS, torch.tensor([0, 2, 1, 2, 0]), torch.arange(5) + 10)
