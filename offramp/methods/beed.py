@@ -15,7 +15,7 @@ from offramp.losses.schedules import rising_powers
 from offramp.losses.softmax import exact
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._check import choice, has_peers, not_negative, positive
-from offramp.methods._match import Adapt, Match
+from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms
 from offramp.outputs import Batch, ExitOutputs
 

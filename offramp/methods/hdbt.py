@@ -6,7 +6,7 @@ Family: learned weights. Fits: any network with 2 exits or more; needs a val spl
 from pathlib import Path
 
 from offramp.methods._method import Method
-from offramp.methods._weights import Ahead, Bilevel, Init, Rate, Statistics, method
+from offramp.methods._loss_weights import Ahead, Bilevel, Init, Rate, Statistics, method
 
 
 def build(

@@ -4,7 +4,7 @@ Family: mutual. Fits: any network with 2 exits or more; features are compared wh
 exit's.
 """
 
-from offramp.methods._match import Adapt, Match
+from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method
 from offramp.methods.muse import Features, Mutual, Schedule, Settings
 

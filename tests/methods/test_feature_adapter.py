@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from offramp.methods import find
-from offramp.methods._match import Match, apply_to_width
+from offramp.methods._feature_adapter import Match, apply_to_width
 from offramp.outputs import Batch, ExitOutputs
 
 WIDTHS = (3, 5, 5)
