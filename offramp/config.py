@@ -268,9 +268,9 @@ def build_backbone(config: Config, *, classes: int, channels: int, size: tuple[i
     options = resolve(config).options.get("net", {})
     if models.is_door(config.net):
         after = list(config.exits_after)
-        from offramp.split import doors
+        from offramp.split import model_sources
 
-        return doors.build(
+        return model_sources.build(
             config.net, classes=classes, channels=channels, size=size, after=after, exits=config.exits, options=options
         )
     built: Backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)

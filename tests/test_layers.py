@@ -10,11 +10,11 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 ROOMS = """
-    names images _compat
-    outputs parameters
-    meta
-    net blocks losses data adapt
-    several
+    lookup images optional
+    outputs hyperparameters
+    meta_device
+    net blocks losses data early_exit
+    multi_net
     models branches methods measure split
     train bundle kinds
     study serve config

@@ -10,19 +10,19 @@ from offramp import names
 
 
 def test_unknown_names_the_nearest_and_the_listing() -> None:
-    error = names.unknown("method", "muze", ["joint", "muse"])
+    error = lookup.unknown("method", "muze", ["joint", "muse"])
     assert str(error) == "unknown method 'muze'; the nearest is 'muse' (see `offramp methods`)"
 
 
 def test_unknown_lists_all_where_nothing_is_near() -> None:
-    assert str(names.unknown("form", "zzz", ["cifar", "imagenet"], listing="")) == (
+    assert str(lookup.unknown("form", "zzz", ["cifar", "imagenet"], listing="")) == (
         "unknown form 'zzz'; there are 'cifar', 'imagenet'"
     )
-    assert str(names.unknown("net", "x", [])) == "unknown net 'x'; there are none (see `offramp nets`)"
+    assert str(lookup.unknown("net", "x", [])) == "unknown net 'x'; there are none (see `offramp nets`)"
 
 
 def test_nearest_ignores_case_and_keeps_the_spelling() -> None:
-    assert names.nearest("resnet18", ["ResNet18", "vgg"]) == "the nearest is 'ResNet18'"
+    assert lookup.nearest("resnet18", ["ResNet18", "vgg"]) == "the nearest is 'ResNet18'"
 
 
 def test_discover_reads_docstrings_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +34,10 @@ def test_discover_reads_docstrings_without_importing(tmp_path: Path, monkeypatch
     (package / "a.py").write_text("x = 1\n")
     (package / "_hidden.py").write_text('"""Not an offer."""\n')
     monkeypatch.syspath_prepend(tmp_path)
-    assert names.discover("rooms_for_test") == {"a": "", "b": "First line."}
+    assert lookup.discover("rooms_for_test") == {"a": "", "b": "First line."}
     with pytest.raises(ValueError, match=r"^unknown room 'bb'; the nearest is 'b' \(see `offramp rooms`\)$"):
-        names.load("room", "rooms_for_test", "bb")
-    assert names.load("room", "rooms_for_test", "a").x == 1
+        lookup.load("room", "rooms_for_test", "bb")
+    assert lookup.load("room", "rooms_for_test", "a").x == 1
 
 
 def test_listing_nets_and_branches_does_not_import_torch() -> None:

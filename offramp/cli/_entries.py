@@ -115,12 +115,12 @@ def claim(out: Path, found: list[Entry]) -> None:
     import yaml
 
     from offramp.study.ledger import common
-    from offramp.train import folder as place
+    from offramp.train import run_dir
 
     path = out / COMPARISON
     shared = common(flat(found[0].config))
     if path.is_file():
-        there = place.read_yaml(path)
+        there = run_dir.read_yaml(path)
         differing = [key for key in sorted({*there, *shared}) if there.get(key) != shared.get(key)]
         if differing:
             key = differing[0]
@@ -130,9 +130,9 @@ def claim(out: Path, found: list[Entry]) -> None:
                 f"{shared.get(key)!r}{more}; nothing was trained. Take another --out"
             )
     else:
-        place.put(path, yaml.safe_dump(shared, sort_keys=False))
+        run_dir.put(path, yaml.safe_dump(shared, sort_keys=False))
     for entry in found:
-        place.claim(entry.folder, flat(entry.config), resume=True)
+        run_dir.claim(entry.folder, flat(entry.config), resume=True)
 
 
 def check_folder(out: Path) -> None:

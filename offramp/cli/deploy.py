@@ -49,18 +49,18 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
     """
     from offramp.measure.provenance import provenance
     from offramp.measure.multi_net import training_cost
-    from offramp.train import folder as place
+    from offramp.train import run_dir
 
     opened = open_run(run)
     if not isinstance(opened, SeveralRun):
         raise ValueError(
             f"{run} was trained with {opened.config.method}, one network: there is nothing to take out of it"
         )
-    trained = place.read_result(run)
+    trained = run_dir.read_result(run)
     if trained is None:
         raise ValueError(f"{run} is not finished: `offramp train` with --resume goes on with it")
     output = chosen(opened, keep)
-    place.claim(out, flat(plain_config(opened, output)), resume=False)
+    run_dir.claim(out, flat(plain_config(opened, output)), resume=False)
     about = {
         name: _save(run, out, name, output) for name in ("last", "best") if (run / f"{name}.safetensors").is_file()
     }
@@ -73,7 +73,7 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
         "from": {"run": str(run), "config": flat(opened.config)},
         "provenance": provenance(),
     }
-    place.put(out / place.RESULT, writer.dumps(result, indent=2) + "\n")
+    run_dir.put(out / run_dir.RESULT, writer.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -75,16 +75,16 @@ def measure(
 
 def answers_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape: "Image") -> dict[str, Any]:
     """Accuracy and operations of every exit, or of every network."""
-    from offramp.measure import cost, several
+    from offramp.measure import cost, multi_net
     from offramp.measure.accuracy import summary
 
     if isinstance(loaded, SeveralRun):
         return {
-            **several.answers(loaded.net, traced),
+            **multi_net.answers(loaded.net, traced),
             "outputs": loaded.net.names,
-            "macs": several.macs(loaded.net, shape),
-            "macs_cumulative": several.macs_cumulative(loaded.net, shape),
-            "parameters": several.training_cost(loaded.net, shape)["parameters"],
+            "macs": multi_net.macs(loaded.net, shape),
+            "macs_cumulative": multi_net.macs_cumulative(loaded.net, shape),
+            "parameters": multi_net.training_cost(loaded.net, shape)["parameters"],
         }
     return {
         **summary(traced),

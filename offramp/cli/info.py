@@ -50,7 +50,7 @@ def info(
 
     from offramp import kinds
     from offramp.config import Config, build_backbone, build_method, build_net, of_kind, resolve
-    from offramp.measure import cost, draw
+    from offramp.measure import cost, network_summary
     from offramp.net import MultiExitNet
 
     if image_size is not None and image_size < 1:
@@ -89,19 +89,19 @@ def info(
     from offramp.cli._show import stdout
 
     stdout.print(
-        draw.draw(draw.describe(built, shape, f"{net} with {branch} exits, {classes} classes")), soft_wrap=True
+        network_summary.draw(network_summary.describe(built, shape, f"{net} with {branch} exits, {classes} classes")), soft_wrap=True
     )
 
 
 def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], classes: int, json: bool) -> None:
     """Networks that are trained together: each one's parameters and operations, and those of all."""
     from offramp.cli._show import stdout, table
-    from offramp.measure import several
+    from offramp.measure import multi_net
     from offramp.multi_net import Cohort, GatedFan
 
     assert isinstance(net, Cohort | GatedFan)
     parameters = [sum(part.numel() for part in net.deploy(output).parameters()) for output in range(net.exits)]
-    macs, trained = several.macs(net, shape), several.training_cost(net, shape)
+    macs, trained = multi_net.macs(net, shape), multi_net.training_cost(net, shape)
     if json:
         emit(
             {
@@ -111,7 +111,7 @@ def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], cl
                 "classes": classes,
                 "outputs": net.names,
                 "macs": macs,
-                "macs_cumulative": several.macs_cumulative(net, shape),
+                "macs_cumulative": multi_net.macs_cumulative(net, shape),
                 "parameters": {"outputs": parameters, "total": trained["parameters"]},
                 "options": config.options,
             }

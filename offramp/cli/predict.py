@@ -86,12 +86,12 @@ def _rows(
     opened: "Bundle", images: tuple[Path, ...], size: int, first: int | None, state: Path | None
 ) -> tuple[Iterable["Row"], int]:
     """The rows as they come, and how many there will be."""
-    from offramp.bundle import handover
+    from offramp.bundle import partial_state
     from offramp.bundle.predict import answers, find, go_on
 
     if opened.begin:
         assert state is not None
-        found = handover.load(state, opened)
+        found = partial_state.load(state, opened)
         return go_on(opened, found, size), len(found.names)
     files, empty = find(images)
 
@@ -103,7 +103,7 @@ def _rows(
         steppers: list[tuple[Stepper, list[str]]] = []
         yield from answers(opened, files, size, lambda stepper, names: steppers.append((stepper, names)))
         assert state is not None
-        handover.save(handover.gather(opened.manifest, opened.policy, steppers, first), state, opened.manifest)
+        partial_state.save(partial_state.gather(opened.manifest, opened.policy, steppers, first), state, opened.manifest)
 
     return rows(), len(files) + len(empty)
 

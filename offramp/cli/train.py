@@ -50,15 +50,15 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
 
     from offramp.cli._show import TrainingProgress
     from offramp.measure.provenance import provenance
-    from offramp.train import folder as place
+    from offramp.train import run_dir
     from offramp.train import phases
     from offramp.train.device import make_fabric
     from offramp.train.loop import Loop, refuse
     from offramp.train.reporter import Diverged, Interrupted
 
-    finished = place.read_result(folder) if resume else None
+    finished = run_dir.read_result(folder) if resume else None
     if finished is not None:
-        place.claim(folder, flat(config), resume)
+        run_dir.claim(folder, flat(config), resume)
         reporter = TrainingProgress(show)
         reporter.note(f"{folder} is finished: {_epochs(finished['epochs'])} in {finished['seconds']:.0f} s")
         return finished
@@ -73,7 +73,7 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
         notes += phases.notes(config.recipe, method)
     origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        place.claim(folder, flat(config), resume)
+        run_dir.claim(folder, flat(config), resume)
     fabric = make_fabric(config.recipe, parted=method.parted)
     reporter = TrainingProgress(show and fabric.is_global_zero)
     _introduce(reporter, config, net, data, notes)
@@ -116,7 +116,7 @@ def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[
 def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: where the figures come from, the last epoch and the best on val, both."""
     from offramp.measure.multi_net import training_cost
-    from offramp.train import folder as place
+    from offramp.train import run_dir
     from offramp.train import log
 
     epochs = log.read(loop.folder / "metrics.jsonl", "epoch")
@@ -130,6 +130,6 @@ def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) 
         "cost": training_cost(loop.net, tuple(loop.data.shape)),
         "provenance": origin,
     }
-    place.put(loop.folder / place.RESULT, json.dumps(result, indent=2) + "\n")
+    run_dir.put(loop.folder / run_dir.RESULT, json.dumps(result, indent=2) + "\n")
     reporter.note(f"done: {_epochs(config.recipe.epochs)} in {loop.at.seconds:.0f} s, kept in {loop.folder}")
     return result

@@ -6,7 +6,7 @@ from torch import nn
 
 from offramp.net import Backbone
 from offramp.split import layers as found_layers
-from offramp.split import place
+from offramp.split import exit_placement
 from offramp.split.to_backbone import assemble
 from offramp.split.manual import by_hand
 from offramp.split.layers import Image
@@ -45,7 +45,7 @@ def split(
     names = [] if isinstance(after, int) else list(after)
     layers = found_layers.find(model, shape, names)
     if isinstance(after, int):
-        names = place.equal(layers, after)
+        names = exit_placement.equal(layers, after)
     return assemble(model, layers, names, shape, make)
 
 
@@ -55,4 +55,4 @@ def places(model: nn.Module, shape: Image) -> list[Place]:
     Raises:
         ValueError: as `split` does.
     """
-    return place.places(found_layers.find(model, shape))
+    return exit_placement.places(found_layers.find(model, shape))

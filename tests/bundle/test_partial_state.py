@@ -11,7 +11,7 @@ import torch
 
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper
-from offramp.bundle import handover
+from offramp.bundle import partial_state
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.net import segments
 
@@ -38,9 +38,9 @@ def test_two_halves_make_the_whole(made: Any, tmp_path: Path, passed: int, size:
     arrays = inputs(made)
     here, there = open_bundle(made.folder, end=passed), open_bundle(made.folder, begin=passed)
     whole = open_bundle(made.folder).answer(arrays)
-    handed = handover.gather(here.manifest, here.policy, stopped(here, arrays, passed, size), passed)
-    handover.save(handed, tmp_path / "cut.npz", here.manifest)
-    found = handover.load(tmp_path / "cut.npz", there)
+    handed = partial_state.gather(here.manifest, here.policy, stopped(here, arrays, passed, size), passed)
+    partial_state.save(handed, tmp_path / "cut.npz", here.manifest)
+    found = partial_state.load(tmp_path / "cut.npz", there)
     last = [part.exit for part in here.manifest.parts][passed - 1]
     staying = np.flatnonzero(whole.exit > last)
     assert list(found.names) == [f"image {row}" for row in staying] and len(staying) > 1
@@ -61,10 +61,10 @@ def test_what_the_policy_looks_back_at_goes_along(made: Any, tmp_path: Path, cha
     bundle = Bundle(bundle.folder, bundle.manifest, policy, bundle.segments)
     arrays = inputs(made)
     whole = bundle.answer(arrays)
-    handed = handover.gather(bundle.manifest, policy, stopped(bundle, arrays, 1, 20), 1)
-    handover.save(handed, tmp_path / "cut.npz", bundle.manifest)
+    handed = partial_state.gather(bundle.manifest, policy, stopped(bundle, arrays, 1, 20), 1)
+    partial_state.save(handed, tmp_path / "cut.npz", bundle.manifest)
     there = Bundle(bundle.folder, bundle.manifest, policy, bundle.segments[1:], begin=1)
-    stepper = handover.load(tmp_path / "cut.npz", there).stepper(there, slice(None))
+    stepper = partial_state.load(tmp_path / "cut.npz", there).stepper(there, slice(None))
     for segment in there.segments:
         if not stepper.done:
             stepper.advance(segment)
@@ -74,15 +74,15 @@ def test_what_the_policy_looks_back_at_goes_along(made: Any, tmp_path: Path, cha
 
 def test_nobody_goes_on(made: Any, tmp_path: Path) -> None:
     there = open_bundle(made.folder, begin=1)
-    handover.save(handover.gather(there.manifest, there.policy, [], 1), tmp_path / "cut.npz", there.manifest)
-    assert handover.load(tmp_path / "cut.npz", there).names == ()
+    partial_state.save(partial_state.gather(there.manifest, there.policy, [], 1), tmp_path / "cut.npz", there.manifest)
+    assert partial_state.load(tmp_path / "cut.npz", there).names == ()
 
 
 @pytest.fixture
 def cut(made: Any, tmp_path: Path) -> Path:
     bundle = open_bundle(made.folder)
-    handed = handover.gather(bundle.manifest, bundle.policy, stopped(bundle, inputs(made, 30), 1, 10), 1)
-    handover.save(handed, tmp_path / "cut.npz", bundle.manifest)
+    handed = partial_state.gather(bundle.manifest, bundle.policy, stopped(bundle, inputs(made, 30), 1, 10), 1)
+    partial_state.save(handed, tmp_path / "cut.npz", bundle.manifest)
     return tmp_path / "cut.npz"
 
 
@@ -98,7 +98,7 @@ def rewritten(path: Path, header: dict[str, Any] | None = None, **arrays: Any) -
 
 def says(path: Path, made: Any, begin: int = 1) -> str:
     with pytest.raises(ValueError) as caught:
-        handover.load(path, open_bundle(made.folder, begin=begin))
+        partial_state.load(path, open_bundle(made.folder, begin=begin))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
@@ -150,9 +150,9 @@ def test_a_file_that_is_too_large(made: Any, cut: Path, monkeypatch: pytest.Monk
 
 def test_what_cannot_be_written_leaves_the_old_file(made: Any, cut: Path) -> None:
     content = cut.read_bytes()
-    unwritable = handover.Handover(1, ("a",), {"state_0": np.array([print], dtype=object)})
+    unwritable = partial_state.Handover(1, ("a",), {"state_0": np.array([print], dtype=object)})
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
-        handover.save(unwritable, cut, made.manifest)
+        partial_state.save(unwritable, cut, made.manifest)
     assert cut.read_bytes() == content and list(cut.parent.iterdir()) == [cut]
 
 

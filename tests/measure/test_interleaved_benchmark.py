@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offramp.early_exit.policy import NEVER, ExitPolicy
-from offramp.measure import race as module
+from offramp.measure import interleaved_benchmark as module
 from offramp.measure.interleaved_benchmark import LEAST, LOOK, STRETCH, WAYS, Runner, deal, race
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)

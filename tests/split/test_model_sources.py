@@ -9,7 +9,7 @@ import torch
 
 from offramp import models
 from offramp.net import Backbone
-from offramp.split import doors, state
+from offramp.split import model_sources, state
 
 
 @pytest.mark.parametrize(
@@ -22,17 +22,17 @@ from offramp.split import doors, state
 )
 def test_by_name(name: str, options: dict[str, Any]) -> None:
     with torch.device("meta"):
-        backbone = doors.build(name, classes=7, exits=3, size=(64, 64), options=options)
+        backbone = model_sources.build(name, classes=7, exits=3, size=(64, 64), options=options)
     assert isinstance(backbone, Backbone) and len(backbone.stages) == 3 and backbone.shape == (3, 64, 64)
     assert any(tensor.shape[0] == 7 for tensor in state(backbone).values() if tensor.dim() == 2)
 
 
 def test_sizes_and_channels_are_passed_on() -> None:
     with torch.device("meta"):
-        vit = doors.build(
+        vit = model_sources.build(
             "timm:vit_tiny_patch16_224", classes=3, channels=1, size=(48, 32), options={"depth": 2}, exits=2
         )
-        usual = doors.build("timm:vit_tiny_patch16_224", classes=3, options={"depth": 2}, exits=2)
+        usual = model_sources.build("timm:vit_tiny_patch16_224", classes=3, options={"depth": 2}, exits=2)
     assert vit.shape == (1, 48, 32) and state(vit)["pos_embed"].shape[1] == 7
     assert usual.shape == (3, 224, 224)
 
@@ -72,22 +72,22 @@ def test_wrong_names(own: str, name: str, said: str, tmp_path: Path, monkeypatch
     (tmp_path / "failing.py").write_text("raise RuntimeError('no GPU here')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError) as caught:
-        doors.build(name, classes=3)
+        model_sources.build(name, classes=3)
     assert str(caught.value).startswith(said)
 
 
 def test_what_does_not_go_together(own: str) -> None:
     with pytest.raises(ValueError, match=r"^--exits-after says where exits stand, --exits how many to place: give one"):
-        doors.build("timm:resnet18", classes=3, after=["layer1"], exits=2)
+        model_sources.build("timm:resnet18", classes=3, after=["layer1"], exits=2)
     with pytest.raises(ValueError, match=r"^torchvision:resnet18 takes images of 3 channels, not 1; timm:resnet18 may"):
-        doors.build("torchvision:resnet18", classes=3, channels=1)
+        model_sources.build("torchvision:resnet18", classes=3, channels=1)
     with pytest.raises(ValueError, match=r"^timm:resnet18 cannot be built: .*unexpected keyword argument 'widht'"):
-        doors.build("timm:resnet18", classes=3, options={"widht": 3})
+        model_sources.build("timm:resnet18", classes=3, options={"widht": 3})
     with pytest.raises(
         ValueError, match=r"^python:my_nets:staged comes in stages of its own: --exits-after and --exits are"
     ):
-        doors.build("python:my_nets:staged", classes=3, exits=2)
-    assert len(doors.build("python:my_nets:staged", classes=3).stages) == 2
+        model_sources.build("python:my_nets:staged", classes=3, exits=2)
+    assert len(model_sources.build("python:my_nets:staged", classes=3).stages) == 2
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_constructors_fetch_nothing_and_contradict_nothing(
     own: str, name: str, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        doors.build(name, classes=3, options=options)
+        model_sources.build(name, classes=3, options=options)
     assert str(caught.value).startswith(said)
 
 
@@ -119,7 +119,7 @@ def test_exits_are_counted_from_one(own: str) -> None:
     with pytest.raises(
         ValueError, match=r"^--exits takes a number from 1 to \d+ on this network, got 0; --exits-after can"
     ):
-        doors.build("python:my_nets:small", classes=3, size=(16, 16), exits=0)
+        model_sources.build("python:my_nets:small", classes=3, size=(16, 16), exits=0)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_missing_package_names_the_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError) as caught:
-        doors.build(name, classes=3)
+        model_sources.build(name, classes=3)
     assert str(caught.value) == f"this needs the package {package}: pip install 'offramp[{extra}]'"
 
 

@@ -17,7 +17,7 @@ from offramp.branches import linear, sketch
 from offramp.measure import cost
 from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, segments
 from offramp.outputs import State
-from offramp.split import layers, load_state, place, split, state
+from offramp.split import layers, load_state, exit_placement, split, state
 from offramp.split.fx_trace import logits_of
 
 CLASSES = 5
@@ -355,9 +355,9 @@ def test_exits_at_equal_shares_are_within_five_points_where_a_boundary_is(name: 
     with torch.device("meta"):
         model = REAL[name].make()
     found = layers.find(model, REAL[name].shape)
-    known = {each.layer: each.share for each in place.places(found)}
+    known = {each.layer: each.share for each in exit_placement.places(found)}
     for exits in (2, 3, 4, 5, 6):
-        shares = [known[layer] for layer in place.equal(found, exits)]
+        shares = [known[layer] for layer in exit_placement.equal(found, exits)]
         assert shares == sorted(shares) and len(shares) == exits - 1
         for number, share in enumerate(shares, 1):
             wanted = number / exits

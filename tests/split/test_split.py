@@ -224,14 +224,14 @@ def test_exits_at_equal_shares_of_the_operations() -> None:
         model = vision("timm").create_model("resnet50")
     shape = (3, 224, 224)
     known = places(model, shape)
-    assert [place.share for place in known] == sorted(place.share for place in known)
-    shares = {place.layer: place.share for place in known}
+    assert [exit_placement.share for place in known] == sorted(exit_placement.share for place in known)
+    shares = {exit_placement.layer: exit_placement.share for place in known}
     assert 0.19 < shares["layer1"] < 0.25 and 0.75 < shares["layer3"] < 0.85
-    from offramp.split import layers, place
+    from offramp.split import layers, exit_placement
 
     found = layers.find(model, shape)
-    assert [len(place.equal(found, exits)) for exits in (1, 2, 3, 6)] == [0, 1, 2, 5]
-    chosen = place.equal(found, 4)
+    assert [len(exit_placement.equal(found, exits)) for exits in (1, 2, 3, 6)] == [0, 1, 2, 5]
+    chosen = exit_placement.equal(found, 4)
     assert all(abs(shares[name] - wanted) <= 0.05 for name, wanted in zip(chosen, (0.25, 0.5, 0.75), strict=True)), (
         chosen
     )
