@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import answer
-from offramp.cli._sides import of_run
 from offramp.cli.bench import MS, OFF, RATIO
 from offramp.config import flat
 from offramp.data.splits import DataSet
-from offramp.measure.provenance import provenance
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.measure.interleaved_benchmark import Runner, race
+from offramp.measure.provenance import provenance
 from offramp.runs import LoadedRun, load_data, load_run
+from offramp.runs.backends import of_run
 from offramp.train.run_dir import POLICY
 
 POINTS, FASTER = 0.5, 1.5

@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp.optional import vision
 from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.net import plain
+from offramp.optional import vision
 from offramp.split import split
 from offramp.split.fx_trace import logits_of
 from offramp.train.device import keep_freed_memory

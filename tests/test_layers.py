@@ -16,9 +16,11 @@ ROOMS = """
     net blocks losses data early_exit
     multi_net
     models branches methods measure split
-    train bundle kinds
-    study serve config
+    train bundle
+    study config
+    engine
     runs
+    serve
     cli
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp import names
+from offramp import lookup
 
 
 def test_unknown_names_the_nearest_and_the_listing() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, plain, segments
 from offramp.multi_net import Cohort, Gate, GatedEnsemble, GatedFan, gated, single
+from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, plain, segments
 
 CLASSES = 5
 

@@ -17,8 +17,8 @@ from offramp.cli._argv import options, prepare
 from offramp.config import Config, build_method, build_net, flat, keys, resolve
 from offramp.config import prepare as prepare_method
 from offramp.data.load import AUGMENTATIONS, NORMALISE
-from offramp.net import MultiExitNet
 from offramp.hyperparameters import arguments
+from offramp.net import MultiExitNet
 from offramp.train.optim import rate
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +93,7 @@ def test_data_options_are_known(path: Path) -> None:
 
 CUTS = {
     (200, (0.375, 0.65, 0.9)): [75, 130, 180],
+    (30, (0.375, 0.65, 0.9)): [12, 20, 27],
     (300, (0.5, 0.75)): [150, 225],
     (90, (0.3333333, 0.6666666)): [30, 60],
 }

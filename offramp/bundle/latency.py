@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from offramp.early_exit.policy import ExitPolicy, PolicyCarry
-from offramp.early_exit.runtime import rehearse
 from offramp.bundle.merge_onnx import fuse
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.sessions import ArraySegment, open_segment
+from offramp.early_exit.policy import ExitPolicy, PolicyCarry
+from offramp.early_exit.runtime import rehearse
 from offramp.measure.cost import Image
 from offramp.measure.latency import ROUNDS
 from offramp.measure.timing import side_by_side

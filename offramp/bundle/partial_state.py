@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import Stepper, resume
 from offramp.bundle.manifest import Manifest, Port
 from offramp.bundle.read import Bundle
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper, resume
 
 FORMAT, VERSION = "offramp-state", 1
 HEADER = "header"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from offramp.early_exit.runtime import Answer, Stepper
 from offramp.bundle.partial_state import Handover
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle
+from offramp.early_exit.runtime import Answer, Stepper
 from offramp.images import ENDINGS, BadImage, Pixels
 
 WARM = 3

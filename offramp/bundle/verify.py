@@ -10,11 +10,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.read import Bundle
 from offramp.bundle.sessions import ArraySegment
 from offramp.data.augment import normalise
 from offramp.data.splits import DataSet
+from offramp.early_exit.policy import ExitPolicy
 from offramp.measure.cost import milliseconds, segment_macs
 from offramp.net import MultiExitNet, segments
 

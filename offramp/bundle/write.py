@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, render
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import open_bundle, open_files
 from offramp.bundle.verify import verify
 from offramp.data.splits import DataSet
+from offramp.early_exit.policy import ExitPolicy
 from offramp.images import default_fit
 from offramp.net import MultiExitNet, segments
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from offramp.config import read_yaml, resolve, unflat
-from offramp.lookup import NotUnderstood
 from offramp.hyperparameters import KINDS
+from offramp.lookup import NotUnderstood
 
 CONFIGURED, DOTTED = ("train", "compare"), ("train", "compare", "info")
 """The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""

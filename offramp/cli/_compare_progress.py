@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from offramp.cli._jobs import Job
-from offramp.cli._show import stderr
+from offramp.cli._console import stderr
+from offramp.engine.local import Job
 
 _EPOCH = re.compile(rb"^ *(\d+)/\d+  .*\| val % ([\d. ]+|\xe2\x80\x93)", re.MULTILINE)
 """A line that `TrainingProgress` says after an epoch."""

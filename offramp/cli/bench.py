@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.measure.units import percent
 from offramp.lookup import NotUnderstood
+from offramp.measure.units import percent
 from offramp.runs import load_data, load_run
 
 if TYPE_CHECKING:
-    from offramp.cli._sides import Sides
+    from offramp.runs.backends import Sides
 
 RATIO, OFF, MS = 0.95, 1.02, 5.0
 """Targets: measured speed-up of the predicted one, time with all exits off of plain's, for networks of so many ms."""
@@ -82,27 +82,27 @@ def _sides(
 ) -> "Sides":
     """Everything that is to be measured, of a run or a bundle."""
     from offramp.bundle.manifest import MANIFEST
-    from offramp.cli import _sides as made
-    from offramp.cli._show import warn_of_stale
+    from offramp.cli._console import warn_of_stale
+    from offramp.runs import backends
 
     if (target / MANIFEST).is_file():
-        return made.of_bundle(target, runtimes, threads, images, data_dir, largest, show)
+        return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, show)
     loaded = load_run(target, weights)
     if images is not None:
         raise ValueError("--images is for a bundle; a run is measured on its own test images (--data-dir)")
     if loaded.policy is None:
         raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5`")
     warn_of_stale(loaded, weights)
-    return made.of_run(loaded, runtimes, threads, load_data(loaded, data_dir, show), largest, show)
+    return backends.of_run(loaded, runtimes, threads, load_data(loaded, data_dir, show), largest, show)
 
 
 def measure(target: Path, sides: "Sides", sizes: list[int], seconds: float, seed: int, show: bool) -> dict[str, Any]:
     """Everything that `bench` prints, as plain values: milliseconds, images per second, ratios."""
     import dataclasses
 
-    from offramp.cli._show import working
-    from offramp.measure.provenance import provenance
+    from offramp.cli._console import working
     from offramp.measure.interleaved_benchmark import race
+    from offramp.measure.provenance import provenance
 
     batches = []
     with working("measuring", len(sizes), show) as advance:
@@ -131,7 +131,7 @@ NAMES = {"plain": "plain", "all": "all exits", "adaptive": "adaptive", "off": "e
 
 def show(result: dict[str, Any]) -> None:
     """One table per batch size, then what leaving early saves."""
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     def say(text: str) -> None:
         stdout.print(text, highlight=False, markup=False, soft_wrap=True)

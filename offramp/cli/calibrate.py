@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.cli._goal import GOAL, Wish, parse_macs
 from offramp.measure.units import count, percent
 from offramp.runs import LoadedRun, load_run
+from offramp.runs.goal import GOAL, Wish, parse_macs
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -75,8 +75,8 @@ def fit(run: Path, wish: Wish, rule: "Rule", weights: str, data_dir: Path | None
     """Calibrate and write the policy; answers what it does on the calibration split."""
     from offramp.early_exit import policy, temperature
     from offramp.early_exit.calibrate import choices
-    from offramp.cli._traces import calibration_trace
     from offramp.measure.provenance import provenance
+    from offramp.runs.traces import calibration_trace
     from offramp.train.run_dir import POLICY
 
     loaded = load_run(run, weights, with_policy=False)
@@ -168,8 +168,8 @@ def _costs(
 ) -> tuple[dict[tuple[bool, ...], list[Any]], dict[str, Any]]:
     """What every segment costs for every choice of exits, counted or measured; and where it was measured."""
     from offramp.early_exit.calibrate import choices
-    from offramp.cli._prices import timed
     from offramp.measure.cost import as_run, measure
+    from offramp.runs.latency import timed
 
     if wish.unit == "ms":
         priced, about = timed(loaded, wish.batch_size, rule, wish.runtime, show)
@@ -179,7 +179,7 @@ def _costs(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     last = len(result["enabled"]) - 1
     asked = [result["patience"]] * last if result["score"] == "patience" else result["thresholds"]

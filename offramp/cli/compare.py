@@ -14,8 +14,8 @@ from offramp.config import Config, flat
 from offramp.lookup import NotUnderstood, nearest
 
 if TYPE_CHECKING:
-    from offramp.cli._entries import Entry
-    from offramp.cli._jobs import Job
+    from offramp.engine.local import Job
+    from offramp.runs.sweep import Entry
     from offramp.study.comparison import Comparison
 
 LEDGER = "results.jsonl"
@@ -84,8 +84,9 @@ def run(
     config: Config, methods: str, seeds: str, out: Path, jobs: int, ledger: Path, show: bool
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Train and evaluate what is not yet in the ledger; answers what the runs share, and which failed and why."""
-    from offramp.cli import _entries, _jobs
     from offramp.cli._compare_progress import CompareProgress
+    from offramp.engine import local
+    from offramp.runs import sweep
     from offramp.study.ledger import common
 
     if ledger.exists() and not ledger.is_file():
@@ -93,18 +94,18 @@ def run(
     place = next(path for path in (ledger, *ledger.parents) if path.exists())
     if not os.access(place, os.W_OK):
         raise ValueError(f"{ledger} cannot be written: there is no permission for {place}")
-    found = _entries.entries(config, methods, seeds, out)
-    _entries.check_folder(out)
+    found = sweep.entries(config, methods, seeds, out)
+    sweep.check_folder(out)
     progress = CompareProgress(show)
-    for note in _entries.check(found, show):
+    for note in sweep.check(found, show):
         progress.note(note)
     out.mkdir(parents=True, exist_ok=True)
-    with _jobs.alone(out / ".lock", PATIENCE, progress.note) as lock:
-        _entries.claim(out, found)
+    with local.alone(out / ".lock", PATIENCE, progress.note) as lock:
+        sweep.claim(out, found)
         todo = [job for entry in found if (job := _job(entry, out, ledger, progress.note))]
         progress.begin(len(found), len(found) - len(todo), config.recipe.epochs)
         try:
-            whole = _jobs.run(todo, jobs, progress, lock.fileno())
+            whole = local.run(todo, jobs, progress, lock.fileno())
         finally:
             progress.stop()
     if not whole:
@@ -116,7 +117,7 @@ def run(
 
 def _job(entry: "Entry", out: Path, ledger: Path, note: Callable[[str], None]) -> "Job | None":
     """What is left to do for a run: train, evaluate, add its line to the ledger; None where nothing is."""
-    from offramp.cli._jobs import Job
+    from offramp.engine.local import Job
     from offramp.study.ledger import append, holds, lists
     from offramp.train.run_dir import CONFIG, begun, read_result
 
@@ -164,7 +165,7 @@ def _report(
     found: list["Comparison"], markdown: Path | None, json: bool, ledger: Path, failed: list[dict[str, str]]
 ) -> None:
     """Print the tables, write them as Markdown, name what failed; exit status 1 if something did."""
-    from offramp.cli._show import stderr
+    from offramp.cli._console import stderr
     from offramp.study import comparison
 
     if markdown is not None and found:
@@ -181,7 +182,7 @@ def _report(
 
 
 def _print(found: "Comparison", number: int) -> None:
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
     from offramp.study.comparison import counted, difference_cell, mean_cell, title
 
     if number:

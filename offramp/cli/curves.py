@@ -52,8 +52,8 @@ def curves(
 
 def trace_curves(run: Path, cost: str, weights: str, data_dir: Path | None, show: bool) -> dict[str, Any]:
     """Both curves, from the stored traces where there are some, as plain values."""
-    from offramp.cli._traces import calibration_trace, stored_trace, trace_split
     from offramp.measure.provenance import provenance
+    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
 
     loaded = load_run(run, weights, with_policy=False)
     held_out = calibration_trace(loaded, weights, data_dir, show)
@@ -112,7 +112,7 @@ def picture(result: dict[str, Any]) -> str:
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     rows = [
         [f"{point['q']:.2f}", percent(point["accuracy"]), count(point["cost"])]

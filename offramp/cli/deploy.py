@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from offramp import kinds
 from offramp.cli import emit
-from offramp.config import Config, flat
+from offramp.config import Config, flat, multi_net
 from offramp.measure.units import count
 from offramp.runs import SeveralRun, open_run
 
@@ -30,7 +29,7 @@ def deploy(
         keep: Number of the network or branch, `ensemble` (the gated one), or `best` (a network or branch, on val).
         json: Print one JSON object.
     """
-    from offramp.cli._show import stdout
+    from offramp.cli._console import stdout
 
     result = write(run, out, keep)
     if json:
@@ -47,8 +46,8 @@ def write(run: Path, out: Path, keep: str) -> dict[str, Any]:
     Raises:
         ValueError: if the run has one network, is not finished, or has no such output.
     """
-    from offramp.measure.provenance import provenance
     from offramp.measure.multi_net import training_cost
+    from offramp.measure.provenance import provenance
     from offramp.train import run_dir
 
     opened = open_run(run)
@@ -102,7 +101,7 @@ def plain_config(opened: SeveralRun, output: int) -> Config:
     """The configuration that builds the plain network of an output."""
     from offramp.config import of_kind
 
-    config, nets = opened.config, kinds.names(opened.config.net)
+    config, nets = opened.config, multi_net.names(opened.config.net)
     if opened.net.names[output] == "gated ensemble":
         own = {**config.options["method"], "form": "ensemble"}
         return dataclasses.replace(config, options={**config.options, "method": own})

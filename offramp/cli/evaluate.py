@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.measure.units import count, percent
 from offramp.lookup import NotUnderstood
+from offramp.measure.units import count, percent
 from offramp.runs import LoadedRun, SeveralRun, load_data, open_run
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def measure(
     loaded: LoadedRun | SeveralRun, weights: str, data_dir: Path | None, batch_size: int, show: bool
 ) -> dict[str, Any]:
     """Everything that `evaluate` prints, as plain values in base units."""
-    from offramp.cli._show import warn_of_stale
-    from offramp.cli._traces import trace_split
+    from offramp.cli._console import warn_of_stale
     from offramp.measure.provenance import provenance
+    from offramp.runs.traces import trace_split
     from offramp.train.run_dir import read_config, read_result
 
     training = read_result(loaded.folder)
@@ -98,7 +98,7 @@ def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) ->
     """Leave early for real on test, in the precision that the run was trained in; see `leave_early`."""
     import torch
 
-    from offramp.cli._show import working
+    from offramp.cli._console import working
     from offramp.data.loading import Loader
     from offramp.measure.early_exit_eval import leave_early
     from offramp.train.device import make_fabric
@@ -114,7 +114,7 @@ def adaptive(loaded: LoadedRun, data: "DataSet", batch_size: int, show: bool) ->
 
 def show(result: dict[str, Any]) -> None:
     """The tables: every exit, then adaptive beside plain."""
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     leaving = result["adaptive"]
     exits = len(result["accuracy"])
@@ -155,7 +155,7 @@ def gain(leaving: dict[str, Any]) -> str:
 
 def show_several(result: dict[str, Any]) -> None:
     """The table of networks that were trained together, and what all of them cost."""
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     rows = [
         [name, percent(accuracy), count(macs)]

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.measure.units import count, percent
 from offramp.lookup import NotUnderstood
+from offramp.measure.units import count, percent
 from offramp.runs import LoadedRun, load_data, load_run
 
 LEAST = 1000
@@ -48,7 +48,7 @@ def _write(
     loaded: LoadedRun, out: Path, weights: str, data_dir: Path | None, images: int, show: bool
 ) -> dict[str, Any]:
     from offramp.bundle.write import write
-    from offramp.cli._show import warn_of_stale, working
+    from offramp.cli._console import warn_of_stale, working
     from offramp.config import flat
     from offramp.measure.provenance import provenance
 
@@ -87,7 +87,7 @@ def _write(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from offramp.cli._show import stdout
+    from offramp.cli._console import stdout
 
     verified, measured = result["verified"], result["measured"]
     images = sum(verified["images"].values())

@@ -7,8 +7,8 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.cli._argv import options as parse_options
 from offramp.config import Layers
-from offramp.measure.units import count
 from offramp.lookup import NotUnderstood
+from offramp.measure.units import count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +48,7 @@ def info(
     """
     import torch
 
-    from offramp import kinds
-    from offramp.config import Config, build_backbone, build_method, build_net, of_kind, resolve
+    from offramp.config import Config, build_backbone, build_method, build_net, multi_net, of_kind, resolve
     from offramp.measure import cost, network_summary
     from offramp.net import MultiExitNet
 
@@ -62,7 +61,7 @@ def info(
     config = resolve(config)
     with torch.device("meta"):
         size = None if image_size is None else (image_size, image_size)
-        first = of_kind(config, kinds.names(net)[0])
+        first = of_kind(config, multi_net.names(net)[0])
         shape = build_backbone(first, classes=classes, channels=channels, size=size).shape
         shape = (channels, image_size or shape[1], image_size or shape[2])
         built = build_net(config, build_method(config), classes=classes, shape=shape)
@@ -86,16 +85,17 @@ def info(
             }
         )
         return
-    from offramp.cli._show import stdout
+    from offramp.cli._console import stdout
 
     stdout.print(
-        network_summary.draw(network_summary.describe(built, shape, f"{net} with {branch} exits, {classes} classes")), soft_wrap=True
+        network_summary.draw(network_summary.describe(built, shape, f"{net} with {branch} exits, {classes} classes")),
+        soft_wrap=True,
     )
 
 
 def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], classes: int, json: bool) -> None:
     """Networks that are trained together: each one's parameters and operations, and those of all."""
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
     from offramp.measure import multi_net
     from offramp.multi_net import Cohort, GatedFan
 

@@ -14,8 +14,8 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.cli._docstrings import elsewhere, explained, summary
 from offramp.config import keys
-from offramp.lookup import unknown
 from offramp.hyperparameters import defaults
+from offramp.lookup import unknown
 
 if TYPE_CHECKING:
     from offramp.methods import About
@@ -72,7 +72,7 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
 
 def _show_methods(about: "Mapping[str, About]") -> None:
     """One entry for each method, families together."""
-    from offramp.cli._show import stdout
+    from offramp.cli._console import stdout
 
     def say(text: str, style: str | None = None) -> None:
         stdout.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -117,7 +117,7 @@ def _list(
         shared: takes parameters that every offer has as well.
         more: what else there is to say of the one.
     """
-    from offramp.cli._show import list_offers
+    from offramp.cli._console import list_offers
 
     if name is None:
         if json:
@@ -143,7 +143,7 @@ def _show_one(
     kind: str, name: str, line: str, said: Mapping[str, Any], build: Any, parameters: Mapping[str, dict[str, Any]]
 ) -> None:
     """One offer: what it is, every parameter with default, type and meaning, and the values for other data."""
-    from offramp.cli._show import stdout
+    from offramp.cli._console import stdout
 
     def say(text: str) -> None:
         stdout.print(text, highlight=False, markup=False, soft_wrap=True)

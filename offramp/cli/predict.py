@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.measure.units import percent
 from offramp.lookup import NotUnderstood
+from offramp.measure.units import percent
 
 if TYPE_CHECKING:
-    from offramp.early_exit.runtime import Stepper
     from offramp.bundle.predict import Row
     from offramp.bundle.read import Bundle
+    from offramp.early_exit.runtime import Stepper
 
 
 def predict(
@@ -103,14 +103,16 @@ def _rows(
         steppers: list[tuple[Stepper, list[str]]] = []
         yield from answers(opened, files, size, lambda stepper, names: steppers.append((stepper, names)))
         assert state is not None
-        partial_state.save(partial_state.gather(opened.manifest, opened.policy, steppers, first), state, opened.manifest)
+        partial_state.save(
+            partial_state.gather(opened.manifest, opened.policy, steppers, first), state, opened.manifest
+        )
 
     return rows(), len(files) + len(empty)
 
 
 def _progress(rows: Iterable["Row"], total: int, show: bool) -> Iterator["Row"]:
     """The same rows, with a bar where there are many; an error is said as soon as it is met."""
-    from offramp.cli._show import stderr, working
+    from offramp.cli._console import stderr, working
 
     with working("answering", total, show and total > 20) as advance:
         for row in rows:
@@ -172,7 +174,7 @@ def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> N
     from rich.console import Console
     from rich.markup import escape
 
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     lines = []
     for row in rows:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.measure.units import count, percent
 from offramp.lookup import NotUnderstood
+from offramp.measure.units import count, percent
 from offramp.runs import LoadedRun, load_data, load_run
 
 if TYPE_CHECKING:
@@ -91,14 +91,14 @@ def _see(
     loaded: LoadedRun, name: str, weights: str, data_dir: Path | None, images: int, batch_size: int | None, show: bool
 ) -> "Seen":
     """Everything that the page shows of one run, from its stored traces where there are some."""
-    from offramp.early_exit.exit_scores import Rule
-    from offramp.cli._prices import timed_pieces
-    from offramp.cli._traces import calibration_trace, stored_trace, trace_split
     from offramp.cli.curves import both_curves
     from offramp.config import flat
+    from offramp.early_exit.exit_scores import Rule
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.network_summary import describe
+    from offramp.runs.latency import timed_pieces
+    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
     from offramp.study.run_report import Seen
     from offramp.train.run_dir import read_result
 
@@ -162,7 +162,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
 
 
 def _show(seen: Sequence["Seen"], target: Path) -> None:
-    from offramp.cli._show import stdout, table
+    from offramp.cli._console import stdout, table
 
     rows = []
     for run in seen:

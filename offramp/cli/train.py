@@ -48,10 +48,9 @@ def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any
     """Train as the resolved configuration says; answers what `result.json` holds."""
     import torch
 
-    from offramp.cli._show import TrainingProgress
+    from offramp.cli._console import TrainingProgress
     from offramp.measure.provenance import provenance
-    from offramp.train import run_dir
-    from offramp.train import phases
+    from offramp.train import phases, run_dir
     from offramp.train.device import make_fabric
     from offramp.train.loop import Loop, refuse
     from offramp.train.reporter import Diverged, Interrupted
@@ -116,8 +115,7 @@ def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[
 def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: where the figures come from, the last epoch and the best on val, both."""
     from offramp.measure.multi_net import training_cost
-    from offramp.train import run_dir
-    from offramp.train import log
+    from offramp.train import log, run_dir
 
     epochs = log.read(loop.folder / "metrics.jsonl", "epoch")
     best = epochs[loop.at.best_epoch] if loop.at.best_epoch >= 0 else None

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
-from offramp.lookup import NotUnderstood, unknown
 from offramp.hyperparameters import arguments
+from offramp.lookup import NotUnderstood, unknown
 
 AUGMENTATIONS = (
     "none",

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.lagrangian_bound import bound
-from offramp.early_exit.search_exact import pair
+from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
+from offramp.early_exit.exit_scores import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
 from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
@@ -19,9 +19,9 @@ from offramp.early_exit.geometric import (
     geometric_shares,
     geometric_thresholds,
 )
-from offramp.early_exit.exit_scores import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
+from offramp.early_exit.lagrangian_bound import bound
 from offramp.early_exit.policy import NEVER, ExitPolicy
-from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
+from offramp.early_exit.search_exact import pair
 
 Enabled = tuple[bool, ...]
 Costs = Mapping[Enabled, Sequence[int | float]]

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.geometric import descending
 from offramp.early_exit.exit_scores import Judged
+from offramp.early_exit.geometric import descending
 from offramp.early_exit.policy import NEVER
 
 SWEEPS = 50

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.geometric import POINTS, exits_taken, geometric_shares, geometric_thresholds
 from offramp.early_exit.exit_scores import Rule, check_trace, judge
+from offramp.early_exit.geometric import POINTS, exits_taken, geometric_shares, geometric_thresholds
 
 
 def anytime(

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from offramp.early_exit.policy import NEVER
 from offramp.early_exit.coordinate_ascent import Goal, Point, Table, limit, point, rank
+from offramp.early_exit.policy import NEVER
 
 
 class _Prefixes:

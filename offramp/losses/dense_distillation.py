@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offramp.losses.kl_table import soft_cross_entropy_table
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.kl_table import soft_cross_entropy_table
 
 Teachers = Literal["all", "final", "none"]
 

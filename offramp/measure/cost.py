@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.meta_device import blank, run_on_meta, smallest, written
 from offramp.lookup import unknown
+from offramp.meta_device import blank, run_on_meta, smallest, written
 from offramp.net import MultiExitNet
 
 aten = torch.ops.aten

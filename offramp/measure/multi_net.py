@@ -7,9 +7,9 @@ from torch import nn
 from offramp.measure import cost
 from offramp.measure.accuracy import summary
 from offramp.measure.cost import Image
+from offramp.multi_net import Cohort, GatedFan, Several
 from offramp.net import MultiExitNet
 from offramp.outputs import Trace
-from offramp.multi_net import Cohort, GatedFan, Several
 
 
 def macs(net: Several, shape: Image) -> list[int]:

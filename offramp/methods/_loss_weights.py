@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from offramp.losses.distributed import global_mean, weighing, weight_of
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.dense_distillation import Teachers, loss_vector, pairs
+from offramp.losses.distributed import global_mean, weighing, weight_of
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
 from offramp.methods._method import Method, Terms

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.hint import distance, total
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl
+from offramp.losses.hint import distance, total
 from offramp.losses.schedules import rising_powers
 from offramp.losses.softmax import exact
-from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._check import choice, has_peers, not_negative, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from offramp.losses.distributed import global_mean
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.distributed import global_mean
 from offramp.methods._check import choice, fraction, not_negative
 from offramp.methods._method import Method, Terms
 from offramp.methods._taps import Scope, equilibrium

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.hint import Reduction, distance, total
-from offramp.losses.distillation import kl, soft_cross_entropy
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.distillation import kl, soft_cross_entropy
+from offramp.losses.hint import Reduction, distance, total
 from offramp.methods._check import choice, exit_numbers, fraction, has_peers, not_negative, positions, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from offramp.losses.distillation import kl, soft_cross_entropy
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.distillation import kl, soft_cross_entropy
 from offramp.methods._check import choice, fraction, has_peers, positive
 from offramp.methods._method import Method, Terms
 from offramp.methods._temperature import Temperature

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from offramp.losses.kl_table import kl_table, soft_cross_entropy_table
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.kl_table import kl_table, soft_cross_entropy_table
 from offramp.methods._check import choice, has_peers, not_negative
 from offramp.methods._method import Method, Terms
 from offramp.methods._temperature import Temperature

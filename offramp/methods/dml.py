@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl
 from offramp.losses.kl_table import kl_table
-from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._check import choice, not_negative, positive
 from offramp.methods._method import Method, Terms
 from offramp.methods._parts import Parts
+from offramp.multi_net import Cohort
 from offramp.net import BuildBackbone, BuildBranch, plain
 from offramp.outputs import Batch, ExitOutputs
-from offramp.multi_net import Cohort
 
 Updates = Literal["simultaneous", "alternating"]
 

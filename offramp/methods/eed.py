@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.hint import distance, total
-from offramp.losses.distillation import kl, mse, soft_cross_entropy
-from offramp.losses.softmax import exact
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.distillation import kl, mse, soft_cross_entropy
+from offramp.losses.hint import distance, total
+from offramp.losses.softmax import exact
 from offramp.methods._check import choice, exit_numbers, has_peers, not_negative, positions, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms

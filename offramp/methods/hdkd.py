@@ -5,8 +5,8 @@ Family: learned weights. Fits: any network with 2 exits or more; needs a val spl
 
 from pathlib import Path
 
-from offramp.methods._method import Method
 from offramp.methods._loss_weights import Ahead, Bilevel, Init, Rate, Statistics, method
+from offramp.methods._method import Method
 
 
 def build(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from offramp.methods._check import choice
-from offramp.methods._method import Method
 from offramp.methods._loss_weights import Ahead, Bilevel, Rate, Statistics, method
+from offramp.methods._method import Method
 
 Init = Literal["ones", "random"]
 

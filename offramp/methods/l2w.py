@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.losses.distributed import gathered, global_mean, global_sum, least, processes, weighing, weight_of
 from offramp.losses.schedules import cosine
 from offramp.losses.softmax import confidence
-from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._check import choice, not_negative, positive
 from offramp.methods._method import Method, Terms

@@ -10,10 +10,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.hint import distance, total
 from offramp.losses.kl_table import kl_table
 from offramp.losses.schedules import cosine
-from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms

@@ -8,8 +8,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.distillation import kl
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.distillation import kl
 from offramp.methods._check import choice, fraction, has_peers, positive
 from offramp.methods._method import Method, Terms
 from offramp.outputs import Batch, ExitOutputs

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.losses.softmax import log_probabilities
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.softmax import log_probabilities
 from offramp.meta_device import blank, run_on_meta
 from offramp.methods._check import choice, fraction, not_negative, positive
 from offramp.methods._method import Method, Terms
+from offramp.multi_net import Gate, GatedEnsemble, GatedFan
 from offramp.net import Backbone, Branch, BuildBackbone, BuildBranch
 from offramp.outputs import Batch, ExitOutputs
-from offramp.multi_net import Gate, GatedEnsemble, GatedFan
 
 Form = Literal["fan", "ensemble"]
 

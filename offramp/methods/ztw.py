@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distributed import weighing, weight_of
 from offramp.losses.softmax import log_probabilities
-from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods import joint
 from offramp.methods._cascade import Concatenated, cascaded, sizes
 from offramp.methods._check import choice, has_peers, not_negative, positive

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp.blocks import conv_norm_relu, initialise
-from offramp.models._options import check
 from offramp.lookup import unknown
+from offramp.models._options import check
 from offramp.net import Backbone
 from offramp.outputs import State
 

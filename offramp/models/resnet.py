@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offramp.blocks import conv, initialise
-from offramp.models._options import check
 from offramp.lookup import unknown
+from offramp.models._options import check
 from offramp.net import Backbone, Head
 
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from offramp.split.layers import WORKING
 from offramp.split.fx_trace import Traced
+from offramp.split.layers import WORKING
 
 
 class Unit(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.meta_device import written
 from offramp.lookup import nearest
+from offramp.meta_device import written
 from offramp.split.cut import Crossing, Cutter, has_batch
 from offramp.split.fx_trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace, where
 

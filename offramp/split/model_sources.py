@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from offramp.optional import vision
 from offramp.lookup import NotUnderstood, nearest, unknown
 from offramp.net import Backbone
+from offramp.optional import vision
 from offramp.split.fx_trace import where
 
 EXITS = 4

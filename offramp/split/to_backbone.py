@@ -10,9 +10,9 @@ from offramp.meta_device import written
 from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.layers import Image, Layers, main
-from offramp.split.graph_module import Donor, Part, plan, put_tensor
 from offramp.split.fx_trace import Traced
+from offramp.split.graph_module import Donor, Part, plan, put_tensor
+from offramp.split.layers import Image, Layers, main
 
 
 def assemble(

@@ -20,11 +20,11 @@ from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
-from offramp.train import checkpoint, optim, phases, soften
+from offramp.train import checkpoint, optim, phases, soft_labels
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
-from offramp.train.recipe import Recipe
 from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
+from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
 from offramp.train.state import Position, take_up, taken
 from offramp.train.step import Parts, one_step
@@ -204,10 +204,10 @@ class Loop:
         lr = phases.rate(recipe, span, at.epoch, self.step_number, self.steps)
         optim.set_rate(self.parts.optimizer, lr)
         if recipe.label_smoothing:
-            batch = soften.smooth(batch, len(self.data.classes), recipe.label_smoothing)
+            batch = soft_labels.smooth(batch, len(self.data.classes), recipe.label_smoothing)
         if recipe.mixup:
             key = (recipe.seed, at.epoch, at.step)
-            batch = soften.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
+            batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
         own, tap = span.phase.objective, phases.tap(span.phase, self.parts.tap)
         parts = replace(self.parts, objective=self.parts.objective if own is None else own, tap=tap)
         take = span.phase.step or (self.method.step if own is None else None) or one_step

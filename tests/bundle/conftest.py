@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.write import write
 from offramp.data.load import load
 from offramp.data.splits import DataSet
+from offramp.early_exit.policy import ExitPolicy
 from offramp.net import MultiExitNet
 from offramp.outputs import Carry, State
 

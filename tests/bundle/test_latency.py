@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.early_exit.policy import ExitPolicy
 from offramp.bundle.latency import as_run, segment_ms
+from offramp.early_exit.policy import ExitPolicy
 from offramp.net import Branch, Head, MultiExitNet
 
 pytest.importorskip("onnxscript")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import Stepper
 from offramp.bundle import partial_state
 from offramp.bundle.read import Bundle, open_bundle
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper
 from offramp.net import segments
 
 
@@ -144,7 +144,7 @@ def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
 
 
 def test_a_file_that_is_too_large(made: Any, cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "LARGEST", 100)
+    monkeypatch.setattr(partial_state, "LARGEST", 100)
     assert "is larger than the 0 GiB that a state file may have" in says(cut, made)
 
 

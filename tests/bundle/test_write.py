@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.early_exit.policy import NEVER, ExitPolicy
-from offramp.early_exit.runtime import answer
 from offramp.bundle import verify
 from offramp.bundle.read import open_bundle
 from offramp.bundle.write import preprocessing_of, write
 from offramp.data.augment import normalise
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.net import segments
 
 

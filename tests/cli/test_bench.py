@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.early_exit.policy import ExitPolicy, save
 from offramp.bundle.manifest import render
 from offramp.bundle.read import read_manifest
 from offramp.config import build_data
+from offramp.early_exit.policy import ExitPolicy, save
 from offramp.runs import load_run
 
 Offramp = Callable[..., Any]
@@ -67,7 +67,7 @@ def test_a_run_in_every_runtime(offramp: Offramp, trained: Path) -> None:
 
 
 def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.cli._sides.NEEDS", {"openvino": ("a_package_that_is_not_there",)})
+    monkeypatch.setattr("offramp.runs.backends.NEEDS", {"openvino": ("a_package_that_is_not_there",)})
     ran = offramp("bench", trained, *QUICK, "--runtimes", "torch,openvino")
     assert ran.status == 0, ran.err
     first, *lines = ran.out.splitlines()
@@ -145,7 +145,7 @@ def test_a_run_without_a_policy_and_no_run(offramp: Offramp, trained: Path, tmp_
 
 
 def test_when_nothing_is_installed(offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.cli._sides.NEEDS", {"openvino": ("a_package_that_is_not_there",)})
+    monkeypatch.setattr("offramp.runs.backends.NEEDS", {"openvino": ("a_package_that_is_not_there",)})
     ran = offramp("bench", trained, "--runtimes", "openvino")
     assert ran.status == 1
     assert "no runtime is left: openvino is not installed: pip install 'offramp[export,openvino]'" in ran.err
@@ -161,7 +161,7 @@ def test_a_damaged_bundle_is_not_measured(offramp: Offramp, bundle: Path, tmp_pa
 
 def test_every_runtime_computes_the_network(trained: Path) -> None:
     """Plain is the final exit alone; all exits, and those that the policy enables, give what the network gives."""
-    from offramp.cli._sides import of_run
+    from offramp.runs.backends import of_run
 
     loaded = load_run(trained)
     sides = of_run(loaded, None, None, build_data(loaded.config, progress=False), 5, show=False)
@@ -196,7 +196,7 @@ def near(found: Any, wanted: torch.Tensor, name: str) -> None:
 
 
 def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
-    from offramp.cli._sides import _data_of
+    from offramp.runs.backends import _data_of
 
     hub = {"data": "cifar10", "data-dir": "hub:somebody/something"}
     for about in ({}, {"config": [1]}, {"config": {"data": "hub:somebody/something"}}, {"config": hub}):
@@ -205,7 +205,7 @@ def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
 
 
 def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> None:
-    from offramp.cli._sides import _data_of
+    from offramp.runs.backends import _data_of
 
     draw = np.random.RandomState(0)
     for name in ("a", "b"):

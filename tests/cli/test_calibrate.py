@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from offramp.early_exit.policy import load
 from offramp.bundle import sessions
 from offramp.bundle.manifest import Part
-from offramp.cli._goal import parse_macs
-from offramp.cli._sides import NEEDS
 from offramp.config import build_data
 from offramp.data.loading import Loader
+from offramp.early_exit.policy import load
 from offramp.measure.early_exit_eval import leave_early
 from offramp.runs import load_run
+from offramp.runs.backends import NEEDS
+from offramp.runs.goal import parse_macs
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]

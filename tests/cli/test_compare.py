@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from offramp.cli._compare_progress import last_epoch
-from offramp.cli._entries import Entry, folder_name, parse_methods, parse_seeds
-from offramp.cli._jobs import Job, alone, reason
 from offramp.cli.compare import _job
 from offramp.config import Config, resolve, unflat
+from offramp.engine.local import Job, alone, reason
+from offramp.runs.sweep import Entry, folder_name, parse_methods, parse_seeds
 from offramp.study.ledger import append
-from offramp.train.run_dir import read_config
 from offramp.train.recipe import Recipe
+from offramp.train.run_dir import read_config
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
 Offramp = Callable[..., Any]

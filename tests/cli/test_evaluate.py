@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.early_exit.policy import NEVER, ExitPolicy, load, save
 from offramp.cli.evaluate import gain
 from offramp.config import build_data
 from offramp.data.loading import Loader
+from offramp.early_exit.policy import NEVER, ExitPolicy, load, save
 from offramp.runs import load_run
 
 Offramp = Callable[..., Any]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from offramp.early_exit.policy import ExitPolicy, load, save
 from offramp.bundle.read import open_bundle
 from offramp.cli import export
+from offramp.early_exit.policy import ExitPolicy, load, save
 
 Offramp = Callable[..., Any]
 

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import nn
 
 import offramp as package
-from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import Answer
 from offramp.bundle import predict
 from offramp.bundle.manifest import render
 from offramp.bundle.read import open_bundle, read_manifest
 from offramp.bundle.write import write
 from offramp.data.augment import normalise
 from offramp.data.load import load
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Answer
 from offramp.net import Branch, Head, MultiExitNet
 
 Offramp = Callable[..., Any]

@@ -10,6 +10,7 @@ import pytest
 from numpy import ndarray
 
 from offramp.early_exit.calibrate import TooCheap, calibrate, choices
+from offramp.early_exit.exit_scores import Rule, judge
 from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
@@ -17,7 +18,6 @@ from offramp.early_exit.geometric import (
     geometric_shares,
     geometric_thresholds,
 )
-from offramp.early_exit.exit_scores import Rule, judge
 from offramp.early_exit.policy import NEVER, ExitPolicy
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())["dynamic_eval"]

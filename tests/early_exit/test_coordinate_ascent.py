@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.early_exit.lagrangian_bound import bound
 from offramp.early_exit.calibrate import Rule, calibrate, choices
-from offramp.early_exit.search_exact import pair
-from offramp.early_exit.geometric import geometric_shares, geometric_thresholds
-from offramp.early_exit.exit_scores import Judged, judge
-from offramp.early_exit.policy import NEVER
 from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
+from offramp.early_exit.exit_scores import Judged, judge
+from offramp.early_exit.geometric import geometric_shares, geometric_thresholds
+from offramp.early_exit.lagrangian_bound import bound
+from offramp.early_exit.policy import NEVER
+from offramp.early_exit.search_exact import pair
 
 CLASSES = 4
 

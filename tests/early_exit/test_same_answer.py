@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import offramp as package
+from offramp.branches import eed, own
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.runtime import answer
-from offramp.branches import eed, own
 from offramp.models import msdnet, resnet
 from offramp.net import MultiExitNet, attach, segments
 

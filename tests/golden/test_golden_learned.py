@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.dense_distillation import pairs
 from offramp.methods import find
+from offramp.methods._loss_weights import learn, weight_gradient
 from offramp.methods._parts import Parts
 from offramp.methods._taps import equilibrium
-from offramp.methods._loss_weights import learn, weight_gradient
 from offramp.methods.ofa import OneForAll
 from offramp.net import Branch, MultiExitNet, share
 from offramp.outputs import Batch, ExitOutputs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.losses.softmax import confidence
 from offramp.losses.cross_entropy import sample_cross_entropy
+from offramp.losses.softmax import confidence
 from offramp.methods.boostnet import AsLarge, factors, objective, summed
 from offramp.methods.l2w import centred, meta_loss, selected, shares
 from offramp.net import Branch, MultiExitNet, segments

@@ -11,8 +11,8 @@ from torch import Tensor
 from offramp.methods import find
 from offramp.methods.dml import Mutual
 from offramp.methods.one import rise
-from offramp.outputs import Batch, ExitOutputs
 from offramp.multi_net import gated
+from offramp.outputs import Batch, ExitOutputs
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
 BATCH = Batch(torch.zeros(3, 1), torch.tensor(GOLDEN["_inputs"]["y"]), torch.arange(3))

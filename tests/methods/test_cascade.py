@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import answer
 from offramp.bundle.read import open_bundle
 from offramp.bundle.write import write
 from offramp.data.augment import normalise
 from offramp.data.load import load
 from offramp.data.splits import DataSet
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import answer
 from offramp.methods import find
 from offramp.methods._cascade import Cascaded, switch_on
 from offramp.methods.eed import averaged

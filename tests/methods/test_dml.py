@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from offramp.methods import find
 from offramp.methods._parts import Parts
+from offramp.multi_net import Cohort
 from offramp.net import Backbone, Head, share
 from offramp.outputs import Batch
-from offramp.multi_net import Cohort
 from offramp.train.device import make_fabric
 from offramp.train.recipe import Recipe
 from offramp.train.step import one_step

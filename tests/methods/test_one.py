@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.methods import find
+from offramp.multi_net import GatedFan
 from offramp.net import Backbone, Head, MultiExitNet
 from offramp.outputs import Batch
-from offramp.multi_net import GatedFan
 
 CLASSES = 4
 

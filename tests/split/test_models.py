@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.optional import vision
 from offramp.branches import linear, sketch
 from offramp.measure import cost
 from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, segments
+from offramp.optional import vision
 from offramp.outputs import State
-from offramp.split import layers, load_state, exit_placement, split, state
+from offramp.split import exit_placement, layers, load_state, split, state
 from offramp.split.fx_trace import logits_of
 
 CLASSES = 5

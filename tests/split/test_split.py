@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from offramp.optional import vision
 from offramp.branches import sketch
 from offramp.models import resnet
 from offramp.net import Branch, Head, MultiExitNet, attach, fresh, plain
+from offramp.optional import vision
 from offramp.split import Untraceable, by_hand, load_state, places, split, state
 from offramp.split.weights import read
 
@@ -224,10 +224,10 @@ def test_exits_at_equal_shares_of_the_operations() -> None:
         model = vision("timm").create_model("resnet50")
     shape = (3, 224, 224)
     known = places(model, shape)
-    assert [exit_placement.share for place in known] == sorted(exit_placement.share for place in known)
-    shares = {exit_placement.layer: exit_placement.share for place in known}
+    assert [place.share for place in known] == sorted(place.share for place in known)
+    shares = {place.layer: place.share for place in known}
     assert 0.19 < shares["layer1"] < 0.25 and 0.75 < shares["layer3"] < 0.85
-    from offramp.split import layers, exit_placement
+    from offramp.split import exit_placement, layers
 
     found = layers.find(model, shape)
     assert [len(exit_placement.equal(found, exits)) for exits in (1, 2, 3, 6)] == [0, 1, 2, 5]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from offramp.branches import sketch
 from offramp.early_exit.curves import anytime, budgeted
 from offramp.early_exit.policy import ExitPolicy
-from offramp.branches import sketch
 from offramp.measure import cost
 from offramp.measure.accuracy import summary
 from offramp.measure.network_summary import describe

@@ -25,7 +25,7 @@ from offramp.methods import find
 from offramp.methods._method import Method
 from offramp.net import Branch, Head, MultiExitNet
 from offramp.outputs import Batch, ExitOutputs, State
-from offramp.train import checkpoint, log, optim, soften
+from offramp.train import checkpoint, log, optim, soft_labels
 from offramp.train.device import make_fabric
 from offramp.train.held_out import HeldOut
 from offramp.train.loop import Loop
@@ -149,9 +149,9 @@ def plainly(how: Recipe) -> tuple[MultiExitNet, MultiExitNet]:
         for step, batch in enumerate(batches.epoch(epoch)):
             optim.set_rate(optimizer, optim.rate(how, epoch, taken / (how.epochs * len(batches))))
             if how.label_smoothing:
-                batch = soften.smooth(batch, CLASSES, how.label_smoothing)
+                batch = soft_labels.smooth(batch, CLASSES, how.label_smoothing)
             if how.mixup:
-                batch = soften.mixup(batch, CLASSES, how.mixup, (how.seed, epoch, step))
+                batch = soft_labels.mixup(batch, CLASSES, how.mixup, (how.seed, epoch, step))
             optimizer.zero_grad()
             sum(cross_entropy(logits, batch.labels) for logits in net(batch.inputs).logits).backward()
             if how.clip:

@@ -9,8 +9,8 @@ import torch
 
 from offramp.train import log
 from offramp.train.device import make_fabric
-from offramp.train.recipe import Recipe
 from offramp.train.loss_buffer import CHECK_EVERY, Record
+from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.methods import find
+from offramp.multi_net import Cohort, GatedFan
 from offramp.net import Backbone, Head
 from offramp.outputs import Batch
-from offramp.multi_net import Cohort, GatedFan
 from offramp.train import checkpoint, log
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop

@@ -106,7 +106,7 @@ def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
 
 def _start(job: Job, at_once: int, keep_open: int) -> None:
     """Start the job's process; it is told that we are gone by the end of its standard input."""
-    program = "from offramp.cli._jobs import child; child()"
+    program = "from offramp.engine.local import child; child()"
     here = str(Path(__file__).parents[2])
     paths = os.pathsep.join(path for path in (here, os.environ.get("PYTHONPATH")) if path)
     environment = {**os.environ, "PYTHONPATH": paths}

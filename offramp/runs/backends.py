@@ -214,7 +214,7 @@ def _exported(
 ) -> tuple[list[bytes], list["Part"]]:
     """Segments that follow each other, as ONNX in float32."""
     from offramp.bundle.onnx import export_segments
-    from offramp.cli._show import working
+    from offramp.cli._console import working
 
     ready = [copy.deepcopy(segment).eval().float().cpu() for segment in segments]
     models, parts = [], []

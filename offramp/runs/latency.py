@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli._sides import FOREIGN, absent
+from offramp.runs.backends import FOREIGN, absent
 from offramp.runs import LoadedRun
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str 
     """
     import torch
 
-    from offramp.cli._sides import in_precision, inference
+    from offramp.runs.backends import in_precision, inference
     from offramp.measure.latency import piece_ms
     from offramp.train.device import device_of, keep_freed_memory
 
@@ -90,7 +90,7 @@ def _foreign(
     import torch
 
     from offramp.bundle.latency import as_run, segment_ms
-    from offramp.cli._show import working
+    from offramp.cli._console import working
 
     shape, threads = tuple(loaded.about["shape"]), torch.get_num_threads()
     with working("exporting", loaded.net.exits, show) as advance:

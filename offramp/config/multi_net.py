@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp import models
-from offramp.lookup import NotUnderstood
 from offramp.hyperparameters import arguments, defaults
+from offramp.lookup import NotUnderstood
 
 
 def names(net: str) -> tuple[str, ...]:

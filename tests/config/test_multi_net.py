@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from offramp import kinds
-from offramp.config import Config, build_method, build_net, flat, load_weights, of_kind, resolve, unflat
+from offramp.config import Config, build_method, build_net, flat, load_weights, multi_net, of_kind, resolve, unflat
 from offramp.multi_net import Cohort
 
 TWO = "resnet18,wrn16-4"
@@ -27,7 +26,7 @@ def config(net: str = TWO, method: str = "dml", options: dict[str, Any] | None =
     ],
 )
 def test_names(net: str, names: tuple[str, ...]) -> None:
-    assert kinds.names(net) == names
+    assert multi_net.names(net) == names
 
 
 def test_every_network_has_its_own_parameters() -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from offramp import kinds
-from offramp.lookup import NotUnderstood, unknown
+from offramp.config import multi_net
 from offramp.hyperparameters import KINDS, arguments, convert, defaults
+from offramp.lookup import NotUnderstood, unknown
 from offramp.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
     def branch(trunk: Any, exit: int) -> Any:
         return exits.build(trunk, exit, classes, **of.get("branch", {}))
 
-    names = kinds.names(config.net)
+    names = multi_net.names(config.net)
     if len(names) == 1:
         net = method.network(partial(backbone, config.net), branch)
     elif method.cohort is not None:
@@ -248,10 +248,10 @@ def build_net(config: Config, method: "Method", *, classes: int, shape: tuple[in
 
 def of_kind(config: Config, name: str) -> Config:
     """The configuration of one network of those that `net` names: its own parameters, nothing of the others."""
-    if len(kinds.names(config.net)) == 1:
+    if len(multi_net.names(config.net)) == 1:
         return config
     resolved = resolve(config)
-    own = kinds.of_one(name, resolved.options.get("net", {}))
+    own = multi_net.of_one(name, resolved.options.get("net", {}))
     return dataclasses.replace(resolved, net=name, width=None, exits=None, options={**resolved.options, "net": own})
 
 
@@ -327,7 +327,7 @@ def resolve(config: Config) -> Config:
     from offramp import branches, methods, models
     from offramp.train.device import device_of, precision_of
 
-    names = kinds.names(config.net)
+    names = multi_net.names(config.net)
     several = len(names) > 1
     builds = {
         "net": (config.net, None if several or models.is_door(config.net) else models.find(config.net).build),
@@ -338,13 +338,13 @@ def resolve(config: Config) -> Config:
     for kind, (name, build) in builds.items():
         given = dict(config.options.get(kind, {}))
         if kind == "net" and several:
-            options[kind] = kinds.parameters(names, given, _short_options(config, given))
+            options[kind] = multi_net.parameters(names, given, _short_options(config, given))
             continue
         if kind == "net":
             given |= _short_options(config, given)
         if build is None:
             named = {key.replace("-", "_"): value for key, value in given.items()}
-            options[kind] = {key: kinds.typed(value, f"--net.{key}") for key, value in named.items()}
+            options[kind] = {key: multi_net.typed(value, f"--net.{key}") for key, value in named.items()}
             continue
         options[kind] = defaults(build) | arguments(kind, name, build, given)
     device: Any = device_of(config.recipe.device)
@@ -357,7 +357,7 @@ def _short_options(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a network that have an option of their own: its width, and in networks of ours its exits."""
     from offramp import models
 
-    door = len(kinds.names(config.net)) == 1 and models.is_door(config.net)
+    door = len(multi_net.names(config.net)) == 1 and models.is_door(config.net)
     if config.exits_after and not door:
         raise ValueError(
             f"--exits-after is for networks of others (timm:NAME and the like); {config.net} has its own stages"

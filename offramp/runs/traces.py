@@ -38,7 +38,7 @@ def _is_of(found: "Trace", split: "Split") -> bool:
 
 
 def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
-    from offramp.cli._show import working
+    from offramp.cli._console import working
     from offramp.data.loading import Loader
     from offramp.measure.trace_file import store
     from offramp.measure.trace import trace

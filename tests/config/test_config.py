@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from offramp.config import (
+from offramp.config.config import (
     Config,
     arguments,
     build_data,

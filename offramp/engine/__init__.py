@@ -1,0 +1,1 @@
+"""Where many trainings run: processes of this machine."""
