@@ -10,7 +10,7 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 ROOMS = """
-    lookup images optional
+    lookup images optional digests finite
     outputs hyperparameters
     meta_device
     net blocks losses data early_exit

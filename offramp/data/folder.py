@@ -196,7 +196,7 @@ def _resident(request: Request, listing: Listing, resize: int | None) -> tuple[A
     settings = {"form": "folder", "size": request.image_size, "resize": resize, "pillow": PIL.__version__}
     found = cached(request.name, files, settings, fill, request.cache_dir)
     notes = (*became_rgb(request.name, found.facts["kinds"]), *found.facts.get("notes", []))
-    return ArraySource(request.name, listing.classes, listing.labels, found.pixels), notes
+    return ArraySource(request.name, listing.classes, listing.labels, found.pixels, files=listing.files), notes
 
 
 def _checked(request: Request, listing: Listing, *, full: bool) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 `train` fits weights; `val` chooses epochs; `cal` fits thresholds and risk bounds; `test` is read once to report.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,13 +50,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images that are decoded already: an array (N, C, H, W) in memory or mapped from the cache."""
+    """Images that are decoded already: an array (N, C, H, W) in memory or mapped from the cache.
+
+    `files` are those that the rows were decoded from, where each image is a file.
+    """
 
     name: str
     classes: tuple[str, ...]
     labels: Int64[np.ndarray, "N"]
     pixels: UInt8[np.ndarray, "N C H W"]
     streaming: bool = False
+    files: Sequence[Path] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -4,6 +4,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from offramp import finite
+
 ROWS = 5000
 """At most so many samples are looked at: one number per exit needs no more, and it keeps the cost small."""
 STEPS = 40
@@ -16,10 +18,11 @@ def fit(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"]) -> tuple[flo
     The likelihood is convex in 1/T, so golden-section search finds its only minimum.
 
     Raises:
-        ValueError: if there are no samples.
+        ValueError: if there are no samples, or a logit is not finite.
     """
     if not len(labels):
         raise ValueError("temperatures cannot be fitted on no samples")
+    finite.check([("logits", logits)], "temperatures")
     rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), ROWS)).astype(int))
     return tuple(_one(np.asarray(part[rows], np.float64), labels[rows]) for part in logits)
 

@@ -1,6 +1,5 @@
 """Traces on disk: written while they are computed, read by mapping the file, and refused when they no longer apply."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -12,9 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from offramp import digests, finite
 from offramp.outputs import Batch, ExitOutputs, Trace
 
-FORMAT = "offramp-trace-1"
+FORMAT = "offramp-trace-2"
+_BLANK = "0" * 2 * digests.SIZE
+"""Stands in the header while the tensors are written."""
 _DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
@@ -38,14 +40,16 @@ def store(
     Returns:
         The trace, mapped from the file.
     Raises:
-        ValueError: if there are no samples, or not as many as said.
+        ValueError: if there are no samples, not as many as said, or logits are not finite.
     """
     if isinstance(net, nn.Module):
         net.eval()
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".part-{path.name}-{os.getpid()}")
     try:
-        _finish(part, path, _traced(part, net, batches, samples, {"split": split, "about": about}, advance))
+        tensors = _traced(part, net, batches, samples, {"split": split, "about": about}, advance)
+        finite.check([(f"the logits of {split}", tensors["logits"])], "the network")
+        _finish(part, path, tensors, _digest(tensors, split, json.dumps(about)))
     finally:
         part.unlink(missing_ok=True)  # it is there only where somebody stopped this
     found = load(path, about)
@@ -83,8 +87,18 @@ def _traced(
     return places
 
 
+class Damaged(ValueError):
+    """A stored trace is not what was written; the message names the file."""
+
+
 def load(path: Path, about: dict[str, Any]) -> Trace | None:
-    """The stored trace, mapped from the file; None where there is none, or one of other weights, data or precision."""
+    """The stored trace, mapped from the file; None if there is none, or one of other weights, data or precision.
+
+    Raises:
+        Damaged: if it is the trace of these, but was changed since it was written.
+    """
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="np") as file:
             said = file.metadata() or {}
@@ -93,21 +107,23 @@ def load(path: Path, about: dict[str, Any]) -> Trace | None:
         if said.get("format") != FORMAT or json.loads(said["about"]) != json.loads(json.dumps(about)):
             return None
         tensors = _places(path, "c")  # copy on write: torch wants memory it may write to, the file stays as it is
+        if _digest(tensors, said["split"], said["about"]) != said["blake2b"]:
+            raise Damaged(f"{path} was changed since it was written")
         logits, labels, ids = (torch.from_numpy(tensors[name]) for name in ("logits", "labels", "ids"))
         return Trace(logits, labels, ids, said["split"])
-    except (OSError, SafetensorError, ValueError, KeyError):
-        return None
+    except Damaged:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path} cannot be read ({' '.join(str(error).split())})") from None
 
 
-def digest(path: Path) -> str:
-    """The digest of a file's bytes, by which a trace knows its weights."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _digest(tensors: dict[str, np.ndarray], split: str, about: str) -> str:
+    return digests.of_arrays(sorted(tensors.items()), split, about)
 
 
 def _lay_out(path: Path, shape: tuple[int, int, int], said: dict[str, Any]) -> dict[str, np.ndarray]:
     """A safetensors file of the right size, whose tensors are written in place."""
-    metadata = {"format": FORMAT, "split": said["split"], "about": json.dumps(said["about"])}
+    metadata = {"format": FORMAT, "split": said["split"], "about": json.dumps(said["about"]), "blake2b": _BLANK}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, dtype, sizes in (("labels", "I64", shape[1:2]), ("ids", "I64", shape[1:2]), ("logits", "F32", shape)):
@@ -133,10 +149,15 @@ def _places(path: Path, mode: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _finish(part: Path, path: Path, places: dict[str, np.ndarray]) -> None:
+def _finish(part: Path, path: Path, places: dict[str, np.ndarray], digest: str) -> None:
+    """Put the digest into the header, bring everything to the disk, and the file to its place."""
     for tensor in places.values():
         if isinstance(tensor, np.memmap):
             tensor.flush()
+    with part.open("r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        file.seek(8 + header.index(_BLANK.encode()))
+        file.write(digest.encode())
     descriptor = os.open(part, os.O_RDONLY)
     try:
         os.fsync(descriptor)

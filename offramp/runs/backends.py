@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
     from numpy import ndarray
 
-    from offramp.early_exit.policy import ExitPolicy
     from offramp.bundle.manifest import Part
     from offramp.data.splits import DataSet
+    from offramp.early_exit.policy import ExitPolicy
     from offramp.measure.interleaved_benchmark import Runner
     from offramp.net import FusedSegment, MultiExitNet
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from offramp.runs.backends import FOREIGN, absent
 from offramp.runs import LoadedRun
+from offramp.runs.backends import FOREIGN, absent
 
 if TYPE_CHECKING:
     from offramp.early_exit.exit_scores import Rule
@@ -55,8 +55,8 @@ def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str 
     """
     import torch
 
-    from offramp.runs.backends import in_precision, inference
     from offramp.measure.latency import piece_ms
+    from offramp.runs.backends import in_precision, inference
     from offramp.train.device import device_of, keep_freed_memory
 
     device = torch.device(device_of(loaded.config.recipe.device))

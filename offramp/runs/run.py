@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from offramp.config import Config, build_data, build_method, build_net, unflat
 
 if TYPE_CHECKING:
-    from offramp.early_exit.policy import ExitPolicy
     from offramp.data.splits import DataSet
-    from offramp.net import MultiExitNet
+    from offramp.early_exit.policy import ExitPolicy
     from offramp.multi_net import Several
+    from offramp.net import MultiExitNet
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
 def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun | SeveralRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
     from offramp.early_exit import policy
-    from offramp.net import MultiExitNet
     from offramp.multi_net import Cohort, GatedFan
+    from offramp.net import MultiExitNet
     from offramp.train import checkpoint
     from offramp.train.run_dir import POLICY, read_config
 

@@ -16,9 +16,12 @@ Run = LoadedRun | SeveralRun
 
 def stored_trace(loaded: Run, split: str, weights: str) -> "Trace | None":
     """The trace in the run's folder, if it is of these weights, this configuration and this precision."""
-    from offramp.measure.trace_file import load
+    from offramp.measure.trace_file import Damaged, load
 
-    return load(_place(loaded, split, weights), _depends(loaded, weights))
+    try:
+        return load(_place(loaded, split, weights), _depends(loaded, weights))
+    except Damaged:
+        return None
 
 
 def trace_split(loaded: Run, data: "DataSet", split: str, show: bool, weights: str = "last") -> "Trace":
@@ -40,8 +43,8 @@ def _is_of(found: "Trace", split: "Split") -> bool:
 def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
     from offramp.cli._console import working
     from offramp.data.loading import Loader
-    from offramp.measure.trace_file import store
     from offramp.measure.trace import trace
+    from offramp.measure.trace_file import store
     from offramp.train.device import make_fabric
 
     fabric = make_fabric(loaded.config.recipe)
@@ -78,15 +81,15 @@ def _place(loaded: Run, split: str, weights: str) -> Path:
 
 
 def _depends(loaded: Run, weights: str) -> dict[str, Any]:
-    from offramp.measure.trace_file import digest
+    from offramp.digests import of_file
     from offramp.train.device import device_of, precision_of
     from offramp.train.run_dir import CONFIG
 
     recipe = loaded.config.recipe
     device = device_of(recipe.device)
     return {
-        "weights": digest(loaded.folder / f"{weights}.safetensors"),
-        "config": digest(loaded.folder / CONFIG),
+        "weights": of_file(loaded.folder / f"{weights}.safetensors"),
+        "config": of_file(loaded.folder / CONFIG),
         "device": device,
         "precision": precision_of(recipe.precision, device),
     }

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from offramp import finite
 from offramp.net import Backbone, MultiExitNet
 from offramp.split.graph_module import Part
 
@@ -120,7 +121,7 @@ def read(path: Path) -> dict[str, Tensor]:
     begin with `module.` (DataParallel).
 
     Raises:
-        ValueError: if there is no such file, or it holds something else.
+        ValueError: if there is no such file, it holds something else, or a value is not finite.
     """
     if path.is_dir():
         raise ValueError(
@@ -142,4 +143,5 @@ def read(path: Path) -> dict[str, Tensor]:
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ValueError(f"--weights {path} holds no weights: it must be a mapping of names to tensors")
+    finite.check(found.items(), f"--weights {path}")
     return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}

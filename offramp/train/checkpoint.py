@@ -1,9 +1,9 @@
 """Checkpoints: folders written whole or not at all, with a version and the digest of each file."""
 
-import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from offramp import digests, finite
+
 VERSION = 1
+_NAME = re.compile(r"step-\d{9}")
 KEPT = 2
 """How many checkpoints stay: the newest and the one before, in case the newest turns out damaged."""
 
@@ -41,22 +44,29 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
     final = folder / f"step-{step:09d}"
     part = folder / f".part-{final.name}"
     for abandoned in folder.glob(".part-*"):
-        shutil.rmtree(abandoned)
+        _remove(abandoned)
     part.mkdir(parents=True)
     _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
     torch.save(state, part / "state.pt")
-    digests = {name: _digest(part / name) for name in ("weights.safetensors", "state.pt")}
-    manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": digests}
+    written = {name: digests.of_file(part / name) for name in ("weights.safetensors", "state.pt")}
+    manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": written}
     (part / "checkpoint.json").write_text(json.dumps(manifest, indent=2))
     for file in part.iterdir():
         _sync(file)
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     part.replace(final)
     _sync(folder)
     for old in _all(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def load(path: Path) -> Checkpoint:
@@ -75,10 +85,10 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(
             f"{path} has checkpoint version {manifest.get('version')!r}; this offramp reads version {VERSION}"
         )
-    digests = manifest.get("blake2b")
+    wanted = manifest.get("blake2b")
     for name in ("weights.safetensors", "state.pt"):
-        known = digests.get(name) if isinstance(digests, dict) else None
-        if known is None or not (path / name).is_file() or _digest(path / name) != known:
+        known = wanted.get(name) if isinstance(wanted, dict) else None
+        if known is None or not (path / name).is_file() or digests.of_file(path / name) != known:
             raise Damaged(f"{path / name} is missing, truncated or changed since it was written")
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
@@ -101,28 +111,54 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, refused
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
-    """Write weights alone, atomically; `about` (epoch, accuracies) goes into the file's header."""
+def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> str:
+    """Write weights alone, atomically; `about` (epoch, accuracies) goes into the file's header.
+
+    Returns:
+        The digest of names, values and `about`, which the header holds too.
+    """
     part = path.with_name(f".part-{path.name}")
-    _save_tensors(_contiguous(weights), part, {"format": "offramp-weights", "about": json.dumps(about)})
+    tensors = _contiguous(weights)
+    text = json.dumps({key: value for key, value in about.items() if key != "digest"})
+    digest = weights_digest(tensors, text)
+    _save_tensors(tensors, part, {"format": "offramp-weights", "about": text, "blake2b": digest})
     _sync(part)
     part.replace(path)
+    return digest
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and what their header says.
+    """Read weights and what their header says; `about["digest"]` is that of `weights_digest`.
 
     Raises:
-        Damaged: if the file is missing, truncated or not written by offramp.
+        Damaged: if the file is missing, truncated, changed, not written by offramp, or a value is not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = _about((file.metadata() or {}).get("about"))
+            said = file.metadata() or {}
+            about = _about(said.get("about"))
             if about is None:
                 raise Damaged(f"{path} was not written by offramp: its header says nothing of the run")
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Damaged(f"{path} cannot be read as safetensors: {error}") from None
+    try:
+        finite.check(tensors.items(), path)
+    except ValueError as error:
+        raise Damaged(str(error)) from None
+    digest = weights_digest(tensors, said["about"])
+    if said.get("blake2b", digest) != digest:
+        raise Damaged(f"{path} was changed since it was written: restore it, or train again")
+    return tensors, {**about, "digest": digest}
+
+
+def weights_digest(tensors: Mapping[str, Tensor], about: str) -> str:
+    """The digest of weights: their names, types, shapes and values, and what their header says of the run."""
+    parts = (
+        (f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy())
+        for name, tensor in sorted(tensors.items())
+    )
+    return digests.of_arrays(parts, about)
 
 
 def _about(text: str | None) -> dict[str, Any] | None:
@@ -134,7 +170,10 @@ def _about(text: str | None) -> dict[str, Any] | None:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+    """Our checkpoints, the oldest first; what else lies there is not looked at."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,11 +186,6 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     usual = path.stat().st_mode & 0o777
     save_file(tensors, path, metadata=metadata)
     path.chmod(usual)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import ctypes
 import logging
+import os
 import sys
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
 from offramp.train.recipe import Recipe
 
@@ -31,6 +34,36 @@ def precision_of(wish: str, device: str) -> str:
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "32"
 
 
+def check_launcher(devices: int) -> None:
+    """Refuse to be one of more, or fewer, processes of a launcher than the run has devices.
+
+    Raises:
+        ValueError: naming the launcher's variable, and the option.
+    """
+    for name in LAUNCHERS:
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) != devices and (int(count) > 1 or "LOCAL_RANK" in os.environ):
+            processes = "1 process" if int(count) == 1 else f"{count} processes"
+            raise ValueError(
+                f"a launcher started {processes} ({name}={count}), but the run is for {devices}: add --devices {count} "
+                "to train with all of them together, or start one process"
+            )
+
+
+LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Variables in which torchrun, srun, Open MPI and MPICH say how many processes they started."""
+
+
+def writes(fabric: Fabric) -> bool:
+    """Whether this process will be the one that writes, known before others are started or met."""
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if environment is None:  # one process, whatever rank the environment speaks of
+        return True
+    if environment.creates_processes_externally and not isinstance(environment, LightningEnvironment):
+        return bool(environment.global_rank() == 0)
+    return bool(environment.local_rank() == 0 and environment.node_rank() == 0)
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of handing it back to the system after every tensor; nothing elsewhere.
 
@@ -47,7 +80,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
-    """Fabric for the recipe's device, precision and number of processes, launched.
+    """Fabric as `set_up` makes it, launched."""
+    fabric = set_up(recipe, parted)
+    launch(fabric)
+    return fabric
+
+
+def set_up(recipe: Recipe, parted: bool = False) -> Fabric:
+    """Fabric for the recipe's device, precision and number of processes; `launch` starts the other ones.
 
     Args:
         parted: parts of the network are frozen for a while.
@@ -58,15 +98,18 @@ def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
         keep_freed_memory()
     precision = "bf16-mixed" if precision_of(recipe.precision, device) == "bf16" else "32-true"
     torch.backends.cudnn.benchmark = True  # the shapes of a run do not change; no effect on a CPU
-    fabric = Fabric(
+    return Fabric(
         accelerator=device,
         devices=recipe.devices,
         precision=precision,  # type: ignore[arg-type]
         strategy=_strategy(recipe, parted),
     )
-    if recipe.devices > 1:
+
+
+def launch(fabric: Fabric) -> None:
+    """Start the other processes of a run on several devices, or meet them."""
+    if not isinstance(fabric.strategy, SingleDeviceStrategy):
         fabric.launch()
-    return fabric
 
 
 def _strategy(recipe: Recipe, parted: bool) -> str:

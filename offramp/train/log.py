@@ -1,10 +1,11 @@
 """The run's record: metrics.jsonl, one JSON object per line, cut back to the checkpoint when a run is resumed."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from offramp import finite
 
 
 class Metrics:
@@ -25,7 +26,7 @@ class Metrics:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; numbers that JSON lacks (NaN, infinity) are written as null."""
-        self.file.write(json.dumps(_plain(record)).encode() + b"\n")
+        self.file.write(finite.dumps(record).encode() + b"\n")
         if self.board:
             for name, value in _scalars(record):
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
@@ -44,6 +45,40 @@ class Metrics:
         self.file.close()
         if self.board:
             self.board.close()
+
+
+def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
+    """How much of a metrics file to keep when a run goes on, and a sentence if records are missing.
+
+    Args:
+        size: how many bytes the checkpoint has seen; steps, epochs: how many of each it has taken and finished.
+    Returns:
+        (bytes to keep, which end with a whole record; what to tell the user, or "").
+    Raises:
+        ValueError: naming the line, if one of those holds no record.
+    """
+    text = path.read_bytes()[:size] if path.is_file() else b""
+    limits = {"step": steps, "epoch": epochs}
+    seen: dict[str, set[int]] = {kind: set() for kind in limits}
+    kept = 0
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        record = _record(path, number, line)
+        kind, place = record["kind"], record.get(record["kind"])
+        if kind not in limits or not isinstance(place, int):
+            raise ValueError(f"{path}, line {number}, is damaged: it is no record of a step or an epoch")
+        if place >= limits[kind]:
+            break
+        seen[kind].add(place)
+        kept += len(line) + 1
+    lost = [
+        f"{wanted - len(seen[kind]):,} of {wanted:,} {kind}s"
+        for kind, wanted in limits.items()
+        if len(seen[kind]) != wanted
+    ]
+    if not lost:
+        return kept, ""
+    state = "was shortened" if path.is_file() else "is gone"
+    return kept, f"{path} {state}: the records of {' and '.join(lost)} are lost; training goes on, and adds to the rest"
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -65,14 +100,6 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if not isinstance(found, dict) or "kind" not in found:
         raise ValueError(f"{path}, line {number}, is damaged: it holds no record of a run")
     return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -20,7 +20,7 @@ from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
-from offramp.train import checkpoint, optim, phases, soft_labels
+from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
 from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
@@ -292,10 +292,10 @@ class Loop:
         checkpoint.save(self.folder / "checkpoints", self.step_number, self.net.state_dict(), state)
 
     def _restore(self) -> int:
-        """Take everything up from the newest whole checkpoint; answers how much of the metrics it has seen.
+        """Take everything up from the newest whole checkpoint; returns how much of the metrics it has seen.
 
         Raises:
-            ValueError: if there are checkpoints and none is whole, or they are of another network.
+            ValueError: if there are checkpoints and none is whole, they are of another network, or a record is damaged.
         """
         found, refused = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
@@ -309,8 +309,11 @@ class Loop:
         take_up(found, self.net, self.parts, self.average)
         self.at = Position(**found.state["position"])
         self.record.sums = dict(found.state["sums"])
-        offset: int = found.state["metrics_offset"]
-        return offset
+        size = int(found.state["metrics_offset"])
+        kept, lost = log.seen_by(self.folder / "metrics.jsonl", size, self.step_number, self.at.epoch)
+        if lost:
+            self.reporter.note(lost)
+        return kept
 
     def _catch_interrupt(self) -> Any:
         """Let Ctrl-C end the run after the current step; a second one ends it at once."""

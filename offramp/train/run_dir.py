@@ -1,10 +1,14 @@
 """A run's folder: who may write into it, and what lies where."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from offramp.train.run_lock import LOCK, writing
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -15,19 +19,36 @@ FREE = {"data-dir", "checkpoint-every", "tensorboard"}
 
 def begun(folder: Path) -> bool:
     """Whether a run's training has left anything in its folder yet."""
-    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", RESULT))
 
 
 def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the folder this run's own, or recognise it.
+    """Make the folder this run's own, or recognise it; errors are those of `claimed`."""
+    with claimed(folder, config, resume):
+        pass
+
+
+@contextmanager
+def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
+    """Make the folder this run's own, or recognise it, and hold it for writing.
 
     Raises:
         ValueError: if it holds another run, or this one without `resume`, or something that is no run.
+        offramp.train.run_lock.InUse: if another process writes into it.
     """
-    path = folder / CONFIG
+    check_folder(folder, config, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        if not check_folder(folder, config, resume):
+            put(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+        yield
+
+
+def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
+    """Whether the folder holds this run already, begun; nothing is written. Errors are those of `claimed`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and a run is a folder; take another --out")
-    if path.is_file() and begun(folder):
+    if (folder / CONFIG).is_file() and begun(folder):
         there = read_config(folder)
         differing = [key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)]
         if differing:
@@ -39,11 +60,10 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
             )
         if not resume:
             raise ValueError(f"{folder} already holds this run; add --resume to go on with it, or take another --out")
-        return
-    if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}") for entry in folder.iterdir()):
+        return True
+    if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}", LOCK) for entry in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run of offramp; take another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    put(path, yaml.safe_dump(config, sort_keys=False))
+    return False
 
 
 def put(path: Path, text: str) -> None:

@@ -31,3 +31,10 @@ def test_nothing_near_is_likelier_and_extremes_stay_in_range() -> None:
 def test_no_samples() -> None:
     with pytest.raises(ValueError, match="temperatures cannot be fitted on no samples"):
         fit(np.zeros((2, 0, 3)), np.zeros(0, int))
+
+
+def test_logits_that_are_not_finite_are_an_error() -> None:
+    logits = np.zeros((2, 5, 3))
+    logits[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"temperatures: 1 value is not finite \(NaN or infinite\) in logits"):
+        fit(logits, np.zeros(5, int))

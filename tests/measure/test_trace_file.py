@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from offramp.measure.trace_file import digest, load, store
+from offramp.digests import of_file
+from offramp.measure.trace_file import Damaged, load, store
 from offramp.outputs import Batch, ExitOutputs
 
 N = 11
@@ -42,9 +44,9 @@ def test_what_is_read_is_what_was_computed(tmp_path: Path, size: int) -> None:
 def test_the_file_is_mapped_and_cannot_be_changed_through_it(tmp_path: Path) -> None:
     path = tmp_path / "cal.safetensors"
     found = store(path, net, batches(4), N, "cal", ABOUT)
-    before = digest(path)
+    before = of_file(path)
     found.logits.zero_()
-    assert digest(path) == before
+    assert of_file(path) == before
     again = load(path, ABOUT)
     assert again is not None and torch.equal(again.logits, LOGITS)
     mapped = Path("/proc/self/maps")
@@ -65,7 +67,29 @@ def test_a_damaged_file_is_no_trace(tmp_path: Path, length: int) -> None:
     path = tmp_path / "cal.safetensors"
     store(path, net, batches(4), N, "cal", ABOUT)
     path.write_bytes(path.read_bytes()[:length])
-    assert load(path, ABOUT) is None
+    with pytest.raises(Damaged, match=r"cal\.safetensors"):
+        load(path, ABOUT)
+
+
+@pytest.mark.parametrize("name", ["logits", "labels", "ids"])
+def test_a_changed_value_is_noticed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "cal.safetensors"
+    store(path, net, batches(4), N, "cal", ABOUT)
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].roll(1, -1)}, path, said)
+    with pytest.raises(Damaged, match=r"cal\.safetensors was changed since it was written"):
+        load(path, ABOUT)
+
+
+def test_logits_that_are_not_finite_are_refused_and_leave_no_trace(tmp_path: Path) -> None:
+    def broken(inputs: torch.Tensor) -> ExitOutputs:
+        return ExitOutputs(torch.where(inputs[None, :, None] == 3, torch.nan, LOGITS[:, inputs]), (), ())
+
+    with pytest.raises(ValueError, match=r"10 values are not finite \(NaN or infinite\) in the logits of cal"):
+        store(tmp_path / "cal.safetensors", broken, batches(4), N, "cal", ABOUT)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("said", "message"), [(N + 1, "to have 12 samples, but has 11"), (9, "but has more")])

@@ -1,11 +1,12 @@
 """Device and precision: what `auto` means here, and what is not here."""
 
 import logging
+import re
 
 import pytest
 import torch
 
-from offramp.train.device import device_of, make_fabric, precision_of
+from offramp.train.device import check_launcher, device_of, make_fabric, precision_of, set_up, writes
 from offramp.train.recipe import Recipe
 
 GPU = torch.cuda.is_available()
@@ -42,3 +43,48 @@ def test_fabric_computes_as_asked_and_keeps_weights_in_float32(precision: str, i
 def test_fabric_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     make_fabric(Recipe(device="cpu", precision="32"))
     assert not [record for record in caplog.records if record.levelno < logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "says"),
+    [
+        (
+            {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            1,
+            "a launcher started 2 processes (WORLD_SIZE=2), but the run is for 1",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, 2, "add --devices 4 to train with all of them together, or start one process"),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, 1, "OMPI_COMM_WORLD_SIZE=3"),
+        (
+            {"WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+            2,
+            "a launcher started 1 process (WORLD_SIZE=1), but the run is for 2",
+        ),
+    ],
+)
+def test_a_launcher_with_another_number_of_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int, says: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        check_launcher(devices)
+
+
+@pytest.mark.parametrize("variables", [{}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1"}, {"RANK": "3", "WORLD_SIZE": "x"}])
+def test_one_process_writes_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_launcher(1)
+    assert writes(set_up(Recipe(device="cpu", precision="32")))
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, True), ("0", True), ("1", False)])
+def test_of_two_processes_the_first_writes(monkeypatch: pytest.MonkeyPatch, rank: str | None, expected: bool) -> None:
+    if rank is not None:  # as Fabric sets it for the processes it starts
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launcher(2)
+    assert writes(set_up(Recipe(device="cpu", precision="32", devices=2))) is expected
