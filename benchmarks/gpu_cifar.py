@@ -21,19 +21,15 @@ from offramp.cli.evaluate import measure
 from offramp.cli.train import run
 from offramp.config import Config, resolve
 from offramp.runs import load_run
-from offramp.train.recipe import Recipe
 
 PAPER = {"accuracy": [77.55, 79.42, 80.33, 80.58], "ensemble": 81.45}
 
 
 def configuration(epochs: int, data_dir: Path | None) -> Config:
     """The recipe of EED and BEED on CIFAR-100, on all training images."""
-    recipe = Recipe(epochs=epochs, compile=True, device="cuda", precision="bf16", checkpoint_every=391 * 20)
-    return resolve(
-        Config(
-            net="resnet18", branch="beed", method="beed", data="cifar100", data_dir=data_dir, holdout=0.0, recipe=recipe
-        )
-    )
+    training = {"epochs": epochs, "compile": True, "device": "cuda", "precision": "bf16", "checkpoint_every": 391 * 20}
+    data = {"data": "cifar100", "data_dir": data_dir, "holdout": 0.0}
+    return resolve(Config(net="resnet18", branch="beed", method="beed", **data, **training))
 
 
 def main() -> None:

@@ -35,7 +35,6 @@ from offramp.measure.timing import medians, side_by_side
 from offramp.outputs import Batch, ExitOutputs
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
-from offramp.train.recipe import Recipe
 
 CLASSES, SHAPE, TOGETHER, LOSS = 100, (3, 32, 32), 4, 0.03
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -73,8 +72,8 @@ class InTurn:
 
 def made(method: str, given: argparse.Namespace, width: int, epochs: int = 1) -> tuple[Config, Any, nn.Module]:
     torch.manual_seed(0)
-    recipe = Recipe(epochs=epochs, batch_size=given.batch, device=given.device)
-    config = resolve(Config(method=method, width=width, recipe=recipe))
+    recipe = {"epochs": epochs, "batch_size": given.batch, "device": given.device}
+    config = resolve(Config(method=method, width=width, **recipe))
     built = build_method(config)
     net = build_net(config, built, classes=CLASSES, shape=SHAPE)
     prepare(built, net, SHAPE)
@@ -288,7 +287,7 @@ def main() -> None:
     result = {
         "benchmark": "methods",
         **{name: getattr(given, name) for name in ("width", "loss_width", "batch", "rounds", "steps", "device")},
-        "precision": resolve(Config(recipe=Recipe(device=given.device))).recipe.precision,
+        "precision": resolve(Config(device=given.device)).recipe.precision,
         "methods": rows,
         "step_seconds": step,
         "target_met": all(row["loss"] <= LOSS for row in rows.values()),

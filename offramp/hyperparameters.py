@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp.lookup import NotUnderstood, unknown
+from offramp.lookup import ParameterError, unknown
 
 KINDS = ("net", "branch", "method", "data")
-"""What takes parameters of its own: `--net.KEY`, `--branch.KEY`, `--method.KEY`, `--data.KEY`."""
+"""What takes parameters of its own: `net.KEY`, `branch.KEY`, `method.KEY`, `data.KEY`."""
 
 LISTINGS = {"net": "offramp nets", "branch": "offramp branches", "method": "offramp methods", "data": "offramp data"}
 
@@ -31,7 +31,7 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
     for key, value in given.items():
         if key.replace("-", "_") not in offered:
             raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
-        made[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"--{kind}.{key}")
+        made[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"{kind}.{key}")
     return made
 
 
@@ -44,8 +44,8 @@ def defaults(build: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def convert(value: Any, hint: Any, option: str) -> Any:
-    """`value` as the type `hint`, or an error that says what the option takes."""
+def convert(value: Any, hint: Any, parameter: str) -> Any:
+    """`value` as the type `hint`, or a ParameterError that says what the parameter takes."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     for kind in typing.get_args(hint) if union else (hint,):
         fits, made = _fit(value, kind)
@@ -56,9 +56,9 @@ def convert(value: Any, hint: Any, option: str) -> Any:
     named = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
     wants = f"one of {', '.join(map(str, choice))}" if choice else named
     if typing.get_origin(hint) in (tuple, list, Sequence):
-        of = {int: "whole numbers", float: "numbers"}.get(typing.get_args(hint)[0], "words")
-        wants = f"{of} with commas between"
-    raise NotUnderstood(f"{option} takes {wants}, got {value!r}")
+        items = {int: "whole numbers", float: "numbers"}.get(typing.get_args(hint)[0], "words")
+        wants = f"comma-separated {items}"
+    raise ParameterError(f"{parameter} takes {wants}, got {value!r}", parameter)
 
 
 def _fit(value: Any, kind: Any) -> tuple[bool, Any]:

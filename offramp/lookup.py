@@ -8,10 +8,31 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
-class NotUnderstood(ValueError):
-    """A name that does not exist, or a value that makes no sense: what was typed has to be typed otherwise."""
+class ParameterError(ValueError):
+    """A name that does not exist, or the value of a parameter that makes no sense.
+
+    Args:
+        message: one sentence that names parameters as Python does (`batch_size`, `method.alpha`, `tap=own`).
+        parameters: the names in it, so that the command line can write them as its options.
+    """
+
+    def __init__(self, message: str, *parameters: str) -> None:
+        super().__init__(message)
+        self.parameters = parameters
+
+
+NotUnderstood = ParameterError  # the former name, while callers change
+
+
+def with_parameters(error: E, *parameters: str) -> E:
+    """The error, which says now which parameters its message names, as a `ParameterError` does."""
+    error.__dict__["parameters"] = parameters
+    return error
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -27,7 +48,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f"there are {', '.join(map(repr, choice))}" if choice else "there are none"
 
 
-def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None = None) -> NotUnderstood:
+def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None = None) -> ParameterError:
     """The error for a name that does not exist: "unknown method 'muze'; the nearest is 'muse' (see `offramp methods`)".
 
     Args:
@@ -36,7 +57,7 @@ def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None
     """
     command = f"offramp {kind}{'es' if kind.endswith('ch') else 's'}" if listing is None else listing
     hint = f" (see `{command}`)" if command else ""
-    return NotUnderstood(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
+    return ParameterError(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
 
 
 def discover(package: ModuleType | str) -> dict[str, str]:

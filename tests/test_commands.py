@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from offramp.cli import app, main
-from offramp.cli._argv import options, prepare
+from offramp.cli._argv import prepare
+from offramp.cli._options import config_of
 from offramp.config import resolve
 
 SECTION = (
@@ -43,4 +44,4 @@ def test_they_run_or_are_understood(words: list[str], there: Path, capsys: pytes
     _, bound, _ = parse(prepare(words), exit_on_error=False, print_error=False)
     config = bound.arguments["config"]
     assert config.weights == Path("resnet18.pth")
-    assert resolve(type(config)(**{**vars(config), "options": options(bound.arguments.get("option") or [])}))
+    assert resolve(config_of(config, bound.arguments.get("option")))

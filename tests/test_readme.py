@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from offramp.cli import main
-from offramp.cli._argv import options, prepare
+from offramp.cli._argv import prepare
+from offramp.cli._options import config_of
 from offramp.config import Config, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -48,8 +49,7 @@ def test_every_training_command_is_understood(command, monkeypatch):
     words = prepare(shlex.split(command)[1:])
     _, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
     config = bound.arguments.get("config", Config())
-    given = options(bound.arguments.get("option") or [])
-    assert resolve(type(config)(**{**vars(config), "options": given}))
+    assert resolve(config_of(config, bound.arguments.get("option")))
 
 
 def test_python_block_runs(tmp_path):

@@ -1,6 +1,5 @@
 """Recipes are read as the program reads them, resolved, built; options that docs/fidelity.md names are really there."""
 
-import dataclasses
 import inspect
 import re
 import shlex
@@ -13,7 +12,8 @@ import yaml
 
 from offramp import branches, data, methods, models
 from offramp.cli import app
-from offramp.cli._argv import options, prepare
+from offramp.cli._argv import prepare
+from offramp.cli._options import config_of
 from offramp.config import Config, build_method, build_net, flat, keys, resolve
 from offramp.config import prepare as prepare_method
 from offramp.data.load import AUGMENTATIONS, NORMALISE
@@ -34,7 +34,7 @@ def parsed(path: Path, *words: str) -> Config:
         prepare(["train", "--config", str(path), "--out", "nowhere", *words]), exit_on_error=False, print_error=False
     )
     config: Config = bound.arguments.get("config", Config())
-    return dataclasses.replace(config, options=options(bound.arguments.get("option") or []))
+    return config_of(config, bound.arguments.get("option"))
 
 
 def header(path: Path) -> dict[str, str]:
@@ -85,7 +85,7 @@ def test_the_network_is_built_and_the_method_can_train_it(path: Path) -> None:
 def test_data_options_are_known(path: Path) -> None:
     config = parsed(path)
     assert config.data.partition(":")[0] in dict(data.available())
-    given: dict[str, Any] = arguments("data", config.data, data.load, config.options.get("data", {}))
+    given: dict[str, Any] = arguments("data", config.data, data.load, config.data_options)
     assert set(given) <= set(inspect.signature(data.load).parameters)
     assert given.get("augmentation", "none") in AUGMENTATIONS
     assert given.get("normalise", "imagenet") in NORMALISE
@@ -113,7 +113,7 @@ def test_the_rate_is_cut_where_the_papers_cut_it(path: Path) -> None:
 @every_recipe
 def test_what_is_typed_wins_over_the_recipe(path: Path) -> None:
     config = parsed(path, "--epochs", "3", "--holdout", "0.5", "--branch.sbc_extra", "3")
-    assert (config.recipe.epochs, config.holdout, config.options["branch"]) == (3, 0.5, {"sbc_extra": "3"})
+    assert (config.recipe.epochs, config.holdout, config.branch_options) == (3, 0.5, {"sbc_extra": "3"})
 
 
 def test_a_key_that_does_not_exist_is_named_with_its_file(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_every_option_in_the_fidelity_document_exists(words: list[str], tmp_path
     objective = build_method(config).objective
     if hasattr(objective, "prepare"):
         assert objective.prepare(exits=4, widths=(8,) * 4) == ()
-    arguments("data", config.data, data.load, config.options.get("data", {}))
+    arguments("data", config.data, data.load, config.data_options)
     if {"--branch", "--net"} & set(words):
         with torch.device("meta"):
             build_net(config, build_method(config), classes=5, shape=(3, 32, 32))

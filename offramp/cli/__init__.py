@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
-from offramp.lookup import NotUnderstood, nearest
+from offramp.lookup import ParameterError, nearest
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -100,6 +100,7 @@ def _run(words: list[str]) -> int:
     from cyclopts.exceptions import CycloptsError
 
     from offramp.cli._argv import blamed, check_whole, prepare
+    from offramp.cli._errors import as_typed
 
     try:
         typed = prepare(words)
@@ -107,15 +108,15 @@ def _run(words: list[str]) -> int:
             if typed[:1] == [verb.__name__]:
                 check_whole(verb, typed)
     except ValueError as error:
-        return _fail(words, str(error), 2)
+        return _fail(words, as_typed(error), 2)
     try:
         app()(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(words, _said(error, typed), 2)
-    except NotUnderstood as error:
-        return _fail(words, blamed(words, str(error)), 2)
+    except ParameterError as error:
+        return _fail(words, blamed(words, as_typed(error)), 2)
     except ValueError as error:
-        return _fail(words, str(error), 1)
+        return _fail(words, as_typed(error), 1)
     except BrokenPipeError:
         raise
     except (OSError, ImportError, RuntimeError) as error:
@@ -179,8 +180,10 @@ def _expected(error: Exception) -> bool:
 
 def _plainly(error: Exception) -> str:
     """What the system would not do, without its number; what we say ourselves as it is."""
+    from offramp.cli._errors import as_typed
+
     named = isinstance(error, OSError) and error.strerror and error.filename is not None
-    return f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
+    return f"{error.filename}: {error.strerror}" if named else as_typed(error)  # type: ignore[attr-defined]
 
 
 def _fail(words: list[str], message: str, status: int) -> int:

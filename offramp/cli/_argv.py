@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from offramp.config import read_yaml, resolve, unflat
 from offramp.hyperparameters import KINDS
-from offramp.lookup import NotUnderstood
+from offramp.lookup import ParameterError
 
 CONFIGURED, DOTTED = ("train", "compare"), ("train", "compare", "info")
 """The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""
@@ -50,7 +50,7 @@ def prepare(argv: list[str]) -> list[str]:
             if word.startswith("--"):
                 said.add(_bare(name))
             if verb == "compare" and name in ONE_FOR_MANY:
-                raise NotUnderstood(f"compare trains with several: take {name}s, with commas between, not {name}")
+                raise ParameterError(f"compare trains with several: take {name}s, with commas between, not {name}")
             words.append(word)
     if len(configs) > 1:
         raise ValueError("--config can be given once")
@@ -67,7 +67,7 @@ def check_whole(verb: Callable[..., Any], words: list[str]) -> None:
     """Refuse fractions where a verb's option takes a whole number: the parser would round them.
 
     Raises:
-        NotUnderstood: naming the option.
+        ParameterError: naming the option.
     """
     wanted = _whole(verb)
     for word, following in pairwise([*words, ""]):
@@ -80,7 +80,7 @@ def check_whole(verb: Callable[..., Any], words: list[str]) -> None:
         except ValueError:  # the parser says what is wrong with it
             continue
         if not whole:
-            raise NotUnderstood(f"{name} takes a whole number, got {text}")
+            raise ParameterError(f"{name} takes a whole number, got {text}")
 
 
 def _whole(owner: Any) -> set[str]:
@@ -102,7 +102,7 @@ def blamed(argv: list[str], message: str) -> str:
             path = value or following
             try:
                 resolve(unflat(read_yaml(Path(path)), path))
-            except NotUnderstood as error:
+            except ParameterError as error:
                 return message if str(error).startswith(path) else f"{path}: {error}"
     return message
 
@@ -129,15 +129,3 @@ def _words(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [word for part in value for word in (option, str(part))] or [option, ""]
     return [option, str(value)]
-
-
-def options(words: list[str]) -> dict[str, dict[str, Any]]:
-    """`["method.alpha=.5"]` -> {"method": {"alpha": ".5"}}."""
-    made: dict[str, dict[str, Any]] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        kind, dot, key = name.partition(".")
-        if not (equals and dot and kind in KINDS):
-            raise ValueError(f"--option takes KIND.KEY=VALUE with KIND one of {', '.join(KINDS)}, got {word!r}")
-        made.setdefault(kind, {})[key] = value
-    return made

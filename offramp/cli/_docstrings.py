@@ -13,6 +13,11 @@ def explained(build: Callable[..., Any]) -> dict[str, str]:
     return _section(build, "Args")
 
 
+def described(owner: type[Any]) -> dict[str, str]:
+    """{field: what it is} of the section `Attributes` of a dataclass."""
+    return _section(owner, "Attributes")
+
+
 def elsewhere(build: Callable[..., Any]) -> dict[str, dict[str, str]]:
     """{data set: {parameter: value}} of the section `Data sets`, where defaults differ from those of the signature.
 

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from offramp.cli import emit
 from offramp.measure.units import count, percent
 from offramp.runs import LoadedRun, load_run
-from offramp.runs.goal import GOAL, Wish, parse_macs
+from offramp.runs.goal import Wish, parse_macs
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from offramp.early_exit.calibrate import Outcome, TooCheap
     from offramp.early_exit.certify import Certificate
     from offramp.early_exit.exit_scores import Rule
+
+GOAL = Group("Goal (exactly one)")
 
 
 def calibrate(

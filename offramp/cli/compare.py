@@ -4,12 +4,10 @@ import json as reader
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from offramp.cli import emit
-from offramp.cli._argv import options as parse_options
+from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, config_of
 from offramp.config import Config, flat
 from offramp.lookup import NotUnderstood, nearest
 
@@ -24,7 +22,7 @@ PATIENCE = 20.0
 
 
 def compare(
-    config: Config = Config(),  # noqa: B008
+    config: ConfigOptions = ConfigOptions(),  # noqa: B008
     *,
     methods: str | None = None,
     seeds: str = "0",
@@ -34,9 +32,9 @@ def compare(
     baseline: str = "joint",
     show: Path | None = None,
     markdown: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    option: Annotated[list[str] | None, Parameter(negative="", show=False)] = None,
-    config_file: Annotated[Path | None, Parameter(name="--config", parse=True)] = None,
+    json: Json = False,
+    option: Dotted = None,
+    config_file: ConfigFile = None,
 ) -> None:
     """Train several methods with several seeds alike, and compare them on test at the last epoch.
 
@@ -54,11 +52,7 @@ def compare(
         show: Train nothing; show what this ledger holds.
         markdown: Also write the tables into this file, between the markers of an existing one.
         json: Print the comparison as one JSON object.
-        option: What `--net.KEY value` and the like become.
-        config_file: YAML file with options (see `recipes/`); options on the command line win.
     """
-    import dataclasses
-
     if jobs < 1:
         raise NotUnderstood(f"--jobs must be at least 1, got {jobs}")
     if markdown is not None:
@@ -66,16 +60,15 @@ def compare(
     if show is not None:
         given = {"--methods": methods, "--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
         words = [name for name, value in given.items() if value]
-        if words or option or config != Config():
+        if words or config_of(config, option) != Config():
             what = " and ".join(words) or "options of training"
             raise ValueError(f"--show trains nothing, it shows all that its ledger holds: leave {what} away")
         _report(_comparisons(show, baseline), markdown, json, show, [])
         return
     if methods is None or out is None:
         raise ValueError("compare needs --methods and --out, as in --methods joint,byot --out runs/compare; or --show")
-    wanted = dataclasses.replace(config, options=parse_options(option or []))
     kept = ledger or out / LEDGER
-    common, failed = run(wanted, methods, seeds, out, jobs, kept, show=not json)
+    common, failed = run(config_of(config, option), methods, seeds, out, jobs, kept, show=not json)
     found = [one for one in _comparisons(kept, baseline) if one.common == common] if kept.is_file() else []
     _report(found, markdown, json, kept, failed)
 

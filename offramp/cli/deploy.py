@@ -103,11 +103,10 @@ def plain_config(opened: SeveralRun, output: int) -> Config:
 
     config, nets = opened.config, multi_net.names(opened.config.net)
     if opened.net.names[output] == "gated ensemble":
-        own = {**config.options["method"], "form": "ensemble"}
-        return dataclasses.replace(config, options={**config.options, "method": own})
+        own = {**config.method_options, "form": "ensemble"}
+        return dataclasses.replace(config, method_options=own)
     alone = of_kind(config, nets[output] if len(nets) > 1 else config.net)
-    rest = {kind: given for kind, given in alone.options.items() if kind != "method"}
-    return dataclasses.replace(alone, method="vanilla", options=rest)
+    return dataclasses.replace(alone, method="vanilla", method_options={})
 
 
 def _save(run: Path, out: Path, weights: str, output: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _write(
         "config": flat(loaded.config),
         **provenance(),
     }
-    resize = loaded.config.options.get("data", {}).get("resize")
+    resize = loaded.config.data_options.get("resize")
     total = min(images, sum(map(len, data.splits.values())))
     with working("verifying", total, show) as advance:
         manifest = write(

@@ -1,12 +1,9 @@
 """offramp info: a network with its exits, drawn for a person."""
 
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from offramp.cli import emit
-from offramp.cli._argv import options as parse_options
-from offramp.config import Layers
+from offramp.cli._options import Dotted, Json, Layers, by_kind
 from offramp.lookup import NotUnderstood
 from offramp.measure.units import count
 
@@ -27,8 +24,8 @@ def info(
     classes: int = 100,
     channels: int = 3,
     image_size: int | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    option: Annotated[list[str] | None, Parameter(negative="", show=False)] = None,
+    json: Json = False,
+    option: Dotted = None,
 ) -> None:
     """Stages, shapes, parameters and costs of every exit.
 
@@ -54,11 +51,10 @@ def info(
 
     if image_size is not None and image_size < 1:
         raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
-    options = parse_options(option or [])
-    config = Config(
-        net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method=method, options=options
+    given = by_kind(option or [])
+    config = resolve(
+        Config(net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method=method, **given)
     )
-    config = resolve(config)
     with torch.device("meta"):
         size = None if image_size is None else (image_size, image_size)
         first = of_kind(config, multi_net.names(net)[0])

@@ -9,20 +9,18 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.cli._argv import options as parse_options
-from offramp.config import Config, build_data, build_method, build_net, flat, load_weights, prepare, resolve
-
-Json = Annotated[bool, Parameter(negative="")]
+from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, config_of
+from offramp.config import ResolvedConfig, build_data, build_method, build_net, flat, load_weights, prepare, resolve
 
 
 def train(
-    config: Config = Config(),  # noqa: B008
+    config: ConfigOptions = ConfigOptions(),  # noqa: B008
     *,
     out: Path,
     resume: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
-    option: Annotated[list[str] | None, Parameter(negative="", show=False)] = None,
-    config_file: Annotated[Path | None, Parameter(name="--config", parse=True)] = None,
+    option: Dotted = None,
+    config_file: ConfigFile = None,
 ) -> None:
     """Train a network with exits.
 
@@ -32,19 +30,13 @@ def train(
     Args:
         out: Folder of the run: config, metrics, checkpoints, weights.
         resume: Go on where the run in this folder stands.
-        json: Print the result as one JSON object.
-        option: What `--net.KEY value` and the like become.
-        config_file: YAML file with options (see `recipes/`); options on the command line win.
     """
-    import dataclasses
-
-    wanted = resolve(dataclasses.replace(config, options=parse_options(option or [])))
-    result = run(wanted, out, resume, show=not json)
+    result = run(resolve(config_of(config, option)), out, resume, show=not json)
     if json and result:  # processes other than the first have none
         emit(result)
 
 
-def run(config: Config, folder: Path, resume: bool, show: bool) -> dict[str, Any]:
+def run(config: ResolvedConfig, folder: Path, resume: bool, show: bool) -> dict[str, Any]:
     """Train as the resolved configuration says; answers what `result.json` holds."""
     import torch
 
@@ -96,7 +88,7 @@ def _epochs(number: int) -> str:
     return f"{number} epoch" if number == 1 else f"{number} epochs"
 
 
-def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[str, ...]) -> None:
+def _introduce(reporter: Any, config: ResolvedConfig, net: Any, data: Any, notes: tuple[str, ...]) -> None:
     from offramp.net import MultiExitNet
 
     chain = isinstance(net, MultiExitNet)
@@ -112,7 +104,7 @@ def _introduce(reporter: Any, config: Config, net: Any, data: Any, notes: tuple[
     reporter.note(f"  {config.recipe.device}, {config.recipe.precision}, seed {config.recipe.seed}")
 
 
-def _conclude(loop: Any, config: Config, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
+def _conclude(loop: Any, config: ResolvedConfig, reporter: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: where the figures come from, the last epoch and the best on val, both."""
     from offramp.measure.multi_net import training_cost
     from offramp.train import log, run_dir

@@ -1,26 +1,21 @@
 """What a run is made of, as plain values, and how names become objects."""
 
-from offramp.config.config import (
-    Config,
-    Layers,
+from offramp.config.build import (
     build_backbone,
     build_data,
     build_method,
     build_net,
-    check_key,
-    flat,
-    keys,
     load_weights,
     of_kind,
     prepare,
-    read_yaml,
-    resolve,
-    unflat,
 )
+from offramp.config.config import Config
+from offramp.config.files import check_key, flat, keys, read_yaml, unflat
+from offramp.config.resolve import ResolvedConfig, resolve
 
 __all__ = [
     "Config",
-    "Layers",
+    "ResolvedConfig",
     "build_backbone",
     "build_data",
     "build_method",

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cyclopts import Group
-
 from offramp.lookup import NotUnderstood
 
 GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
-GOAL = Group("Goal (exactly one)")
 
 
 @dataclass(frozen=True)

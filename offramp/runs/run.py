@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.config import Config, build_data, build_method, build_net, unflat
+from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -23,7 +23,7 @@ class LoadedRun:
     """
 
     folder: Path
-    config: Config
+    config: ResolvedConfig
     net: "MultiExitNet"
     about: dict[str, Any]
     policy: "ExitPolicy | None"
@@ -35,7 +35,7 @@ class SeveralRun:
     """A trained run of a method that trains several networks; as `LoadedRun`, without a policy."""
 
     folder: Path
-    config: Config
+    config: ResolvedConfig
     net: "Several"
     about: dict[str, Any]
 
@@ -69,8 +69,7 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
 
     folder = Path(folder)
     config = unflat(read_config(folder), str(folder / "config.yaml"))
-    here = dataclasses.replace(config.recipe, device="auto", devices=1)  # it may have been trained elsewhere
-    config = dataclasses.replace(config, recipe=here)
+    config = resolve(dataclasses.replace(config, device="auto", devices=1))  # it may have been trained elsewhere
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} has no {path.name} yet: train it to the end (--resume), or take other --weights")

@@ -5,7 +5,17 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from offramp.config import Config, build_data, build_method, build_net, flat, load_weights, prepare, resolve
+from offramp.config import (
+    Config,
+    ResolvedConfig,
+    build_data,
+    build_method,
+    build_net,
+    flat,
+    load_weights,
+    prepare,
+    resolve,
+)
 from offramp.lookup import NotUnderstood
 
 COMPARISON = "comparison.yaml"
@@ -15,7 +25,7 @@ class Entry(NamedTuple):
     """One run of a comparison: the method's label, its resolved configuration, and where it lies."""
 
     method: str
-    config: Config
+    config: ResolvedConfig
     folder: Path
 
     @property
@@ -74,17 +84,16 @@ def entries(config: Config, methods: str, seeds: str, out: Path) -> list[Entry]:
     """
     from offramp.study.ledger import label
 
-    if config.options.get("method"):
-        key, value = next(iter(config.options["method"].items()))
+    if config.method_options:
+        key, value = next(iter(config.method_options.items()))
         raise ValueError(
             f"--method.{key} cannot serve several methods: write --methods 'NAME({key}={value})' for the one it is for"
         )
     if config.recipe.devices > 1:
         raise ValueError("compare trains every run in one process: leave --devices away, --jobs N runs N at once")
-    chosen: dict[str, Config] = {}
+    chosen: dict[str, ResolvedConfig] = {}
     for name, given in parse_methods(methods):
-        options = {**config.options, "method": given}
-        wanted = resolve(dataclasses.replace(config, method=name, options=options))
+        wanted = resolve(dataclasses.replace(config, method=name, method_options=given))
         called = label(flat(wanted))
         if called in chosen:
             raise NotUnderstood(f"--methods names {called} twice")
@@ -102,8 +111,8 @@ def folder_name(method: str, seed: int) -> str:
     return re.sub(r"[^\w.=,+-]", "_", method.replace("(", "-").replace(")", "")) + f"-seed-{seed}"
 
 
-def _seeded(config: Config, seed: int) -> Config:
-    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, seed=seed))
+def _seeded(config: ResolvedConfig, seed: int) -> ResolvedConfig:
+    return dataclasses.replace(config, seed=seed)
 
 
 def claim(out: Path, found: list[Entry]) -> None:

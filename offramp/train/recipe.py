@@ -1,22 +1,10 @@
 """How a run trains: epochs, optimiser, schedule, precision; the part of the configuration that the loop reads."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-from offramp.lookup import NotUnderstood
-
-
-def _shares(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
-    """Numbers with commas between, the option repeated, or both; an empty word is none."""
-    words = [word for token in tokens for word in token.value.split(",") if word]
-    try:
-        return tuple(map(float, words))
-    except ValueError:
-        raise NotUnderstood(f"fractions of the run are wanted, such as 0.5,0.75, got {','.join(words)}") from None
+from offramp.lookup import ParameterError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +26,7 @@ class Recipe:
         nesterov: Nesterov's form of momentum.
         weight_decay: Weight decay, on all parameters.
         schedule: `step` cuts the rate at the milestones, `cosine` anneals it to zero, `onecycle` rises, then anneals.
-        milestones: Fractions of the run at whose epoch the rate is cut, with commas between.
+        milestones: Fractions of the run at whose epoch the rate is cut, comma-separated.
         gamma: What the rate is multiplied with at each milestone.
         warmup: Fraction of the run over which the rate rises linearly from zero (with onecycle: to its peak).
         label_smoothing: Share of the label spread evenly over all classes.
@@ -53,7 +41,7 @@ class Recipe:
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events into the run (needs the extra `tensorboard`).
     Raises:
-        NotUnderstood: naming the option, if a value makes no sense.
+        ParameterError: naming the parameter, if a value makes no sense.
     """
 
     epochs: int = 200
@@ -66,7 +54,7 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 5e-4
     schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
-    milestones: Annotated[tuple[float, ...], Parameter(converter=_shares, negative="")] = (0.375, 0.65, 0.9)
+    milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
     gamma: float = 0.1
     warmup: float = 0.0
     label_smoothing: float = 0.0
@@ -83,28 +71,34 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise NotUnderstood(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+            self._refuse(name, getattr(self, name) < 1, "be at least 1")
         for name in ("lr", "gamma"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise NotUnderstood(f"--{name} must be positive and finite, got {getattr(self, name)}")
-        if self.lr_backbone is not None and not 0 < self.lr_backbone < math.inf:
-            raise NotUnderstood(
-                f"--lr-backbone must be positive, got {self.lr_backbone}; --tune exits leaves the backbone as it is"
-            )
+            self._refuse(name, not 0 < getattr(self, name) < math.inf, "be positive and finite")
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise NotUnderstood(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
+            self._refuse(name, not 0 <= getattr(self, name) < 1, "be in [0, 1)")
         for name in ("weight_decay", "mixup", "clip", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise NotUnderstood(
-                    f"--{name.replace('_', '-')} must not be negative, and finite, got {getattr(self, name)}"
-                )
-        if self.seed >= 2**63:
-            raise NotUnderstood(f"--seed must be below 2^63, got {self.seed}")
-        if any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise NotUnderstood(f"--milestones are rising fractions of the run between 0 and 1, got {self.milestones}")
+            self._refuse(name, not 0 <= getattr(self, name) < math.inf, "not be negative, and finite")
+        self._refuse("seed", self.seed >= 2**63, "be below 2^63")
+        wrong = any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones)
+        self._refuse("milestones", wrong, "be rising fractions of the run between 0 and 1")
+        self._check_pairs()
+
+    def _refuse(self, name: str, wrong: bool, rule: str) -> None:
+        if wrong:
+            raise ParameterError(f"{name} must {rule}, got {getattr(self, name)}", name)
+
+    def _check_pairs(self) -> None:
+        if self.lr_backbone is not None and not 0 < self.lr_backbone < math.inf:
+            raise ParameterError(
+                f"lr_backbone must be positive, got {self.lr_backbone}; tune=exits leaves the backbone as it is",
+                "lr_backbone",
+                "tune",
+            )
         if self.nesterov and not self.momentum:
-            raise NotUnderstood("--nesterov needs --momentum above 0")
+            raise ParameterError("nesterov needs momentum above 0", "nesterov", "momentum")
         if self.batch_size % self.devices:
-            raise NotUnderstood(f"--batch-size {self.batch_size} does not divide evenly over --devices {self.devices}")
+            raise ParameterError(
+                f"batch_size={self.batch_size} does not divide evenly over devices={self.devices}",
+                "batch_size",
+                "devices",
+            )

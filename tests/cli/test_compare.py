@@ -23,7 +23,6 @@ from offramp.config import Config, resolve, unflat
 from offramp.engine.local import Job, alone, reason
 from offramp.runs.sweep import Entry, folder_name, parse_methods, parse_seeds
 from offramp.study.ledger import append
-from offramp.train.recipe import Recipe
 from offramp.train.run_dir import read_config
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
@@ -153,7 +152,7 @@ def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
 
 
 def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
-    config = resolve(Config(data_dir=tmp_path, recipe=Recipe(checkpoint_every=7, tensorboard=True)))
+    config = resolve(Config(data_dir=tmp_path, checkpoint_every=7, tensorboard=True))
     run = tmp_path / "joint-seed-0"
     (tmp_path / "results.jsonl").touch()  # an empty ledger is one, too
     job = _job(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl", print)

@@ -9,14 +9,13 @@ import pytest
 import torch
 import yaml
 
-from offramp.config.config import (
+from offramp.config import (
     Config,
-    arguments,
+    ResolvedConfig,
     build_data,
     build_method,
     build_net,
     check_key,
-    defaults,
     flat,
     keys,
     prepare,
@@ -24,22 +23,23 @@ from offramp.config.config import (
     resolve,
     unflat,
 )
-from offramp.lookup import NotUnderstood
+from offramp.hyperparameters import arguments, defaults
+from offramp.lookup import ParameterError
 from offramp.net import MultiExitNet
-from offramp.train.recipe import Recipe
 
-TINY = Config(width=4, options={"method": {"alpha": "0.25"}}, recipe=Recipe(precision="32", device="cpu"))
+TINY = Config(width=4, method_options={"alpha": "0.25"}, precision="32", device="cpu")
 
 
 def test_a_configuration_survives_its_file() -> None:
     for config in (
         Config(),
         TINY,
-        Config(data_dir=Path("/some/where"), holdout=0.0, per_class=150, recipe=Recipe(milestones=(), mixup=0.2)),
+        Config(data_dir=Path("/some/where"), holdout=0.0, per_class=150, milestones=(), mixup=0.2),
         resolve(TINY),
     ):
         text = yaml.safe_dump(flat(config))
-        assert unflat(yaml.safe_load(text), "config.yaml") == config
+        stored = unflat(yaml.safe_load(text), "config.yaml")
+        assert (resolve(stored) if isinstance(config, ResolvedConfig) else stored) == config
 
 
 def test_flat_names_are_those_of_the_command_line() -> None:
@@ -59,25 +59,25 @@ def test_resolving_fills_in_every_parameter_and_what_auto_means() -> None:
 
 
 def test_width_is_short_for_the_nets_own() -> None:
-    assert resolve(Config(options={"net": {"width": "8"}})).options["net"]["width"] == 8
-    both = Config(width=8, options={"net": {"width": "8"}})
+    assert resolve(Config(net_options={"width": "8"})).options["net"]["width"] == 8
+    both = Config(width=8, net_options={"width": "8"})
     assert resolve(both).options["net"]["width"] == 8
-    with pytest.raises(ValueError, match=r"--width 8 and --net\.width 4 contradict each other"):
-        resolve(dataclasses.replace(both, options={"net": {"width": "4"}}))
+    with pytest.raises(ValueError, match=r"width=8 and net\.width=4 contradict each other"):
+        resolve(dataclasses.replace(both, net_options={"width": "4"}))
 
 
 def test_width_reaches_networks_of_others_too() -> None:
     found = resolve(Config(net="python:my_nets:small", width=8, exits=2, exits_after=("1",)))
     assert found.options["net"] == {"width": 8}
-    with pytest.raises(ValueError, match=r"--width 8 and --net\.width 4 contradict each other"):
-        resolve(Config(net="timm:resnet18", width=8, options={"net": {"width": "4"}}))
+    with pytest.raises(ValueError, match=r"width=8 and net\.width=4 contradict each other"):
+        resolve(Config(net="timm:resnet18", width=8, net_options={"width": "4"}))
 
 
 @pytest.mark.parametrize("net", ["timm:resnet18", "resnet18,timm:resnet10t"])
 def test_parameters_of_others_are_yaml(net: str) -> None:
     key = "depths" if "," not in net else "timm:resnet10t.depths"
-    with pytest.raises(NotUnderstood, match=rf"^--net\.{key} takes a value as in YAML .*, got '\[1, 2'$"):
-        resolve(Config(net=net, method="dml", options={"net": {key: "[1, 2"}}))
+    with pytest.raises(ParameterError, match=rf"^net\.{key} takes a value as in YAML .*, got '\[1, 2'$"):
+        resolve(Config(net=net, method="dml", net_options={key: "[1, 2"}))
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_parameters_of_others_are_yaml(net: str) -> None:
         (Config(net="resnet81"), "unknown net 'resnet81'; the nearest is 'resnet18'"),
         (Config(branch="sketchy"), "unknown branch 'sketchy'; the nearest is 'sketch'"),
         (Config(method="muze"), "unknown method 'muze'; the nearest is 'muse'"),
-        (Config(options={"method": {"alhpa": 1}}), "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
-        (Config(options={"net": {"classes": 3}}), "unknown parameter of net resnet18 'classes'"),
+        (Config(method_options={"alhpa": 1}), "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
+        (Config(net_options={"classes": 3}), "unknown parameter of net resnet18 'classes'"),
     ],
 )
 def test_names_that_do_not_exist(config: Config, says: str) -> None:
@@ -98,7 +98,7 @@ def test_names_that_do_not_exist(config: Config, says: str) -> None:
 
 @pytest.mark.parametrize("holdout", [-0.1, 1.0, float("nan")])
 def test_a_holdout_that_is_no_share(holdout: float) -> None:
-    with pytest.raises(ValueError, match="--holdout is a share of the training images"):
+    with pytest.raises(ValueError, match="holdout must be a share in"):
         Config(holdout=holdout)
 
 
@@ -147,17 +147,17 @@ def test_values_become_what_build_declares(key: str, typed: Any, value: Any) -> 
 @pytest.mark.parametrize(
     ("key", "typed", "says"),
     [
-        ("whole", "1.5", "--method.whole takes int, got '1.5'"),
-        ("whole", "true", "--method.whole takes int, got 'true'"),
-        ("real", "fast", "--method.real takes float, got 'fast'"),
-        ("real", True, "--method.real takes float, got True"),
-        ("flag", "1", "--method.flag takes bool, got '1'"),
-        ("word", 12, "--method.word takes str, got 12"),
-        ("one", "z", "--method.one takes one of x, y, 3, got 'z'"),
-        ("maybe", "x", "--method.maybe takes int, got 'x'"),
-        ("many", "1,x", "--method.many takes"),
-        ("exits", "1.5", "--method.exits takes"),
-        ("whole", "[1", "--method.whole takes int, got '[1'"),
+        ("whole", "1.5", "method.whole takes int, got '1.5'"),
+        ("whole", "true", "method.whole takes int, got 'true'"),
+        ("real", "fast", "method.real takes float, got 'fast'"),
+        ("real", True, "method.real takes float, got True"),
+        ("flag", "1", "method.flag takes bool, got '1'"),
+        ("word", 12, "method.word takes str, got 12"),
+        ("one", "z", "method.one takes one of x, y, 3, got 'z'"),
+        ("maybe", "x", "method.maybe takes int, got 'x'"),
+        ("many", "1,x", "method.many takes"),
+        ("exits", "1.5", "method.exits takes"),
+        ("whole", "[1", "method.whole takes int, got '[1'"),
         ("clases", "3", "unknown parameter of method m 'clases'"),
     ],
 )
@@ -201,7 +201,7 @@ def test_config_files_that_cannot_be_used(tmp_path: Path, text: str, says: str) 
 
 
 def test_a_config_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no config file .*nowhere\.yaml"):
+    with pytest.raises(ValueError, match=r"config file .*nowhere\.yaml does not exist"):
         read_yaml(tmp_path / "nowhere.yaml")
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ValueError, match=r"x\.yaml is not YAML"):
@@ -222,7 +222,7 @@ def test_keys_are_checked_in_both_spellings() -> None:
         ({"lr": "fast"}, "c.yaml: lr takes float, got 'fast'"),
         ({"epochs": None}, "c.yaml: epochs takes int, got None"),
         ({"precision": "bf61"}, "c.yaml: precision takes one of auto, 32, bf16, got 'bf61'"),
-        ({"lr": -1}, "c.yaml: --lr must be positive"),
+        ({"lr": -1}, "c.yaml: lr must be positive"),
         ({"net": 3}, "c.yaml: net takes str, got 3"),
         ({"data-dir": 3}, "c.yaml: data-dir takes"),
         ({"netz": "a"}, "c.yaml: unknown key 'netz'"),
@@ -237,15 +237,16 @@ def test_a_stored_configuration_that_was_changed_by_hand(values: dict[str, Any],
 def test_objects_are_built_from_a_configuration() -> None:
     data = build_data(Config(holdout=0.2), progress=False)
     assert set(data.splits) == {"train", "val", "cal", "test"} and data.shape == (1, 8, 8)
-    method = build_method(TINY)
-    net = build_net(TINY, method, classes=10, shape=data.shape)
+    config = resolve(TINY)
+    method = build_method(config)
+    net = build_net(config, method, classes=10, shape=data.shape)
     assert isinstance(net, MultiExitNet) and net.exits == 4
     assert net(torch.zeros(2, 1, 8, 8)).logits.shape == (4, 2, 10)
     assert prepare(method, net, data.shape) == ()
 
 
 def test_a_method_sees_the_exits_that_it_will_train() -> None:
-    byot = dataclasses.replace(TINY, method="byot", options={"method": {"adapt": "all"}})
+    byot = resolve(dataclasses.replace(TINY, method="byot", method_options={"adapt": "all"}))
     method = build_method(byot)
     net = build_net(byot, method, classes=10, shape=(1, 8, 8))
     prepare(method, net, (1, 8, 8))
@@ -258,14 +259,14 @@ def test_a_tap_goes_on_top_of_any_method(tap: Any) -> None:
     """The coarsest scale of two is rescaled, or both; without the option the method keeps its own way."""
     fine, coarse = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
     for method in ("muse", "hdkd"):
-        config = dataclasses.replace(TINY, method=method, tap=tap, options={})
+        config = resolve(dataclasses.replace(TINY, method=method, tap=tap, method_options={}))
         entering, onward = build_method(config).tap((fine, coarse), 0, 4)
         found = [torch.autograd.grad(part.sum(), leaf)[0].item() for part, leaf in zip(entering, (fine, coarse))]
         assert found == pytest.approx([0.25 if tap == "equilibrium-all" else 1.0, 0.25])
         assert torch.equal(onward[0], fine) and torch.equal(onward[1], coarse)
-    own = build_method(dataclasses.replace(TINY, method="impr", options={})).tap(coarse, 0, 4)[0]
+    own = build_method(resolve(dataclasses.replace(TINY, method="impr", method_options={}))).tap(coarse, 0, 4)[0]
     assert torch.autograd.grad(own, coarse)[0].item() == pytest.approx(0.25)
-    assert build_method(TINY).tap(coarse, 0, 4)[0] is coarse
+    assert build_method(resolve(TINY)).tap(coarse, 0, 4)[0] is coarse
 
 
 def test_an_unknown_tap_is_refused() -> None:

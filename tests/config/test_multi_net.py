@@ -5,14 +5,25 @@ from typing import Any
 import pytest
 import torch
 
-from offramp.config import Config, build_method, build_net, flat, load_weights, multi_net, of_kind, resolve, unflat
+from offramp.config import (
+    Config,
+    ResolvedConfig,
+    build_method,
+    build_net,
+    flat,
+    load_weights,
+    multi_net,
+    of_kind,
+    resolve,
+    unflat,
+)
 from offramp.multi_net import Cohort
 
 TWO = "resnet18,wrn16-4"
 
 
-def config(net: str = TWO, method: str = "dml", options: dict[str, Any] | None = None, **changes: Any) -> Config:
-    return resolve(Config(net=net, method=method, options=options or {}, **changes))
+def config(net: str = TWO, method: str = "dml", **changes: Any) -> ResolvedConfig:
+    return resolve(Config(net=net, method=method, **changes))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +41,7 @@ def test_names(net: str, names: tuple[str, ...]) -> None:
 
 
 def test_every_network_has_its_own_parameters() -> None:
-    given = config(options={"net": {"stem-relu": "false", "wrn16-4.width": "8"}}, width=4)
+    given = config(net_options={"stem-relu": "false", "wrn16-4.width": "8"}, width=4)
     net = given.options["net"]
     assert (net["resnet18.width"], net["wrn16-4.width"]) == (4, 8)
     assert net["resnet18.stem_relu"] is False and "wrn16-4.stem_relu" not in net
@@ -41,7 +52,7 @@ def test_every_network_has_its_own_parameters() -> None:
 
 
 def test_parameters_of_networks_of_others_are_given_by_name() -> None:
-    given = config("timm:resnet10t,resnet18", options={"net": {"timm:resnet10t.drop-rate": "0.1"}}, width=4)
+    given = config("timm:resnet10t,resnet18", net_options={"timm:resnet10t.drop-rate": "0.1"}, width=4)
     assert of_kind(given, "timm:resnet10t").options["net"] == {"drop_rate": 0.1}
     assert of_kind(given, "resnet18").options["net"]["width"] == 4
     assert resolve(unflat(flat(given), "config.yaml")) == given
@@ -59,25 +70,25 @@ def test_what_is_stored_builds_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"depth": "3"}, "--net.depth: none of the networks resnet18, wrn16-4 takes it.*--net.resnet18.KEY"),
+        ({"depth": "3"}, "net.depth: none of the networks resnet18, wrn16-4 takes it.*is net.resnet18.KEY"),
         ({"resnet18.widht": "3"}, "unknown parameter of net resnet18 'widht'; the nearest is 'width'"),
-        ({"resnet34.width": "3"}, "--net.resnet34.width: none of the networks"),
-        ({"wrn16-4.width": "x"}, "--net.width takes int, got 'x'"),
+        ({"resnet34.width": "3"}, "net.resnet34.width: none of the networks"),
+        ({"wrn16-4.width": "x"}, "net.width takes int, got 'x'"),
     ],
 )
 def test_parameters_that_no_network_takes(options: dict[str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        config(options={"net": options})
+        config(net_options=options)
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "says"),
     [
-        ("muse", {}, "--net names 2 networks, but muse trains one: name one of them, or take --method dml"),
-        ("one", {}, "--net names 2 networks, but one trains one"),
-        ("dml", {"tap": "equilibrium"}, "--tap equilibrium is for exits along one network; dml trains networks side"),
-        ("dml", {"options": {"method": {"networks": 3}}}, "--method.networks 3 contradicts --net, which names 2"),
-        ("dml", {"options": {"method": {"networks": 1}}}, "dml lets networks teach each other.*at least 2.*got 1"),
+        ("muse", {}, "names 2 networks, but muse trains one: name one of them, or take method=dml"),
+        ("one", {}, "net=resnet18,wrn16-4 names 2 networks, but one trains one"),
+        ("dml", {"tap": "equilibrium"}, "tap=equilibrium is for exits along one network; dml trains networks side"),
+        ("dml", {"method_options": {"networks": 3}}, "--method.networks 3 contradicts --net, which names 2"),
+        ("dml", {"method_options": {"networks": 1}}, "dml lets networks teach each other.*at least 2.*got 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(method: str, changes: dict[str, Any], says: str) -> None:
@@ -90,7 +101,7 @@ def test_what_does_not_go_together_is_refused(method: str, changes: dict[str, An
 def test_a_misspelt_network_and_layers_of_exits() -> None:
     with pytest.raises(ValueError, match="unknown net 'resnet81'; the nearest is 'resnet18'"):
         config("resnet18,resnet81")
-    with pytest.raises(ValueError, match="--exits-after is for networks of others"):
+    with pytest.raises(ValueError, match="exits_after is for external models"):
         config(exits_after=("layer1",))
 
 

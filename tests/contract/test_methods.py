@@ -15,7 +15,6 @@ from offramp.config import Config, build_method, build_net, prepare, resolve
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
-from offramp.train.recipe import Recipe
 
 CLASSES, SIDE = 5, 32
 FITS_ALL = ("linear",)
@@ -42,10 +41,10 @@ def images() -> DataSet:
 
 def trains(net: str, branch: str, method: str, folder: Path) -> None:
     torch.manual_seed(0)
-    options = {"net": {"exits": 4, "base": 1, "step": 1, "width": 4, "growth": 2}} if net == "msdnet" else {}
+    options = {"net_options": {"exits": 4, "base": 1, "step": 1, "width": 4, "growth": 2}} if net == "msdnet" else {}
     width = None if net == "msdnet" else 4
-    recipe = Recipe(batch_size=8, lr=0.01, precision="32", device="cpu")
-    config = resolve(Config(net=net, branch=branch, method=method, width=width, options=options, recipe=recipe))
+    recipe = {"batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu"}
+    config = resolve(Config(net=net, branch=branch, method=method, width=width, **options, **recipe))
     data, made = images(), build_method(config)
     network = build_net(config, made, classes=CLASSES, shape=data.shape)
     prepare(made, network, data.shape)

@@ -28,7 +28,6 @@ from offramp.outputs import Batch
 from offramp.train import checkpoint, log
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
-from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted
 from offramp.train.step import one_step
 
@@ -72,7 +71,7 @@ def loop(net: str, method: str, folder: Path, *, train: int = 24, frozen: bool =
     given = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cpu", **recipe}
     phases = len(methods.find(method).build().phases)  # a run has an epoch for each at least
     given["epochs"] = max(given["epochs"], phases)
-    config = resolve(Config(method=method, recipe=Recipe(**given), **NETS[net]))
+    config = resolve(Config(method=method, **given, **NETS[net]))
     data, made = images(train), build_method(config)
     network = build_net(config, made, classes=CLASSES, shape=data.shape)
     prepare(made, network, data.shape)

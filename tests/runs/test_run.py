@@ -9,9 +9,8 @@ import yaml
 from offramp.config import Config, build_method, build_net, flat, resolve
 from offramp.runs import check_data, load_data, load_run
 from offramp.train.checkpoint import save_weights
-from offramp.train.recipe import Recipe
 
-TINY = Config(width=4, options={"method": {"alpha": "0.25"}}, recipe=Recipe(precision="32", device="cpu"))
+TINY = Config(width=4, method_options={"alpha": "0.25"}, precision="32", device="cpu")
 
 
 def a_run(folder: Path, config: Config = TINY) -> Path:
@@ -29,7 +28,8 @@ def a_run(folder: Path, config: Config = TINY) -> Path:
 def test_a_run_is_opened_as_it_was_trained(tmp_path: Path) -> None:
     run = load_run(a_run(tmp_path / "a"))
     torch.manual_seed(0)
-    net = build_net(TINY, build_method(TINY), classes=10, shape=(1, 8, 8)).eval()
+    config = resolve(TINY)
+    net = build_net(config, build_method(config), classes=10, shape=(1, 8, 8)).eval()
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(run.net(x).logits, net(x).logits)
     assert not run.net.training and run.about["epoch"] == 1 and run.policy is None

@@ -101,7 +101,7 @@ def test_of_the_same_run_twice_the_last_line_counts(tmp_path: Path) -> None:
 
 def test_a_label_names_the_parameters_that_are_not_defaults() -> None:
     for given, named in (({}, "muse"), ({"alpha": 0.5}, "muse"), ({"alpha": 0.1}, "muse(alpha=0.1)")):
-        config = flat(resolve(Config(method="muse", options={"method": given})))
+        config = flat(resolve(Config(method="muse", method_options=given)))
         assert label(config) == named
         assert label(json.loads(json.dumps(config))) == named
     assert label({"method": "gone", "method.k": [0, -1]}) == "gone(k=0,-1)"

@@ -1,0 +1,91 @@
+"""Options that several verbs share, and those of a configuration, made from the fields of `Config`."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from offramp.cli._docstrings import described
+from offramp.config import Config
+from offramp.config.files import fields
+from offramp.hyperparameters import KINDS
+from offramp.lookup import ParameterError
+from offramp.train.recipe import Recipe
+
+
+def _words(kind: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
+    """Comma-separated words, the option repeated, or both; an empty word counts as none."""
+    return tuple(word for token in tokens for word in token.value.split(",") if word)
+
+
+def _fractions(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
+    """Comma-separated numbers, the option repeated, or both; an empty word counts as none."""
+    words = _words(kind, tokens)
+    try:
+        return tuple(map(float, words))
+    except ValueError:
+        raise ParameterError(f"fractions of the run are wanted, such as 0.5,0.75, got {','.join(words)}") from None
+
+
+Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object.")]
+DataDir = Annotated[Path | None, Parameter(help="Data directory, if it has moved since training.")]
+Weights = Annotated[
+    Literal["last", "best"], Parameter(help="Weights of the last epoch, or of the best epoch on validation images.")
+]
+BatchSize = Annotated[int, Parameter(help="Samples per step of evaluation.")]
+Layers = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_words)]
+Dotted = Annotated[list[str] | None, Parameter(name="--option", negative="", show=False)]
+"""What `--net.KEY value` and the like become."""
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--config", parse=True, help="YAML file with options (see `recipes/`); options on the command line win."
+    ),
+]
+_CONVERTERS = {
+    "exits_after": Parameter(negative="", show_default=False, converter=_words),
+    "milestones": Parameter(negative="", converter=_fractions),
+}
+
+
+def _option(name: str, hint: Any, text: str) -> Any:
+    own = (_CONVERTERS[name],) if name in _CONVERTERS else ()
+    return Annotated[(hint, *own, Parameter(help=text))]
+
+
+def _config_options() -> type[Any]:
+    """A dataclass of all options of a configuration, with the help texts of `Config` and `Recipe`."""
+    hints, texts = typing.get_type_hints(Config), described(Recipe) | described(Config)
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(Config)}
+    made = [
+        (name, _option(name, hints[name], texts[name]), dataclasses.field(default=defaults[name])) for name in fields()
+    ]
+    namespace = {"__module__": __name__}  # else it counts as a type of Python's own, which has no options
+    options = dataclasses.make_dataclass("ConfigOptions", made, namespace=namespace, kw_only=True, frozen=True)
+    return Parameter(name="*")(options)
+
+
+if TYPE_CHECKING:
+    ConfigOptions = Config
+else:
+    ConfigOptions = _config_options()
+
+
+def config_of(options: ConfigOptions, dotted: list[str] | None) -> Config:
+    """The configuration that was typed: options, and `net.KEY=VALUE` and the like."""
+    return Config(**{name: getattr(options, name) for name in fields()}, **by_kind(dotted or []))
+
+
+def by_kind(words: list[str]) -> dict[str, Any]:
+    """`["method.alpha=.5"]` -> {"method_options": {"alpha": ".5"}}, as `Config` takes them."""
+    options: dict[str, dict[str, Any]] = {}
+    for word in words:
+        matched = re.fullmatch(rf"({'|'.join(KINDS)})\.([^=]+)=(.*)", word, re.DOTALL)
+        if matched is None:
+            raise ValueError(f"--option takes KIND.KEY=VALUE with KIND one of {', '.join(KINDS)}, got {word!r}")
+        options.setdefault(f"{matched[1]}_options", {})[matched[2]] = matched[3]
+    return options

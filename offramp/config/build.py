@@ -1,0 +1,185 @@
+"""The only place where the names of a configuration become objects: data, method, network."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from offramp.config import multi_net
+from offramp.config.config import Config
+from offramp.config.resolve import ResolvedConfig
+from offramp.hyperparameters import arguments
+from offramp.lookup import ParameterError, with_parameters
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offramp.data.splits import DataSet
+    from offramp.methods._method import Method
+    from offramp.net import Backbone
+
+
+def build_data(config: Config, progress: bool = True) -> "DataSet":
+    """Read the data set and split it; see `offramp.data.load`."""
+    from offramp import data
+
+    own = dict(config.data_options)
+    shared = {key.replace("-", "_") for key in own} & set(inspect.signature(data.load).parameters)
+    options = arguments("data", config.data, data.load, {key: own.pop(key) for key in [*own] if key in shared})
+    return data.load(
+        config.data,
+        data_dir=config.data_dir,
+        holdout=config.holdout,
+        per_class=config.per_class,
+        image_size=config.image_size,
+        split_seed=config.split_seed,
+        streaming=config.streaming,
+        progress=progress,
+        **options,
+        **own,
+    )
+
+
+def _require_resolved(config: Config) -> None:
+    """Parameters of a plain `Config` may still be texts, or absent: nothing is built from them."""
+    if not isinstance(config, ResolvedConfig):
+        raise TypeError("builders take a resolved configuration: offramp.config.resolve(config)")
+
+
+def build_method(config: ResolvedConfig) -> "Method":
+    """The training method with its parameters and the tap."""
+    from offramp import methods
+    from offramp.methods._taps import tap_named
+
+    _require_resolved(config)
+    try:
+        method: Method = methods.find(config.method).build(**config.method_options)
+    except ParameterError:
+        raise
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
+    return dataclasses.replace(method, tap=tap_named(config.tap, method.tap))
+
+
+def build_net(config: ResolvedConfig, method: "Method", *, classes: int, shape: tuple[int, int, int]) -> "nn.Module":
+    """The network that the method trains, freshly initialised.
+
+    Args:
+        classes: C; shape: (channels, height, width) of the inputs.
+    Raises:
+        ValueError: naming the nearest net, branch or parameter, or why they do not fit.
+    """
+    from offramp import branches
+    from offramp.meta_device import check_input, check_single
+    from offramp.net import MultiExitNet
+
+    _require_resolved(config)
+    exits = branches.find(config.branch)
+
+    def backbone(name: str) -> Any:
+        return build_backbone(of_kind(config, name), classes=classes, channels=shape[0], size=shape[1:])
+
+    def branch(trunk: Any, exit: int) -> Any:
+        return exits.build(trunk, exit, classes, **config.branch_options)
+
+    names = multi_net.names(config.net)
+    if len(names) == 1:
+        net = method.network(partial(backbone, config.net), branch)
+    elif method.cohort is not None:
+        net = method.cohort([partial(backbone, name) for name in names])
+    else:
+        raise with_parameters(
+            ValueError(
+                f"net={config.net} names {len(names)} networks, but {config.method} trains one: name one of them, or "
+                "take method=dml"
+            ),
+            "net",
+            "method",
+        )
+    if config.tap != "own" and not isinstance(net, MultiExitNet):
+        raise with_parameters(
+            ValueError(
+                f"tap={config.tap} is for exits along one network; {config.method} trains networks side by side: "
+                "take tap=own"
+            ),
+            "tap",
+        )
+    check_input(net, shape)
+    if config.batch_size == config.devices:
+        check_single(net, shape)
+    return net
+
+
+def of_kind(config: ResolvedConfig, name: str) -> ResolvedConfig:
+    """The configuration of one network of those that `net` names: its own parameters, nothing of the others."""
+    if len(multi_net.names(config.net)) == 1:
+        return config
+    own = multi_net.of_one(name, config.net_options)
+    return dataclasses.replace(config, net=name, width=None, exits=None, net_options=own)
+
+
+def build_backbone(
+    config: ResolvedConfig, *, classes: int, channels: int, size: tuple[int, int] | None = None
+) -> "Backbone":
+    """The network without its exits, freshly initialised.
+
+    Args:
+        size: (height, width) of the inputs, for external models that depend on it; default what they are made for.
+    Raises:
+        ValueError: naming the nearest net, layer or parameter, or why they do not fit.
+    """
+    from offramp import models
+
+    _require_resolved(config)
+    options = config.net_options
+    if models.is_door(config.net):
+        after = list(config.exits_after)
+        from offramp.split import model_sources
+
+        return model_sources.build(
+            config.net, classes=classes, channels=channels, size=size, after=after, exits=config.exits, options=options
+        )
+    backbone: Backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)
+    return backbone
+
+
+def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
+    """Start the network, and every one of several, from the file `weights`; returns notes for the user.
+
+    Raises:
+        ValueError: if the file cannot be read as weights, or does not fit, naming what is missing or of another shape.
+    """
+    from offramp.multi_net import single
+    from offramp.split import weights
+
+    if config.weights is None:
+        return ()
+    tensors = weights.read(config.weights)
+    notes: list[str] = []
+    for part in single(net):
+        kept = weights.load_state(part, tensors, f"weights={config.weights}", classes=True)
+        notes += (
+            [f"the classifier starts anew: {config.weights.name} has other classes ({', '.join(kept)})"] if kept else []
+        )
+    return tuple(dict.fromkeys(notes))
+
+
+def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Let the method see the exits it will train; returns notes for the user (exits whose features are left out).
+
+    Raises:
+        ValueError: if the method cannot train this network, with the reason.
+    """
+    from offramp.meta_device import blank, run_on_meta
+
+    ready: Callable[..., tuple[str, ...]] | None = getattr(method.objective, "prepare", None)
+    if ready is None:
+        return ()
+    outputs = run_on_meta(net, blank(net, shape))
+    widths = tuple(feature.shape[1] for feature in outputs.features)
+    notes = ready(exits=len(widths), widths=widths)
+    check: Callable[..., None] | None = getattr(method.objective, "check_maps", None)
+    if check is not None:
+        check(tuple(tuple(features.shape[1:]) for features in outputs.maps))
+    return notes

@@ -1,0 +1,110 @@
+"""Configurations in files: YAML, and the flat mapping from option names to plain values that it holds."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offramp.config.config import Config
+from offramp.hyperparameters import KINDS, convert
+from offramp.lookup import ParameterError, unknown
+from offramp.train.recipe import Recipe
+
+_OPTIONS = tuple(f"{kind}_options" for kind in KINDS)
+
+
+def fields() -> list[str]:
+    """The fields of `Config` in the order of a config file, without the parameters of network, branch and so on."""
+    recipe = [spec.name for spec in dataclasses.fields(Recipe)]
+    names = [spec.name for spec in dataclasses.fields(Config)]
+    return [name for name in names if name not in (*recipe, *_OPTIONS)] + recipe
+
+
+def keys() -> list[str]:
+    """The names of all options of a configuration, as in a config file."""
+    return [name.replace("_", "-") for name in fields()]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration as a config file holds it: option names, then `net.KEY` and the like; plain values."""
+    plain = {name.replace("_", "-"): _plain(getattr(config, name)) for name in fields()}
+    for kind, values in config.options.items():
+        plain |= {f"{kind}.{key}": _plain(value) for key, value in values.items()}
+    return plain
+
+
+def unflat(values: Mapping[str, Any], source: str) -> Config:
+    """The configuration that `flat` wrote; `source` names it in errors.
+
+    Raises:
+        ValueError: naming the source, the key and the nearest valid one, or what its value must be.
+    """
+    hints = typing.get_type_hints(Config)
+    converted: dict[str, Any] = {}
+    for key, value in values.items():
+        kind, dot, name = str(key).partition(".")
+        if dot and kind in KINDS:
+            converted.setdefault(f"{kind}_options", {})[name] = value
+            continue
+        check_key(str(key), source)
+        field = key.replace("-", "_")
+        try:
+            converted[field] = convert(value, hints[field], f"{source}: {key}")
+        except ParameterError as error:  # nobody typed it now
+            raise ValueError(str(error)) from None
+    try:
+        return Config(**converted)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def check_key(key: str, source: str) -> None:
+    """Raise ValueError, naming the file and the nearest valid key, if a config file cannot have this one."""
+    kind, dot, _ = key.partition(".")
+    if key.replace("_", "-") not in keys() and not (dot and kind in KINDS):
+        message = unknown("key", key, [*keys(), *(f"{kind}.KEY" for kind in KINDS)], listing="offramp train --help")
+        raise ValueError(f"{source}: {message}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file as a flat mapping; `net: {name: resnet18, width: 16}` is the same as `net` and `net.width`.
+
+    Raises:
+        ValueError: naming the file, if it is absent, no YAML, no mapping, or has an unknown key.
+    """
+    import yaml  # here, because --help does without it
+
+    if not path.is_file():
+        raise ValueError(f"config file {path} does not exist")
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {_place(error)}") from None
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{path} holds no options: it must be a mapping such as `net: resnet18`")
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            values |= {str(key) if name == "name" else f"{key}.{name}": part for name, part in value.items()}
+        else:
+            values[str(key)] = value
+    for key in values:
+        check_key(key, str(path))
+    return values
+
+
+def _place(error: Exception) -> str:
+    """Where a text stops being YAML, and why, in a few words."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return "it is no text"  # other encodings, or characters that text does not have
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', '')}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

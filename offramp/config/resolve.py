@@ -1,0 +1,80 @@
+"""A configuration with every parameter, the device and the precision filled in: what builders require."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.config import multi_net
+from offramp.config.config import Config
+from offramp.hyperparameters import arguments, defaults
+from offramp.lookup import ParameterError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """A `Config` from `resolve`: all names exist, every parameter has its value and type, nothing is `auto`."""
+
+
+def resolve(config: Config) -> ResolvedConfig:
+    """The same configuration with every parameter, the device and the precision filled in, as they will be used.
+
+    Raises:
+        ValueError: naming what is unknown or of the wrong type, and the nearest valid name.
+    """
+    from offramp.train.device import device_of, precision_of
+
+    device: Any = device_of(config.device)
+    precision: Any = precision_of(config.precision, device)
+    values = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(Config)}
+    return ResolvedConfig(**{**values, **_options(config), "device": device, "precision": precision})
+
+
+def _options(config: Config) -> dict[str, dict[str, Any]]:
+    """The parameters of network, branch and method, complete and converted, by the field that holds them."""
+    from offramp import branches, methods
+
+    branch, method = branches.find(config.branch).build, methods.find(config.method).build
+    return {
+        "net_options": _net_options(config),
+        "branch_options": defaults(branch) | arguments("branch", config.branch, branch, config.branch_options),
+        "method_options": defaults(method) | arguments("method", config.method, method, config.method_options),
+    }
+
+
+def _net_options(config: Config) -> dict[str, Any]:
+    """The parameters of the network; of several, as `NAME.KEY`."""
+    from offramp import models
+
+    names = multi_net.names(config.net)
+    short = _short_options(config)
+    if len(names) > 1:
+        return multi_net.parameters(names, config.net_options, short)
+    given = {**config.net_options, **short}
+    if models.is_door(config.net):
+        named = {key.replace("-", "_"): value for key, value in given.items()}
+        return {key: multi_net.typed(value, f"net.{key}") for key, value in named.items()}
+    build = models.find(config.net).build
+    return defaults(build) | arguments("net", config.net, build, given)
+
+
+def _short_options(config: Config) -> dict[str, Any]:
+    """Parameters of a network that have an option of their own: width, and the exits of networks of this package."""
+    from offramp import models
+
+    external = len(multi_net.names(config.net)) == 1 and models.is_door(config.net)
+    if config.exits_after and not external:
+        raise ParameterError(
+            f"exits_after is for external models (timm:NAME and the like); {config.net} has its own stages",
+            "exits_after",
+        )
+    own = {"width": config.width, "exits": None if external else config.exits}
+    short = {key: value for key, value in own.items() if value is not None}
+    _refuse_contradiction(short, config.net_options)
+    return short
+
+
+def _refuse_contradiction(short: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    for key, value in short.items():
+        if str(options.get(key, value)) != str(value):
+            raise ParameterError(f"{key}={value} and net.{key}={options[key]} contradict each other", key, f"net.{key}")
