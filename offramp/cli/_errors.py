@@ -16,7 +16,7 @@ def dashed(message: str, parameters: tuple[str, ...]) -> str:
     if not parameters:
         return message
     names = "|".join(map(re.escape, sorted(parameters, key=len, reverse=True)))
-    pattern = rf"(?<![\w.\-/'\"])({names})(=(?=\S)|(?![\w\-/'\"]|\.\w))"
+    pattern = rf"(?<![\w.\-/'\"=])({names})(=(?=\S)|(?![\w\-/'\"]|\.\w))"
     return re.sub(pattern, lambda match: _option(match[1]) + (" " if match[2] else ""), message)
 
 

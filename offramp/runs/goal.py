@@ -1,11 +1,127 @@
-"""What a policy is to achieve, as it is typed: exactly one goal, and the rule by which samples leave."""
+"""What a policy is to achieve: exactly one goal, in numbers, and what is saved while it is reached."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from offramp.lookup import NotUnderstood
+from offramp.lookup import ParameterError
 
 GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """One goal of `offramp.calibrate`: `Goal(macs=0.5)`. Everything that is a share is a number from 0 to 1.
+
+    Attributes:
+        macs: mean multiply-adds per image: up to 1 a share of the plain network's, above 1 a count.
+        ms: mean milliseconds per image at `batch_size` in `runtime`.
+        max_drop: share of all images by which accuracy may be lower than the plain network's (0.005: half a point).
+        target_accuracy: accuracy to reach, a share (0.75: 75 %).
+        risk: bound on the expected accuracy lost against the plain network, a share (0.01: one point).
+        delta: with `risk`: the bound holds with probability 1 - delta over the calibration images.
+        save: what to save if the goal is no cost: `macs` (the default) or `ms`.
+        batch_size: batch size at which milliseconds are measured.
+        runtime: in which milliseconds are measured; None: torch in the run's own precision.
+        temperatures: what divides the logits of each exit: one number for all, one per exit, or `fit` by likelihood.
+    Raises:
+        ParameterError: if there is not exactly one goal, or naming the parameter whose value makes no sense.
+    """
+
+    macs: float | None = None
+    ms: float | None = None
+    max_drop: float | None = None
+    target_accuracy: float | None = None
+    risk: float | None = None
+    delta: float | None = None
+    save: Literal["macs", "ms"] | None = None
+    batch_size: int = 64
+    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None
+    temperatures: float | Sequence[float] | Literal["fit"] = 1.0
+
+    def __post_init__(self) -> None:
+        self._check_one()
+        self._check("macs", "be a share of the plain network such as 0.5, or a count such as 250e6", 0, math.inf)
+        self._check("ms", "be a positive number of milliseconds per image", 0, math.inf)
+        if self.max_drop != 0:
+            self._check("max_drop", "be a share of accuracy in [0, 1), such as 0.005 for half a point", 0, 1)
+        if self.target_accuracy != 1:
+            self._check("target_accuracy", "be a share in (0, 1], such as 0.75", 0, 1)
+        self._check("risk", "be a share in (0, 1), such as 0.01", 0, 1)
+        self._check("delta", "be a probability in (0, 1), such as 0.05", 0, 1)
+        self._check("batch_size", "be at least 1", 0, math.inf)
+        self._check_pairs()
+
+    def _check_one(self) -> None:
+        chosen = [name for name in GOALS if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            *first, last = GOALS
+            got = " and ".join(chosen) or "none"
+            raise ParameterError(f"exactly one goal is needed, {', '.join(first)} or {last}; got {got}", *GOALS)
+
+    def _check(self, name: str, rule: str, above: float, below: float) -> None:
+        value = getattr(self, name)
+        if value is not None and not above < value < below:
+            raise ParameterError(f"{name} must {rule}, got {value}", name)
+
+    def _check_pairs(self) -> None:
+        if self.delta is not None and self.risk is None:
+            raise ParameterError("delta goes with risk, which is missing: risk=0.01 delta=0.05", "delta", "risk")
+        if self.save is not None and self.unit != self.save:
+            raise ParameterError(f"save={self.save} contradicts {self.unit}", "save", self.unit)
+        if self.runtime is not None and self.unit != "ms":
+            raise ParameterError(
+                f"runtime={self.runtime} is where milliseconds are measured: it goes with ms or save=ms",
+                *("runtime", "save"),
+                *(("ms",) if self.runtime else ()),
+            )
+
+    def __str__(self) -> str:
+        if self.macs is not None:
+            return f"at most {_percent(self.macs)} of plain" if self.macs <= 1 else f"at most {self.macs:g} MACs"
+        if self.ms is not None:
+            return f"at most {self.ms:g} ms per image at batch {self.batch_size}"
+        if self.max_drop is not None:
+            return f"at most {100 * self.max_drop:g} percentage points of accuracy below plain"
+        if self.target_accuracy is not None:
+            return f"accuracy of at least {_percent(self.target_accuracy)}"
+        return f"risk of at most {100 * (self.risk or 0):g} percentage points of accuracy"
+
+    @property
+    def unit(self) -> Literal["macs", "ms"]:
+        """What is counted as the cost: macs or ms."""
+        if self.macs is not None or self.ms is not None:
+            return "macs" if self.macs is not None else "ms"
+        return self.save or "macs"
+
+    def budget(self, plain: float) -> float | None:
+        """The cost that may be spent, given what the plain network costs; None if the goal is no cost."""
+        if self.macs is None:
+            return self.ms
+        return self.macs * plain if self.macs <= 1 else self.macs
+
+    def temperature_list(self, exits: int) -> tuple[float, ...]:
+        """The temperature of each exit, () if they are to be fitted.
+
+        Raises:
+            ParameterError: if they are neither `fit` nor one positive number, or one for each exit.
+        """
+        if self.temperatures == "fit":
+            return ()
+        values = self.temperatures if isinstance(self.temperatures, Sequence) else (self.temperatures,)
+        numbers = [value for value in values if not isinstance(value, str) and 0 < value < math.inf]
+        if len(values) not in (1, exits) or len(numbers) < len(values):
+            raise ParameterError(
+                f"temperatures must be `fit`, a positive number, or {exits} of them, one per exit, "
+                f"got {self.temperatures!r}",
+                "temperatures",
+            )
+        return tuple(numbers) * exits if len(values) == 1 else tuple(numbers)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
 
 
 @dataclass(frozen=True)
@@ -13,7 +129,7 @@ class Wish:
     """One goal and its rule, as typed; see `offramp calibrate --help`.
 
     Raises:
-        NotUnderstood: if there is not one goal, and naming the option whose value makes no sense.
+        ParameterError: if there is not one goal, and naming the option whose value makes no sense.
     """
 
     macs: str | None = None
@@ -32,29 +148,29 @@ class Wish:
         given = [name for goal, name in named.items() if getattr(self, goal) is not None]
         if len(given) != 1:
             *first, last = named.values()
-            raise NotUnderstood(
+            raise ParameterError(
                 f"exactly one goal is needed, {', '.join(first)} or {last}; got {' and '.join(given) or 'none'}"
             )
         if self.macs is not None:
             parse_macs(self.macs, 1.0)
         if self.ms is not None and not 0 < self.ms < float("inf"):
-            raise NotUnderstood(f"--ms takes a positive number of milliseconds per image, got {self.ms}")
+            raise ParameterError(f"--ms takes a positive number of milliseconds per image, got {self.ms}")
         if self.max_drop is not None and not 0 <= self.max_drop < 100:
-            raise NotUnderstood(f"--max-drop takes points of accuracy in [0, 100), such as 0.5, got {self.max_drop}")
+            raise ParameterError(f"--max-drop takes points of accuracy in [0, 100), such as 0.5, got {self.max_drop}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 100:
-            raise NotUnderstood(f"--target-accuracy takes percent in (0, 100], such as 75, got {self.target_accuracy}")
+            raise ParameterError(f"--target-accuracy takes percent in (0, 100], such as 75, got {self.target_accuracy}")
         if self.risk is not None and not 0 < self.risk < 1:
-            raise NotUnderstood(f"--risk takes a probability in (0, 1), such as 0.01, got {self.risk}")
+            raise ParameterError(f"--risk takes a probability in (0, 1), such as 0.01, got {self.risk}")
         if self.delta is not None and self.risk is None:
-            raise NotUnderstood("--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05")
+            raise ParameterError("--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05")
         if self.delta is not None and not 0 < self.delta < 1:
-            raise NotUnderstood(f"--delta takes a probability in (0, 1), such as 0.05, got {self.delta}")
+            raise ParameterError(f"--delta takes a probability in (0, 1), such as 0.05, got {self.delta}")
         if self.batch_size < 1:
-            raise NotUnderstood(f"--batch-size must be at least 1, got {self.batch_size}")
+            raise ParameterError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.save is not None and self.unit != self.save:
-            raise NotUnderstood(f"--save {self.save} contradicts --{self.unit}")
+            raise ParameterError(f"--save {self.save} contradicts --{self.unit}")
         if self.runtime is not None and self.unit != "ms":
-            raise NotUnderstood(
+            raise ParameterError(
                 f"--runtime {self.runtime} is where milliseconds are measured: it goes with --ms or --save ms"
             )
 
@@ -69,7 +185,7 @@ class Wish:
         """The temperature of each exit, () where they are to be fitted.
 
         Raises:
-            NotUnderstood: if they are neither `fit` nor one positive number, or one for each exit.
+            ParameterError: if they are neither `fit` nor one positive number, or one for each exit.
         """
         if self.temperatures == "fit":
             return ()
@@ -78,7 +194,7 @@ class Wish:
         except ValueError:
             given = ()
         if len(given) not in (1, exits) or any(not 0 < value < float("inf") for value in given):
-            raise NotUnderstood(
+            raise ParameterError(
                 f"--temperatures takes `fit`, a positive number, or {exits} of them with commas between, one per exit, "
                 f"got {self.temperatures!r}"
             )
@@ -89,7 +205,7 @@ def parse_macs(text: str, plain: float) -> float:
     """`0.5` -> half of plain; `250M` -> 250e6.
 
     Raises:
-        NotUnderstood: if it is neither.
+        ParameterError: if it is neither.
     """
     suffixes = {"k": 1e3, "M": 1e6, "G": 1e9}
     number, factor = (text[:-1], suffixes[text[-1]]) if text[-1:] in suffixes else (text, 1.0)
@@ -98,5 +214,5 @@ def parse_macs(text: str, plain: float) -> float:
     except ValueError:
         value = float("nan")
     if not 0 < value < float("inf"):
-        raise NotUnderstood(f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {text!r}")
+        raise ParameterError(f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {text!r}")
     return value * plain if factor == 1.0 and value <= 1 else value
