@@ -7,9 +7,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
+from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
 from offramp.lookup import ParameterError, nearest
 
 if TYPE_CHECKING:
@@ -17,52 +19,24 @@ if TYPE_CHECKING:
     from cyclopts.exceptions import CycloptsError
 
 
-def verbs() -> tuple[Callable[..., Any], ...]:
-    """What can be typed after `offramp`: a function for each verb, named as it."""
-    from offramp.cli import (
-        bench,
-        calibrate,
-        compare,
-        curves,
-        deploy,
-        evaluate,
-        export,
-        info,
-        lists,
-        predict,
-        report,
-        train,
-    )
-
-    return (
-        train.train,
-        evaluate.evaluate,
-        calibrate.calibrate,
-        compare.compare,
-        curves.curves,
-        deploy.deploy,
-        bench.bench,
-        report.report,
-        export.export,
-        predict.predict,
-        info.info,
-        lists.nets,
-        lists.branches,
-        lists.methods,
-        lists.data,
-    )
+REQUIRED = ("torch", "numpy", "pyarrow")
+"""Packages that pip installs with offramp; some verbs run without them."""
 
 
-def app() -> "App":
-    """The program with all its verbs."""
+def verb(name: str) -> Callable[..., Any]:
+    """The function of a verb; imports its file alone."""
+    function: Callable[..., Any] = getattr(import_module(f"offramp.cli.{MODULES[name]}"), name)
+    return function
+
+
+def app(*names: str) -> "App":
+    """The program with these verbs, or with all."""
     from cyclopts import App
 
-    from offramp.cli._overview import ABOUT
-
-    made = App(name="offramp", help=ABOUT, version=__version__, result_action="return_value")
-    for verb in verbs():
-        made.command(verb, usage=_usage(verb))
-    return made
+    program = App(name="offramp", help=ABOUT, version=__version__, result_action="return_value")
+    for name in names or MODULES:
+        program.command(verb(name), usage=_usage(verb(name)))
+    return program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,8 +66,6 @@ def _unheard(error: OSError) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from offramp.cli._overview import ASKED, overview
-
     if words in ASKED:
         print(overview())
         return 0
@@ -104,13 +76,13 @@ def _run(words: list[str]) -> int:
 
     try:
         typed = prepare(words)
-        for verb in verbs():
-            if typed[:1] == [verb.__name__]:
-                check_whole(verb, typed)
+        named = [name for name in typed[:1] if name in MODULES]
+        for name in named:
+            check_whole(verb(name), typed)
     except ValueError as error:
         return _fail(words, as_typed(error), 2)
     try:
-        app()(typed, exit_on_error=False, print_error=False)
+        app(*named)(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(words, _said(error, typed), 2)
     except ParameterError as error:
@@ -119,6 +91,11 @@ def _run(words: list[str]) -> int:
         return _fail(words, as_typed(error), 1)
     except BrokenPipeError:
         raise
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in REQUIRED:
+            raise
+        return _fail(words, f"`offramp {words[0]}` needs {package}, which is not installed: pip install {package}", 1)
     except (OSError, ImportError, RuntimeError) as error:
         if not _expected(error):
             raise
@@ -148,7 +125,7 @@ def _said(error: "CycloptsError", typed: list[str]) -> str:
 
 def _misspelt(typed: list[str]) -> str:
     """An option that the verb does not have, and the nearest: what is missing may be there under another name."""
-    known = [name for argument in app()[typed[0]].assemble_argument_collection() for name in argument.names]
+    known = [name for argument in app(typed[0])[typed[0]].assemble_argument_collection() for name in argument.names]
     for word in typed[1:]:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in known and name.replace("--no-", "--", 1) not in known:

@@ -7,27 +7,35 @@ from pathlib import Path
 
 ABOUT = "Vision networks with several exits that teach each other, and leave early for real."
 ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"])
-LISTS = "lists"
-"""The file that holds several verbs."""
+GROUPS = {
+    "Train": {"train": "train", "compare": "compare", "report": "report"},
+    "Exit early": {"calibrate": "calibrate", "evaluate": "evaluate", "curves": "curves", "bench": "bench"},
+    "Ship": {"export": "export", "predict": "predict", "deploy": "deploy"},
+    "Look up": {"nets": "lists", "branches": "lists", "methods": "lists", "data": "lists", "info": "info"},
+}
+"""{title: {verb: the file in this folder that holds the function of that name}}."""
+MODULES = {verb: module for group in GROUPS.values() for verb, module in group.items()}
 
 
 def overview() -> str:
     """Usage, what the program is, and every verb."""
     width = min(shutil.get_terminal_size().columns, 100)
-    rows = [*sorted(verbs().items()), ("--help, -h", "Display this message and exit."), ("--version", "The version.")]
-    lines = ["Usage: offramp COMMAND [OPTIONS]", "", *textwrap.wrap(ABOUT, width), "", "Commands:"]
-    for name, text in rows:
-        lines += textwrap.wrap(text, width, initial_indent=f"  {name:12}", subsequent_indent=" " * 14)
+    lines, texts = ["Usage: offramp COMMAND [OPTIONS]", "", *textwrap.wrap(ABOUT, width)], verbs()
+    rows = {title: {verb: texts[verb] for verb in group} for title, group in GROUPS.items()}
+    rows["Options"] = {"--help, -h": "Display this message and exit.", "--version": "Display the version and exit."}
+    for title, group in rows.items():
+        lines += ["", f"{title}:"]
+        for name, text in group.items():
+            lines += textwrap.wrap(text, width, initial_indent=f"  {name:12}", subsequent_indent=" " * 14)
     return "\n".join([*lines, "", "offramp COMMAND --help explains one of them."])
 
 
 def verbs() -> dict[str, str]:
-    """{verb: the first paragraph of its docstring}: a verb is a function named as its file, or any of `lists`."""
-    found: dict[str, str] = {}
-    for file in Path(__file__).parent.glob("[a-z]*.py"):
-        for part in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(part, ast.FunctionDef) and (part.name == file.stem or file.stem == LISTS):
-                text = ast.get_docstring(part) or ""
-                if not part.name.startswith("_"):
-                    found[part.name] = " ".join(text.split("\n\n")[0].split())
-    return found
+    """{verb: the first paragraph of its docstring}."""
+    texts: dict[str, str] = {}
+    for module in dict.fromkeys(MODULES.values()):
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        for part in tree.body:
+            if isinstance(part, ast.FunctionDef) and MODULES.get(part.name) == module:
+                texts[part.name] = " ".join((ast.get_docstring(part) or "").split("\n\n")[0].split())
+    return texts

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import offramp as package
-from offramp.cli import _overview, app, verbs
+from offramp.cli import _overview, app, verb
+from offramp.cli._errors import as_typed, dashed
+from offramp.lookup import ParameterError, with_parameters
 
 Offramp = Callable[..., Any]
 VERBS = (
@@ -37,7 +39,9 @@ def test_help_names_every_verb(offramp: Offramp, words: tuple[str, ...]) -> None
     assert {name for name in app() if not name.startswith("-")} == set(VERBS)
     ran = offramp(*words)
     assert ran.status == 0 and not ran.err
-    assert all(verb in ran.out for verb in VERBS)
+    assert all(f"\n  {verb} " in ran.out for verb in VERBS)
+    titles = [ran.out.index(f"\n{title}:\n") for title in ("Train", "Exit early", "Ship", "Look up")]
+    assert titles == sorted(titles)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_help_of_train_is_without_noise_and_complete(offramp: Offramp) -> None:
 def test_the_overview_says_of_every_verb_what_its_own_help_says() -> None:
     """It is read from the files, without what reads the words of a command."""
     assert _overview.verbs() == {
-        verb.__name__: " ".join((inspect.getdoc(verb) or "").split("\n\n")[0].split()) for verb in verbs()
+        name: " ".join((inspect.getdoc(verb(name)) or "").split("\n\n")[0].split()) for name in VERBS
     }
     program = "import sys, offramp.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -106,6 +110,68 @@ def test_help_imports_no_torch() -> None:
     process = started(program=program)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+
+
+def test_a_verb_imports_only_itself() -> None:
+    program = (
+        "import sys\nfrom offramp.cli import main\n"
+        "try: main(['nets', '--json'])\n"
+        "except SystemExit as left: assert not left.code\n"
+        "own = {name for name in sys.modules if name.startswith('offramp.cli.') and '._' not in name}\n"
+        "assert own == {'offramp.cli.lists'}, own"
+    )
+    process = started(program=program)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
+def test_python_runs_the_package() -> None:
+    words = [sys.executable, "-m", "offramp", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == package.__version__
+
+
+def test_a_verb_that_needs_torch_says_so(offramp: Offramp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    ran = offramp("info", "--width", 4)
+    assert (ran.status, ran.err) == (
+        1,
+        "offramp: `offramp info` needs torch, which is not installed: pip install torch\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "parameters", "says"),
+    [
+        ("holdout must be a share in [0, 1), got 2", ("holdout",), "--holdout must be a share in [0, 1), got 2"),
+        (
+            "batch_size=7 does not divide over devices=2",
+            ("batch_size", "devices"),
+            "--batch-size 7 does not divide over --devices 2",
+        ),
+        ("method.beta_end takes float, got 'x'", ("method.beta_end",), "--method.beta_end takes float, got 'x'"),
+        (
+            "runtime=onnx goes with ms or save=ms",
+            ("runtime", "ms", "save"),
+            "--runtime onnx goes with --ms or --save ms",
+        ),
+        ("lr must be lower than lr_backbone", ("lr", "lr_backbone"), "--lr must be lower than --lr-backbone"),
+        (
+            "out/a.yaml, 'out', my-out and b.out stay; another out",
+            ("out",),
+            "out/a.yaml, 'out', my-out and b.out stay; another --out",
+        ),
+        ("data.resize=3, data stays data", ("data.resize",), "--data.resize 3, data stays data"),
+        (
+            "width=8 and net.width=4 contradict each other",
+            ("width", "net.width"),
+            "--width 8 and --net.width 4 contradict each other",
+        ),
+    ],
+)
+def test_parameters_become_options(message: str, parameters: tuple[str, ...], says: str) -> None:
+    assert dashed(message, parameters) == says
+    for error in (ParameterError(message, *parameters), with_parameters(OSError(message), *parameters)):
+        assert as_typed(error) == says and str(error) == message
 
 
 def test_version(offramp: Offramp) -> None:
@@ -182,7 +248,7 @@ def test_a_file_that_cannot_be_written_is_named(offramp: Offramp, tmp_path: Path
 
 
 def test_a_bug_of_ours_is_not_hidden() -> None:
-    program = "import offramp.cli as c\ndef app(): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
+    program = "import offramp.cli as c\ndef app(*_): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
     process = started(program=program)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" in err and "a bug" in err
