@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.cli.bench import MS, OFF, RATIO
 from offramp.config import flat
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import answer
-from offramp.measure.interleaved_benchmark import Runner, race
+from offramp.measure.interleaved_benchmark import Runner, run_interleaved
 from offramp.measure.provenance import provenance
 from offramp.runs import LoadedRun, load_data, load_run
 from offramp.runs.backends import of_run
+from offramp.runs.bench import MS, OFF, RATIO
 from offramp.train.run_dir import POLICY
 
 POINTS, FASTER = 0.5, 1.5
@@ -106,7 +106,9 @@ def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         if (rival.config.data, rival.about["shape"]) != (loaded.config.data, loaded.about["shape"]):
             raise ValueError(f"{name} was trained on other data than {given.run}: they cannot be compared")
     data = load_data(loaded, given.data_dir, show=False)
-    sides = of_run(loaded, given.runtimes, given.threads, data, 64, show=False, rivals=rivals)
+    sides = of_run(
+        loaded, given.runtimes and given.runtimes.split(","), given.threads, data, 64, show=False, rivals=rivals
+    )
     found = {}
     for runner in sides.runners:
         say(f"{runner.name}: accuracy on test")
@@ -114,7 +116,7 @@ def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     batches = {}
     for batch in (1, 64):
         say(f"batch {batch}: {given.seconds:g} s")
-        batches[batch] = race(sides.runners, loaded.policy, sides.pixels, batch, given.seconds, given.seed)
+        batches[batch] = run_interleaved(sides.runners, loaded.policy, sides.pixels, batch, given.seconds, given.seed)
     verdicts = {
         name: verdict(found[name], {batch: each["runtimes"][name] for batch, each in batches.items()}) for name in found
     }

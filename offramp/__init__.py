@@ -20,8 +20,14 @@ _HOME = {
     "Head": "offramp.net",
     "MultiExitNet": "offramp.net",
     "attach": "offramp.net",
+    "bench": "offramp.runs.bench",
+    "compare": "offramp.runs.compare",
+    "compare_ledger": "offramp.runs.compare",
+    "curves": "offramp.runs.curves",
+    "deploy": "offramp.runs.deploy",
     "fresh": "offramp.net",
     "plain": "offramp.net",
+    "report": "offramp.runs.report",
     "segments": "offramp.net",
 }
 

@@ -1,7 +1,8 @@
 """What the terminal shows while several runs train: a line for each that is at work, and one for all of them."""
 
-import re
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -9,8 +10,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from offramp.cli._console import stderr
 from offramp.engine.local import Job
 
-_EPOCH = re.compile(rb"^ *(\d+)/\d+  .*\| val % ([\d. ]+|\xe2\x80\x93)", re.MULTILINE)
-"""A line that `TrainingProgress` says after an epoch."""
+METRICS = "metrics.jsonl"
+TAIL = 2**20
+"""Bytes at the end of metrics.jsonl that are searched for the last epoch."""
 
 
 class CompareProgress:
@@ -32,7 +34,6 @@ class CompareProgress:
         self.total: TaskID | None = None
         self.tasks: dict[str, TaskID] = {}
         self.began: dict[str, float] = {}
-        self.first: dict[str, int] = {}
 
     def begin(self, runs: int, finished: int, epochs: int) -> None:
         """So many runs, of which some are finished already."""
@@ -46,7 +47,6 @@ class CompareProgress:
     def started(self, job: Job) -> None:
         """A run began."""
         self.began[job.name] = time.monotonic()
-        self.first[job.name] = job.log.stat().st_size if job.log.exists() else 0
         if self.live:
             self.tasks[job.name] = self.bar.add_task(_short(job.name), total=self.epochs, state="starts")
         else:
@@ -56,7 +56,7 @@ class CompareProgress:
         """Move the bars to the last epoch that the run has said."""
         if not self.live:
             return
-        epoch, exits = last_epoch(job, self.first[job.name])
+        epoch, exits = last_epoch(job.folder)
         state = f"{epoch}/{self.epochs}" + (f" val % {exits}" if exits else "")
         if epoch:
             self.bar.update(self.tasks[job.name], completed=epoch, state=state[:34])
@@ -66,7 +66,7 @@ class CompareProgress:
         """A line with what came of the run."""
         self.ended_runs += 1
         seconds = time.monotonic() - self.began[job.name]
-        _, exits = last_epoch(job, self.first[job.name])
+        _, exits = last_epoch(job.folder)
         said = (
             f"failed: {job.failure}" if job.failure else f"done in {seconds:.0f} s" + (f", val % {exits}" * bool(exits))
         )
@@ -92,14 +92,19 @@ class CompareProgress:
             self.bar.stop()
 
 
-def last_epoch(job: Job, begin: int) -> tuple[int, str]:
-    """The last epoch in the job's log behind this byte, counted from 1 (0: none yet), and val accuracies as said."""
-    if not job.log.exists():
+def last_epoch(folder: Path) -> tuple[int, str]:
+    """The last epoch in a run's metrics.jsonl, counted from 1 (0: none yet), and the accuracies on val in percent."""
+    path = folder / METRICS
+    if not path.is_file():
         return 0, ""
-    with job.log.open("rb") as file:
-        file.seek(max(begin, job.log.stat().st_size - 8192))
-        found = _EPOCH.findall(file.read())
-    return (int(found[-1][0]), found[-1][1].decode().strip(" –")) if found else (0, "")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read().split(b"\n")[:-1]
+    for line in reversed(lines):
+        if line.startswith(b'{"kind": "epoch"'):
+            record = json.loads(line)
+            return record["epoch"] + 1, " ".join(f"{100 * share:.1f}" for share in record["val_accuracy"] or ())
+    return 0, ""
 
 
 def _short(name: str) -> str:

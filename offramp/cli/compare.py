@@ -1,24 +1,18 @@
 """offramp compare: several methods with several seeds on the same network, data and recipe, and what differs."""
 
-import json as reader
-import os
-from collections.abc import Callable
+import dataclasses
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offramp.cli import emit
 from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, config_of
-from offramp.config import Config, flat
-from offramp.lookup import NotUnderstood, nearest
+from offramp.config import Config
+from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
-    from offramp.engine.local import Job
-    from offramp.runs.sweep import Entry
+    from offramp.runs.compare import ComparisonResult
     from offramp.study.comparison import Comparison
-
-LEDGER = "results.jsonl"
-PATIENCE = 20.0
-"""Seconds to wait for runs of a comparison that was killed and are still saving."""
 
 
 def compare(
@@ -42,8 +36,8 @@ def compare(
     The same command goes on where it was stopped or killed; with more methods or seeds it trains those that are new.
 
     Args:
-        methods: Names with commas between, parameters in parentheses: `joint,muse(alpha=0.1)`.
-        seeds: Numbers with commas between.
+        methods: Names comma-separated, parameters in parentheses: `joint,muse(alpha=0.1)`.
+        seeds: Numbers, comma-separated.
         out: Folder of the comparison; every run is a folder in it.
         jobs: How many runs at once, each with its share of the cores.
         ledger: File to add a line per run to; else results.jsonl in --out. What has its line there is
@@ -53,149 +47,125 @@ def compare(
         markdown: Also write the tables into this file, between the markers of an existing one.
         json: Print the comparison as one JSON object.
     """
-    if jobs < 1:
-        raise NotUnderstood(f"--jobs must be at least 1, got {jobs}")
-    if markdown is not None:
-        _check_markdown(markdown)
-    if show is not None:
-        given = {"--methods": methods, "--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
-        words = [name for name, value in given.items() if value]
-        if words or config_of(config, option) != Config():
-            what = " and ".join(words) or "options of training"
-            raise ValueError(f"--show trains nothing, it shows all that its ledger holds: leave {what} away")
-        _report(_comparisons(show, baseline), markdown, json, show, [])
-        return
-    if methods is None or out is None:
-        raise ValueError("compare needs --methods and --out, as in --methods joint,byot --out runs/compare; or --show")
-    kept = ledger or out / LEDGER
-    common, failed = run(config_of(config, option), methods, seeds, out, jobs, kept, show=not json)
-    found = [one for one in _comparisons(kept, baseline) if one.common == common] if kept.is_file() else []
-    _report(found, markdown, json, kept, failed)
-
-
-def run(
-    config: Config, methods: str, seeds: str, out: Path, jobs: int, ledger: Path, show: bool
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Train and evaluate what is not yet in the ledger; answers what the runs share, and which failed and why."""
-    from offramp.cli._compare_progress import CompareProgress
-    from offramp.engine import local
-    from offramp.runs import sweep
-    from offramp.study.ledger import common
-
-    if ledger.exists() and not ledger.is_file():
-        raise ValueError(f"--ledger {ledger} is no file")
-    place = next(path for path in (ledger, *ledger.parents) if path.exists())
-    if not os.access(place, os.W_OK):
-        raise ValueError(f"{ledger} cannot be written: there is no permission for {place}")
-    found = sweep.entries(config, methods, seeds, out)
-    sweep.check_folder(out)
-    progress = CompareProgress(show)
-    for note in sweep.check(found, show):
-        progress.note(note)
-    out.mkdir(parents=True, exist_ok=True)
-    with local.alone(out / ".lock", PATIENCE, progress.note) as lock:
-        sweep.claim(out, found)
-        todo = [job for entry in found if (job := _job(entry, out, ledger, progress.note))]
-        progress.begin(len(found), len(found) - len(todo), config.recipe.epochs)
-        try:
-            whole = local.run(todo, jobs, progress, lock.fileno())
-        finally:
-            progress.stop()
-    if not whole:
-        progress.note(f"saved in {out}; the same command goes on")
-        raise KeyboardInterrupt
-    failed = [{"run": job.name, "reason": job.failure} for job in todo if job.failure]
-    return common(flat(found[0].config)), failed
-
-
-def _job(entry: "Entry", out: Path, ledger: Path, note: Callable[[str], None]) -> "Job | None":
-    """What is left to do for a run: train, evaluate, add its line to the ledger; None where nothing is."""
-    from offramp.engine.local import Job
-    from offramp.study.ledger import append, holds, lists
-    from offramp.train.run_dir import CONFIG, begun, read_result
-
-    config, folder = entry.config, entry.folder
-    result = read_result(folder)
-    if result is not None and holds(ledger, flat(config), result):
-        return None
-    if not begun(folder) and lists(ledger, flat(config)):
-        note(f"{entry.name}: has its line in {ledger}; to train it again, take another --ledger")
-        return None
-    place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
-    train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]
-    train += ["--checkpoint-every", str(config.recipe.checkpoint_every)]
-    train += ["--tensorboard" if config.recipe.tensorboard else "--no-tensorboard"]
-    evaluate = ["evaluate", str(folder), *place, "--json"]
-    logs = out / "logs"
-    answer = logs / f"{folder.name}.json"
-
-    def done() -> None:
-        append(ledger, reader.loads(answer.read_text()))
-
-    commands = [evaluate] if result is not None else [train, evaluate]
-    return Job(entry.name, commands, logs / f"{folder.name}.log", answer, done)
-
-
-def _check_markdown(path: Path) -> None:
-    """Refuse a document that the tables cannot go into before anything is trained, not after."""
-    from offramp.study.comparison import around
-
-    around(path)
-
-
-def _comparisons(ledger: Path, baseline: str) -> list["Comparison"]:
-    from offramp.study.comparison import compare
-    from offramp.study.ledger import read
-
-    lines = read(ledger)
-    labels = list(dict.fromkeys(line.method for line in lines))
-    if baseline != "joint" and baseline not in labels:
-        raise NotUnderstood(f"--baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}")
-    return compare(lines, baseline)
-
-
-def _report(
-    found: list["Comparison"], markdown: Path | None, json: bool, ledger: Path, failed: list[dict[str, str]]
-) -> None:
-    """Print the tables, write them as Markdown, name what failed; exit status 1 if something did."""
-    from offramp.cli._console import stderr
     from offramp.study import comparison
 
-    if markdown is not None and found:
-        comparison.write_block(markdown, "\n".join(map(comparison.markdown, found)))
-    if json:
-        emit({"ledger": str(ledger), "comparisons": [comparison.values(one) for one in found], "failed": failed})
+    if markdown is not None:
+        comparison.around(markdown)  # refused before anything is trained, not after
+    if show is not None:
+        options = {"--methods": methods, "--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
+        _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
+        result = _shown(show, baseline)
+    elif methods is None or out is None:
+        raise ValueError("compare needs --methods and --out, as in --methods joint,byot --out runs/compare; or --show")
     else:
-        for number, one in enumerate(found):
-            _print(one, number)
-    for run in failed if not json else ():
-        stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
-    if failed:
+        result = _trained(config_of(config, option), methods, seeds, out, jobs, ledger, baseline, show=not json)
+    if markdown is not None and result.comparisons:
+        comparison.write_block(markdown, "\n".join(map(comparison.markdown, result.comparisons)))
+    if json:
+        emit(dataclasses.asdict(result))
+    else:
+        _print_result(result)
+    if result.failed:
         raise SystemExit(1)
 
 
-def _print(found: "Comparison", number: int) -> None:
+def _only_show(words: list[str], trains: bool) -> None:
+    if words or trains:
+        what = " and ".join(words) or "options of training"
+        raise ValueError(f"--show trains nothing, it shows all that its ledger holds: leave {what} away")
+
+
+def _shown(ledger: Path, baseline: str) -> "ComparisonResult":
+    from offramp.runs.compare import compare_ledger
+
+    return compare_ledger(ledger, baseline=baseline)
+
+
+def _trained(
+    config: Config, methods: str, seeds: str, out: Path, jobs: int, ledger: Path | None, baseline: str, show: bool
+) -> "ComparisonResult":
+    from offramp.cli._compare_progress import CompareProgress
+    from offramp.runs.compare import compare as run_comparison
+
+    return run_comparison(
+        config,
+        parse_methods(methods),
+        out,
+        seeds=parse_seeds(seeds),
+        jobs=jobs,
+        ledger=ledger,
+        baseline=baseline,
+        reporter=CompareProgress(show),
+    )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` as numbers.
+
+    Raises:
+        ValueError: if a part is no number from 0 on.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise ParameterError(f"--seeds takes whole numbers from 0 on with commas between, such as 0,1,2, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
+    """`joint,muse(alpha=0.1,temperature=4)` as names with parameters; a value may hold commas: `eed(teachers=0,-1)`.
+
+    Raises:
+        ValueError: if a parenthesis is not closed, or something in one is no KEY=VALUE.
+    """
+    methods = []
+    for word in re.split(r",(?![^()]*\))", text):
+        matched = re.fullmatch(r"\s*([^()\s]+?)\s*(?:\(([^()]*)\))?\s*", word)
+        if matched is None:
+            raise ParameterError(
+                f"--methods takes names such as joint,muse(alpha=0.1), got {word.strip()!r} in {text!r}"
+            )
+        parameters: dict[str, str] = {}
+        for part in re.split(r",(?=[^,=]*=)", matched[2] or ""):
+            key, equals, value = part.partition("=")
+            if part.strip() and not (equals and key.strip() and value.strip()):
+                raise ParameterError(
+                    f"--methods {word.strip()}: {part.strip()!r} is no KEY=VALUE, as in muse(alpha=0.1)"
+                )
+            if part.strip():
+                parameters[key.strip()] = value.strip()
+        methods.append((matched[1], parameters))
+    return methods
+
+
+def _print_result(result: "ComparisonResult") -> None:
+    from offramp.cli._console import stderr
+
+    for number, comparison in enumerate(result.comparisons):
+        _print(comparison, number)
+    for run in result.failed:
+        stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print(comparison: "Comparison", number: int) -> None:
     from offramp.cli._console import stdout, table
-    from offramp.study.comparison import counted, difference_cell, mean_cell, title
+    from offramp.study.comparison import counted, difference_cells, mean_cells, title
 
     if number:
         stdout.print()
-    stdout.print(title(found), style="bold", highlight=False, markup=False)
-    names, legend = _names([row.method for row in found.rows])
-    rows = [[names[row.method], counted(row.seeds), *map(mean_cell, row.means)] for row in found.rows]
+    stdout.print(title(comparison), style="bold", highlight=False, markup=False)
+    names, legend = _names([row.method for row in comparison.methods])
+    rows = [[names[row.method], counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
     head = "accuracy %, mean ± standard deviation over seeds"
-    stdout.print(table(head, ["", "n", *found.columns], rows), soft_wrap=True)
-    others = [row for row in found.rows if row.differences]
-    rows = [
-        [names[row.method], counted(row.pairs), *(difference_cell(one, brackets=False) for one in row.differences)]
-        for row in others
-    ]
+    stdout.print(table(head, ["", "n", *comparison.columns], rows), soft_wrap=True)
+    others = [row for row in comparison.methods if row.difference]
+    rows = [[names[row.method], counted(row.pairs), *difference_cells(row, brackets=False)] for row in others]
     if rows:
         stdout.print()
-        head = f"less {found.baseline} on the same seeds, points ± half of the 95 % interval"
-        stdout.print(table(head, ["", "n", *found.columns], rows), soft_wrap=True)
-    elif len(found.rows) > 1:
-        said = f"no differences: nothing has a seed in common with {found.baseline} (--baseline NAME)"
+        head = f"less {comparison.baseline} on the same seeds, points ± half of the 95 % interval"
+        stdout.print(table(head, ["", "n", *comparison.columns], rows), soft_wrap=True)
+    elif len(comparison.methods) > 1:
+        said = f"no differences: nothing has a seed in common with {comparison.baseline} (--baseline NAME)"
         stdout.print(f"\n{said}", highlight=False, soft_wrap=True)
     if legend:
         stdout.print("\n" + "\n".join(legend), highlight=False, markup=False, soft_wrap=True)

@@ -1,5 +1,6 @@
-"""Several commands of offramp at once, each in a process of its own that ends when the one that started it ends."""
+"""Several jobs at once, each in a process of its own that ends when the one that started it ends."""
 
+import importlib
 import json
 import os
 import signal
@@ -20,14 +21,23 @@ LONGEST_SAVING = 120.0
 
 @dataclass
 class Job:
-    """Commands to run one after the other in one process, and what came of them.
+    """Commands to run one after the other in one process, and how they ended.
 
-    `log` takes what they say, `answer` what they print. `done` is called, in the process that started it, when all of
-    them have succeeded; `failure` is None then, and a sentence where one of them did not.
+    Attributes:
+        name: what the user calls the job.
+        entry: `module:function` that runs one command; it takes its words.
+        commands: the words of each.
+        folder: where the job writes its results; the engine does not look into it.
+        log: file that standard error is appended to.
+        answer: file that standard output is written to.
+        done: called in the process that started the job when all commands have succeeded.
+        failure: None unless a command failed, then one sentence.
     """
 
     name: str
+    entry: str
     commands: list[list[str]]
+    folder: Path
     log: Path
     answer: Path
     done: Callable[[], None]
@@ -116,7 +126,7 @@ def _start(job: Job, at_once: int, keep_open: int) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log, job.answer.open("wb") as answer:
         job.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, json.dumps(job.commands)],
+            [sys.executable, "-P", "-c", program, json.dumps([job.entry, job.commands])],
             stdin=subprocess.PIPE,
             stdout=answer,
             stderr=log,
@@ -127,14 +137,15 @@ def _start(job: Job, at_once: int, keep_open: int) -> None:
 
 
 def child() -> None:
-    """The process of a job: what `offramp` would do with the same words, until the one that started it is gone."""
-    from offramp.cli import main
-
+    """The process of a job: its commands one after the other, unless the process that started it ends."""
+    entry, commands = json.loads(sys.argv.pop())
+    module, _, function = entry.partition(":")
+    run_command = getattr(importlib.import_module(module), function)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for words in json.loads(sys.argv.pop()):
-        sys.argv = ["offramp", *words]  # what figures say they come from
+    for words in commands:
+        sys.argv = ["offramp", *words]  # the command that provenance records
         try:
-            main(words)
+            run_command(words)
         except SystemExit as left:
             if left.code:
                 raise

@@ -83,7 +83,7 @@ def deal(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
         waiting = waiting[batch:]
 
 
-def race(
+def run_interleaved(
     runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, batch: int, seconds: float, seed: int = 0
 ) -> dict[str, Any]:
     """Time all runners' ways in turn, in an order drawn anew for every round, each round on other images.

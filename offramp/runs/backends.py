@@ -45,13 +45,13 @@ class Sides:
     left_out: dict[str, str]
 
 
-def choose(text: str | None, offered: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The runtimes to measure, and those that are not installed, with the command that installs them.
 
     Raises:
         ValueError: if one is unknown or not offered, or none is left.
     """
-    wanted = list(offered) if text is None else text.split(",")
+    wanted = list(offered) if runtimes is None else list(runtimes)
     for name in wanted:
         if name not in RUNTIMES:
             raise unknown("runtime", name, RUNTIMES, listing="offramp bench --help")
@@ -77,7 +77,7 @@ def absent(runtime: str) -> str:
 
 def of_run(
     loaded: LoadedRun,
-    runtimes: str | None,
+    runtimes: Sequence[str] | None,
     threads: int | None,
     data: "DataSet",
     largest: int,
@@ -113,7 +113,7 @@ def of_run(
 
 def of_bundle(
     folder: Path,
-    runtimes: str | None,
+    runtimes: Sequence[str] | None,
     threads: int | None,
     images: Path | None,
     data_dir: Path | None,

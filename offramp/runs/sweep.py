@@ -2,8 +2,9 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from offramp.config import (
     Config,
@@ -16,7 +17,7 @@ from offramp.config import (
     prepare,
     resolve,
 )
-from offramp.lookup import NotUnderstood
+from offramp.lookup import ParameterError, with_parameters
 
 COMPARISON = "comparison.yaml"
 
@@ -34,49 +35,9 @@ class Entry(NamedTuple):
         return f"{self.method} seed {self.config.recipe.seed}"
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` as numbers.
-
-    Raises:
-        ValueError: if a part is no number from 0 on, or is there twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not part.isdecimal()]
-    if wrong:
-        raise NotUnderstood(f"--seeds takes whole numbers from 0 on with commas between, such as 0,1,2, got {text!r}")
-    seeds = [int(part) for part in parts]
-    if len(set(seeds)) < len(seeds):
-        raise NotUnderstood(f"--seeds {text} names a seed twice")
-    return seeds
-
-
-def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
-    """`joint,muse(alpha=0.1,temperature=4)` as names with parameters; a value may hold commas: `eed(teachers=0,-1)`.
-
-    Raises:
-        ValueError: if a parenthesis is not closed, or something in one is no KEY=VALUE.
-    """
-    found = []
-    for word in re.split(r",(?![^()]*\))", text):
-        matched = re.fullmatch(r"\s*([^()\s]+?)\s*(?:\(([^()]*)\))?\s*", word)
-        if matched is None:
-            raise NotUnderstood(
-                f"--methods takes names such as joint,muse(alpha=0.1), got {word.strip()!r} in {text!r}"
-            )
-        given: dict[str, str] = {}
-        for part in re.split(r",(?=[^,=]*=)", matched[2] or ""):
-            key, equals, value = part.partition("=")
-            if part.strip() and not (equals and key.strip() and value.strip()):
-                raise NotUnderstood(
-                    f"--methods {word.strip()}: {part.strip()!r} is no KEY=VALUE, as in muse(alpha=0.1)"
-                )
-            if part.strip():
-                given[key.strip()] = value.strip()
-        found.append((matched[1], given))
-    return found
-
-
-def entries(config: Config, methods: str, seeds: str, out: Path) -> list[Entry]:
+def entries(
+    config: Config, methods: Sequence[tuple[str, Mapping[str, Any]]], seeds: Sequence[int], out: Path
+) -> list[Entry]:
     """Every method with every seed, all methods of a seed before the next seed; nothing is written.
 
     Raises:
@@ -89,20 +50,27 @@ def entries(config: Config, methods: str, seeds: str, out: Path) -> list[Entry]:
         raise ValueError(
             f"--method.{key} cannot serve several methods: write --methods 'NAME({key}={value})' for the one it is for"
         )
-    if config.recipe.devices > 1:
-        raise ValueError("compare trains every run in one process: leave --devices away, --jobs N runs N at once")
+    if config.devices > 1:
+        raise with_parameters(
+            ValueError("compare trains every run in one process: leave devices away, jobs=N runs N at once"),
+            "devices",
+            "jobs",
+        )
     chosen: dict[str, ResolvedConfig] = {}
-    for name, given in parse_methods(methods):
-        wanted = resolve(dataclasses.replace(config, method=name, method_options=given))
-        called = label(flat(wanted))
-        if called in chosen:
-            raise NotUnderstood(f"--methods names {called} twice")
-        chosen[called] = wanted
-    numbers = parse_seeds(seeds)
+    for name, parameters in methods:
+        resolved = resolve(dataclasses.replace(config, method=name, method_options=parameters))
+        labelled = label(flat(resolved))
+        if labelled in chosen:
+            raise ParameterError(f"methods names {labelled} twice", "methods")
+        chosen[labelled] = resolved
+    if not methods or not seeds:
+        raise ParameterError(f"{'seeds' if methods else 'methods'} needs at least one", "methods", "seeds")
+    if len(set(seeds)) < len(seeds):
+        raise ParameterError(f"seeds {','.join(map(str, seeds))} names a seed twice", "seeds")
     return [
-        Entry(called, _seeded(wanted, seed), out / folder_name(called, seed))
-        for seed in numbers
-        for called, wanted in chosen.items()
+        Entry(labelled, _seeded(resolved, seed), out / folder_name(labelled, seed))
+        for seed in seeds
+        for labelled, resolved in chosen.items()
     ]
 
 
@@ -115,7 +83,7 @@ def _seeded(config: ResolvedConfig, seed: int) -> ResolvedConfig:
     return dataclasses.replace(config, seed=seed)
 
 
-def claim(out: Path, found: list[Entry]) -> None:
+def claim(out: Path, entries: Sequence[Entry]) -> None:
     """Make the folder this comparison's own, or recognise it, and every run's folder within it.
 
     Raises:
@@ -127,7 +95,7 @@ def claim(out: Path, found: list[Entry]) -> None:
     from offramp.train import run_dir
 
     path = out / COMPARISON
-    shared = common(flat(found[0].config))
+    shared = common(flat(entries[0].config))
     if path.is_file():
         there = run_dir.read_yaml(path)
         differing = [key for key in sorted({*there, *shared}) if there.get(key) != shared.get(key)]
@@ -140,7 +108,7 @@ def claim(out: Path, found: list[Entry]) -> None:
             )
     else:
         run_dir.put(path, yaml.safe_dump(shared, sort_keys=False))
-    for entry in found:
+    for entry in entries:
         run_dir.claim(entry.folder, flat(entry.config), resume=True)
 
 
@@ -157,7 +125,7 @@ def check_folder(out: Path) -> None:
         raise ValueError(f"{out} is not empty and holds no comparison of offramp; take another --out")
 
 
-def check(found: list[Entry], show: bool) -> tuple[str, ...]:
+def check(entries: Sequence[Entry], show: bool) -> tuple[str, ...]:
     """Read the data and build every method's network once: what cannot be trained is refused before anything starts.
 
     Returns:
@@ -168,10 +136,10 @@ def check(found: list[Entry], show: bool) -> tuple[str, ...]:
     from offramp.train import phases
     from offramp.train.loop import refuse
 
-    data = build_data(found[0].config, progress=show)
+    data = build_data(entries[0].config, progress=show)
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    notes = [f"{found[0].config.data}: {sizes}", *data.notes]
-    for entry in {entry.method: entry for entry in reversed(found)}.values():
+    notes = [f"{entries[0].config.data}: {sizes}", *data.notes]
+    for entry in {entry.method: entry for entry in reversed(entries)}.values():
         method = build_method(entry.config)
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)

@@ -6,26 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.study.figures import exit_name
 from offramp.study.ledger import Line
 from offramp.study.statistics import Difference, Mean, mean, paired
 from offramp.train.run_dir import put
 
 BEGIN, END = "<!-- offramp compare -->", "<!-- end of offramp compare -->"
+Values = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method: its seeds, and per column (exits shallow to deep, then the ensemble) its figures, as shares.
+class MethodRow:
+    """One method: its seeds, and per column (exits shallow to deep, then the ensemble) shares in [0, 1].
 
-    A network with fewer exits than others has None for the shallow ones. `differences` and `pairs` are to the baseline
-    on the same seeds; empty where no seed is shared.
+    A network with fewer exits than others has None for the shallow ones; `deviation` (n - 1) and `interval95` are None
+    if one seed cannot tell. `difference` and `interval95` compare with the baseline on the seeds `pairs`, which both
+    have; all three are empty if there are none.
     """
 
     method: str
-    seeds: tuple[int, ...]
-    means: tuple[Mean | None, ...]
-    pairs: tuple[int, ...]
-    differences: tuple[Difference | None, ...]
+    seeds: list[int]
+    mean: list[float | None]
+    deviation: list[float | None]
+    pairs: list[int]
+    difference: list[float | None]
+    interval95: list[list[float] | None]
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Comparison:
     """Methods that were trained alike: what they share, the columns' names, and a row each, the baseline first."""
 
     common: dict[str, Any]
-    columns: tuple[str, ...]
+    columns: list[str]
     baseline: str
-    rows: tuple[Row, ...]
+    methods: list[MethodRow]
 
 
 def compare(lines: Iterable[Line], baseline: str = "joint") -> list[Comparison]:
@@ -48,81 +53,84 @@ def compare(lines: Iterable[Line], baseline: str = "joint") -> list[Comparison]:
 
 def _compared(lines: Sequence[Line], baseline: str) -> Comparison:
     exits = max(len(line.accuracy) for line in lines)
-    runs: dict[str, dict[int, tuple[float | None, ...]]] = {baseline: {}}
+    runs: dict[str, dict[int, Values]] = {baseline: {}}
     for line in lines:
         missing = (None,) * (exits - len(line.accuracy))
         runs.setdefault(line.method, {})[line.seed] = (*missing, *line.accuracy, line.ensemble)
-    names = (*(f"exit {exit + 1}" for exit in range(exits - 1)), "final", "ensemble")
-    rows = tuple(_row(method, found, runs[baseline], method == baseline) for method, found in runs.items() if found)
-    return Comparison(lines[0].common, names, baseline, rows)
+    columns = [*(exit_name(exit, exits) for exit in range(exits)), "ensemble"]
+    rows = [_row(method, by_seed, runs[baseline], method == baseline) for method, by_seed in runs.items() if by_seed]
+    return Comparison(lines[0].common, columns, baseline, rows)
 
 
-def _row(
-    method: str,
-    runs: dict[int, tuple[float | None, ...]],
-    others: dict[int, tuple[float | None, ...]],
-    is_baseline: bool,
-) -> Row:
-    seeds = tuple(sorted(runs))
-    shared = () if is_baseline else tuple(seed for seed in seeds if seed in others)
-    means, differences = [], []
-    for column in range(len(runs[seeds[0]])):
-        values = [value for seed in seeds if (value := runs[seed][column]) is not None]
-        means.append(mean(values) if values else None)
-        couples = [(runs[seed][column], others[seed][column]) for seed in shared]
-        both = [(a, b) for a, b in couples if a is not None and b is not None]
-        differences.append(paired([a for a, _ in both], [b for _, b in both]) if both else None)
-    return Row(method, seeds, tuple(means), shared, tuple(differences) if shared else ())
+def _row(method: str, runs: dict[int, Values], others: dict[int, Values], is_baseline: bool) -> MethodRow:
+    seeds = sorted(runs)
+    shared = [] if is_baseline else [seed for seed in seeds if seed in others]
+    means = [_mean([runs[seed][column] for seed in seeds]) for column in range(len(runs[seeds[0]]))]
+    differences = [
+        _difference([(runs[seed][column], others[seed][column]) for seed in shared])
+        for column in range(len(means) if shared else 0)
+    ]
+    return MethodRow(
+        method=method,
+        seeds=seeds,
+        mean=[one.mean if one else None for one in means],
+        deviation=[one.deviation if one else None for one in means],
+        pairs=shared,
+        difference=[one.mean if one else None for one in differences],
+        interval95=[_interval(one) for one in differences],
+    )
 
 
-def title(found: Comparison) -> str:
+def _interval(difference: Difference | None) -> list[float] | None:
+    if difference is None or difference.low is None or difference.high is None:
+        return None
+    return [difference.low, difference.high]
+
+
+def _mean(values: Sequence[float | None]) -> Mean | None:
+    present = [value for value in values if value is not None]
+    return mean(present) if present else None
+
+
+def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> Difference | None:
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return paired([a for a, _ in both], [b for _, b in both]) if both else None
+
+
+def title(comparison: Comparison) -> str:
     """What was compared, in a line: network, exits, data and epochs."""
-    of = found.common
-    width = f" width {of['net.width']}" if of.get("net.width") else ""
-    few = f", {of['per-class']} images per class" if of.get("per-class") else ""
-    trained = f"{of.get('data')}{few}, {of.get('epochs')} epochs"
-    return f"{of.get('net')}{width}, {of.get('branch')} exits, {trained}; {of.get('evaluated')}"
+    config = comparison.common
+    width = f" width {config['net.width']}" if config.get("net.width") else ""
+    few = f", {config['per-class']} images per class" if config.get("per-class") else ""
+    trained = f"{config.get('data')}{few}, {config.get('epochs')} epochs"
+    return f"{config.get('net')}{width}, {config.get('branch')} exits, {trained}; {config.get('evaluated')}"
 
 
-def values(found: Comparison) -> dict[str, Any]:
-    """The comparison as plain values: shares in [0, 1], null for what one seed cannot tell."""
-    return {
-        "common": found.common,
-        "columns": list(found.columns),
-        "baseline": found.baseline,
-        "methods": [
-            {
-                "method": row.method,
-                "seeds": list(row.seeds),
-                "mean": [None if one is None else one.mean for one in row.means],
-                "deviation": [None if one is None else one.deviation for one in row.means],
-                "pairs": list(row.pairs),
-                "difference": [None if one is None else one.mean for one in row.differences],
-                "interval95": [
-                    None if one is None or one.low is None else [one.low, one.high] for one in row.differences
-                ],
-            }
-            for row in found.rows
-        ],
-    }
-
-
-def mean_cell(found: Mean | None) -> str:
+def mean_cells(row: MethodRow) -> list[str]:
     """Percent: `57.03 ± 0.21`, mean and standard deviation; `57.03` of one seed."""
-    if found is None:
-        return "–"
-    return f"{100 * found.mean:.2f}" + ("" if found.deviation is None else f" ± {100 * found.deviation:.2f}")
+    return [
+        "–" if mean is None else f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+        for mean, deviation in zip(row.mean, row.deviation, strict=True)
+    ]
 
 
-def difference_cell(found: Difference | None, brackets: bool) -> str:
+def difference_cells(row: MethodRow, brackets: bool) -> list[str]:
     """Points: `+0.42 [-0.10, +0.94]`, or `+0.42 ± 0.52` without brackets; `+0.42` of one seed."""
-    if found is None:
+    return [
+        _difference_cell(difference, interval, brackets)
+        for difference, interval in zip(row.difference, row.interval95, strict=True)
+    ]
+
+
+def _difference_cell(difference: float | None, interval: list[float] | None, brackets: bool) -> str:
+    if difference is None:
         return "–"
-    if found.low is None or found.high is None:
-        return f"{100 * found.mean:+.2f}"
+    if interval is None:
+        return f"{100 * difference:+.2f}"
+    low, high = interval
     if brackets:
-        return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-    return f"{100 * found.mean:+.2f} ± {50 * (found.high - found.low):.2f}"
+        return f"{100 * difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{100 * difference:+.2f} ± {50 * (high - low):.2f}"
 
 
 def counted(seeds: Sequence[int]) -> str:
@@ -130,22 +138,21 @@ def counted(seeds: Sequence[int]) -> str:
     return "one seed" if len(seeds) == 1 else str(len(seeds))
 
 
-def markdown(found: Comparison) -> str:
+def markdown(comparison: Comparison) -> str:
     """Two tables: means with deviations, and differences to the baseline with their 95 % confidence intervals."""
-    columns = list(found.columns)
-    parts = [f"{title(found)}: accuracy in percent, mean ± standard deviation over seeds (n - 1).", ""]
+    columns = comparison.columns
+    parts = [f"{title(comparison)}: accuracy in percent, mean ± standard deviation over seeds (n - 1).", ""]
     parts += _table(
         ["method", "seeds", *columns],
-        [[f"`{row.method}`", counted(row.seeds), *map(mean_cell, row.means)] for row in found.rows],
+        [[f"`{row.method}`", counted(row.seeds), *mean_cells(row)] for row in comparison.methods],
     )
-    others = [row for row in found.rows if row.differences]
+    others = [row for row in comparison.methods if row.difference]
     if others:
-        parts += ["", f"Difference to `{found.baseline}` on the same seeds, in points [95 % confidence interval:"]
+        parts += ["", f"Difference to `{comparison.baseline}` on the same seeds, in points [95 % confidence interval:"]
         parts += ["Student's t on the pairs, n - 1; not corrected for the number of comparisons].", ""]
-        cells = [[difference_cell(one, brackets=True) for one in row.differences] for row in others]
         parts += _table(
             ["method", "pairs", *columns],
-            [[f"`{row.method}`", counted(row.pairs), *line] for row, line in zip(others, cells, strict=True)],
+            [[f"`{row.method}`", counted(row.pairs), *difference_cells(row, brackets=True)] for row in others],
         )
     return "\n".join(parts) + "\n"
 

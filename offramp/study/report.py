@@ -19,14 +19,14 @@ from offramp.measure.cost import as_run
 from offramp.measure.units import count, percent
 from offramp.study import figures
 from offramp.study.exit_decisions import by_class, extremes, stay
-from offramp.study.run_report import Seen
+from offramp.study.run_report import RunReport
 from offramp.study.thumbnails import SIDE, thumbnail
 
 CLASSES = 5
 """How many classes are shown of those that leave earliest, and of those that leave latest."""
 
 
-def page(runs: Sequence[Seen], provenance: Mapping[str, Any]) -> str:
+def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
     """The report as HTML.
 
     Args:
@@ -48,7 +48,7 @@ def page(runs: Sequence[Seen], provenance: Mapping[str, Any]) -> str:
     return f"{made.strip()}\n"
 
 
-def _sources(runs: Sequence[Seen]) -> list[str]:
+def _sources(runs: Sequence[RunReport]) -> list[str]:
     """The data that the runs are of, each once: runs of the same images with other classes do not compare either."""
     found = dict.fromkeys((str(run.config["data"]), tuple(run.classes)) for run in runs)
     names = [name for name, _ in found]
@@ -62,7 +62,7 @@ def share(value: float) -> str:
     return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
-def _view(run: Seen) -> dict[str, Any]:
+def _view(run: RunReport) -> dict[str, Any]:
     """What the template needs of one run."""
     assert run.trace.labels is not None
     bins = reliability(run.trace.logits, run.trace.labels)
@@ -84,7 +84,7 @@ def _view(run: Seen) -> dict[str, Any]:
     }
 
 
-def _exits(run: Seen, names: Sequence[str], bins: Sequence[Bins]) -> list[dict[str, Any]]:
+def _exits(run: RunReport, names: Sequence[str], bins: Sequence[Bins]) -> list[dict[str, Any]]:
     """A row per exit: how often right, and who leaves there under the policy."""
     rows = []
     for exit, name in enumerate(names):
@@ -122,7 +122,7 @@ def _rule(policy: ExitPolicy, exit: int) -> str:
     return "nobody" if asked >= NEVER else f"{policy.score} ≥ {asked:.4f}"
 
 
-def _costs(run: Seen, names: Sequence[str]) -> list[dict[str, Any]]:
+def _costs(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
     """A row per exit: its pieces, and what reaching it costs by every convention."""
     enabled = run.policy.enabled if run.policy else (True,) * run.exits
     segments = iter(as_run(run.pieces, enabled))
@@ -144,7 +144,7 @@ def _costs(run: Seen, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _classes(run: Seen) -> dict[str, Any] | None:
+def _classes(run: RunReport) -> dict[str, Any] | None:
     """The classes that leave earliest and latest under the policy; all of them where they are few."""
     if run.left is None:
         return None
@@ -167,7 +167,7 @@ def _classes(run: Seen) -> dict[str, Any] | None:
     return {"rows": rows, "all": few, "of": len(found), "gap": None if few else CLASSES}
 
 
-def _images(run: Seen, names: Sequence[str]) -> list[dict[str, Any]]:
+def _images(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
     """The easiest and the hardest images of every exit."""
     assert run.pictures is not None
     logits, ids = run.trace.logits.numpy(), run.trace.ids.numpy()

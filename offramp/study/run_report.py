@@ -14,7 +14,7 @@ from offramp.study.exit_decisions import Left, leave
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunReport:
     """One run, and everything that its pages are made from.
 
     Attributes:

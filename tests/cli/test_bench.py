@@ -112,7 +112,7 @@ def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path
         (("--seconds", "0"), "--seconds must be a positive number, got 0.0"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--seed", "-1"), "--seed must be 0 or more, got -1"),
-        (("--images", "x"), "--images is for a bundle; a run is measured on its own test images"),
+        (("--images", "x"), "--images is for a bundle; a run is measured on its own test split (--data-dir)"),
         (("--runtimes", "tensorrt"), "unknown runtime 'tensorrt'"),
         (("--runtimes", "onxx"), "the nearest is 'onnx'"),
     ],

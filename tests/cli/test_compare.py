@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from offramp.cli._compare_progress import last_epoch
-from offramp.cli.compare import _job
+from offramp.cli.compare import parse_methods, parse_seeds
 from offramp.config import Config, resolve, unflat
-from offramp.engine.local import Job, alone, reason
-from offramp.runs.sweep import Entry, folder_name, parse_methods, parse_seeds
+from offramp.engine.local import alone, reason
+from offramp.runs.compare import job_of
+from offramp.runs.sweep import Entry, folder_name
 from offramp.study.ledger import append
 from offramp.train.run_dir import read_config
 
@@ -144,18 +145,18 @@ def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
     )
     assert "2 runs of 4 epochs, 2 of them finished before" in ran.err and not list(elsewhere.glob("*/*.safetensors"))
     entry = Entry("joint", resolve(Config()), elsewhere / "joint-seed-0")
-    assert _job(entry, elsewhere, ledger, print) is not None, "of another configuration"
+    assert job_of(entry, elsewhere, ledger, print) is not None, "of another configuration"
     (finished / "joint-seed-0/result.json").unlink()
     run = finished / "joint-seed-0"
     same = Entry("joint", unflat(read_config(run), str(run)), run)
-    assert _job(same, finished, ledger, print) is not None, "a run that was begun goes on"
+    assert job_of(same, finished, ledger, print) is not None, "a run that was begun goes on"
 
 
 def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
     config = resolve(Config(data_dir=tmp_path, checkpoint_every=7, tensorboard=True))
     run = tmp_path / "joint-seed-0"
     (tmp_path / "results.jsonl").touch()  # an empty ledger is one, too
-    job = _job(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl", print)
+    job = job_of(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl", print)
     assert job is not None
     place = ["--data-dir", str(tmp_path)]
     train = ["train", "--config", str(run / "config.yaml"), "--out", str(run), "--resume", *place]
@@ -315,15 +316,16 @@ def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_progress_is_read_from_what_train_says(tmp_path: Path) -> None:
-    job = Job("joint seed 0", [], tmp_path / "log", tmp_path / "answer", lambda: None)
-    assert last_epoch(job, 0) == (0, "")
-    job.log.write_text("joint on resnet18\n  1/12  loss 2.1 ce 2.1 | val % 10.0 11.5\n", encoding="utf-8")
-    begin = job.log.stat().st_size
-    assert last_epoch(job, 0) == (1, "10.0 11.5") and last_epoch(job, begin) == (0, "")
-    with job.log.open("a", encoding="utf-8") as log:
-        log.write(" 12/12  loss 2.0 | val % –\ndone: 12 epochs in 3 s\n")
-    assert last_epoch(job, begin) == (12, "")
+def test_progress_is_read_from_the_metrics(tmp_path: Path) -> None:
+    assert last_epoch(tmp_path) == (0, "")
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "step", "step": 1}\n{"kind": "epoch", "epoch": 0, "val_accuracy": [0.1, 0.1')
+    assert last_epoch(tmp_path) == (0, ""), "a line that is still being written"
+    path.write_text('{"kind": "epoch", "epoch": 0, "val_accuracy": [0.1, 0.115]}\n{"kind": "step", "step": 2}\n')
+    assert last_epoch(tmp_path) == (1, "10.0 11.5")
+    with path.open("a") as file:
+        file.write('{"kind": "epoch", "epoch": 11, "val_accuracy": null}\n')
+    assert last_epoch(tmp_path) == (12, "")
 
 
 def test_a_run_that_is_killed_is_reported(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.cli.report import names
+from offramp.runs.report import names
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]

@@ -9,7 +9,7 @@ import pytest
 
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import interleaved_benchmark as module
-from offramp.measure.interleaved_benchmark import LEAST, LOOK, STRETCH, WAYS, Runner, deal, race
+from offramp.measure.interleaved_benchmark import LEAST, LOOK, STRETCH, WAYS, Runner, deal, run_interleaved
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
 POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
@@ -46,7 +46,7 @@ def test_every_image_is_seen_once_before_one_is_seen_again() -> None:
 
 def test_all_ways_see_the_same_images_in_every_round() -> None:
     calls: list[tuple[str, list[float]]] = []
-    found = race(
+    found = run_interleaved(
         [runner(calls, "a"), runner(calls, "b", rivals={"r": segment(calls, "rival")})], POLICY, PIXELS, 4, 1e-9
     )
     rounds = LEAST + 2
@@ -67,7 +67,7 @@ def test_all_ways_see_the_same_images_in_every_round() -> None:
 def test_a_runtime_has_several_small_batches_in_a_row_after_an_untimed_one() -> None:
     calls: list[tuple[str, list[float]]] = []
     a, b = runner(calls, "a"), runner(calls, "b")
-    found = race([a, b], POLICY, PIXELS, 4, 0.5)
+    found = run_interleaved([a, b], POLICY, PIXELS, 4, 0.5)
     stretch = STRETCH // 4
     assert found["rounds"] % stretch == 0 and found["rounds"] >= LEAST * stretch
     timed = [(name, values) for name, values in calls if name.endswith(("plain", "every 0"))][-2 * (3 * stretch + 1) :]
@@ -82,7 +82,7 @@ def test_a_runtime_has_several_small_batches_in_a_row_after_an_untimed_one() -> 
 
 
 def test_who_leaves_where_is_counted() -> None:
-    found = race([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
+    found = run_interleaved([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
     assert found["shares"] == [0.5, 0.0, 0.5]
     assert len(found["segment_ms"]) == 3 and min(found["segment_ms"]) > 0
     assert all(found[way][key] > 0 for way in WAYS for key in ("p50", "p95", "p99", "mean", "images_per_second"))
@@ -91,14 +91,14 @@ def test_who_leaves_where_is_counted() -> None:
 def test_segments_are_priced_for_as_many_samples_as_reach_them() -> None:
     """Half of the images leave at the first exit, nobody at the second; of one image, all or none."""
     calls: list[tuple[str, list[float]]] = []
-    found = race([runner(calls)], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
+    found = run_interleaved([runner(calls)], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
     assert found["segment_samples"] == [20, 10, 10]
     sizes = Counter((name, len(values)) for name, values in calls if "numpy segment" in name)
     rounds = 2 * (LEAST + 2)
     assert {key: count for key, count in sizes.items() if key[1] <= 20} == {
         ("numpy segment 0", 20): rounds, ("numpy segment 1", 10): rounds, ("numpy segment 2", 10): rounds,
     }  # fmt: skip
-    assert race([runner([])], POLICY, PIXELS, 1, 1e-9)["runtimes"]["numpy"]["segment_samples"] == [1, 1, 1]
+    assert run_interleaved([runner([])], POLICY, PIXELS, 1, 1e-9)["runtimes"]["numpy"]["segment_samples"] == [1, 1, 1]
 
 
 def test_the_ratios_are_what_they_say() -> None:
@@ -123,6 +123,6 @@ def test_the_ratios_are_what_they_say() -> None:
 
 def test_there_must_be_images_and_runtimes() -> None:
     with pytest.raises(ValueError, match="there are no images to measure on"):
-        race([runner([])], POLICY, PIXELS[:0], 1, 1e-9)
+        run_interleaved([runner([])], POLICY, PIXELS[:0], 1, 1e-9)
     with pytest.raises(ValueError, match="there is no runtime to measure"):
-        race([], POLICY, PIXELS, 1, 1e-9)
+        run_interleaved([], POLICY, PIXELS, 1, 1e-9)

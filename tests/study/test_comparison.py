@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from offramp.config import Config, flat, resolve
-from offramp.study.comparison import BEGIN, END, compare, markdown, values, write_block
+from offramp.study.comparison import BEGIN, END, compare, markdown, write_block
 from offramp.study.ledger import append, common, holds, label, read
 
 JOINT = {0: (0.50, 0.60), 1: (0.52, 0.61), 2: (0.51, 0.65)}
@@ -38,15 +38,13 @@ def three_seeds(tmp_path: Path) -> Path:
 
 def test_means_deviations_and_paired_differences(three_seeds: Path) -> None:
     (found,) = compare(read(three_seeds))
-    assert found.columns == ("exit 1", "final", "ensemble")
-    joint, byot = found.rows
-    assert (joint.method, joint.seeds, joint.pairs, joint.differences) == ("joint", (0, 1, 2), (), ())
-    first = joint.means[0]
-    assert first is not None and first.mean == pytest.approx(0.51) and first.deviation == pytest.approx(0.01)
-    gain, none, same = byot.differences  # .01, .03, .02; nothing; nothing
-    assert gain is not None and gain.mean == pytest.approx(0.02) and gain.pairs == 3
-    assert gain.low == pytest.approx(0.02 - 0.0248414, abs=1e-6)
-    assert none is not None and (none.mean, none.low, none.high) == (0, 0, 0) and none == same
+    assert found.columns == ["exit 1", "final", "ensemble"]
+    joint, byot = found.methods
+    assert (joint.method, joint.seeds, joint.pairs, joint.difference) == ("joint", [0, 1, 2], [], [])
+    assert joint.mean[0] == pytest.approx(0.51) and joint.deviation[0] == pytest.approx(0.01)
+    assert byot.pairs == [0, 1, 2] and byot.difference == [pytest.approx(0.02), 0, 0]  # .01, .03, .02; nothing; nothing
+    assert byot.interval95[0] == pytest.approx([0.02 - 0.0248414, 0.02 + 0.0248414], abs=1e-6)
+    assert byot.interval95[1:] == [[0, 0], [0, 0]]
 
 
 def test_markdown_says_both_tables(three_seeds: Path) -> None:
@@ -62,17 +60,15 @@ def test_markdown_says_both_tables(three_seeds: Path) -> None:
 def test_one_seed_is_said_instead_of_an_interval(tmp_path: Path) -> None:
     (found,) = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5, 0.6)), line("eed", 0, (0.6, 0.6)))))
     assert "| `eed` | one seed | +10.00 | +0.00 | +0.00 |" in markdown(found)
-    assert values(found)["methods"][1]["interval95"] == [None, None, None]
-    assert values(found)["methods"][1]["deviation"] == [None, None, None]
+    assert found.methods[1].interval95 == found.methods[1].deviation == [None, None, None]
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     runs = [line("joint", 1, (0.5,)), line("eed", 0, (0.9,)), line("eed", 1, (0.6,)), line("dbt", 7, (0.6,))]
     (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    _, eed, dbt = found.rows
-    assert eed.seeds == (0, 1) and eed.pairs == (1,)
-    assert eed.differences[0] is not None and eed.differences[0].mean == pytest.approx(0.1)
-    assert dbt.pairs == () and dbt.differences == ()
+    _, eed, dbt = found.methods
+    assert eed.seeds == [0, 1] and eed.pairs == [1] and eed.difference[0] == pytest.approx(0.1)
+    assert dbt.pairs == [] and dbt.difference == []
 
 
 def test_without_the_baseline_there_are_no_differences(tmp_path: Path) -> None:
@@ -91,7 +87,7 @@ def test_networks_with_fewer_exits_stand_at_the_right(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [{"epochs": 41}, {"weights": "best"}, {"split": "val"}, {"net.width": 8}])
 def test_what_was_not_trained_alike_is_never_compared(tmp_path: Path, other: dict[str, Any]) -> None:
     found = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("eed", 0, (0.6,), **other))))
-    assert [[row.method for row in one.rows] for one in found] == [["joint"], ["eed"]]
+    assert [[row.method for row in one.methods] for one in found] == [["joint"], ["eed"]]
 
 
 def test_of_the_same_run_twice_the_last_line_counts(tmp_path: Path) -> None:

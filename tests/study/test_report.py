@@ -22,7 +22,7 @@ from offramp.models import resnet
 from offramp.net import attach, plain
 from offramp.outputs import Trace
 from offramp.study.report import page
-from offramp.study.run_report import Seen
+from offramp.study.run_report import RunReport
 
 HOSTILE = ("<script>alert(1)</script>", 'a "quoted" & long_name_without_any_break_in_it', "naïve", "4")
 PROVENANCE = {
@@ -41,7 +41,7 @@ EPOCHS = [
 
 
 @pytest.fixture(scope="module")
-def see() -> Callable[..., Seen]:
+def see() -> Callable[..., RunReport]:
     """A run of a network that was never trained: what is drawn is random, but complete."""
     net = attach(resnet.build("resnet18", classes=4, width=4), lambda trunk, exit: sketch.build(trunk, exit, 4))
     labels = torch.arange(60) % 4
@@ -59,8 +59,8 @@ def see() -> Callable[..., Seen]:
         "plain": {"accuracy": 0.5, "cost": cost.macs(net, shape)[-1]},
     }
 
-    def made(**given: Any) -> Seen:
-        return Seen(
+    def made(**given: Any) -> RunReport:
+        return RunReport(
             **{
                 "name": "first <i>run</i>",
                 "folder": "runs/a",
@@ -94,7 +94,7 @@ def see() -> Callable[..., Seen]:
     return made
 
 
-def test_the_same_images_in_other_classes_do_not_compare(see: Callable[..., Seen]) -> None:
+def test_the_same_images_in_other_classes_do_not_compare(see: Callable[..., RunReport]) -> None:
     said = "These runs are of different data"
     runs = [see(), see(name="second", classes=(*HOSTILE[:3], "other")), see(name="third")]
     assert said not in page([runs[0], runs[2]], PROVENANCE)
@@ -131,7 +131,7 @@ def read(text: str) -> Reader:
 
 
 @pytest.fixture(scope="module")
-def full(see: Callable[..., Seen]) -> str:
+def full(see: Callable[..., RunReport]) -> str:
     return page([see(), see(name="second", policy=None, fitted={}, history=[])], PROVENANCE)
 
 
@@ -167,32 +167,32 @@ def test_every_section_is_there(full: str) -> None:
     assert one.count("<img") == 2 * 3 * 2 and two.count("<img") == 4 * 3 * 2  # nobody leaves at exit 3
 
 
-def test_the_same_runs_give_the_same_page(full: str, see: Callable[..., Seen]) -> None:
+def test_the_same_runs_give_the_same_page(full: str, see: Callable[..., RunReport]) -> None:
     later = {**PROVENANCE, "date": "2027-01-01T00:00:00Z"}
     again = page([see(), see(name="second", policy=None, fitted={}, history=[])], later)
     differing = [pair for pair in zip(full.splitlines(), again.splitlines(), strict=True) if len(set(pair)) > 1]
     assert [old for old, _ in differing] == ['<p class="soft" id="date">2026-01-01T00:00:00Z</p>']
 
 
-def test_a_run_trained_on_everything_without_images(see: Callable[..., Seen]) -> None:
+def test_a_run_trained_on_everything_without_images(see: Callable[..., RunReport]) -> None:
     run = see(policy=None, fitted={}, training=None, pictures=None, images=0)
-    text = page([Seen(**{**vars(run), "curves": {**run.curves, "budgeted": []}})], PROVENANCE)
+    text = page([RunReport(**{**vars(run), "curves": {**run.curves, "budgeted": []}})], PROVENANCE)
     read(text)
     assert "trained on everything" in text and "Training is not finished" in text
     assert "<img" not in text and "Where images leave" not in text
 
 
-def test_milliseconds_where_they_were_measured(see: Callable[..., Seen]) -> None:
+def test_milliseconds_where_they_were_measured(see: Callable[..., RunReport]) -> None:
     ms = cost.Pieces((0.5, 0.25, 0.25, 0.25), (0.125, 0.1, 0.1, 0.0), (False,) * 4)
     text = page([see(ms=ms, batch_size=8)], PROVENANCE)
     assert "at batch 8 on one in 32" in text and "<td>0.5000</td><td>0.1250</td><td>0.6250</td>" in text
 
 
-def test_a_policy_of_other_weights_says_so(see: Callable[..., Seen]) -> None:
+def test_a_policy_of_other_weights_says_so(see: Callable[..., RunReport]) -> None:
     assert "fitted on the best weights of epoch 1" in page([see(fitted={"weights": "best", "epoch": 1})], PROVENANCE)
 
 
-def test_a_network_with_one_exit_and_many_classes(see: Callable[..., Seen]) -> None:
+def test_a_network_with_one_exit_and_many_classes(see: Callable[..., RunReport]) -> None:
     net = plain(resnet.build("resnet18", classes=30, width=4))
     logits, labels = torch.randn(1, 90, 30), torch.arange(90) % 30
     trace, shape = Trace(logits, labels, torch.arange(100, 190), "test"), (3, 32, 32)

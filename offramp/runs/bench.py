@@ -1,0 +1,146 @@
+"""Latency and throughput of the plain network, all exits and early exit, side by side in every runtime."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.run import load_data, load_run
+
+if TYPE_CHECKING:
+    from offramp.runs.backends import Sides
+
+RATIO, OFF, MS = 0.95, 1.02, 5.0
+"""Targets: measured over predicted speed-up; time with all exits disabled over plain, if plain takes MS ms or more."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `bench` measured; times in milliseconds per batch.
+
+    Attributes:
+        target: the run or bundle.
+        kind: `run` or `bundle`.
+        images: `from` (`test` or a folder), `count` and the `seed` of their order.
+        seconds: how long each batch size was measured.
+        threads: CPU threads of every runtime.
+        policy: the exit policy, as plain values.
+        left_out: runtimes that are not installed, with the command that installs them.
+        batches: one record per batch size, see `offramp.measure.interleaved_benchmark`.
+        least_of_predicted: smallest measured over predicted speed-up.
+        most_off_of_plain: largest time with all exits disabled over plain, None if plain never takes MS ms.
+        provenance: command, versions, hardware and commit.
+    """
+
+    target: str
+    kind: str
+    images: dict[str, Any]
+    seconds: float
+    threads: int
+    policy: dict[str, Any]
+    left_out: dict[str, str]
+    batches: list[dict[str, Any]]
+    least_of_predicted: float
+    most_off_of_plain: float | None
+    provenance: dict[str, Any]
+
+
+def bench(
+    target: Path | str,
+    *,
+    batch: Sequence[int] = (1, 8, 64, 256),
+    runtimes: Sequence[str] | None = None,
+    seconds: float = 10.0,
+    threads: int | None = None,
+    images: Path | None = None,
+    weights: str = "last",
+    data_dir: Path | None = None,
+    seed: int = 0,
+    show: bool = False,
+) -> Benchmark:
+    """Time the plain network, all exits and early exit in turn, on real images in random order.
+
+    Args:
+        target: folder of a calibrated run, or of a bundle.
+        batch: batch sizes.
+        runtimes: some of torch, torch-bf16, onnx and openvino (a bundle has the last two); default those installed.
+        seconds: how long each batch size is measured.
+        threads: CPU threads of every runtime; default all cores.
+        images: for a bundle, a folder of images, if its data set is not available here.
+        weights: `last` or `best` (on val).
+        data_dir: data directory, if it has moved since training.
+        seed: of the order of the images.
+    Raises:
+        ValueError: if an argument is out of range, the run has no policy, or no runtime is installed.
+    """
+    target = Path(target)
+    _check(batch, seconds, threads, seed)
+    sides = _sides(target, runtimes, threads, images, weights, data_dir, max(batch), show)
+    return _measure(target, sides, batch, seconds, seed, show)
+
+
+def _check(batch: Sequence[int], seconds: float, threads: int | None, seed: int) -> None:
+    if not batch or min(batch) < 1:
+        raise ParameterError(f"batch takes whole numbers from 1 on, got {list(batch)}", "batch")
+    if not 0 < seconds < float("inf"):
+        raise ParameterError(f"seconds must be a positive number, got {seconds}", "seconds")
+    if seed < 0:
+        raise ParameterError(f"seed must be 0 or more, got {seed}", "seed")
+    if threads is not None and threads < 1:
+        raise ParameterError(f"threads must be at least 1, got {threads}", "threads")
+
+
+def _sides(
+    target: Path,
+    runtimes: Sequence[str] | None,
+    threads: int | None,
+    images: Path | None,
+    weights: str,
+    data_dir: Path | None,
+    largest: int,
+    show: bool,
+) -> "Sides":
+    """Everything that is measured, of a run or a bundle."""
+    from offramp.bundle.manifest import MANIFEST
+    from offramp.cli._console import warn_of_stale
+    from offramp.runs import backends
+
+    if (target / MANIFEST).is_file():
+        return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, show)
+    loaded = load_run(target, weights)
+    if images is not None:
+        message = "images is for a bundle; a run is measured on its own test split (data_dir)"
+        raise with_parameters(ValueError(message), "images", "data_dir")
+    if loaded.policy is None:
+        raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5`")
+    warn_of_stale(loaded, weights)
+    return backends.of_run(loaded, runtimes, threads, load_data(loaded, data_dir, show), largest, show)
+
+
+def _measure(target: Path, sides: "Sides", sizes: Sequence[int], seconds: float, seed: int, show: bool) -> Benchmark:
+    from offramp.cli._console import working
+    from offramp.measure.interleaved_benchmark import run_interleaved
+    from offramp.measure.provenance import provenance
+
+    batches = []
+    with working("measuring", len(sizes), show) as advance:
+        for size in sizes:
+            batches.append(run_interleaved(sides.runners, sides.policy, sides.pixels, size, seconds, seed))
+            advance(1)
+    reports = [report for record in batches for report in record["runtimes"].values()]
+    slow = [report for report in reports if report["plain"]["p50"] >= MS]
+    return Benchmark(
+        target=str(target),
+        kind=sides.kind,
+        images={"from": sides.images, "count": len(sides.pixels), "seed": seed},
+        seconds=seconds,
+        threads=sides.threads,
+        policy=dataclasses.asdict(sides.policy),
+        left_out=sides.left_out,
+        batches=batches,
+        least_of_predicted=min(report["of_predicted"] for report in reports),
+        most_off_of_plain=max((report["off_of_plain"] for report in slow), default=None),
+        provenance=provenance(),
+    )

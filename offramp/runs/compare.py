@@ -1,0 +1,182 @@
+"""Several methods with several seeds on the same network, data and recipe, and what differs."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from offramp.config import Config, flat
+from offramp.engine import local
+from offramp.engine.local import Job, Watcher
+from offramp.lookup import ParameterError, nearest, with_parameters
+from offramp.runs import sweep
+from offramp.runs.sweep import Entry
+from offramp.study import comparison
+from offramp.study.comparison import Comparison
+from offramp.study.ledger import common as common_of
+
+LEDGER = "results.jsonl"
+PATIENCE = 20.0
+"""Seconds to wait for runs of a comparison that was killed and are still saving."""
+ENTRY = "offramp.cli:main"
+"""What runs the commands of a child process."""
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """The ledger, one comparison for each group of runs that were trained alike, and the runs that failed, with why."""
+
+    ledger: str
+    comparisons: list[Comparison]
+    failed: list[dict[str, str]]
+
+
+@runtime_checkable
+class CompareReporter(Watcher, Protocol):
+    """Who is told how the runs of a comparison go."""
+
+    def begin(self, runs: int, finished: int, epochs: int) -> None:
+        """How many runs there are, how many are finished already, and the epochs of each."""
+
+    def stop(self) -> None:
+        """No run is at work any more."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def begin(self, runs: int, finished: int, epochs: int) -> None:
+        """Ignored."""
+
+    def started(self, job: Job) -> None:
+        """Ignored."""
+
+    def running(self, job: Job) -> None:
+        """Ignored."""
+
+    def ended(self, job: Job) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+    def stop(self) -> None:
+        """Ignored."""
+
+
+def compare(
+    config: Config,
+    methods: Sequence[str | tuple[str, Mapping[str, Any]]],
+    out: Path | str,
+    *,
+    seeds: Sequence[int] = (0,),
+    jobs: int = 1,
+    ledger: Path | None = None,
+    baseline: str = "joint",
+    reporter: CompareReporter | None = None,
+) -> ComparisonResult:
+    """Train several methods with several seeds alike, in child processes, and compare them on test at the last epoch.
+
+    The same call goes on with what was stopped or killed; with more methods or seeds it trains those that are new.
+
+    Args:
+        config: what all runs share; its method and seed are not used.
+        methods: names, or pairs of a name and the parameters of the method.
+        out: folder of the comparison; every run is a folder in it.
+        seeds: of every method.
+        jobs: how many runs at once, each with its share of the cores.
+        ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
+        baseline: the method that the others are compared with, seed by seed.
+    Returns:
+        Of all runs in the ledger that share the configuration; runs that failed are in `failed`.
+    Raises:
+        ValueError: for names, parameters or folders that do not fit, before anything is trained.
+        KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
+    """
+    if jobs < 1:
+        raise ParameterError(f"jobs must be at least 1, got {jobs}", "jobs")
+    folder = Path(out)
+    kept = ledger or folder / LEDGER
+    _check_writable(kept)
+    pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
+    entries = sweep.entries(config, pairs, seeds, folder)
+    failed = _train(entries, folder, jobs, kept, reporter or Silent())
+    common = common_of(flat(entries[0].config))
+    comparisons = _comparisons(kept, baseline) if kept.is_file() else []
+    return ComparisonResult(str(kept), [one for one in comparisons if one.common == common], failed)
+
+
+def compare_ledger(ledger: Path | str, *, baseline: str = "joint") -> ComparisonResult:
+    """Compare all runs that a ledger lists; nothing is trained.
+
+    Raises:
+        ValueError: if it is no ledger, or `baseline` is not in it.
+    """
+    return ComparisonResult(str(ledger), _comparisons(Path(ledger), baseline), [])
+
+
+def _check_writable(ledger: Path) -> None:
+    if ledger.exists() and not ledger.is_file():
+        raise with_parameters(ValueError(f"ledger {ledger} is no file"), "ledger")
+    parent = next(path for path in (ledger, *ledger.parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{ledger} cannot be written: there is no permission for {parent}")
+
+
+def _train(entries: list[Entry], out: Path, jobs: int, ledger: Path, reporter: CompareReporter) -> list[dict[str, str]]:
+    """Train and evaluate what is not yet in the ledger; returns which runs failed and why."""
+    sweep.check_folder(out)
+    for note in sweep.check(entries, show=not isinstance(reporter, Silent)):
+        reporter.note(note)
+    out.mkdir(parents=True, exist_ok=True)
+    with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
+        sweep.claim(out, entries)
+        waiting = [job for entry in entries if (job := job_of(entry, out, ledger, reporter.note))]
+        reporter.begin(len(entries), len(entries) - len(waiting), entries[0].config.epochs)
+        try:
+            complete = local.run(waiting, jobs, reporter, lock.fileno())
+        finally:
+            reporter.stop()
+    if not complete:
+        reporter.note(f"saved in {out}; the same command goes on")
+        raise KeyboardInterrupt
+    return [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
+
+
+def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -> Job | None:
+    """What is left to do for a run: train, evaluate, add its line to the ledger; None if nothing is."""
+    from offramp.study.ledger import append, holds, lists
+    from offramp.train.run_dir import CONFIG, begun, read_result
+
+    config, folder = entry.config, entry.folder
+    result = read_result(folder)
+    if result is not None and holds(ledger, flat(config), result):
+        return None
+    if not begun(folder) and lists(ledger, flat(config)):
+        note(f"{entry.name}: has its line in {ledger}; to train it again, take another --ledger")
+        return None
+    place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
+    train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]
+    train += ["--checkpoint-every", str(config.checkpoint_every)]
+    train += ["--tensorboard" if config.tensorboard else "--no-tensorboard"]
+    evaluate = ["evaluate", str(folder), *place, "--json"]
+    logs = out / "logs"
+    answer = logs / f"{folder.name}.json"
+
+    def done() -> None:
+        append(ledger, json.loads(answer.read_text()))
+
+    commands = [evaluate] if result is not None else [train, evaluate]
+    return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done)
+
+
+def _comparisons(ledger: Path, baseline: str) -> list[Comparison]:
+    from offramp.study.ledger import read
+
+    lines = read(ledger)
+    labels = list(dict.fromkeys(line.method for line in lines))
+    if baseline != "joint" and baseline not in labels:
+        raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}", "baseline")
+    return comparison.compare(lines, baseline)

@@ -1,0 +1,168 @@
+"""One HTML file that shows what one or several runs do, to be read without a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.run import LoadedRun, load_data, load_run
+
+if TYPE_CHECKING:
+    from offramp.data.splits import DataSet
+    from offramp.study.run_report import RunReport
+
+
+@dataclass(frozen=True)
+class Report:
+    """The file, its size, and the numbers of every run in it: accuracies in [0, 1], costs in multiply-adds."""
+
+    report: str
+    bytes: int
+    runs: list[dict[str, Any]]
+
+
+def report(
+    *runs: Path | str,
+    out: Path | None = None,
+    weights: str = "last",
+    images: int = 8,
+    batch_size: int | None = None,
+    data_dir: Path | None = None,
+    show: bool = False,
+) -> Report:
+    """Write one HTML file: accuracy against cost, exits, reliability, easiest and hardest images, costs, training.
+
+    Args:
+        runs: folders of trained runs; several share one chart.
+        out: the file to write; default report.html in the run's folder; needed for several runs.
+        weights: `last` or `best` (on val).
+        images: how many of the easiest, and of the hardest, are shown of every exit; 0 needs no data if the traces are
+            stored already.
+        batch_size: measure the milliseconds of every stage and branch at this batch size, here and now.
+        data_dir: data directory, if it has moved since training.
+    Raises:
+        ValueError: if no run is named, one is named twice, or the file cannot be written.
+    """
+    from offramp.measure.provenance import provenance
+    from offramp.study.report import page
+    from offramp.train.run_dir import put
+
+    folders = [Path(run) for run in runs]
+    target = _target(folders, out)
+    if images < 0:
+        raise ParameterError(f"images must be 0 or more, got {images}", "images")
+    if batch_size is not None and batch_size < 1:
+        raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
+    opened = [load_run(run, weights) for run in folders]
+    reports = [
+        _see(loaded, name, weights, data_dir, images, batch_size, show)
+        for loaded, name in zip(opened, names(folders), strict=True)
+    ]
+    put(target, page(reports, provenance()))
+    return Report(str(target), target.stat().st_size, [run.numbers for run in reports])
+
+
+def _target(runs: Sequence[Path], out: Path | None) -> Path:
+    """Where the report is written, known to be possible before anything is computed."""
+    if not runs:
+        raise ValueError("name at least one run: offramp report RUN... --out report.html")
+    real = [run.resolve() for run in runs]
+    twice = next((run for place, run in enumerate(runs) if real[place] in real[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is named twice: name every run once")
+    if out is None and len(runs) > 1:
+        raise with_parameters(ValueError(f"a report of {len(runs)} runs needs out=FILE"), "out")
+    target = runs[0] / "report.html" if out is None else out
+    if target.is_dir():
+        message = f"out {target} is a folder: name a file in it, such as {target / 'report.html'}"
+        raise with_parameters(ValueError(message), "out")
+    if out is not None and not target.parent.is_dir():
+        message = f"out {target} cannot be written: there is no folder {target.parent}; make it first"
+        raise with_parameters(ValueError(message), "out")
+    return target
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """What the page calls the runs: the last part of their paths, or as much of the path as tells them apart."""
+    parts = [run.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(path[-depth:]) for path in parts]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def _see(
+    loaded: LoadedRun, name: str, weights: str, data_dir: Path | None, images: int, batch_size: int | None, show: bool
+) -> "RunReport":
+    """Everything that the page shows of one run, from its stored traces where there are some."""
+    from offramp.config import flat
+    from offramp.early_exit.exit_scores import Rule
+    from offramp.measure import cost
+    from offramp.measure.accuracy import summary
+    from offramp.measure.network_summary import describe
+    from offramp.runs.curves import both_curves
+    from offramp.runs.latency import timed_pieces
+    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
+    from offramp.study.run_report import RunReport
+    from offramp.train.run_dir import read_result
+
+    @cache
+    def data() -> "DataSet":
+        return load_data(loaded, data_dir, show)
+
+    history = _history(loaded.folder / "metrics.jsonl")
+    training = read_result(loaded.folder)
+    if images:
+        data()  # before anything is computed
+    held_out = calibration_trace(loaded, weights, data_dir, show) if loaded.config.holdout else None
+    test = None if images else stored_trace(loaded, "test", weights)
+    test = test or trace_split(loaded, data(), "test", show, weights)
+    shape = tuple(loaded.about["shape"])
+    rule = Rule(loaded.policy.score, loaded.policy.answer, loaded.policy.temperatures) if loaded.policy else Rule()
+    return RunReport(
+        name=name,
+        folder=str(loaded.folder),
+        weights=weights,
+        epoch=loaded.about["epoch"],
+        config=flat(loaded.config),
+        training=training,
+        classes=loaded.about["classes"],
+        trace=test,
+        summary=summary(test),
+        curves=both_curves(loaded, held_out, test, "macs_cumulative"),
+        network=describe(loaded.net, shape),
+        pieces=cost.measure(loaded.net, shape),
+        ms=timed_pieces(loaded, batch_size, rule) if batch_size else None,
+        batch_size=batch_size,
+        policy=loaded.policy,
+        fitted=loaded.fitted,
+        history=history,
+        pictures=data().splits["test"].source.batch if images else None,
+        images=images,
+    )
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    """The run's record, which may be absent.
+
+    Raises:
+        ValueError: if a line of it is no record of a run.
+    """
+    import json
+
+    needed = {"step": {"step"}, "epoch": {"epoch", "train"}}
+    found: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        kind = record.get("kind") if isinstance(record, dict) else None
+        if not isinstance(kind, str) or not needed.get(kind, {"?"}) <= set(record):
+            raise ValueError(f"{path} is damaged: line {number} is no record of a step or an epoch")
+        found.append(record)
+    return found
