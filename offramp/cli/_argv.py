@@ -19,8 +19,8 @@ ONE_FOR_MANY = ("--seed", "--method")
 def prepare(argv: list[str]) -> list[str]:
     """Rewrite the words of a command line.
 
-    `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` is read and what the command line
-    does not say itself is appended from it.
+    `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` is read, or else the configuration
+    of the run that is resumed, and what the command line does not say itself is appended from it.
 
     Raises:
         ValueError: if a value is missing, or the config file is absent, no YAML, has an unknown key or a value of the
@@ -54,13 +54,29 @@ def prepare(argv: list[str]) -> list[str]:
             words.append(word)
     if len(configs) > 1:
         raise ValueError("--config can be given once")
-    for path in configs:
-        given = read_yaml(path)
-        unflat(given, str(path))  # a value of the wrong type is the file's mistake, and said with its name
-        for key, found in given.items():
-            if _bare(key) not in said:
-                words += _words(key, found)
+    for path in configs or _of_resumed(words):
+        values = read_yaml(path)
+        unflat(values, str(path))  # a value of the wrong type is the file's mistake, and said with its name
+        others = [kind for kind in KINDS if not configs and _typed(words, kind) not in (None, values.get(kind))]
+        for key, value in values.items():
+            if _bare(key) not in said and key.partition(".")[0] not in others:
+                words += _words(key, value)
     return words
+
+
+def _of_resumed(words: list[str]) -> list[Path]:
+    """The configuration in the folder of a run that is resumed: what is not typed is as it was."""
+    out = _typed(words, "out") if words[:1] == ["train"] and "--resume" in words else None
+    return [] if out is None or not (Path(out) / "config.yaml").is_file() else [Path(out) / "config.yaml"]
+
+
+def _typed(words: list[str], option: str) -> str | None:
+    """The value of an option among the words of a command."""
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name == f"--{option}":
+            return value if equals else following
+    return None
 
 
 def check_whole(verb: Callable[..., Any], words: list[str]) -> None:

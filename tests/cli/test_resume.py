@@ -1,0 +1,41 @@
+"""`offramp train --out RUN --resume` alone: the configuration is in the folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Offramp = Callable[..., Any]
+
+
+def test_the_folder_says_how_the_run_trains(offramp: Offramp, run: Path) -> None:
+    ran = offramp("train", "--out", run, "--resume")
+    assert (ran.status, ran.out) == (0, "") and f"{run} is finished: 2 epochs" in ran.err
+    (run / "result.json").unlink()
+    ran = offramp("train", f"--out={run}", "--resume", "--json")
+    assert ran.status == 0 and ran.json["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--lr", "0.05"), "its lr is 0.1, not 0.05"),
+        (("--method", "joint"), "its method is 'muse', not 'joint'"),
+        (("--net", "wrn16-4"), "its net is 'resnet18', not 'wrn16-4'"),
+        (("--method.alpha", "0.1"), "its method.alpha is 0.5, not 0.1"),
+    ],
+)
+def test_what_is_typed_must_be_what_was_trained(offramp: Offramp, trained: Path, words: Any, says: str) -> None:
+    ran = offramp("train", "--out", trained, "--resume", *words)
+    assert ran.status == 1 and says in ran.err
+
+
+def test_without_resume_or_a_run_nothing_is_read(offramp: Offramp, trained: Path, tmp_path: Path) -> None:
+    ran = offramp("train", "--out", trained)
+    assert ran.status == 1 and "holds a run of another configuration" in ran.err
+    ran = offramp("train", "--resume", "--out")
+    assert (ran.status, ran.err) == (2, "offramp: --out needs a value\n")
+    (tmp_path / "config.yaml").write_text("lr: [1\n")
+    ran = offramp("train", "--resume", "--out", tmp_path)
+    assert ran.status == 2 and f"{tmp_path / 'config.yaml'} is not YAML" in ran.err
