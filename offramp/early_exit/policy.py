@@ -1,5 +1,6 @@
 """When a sample may leave: thresholds on a score of each exit's answer, as plain JSON. Runs without torch."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+
+from offramp import finite
 
 VERSION = 1
 SCORES = ("confidence", "margin", "entropy", "patience")
@@ -110,10 +113,10 @@ class ExitPolicy:
         return carry, total / passed if self.answer == "geometric" else xp.log(xp.clip(total / passed, 1e-30, None))
 
     def to_json(self, provenance: dict[str, Any] | None = None) -> str:
-        """The policy as JSON text with its version, and where it comes from."""
-        return json.dumps(
-            {"format": "offramp-policy", "version": VERSION, **asdict(self), "provenance": provenance or {}}, indent=2
-        )
+        """The policy as JSON text with its version, where it comes from, and the digest of all of it."""
+        values = {"format": "offramp-policy", "version": VERSION, **asdict(self), "provenance": provenance or {}}
+        values = json.loads(finite.dumps(values))
+        return finite.dumps({**values, "digest": _digest(values)}, indent=2)
 
 
 def namespace(array: Array) -> Any:
@@ -155,6 +158,11 @@ def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry,
     return {**carry, "said": said, "count": count}, count
 
 
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in values.items() if key != "digest"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 FIELDS = tuple(field.name for field in fields(ExitPolicy))
 """What a policy consists of, as in its JSON."""
 
@@ -163,7 +171,7 @@ def parse(text: str, source: str = "policy") -> ExitPolicy:
     """Read a policy from JSON text; `source` names it in errors.
 
     Raises:
-        ValueError: if it is not a policy, of another version, or its content is not valid.
+        ValueError: if it is not a policy, of another version, changed since it was written, or not valid.
     """
     try:
         found = json.loads(text)
@@ -177,9 +185,14 @@ def parse(text: str, source: str = "policy") -> ExitPolicy:
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
     try:
-        return ExitPolicy(**{name: _typed(name, found[name]) for name in FIELDS})
+        policy = ExitPolicy(**{name: _typed(name, found[name]) for name in FIELDS})
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{source}: {error}") from None
+    if "digest" in found and found["digest"] != _digest(found):
+        raise ValueError(
+            f"{source} was changed since it was written: fit it again, or remove its `digest` to use it as it is"
+        )
+    return policy
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -229,15 +242,21 @@ def load_with_origin(path: Path) -> tuple[ExitPolicy, dict[str, Any]]:
     return found, origin if isinstance(origin, dict) else {}
 
 
-def stale(origin: Mapping[str, Any], weights: str, epoch: int) -> str:
-    """What to say where a policy is used with other weights than those it was fitted on; nothing where it is not.
+def stale(origin: Mapping[str, Any], weights: str, epoch: int, digest: str | None = None) -> str:
+    """A warning if a policy is used with other weights than those it was fitted on, else nothing.
 
     Args:
         origin: where the policy says that it comes from; weights: `last` or `best`, of this epoch.
+        digest: of the weights; a policy that names one belongs to those weights alone.
     """
     fitted = origin.get("weights", weights), origin.get("epoch", epoch)
     if fitted == (weights, epoch):
-        return ""
+        if origin.get("weights_digest", digest) == digest:
+            return ""
+        return (
+            f"The policy was fitted on other weights than these {weights} ones, which have been replaced since: fit it "
+            f"again with `offramp calibrate --weights {weights}`."
+        )
     return (
         f"The policy was fitted on the {fitted[0]} weights of epoch {fitted[1]}; these are the {weights} ones of epoch "
         f"{epoch}: fit it again with `offramp calibrate --weights {weights}`."

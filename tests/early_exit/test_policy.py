@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.early_exit.policy import NEVER, ExitPolicy, load, parse, save
+from offramp.early_exit.policy import NEVER, ExitPolicy, load, parse, save, stale
 
 EXITS, BATCH, CLASSES = 4, 9, 5
 LOGITS = 3 * torch.randn(EXITS, BATCH, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,25 @@ def test_a_policy_survives_its_file_to_the_bit(made: ExitPolicy, tmp_path: Path)
 
 
 def test_whole_numbers_in_a_file_are_numbers() -> None:
-    assert parse(text(thresholds=[1, 0.5, 0, -1])).thresholds == (1.0, 0.5, 0.0, -1.0)
+    assert parse(text(thresholds=[1, 0.5, 0, -1], digest="absent")).thresholds == (1.0, 0.5, 0.0, -1.0)
+
+
+def test_a_policy_that_was_changed_is_refused_unless_its_digest_is_removed() -> None:
+    whole = policy().to_json({"goal": {"macs": 0.5}})
+    for old, new in (("0.5", "0.25"), ("true", "false"), ("macs", "macz")):
+        with pytest.raises(ValueError, match=r"^x\.json was changed since it was written: fit it again, or remove its"):
+            parse(whole.replace(old, new, 1), "x.json")
+    mine = json.loads(whole)
+    del mine["digest"]
+    mine["thresholds"][0] = 0.25
+    assert parse(json.dumps(mine)).thresholds[0] == 0.25
+
+
+def test_a_policy_belongs_to_the_weights_it_was_fitted_on() -> None:
+    origin = {"weights": "last", "epoch": 2, "weights_digest": "aa"}
+    assert stale(origin, "last", 2, "aa") == stale({"weights": "last", "epoch": 2}, "last", 2, "aa") == ""
+    assert stale(origin, "last", 2, "bb").startswith("The policy was fitted on other weights than these last ones")
+    assert "of epoch 2; these are the best ones" in stale(origin, "best", 1, "aa")
 
 
 def test_the_policy_that_was_there_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""The recorded split of a run: written when training begins, checked by whatever reads the run's data later."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from offramp.data import split_record
+from offramp.data.split_record import Keys, SplitRecord, Start
+
+if TYPE_CHECKING:
+    from offramp.data.splits import DataSet
+
+FILE = "split.safetensors"
+NEW_IMAGES = (
+    "images of val, cal and test must be new to these weights, or accuracies and certificates say nothing about other "
+    "images"
+)
+
+
+class Origin(NamedTuple):
+    """Where the first weights came from, the images they were trained on by kind of key, and notes for the user."""
+
+    start: Start
+    before: dict[str, Keys]
+    notes: tuple[str, ...]
+
+
+def read(folder: Path) -> SplitRecord | None:
+    """The recorded split of a run; None for runs that were trained before splits were recorded. Errors: `load`."""
+    return split_record.load(folder / FILE)
+
+
+def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[str, ...]:
+    """Record the split of a run that begins; check it for one that goes on. Returns notes for the user.
+
+    Args:
+        folder: of the run, held for writing.
+        begun: whether training has left anything there yet.
+    Raises:
+        ValueError: if the images are not those that the run began with, with what changed.
+    """
+    if not begun:
+        split_record.save(split_record.record_of(data, origin.start, origin.before), folder / FILE)
+        return ()
+    record = read(folder)
+    if record is None:
+        return (f"{folder} has no record of its split ({FILE}): whether its data have changed cannot be checked",)
+    difference = split_record.changed(data, record, str(folder))
+    if difference:
+        raise ValueError(
+            f"{data.name} has changed since {folder} was begun: {difference}; restore the data, or take another --out"
+        )
+    return ()
+
+
+def restore(data: "DataSet", folder: Path, use_new: bool) -> tuple["DataSet", tuple[str, ...]]:
+    """The data set with every image in the split where the run had it, and notes about what is new or gone.
+
+    Args:
+        folder: of the run.
+        use_new: see `offramp.data.split_record.restored`.
+    Raises:
+        ValueError: if the record is damaged, or the data are not those of the run.
+    """
+    record = read(folder)
+    if record is None:
+        return data, ()
+    kept = split_record.restored(data, record, str(folder), use_new)
+    return kept, kept.notes[len(data.notes) :]
+
+
+def keep_apart(data: "DataSet", weights: Path | None) -> tuple["DataSet", Origin]:
+    """The data set without val, cal and test images that the first weights were trained on.
+
+    Those of val and cal are trained on instead; those of test are left out.
+
+    Args:
+        weights: the file given by `--weights`; None without one.
+    Raises:
+        ValueError: if what is left of a split lacks a class.
+    """
+    if weights is None:
+        return data, Origin("new", {}, ())
+    record = read(weights.parent) if weights.name in ("last.safetensors", "best.safetensors") else None
+    source = data.splits["train"].source
+    trained = None if record is None else record.trained(record.kind)
+    if record is None or trained is None or record.kind not in split_record.kinds(source):
+        why = "do not say what they were trained on" if record is None else "were trained on images of another kind"
+        return data, Origin("elsewhere", {}, (f"--weights {weights} {why}: {NEW_IMAGES}",))
+    return _without(data, weights, record, trained)
+
+
+def _without(data: "DataSet", weights: Path, record: SplitRecord, trained: Keys) -> tuple["DataSet", Origin]:
+    """See `keep_apart`; images that are in the same split of both runs stay there."""
+    splits, moved, counts = dict(data.splits), [], []
+    for name in [name for name in ("val", "cal", "test") if name in splits]:
+        split = splits[name]
+        known = split_record.keys(split.source, split.indices, record.kind)
+        chosen = record.splits.get("val", trained[:0]) if name == "cal" else trained[:0]
+        seen = np.isin(known, np.concatenate([trained, chosen])) & ~np.isin(known, record.splits.get(name, trained[:0]))
+        if seen.any():
+            counts.append(f"{int(seen.sum()):,} of {len(split):,} {name}")
+            moved += [split.indices[seen]] if name != "test" else []
+            _check_classes(split.labels[~seen], data, name, f"--weights {weights} was trained on {counts[-1]} images")
+            splits[name] = dataclasses.replace(split, indices=split.indices[~seen])
+    if moved:
+        rows = np.sort(np.concatenate([splits["train"].indices, *moved]))
+        splits["train"] = dataclasses.replace(splits["train"], indices=rows)
+    notes = (f"--weights {weights} was trained on {', '.join(counts)} images: they are kept out",) if counts else ()
+    kept = dataclasses.replace(data, splits=splits) if counts else data
+    return kept, Origin("run", {record.kind: np.unique(trained)}, notes)
+
+
+def _check_classes(labels: np.ndarray, data: "DataSet", name: str, why: str) -> None:
+    lacking = sorted(set(range(len(data.classes))) - set(labels.tolist()))
+    if lacking:
+        raise ValueError(
+            f"{why}, and the rest lacks class {lacking[0]} ({data.classes[lacking[0]]}): split the data as that run "
+            "did (the same --holdout and --split-seed), or take other data"
+        )
+
+
+def caution(folder: Path) -> str:
+    """What a certificate for this run rests on, in a sentence; nothing if its record says that it is so."""
+    record = read(folder)
+    if record is None:
+        return f"{folder} has no record of its split: {NEW_IMAGES}"
+    if record.start == "elsewhere":
+        return f"{folder} began with weights that do not say what they were trained on: {NEW_IMAGES}"
+    return ""
