@@ -8,8 +8,9 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    lookup images optional digests finite
-    outputs hyperparameters
+    lookup optional digests finite
+    images
+    outputs hyperparameters image_files
     meta_device
     net blocks losses data early_exit
     multi_net

@@ -119,6 +119,7 @@ def _manifest(found: dict[str, Any], digest: str) -> Manifest:
         resize=_whole(given["resize"]),
         mean=_many(given["mean"], _number),
         std=_many(given["std"], _number),
+        interpolation=_text(given.get("interpolation", "bilinear")),
     )
     return Manifest(
         classes=_many(found["classes"], _text),

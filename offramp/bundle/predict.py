@@ -13,7 +13,8 @@ from offramp.bundle.partial_state import Handover
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer, Stepper
-from offramp.images import ENDINGS, BadImage, Pixels
+from offramp.image_files import walk
+from offramp.images import BadImage, Pixels
 
 WARM = 3
 """Rounds before the first image; from the second or third on, a runtime takes its usual time."""
@@ -36,25 +37,22 @@ class Row:
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[Row]]:
-    """The image files that are meant, folders walked in the order of their names, and a row per path that has none.
+    """The image files of all paths, those of a folder in the order of their names, and an error for each empty folder.
 
-    A file that is named is taken as it is; in a folder, what has no ending of an image, or is hidden, is passed over.
+    A named file is taken whatever its ending. Folders are read as for training (`offramp.image_files.walk`): links are
+    followed, hidden files and other endings are left out.
     """
     files: list[Path] = []
     bad: list[Row] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)) and file.is_file())
+            inside = sorted(walk(path).images)
             files += inside
             if not inside:
                 bad.append(Row(str(path), error="the folder holds no images"))
         else:
             files.append(path)
     return files, bad
-
-
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in file.parts)
 
 
 def read(preprocessing: Preprocessing, files: Iterable[Path], size: int) -> Iterator[tuple[list[Row], list[Pixels]]]:

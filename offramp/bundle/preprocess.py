@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.images import Fit, Pixels, centre, decode
+from offramp.images import INTERPOLATIONS, Fit, Pixels, decode, resize_and_crop
 
 LARGEST = 8192  # side in pixels that a bundle may ask for
 
@@ -21,6 +21,8 @@ class Preprocessing:
         resize: what the shorter side becomes before the centre square of `size` is cropped, in pixels.
         mean: one per channel, for pixels in 0..1.
         std: the same.
+        interpolation: how the image is resized, one of `offramp.images.INTERPOLATIONS`.
+
     Raises:
         ValueError: if a number makes no sense.
     """
@@ -30,6 +32,7 @@ class Preprocessing:
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -43,6 +46,10 @@ class Preprocessing:
             raise ValueError(f"preprocessing needs {self.channels} finite means and standard deviations")
         if min(self.std) <= 0:
             raise ValueError(f"preprocessing needs positive standard deviations, got {self.std}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"preprocessing: interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,14 +62,14 @@ class Preprocessing:
         Raises:
             offramp.images.BadImage: whatever is wrong with it.
         """
-        fit = Fit(self.size, self.resize)
-        return decode(image, lambda picture: centre(picture, fit), self.channels)[0]
+        fit = Fit(self.size, self.resize, self.interpolation)
+        return decode(image, lambda picture: resize_and_crop(picture, fit), self.channels)[0]
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(pixels / 255 - mean) / std for a batch (B, channels, size, size), bit by bit as training computes it."""
         scale = np.array([1 / (255 * s) for s in self.std], np.float32)
         shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
-        made: NDArray[np.float32] = pixels.astype(np.float32)
-        made *= scale[:, None, None]
-        made += shift[:, None, None]
-        return made
+        inputs: NDArray[np.float32] = pixels.astype(np.float32)
+        inputs *= scale[:, None, None]
+        inputs += shift[:, None, None]
+        return inputs

@@ -20,20 +20,27 @@ from offramp.images import default_fit
 from offramp.net import MultiExitNet, segments
 
 
-def preprocessing_of(data: DataSet, resize: int | None = None) -> Preprocessing:
+def preprocessing_of(data: DataSet) -> Preprocessing:
     """What this data set's images go through when a network is evaluated on them.
 
-    Args:
-        resize: the shorter side that the data set's images were resized to, where that was not the usual one. Sources
-            whose images have their size already (digits, CIFAR) take other images by the usual rule.
+    Images of any size may be given to a bundle: for data sets whose images have their size already (digits, CIFAR) they
+    are resized and cropped as usual.
+
     Raises:
         ValueError: if the inputs are not square.
     """
     channels, height, width = data.shape
     if height != width:
         raise ValueError(f"{data.name} has images of {height}x{width}; bundles read square ones")
-    fit = default_fit(height, resize)
-    return Preprocessing(channels=channels, size=height, resize=fit.resize or height, mean=data.mean, std=data.std)
+    fit = data.fit if data.fit is not None else default_fit(height)
+    return Preprocessing(
+        channels=channels,
+        size=height,
+        resize=fit.resize or height,
+        mean=data.mean,
+        std=data.std,
+        interpolation=fit.interpolation,
+    )
 
 
 def write(
@@ -42,7 +49,6 @@ def write(
     policy: ExitPolicy,
     data: DataSet,
     *,
-    resize: int | None = None,
     images: int = 1000,
     provenance: dict[str, Any] | None = None,
     advance: Any = lambda samples: None,
@@ -55,7 +61,6 @@ def write(
         out: a folder that does not exist yet, or is empty.
         net: its weights are exported in float32, in evaluation mode.
         data: what it was trained on; gives the preprocessing and the images to verify with.
-        resize: see `preprocessing_of`.
         images: how many images to verify with; see `offramp.bundle.verify.verify`.
         provenance: where the network comes from, kept in the manifest.
         advance: called with the number of images after each batch that was verified.
@@ -67,7 +72,7 @@ def write(
     """
     if policy.exits != net.exits:
         raise ValueError(f"the policy is for {policy.exits} exits, but the network has {net.exits}")
-    preprocessing = preprocessing_of(data, resize)
+    preprocessing = preprocessing_of(data)
     net = net.eval().float().cpu()
     with _in_place(out) as part:
         manifest = _files(part, net, policy, preprocessing, data.classes)

@@ -62,7 +62,6 @@ def _write(
         "config": flat(loaded.config),
         **provenance(),
     }
-    resize = loaded.config.data_options.get("resize")
     total = min(images, sum(map(len, data.splits.values())))
     with working("verifying", total, show) as advance:
         manifest = write(
@@ -70,7 +69,6 @@ def _write(
             loaded.net,
             loaded.policy,
             data,
-            resize=None if resize is None else int(resize),
             images=images,
             provenance=about,
             advance=advance,

@@ -1,4 +1,4 @@
-"""Decoded images on disk, found again by the content they came from; damaged ones are made anew."""
+"""Decoded images on disk, found again by a digest of their files; damaged ones are decoded again."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +16,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-VERSION = 1  # raise it when the same files and settings give other pixels
-IN_MEMORY = 2 << 30  # bytes that may be kept in memory where the disk takes nothing
+from offramp.data._duplicates import groups_of, pixel_digests
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+VERSION = 2  # raise it when the same files and settings give other pixels
+IN_MEMORY = 2 << 30  # bytes that may be kept in memory if nothing can be written to the disk
+FILLING, LOCK = ".filling-", "lock"
+ABANDONED = 86_400  # seconds after which a folder that is not locked counts as abandoned
 
 Allocate = Callable[[int, int, int, int], np.ndarray]
 """(N, C, H, W) -> uint8 array to be filled."""
 
 Fill = Callable[[Allocate], tuple[np.ndarray, dict[str, Any]]]
-"""Allocates and fills the pixels; answers the labels and facts that JSON can hold."""
+"""Allocates and fills the pixels; returns the labels and facts that JSON can hold."""
 
 
 class Decoded(NamedTuple):
@@ -34,9 +44,16 @@ class Decoded(NamedTuple):
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """Where decoded images are kept: the given folder, $OFFRAMP_CACHE or ~/.cache/offramp."""
+    """Where decoded images are kept: the given folder, $OFFRAMP_CACHE or ~/.cache/offramp.
+
+    Raises:
+        ValueError: if there is no home folder to look in.
+    """
     chosen = cache_dir or os.environ.get("OFFRAMP_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "offramp"
+    try:
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "offramp"
+    except RuntimeError as error:
+        raise ValueError("there is no home folder for decoded images: name another one by $OFFRAMP_CACHE") from error
 
 
 def digest_of(file: Path) -> str:
@@ -69,10 +86,10 @@ def cached(
         OSError: if the disk takes nothing and the images are too many to keep in memory.
     """
     root = cache_root(cache_dir)
-    home = root / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-40:].strip('-')}-{key_of(files, settings)}"
-    found = _open(home)
-    if found is not None:
-        return found
+    target = root / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-40:].strip('-')}-{key_of(files, settings)}"
+    kept_images = _open(target)
+    if kept_images is not None:
+        return kept_images
     with _workplace(root) as place:
         arrays: list[np.ndarray] = []
         kept = [place is not None]
@@ -90,19 +107,22 @@ def cached(
 
         labels, facts = fill(allocate)
         pixels = arrays[-1]
+        facts = {**facts, "duplicates": groups_of(pixel_digests(pixels))}
         if place is not None and kept[0]:
-            return _keep(place, home, pixels, labels, facts)
+            return _keep(place, target, pixels, labels, facts)
     notes = [*facts.get("notes", []), f"{name}: decoded images could not be kept in {root}; they are in memory"]
     return Decoded(pixels, labels, {**facts, "notes": notes})
 
 
 @contextlib.contextmanager
 def _workplace(root: Path) -> Iterator[Path | None]:
-    """A new folder in the cache that is gone afterwards, or None where nothing can be written."""
-    place = None
+    """A new folder in the cache that is removed afterwards, or None if nothing can be written."""
+    place = lock = None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=".filling-", dir=root))
+        _remove_abandoned(root)
+        place = Path(tempfile.mkdtemp(prefix=FILLING, dir=root))
+        lock = _locked(place)
     except OSError:
         pass
     try:
@@ -110,6 +130,43 @@ def _workplace(root: Path) -> Iterator[Path | None]:
     finally:
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(place: Path) -> int | None:
+    """Lock a folder that is being filled; the lock ends with this process, however it ends."""
+    if fcntl is None:
+        return None
+    draft = place / "lock-draft"  # nobody may see the lock file before it is locked
+    lock = os.open(draft, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    draft.rename(place / LOCK)
+    return lock
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove folders whose filling was killed: their lock is free or, without a lock, they are a day old."""
+    for place in root.glob(f"{FILLING}*"):
+        try:
+            abandoned = _is_free(place / LOCK) if fcntl else time.time() - place.stat().st_mtime > ABANDONED
+        except FileNotFoundError:  # of a version without locks, or this very moment made
+            abandoned = place.exists() and time.time() - place.stat().st_mtime > ABANDONED
+        except OSError:
+            continue
+        if abandoned:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_free(lock_file: Path) -> bool:
+    lock = os.open(lock_file, os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _mapped(file: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -125,8 +182,8 @@ def _in_memory(shape: tuple[int, ...], root: Path, error: OSError) -> np.ndarray
     size = int(np.prod(shape, dtype=np.int64))
     if size > IN_MEMORY:
         raise OSError(
-            f"the decoded images need {size / 1e9:.1f} GB in {root} ({error}): make room, name another place with "
-            "$OFFRAMP_CACHE, or use streaming"
+            f"the decoded images need {size / 1e9:.1f} GB in {root} ({error}): free some space, choose "
+            "another folder with $OFFRAMP_CACHE, or use streaming"
         ) from error
     return np.empty(shape, dtype=np.uint8)
 
@@ -138,7 +195,7 @@ def _digest(pixels: np.ndarray, labels: np.ndarray, facts: str) -> str:
     return digest.hexdigest()
 
 
-def _keep(place: Path, home: Path, pixels: np.ndarray, labels: np.ndarray, facts: dict[str, Any]) -> Decoded:
+def _keep(place: Path, target: Path, pixels: np.ndarray, labels: np.ndarray, facts: dict[str, Any]) -> Decoded:
     """Move what was filled to its place in one step, and open it there."""
     text = json.dumps(facts, sort_keys=True)
     np.save(place / "labels.npy", labels)
@@ -146,20 +203,21 @@ def _keep(place: Path, home: Path, pixels: np.ndarray, labels: np.ndarray, facts
         pixels.flush()
     meta = {"digest": _digest(pixels, labels, text), "facts": facts}
     (place / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    (place / LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # what is there is damaged
-        home.rename(place / "damaged")
+        target.rename(place / "damaged")
     with contextlib.suppress(OSError):  # another process was quicker: its images are the same
-        place.rename(home)
-    found = _open(home)
-    return found if found is not None else Decoded(np.array(pixels), labels, facts)
+        place.rename(target)
+    kept_images = _open(target)
+    return kept_images if kept_images is not None else Decoded(np.array(pixels), labels, facts)
 
 
-def _open(home: Path) -> Decoded | None:
+def _open(target: Path) -> Decoded | None:
     """What is kept there, or None where nothing is or it is damaged."""
     try:
-        meta = json.loads((home / "meta.json").read_text(encoding="utf-8"))
-        labels = np.load(home / "labels.npy", allow_pickle=False)
-        pixels = np.load(home / "pixels.npy", mmap_mode="c", allow_pickle=False)
+        meta = json.loads((target / "meta.json").read_text(encoding="utf-8"))
+        labels = np.load(target / "labels.npy", allow_pickle=False)
+        pixels = np.load(target / "pixels.npy", mmap_mode="c", allow_pickle=False)
         whole = meta["digest"] == _digest(pixels, labels, json.dumps(meta["facts"], sort_keys=True))
         fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and labels.dtype == np.int64
         return Decoded(pixels, labels, meta["facts"]) if whole and fits and len(labels) == len(pixels) else None

@@ -10,8 +10,9 @@ from jaxtyping import Int64, UInt8
 
 from offramp.data._archive import members
 from offramp.data._cache import Allocate, Fill, cached
-from offramp.data._pickle import pixels_in, read_pickle
-from offramp.data._shards import Columns, Shard, fill_from, open_shard, shards_by_split
+from offramp.data._pickle import pixels_in, read_pickle, text_of
+from offramp.data._shards import Columns, fill_from
+from offramp.data._tables import Shard, open_shard, shards_by_split
 from offramp.data.hub import shards_of
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
@@ -62,6 +63,7 @@ def read(cifar: Cifar, request: Request) -> Found:
     source = ArraySource(cifar.name, tuple(found.facts["classes"]), found.labels, found.pixels)
     mean, std = NORMALISE["cifar10"]
     parts = consecutive(found.facts["parts"])
+    # Some images are in train and test of CIFAR itself; as nobody may change that, it is not said.
     return Found(source, parts, mean, std, augmentation="crop-flip", notes=tuple(found.facts["notes"]))
 
 
@@ -136,9 +138,11 @@ def _from_hub(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], F
     return files, _shards_fill(cifar, parts, request.progress)
 
 
-def _checked(labels: Sequence[int] | np.ndarray, classes: int, where: str) -> Int64[np.ndarray, "N"]:
+def _checked(labels: Any, classes: int, where: str) -> Int64[np.ndarray, "N"]:
     """Labels as an array, all of them in range."""
     try:
+        if not isinstance(labels, np.ndarray) and not all(type(label) is int for label in labels):
+            raise TypeError("it must be a flat list of them")  # nested lists could claim any amount of memory
         array = np.asarray(labels, dtype=np.int64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: its labels are no integers ({error}); get the file again") from error
@@ -186,8 +190,9 @@ def _python_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:
         names = [str(label) for label in range(cifar.classes)]
         if cifar.names_file in content:
             meta = read_pickle(content[cifar.names_file], str(place / cifar.names_file))
-            listed = [n.decode("latin1") if isinstance(n, bytes) else str(n) for n in meta.get(cifar.names_key, [])]
-            names = listed if len(listed) == cifar.classes else names
+            listed = meta.get(cifar.names_key, [])
+            if isinstance(listed, list) and len(listed) == cifar.classes:
+                names = [text_of(name, f"{place / cifar.names_file}: a class name") for name in listed]
         return _fill({p: [one(f, content[f]) for f in files] for p, files in cifar.python.items()}, names, allocate)
 
     return fill

@@ -2,23 +2,37 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
-from offramp.images import BadImage, Fit, centre, decode, open_image
+from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, open_image, resize_and_crop
 
 CHUNK = 128  # images per task
 SHOWN = 5  # bad images that an error names
 SAMPLE = 1000  # images whose headers decide the default size
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Shape(NamedTuple):
+    """How a user wants images to be resized and cropped; see `offramp.images.default_fit`."""
+
+    resize: int | None
+    crop: float | None
+    interpolation: str
+
+    def fit(self, size: int) -> Fit:
+        """The fit for images of this side."""
+        return default_fit(size, self.resize, crop=self.crop, interpolation=self.interpolation)
 
 
 class Encoded(NamedTuple):
@@ -28,9 +42,9 @@ class Encoded(NamedTuple):
     where: str
 
 
-def centred(data: bytes | Path, fit: Fit) -> tuple[UInt8[np.ndarray, "3 H W"], str | None]:
-    """One image, resized and cropped by `fit`."""
-    return decode(data, lambda image: centre(image, fit))
+def decode_centre(data: bytes | Path, fit: Fit) -> tuple[UInt8[np.ndarray, "3 H W"], tuple[str, ...]]:
+    """One image, resized and cropped by `fit`, and its remarks; see `offramp.images.decode`."""
+    return decode(data, lambda image: resize_and_crop(image, fit))
 
 
 def in_order(pool: ThreadPoolExecutor, task: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
@@ -54,15 +68,16 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def each_image(
     items: Iterable[Encoded],
     count: int,
-    task: Callable[[int, bytes | Path], str | None],
+    task: Callable[[int, bytes | Path], tuple[str, ...]],
     *,
     name: str,
     title: str,
     progress: bool,
 ) -> dict[str, int]:
-    """Run `task(place, data)` on all images in threads; it answers what the image is counted as.
+    """Run `task(index, data)` on all images in threads; it returns remarks such as the kind of an image.
 
-    Returns: how many there are of each kind that is not RGB.
+    Returns:
+        How many images have each remark.
 
     Raises:
         ValueError: naming the bad images, after all were tried.
@@ -71,14 +86,13 @@ def each_image(
     bad: list[str] = []
 
     def run(chunk: list[tuple[int, Encoded]]) -> tuple[list[str], list[str]]:
-        good, failed = [], []
-        for place, item in chunk:
+        good: list[str] = []
+        failed: list[str] = []
+        for index, item in chunk:
             try:
-                kind = task(place, item.data)
+                good.extend(task(index, item.data))
             except BadImage as error:
                 failed.append(f"{item.where} ({error})")
-            else:
-                good.extend([kind] if kind else [])
         return good, failed
 
     workers = min(16, (os.cpu_count() or 1) + 1)
@@ -91,7 +105,7 @@ def each_image(
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise ValueError(
             f"{name}: {len(bad)} of {count} images cannot be decoded: {', '.join(bad[:SHOWN])}{more}; "
-            "mend or remove them"
+            "repair or remove them"
         )
     return dict(kinds)
 
@@ -101,9 +115,9 @@ def decode_into(
 ) -> dict[str, int]:
     """Decode all images into `out`, in order; see `each_image`."""
 
-    def task(place: int, data: bytes | Path) -> str | None:
-        out[place], kind = centred(data, fit)
-        return kind
+    def task(index: int, data: bytes | Path) -> tuple[str, ...]:
+        out[index], remarks = decode_centre(data, fit)
+        return remarks
 
     return each_image(items, len(out), task, name=name, title=f"decoding {name}", progress=progress)
 
@@ -129,7 +143,7 @@ class _Bar:
 
 
 def guess_size(items: Sequence[bytes | Path]) -> int:
-    """32 where the median shorter side of these images is at most 48, else 224; unreadable ones are passed over."""
+    """32 if the median shorter side of these images is at most 48, else 224; unreadable ones are passed over."""
     sides = []
     for data in items:
         try:
@@ -140,9 +154,22 @@ def guess_size(items: Sequence[bytes | Path]) -> int:
     return 32 if sides and float(np.median(sides)) <= 48 else 224
 
 
-def became_rgb(name: str, kinds: dict[str, int]) -> tuple[str, ...]:
-    """The one line that says which images were not RGB; none where all were."""
-    if not kinds:
-        return ()
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return (f"{name}: {counts} {'image' if sum(kinds.values()) == 1 else 'images'} became RGB",)
+def image_notes(name: str, remarks: Mapping[str, int]) -> tuple[str, ...]:
+    """Lines about images that were not read as they are; see `offramp.images.decode` for the remarks."""
+    kinds = {kind: count for kind, count in remarks.items() if kind not in (BAD_EXIF, WIDE)}
+    notes = []
+    if kinds:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        notes.append(f"{name}: {counts} {'image' if sum(kinds.values()) == 1 else 'images'} became RGB")
+    if BAD_EXIF in remarks:
+        notes.append(f"{name}: {_images(remarks[BAD_EXIF])} with damaged EXIF data, read without turning them upright")
+    if WIDE in remarks:
+        notes.append(
+            f"{name}: {_images(remarks[WIDE])} with 32-bit integer pixels: values up to 255 are read as 8 bits, larger "
+            "ones as 16 bits"
+        )
+    return tuple(notes)
+
+
+def _images(count: int) -> str:
+    return f"{count} image" if count == 1 else f"{count} images"

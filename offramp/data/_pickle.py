@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ class _Dtype:
     """Stands in for numpy.dtype: remembers the code, admits bytes only."""
 
     def __init__(self, code: str | bytes, *flags: int) -> None:
+        if len(code) > 8:  # the longest that is needed is |u1
+            raise pickle.UnpicklingError("it holds a type that is not of bytes")
         self.code = code.decode("latin1") if isinstance(code, bytes) else code
 
     def __setstate__(self, state: object) -> None:
@@ -37,11 +40,22 @@ def _reconstruct(kind: object, shape: object, code: object) -> _Array:
     return _Array()
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Stands in for codecs.encode, by which newer writers spell bytes in old protocols."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
+class _Encode:
+    """Stands in for codecs.encode, by which newer writers spell bytes in old protocols.
+
+    A pickle may ask for the same text any number of times; all answers together are no longer than the pickle.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def __call__(self, text: str, encoding: str = "latin1") -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+        self.budget -= len(text)
+        if self.budget < 0:
+            raise pickle.UnpicklingError("it would take much more memory than its size")
+        return text.encode("latin1")
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
@@ -49,18 +63,33 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
 }
 
 
 class _Unpickler(pickle.Unpickler):
     """The one hook that Python offers is a method to override."""
 
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.encode = _Encode(len(content))
+
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for an admitted name; everything else is refused before it is looked up."""
+        if (module, name) == ("_codecs", "encode"):
+            return self.encode
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file contains")
         return _ADMITTED[module, name]
+
+
+def _check_claims(content: bytes) -> None:
+    """Refuse what claims memory by a number alone: places in the memo, and the lengths of byte arrays.
+
+    `genops` itself refuses texts and bytes that are longer than what follows.
+    """
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError("it would take much more memory than its size")
 
 
 def read_pickle(content: bytes, where: str) -> dict[str, Any]:
@@ -70,18 +99,26 @@ def read_pickle(content: bytes, where: str) -> dict[str, Any]:
         ValueError: if it holds anything that those files do not contain (it may be malicious), or is damaged.
     """
     try:
-        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        _check_claims(content)
+        value = _Unpickler(content).load()
     except pickle.UnpicklingError as error:
         raise ValueError(f"{where} is refused: {error}; get the file from its original source") from error
     except Exception as error:  # damaged pickles fail in many ways
         raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}): get it again") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where} holds no dictionary, as CIFAR's files do: get it from its original source")
-    return {_text(key): _plain(item) for key, item in value.items()}
+    return {text_of(key, f"{where}: a key"): _plain(item) for key, item in value.items()}
 
 
-def _text(value: object) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+def text_of(value: object, what: str) -> str:
+    """A text that was pickled as text or bytes; `what` names it in errors.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(value, bytes | str):
+        raise ValueError(f"{what} is no text: get the file from its original source")
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _plain(value: Any) -> Any:

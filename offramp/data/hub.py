@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.data._shards import ROWS, SPLIT_WORDS, Columns, Shard, tabular
+from offramp.data._decode import Interpolation, Shape
+from offramp.data._shards import Columns, tabular
+from offramp.data._tables import ROWS, SPLIT_WORDS, Shard
 from offramp.data.splits import Found, Request
 
 
@@ -58,6 +60,8 @@ def build(
     label_column: str | None = None,
     config: str | None = None,
     resize: int | None = None,
+    crop: float | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Found:
     """Images and labels of a data set on the Hub, resized like those of `parquet`.
 
@@ -67,6 +71,8 @@ def build(
         label_column: default: `label`, `labels`, `class`, `target` or the only one that fits.
         config: which configuration of the data set.
         resize: shorter side before the centre crop.
+        crop: the same as the share that the crop keeps, size / resize, such as 0.875.
+        interpolation: how images are resized, with antialiasing.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -75,5 +81,5 @@ def build(
     if request.streaming:
         raise ValueError(f"{request.name} does not stream: only folder:PATH does")
     parts, files = shards_of(request.path, config)
-    columns = Columns(image_column, label_column, resize)
+    columns = Columns(image_column, label_column, Shape(resize, crop, interpolation))
     return tabular(request, parts, files, columns)

@@ -1,7 +1,9 @@
 """From a name to a data set: find the source's file, read it, cut the splits, and refuse what cannot be trained on."""
 
+import math
 import os
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from offramp.data._duplicates import duplicate_notes
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
 from offramp.hyperparameters import arguments
-from offramp.lookup import NotUnderstood, unknown
+from offramp.lookup import ParameterError, unknown, with_parameters
 
 AUGMENTATIONS = (
     "none",
@@ -23,6 +26,8 @@ AUGMENTATIONS = (
     "random-resized-crop",
 )
 """`-normalised` pads with zeros after normalising (DBT), the others before; random-resized-crop flips too."""
+
+IMBALANCE = 10  # the largest class is this many times the smallest: said to the user
 
 NORMALISE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # MUSE, MSD, EED, BEED; on CIFAR-100 as well
@@ -73,6 +78,8 @@ def load(
     progress: bool = True,
     augmentation: str | None = None,
     normalise: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     **options: Any,
 ) -> DataSet:
     """Read a data set and cut it into train, val, cal and test.
@@ -95,6 +102,8 @@ def load(
         augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised or random-resized-crop
             instead of the source's own.
         normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.
+        mean: of each channel of pixels in 0..1, instead of the source's own or that of `normalise`.
+        std: standard deviation of each channel, likewise.
         options: of the source, such as `image_column` and `label_column` of parquet.
 
     Raises:
@@ -102,13 +111,14 @@ def load(
         FileNotFoundError: if there is nothing where the data should be.
     """
     if not 0 <= holdout < 1:
-        raise NotUnderstood(f"--holdout must be a share from 0 to below 1, got {holdout}")
+        raise ParameterError(f"holdout must be a share from 0 to below 1, got {holdout}", "holdout")
     if image_size is not None and image_size < 1:
-        raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
+        raise ParameterError(f"image_size must be at least 1, got {image_size}", "image_size")
     source, head = find(name), _head(name)
     for option, value, known in (("augmentation", augmentation, AUGMENTATIONS), ("normalise", normalise, NORMALISE)):
         if value is not None and value not in known:
-            raise unknown(f"--data.{option}", value, known, listing=f"offramp data {head}")
+            error = unknown(f"data.{option}", value, known, listing=f"offramp data {head}")
+            raise with_parameters(error, f"data.{option}")
     request = Request(
         name=name,
         path=name.partition(":")[2],
@@ -121,14 +131,45 @@ def load(
     found: Found = source.build(request, **arguments("data", head, source.build, options))
     rows = _splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
     _check(name, found.source, rows)
-    mean, std = NORMALISE[normalise] if normalise else (found.mean, found.std)
-    if len(mean) != found.source.shape[0]:
-        raise ValueError(
-            f"--data.normalise {normalise} is for {len(mean)} channels, but {name} has {found.source.shape[0]}"
-        )
+    notes = (*found.notes, *_notes(name, found, rows))
+    usual = NORMALISE[normalise] if normalise else (found.mean, found.std)
+    constants = _constants(name, found.source.shape[0], mean or usual[0], std or usual[1])
     splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
     kind = augmentation or found.augmentation
-    return DataSet(name, splits, found.source.classes, found.source.shape, mean, std, kind, found.notes)
+    return DataSet(name, splits, found.source.classes, found.source.shape, *constants, kind, notes, found.fit)
+
+
+def _constants(
+    name: str, channels: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel, checked."""
+    for what, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ParameterError(
+                f"{what} is for {len(values)} channels, but {name} has {channels}: leave out data.normalise, data.mean "
+                "and data.std, or give as many values",
+                "data.normalise",
+                "data.mean",
+                "data.std",
+            )
+        if not all(math.isfinite(value) and (what == "mean" or value > 0) for value in values):
+            above = " and above 0" if what == "std" else ""
+            raise ParameterError(f"data.{what} must be finite{above}, got {list(values)}", f"data.{what}")
+    return tuple(mean), tuple(std)
+
+
+def _notes(name: str, found: Found, rows: dict[str, Indices]) -> tuple[str, ...]:
+    """Lines about duplicates and about classes that are much smaller than others."""
+    labels = found.source.labels
+    counts = np.bincount(labels[rows["train"]], minlength=len(found.source.classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    notes = duplicate_notes(name, found.duplicates, labels, rows)
+    if counts[most] < IMBALANCE * counts[least]:
+        return notes
+    return *notes, (
+        f"{name}: the classes of train are unbalanced: {counts[most]:,} images of {found.source.classes[most]}, "
+        f"{counts[least]:,} of {found.source.classes[least]}; accuracy says little about the small classes"
+    )
 
 
 def _splits(
@@ -153,7 +194,8 @@ def _splits(
         _check_classes(found.source, {"train": parts["train"], "test": parts["test"]})
         return _held_out(labels, parts, share, per_class, inclusive, seed)
     except ValueError as error:
-        raise ValueError(f"{name}: {_with_class_names(str(error), found.source.classes)}") from error
+        message = f"{name}: {_with_class_names(str(error), found.source.classes)}"
+        raise with_parameters(ValueError(message), "per_class", "holdout", "data.per_class_includes_holdout") from error
 
 
 def _held_out(
@@ -172,8 +214,8 @@ def _held_out(
         left = per_class - held_per_class if inclusive else per_class
         if left < 1:
             raise ValueError(
-                f"--per-class {per_class} leaves nothing to train on, since it includes the {held_per_class} images "
-                "per class that are held out: raise it, lower --holdout, or --data.per_class_includes_holdout false"
+                f"per_class={per_class} leaves nothing to train on, since it includes the {held_per_class} images "
+                "per class that are held out: raise it, lower holdout, or set data.per_class_includes_holdout=false"
             )
         rows["train"] = subset(labels, rows["train"], left, seed)
     return rows

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from offramp.data._shards import Columns, open_shard, shards_by_split, tabular
+from offramp.data._decode import Interpolation, Shape
+from offramp.data._shards import Columns, tabular
+from offramp.data._tables import open_shard, shards_by_split
 from offramp.data.splits import Found, Request
 
 
@@ -12,14 +14,19 @@ def build(
     image_column: str | None = None,
     label_column: str | None = None,
     resize: int | None = None,
+    crop: float | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Found:
     """Images and labels of Parquet shards; which split a shard belongs to, its name says (or its folder's).
 
     Args:
         request: from `load`; `image_size` is the side of the square that images get.
         image_column: encoded bytes, plain or as the Hub stores them; default: `image`, `img` or the only one that fits.
-        label_column: integers or strings; default: `label`, `labels`, `class`, `target` or the only one that fits.
+        label_column: integers, strings, categories or booleans; default: `label`, `labels`, `class`, `target` or the
+            only one that fits.
         resize: shorter side before the centre crop; default 256/224 of the size, the size itself up to 64.
+        crop: the same as the share that the crop keeps, size / resize, such as 0.875.
+        interpolation: how images are resized, with antialiasing.
 
     Raises:
         FileNotFoundError: if there is no such file or folder, or no shard in it.
@@ -37,7 +44,7 @@ def build(
     parts = {part: [open_shard(file) for file in group] for part, group in split.items()}
     base = root if root.is_dir() else root.parent
     listed = [(str(file.relative_to(base)), file) for group in split.values() for file in group]
-    return tabular(request, parts, listed, Columns(image_column, label_column, resize))
+    return tabular(request, parts, listed, Columns(image_column, label_column, Shape(resize, crop, interpolation)))
 
 
 def located(request: Request) -> Path:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from offramp.images import Fit
+
 Indices = Int64[np.ndarray, "_"]
 """Rows of a source. They are the samples' ids: unique within a data set, the same in every run."""
 
@@ -104,7 +106,8 @@ class DataSet:
 
     `splits` holds "train" and "test", and "val" and "cal" unless nothing was held out. `mean` and `std` normalise
     pixels scaled to 0..1, one value per channel. `augmentation` is one of `offramp.data.augment.AUGMENTATIONS`.
-    `notes` are lines that the user should see (images that became RGB, files that were left out).
+    `notes` are lines that the user should see (images that became RGB, files that were left out). `fit` is how images
+    were resized and cropped, None if they came in their size.
     """
 
     name: str
@@ -115,6 +118,7 @@ class DataSet:
     std: tuple[float, ...]
     augmentation: str
     notes: tuple[str, ...] = ()
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class Request:
 class Found:
     """What a source's `build` answers: images, and the rows of each part that the data came in.
 
-    The parts are {train, test}, {train, val, test}, {train, val} or, where the data came undivided, {all}.
+    The parts are {train, test}, {train, val, test}, {train, val} or, where the data came undivided, {all}. `fit` as in
+    `DataSet`; `duplicates` are the rows of equal images, a list for each.
     """
 
     source: Source
@@ -143,6 +148,8 @@ class Found:
     std: tuple[float, ...]
     augmentation: str
     notes: tuple[str, ...] = field(default=())
+    fit: Fit | None = None
+    duplicates: Sequence[Sequence[int]] = ()
 
 
 def consecutive(counts: dict[str, Any]) -> dict[str, Indices]:

@@ -1,5 +1,6 @@
 """A small bundle with everything that is awkward: two maps between stages, exits in a chain, one of them off."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from offramp.bundle.write import write
 from offramp.data.load import load
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
+from offramp.images import Fit
 from offramp.net import MultiExitNet
 from offramp.outputs import Carry, State
 
@@ -78,7 +80,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: DataSet) -> Made:
         temperatures=(2.0,) * 4,
     )
     net, advanced = network().double().train(), list[int]()  # what is written is float32 in evaluation mode
-    manifest = write(folder, net, policy, digits, resize=10, images=300, advance=advanced.append)
+    data = dataclasses.replace(digits, fit=Fit(8, 10))
+    manifest = write(folder, net, policy, data, images=300, advance=advanced.append)
     return Made(folder, net, policy, digits, manifest, advanced)
 
 

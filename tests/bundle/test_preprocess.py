@@ -55,8 +55,8 @@ def test_photographs_in_a_folder_are_cut_as_in_training(tmp_path: Path, size: in
     data = load(
         f"folder:{tmp_path}", image_size=size, cache_dir=tmp_path / "cache", holdout=0, progress=False, **options
     )
-    assert preprocessing_of(data, resize).resize == resize or resize is None
-    equal_bits(preprocessing_of(data, resize), data, files, data.splits["test"].indices)
+    assert preprocessing_of(data).resize == resize or resize is None
+    equal_bits(preprocessing_of(data), data, files, data.splits["test"].indices)
 
 
 def test_an_image_of_another_size_or_colour_becomes_a_digit(digits: Any, tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
 """The cache: found by content, rebuilt when damaged, done without where nothing can be written."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +42,7 @@ def test_found_again_by_content_name_and_settings(file, own_cache):
     fill = Counter()
     first = get(file, fill)
     assert isinstance(first.pixels, np.memmap)
-    assert (first.pixels == 1).all() and first.facts == {"parts": {"train": 3}}
+    assert (first.pixels == 1).all() and first.facts == {"parts": {"train": 3}, "duplicates": [[0, 1, 2]]}
     assert (get(file, fill).pixels == 1).all() and fill.calls == 1
     assert (get(file, fill, size=8).pixels == 2).all()
     file.write_bytes(b"CONTENT")
@@ -113,3 +118,37 @@ def test_the_default_place(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert _cache.cache_root(None) == tmp_path / ".cache/offramp"
     assert _cache.cache_root("x").name == "x"
+
+
+def test_what_a_killed_process_left_behind_is_removed(file, own_cache):
+    script = (
+        "import os, signal, sys; from offramp.data._cache import cached; from pathlib import Path\n"
+        "def fill(allocate): allocate(3, 1, 2, 2); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cached('x', [('f', Path(sys.argv[1]))], {}, fill, None)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(file)], check=False)
+    assert [entry.name.startswith(".filling-") for entry in own_cache.iterdir()] == [True]
+
+    def fill(allocate):  # what is being filled at this moment stays
+        get(file, Counter(), size=1)
+        assert sum(entry.name.startswith(".filling-") for entry in own_cache.iterdir()) == 1
+        return Counter()(allocate)
+
+    get(file, fill)
+    assert len(list(own_cache.iterdir())) == 2
+    assert not any(entry.name.startswith(".") or (entry / "lock").exists() for entry in own_cache.iterdir())
+
+
+def test_folders_without_a_lock_are_removed_after_a_day(file, own_cache):
+    for name, age in ((".filling-old", 90_000), (".filling-new", 10)):
+        (own_cache / name).mkdir()
+        os.utime(own_cache / name, (time.time() - age,) * 2)
+    get(file, Counter())
+    assert (own_cache / ".filling-new").exists() and not (own_cache / ".filling-old").exists()
+
+
+def test_without_a_home_folder(file, monkeypatch):
+    monkeypatch.delenv("OFFRAMP_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home")))
+    with pytest.raises(ValueError, match=r"there is no home folder for decoded images: name another one by \$OFF"):
+        get(file, Counter())

@@ -191,7 +191,7 @@ def test_options_that_make_no_sense(tmp_path):
     for options, message in (
         ({"streaming": True}, "does not stream"),
         ({"image_size": 64}, "is 32x32 and keeps that size"),
-        ({"labels": "medium"}, "--data.labels takes one of fine, coarse, got 'medium'"),
+        ({"labels": "medium"}, "data.labels takes one of fine, coarse, got 'medium'"),
     ):
         with pytest.raises(ValueError, match=message):
             load("cifar100", data_dir=tmp_path, **options)

@@ -1,5 +1,9 @@
 """Folders of images: layouts, sizes, modes, and every promised refusal."""
 
+import os
+import shutil
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,7 +71,7 @@ def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
         expected = np.zeros((32, 32), dtype=bool)
         expected[border : 32 - border, border : 32 - border] = True
         assert (green == expected).all()
-    with pytest.raises(ValueError, match=r"images of 32 pixels need a --data.resize of at least that, got 31"):
+    with pytest.raises(ValueError, match=r"images of 32 pixels need a data.resize of at least that, got 31"):
         load(f"folder:{tmp_path}", image_size=32, resize=31)
 
 
@@ -89,7 +93,9 @@ def test_other_modes_become_rgb_and_are_counted(tmp_path, write, streaming):
     for _ in range(2):  # the second time from the cache
         data = load(f"folder:{tmp_path}", holdout=0, streaming=streaming)
         name = f"folder:{tmp_path}"
-        assert data.notes == (f"{name}: 1 CMYK, 3 grey, 2 palette, 2 transparent images became RGB",)
+        assert data.notes[0] == f"{name}: 1 CMYK, 3 grey, 2 palette, 2 transparent images became RGB"
+        if not streaming:  # the files differ
+            assert data.notes[1].startswith(f"{name}: 2 of 8 test images are in train too: what is measured")
     place = sorted((tmp_path / "test/cat").iterdir()).index(tmp_path / "test/cat/w.png")
     deep = data.splits["test"].source.batch(data.splits["test"].ids[place : place + 1])
     assert (deep == 40000 >> 8).all()
@@ -194,7 +200,7 @@ def test_a_check_of_headers_finds_what_headers_show(tmp_path, write):
     load(f"folder:{tmp_path}", streaming=True, check="headers", holdout=0)
     bad.write_bytes(b"GIF")
     refused(tmp_path, ValueError, "1 of 28 images cannot be decoded", streaming=True, check="headers")
-    refused(tmp_path, ValueError, "--data.check takes one of full, headers, got 'none'", check="none")
+    refused(tmp_path, ValueError, "data.check takes one of full, headers, got 'none'", check="none")
 
 
 def test_image_bomb(tmp_path, write):
@@ -263,3 +269,91 @@ def test_a_path_that_is_nowhere(tmp_path, monkeypatch):
         load("folder:nope")
     with pytest.raises(FileNotFoundError, match=rf"^neither nope nor {tmp_path}/nope exists: correct folder:nope"):
         load("folder:nope", data_dir=tmp_path)
+
+
+def notes(root, **options):
+    return load(f"folder:{root}", holdout=0, **options).notes
+
+
+def test_links_to_a_parent_are_left_out(tmp_path, write):
+    write.image_folder(tmp_path / "p", LAYOUT)
+    (tmp_path / "p/train/cat/up").symlink_to(tmp_path / "p/train")
+    (tmp_path / "p/train/everything").symlink_to(tmp_path / "p")
+    data = load(f"folder:{tmp_path / 'p'}", holdout=0)
+    assert data.classes == ("cat", "dog") and sizes(data) == {"train": 24, "test": 4}
+    assert data.notes == (
+        f"{tmp_path / 'p'}: 2 links to folders that contain them or were read already were left out (everything, …)",
+    )
+
+
+def test_broken_links_and_formats_that_are_not_read(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    (tmp_path / "train/cat/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "train/owl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "train/cat/phone.HEIC").write_bytes(b"x")
+    (tmp_path / "train/dog/a.avif").write_bytes(b"x")
+    assert notes(tmp_path) == (
+        f"{tmp_path}: 2 images were left out: AVIF, HEIC is not read, convert them to JPEG or PNG (phone.HEIC, …)",
+        f"{tmp_path}: 2 links lead nowhere and were left out (owl, …)",
+    )
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path, write):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write.image_folder(tmp_path, {f"train/{composed}": 9, "train/dog": 9, f"test/{decomposed}": 2, "test/dog": 2})
+    data = load(f"folder:{tmp_path}", holdout=0)
+    assert data.classes == (composed, "dog") and sizes(data) == {"train": 18, "test": 4}
+    assert len(data.notes) == 1 and "in another Unicode form (NFC, NFD): taken as one class" in data.notes[0]
+
+
+def test_a_class_name_that_is_not_utf8(tmp_path, write):
+    write.image_folder(tmp_path, {"x": 12, "y": 12})
+    os.rename(os.fsencode(tmp_path / "x"), os.fsencode(tmp_path) + b"/caf\xe9")
+    data = load(f"folder:{tmp_path}", holdout=0)
+    assert data.classes == ("caf\\xe9", "y")
+    assert data.notes == (f"{tmp_path}: the class name caf\\xe9 is not UTF-8, its bytes are written in hexadecimal",)
+
+
+def test_a_class_that_is_called_train(tmp_path, write):
+    write.image_folder(tmp_path, {"bus": 10, "car": 10, "train": 10})
+    refused(
+        tmp_path,
+        ValueError,
+        r"has bus/ beside train/: only train/, val/ and test/ belong there; if train/ is a class like bus/, add "
+        r"data.layout=classes",
+    )
+    data = load(f"folder:{tmp_path}", layout="classes")
+    assert data.classes == ("bus", "car", "train") and sizes(data)["train"] == 21
+    write.image_folder(tmp_path / "two", {"train": 10, "test": 10})
+    assert load(f"folder:{tmp_path / 'two'}", layout="classes").classes == ("test", "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_duplicates_across_splits_and_classes(tmp_path, write, streaming):
+    write.image_folder(tmp_path, LAYOUT)
+    shutil.copy(tmp_path / "train/cat/000.png", tmp_path / "test/cat/copy.png")
+    shutil.copy(tmp_path / "train/cat/001.png", tmp_path / "train/dog/copy.png")
+    for _ in range(2):  # the second time from the cache
+        assert notes(tmp_path, streaming=streaming) == (
+            f"folder:{tmp_path}: 1 of 5 test images are in train too: what is measured on them is too good, remove the "
+            "duplicates",
+            f"folder:{tmp_path}: 1 image is in more than one class: correct their labels or remove the duplicates",
+        )
+
+
+def test_unbalanced_classes(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT | {"train/cat": 120})
+    assert notes(tmp_path) == (
+        f"folder:{tmp_path}: the classes of train are unbalanced: 120 images of cat, 12 of dog; accuracy says little "
+        "about the small classes",
+    )
+
+
+def test_damaged_exif_is_said(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    exif = b"Exif\0\0" + bytes.fromhex("0008000201120003")
+    for name in ("bad.png", "bad.webp"):
+        Image.linear_gradient("L").convert("RGB").rotate(len(name)).save(tmp_path / "train/cat" / name, exif=exif)
+    assert notes(tmp_path)[0] == (
+        f"folder:{tmp_path}: 2 images with damaged EXIF data, read without turning them upright"
+    )

@@ -1,6 +1,8 @@
 """Any Parquet shards: columns, classes, splits by name, and every promised refusal."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from offramp.data import load
@@ -62,9 +64,6 @@ def refused(path, message, error=ValueError, **options):
 
 
 def test_columns_that_cannot_be_found(tmp_path, write, pictures):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     file = tmp_path / "a.parquet"
     columns = {"p": pa.array(pictures), "q": pa.array(pictures), "x": [0] * 40, "y": [1] * 40, "z": [0.5] * 40}
     pq.write_table(pa.table(columns), file)
@@ -108,3 +107,54 @@ def test_split_without_samples(tmp_path, write, pictures):
     (tmp_path / "test.parquet").unlink()
     write.shard(tmp_path / "test.parquet", [b""][:0], [0][:0], label="label", image="image", names=["a", "b", "c"])
     refused(tmp_path, "the split 'test' has no samples")
+
+
+def table(path, pictures, labels, kind=None):
+    """A file with the columns image and label, whatever their types."""
+    pq.write_table(pa.table({"image": pictures, "label": labels if kind is None else labels.cast(kind)}), path)
+    return path
+
+
+def hub_shard(write, path, pictures, numbers, names):
+    write.shard(path, pictures, numbers, label="label", image="image", names=names)
+
+
+def test_class_names_in_another_order_are_matched_by_name(tmp_path, write, pictures):
+    hub_shard(write, tmp_path / "train.parquet", pictures, [0, 1, 2, 0] * 10, ["cat", "dog", "ewe"])
+    hub_shard(write, tmp_path / "test.parquet", pictures[:30], [2, 0, 1] * 10, ["dog", "ewe", "cat"])
+    data = load(f"parquet:{tmp_path}", holdout=0)
+    assert data.classes == ("cat", "dog", "ewe")
+    assert data.splits["test"].labels[:3].tolist() == [0, 1, 2]
+    assert data.notes[0] == (
+        f"{tmp_path}/test.parquet: its class names are in another order than in {tmp_path}/train.parquet; labels are "
+        "matched by name"
+    )
+    hub_shard(write, tmp_path / "test.parquet", pictures[:30], [2, 0, 1] * 10, ["dog", "owl", "cat"])
+    refused(tmp_path, r"test.parquet names the class 'owl' in its labels, which .*train.parquet does not have")
+
+
+def test_labels_of_another_kind_name_the_file(tmp_path, pictures):
+    table(tmp_path / "train.parquet", pictures, [0, 1] * 20)
+    table(tmp_path / "test.parquet", pictures, ["0", "1"] * 20)
+    refused(
+        tmp_path, r"test.parquet: its labels \(label\) are strings, but those of .*train.parquet are numbers: store"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (pa.array(["dog", "cat"] * 20).dictionary_encode(), ("cat", "dog")),
+        (pa.array([7, 3] * 20).dictionary_encode(), ("3", "7")),
+        (pa.array([True, False] * 20), ("False", "True")),
+        (pa.array(["dog", "cat"] * 20, pa.string_view()), ("cat", "dog")),
+        (pa.array([9_000_000_000, 5] * 20), ("5", "9000000000")),
+        (pa.array([2**64 - 1, 5] * 20, pa.uint64()), ("5", "18446744073709551615")),
+        (pa.array(["caf\u00e9", "b", "cafe\u0301", "b"] * 10), ("b", "caf\u00e9")),
+    ],
+    ids=["categories", "numbers as categories", "booleans", "views", "huge", "unsigned", "unicode"],
+)
+def test_every_kind_of_label(tmp_path, pictures, labels, classes):
+    file = table(tmp_path / "a.parquet", pa.array(pictures, pa.binary_view()), labels)
+    data = load(f"parquet:{file}", holdout=0)
+    assert data.classes == classes and data.splits["train"].source.labels[:2].tolist() == [1, 0]

@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from offramp.data import load
 from offramp.data._pickle import pixels_in, read_pickle
 
 
@@ -71,3 +73,40 @@ def test_damaged_and_foreign_content(write):
         read_pickle(pickle.dumps([1, 2], 2), "f")
     with pytest.raises(ValueError, match=r"should hold 'data' of N x 3072 bytes, but has \(2, 5\)"):
         pixels_in(read_pickle(pickle.dumps({"data": np.zeros((2, 5), np.uint8)}, 2), "f"), "f")
+
+
+def encoded_often(size, times):
+    """A text of `size` letters that is asked for `times` times."""
+    text = b"X" + size.to_bytes(4, "little") + b"a" * size
+    once = b"c_codecs\nencode\nq\x01" + text + b"q\x02" + b"0" * 2
+    return b"\x80\x02" + once + b"]" + b"h\x01h\x02\x85Ra" * times + b"."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02Nr" + (0x4000000).to_bytes(4, "little") + b".",
+        b"N" + b"p4000000000\n.",
+        b"\x80\x05\x96" + (1 << 33).to_bytes(8, "little") + b".",
+        b"\x80\x04\x8e" + (1 << 33).to_bytes(8, "little") + b".",
+        encoded_often(100_000, 1000),
+    ],
+)
+def test_memory_is_bounded_by_the_size_of_the_pickle(content):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"^f is (refused: it would take much more memory|damaged)"):
+        read_pickle(content, "f")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * len(content) + (1 << 20)
+
+
+def test_nested_labels_and_keys_are_refused_before_they_are_multiplied(tmp_path, write):
+    write.cifar100_python(tmp_path, 1)
+    inner = [0] * 100
+    batch = {b"data": write.random_images(100).reshape(-1, 3072), b"fine_labels": [inner] * 100}
+    (tmp_path / "train").write_bytes(pickle.dumps(batch, 2))
+    with pytest.raises(ValueError, match=r"train: its labels are no integers \(it must be a flat list of them\)"):
+        load("cifar100", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"^f: a key is no text"):
+        read_pickle(pickle.dumps({(1, 2): 3}, 2), "f")

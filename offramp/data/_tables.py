@@ -1,0 +1,93 @@
+"""Tables in the Hub's layout: Parquet files as shards, and the split that a file's name says."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROWS = 512  # rows read at a time
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class Shard(NamedTuple):
+    """A table in one piece: its name in errors, its length, its Arrow schema, and its columns, batch by batch."""
+
+    where: str
+    rows: int
+    schema: Any
+    batches: Callable[[str], Iterator[Any]]
+
+
+def open_shard(file: Path) -> Shard:
+    """A Parquet file.
+
+    Raises:
+        ValueError: if it is not one, or not whole.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def broken(error: Exception) -> ValueError:
+        reason = str(error).splitlines()[0]
+        return ValueError(f"{file} is not a whole Parquet file ({reason}): it may be truncated, get it again")
+
+    try:
+        table = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise broken(error) from error
+
+    def batches(column: str) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(batch_size=ROWS, columns=[column], use_threads=False):
+                    yield batch.column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise broken(error) from error
+
+    with table:
+        return Shard(str(file), table.metadata.num_rows, table.schema_arrow, batches)
+
+
+def split_of(path: str) -> str | None:
+    """Which split a file's name (or its folder's) speaks of: train, val, test or None."""
+    found = [SPLIT_WORDS[word] for word in re.split(r"[/_.\-]", path.lower()) if word in SPLIT_WORDS]
+    return found[-1] if found else None
+
+
+def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files in the Hub's layout, by split, in order; {"all": files} where no name speaks of a split.
+
+    Raises:
+        ValueError: if only some names do, or a shard of a numbered series is missing.
+    """
+    base = root if root.is_dir() else root.parent
+    named = {file: split_of(str(file.relative_to(base))) for file in sorted(files)}
+    parts: dict[str, list[Path]] = {}
+    for file, split in named.items():
+        if split is None and any(named.values()):
+            raise ValueError(f"{file} does not say which split it belongs to: put train, val or test in its name")
+        parts.setdefault(split or "all", []).append(file)
+    _check_series(files)
+    return {split: parts[split] for split in ("all", "train", "val", "test") if split in parts}
+
+
+def _check_series(files: Sequence[Path]) -> None:
+    """Refuse `train-00000-of-00003.parquet` without its two fellows."""
+    names = {str(file) for file in files}
+    for file in files:
+        numbered = re.search(r"-(\d+)-of-(\d+)(?=\.parquet$)", str(file))
+        for number in range(int(numbered[2]) if numbered else 0):
+            assert numbered is not None
+            fellow = str(file).replace(numbered[0], f"-{number:0{len(numbered[1])}}-of-{numbered[2]}")
+            if fellow not in names:
+                raise ValueError(f"{fellow} is missing, one of {int(numbered[2])} shards: get it again")
