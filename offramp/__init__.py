@@ -22,6 +22,7 @@ _HOME = {
     "attach": "offramp.net",
     "bench": "offramp.runs.bench",
     "compare": "offramp.runs.compare",
+    "compare_curves": "offramp.runs.curves",
     "compare_ledger": "offramp.runs.compare",
     "curves": "offramp.runs.curves",
     "deploy": "offramp.runs.deploy",

@@ -37,6 +37,13 @@ Weights = Annotated[
     Literal["last", "best"], Parameter(help="Weights of the last epoch, or of the best epoch on validation images.")
 ]
 BatchSize = Annotated[int, Parameter(help="Samples per step of evaluation.")]
+
+
+def _paths(kind: Any, tokens: Sequence[Any]) -> tuple[Path, ...]:
+    return tuple(map(Path, _words(kind, tokens)))
+
+
+Files = Annotated[tuple[Path, ...], Parameter(negative="", show_default=False, converter=_paths)]
 Layers = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_words)]
 Dotted = Annotated[list[str] | None, Parameter(name="--option", negative="", show=False)]
 """What `--net.KEY value` and the like become."""

@@ -3,10 +3,10 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
-from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, config_of
+from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Files, Json, config_of
 from offramp.config import Config
 from offramp.lookup import ParameterError
 
@@ -26,6 +26,8 @@ def compare(
     baseline: str = "joint",
     show: Path | None = None,
     markdown: Path | None = None,
+    metric: Literal["top1", "top5"] = "top1",
+    write: Files = (),
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,
@@ -45,8 +47,12 @@ def compare(
         baseline: The method that the others are compared with, seed by seed.
         show: Train nothing; show what this ledger holds.
         markdown: Also write the tables into this file, between the markers of an existing one.
+        metric: Accuracy of the largest logit, or of the five largest.
+        write: Also write these files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
         json: Print the comparison as one JSON object.
     """
+    from offramp.cli._compare_progress import CompareProgress
+    from offramp.runs.compare import compare as run_comparison
     from offramp.study import comparison
 
     if markdown is not None:
@@ -54,11 +60,22 @@ def compare(
     if show is not None:
         options = {"--methods": methods, "--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
         _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
-        result = _shown(show, baseline)
+        result = _shown(show, baseline, metric, write)
     elif methods is None or out is None:
         raise ValueError("compare needs --methods and --out, as in --methods joint,byot --out runs/compare; or --show")
     else:
-        result = _trained(config_of(config, option), methods, seeds, out, jobs, ledger, baseline, show=not json)
+        result = run_comparison(
+            config_of(config, option),
+            parse_methods(methods),
+            out,
+            seeds=parse_seeds(seeds),
+            jobs=jobs,
+            ledger=ledger,
+            baseline=baseline,
+            metric=metric,
+            write=write,
+            reporter=CompareProgress(not json),
+        )
     if markdown is not None and result.comparisons:
         comparison.write_block(markdown, "\n".join(map(comparison.markdown, result.comparisons)))
     if json:
@@ -75,28 +92,10 @@ def _only_show(words: list[str], trains: bool) -> None:
         raise ValueError(f"--show trains nothing, it shows all that its ledger holds: leave {what} away")
 
 
-def _shown(ledger: Path, baseline: str) -> "ComparisonResult":
+def _shown(ledger: Path, baseline: str, metric: str, write: tuple[Path, ...]) -> "ComparisonResult":
     from offramp.runs.compare import compare_ledger
 
-    return compare_ledger(ledger, baseline=baseline)
-
-
-def _trained(
-    config: Config, methods: str, seeds: str, out: Path, jobs: int, ledger: Path | None, baseline: str, show: bool
-) -> "ComparisonResult":
-    from offramp.cli._compare_progress import CompareProgress
-    from offramp.runs.compare import compare as run_comparison
-
-    return run_comparison(
-        config,
-        parse_methods(methods),
-        out,
-        seeds=parse_seeds(seeds),
-        jobs=jobs,
-        ledger=ledger,
-        baseline=baseline,
-        reporter=CompareProgress(show),
-    )
+    return compare_ledger(ledger, baseline=baseline, metric=metric, write=write)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -143,20 +142,22 @@ def _print_result(result: "ComparisonResult") -> None:
 
     for number, comparison in enumerate(result.comparisons):
         _print(comparison, number)
+    for file in result.files:
+        stderr.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
     for run in result.failed:
         stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(comparison: "Comparison", number: int) -> None:
     from offramp.cli._console import stdout, table
-    from offramp.study.comparison import counted, difference_cells, mean_cells, title
+    from offramp.study.comparison import METRICS, counted, difference_cells, mean_cells, title
 
     if number:
         stdout.print()
     stdout.print(title(comparison), style="bold", highlight=False, markup=False)
     names, legend = _names([row.method for row in comparison.methods])
     rows = [[names[row.method], counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
-    head = "accuracy %, mean ± standard deviation over seeds"
+    head = f"{METRICS[comparison.metric]} %, mean ± standard deviation over seeds"
     stdout.print(table(head, ["", "n", *comparison.columns], rows), soft_wrap=True)
     others = [row for row in comparison.methods if row.difference]
     rows = [[names[row.method], counted(row.pairs), *difference_cells(row, brackets=False)] for row in others]

@@ -1,10 +1,10 @@
 """The field's two curves: every exit on everything (anytime), and the 39 points of budgeted batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from offramp.early_exit.exit_scores import Rule, check_trace, judge
@@ -31,6 +31,7 @@ def budgeted(
     test: tuple[Float[ndarray, "E N C"], Int[ndarray, "N"]],
     costs: Sequence[int | float],
     rule: Rule = Rule(),  # noqa: B008 (a tuple of constants)
+    hits: Mapping[str, Bool[ndarray, "E N"]] | None = None,
 ) -> list[dict[str, Any]]:
     """The 39 points of MSDNet's budgeted batch classification, all exits enabled (Huang et al., ICLR 2018).
 
@@ -41,6 +42,8 @@ def budgeted(
         held_out: logits and labels of the split that thresholds are fitted on.
         test: logits and labels that are reported on.
         costs: what a sample costs when it leaves at each exit.
+        hits: further outcomes on test by name, such as whether the label is among the five largest logits of an exit;
+            every point gets their means.
     Raises:
         ValueError: if a trace is empty or not finite.
     """
@@ -62,6 +65,7 @@ def budgeted(
                 "accuracy": float(seen.right[taken, np.arange(len(taken))].mean()),
                 "cost": float(counts @ prices) / len(taken),
                 "shares": (counts / len(taken)).tolist(),
+                **{name: float(hit[taken, np.arange(len(taken))].mean()) for name, hit in (hits or {}).items()},
             }
         )
     return points

@@ -3,19 +3,23 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from offramp.outputs import Trace
 
 
-def top_k(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], k: int = 1) -> list[float]:
-    """Share of samples, in [0, 1], whose label is among each exit's k largest logits."""
+def in_top_k(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], k: int = 1) -> Bool[Tensor, "E N"]:
+    """Whether each sample's label is among each exit's k largest logits."""
     k = min(k, logits.shape[-1])
     # of equal logits the first counts, as everywhere that exits answer; topk takes any of them
-    found = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k, dim=-1).indices
-    hits = (found == labels[None, :, None]).any(-1)
-    return [float(share) for share in hits.double().mean(1)]
+    largest = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k, dim=-1).indices
+    return (largest == labels[None, :, None]).any(-1)
+
+
+def top_k(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], k: int = 1) -> list[float]:
+    """Share of samples, in [0, 1], whose label is among each exit's k largest logits."""
+    return [float(share) for share in in_top_k(logits, labels, k).double().mean(1)]
 
 
 def ensemble(logits: Float[Tensor, "E N C"]) -> Float[Tensor, "N C"]:

@@ -30,6 +30,7 @@ class Series(NamedTuple):
     """Points that belong together.
 
     `look` chooses the colour, `mark` the shape at every point (None: no marks), `joined` whether a line connects them.
+    `deviations` are the half lengths of vertical error bars, one per point, or empty.
     """
 
     name: str
@@ -38,6 +39,15 @@ class Series(NamedTuple):
     mark: int | None = 0
     joined: bool = True
     dashed: bool = False
+    deviations: Sequence[Number] = ()
+
+    @property
+    def corners(self) -> Line:
+        """Every point, and the ends of its error bar."""
+        ends = [
+            (x, y + side * deviation) for (x, y), deviation in zip(self.points, self.deviations) for side in (-1, 1)
+        ]
+        return [*self.points, *ends]
 
 
 class Frame(NamedTuple):
@@ -83,6 +93,15 @@ def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> 
         ValueError: if there is no point at all, or one is not finite.
     """
     series = [Series(name, line, place, place) for place, (name, line) in enumerate(lines.items())]
+    return alone(title, series, x_label, y_label)
+
+
+def alone(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
+    """A picture that stands alone: the series under their legend.
+
+    Raises:
+        ValueError: if there is no point at all, or one is not finite.
+    """
     legend, top = _legend(series)
     short = title if len(title) <= 76 else f"{title[:75]}…"
     head = [f"<style>{STYLE}</style>", f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>']
@@ -141,6 +160,9 @@ def drawn(frame: Frame, series: Sequence[Series]) -> list[str]:
             way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
             parts.append(f'<polyline points="{way}" fill="none" stroke="currentColor" stroke-width="2"{dashes}/>')
+        for (x, y), deviation in zip(line.points, line.deviations):
+            (across, low), (_, high) = frame.place(x, y - deviation), frame.place(x, y + deviation)
+            parts.append(f'<path d="M{across:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-width="1.2"/>')
         if line.mark is not None:
             tips = (escape(f"{line.name}: {x:.5g}, {y:.5g}") for x, y in line.points)
             parts += [mark(there, line.mark, tip) for there, tip in zip(places, tips, strict=True)]
@@ -180,7 +202,7 @@ def _around(
     across: Sequence[Number] | None = None,
     up: Sequence[Number] | None = None,
 ) -> Frame:
-    points = [there for line in series for there in line.points]
+    points = [there for line in series for there in line.corners]
     if not points or not all(math.isfinite(value) for there in points for value in there):
         raise ValueError("a chart needs points, all of them finite numbers")
     xs, ys = ([there[axis] for there in points] for axis in (0, 1))

@@ -12,6 +12,7 @@ from offramp.engine import local
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import ParameterError, nearest, with_parameters
 from offramp.runs import sweep
+from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.sweep import Entry
 from offramp.study import comparison
 from offramp.study.comparison import Comparison
@@ -26,11 +27,18 @@ ENTRY = "offramp.cli:main"
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """The ledger, one comparison for each group of runs that were trained alike, and the runs that failed, with why."""
+    """One comparison for each group of runs that were trained alike.
+
+    Attributes:
+        ledger: the file with a line per run.
+        failed: `run` and `reason` of the runs that failed.
+        files: tables and figures that were written.
+    """
 
     ledger: str
     comparisons: list[Comparison]
     failed: list[dict[str, str]]
+    files: list[str]
 
 
 @runtime_checkable
@@ -75,6 +83,8 @@ def compare(
     jobs: int = 1,
     ledger: Path | None = None,
     baseline: str = "joint",
+    metric: str = "top1",
+    write: Sequence[Path] = (),
     reporter: CompareReporter | None = None,
 ) -> ComparisonResult:
     """Train several methods with several seeds alike, in child processes, and compare them on test at the last epoch.
@@ -89,6 +99,8 @@ def compare(
         jobs: how many runs at once, each with its share of the cores.
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         baseline: the method that the others are compared with, seed by seed.
+        metric: `top1` or `top5`.
+        write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
     Returns:
         Of all runs in the ledger that share the configuration; runs that failed are in `failed`.
     Raises:
@@ -100,21 +112,41 @@ def compare(
     folder = Path(out)
     kept = ledger or folder / LEDGER
     _check_writable(kept)
+    check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
     entries = sweep.entries(config, pairs, seeds, folder)
     failed = _train(entries, folder, jobs, kept, reporter or Silent())
     common = common_of(flat(entries[0].config))
-    comparisons = _comparisons(kept, baseline) if kept.is_file() else []
-    return ComparisonResult(str(kept), [one for one in comparisons if one.common == common], failed)
+    comparisons = _comparisons(kept, baseline, metric) if kept.is_file() else []
+    comparisons = [one for one in comparisons if one.common == common]
+    return ComparisonResult(str(kept), comparisons, failed, _write(comparisons, write))
 
 
-def compare_ledger(ledger: Path | str, *, baseline: str = "joint") -> ComparisonResult:
+def compare_ledger(
+    ledger: Path | str, *, baseline: str = "joint", metric: str = "top1", write: Sequence[Path] = ()
+) -> ComparisonResult:
     """Compare all runs that a ledger lists; nothing is trained.
 
+    Args:
+        ledger, baseline, metric, write: as in `compare`.
     Raises:
         ValueError: if it is no ledger, or `baseline` is not in it.
     """
-    return ComparisonResult(str(ledger), _comparisons(Path(ledger), baseline), [])
+    check_outputs(write)
+    comparisons = _comparisons(Path(ledger), baseline, metric)
+    return ComparisonResult(str(ledger), comparisons, [], _write(comparisons, write))
+
+
+def _write(comparisons: list[Comparison], paths: Sequence[Path]) -> list[str]:
+    def figures(path: Path) -> list[Path]:
+        names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, len(comparisons) + 1))]
+        for one, name in zip(comparisons, names, strict=False):
+            comparison.draw(one, name)
+        return names[: len(comparisons)]
+
+    return write_outputs(
+        paths, lambda: comparison.csv_of(comparisons), lambda: comparison.latex_of(comparisons), figures
+    )
 
 
 def _check_writable(ledger: Path) -> None:
@@ -172,11 +204,15 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done)
 
 
-def _comparisons(ledger: Path, baseline: str) -> list[Comparison]:
+def _comparisons(ledger: Path, baseline: str, metric: str) -> list[Comparison]:
     from offramp.study.ledger import read
 
     lines = read(ledger)
     labels = list(dict.fromkeys(line.method for line in lines))
     if baseline != "joint" and baseline not in labels:
         raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}", "baseline")
-    return comparison.compare(lines, baseline)
+    if metric not in comparison.METRICS:
+        raise ParameterError(f"metric must be top1 or top5, got {metric}", "metric")
+    if metric == "top5" and any(line.top5 is None for line in lines):
+        raise ParameterError(f"metric top5: {ledger} has runs without top-5 accuracies", "metric")
+    return comparison.compare(lines, baseline, metric)

@@ -1,16 +1,26 @@
 """Accuracy against cost on test: every exit on all samples (anytime), and budgeted batches."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.lookup import with_parameters
-from offramp.measure.units import unit_of
+from offramp.config import flat
+from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.run import LoadedRun, load_data, load_run
+from offramp.runs.sweep import runs_of
+from offramp.study import curve_tables
+from offramp.study.seeds import CurveGroup, group_curves
+from offramp.train.run_dir import put
 
 if TYPE_CHECKING:
     from offramp.outputs import Trace
+
+
+METRICS = {"top1": "accuracy", "top5": "top5"}
+"""{what is drawn: its key in a point}."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +28,15 @@ class Curves:
     """Accuracy in [0, 1] against mean cost per image in operations.
 
     Attributes:
+        run: its folder.
         cost: how operations are counted, `macs_cumulative` or `msdnet_ops`.
         samples: how many of cal and test.
-        anytime: every exit on all of test: `accuracy` and `cost`.
+        anytime: every exit on all of test: `accuracy`, `top5` and `cost`.
         budgeted: 39 points of MSDNet's budgeted batches; empty if nothing was held out to fit thresholds on.
         plain: the network with its final exit alone.
+        refused: why there are no budgeted batches; None if there are.
         picture: the SVG file.
+        files: further files that were written.
     """
 
     run: str
@@ -34,77 +47,157 @@ class Curves:
     anytime: list[dict[str, Any]]
     budgeted: list[dict[str, Any]]
     plain: dict[str, Any]
+    refused: str | None
     provenance: dict[str, Any]
     picture: str
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class CurveComparison:
+    """Curves of several runs, and their means over seeds.
+
+    Attributes:
+        cost: how operations are counted; metric: what is drawn, `top1` or `top5`.
+        groups: one for each set of runs that differ only in their seed.
+        runs: the curves of each run.
+        provenance: of the comparison.
+        picture: the SVG file; files: further files that were written.
+    """
+
+    cost: str
+    metric: str
+    groups: list[CurveGroup]
+    runs: list[Curves]
+    provenance: dict[str, Any]
+    picture: str
+    files: list[str]
 
 
 def curves(
     run: Path | str,
     *,
     cost: str = "macs_cumulative",
+    metric: str = "top1",
     weights: str = "last",
     data_dir: Path | None = None,
     out: Path | None = None,
+    write: Sequence[Path] = (),
     show: bool = False,
 ) -> Curves:
     """Both curves of a run; thresholds are fitted on cal by MSDNet's geometric rule, and reported on test.
 
-    Writes curves.json and curves.svg.
+    Writes curves.json and curves.svg. A run that was trained on everything has the anytime curve only.
 
     Args:
         run: folder of a trained run.
         cost: how operations are counted, with the branches of all earlier exits.
+        metric: what is drawn, `top1` or `top5`.
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
         out: folder to write into; default the run's own.
+        write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
     Raises:
-        ValueError: if `out` is a file, or the run was trained on everything.
+        ValueError: if `out` or `write` cannot be written.
+    """
+    folder = _folder(out or run, metric, write)
+    loaded = load_run(run, weights, with_policy=False)
+    result = _measured(loaded, str(run), cost, weights, data_dir, folder, show)
+    files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
+    return replace(result, files=files)
+
+
+def compare_curves(
+    runs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    cost: str = "macs_cumulative",
+    metric: str = "top1",
+    weights: str = "last",
+    data_dir: Path | None = None,
+    write: Sequence[Path] = (),
+    show: bool = False,
+) -> CurveComparison:
+    """The curves of several runs in one picture, as mean and standard deviation over seeds.
+
+    Args:
+        runs: folders of trained runs, or of comparisons, of which all finished runs are taken.
+        out: folder that curves.json and curves.svg are written into.
+        cost, metric, weights, data_dir, write: as in `curves`.
+    Raises:
+        ValueError: if `out` or `write` cannot be written.
     """
     from offramp.measure.provenance import provenance
-    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
-    from offramp.train.run_dir import put
 
-    folder = Path(out or run)
+    folder = _folder(out, metric, write)
+    results, configs = [], []
+    for path in runs_of(runs):
+        loaded = load_run(path, weights, with_policy=False)
+        results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, show))
+        configs.append(flat(loaded.config))
+    groups = group_curves(configs, [one.run for one in results], [asdict(one) for one in results])
+    result = CurveComparison(cost, metric, groups, results, provenance(), str(folder / "curves.svg"), [])
+    return replace(result, files=_write(folder, result, groups, f"{len(results)} runs", metric, write))
+
+
+def _folder(out: Path | str, metric: str, write: Sequence[Path]) -> Path:
+    folder = Path(out)
+    if metric not in METRICS:
+        raise ParameterError(f"metric must be top1 or top5, got {metric}", "metric")
     if folder.exists() and not folder.is_dir():
         message = f"out {folder} is a file: name the folder that the curves are written into"
         raise with_parameters(ValueError(message), "out")
-    loaded = load_run(run, weights, with_policy=False)
-    held_out = calibration_trace(loaded, weights, data_dir, show)
+    check_outputs(write)
+    return folder
+
+
+def _measured(
+    loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, show: bool
+) -> Curves:
+    from offramp.measure.provenance import provenance
+    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
+
+    held_out = calibration_trace(loaded, weights, data_dir, show) if loaded.config.holdout else None
     test = stored_trace(loaded, "test", weights)
     if test is None:
         test = trace_split(loaded, load_data(loaded, data_dir, show), "test", show, weights)
-    points = both_curves(loaded, held_out, test, cost)
-    result = Curves(
-        run=str(run),
+    return Curves(
+        run=run,
         weights=weights,
         epoch=loaded.about["epoch"],
-        **points,
+        **both_curves(loaded, held_out, test, cost),
+        refused=None
+        if held_out
+        else f"no budgeted batches: {run} was trained on everything (holdout 0), so there are "
+        "no images to fit thresholds on",
         provenance=provenance(),
         picture=str(folder / "curves.svg"),
+        files=[],
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = {key: value for key, value in asdict(result).items() if key != "picture"}
-    put(folder / "curves.json", json.dumps(stored, indent=2) + "\n")
-    put(folder / "curves.svg", _picture(result))
-    return result
 
 
 def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost: str) -> dict[str, Any]:
     """Both curves and the plain network's point; no budgeted batches if nothing was held out to fit them on."""
     from offramp.early_exit.curves import anytime, budgeted
     from offramp.measure import cost as costs
+    from offramp.measure.accuracy import in_top_k
 
     shape = tuple(loaded.about["shape"])
     prices = (costs.macs_cumulative if cost == "macs_cumulative" else costs.msdnet_ops)(loaded.net, shape)
     cal, evaluated = _arrays(held_out) if held_out else None, _arrays(test)
+    assert test.labels is not None
+    top5 = in_top_k(test.logits, test.labels, 5).numpy()
+    shares = [float(hits.mean()) for hits in top5]
+    points = anytime(*evaluated, prices)
     return {
         "cost": cost,
         "samples": {"cal": len(cal[1]) if cal else 0, "test": len(evaluated[1])},
-        "anytime": anytime(*evaluated, prices),
-        "budgeted": budgeted(cal, evaluated, prices) if cal else [],
+        "anytime": [point | {"top5": share} for point, share in zip(points, shares, strict=True)],
+        "budgeted": budgeted(cal, evaluated, prices, hits={"top5": top5}) if cal else [],
         "plain": {
             "accuracy": float((evaluated[0][-1].argmax(1) == evaluated[1]).mean()),
             "cost": costs.macs(loaded.net, shape)[-1],
+            "top5": shares[-1],
         },
     }
 
@@ -114,17 +207,32 @@ def _arrays(trace: "Trace") -> tuple[Any, Any]:
     return trace.logits.numpy(), trace.labels.numpy()
 
 
-def _picture(result: Curves) -> str:
-    """The curves as SVG."""
-    from offramp.measure.chart import chart
+def _group_of(loaded: LoadedRun, result: Curves) -> CurveGroup:
+    (group,) = group_curves([flat(loaded.config)], [result.run], [asdict(result)])
+    return group
 
-    plain = [result.plain] if result.cost == "macs_cumulative" else []
-    unit, name = unit_of(max(point["cost"] for point in result.anytime))
-    lines = {
-        "budgeted batch": sorted(result.budgeted, key=lambda point: point["cost"]),
-        "anytime": result.anytime,
-        **({"plain network": plain} if plain else {}),
-    }
-    drawn = {key: [(point["cost"] / unit, 100 * point["accuracy"]) for point in line] for key, line in lines.items()}
-    title = f"{Path(result.run).name}: test, {result.samples['test']:,} samples"
-    return chart(title, drawn, f"mean {result.cost} per image, {name}".rstrip(", "), "accuracy, %")
+
+def _write(
+    folder: Path,
+    result: Curves | CurveComparison,
+    groups: Sequence[CurveGroup],
+    title: str,
+    metric: str,
+    paths: Sequence[Path],
+) -> list[str]:
+    """curves.json, curves.svg, and what else is asked for; returns the latter."""
+
+    def figure(path: Path) -> list[Path]:
+        curve_tables.draw(groups, title, result.cost, METRICS[metric], path)
+        return [path]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {key: value for key, value in asdict(result).items() if key not in ("picture", "files")}
+    put(folder / "curves.json", json.dumps(stored, indent=2) + "\n")
+    figure(folder / "curves.svg")
+    return write_outputs(
+        paths,
+        lambda: curve_tables.csv_of(groups, result.cost),
+        lambda: curve_tables.latex_of(groups, title, result.cost, METRICS[metric]),
+        figure,
+    )

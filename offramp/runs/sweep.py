@@ -18,6 +18,7 @@ from offramp.config import (
     resolve,
 )
 from offramp.lookup import ParameterError, with_parameters
+from offramp.train.run_dir import RESULT
 
 COMPARISON = "comparison.yaml"
 
@@ -150,3 +151,21 @@ def check(entries: Sequence[Entry], show: bool) -> tuple[str, ...]:
         except ValueError as error:
             raise ValueError(f"{entry.method}: {error}") from None
     return tuple(notes)
+
+
+def runs_of(folders: Sequence[Path | str]) -> list[Path]:
+    """The folders, with all finished runs of a comparison in place of its folder, by name.
+
+    Raises:
+        ValueError: if a comparison has no finished run yet.
+    """
+    runs: list[Path] = []
+    for folder in map(Path, folders):
+        if not (folder / COMPARISON).is_file():
+            runs.append(folder)
+            continue
+        finished = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
+        if not finished:
+            raise ValueError(f"{folder} is a comparison without a finished run yet: the same `offramp compare` goes on")
+        runs += finished
+    return runs

@@ -1,17 +1,20 @@
 """Methods compared over seeds: means, deviations and paired differences per exit, as values and as Markdown."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offramp.study.figures import exit_name
 from offramp.study.ledger import Line
+from offramp.study.plots import Curve, write_figure
 from offramp.study.statistics import Difference, Mean, mean, paired
+from offramp.study.tables import Cell, csv_text, latex_text
 from offramp.train.run_dir import put
 
 BEGIN, END = "<!-- offramp compare -->", "<!-- end of offramp compare -->"
+METRICS = {"top1": "accuracy", "top5": "top-5 accuracy"}
 Values = tuple[float | None, ...]
 
 
@@ -35,31 +38,40 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods that were trained alike: what they share, the columns' names, and a row each, the baseline first."""
+    """Methods that were trained alike: what they share, the columns' names, and a row each, the baseline first.
+
+    `metric` is `top1` or `top5`, the share of samples whose label is among the five largest logits (exits only).
+    """
 
     common: dict[str, Any]
     columns: list[str]
     baseline: str
     methods: list[MethodRow]
+    metric: str = "top1"
 
 
-def compare(lines: Iterable[Line], baseline: str = "joint") -> list[Comparison]:
-    """One comparison for each set of runs that differ in nothing but method and seed, in the ledger's order."""
+def compare(lines: Iterable[Line], baseline: str = "joint", metric: str = "top1") -> list[Comparison]:
+    """One comparison for each set of runs that differ in nothing but method and seed, in the ledger's order.
+
+    Args:
+        metric: `top1` or `top5`, which every line must have then.
+    """
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(json.dumps(line.common, sort_keys=True), []).append(line)
-    return [_compared(group, baseline) for group in groups.values()]
+    return [_compared(group, baseline, metric) for group in groups.values()]
 
 
-def _compared(lines: Sequence[Line], baseline: str) -> Comparison:
+def _compared(lines: Sequence[Line], baseline: str, metric: str) -> Comparison:
     exits = max(len(line.accuracy) for line in lines)
     runs: dict[str, dict[int, Values]] = {baseline: {}}
     for line in lines:
         missing = (None,) * (exits - len(line.accuracy))
-        runs.setdefault(line.method, {})[line.seed] = (*missing, *line.accuracy, line.ensemble)
-    columns = [*(exit_name(exit, exits) for exit in range(exits)), "ensemble"]
+        measured = (*line.accuracy, line.ensemble) if metric == "top1" else line.top5 or ()
+        runs.setdefault(line.method, {})[line.seed] = (*missing, *measured)
+    columns = [*(exit_name(exit, exits) for exit in range(exits)), *(["ensemble"] if metric == "top1" else [])]
     rows = [_row(method, by_seed, runs[baseline], method == baseline) for method, by_seed in runs.items() if by_seed]
-    return Comparison(lines[0].common, columns, baseline, rows)
+    return Comparison(lines[0].common, columns, baseline, rows, metric)
 
 
 def _row(method: str, runs: dict[int, Values], others: dict[int, Values], is_baseline: bool) -> MethodRow:
@@ -106,6 +118,12 @@ def title(comparison: Comparison) -> str:
     return f"{config.get('net')}{width}, {config.get('branch')} exits, {trained}; {config.get('evaluated')}"
 
 
+def heading(comparison: Comparison) -> str:
+    """What the first table shows."""
+    metric = METRICS[comparison.metric]
+    return f"{title(comparison)}: {metric} in percent, mean ± standard deviation over seeds (n - 1)"
+
+
 def mean_cells(row: MethodRow) -> list[str]:
     """Percent: `57.03 ± 0.21`, mean and standard deviation; `57.03` of one seed."""
     return [
@@ -141,7 +159,10 @@ def counted(seeds: Sequence[int]) -> str:
 def markdown(comparison: Comparison) -> str:
     """Two tables: means with deviations, and differences to the baseline with their 95 % confidence intervals."""
     columns = comparison.columns
-    parts = [f"{title(comparison)}: accuracy in percent, mean ± standard deviation over seeds (n - 1).", ""]
+    parts = [
+        f"{title(comparison)}: {METRICS[comparison.metric]} in percent, mean ± standard deviation over seeds (n - 1).",
+        "",
+    ]
     parts += _table(
         ["method", "seeds", *columns],
         [[f"`{row.method}`", counted(row.seeds), *mean_cells(row)] for row in comparison.methods],
@@ -155,6 +176,54 @@ def markdown(comparison: Comparison) -> str:
             [[f"`{row.method}`", counted(row.pairs), *difference_cells(row, brackets=True)] for row in others],
         )
     return "\n".join(parts) + "\n"
+
+
+def csv_of(comparisons: Sequence[Comparison]) -> str:
+    """One line for each method and column, in shares: mean, deviation, difference to the baseline and its interval."""
+    head = ["comparison", "method", "seeds", "metric", "column", "mean", "deviation", "baseline", "pairs", "difference"]
+    return csv_text([*head, "low95", "high95"], [line for one in comparisons for line in _csv_rows(one)])
+
+
+def _csv_rows(comparison: Comparison) -> Iterator[list[Cell]]:
+    for row in comparison.methods:
+        for place, column in enumerate(comparison.columns):
+            interval = row.interval95[place] if row.interval95 else None
+            yield [
+                title(comparison),
+                row.method,
+                len(row.seeds),
+                comparison.metric,
+                column,
+                row.mean[place],
+                row.deviation[place],
+                comparison.baseline,
+                len(row.pairs),
+                row.difference[place] if row.difference else None,
+                *(interval or (None, None)),
+            ]
+
+
+def latex_of(comparisons: Sequence[Comparison]) -> str:
+    """A table for each comparison: mean and standard deviation over seeds, in percent."""
+    return "\n".join(
+        latex_text(
+            f"{heading(one)}.",
+            ["method", "seeds", *one.columns],
+            [[row.method, counted(row.seeds), *mean_cells(row)] for row in one.methods],
+        )
+        for one in comparisons
+    )
+
+
+def draw(comparison: Comparison, path: Path) -> None:
+    """Every method's mean of each exit, with standard deviations over seeds, as .svg, .pdf or .png."""
+    exits = [column for column in comparison.columns if column != "ensemble"]
+    curves = []
+    for look, row in enumerate(comparison.methods):
+        places = [place for place in range(len(exits)) if row.mean[place] is not None]
+        points = [(place + 1, 100 * (row.mean[place] or 0)) for place in places]
+        curves.append(Curve(row.method, points, [100 * (row.deviation[place] or 0) for place in places], look, look))
+    write_figure(path, title(comparison), curves, f"exit (1 to {len(exits)})", f"{METRICS[comparison.metric]}, %")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ class Line(NamedTuple):
     """One measured run.
 
     `method` is its label, `common` what it shares with the runs that it may be compared with (see `common`).
-    `accuracy` holds E shares.
+    `accuracy` holds E shares; `top5` too, None in lines that lack it.
     """
 
     method: str
@@ -24,6 +24,7 @@ class Line(NamedTuple):
     common: dict[str, Any]
     accuracy: tuple[float, ...]
     ensemble: float
+    top5: tuple[float, ...] | None = None
 
 
 def label(config: Mapping[str, Any]) -> str:
@@ -146,7 +147,8 @@ def _run(text: str, where: str) -> Line:
         config = found["config"]
         known = common(config, found["split"], found["weights"])
         accuracy = tuple(float(share) for share in found["accuracy"])
-        return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]))
+        top5 = tuple(float(share) for share in found["top5"]) if found.get("top5") else None
+        return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where} is no run ({type(error).__name__}: {error}): a line is what `offramp evaluate RUN --json` prints"

@@ -188,6 +188,12 @@ def test_show_and_markdown_come_from_the_ledger_alone(offramp: Offramp, finished
     assert "less byot on the same seeds" in ran.out
     text = (tmp_path / "x.md").read_text()
     assert "| `joint` | one seed |" in text and "Difference to `byot`" in text
+    more = ["--metric", "top5", "--write", f"{tmp_path / 'x.csv'},{tmp_path / 'x.tex'},{tmp_path / 'x.svg'}"]
+    ran = offramp("compare", "--show", ledger, *more, "--json")
+    assert ran.status == 0 and len(ran.json["files"]) == 3, ran.err
+    printed = {line["config"]["method"]: line["top5"] for line in lines(ledger)}
+    (found,) = ran.json["comparisons"]
+    assert {row["method"]: row["mean"] for row in found["methods"]} == printed and found["metric"] == "top5"
     wrong = offramp("compare", "--show", ledger, "--baseline", "biot")
     assert wrong.status == 2 and f"--baseline biot is not in {ledger}: the nearest is 'byot'" in wrong.err
 
@@ -250,6 +256,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "hdkd(weights=1,1,-5)"], "weights must be finite and, as clamp holds them there, at least 0"),
         (["--methods", "joint", "--ledger", "."], "--ledger . is no file"),
         (["--methods", "joint", "--markdown", __file__], "is left as it is: the table goes between a line"),
+        (["--methods", "joint", "--write", "x.doc"], "--write takes files ending in .csv, .tex, .svg, .pdf or .png"),
         ([], "compare needs --methods and --out"),
         (["--methods", "joint", "--job", "2"], "Did you mean --jobs?"),
     ],

@@ -1,12 +1,18 @@
 """offramp curves: 39 points and a picture, from stored traces."""
 
+import csv
 import json
+import shutil
+import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
+from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
 
@@ -17,12 +23,14 @@ def test_both_curves_are_written_and_printed(offramp: Offramp, run: Path) -> Non
     found = ran.json
     assert len(found["budgeted"]) == 39 and len(found["anytime"]) == 4
     stored = json.loads((run / "curves.json").read_text())
-    assert {**stored, "picture": found["picture"]} == found
+    assert {**stored, "picture": found["picture"], "files": []} == found and found["refused"] is None
     picture = ElementTree.fromstring((run / "curves.svg").read_text())
     assert picture.tag.endswith("svg") and Path(found["picture"]) == run / "curves.svg"
     accuracy = offramp("evaluate", run, "--json").json
     assert [point["accuracy"] for point in found["anytime"]] == pytest.approx(accuracy["accuracy"])
     assert [point["cost"] for point in found["anytime"]] == accuracy["macs_cumulative"]
+    assert [point["top5"] for point in found["anytime"]] == pytest.approx(accuracy["top5"])
+    assert all(point["accuracy"] <= point["top5"] <= 1 for point in found["budgeted"])
     assert all(sum(point["shares"]) == pytest.approx(1) for point in found["budgeted"])
 
 
@@ -35,12 +43,85 @@ def test_another_count_of_operations_and_another_folder(offramp: Offramp, run: P
     }
 
 
-def test_a_run_without_a_calibration_split(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_calibration_split_has_the_anytime_curve(offramp: Offramp, run: Path, tmp_path: Path) -> None:
     for name in ("last.safetensors", "config.yaml"):
         text = (run / name).read_bytes()
         (tmp_path / name).write_bytes(text.replace(b"holdout: 0.3", b"holdout: 0"))
     ran = offramp("curves", tmp_path)
-    assert ran.status == 1 and "was trained on everything (holdout 0)" in ran.err
+    says = f"no budgeted batches: {tmp_path} was trained on everything (holdout 0), so there are no images to fit"
+    assert ran.status == 0 and says in ran.out and "every exit on test" in ran.out, ran.err
+    found = json.loads((tmp_path / "curves.json").read_text())
+    assert len(found["anytime"]) == 4 and found["budgeted"] == [] and says in found["refused"]
+    assert "anytime" in (tmp_path / "curves.svg").read_text()
+
+
+@pytest.fixture
+def seeds(run: Path, tmp_path: Path) -> list[Path]:
+    """Runs that differ in their seed, and (so that there is a deviation) in their weights."""
+    other = Path(shutil.copytree(run, tmp_path / "runs" / "seed-1"))
+    config = (other / "config.yaml").read_text()
+    assert "\nseed: 0\n" in config
+    (other / "config.yaml").write_text(config.replace("\nseed: 0\n", "\nseed: 1\n"))
+    tensors, about = load_weights(other / "last.safetensors")
+    save_weights(other / "last.safetensors", {name: tensor.flip(0) for name, tensor in tensors.items()}, about)
+    return [Path(shutil.copytree(run, tmp_path / "runs" / "seed-0")), other]
+
+
+def test_several_seeds_are_one_curve_with_deviations(offramp: Offramp, seeds: list[Path], tmp_path: Path) -> None:
+    files = [tmp_path / f"x.{ending}" for ending in ("csv", "tex", "svg", "pdf", "png")]
+    words = ["--out", tmp_path / "both", "--write", ",".join(map(str, files)), "--metric", "top5"]
+    ran = offramp("curves", *seeds, *words, "--json")
+    assert ran.status == 0, ran.err
+    (group,) = ran.json["groups"]
+    assert group["name"] == "muse" and group["seeds"] == [0, 1] and ran.json["files"] == list(map(str, files))
+    for exit, point in enumerate(group["anytime"]):
+        values = [one["anytime"][exit]["top5"] for one in ran.json["runs"]]
+        assert point["top5"] == pytest.approx(statistics.mean(values))
+        assert point["top5_deviation"] == pytest.approx(statistics.stdev(values))
+    with files[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1 + 4 + 39 and float(rows[1]["top5"]) == pytest.approx(group["anytime"][0]["top5"])
+    assert "\\toprule" in files[1].read_text() and "top-5 accuracy" in files[1].read_text()
+    assert files[3].read_bytes()[:5] == b"%PDF-" and files[4].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    ElementTree.fromstring(files[2].read_text())
+    shown = offramp("curves", *seeds, "--out", tmp_path / "both")
+    assert shown.status == 0 and "mean ± standard deviation over seeds" in shown.out and " ± " in shown.out
+
+
+def test_a_comparison_stands_for_its_runs(offramp: Offramp, seeds: list[Path]) -> None:
+    folder = seeds[0].parent
+    (folder / "comparison.yaml").write_text("net: resnet18\n")
+    ran = offramp("curves", folder, "--json")
+    assert ran.status == 0, ran.err
+    assert [one["run"] for one in ran.json["runs"]] == [str(run) for run in seeds]
+    assert (folder / "curves.svg").is_file()
+    for run in seeds:
+        (run / "result.json").unlink()
+    ran = offramp("curves", folder)
+    assert ran.status == 1 and f"{folder} is a comparison without a finished run yet" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "name at least one run: offramp curves RUN..."),
+        (["{run}", "{run}"], "curves of 2 runs need --out DIR"),
+        (["{run}", "--write", "x.gif"], "--write takes files ending in .csv, .tex, .svg, .pdf or .png, got x.gif"),
+        (["{run}", "--write", "{run}/no/x.csv"], "--write {run}/no/x.csv: there is no folder {run}/no; make it first"),
+    ],
+)
+def test_what_cannot_be_drawn(offramp: Offramp, run: Path, words: list[str], says: str) -> None:
+    ran = offramp("curves", *(word.format(run=run) for word in words))
+    assert ran.status in (1, 2) and says.format(run=run) in ran.err and ran.err.count("\n") == 1
+    assert not (run / "curves.json").exists()
+
+
+def test_pdf_without_matplotlib(offramp: Offramp, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = offramp("curves", run, "--write", tmp_path / "x.pdf")
+    says = "offramp: figures as .pdf and .png need matplotlib: pip install 'offramp[figures]'\n"
+    assert (ran.status, ran.err) == (1, says) and not (run / "curves.json").exists()
+    assert offramp("curves", run, "--write", tmp_path / "x.svg").status == 0
 
 
 def test_a_file_where_the_folder_should_be(offramp: Offramp, run: Path, tmp_path: Path) -> None:

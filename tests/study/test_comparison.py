@@ -1,5 +1,7 @@
 """A ledger becomes a comparison: what may be compared is, pairs share a seed, documents change between markers only."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 
 from offramp.config import Config, flat, resolve
-from offramp.study.comparison import BEGIN, END, compare, markdown, write_block
+from offramp.study.comparison import BEGIN, END, compare, csv_of, draw, latex_of, markdown, write_block
 from offramp.study.ledger import append, common, holds, label, read
 
 JOINT = {0: (0.50, 0.60), 1: (0.52, 0.61), 2: (0.51, 0.65)}
@@ -55,6 +57,27 @@ def test_markdown_says_both_tables(three_seeds: Path) -> None:
     assert "| `joint` | 3 | 51.00 ± 1.00 | 62.00 ± 2.65 | 70.00 ± 0.00 |" in text
     assert "| `byot` | 3 | +2.00 [-0.48, +4.48] | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] |" in text
     assert "95 % confidence interval" in text
+
+
+def test_csv_latex_and_figures(three_seeds: Path, tmp_path: Path) -> None:
+    comparisons = compare(read(three_seeds))
+    rows = list(csv.DictReader(io.StringIO(csv_of(comparisons))))
+    assert [row["column"] for row in rows] == 2 * ["exit 1", "final", "ensemble"]
+    assert float(rows[3]["difference"]) == pytest.approx(0.02) and rows[0]["difference"] == ""
+    assert float(rows[0]["mean"]) == pytest.approx(0.51) and float(rows[0]["deviation"]) == pytest.approx(0.01)
+    assert r"joint & 3 & 51.00 $\pm$ 1.00 & 62.00 $\pm$ 2.65 & 70.00 $\pm$ 0.00 \\" in latex_of(comparisons)
+    draw(comparisons[0], tmp_path / "x.svg")
+    svg = (tmp_path / "x.svg").read_text()
+    assert svg.count("<circle") == 3 and svg.count('stroke-width="1.2"') == 4, "a mark and an error bar per exit"
+
+
+def test_top_5(tmp_path: Path) -> None:
+    runs = [line("joint", 0, (0.5, 0.6)) | {"top5": [0.8, 0.9]}, line("eed", 0, (0.6, 0.6)) | {"top5": [0.9, 0.9]}]
+    (comparison,) = compare(read(ledger(tmp_path / "x", *runs)), metric="top5")
+    assert comparison.columns == ["exit 1", "final"] and comparison.methods[1].mean == [0.9, 0.9]
+    assert "| `eed` | one seed | +10.00 | +0.00 |" in markdown(comparison) and "top-5 accuracy in percent" in markdown(
+        comparison
+    )
 
 
 def test_one_seed_is_said_instead_of_an_interval(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Tables as CSV that spreadsheets open safely, and as LaTeX."""
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the beginning of a formula."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+}
+
+Cell = str | int | float | None
+
+
+def visible(text: str) -> str:
+    r"""The text with control characters (and those that reverse the direction of writing) as `\x1b` and the like."""
+    return "".join(_escaped(mark) if unicodedata.category(mark) in ("Cc", "Cf", "Cs") else mark for mark in text)
+
+
+def _escaped(mark: str) -> str:
+    return mark.encode("unicode_escape").decode("ascii")
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """Comma-separated values; None is an empty cell.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers are left as they are.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([[_csv_cell(cell) for cell in row] for row in (head, *rows)])
+    return text.getvalue()
+
+
+def _csv_cell(cell: Cell) -> Cell:
+    if not isinstance(cell, str):
+        return cell
+    return f"'{visible(cell)}" if cell.startswith((*FORMULA, "\t", "\r")) else visible(cell)
+
+
+def latex_text(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A `table` of the package booktabs: the first column to the left, the others to the right."""
+    lines = [f"    {' & '.join(map(latex, row))} \\\\" for row in rows]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{latex(caption)}}}",
+            f"  \\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"    \toprule",
+            f"    {' & '.join(map(latex, head))} \\\\",
+            r"    \midrule",
+            *lines,
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex(text: str) -> str:
+    """The text with LaTeX's special characters escaped."""
+    marks = re.compile("|".join(map(re.escape, LATEX)))
+    return marks.sub(lambda found: LATEX[found[0]], visible(text))
