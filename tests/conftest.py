@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OFFRAMP_STATE"] = tempfile.mkdtemp(prefix="offramp-state-")  # what tests train is trusted in tests alone
 
 from jaxtyping import install_import_hook
 

@@ -8,9 +8,10 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    lookup optional digests finite
-    images
-    outputs hyperparameters image_files
+    text lookup optional digests finite images outputs hyperparameters image_files
+    schema
+    files
+    trust
     meta_device
     net blocks losses data early_exit
     multi_net

@@ -5,12 +5,12 @@ import io
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
+from offramp.cli._failure import explain, fail
 from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
 from offramp.lookup import ParameterError, nearest
 
@@ -33,9 +33,12 @@ def app(*names: str) -> "App":
     """The program with these verbs, or with all."""
     from cyclopts import App
 
+    from offramp.cli._trust_option import OPENS, OPTION
+
     program = App(name="offramp", help=ABOUT, version=__version__, result_action="return_value")
     for name in names or MODULES:
-        program.command(verb(name), usage=_usage(verb(name)))
+        more = {"help_epilogue": OPTION} if name in OPENS else {}
+        program.command(verb(name), usage=_usage(verb(name)), **more)
     return program
 
 
@@ -73,33 +76,32 @@ def _run(words: list[str]) -> int:
 
     from offramp.cli._argv import blamed, check_whole, prepare
     from offramp.cli._errors import as_typed
+    from offramp.cli._trust_option import take_trust
 
     try:
-        typed = prepare(words)
+        typed = prepare(take_trust(words))
         named = [name for name in typed[:1] if name in MODULES]
         for name in named:
             check_whole(verb(name), typed)
     except ValueError as error:
-        return _fail(words, as_typed(error), 2)
+        return fail(words, as_typed(error), 2)
+    except Exception as error:
+        return fail(words, *explain(error))
     try:
         app(*named)(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(words, _said(error, typed), 2)
+        return fail(words, _said(error, typed), 2)
     except ParameterError as error:
-        return _fail(words, blamed(words, as_typed(error)), 2)
-    except ValueError as error:
-        return _fail(words, as_typed(error), 1)
+        return fail(words, blamed(words, as_typed(error)), 2)
     except BrokenPipeError:
         raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in REQUIRED:
-            raise
-        return _fail(words, f"`offramp {words[0]}` needs {package}, which is not installed: pip install {package}", 1)
-    except (OSError, ImportError, RuntimeError) as error:
-        if not _expected(error):
-            raise
-        return _fail(words, _plainly(error), getattr(error, "status", 1))
+            return fail(words, *explain(error))
+        return fail(words, f"`offramp {words[0]}` needs {package}, which is not installed: pip install {package}", 1)
+    except Exception as error:
+        return fail(words, *explain(error))
     return 0
 
 
@@ -146,31 +148,6 @@ def _usage(verb: Callable[..., Any]) -> str:
         elif spec.kind is spec.POSITIONAL_OR_KEYWORD and spec.default is spec.empty:
             placed.append(name.upper())
     return " ".join(["Usage: offramp", verb.__name__, *needed, "[OPTIONS]", *placed])
-
-
-def _expected(error: Exception) -> bool:
-    """Whether this is something that went wrong in the user's world rather than in our code."""
-    # Raised by us, with the command that installs.
-    missing_extra = isinstance(error, ImportError) and error.name is None
-    return isinstance(error, OSError) or missing_extra or type(error).__module__.startswith("offramp.")
-
-
-def _plainly(error: Exception) -> str:
-    """What the system would not do, without its number; what we say ourselves as it is."""
-    from offramp.cli._errors import as_typed
-
-    named = isinstance(error, OSError) and error.strerror and error.filename is not None
-    return f"{error.filename}: {error.strerror}" if named else as_typed(error)  # type: ignore[attr-defined]
-
-
-def _fail(words: list[str], message: str, status: int) -> int:
-    """Say what went wrong in one line; with OFFRAMP_DEBUG set, where as well."""
-    if os.environ.get("OFFRAMP_DEBUG"):
-        traceback.print_exc()
-    if "--json" in words:
-        print(json.dumps({"error": message}))
-    print(f"offramp: {message}", file=sys.stderr)
-    return status
 
 
 def emit(value: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from offramp import trust
 from offramp.config import read_yaml, resolve, unflat
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
@@ -56,6 +57,8 @@ def prepare(argv: list[str]) -> list[str]:
         raise ValueError("--config can be given once")
     for path in configs or _of_resumed(words):
         values = read_yaml(path)
+        if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in said}):
+            trust.check(values, path.parent)
         unflat(values, str(path))  # a value of the wrong type is the file's mistake, and said with its name
         others = [kind for kind in KINDS if not configs and _typed(words, kind) not in (None, values.get(kind))]
         for key, value in values.items():

@@ -11,30 +11,43 @@ from rich.table import Table
 from rich.text import Span, Text
 
 from offramp.early_exit.policy import stale
+from offramp.text import printable
 
 if TYPE_CHECKING:
     from offramp.runs import LoadedRun
 
 WIDTH = 78
 """Columns of running text: it fits a terminal of 80."""
-stdout = Console()
-stderr = Console(stderr=True)
+
+
+def console(**options: Any) -> Console:
+    """A console that prints texts as they are: no markup or emoji codes in them, control characters as escapes."""
+    made = Console(markup=False, emoji=False, **options)
+    render = made.render_str
+    made.render_str = lambda text, **more: render(printable(text, lines=True), **more)  # type: ignore[method-assign]
+    return made
+
+
+stdout = console()
+stderr = console(stderr=True)
 
 
 def warn_of_stale(run: "LoadedRun", weights: str) -> None:
     """Say so where a run's policy was fitted on other weights than those that are used."""
     said = stale(run.fitted, weights, run.about["epoch"]) if run.policy else ""
     if said:
-        stderr.print(f"offramp: {said}", highlight=False, markup=False, soft_wrap=True)
+        stderr.print(f"offramp: {said}", highlight=False, soft_wrap=True)
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table: the first column left, numbers right, at most 80 columns."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    made = Table(
+        title=printable(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
+    )
     for index, name in enumerate(head):
         made.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
 
 
@@ -72,7 +85,7 @@ class TrainingProgress:
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}", style="dim"),
+            TextColumn("{task.fields[loss]}", style="dim", markup=False),
             console=stderr,
             transient=True,
         )
@@ -126,7 +139,7 @@ def working(text: str, total: int, show: bool) -> Iterator[Any]:
         yield lambda samples: None
         return
     with Progress(
-        TextColumn(text), BarColumn(bar_width=30), TimeRemainingColumn(), console=stderr, transient=True
+        TextColumn(text, markup=False), BarColumn(bar_width=30), TimeRemainingColumn(), console=stderr, transient=True
     ) as bar:
         task = bar.add_task(text, total=total)
         yield lambda samples: bar.advance(task, samples)

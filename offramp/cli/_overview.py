@@ -10,7 +10,7 @@ ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 GROUPS = {
     "Train": {"train": "train", "compare": "compare", "report": "report"},
     "Exit early": {"calibrate": "calibrate", "evaluate": "evaluate", "curves": "curves", "bench": "bench"},
-    "Ship": {"export": "export", "predict": "predict", "deploy": "deploy"},
+    "Ship": {"export": "export", "predict": "predict", "deploy": "deploy", "trust": "trust"},
     "Look up": {"nets": "lists", "branches": "lists", "methods": "lists", "data": "lists", "info": "info"},
 }
 """{title: {verb: the file in this folder that holds the function of that name}}."""

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.lookup import NotUnderstood
 from offramp.measure.units import percent
+from offramp.text import csv_cell
 
 if TYPE_CHECKING:
     from offramp.bundle.predict import Row
@@ -144,7 +145,7 @@ def _csv(rows: Iterable["Row"], exits: int) -> int:
     writer = csv_format.DictWriter(sys.stdout, list(_values(Row(""), exits)), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(_values(row, exits))
+        writer.writerow({key: csv_cell(value) for key, value in _values(row, exits).items()})
         failed += row.error is not None
     return failed
 
@@ -171,22 +172,19 @@ def _whole(rows: list["Row"], opened: "Bundle", runtime: str, state: Path | None
 
 
 def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    from offramp.cli._console import stdout, table
+    from offramp.cli._console import console, stdout, table
 
     lines = []
     for row in rows:
         if row.error is None:
             exit = "goes on" if row.exit is None else "final" if row.exit + 1 == exits else f"exit {row.exit + 1}"
             ms = "–" if row.ms is None else f"{row.ms:.2f}"
-            lines.append([escape(row.image), escape(row.label or "–"), percent(row.probability), exit, ms])
+            lines.append([row.image, row.label or "–", percent(row.probability), exit, ms])
     if lines:
         made = table("", ["image", "label", "probability %", "leaves at", "ms"], lines)
         made.columns[0].overflow = made.columns[1].overflow = "fold"  # a name that is cut off names nothing
         # What is piped elsewhere is one line per image, however long its path.
-        out = stdout if stdout.is_terminal else Console(width=10_000)
+        out = stdout if stdout.is_terminal else console(width=10_000)
         out.print(made, soft_wrap=True)
     if state is not None:
         text = f"{waiting} of {len(lines)} go on: `offramp predict BUNDLE --from N --state {state}`"

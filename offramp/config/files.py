@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.config.config import Config
+from offramp.files import YAMLProblem, parse_yaml, read_text
 from offramp.hyperparameters import KINDS, convert
 from offramp.lookup import ParameterError, unknown
 from offramp.train.recipe import Recipe
@@ -73,16 +74,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the file, if it is absent, no YAML, no mapping, or has an unknown key.
     """
-    import yaml  # here, because --help does without it
-
     if not path.is_file():
         raise ValueError(f"config file {path} does not exist")
     try:
-        mapping = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {_place(error)}") from None
+        mapping = parse_yaml(read_text(path))
+    except YAMLProblem as problem:
+        raise ValueError(f"{path} is {problem}") from None
     if not isinstance(mapping, dict):
         raise ValueError(f"{path} holds no options: it must be a mapping such as `net: resnet18`")
     values: dict[str, Any] = {}
@@ -94,14 +91,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for key in values:
         check_key(key, str(path))
     return values
-
-
-def _place(error: Exception) -> str:
-    """Where a text stops being YAML, and why, in a few words."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return "it is no text"  # other encodings, or characters that text does not have
-    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', '')}"
 
 
 def _plain(value: Any) -> Any:

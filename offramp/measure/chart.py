@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import NamedTuple
+
+from offramp.text import escaped
 
 Number = int | float
 Line = Sequence[tuple[Number, Number]]
@@ -79,9 +80,9 @@ class Frame(NamedTuple):
             drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{said}</text>')
         drawn.append(f'<path class="axis" fill="none" d="M{LEFT} {self.top}V{bottom}H{right}"/>')
         middle, along = (LEFT + right) / 2, (self.top + bottom) / 2
-        drawn.append(f'<text x="{middle}" y="{self.height - 12}" text-anchor="middle">{escape(x_label)}</text>')
+        drawn.append(f'<text x="{middle}" y="{self.height - 12}" text-anchor="middle">{escaped(x_label)}</text>')
         turned = f'transform="translate(14 {along}) rotate(-90)"'
-        return [*drawn, f'<text {turned} text-anchor="middle">{escape(y_label)}</text>']
+        return [*drawn, f'<text {turned} text-anchor="middle">{escaped(y_label)}</text>']
 
 
 def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> str:
@@ -105,7 +106,7 @@ def alone(title: str, series: Sequence[Series], x_label: str, y_label: str) -> s
     legend, top = _legend(series)
     short = title if len(title) <= 76 else f"{title[:75]}…"
     head = [f"<style>{STYLE}</style>", f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>']
-    head.append(f'<text class="title" x="{LEFT}" y="24">{escape(short)}</text>')
+    head.append(f'<text class="title" x="{LEFT}" y="24">{escaped(short)}</text>')
     frame = _around(series, (WIDTH, HEIGHT), top)
     return picture(frame, title, [*head, *legend, *frame.axes(x_label, y_label), *drawn(frame, series)], alone=True)
 
@@ -138,12 +139,12 @@ def plot(
 def picture(frame: Frame, title: str, parts: Sequence[str], about: str = "", *, alone: bool = False) -> str:
     """The SVG text around its parts; with a size of its own where it stands alone."""
     sized = f' width="{frame.width}" height="{frame.height}"' if alone else ""
-    described = f"<desc>{escape(about)}</desc>" if about else ""
+    described = f"<desc>{escaped(about)}</desc>" if about else ""
     return "\n".join(
         [
             f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {frame.height}"{sized} '
-            f'role="img" aria-label="{escape(title)}">',
-            f"<title>{escape(title)}</title>{described}",
+            f'role="img" aria-label="{escaped(title)}">',
+            f"<title>{escaped(title)}</title>{described}",
             *parts,
             "</svg>\n",
         ]
@@ -164,7 +165,7 @@ def drawn(frame: Frame, series: Sequence[Series]) -> list[str]:
             (across, low), (_, high) = frame.place(x, y - deviation), frame.place(x, y + deviation)
             parts.append(f'<path d="M{across:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-width="1.2"/>')
         if line.mark is not None:
-            tips = (escape(f"{line.name}: {x:.5g}, {y:.5g}") for x, y in line.points)
+            tips = (escaped(f"{line.name}: {x:.5g}, {y:.5g}") for x, y in line.points)
             parts += [mark(there, line.mark, tip) for there, tip in zip(places, tips, strict=True)]
         parts.append("</g>")
     return parts
@@ -190,7 +191,7 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
         if x > LEFT and x + wide > WIDTH - RIGHT:
             x, y = LEFT, y + 20
         parts.append(f'<g class="s{line.look % LOOKS}">{mark((x + 5, y - 4), line.mark or 0)}</g>')
-        parts.append(f'<text x="{x + 16}" y="{y}">{escape(line.name)}</text>')
+        parts.append(f'<text x="{x + 16}" y="{y}">{escaped(line.name)}</text>')
         x += wide
     return parts, y + 16
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp import trust
 from offramp.lookup import unknown
 from offramp.runs import LoadedRun, check_data, moved
 
@@ -293,6 +294,7 @@ def _data_of(folder: Path, about: Any, data_dir: Path | None, show: bool) -> "Da
     if not isinstance(given, dict) or _fetched(given.get("data")) or (not data_dir and _fetched(given.get("data-dir"))):
         raise ValueError(f"{folder} does not say which data here it was made of: name a folder of --images")
     kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
+    trust.check(kept, folder)
     config = unflat(kept, str(folder))
     return build_data(moved(config, data_dir), progress=show)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp import trust
 from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     Raises:
         ValueError: if the folder is no run, has no such weights yet, they or the policy do not fit its network, or
             it has several networks.
+        offramp.trust.NotTrusted: if it names code and was neither trained here nor trusted.
     """
     opened = open_run(folder, weights, with_policy=with_policy)
     if isinstance(opened, SeveralRun):
@@ -68,7 +70,9 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     from offramp.train.run_dir import POLICY, read_config
 
     folder = Path(folder)
-    config = unflat(read_config(folder), str(folder / "config.yaml"))
+    values = read_config(folder)
+    trust.check(values, folder)
+    config = unflat(values, str(folder / "config.yaml"))
     config = resolve(dataclasses.replace(config, device="auto", devices=1))  # it may have been trained elsewhere
     path = folder / f"{weights}.safetensors"
     if not path.is_file():

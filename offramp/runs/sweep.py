@@ -17,6 +17,7 @@ from offramp.config import (
     prepare,
     resolve,
 )
+from offramp.files import read_yaml
 from offramp.lookup import ParameterError, with_parameters
 from offramp.train.run_dir import RESULT
 
@@ -98,7 +99,7 @@ def claim(out: Path, entries: Sequence[Entry]) -> None:
     path = out / COMPARISON
     shared = common(flat(entries[0].config))
     if path.is_file():
-        there = run_dir.read_yaml(path)
+        there = read_yaml(path)
         differing = [key for key in sorted({*there, *shared}) if there.get(key) != shared.get(key)]
         if differing:
             key = differing[0]

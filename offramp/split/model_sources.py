@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,10 @@ EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""
 FROM_DATA = ("classes", "num_classes", "num_labels", "channels", "in_chans", "num_channels")
 """Arguments of constructors that follow from the data."""
-FROM_FILES = ("pretrained", "checkpoint_path", "weights", "cache_dir")
+FROM_FILES = ("pretrained", "use_pretrained", "checkpoint_path", "weights", "cache_dir")
 """Beginnings of arguments by which constructors fetch weights, or read them in ways that are not safe."""
+FROM_CODE = ("auto_map", "trust_remote_code", "custom_pipelines", "code_revision")
+"""Arguments of transformers that load code from elsewhere."""
 
 
 def build(
@@ -80,6 +83,8 @@ def _check_options(door: str, options: Mapping[str, Any]) -> None:
             raise NotUnderstood(f"--net.{key} follows from the data: leave it out")
         if door != "python" and key.startswith(FROM_FILES):
             raise NotUnderstood(f"--net.{key}: nothing is fetched here; leave it out and take --weights FILE")
+        if door != "python" and key in FROM_CODE:
+            raise NotUnderstood(f"--net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it")
     side = options.get("image_size", 1)
     if door != "transformers" and not (isinstance(side, int) and side >= 1):
         raise NotUnderstood(f"--net.image_size must be a whole number of at least 1, got {side!r}")
@@ -160,7 +165,9 @@ def _transformers(
         )
     side = getattr(config, "image_size", 224)
     usual = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
-    return partial(_quiet, partial(library.AutoModelForImageClassification.from_config, config)), usual
+    return partial(
+        _quiet, partial(library.AutoModelForImageClassification.from_config, config, trust_remote_code=False)
+    ), usual
 
 
 def _quiet(make: Callable[[], nn.Module]) -> nn.Module:
@@ -199,9 +206,9 @@ def _checked(name: str, make: Callable[[], Any]) -> nn.Module | Backbone:
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module of the user's, from the working directory too."""
+    """Import a module of the user's, from the working directory too; that is searched only if the module is there."""
     here = str(Path.cwd())
-    if here not in sys.path:
+    if here not in sys.path and PathFinder.find_spec(name.partition(".")[0], [here]) is not None:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)

@@ -1,13 +1,13 @@
 """The figures of a report, from plain numbers to SVG: accuracy against cost, leaving, reliability, training."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 from offramp.losses.dense_distillation import Teachers, pairs
 from offramp.measure.accuracy import Bins
 from offramp.measure.chart import LOOKS, Frame, Number, Series, plot, ticks
 from offramp.measure.units import unit_of
+from offramp.text import escaped
 
 SHARE = [0, 0.2, 0.4, 0.6, 0.8, 1]
 PERCENT = [0, 20, 40, 60, 80, 100]
@@ -69,7 +69,7 @@ def bar(shares: Sequence[Number], label: str) -> str:
         x += 100 * float(share)
     return (
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(label)}"><title>{escape(label)}</title>{"".join(parts)}</svg>'
+        f'aria-label="{escaped(label)}"><title>{escaped(label)}</title>{"".join(parts)}</svg>'
     )
 
 

@@ -21,6 +21,7 @@ from offramp.study import figures
 from offramp.study.exit_decisions import by_class, extremes, stay
 from offramp.study.run_report import RunReport
 from offramp.study.thumbnails import SIDE, thumbnail
+from offramp.text import printable
 
 CLASSES = 5
 """How many classes are shown of those that leave earliest, and of those that leave latest."""
@@ -33,7 +34,9 @@ def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
         runs: their names all different.
         provenance: of the report itself; but for its date the same runs give the same page.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters |= {"percent": percent, "count": count, "share": share}
     here = files("offramp.study")
     style = STYLE + here.joinpath("report.css").read_text(encoding="utf-8")
@@ -46,6 +49,11 @@ def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
         provenance=provenance,
     )
     return f"{made.strip()}\n"
+
+
+def _shown(value: Any) -> Any:
+    """A value as the page shows it: names have no control characters; pictures and style are our own."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _sources(runs: Sequence[RunReport]) -> list[str]:

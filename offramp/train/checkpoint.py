@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,11 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offramp import digests, finite
+from offramp.files import parse_json, read_json, write_errors
 
 VERSION = 1
 _NAME = re.compile(r"step-\d{9}")
 KEPT = 2
 """How many checkpoints stay: the newest and the one before, in case the newest turns out damaged."""
+
+
+LARGEST = 1 << 16
+"""Side of an image in pixels, at most."""
+ABOUT = {"epoch": int, "classes": [str], "shape": [int], "val_accuracy": ([(float, None)], None)}
+"""What the header of weights tells of the run; see `offramp.schema`."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,9 +51,14 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
     part = folder / f".part-{final.name}"
     for abandoned in folder.glob(".part-*"):
         _remove(abandoned)
-    part.mkdir(parents=True)
-    _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
-    torch.save(state, part / "state.pt")
+    try:
+        part.mkdir(parents=True)
+        _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
+        with write_errors(part / "state.pt"):
+            torch.save(state, part / "state.pt")
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     written = {name: digests.of_file(part / name) for name in ("weights.safetensors", "state.pt")}
     manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": written}
     (part / "checkpoint.json").write_text(json.dumps(manifest, indent=2))
@@ -76,10 +87,10 @@ def load(path: Path) -> Checkpoint:
         Damaged: if it is not ours, of another version, or a file is missing, truncated or changed.
     """
     try:
-        manifest = json.loads((path / "checkpoint.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path} is not a checkpoint of offramp: its checkpoint.json cannot be read ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != "offramp-checkpoint":
+        manifest = read_json(path / "checkpoint.json")
+    except ValueError as error:
+        raise Damaged(f"{path} is not a checkpoint of offramp: {error}") from None
+    if manifest.get("format") != "offramp-checkpoint":
         raise Damaged(f"{path} is not a checkpoint of offramp")
     if manifest.get("version") != VERSION:
         raise Damaged(
@@ -92,7 +103,7 @@ def load(path: Path) -> Checkpoint:
             raise Damaged(f"{path / name} is missing, truncated or changed since it was written")
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
+    except Exception:  # a file that was made to deceive fails in many ways
         raise Damaged(f"{path / 'state.pt'} holds something other than tensors and plain values") from None
     try:
         return Checkpoint(path, load_file(path / "weights.safetensors"), state)
@@ -136,9 +147,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
-            about = _about(said.get("about"))
-            if about is None:
+            if "about" not in said:
                 raise Damaged(f"{path} was not written by offramp: its header says nothing of the run")
+            about = _about(said["about"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Damaged(f"{path} cannot be read as safetensors: {error}") from None
@@ -161,12 +172,15 @@ def weights_digest(tensors: Mapping[str, Tensor], about: str) -> str:
     return digests.of_arrays(parts, about)
 
 
-def _about(text: str | None) -> dict[str, Any] | None:
+def _about(text: str, path: Path) -> dict[str, Any]:
+    """What a header says of the run, checked."""
     try:
-        found = json.loads(text or "")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+        about: dict[str, Any] = parse_json(text, f"{path}: its header", ABOUT)
+        if not about["classes"] or len(about["shape"]) != 3 or not all(0 < side <= LARGEST for side in about["shape"]):
+            raise ValueError(f"{path} is damaged: its header tells of images {about['shape']} in no classes or sizes")
+    except ValueError as error:
+        raise Damaged(str(error)) from None
+    return about
 
 
 def _all(folder: Path) -> list[Path]:
@@ -182,10 +196,11 @@ def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
     """Write safetensors, readable by whom other files are: the library makes its files the owner's alone."""
-    path.touch()
-    usual = path.stat().st_mode & 0o777
-    save_file(tensors, path, metadata=metadata)
-    path.chmod(usual)
+    with write_errors(path):
+        path.touch()
+        usual = path.stat().st_mode & 0o777
+        save_file(tensors, path, metadata=metadata)
+        path.chmod(usual)
 
 
 def _sync(path: Path) -> None:

@@ -1,11 +1,18 @@
 """The run's record: metrics.jsonl, one JSON object per line, cut back to the checkpoint when a run is resumed."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from offramp import finite
+from offramp.files import parse_json, write_errors
+from offramp.schema import check
+
+_NUMBER = (float, None)  # null where it was not finite
+_STEP = {"epoch": int, "step": int, "lr?": float, "loss?": _NUMBER, "terms?": {str: _NUMBER}}
+_EPOCH = {"epoch": int, "step": int, "train": {str: _NUMBER}, "val_accuracy": ([_NUMBER], None), "seconds?": float}
+CONTENT: dict[str, Any] = {"step": _STEP, "epoch": _EPOCH}
+"""What the records of every kind hold; see `offramp.schema`."""
 
 
 class Metrics:
@@ -26,15 +33,17 @@ class Metrics:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; numbers that JSON lacks (NaN, infinity) are written as null."""
-        self.file.write(finite.dumps(record).encode() + b"\n")
+        with write_errors(self.path):
+            self.file.write(finite.dumps(record).encode() + b"\n")
         if self.board:
             for name, value in _scalars(record):
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def flush(self) -> int:
         """Bring everything to the disk; answers the size of the file in bytes."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with write_errors(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         if self.board:
             self.board.flush()
         return self.file.tell()
@@ -85,7 +94,7 @@ def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """All complete records of a metrics file, of one kind if asked for.
 
     Raises:
-        ValueError: naming the line, if one holds no record.
+        ValueError: naming the file and the line, if one holds no record or a value of another kind.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line]
@@ -93,13 +102,10 @@ def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or "kind" not in found:
-        raise ValueError(f"{path}, line {number}, is damaged: it holds no record of a run")
-    return found
+    where = f"{path}, line {number},"
+    record: dict[str, Any] = parse_json(line, where, {"kind": str})
+    check(record, CONTENT.get(record["kind"], {str: object}), f"{where} is damaged")
+    return record
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

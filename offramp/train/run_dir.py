@@ -1,6 +1,5 @@
 """A run's folder: who may write into it, and what lies where."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +7,24 @@ from typing import Any
 
 import yaml
 
+from offramp import trust
+from offramp.files import read_json, read_yaml, write_errors
+from offramp.text import quoted
 from offramp.train.run_lock import LOCK, writing
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 POLICY = "policy.json"
+_EPOCH = {"epoch": int, "val_accuracy": ([float], None)}
+RESULT_CONTENT = {
+    "epochs": int,
+    "seconds": float,
+    "last": _EPOCH,
+    "best": (_EPOCH, None),
+    "cost?": {str: object},
+    "provenance?": ({str: object}, None),
+}
+"""What training writes into `result.json`; see `offramp.schema`."""
 FREE = {"data-dir", "checkpoint-every", "tensorboard"}
 """What may differ when a run is resumed: it does not change what is computed."""
 
@@ -36,6 +48,7 @@ def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None
         ValueError: if it holds another run, or this one without `resume`, or something that is no run.
         offramp.train.run_lock.InUse: if another process writes into it.
     """
+    trust.remember(config)
     check_folder(folder, config, resume)
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder):
@@ -55,8 +68,8 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise ValueError(
-                f"{folder} holds a run of another configuration: its {key} is {there.get(key)!r}, not "
-                f"{config.get(key)!r}{more}; nothing was overwritten. Take another --out"
+                f"{folder} holds a run of another configuration: its {key} is {quoted(there.get(key))}, not "
+                f"{quoted(config.get(key))}{more}; nothing was overwritten. Take another --out"
             )
         if not resume:
             raise ValueError(f"{folder} already holds this run; add --resume to go on with it, or take another --out")
@@ -69,8 +82,9 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
 def put(path: Path, text: str) -> None:
     """Write a text file whole or not at all: beside its place first, then moved there."""
     part = path.with_name(f".part-{path.name}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with write_errors(path):
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -83,21 +97,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is no run: {_instead(folder)}")
     return read_yaml(path)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Options by name, as a file that we wrote holds them.
-
-    Raises:
-        ValueError: if it is no YAML, or holds no options.
-    """
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: it is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no options")
-    return found
 
 
 def _instead(folder: Path) -> str:
@@ -122,10 +121,4 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         ValueError: if the file cannot be read.
     """
     path = folder / RESULT
-    try:
-        found = json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from None
-    if found is not None and not (isinstance(found, dict) and "epochs" in found):
-        raise ValueError(f"{path} is damaged: it is not what training writes")
-    return found
+    return read_json(path, RESULT_CONTENT) if path.is_file() else None

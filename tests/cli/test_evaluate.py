@@ -110,7 +110,7 @@ def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path)
         ("config.yaml", "lr: fast\n", "config.yaml: lr takes float, got 'fast'"),
         ("config.yaml", "width: 8\nnet.width: 8\n", "last.safetensors does not fit the network"),
         ("last.safetensors", "x", "last.safetensors cannot be read as safetensors"),
-        ("result.json", "{", "result.json is damaged: it is no JSON"),
+        ("result.json", "{", "result.json is damaged: it is not JSON"),
     ],
 )
 def test_what_is_damaged_is_named(offramp: Offramp, run: Path, file: str, text: str, says: str) -> None:

@@ -18,7 +18,7 @@ from offramp.lookup import ParameterError, with_parameters
 Offramp = Callable[..., Any]
 VERBS = (
     *("train", "evaluate", "calibrate", "compare", "curves", "deploy", "bench", "report", "export", "predict"),
-    *("info", "nets", "branches", "methods", "data"),
+    *("info", "trust", "nets", "branches", "methods", "data"),
 )
 PROGRAM = "from offramp.cli import main; main()"
 
@@ -247,8 +247,14 @@ def test_a_file_that_cannot_be_written_is_named(offramp: Offramp, tmp_path: Path
     assert ran.status == 1 and str(tmp_path / "file") in ran.err and ran.err.count("offramp:") == 1
 
 
-def test_a_bug_of_ours_is_not_hidden() -> None:
-    program = "import offramp.cli as c\ndef app(*_): raise RuntimeError('a bug')\nc.app = app\nc.main(['nets'])"
-    process = started(program=program)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" in err and "a bug" in err
+def bug(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    program = "import offramp.cli as c\ndef app(*_): raise KeyError('a bug\\x1b[31m')\nc.app = app\nc.main(['nets'])"
+    command, environment = [sys.executable, "-c", program], {**os.environ, **more}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_what_nobody_expected_is_one_line_that_says_where() -> None:
+    ran = bug()
+    assert ran.returncode == 1 and ran.stderr.startswith("offramp: unexpected KeyError: 'a bug\\x1b[31m' (raised at")
+    assert "__init__.py:" in ran.stderr and ran.stderr.count("\n") == 1
+    assert "Traceback" in bug(OFFRAMP_DEBUG="1").stderr

@@ -342,7 +342,7 @@ def test_mistakes_get_one_clear_sentence_and_start_nothing(offramp, tmp_path, wo
             "x.yaml: unknown parameter of method muse 'alhpa'; the nearest is 'alpha'",
         ),
         ("method: muze\n", "x.yaml: unknown method 'muze'; the nearest is 'muse'"),
-        ("\x00", "x.yaml is not YAML: it is no text"),
+        ("\x00", "x.yaml is not YAML: ReaderError"),
     ],
 )
 def test_bad_config_files_are_named(offramp, tmp_path, text, says):

@@ -204,7 +204,7 @@ def test_a_config_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config file .*nowhere\.yaml does not exist"):
         read_yaml(tmp_path / "nowhere.yaml")
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(ValueError, match=r"x\.yaml is not YAML"):
+    with pytest.raises(ValueError, match=r"x\.yaml is damaged: it is not text"):
         read_yaml(tmp_path / "x.yaml")
 
 

@@ -20,7 +20,7 @@ def a_run(folder: Path, config: Config = TINY) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(flat(config)))
     torch.manual_seed(0)
     net = build_net(config, build_method(config), classes=10, shape=(1, 8, 8))
-    about = {"epoch": 1, "classes": list("0123456789"), "shape": [1, 8, 8]}
+    about = {"epoch": 1, "val_accuracy": None, "classes": list("0123456789"), "shape": [1, 8, 8]}
     save_weights(folder / "last.safetensors", net.state_dict(), about)
     return folder
 

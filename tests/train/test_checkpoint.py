@@ -92,8 +92,8 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "weights cut": (lambda path: truncate(path, "weights.safetensors"), r"weights\.safetensors is missing, truncated"),
     "state cut": (lambda path: truncate(path, "state.pt"), r"state\.pt is missing, truncated or changed"),
     "weights gone": (lambda path: (path / "weights.safetensors").unlink(), "is missing, truncated or changed"),
-    "manifest gone": (lambda path: (path / "checkpoint.json").unlink(), r"its checkpoint\.json cannot be read"),
-    "manifest cut": (lambda path: truncate(path, "checkpoint.json"), r"its checkpoint\.json cannot be read"),
+    "manifest gone": (lambda path: (path / "checkpoint.json").unlink(), r"checkpoint\.json cannot be read"),
+    "manifest cut": (lambda path: truncate(path, "checkpoint.json"), r"checkpoint\.json is damaged"),
     "foreign": (lambda path: manifest(path, format="other"), "is not a checkpoint of offramp"),
     "a list": (lambda path: (path / "checkpoint.json").write_text("[]"), "is not a checkpoint of offramp"),
     "newer": (lambda path: manifest(path, version=99), "has checkpoint version 99; this offramp reads version 1"),
@@ -146,11 +146,22 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_alone_carry_what_their_run_said(tmp_path: Path) -> None:
-    about = {"epoch": 3, "val_accuracy": [0.5, None], "classes": ["a", "b"]}
+    about = {"epoch": 3, "val_accuracy": [0.5, None], "classes": ["a", "b"], "shape": [1, 8, 8]}
     save_weights(tmp_path / "last.safetensors", WEIGHTS, about)
     weights, said = load_weights(tmp_path / "last.safetensors")
     assert said.pop("digest") and said == about and all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
     assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+HEADERS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"classes": "absent"}, "classes is missing"),
+    ({"classes": ["a", 1]}, r"classes\[1\] must be a text, got 1"),
+    ({"classes": []}, "in no classes"),
+    ({"shape": [8, 8]}, "tells of images"),
+    ({"shape": [1, 10**9, 8]}, "tells of images"),
+    ({"epoch": "3"}, "epoch must be a whole number, got '3'"),
+    ({"val_accuracy": ["x"]}, r"val_accuracy\[0\] must be a finite number or null"),
+)
 
 
 def test_weights_of_others_and_damaged_ones_are_named(tmp_path: Path) -> None:
@@ -161,9 +172,14 @@ def test_weights_of_others_and_damaged_ones_are_named(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="was not written by offramp: its header says nothing of the run"):
         load_weights(path)
     save_file({"weight": torch.zeros(1)}, path, metadata={"about": "{"})
-    with pytest.raises(Damaged, match="was not written by offramp: its header says nothing of the run"):
+    with pytest.raises(Damaged, match="its header is damaged: it is not JSON"):
         load_weights(path)
-    save_weights(path, WEIGHTS, {})
+    about = {"epoch": 3, "val_accuracy": None, "classes": ["a", "b"], "shape": [1, 8, 8]}
+    for changes, says in HEADERS:
+        save_weights(path, WEIGHTS, {key: value for key, value in {**about, **changes}.items() if value != "absent"})
+        with pytest.raises(Damaged, match=f"last.safetensors.*{says}"):
+            load_weights(path)
+    save_weights(path, WEIGHTS, about)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(Damaged, match="cannot be read as safetensors"):
         load_weights(path)

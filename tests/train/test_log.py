@@ -16,7 +16,7 @@ def record(step: int) -> dict[str, object]:
 def test_records_come_back_in_order_and_by_kind(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "m.jsonl")
     metrics.write(record(0))
-    metrics.write({"kind": "epoch", "epoch": 0, "step": 1, "val_accuracy": [0.5, 0.75]})
+    metrics.write({"kind": "epoch", "epoch": 0, "step": 1, "train": {"loss": 0.5}, "val_accuracy": [0.5, 0.75]})
     metrics.close()
     assert [found["kind"] for found in read(tmp_path / "m.jsonl")] == ["step", "epoch"]
     assert read(tmp_path / "m.jsonl", "step") == [record(0)]
@@ -62,11 +62,23 @@ def test_a_line_that_was_not_written_to_its_end_is_left_out(tmp_path: Path) -> N
     assert read(tmp_path / "nowhere.jsonl") == []
 
 
-@pytest.mark.parametrize("line", ["{half", "[1]", '{"step": 1}', "\0\0"])
-def test_a_damaged_record_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{half", "it is not JSON"),
+        ("\0\0", "it is not JSON"),
+        ("[1]", "its content must be an object"),
+        ('{"step": 1}', "kind is missing"),
+        ('{"kind": 1}', "kind must be a text, got 1"),
+        ('{"kind": "step", "epoch": 0, "step": 1, "loss": "low"}', "loss must be a finite number or null, got 'low'"),
+        ('{"kind": "step", "epoch": "0", "step": 1}', "epoch must be a whole number, got '0'"),
+        ('{"kind": "epoch", "epoch": 0, "step": 1, "val_accuracy": null}', "train is missing"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps(record(0)) + f"\n{line}\n" + json.dumps(record(1)) + "\n")
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 2, is damaged: it holds no record of a run$"):
+    with pytest.raises(ValueError, match=rf"m\.jsonl, line 2, is damaged.* {says}"):
         read(path)
 
 

@@ -1,5 +1,6 @@
 """A run's folder: claimed once, recognised when resumed, and never taken from anyone else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,28 @@ def test_no_run(tmp_path: Path) -> None:
 
 def test_a_result_is_there_once_training_is_done(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None
-    (tmp_path / "result.json").write_text('{"epochs": 2}')
-    assert read_result(tmp_path) == {"epochs": 2}
+    result = {"epochs": 2, "seconds": 1.5, "last": {"epoch": 2, "val_accuracy": [0.5]}, "best": None}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert read_result(tmp_path) == result
     (tmp_path / "result.json").write_text('{"epo')
-    with pytest.raises(ValueError, match=r"result\.json is damaged: it is no JSON"):
+    with pytest.raises(ValueError, match=r"result\.json is damaged: it is not JSON"):
         read_result(tmp_path)
-    for text in ("[1]", "{}"):
-        (tmp_path / "result.json").write_text(text)
-        with pytest.raises(ValueError, match=r"result\.json is damaged: it is not what training writes"):
-            read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1]", ": its content must be an object"),
+        ("{}", ": epochs is missing"),
+        ('{"epochs": 2}', ": seconds is missing"),
+        ('{"epochs": "2"}', ": epochs must be a whole number, got '2'"),
+        ('{"epochs": 2, "seconds": 1, "last": {"epoch": 1, "val_accuracy": [null]}}', r": last.val_accuracy\[0\] must"),
+    ],
+)
+def test_a_result_that_is_believed_has_all_that_training_writes(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"result\.json is damaged{says}"):
+        read_result(tmp_path)
 
 
 def test_the_configuration_is_yaml_that_a_person_can_read(tmp_path: Path) -> None:

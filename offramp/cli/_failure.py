@@ -1,0 +1,68 @@
+"""Where exceptions become one line: what went wrong, and the exit status."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from offramp.cli._errors import as_typed
+from offramp.lookup import ParameterError
+from offramp.text import one_line
+
+DEBUG = "OFFRAMP_DEBUG"
+"""Set it to see where an error comes from."""
+
+
+def fail(words: list[str], message: str, status: int) -> int:
+    """Print what went wrong as one line, with `--json` as an object too; with OFFRAMP_DEBUG set, where as well.
+
+    Returns:
+        The exit status.
+    """
+    if os.environ.get(DEBUG):
+        traceback.print_exc()
+    line = one_line(message)
+    if "--json" in words:
+        print(json.dumps({"error": line}))
+    print(f"offramp: {line}", file=sys.stderr)
+    return status
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """(what went wrong, the exit status): 2 if a word of the command was not understood, else 1.
+
+    Errors of the user's files and machine are told as they are. What nobody expected, a mistake of ours or of a
+    library, is told with its type and the line that it was raised at.
+    """
+    if isinstance(error, ParameterError):
+        return as_typed(error), 2
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        return named + error.strerror, 1
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory{f': {error}' if str(error) else ''}", 1
+    if _expected(error):
+        return as_typed(error), getattr(error, "status", 1)
+    return (
+        f"unexpected {type(error).__name__}: {one_line(str(error), 300)} (raised at {_place(error)}; {DEBUG}=1 shows "
+        "the calls; please report it)",
+        1,
+    )
+
+
+def _expected(error: Exception) -> bool:
+    """Whether this is something that went wrong in the user's world rather than in our code."""
+    # Raised by us, with the command that installs.
+    missing_extra = isinstance(error, ImportError) and error.name is None
+    ours = type(error).__module__.startswith("offramp.")
+    return missing_extra or ours or (isinstance(error, ValueError | OSError) and bool(str(error)))
+
+
+def _place(error: Exception) -> str:
+    """The deepest line of ours that the error passed, or where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).parents[1])
+    ours = [frame for frame in frames if frame.filename.startswith(package)]
+    frame = (ours or frames)[-1] if frames else None
+    return f"{Path(frame.filename).name}:{frame.lineno}" if frame else "an unknown place"

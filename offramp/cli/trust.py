@@ -1,0 +1,32 @@
+"""offramp trust: allow a run that was trained elsewhere to import the code that it names."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from offramp.cli import emit
+
+
+def trust(run: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Allow a run of somebody else's to import the code that its configuration names.
+
+    That code runs with your rights whenever the run is opened: read it before. What is trusted is this configuration
+    with these files; where it is recorded: $OFFRAMP_STATE, default ~/.local/state/offramp.
+
+    Args:
+        run: Folder of a run.
+        json: Print one JSON object.
+    """
+    from offramp import trust as trusted
+    from offramp.cli._console import stdout
+    from offramp.train.run_dir import read_config
+
+    modules = trusted.grant(read_config(run))
+    if json:
+        emit({"run": str(run), "modules": modules})
+        return
+    if not modules:
+        stdout.print(f"{run} names no code: it needs no trust", highlight=False, soft_wrap=True)
+    for name, source in modules.items():
+        stdout.print(f"{run} may import {name} from {source}", highlight=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""Text from elsewhere (file names, class names, values of files) in a form that is safe to print."""
+
+import re
+from html import escape
+from typing import Any
+
+QUOTED = 200
+"""Characters of a value that an error quotes at most."""
+LINE = 1500
+"""Characters of one error message at most."""
+FORMULA = tuple("=+-@＝＋－＠")
+"""First characters that make a spreadsheet take a cell for a formula."""
+
+# C0 and C1 control characters, line and paragraph separators, marks that reverse the direction of text, surrogates.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINES = re.compile("(?![\n\t])" + _CONTROL.pattern)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""The text with every control character replaced by its escape, such as `\x1b`.
+
+    Args:
+        lines: keep line ends and tabs, for text of several lines that is the program's own.
+    """
+    return (_LINES if lines else _CONTROL).sub(_escape, text)
+
+
+def quoted(value: Any, limit: int = QUOTED) -> str:
+    """`repr` of a value, at most `limit` characters of it."""
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def one_line(text: str, limit: int = LINE) -> str:
+    """A message as one line: white space joined, control characters replaced, the middle left out if it is long."""
+    line = printable(" ".join(text.split()))
+    half = (limit - 5) // 2
+    return line if len(line) <= limit else f"{line[:half]} ... {line[-half:]}"
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file: in texts, control characters replaced, and what would be a formula quoted by `'`."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+
+
+def escaped(text: str) -> str:
+    """A text for HTML and SVG, in elements and attributes."""
+    return escape(printable(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
