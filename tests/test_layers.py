@@ -8,9 +8,9 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    text lookup optional digests finite images outputs hyperparameters image_files
-    schema
-    files
+    text lookup optional digests finite
+    schema images
+    files outputs hyperparameters image_files
     trust
     meta_device
     net blocks losses data early_exit
