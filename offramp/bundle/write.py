@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, render
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import open_bundle, open_files
+from offramp.bundle.recertify import exported_trace, recertified
 from offramp.bundle.verify import verify
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
 from offramp.images import default_fit
+from offramp.measure.cost import segment_macs
 from offramp.net import MultiExitNet, segments
 
 
@@ -51,6 +53,7 @@ def write(
     *,
     images: int = 1000,
     provenance: dict[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
     advance: Any = lambda samples: None,
 ) -> Manifest:
     """Export a network and its policy into a folder that runs without torch.
@@ -63,11 +66,14 @@ def write(
         data: what it was trained on; gives the preprocessing and the images to verify with.
         images: how many images to verify with; see `offramp.bundle.verify.verify`.
         provenance: where the network comes from, kept in the manifest.
+        origin: what `calibrate` stored beside the policy. Its goal is checked again on cal with the exported segments:
+            the bundle's policy is the one that reaches it there.
         advance: called with the number of images after each batch that was verified.
     Returns:
         The manifest, with what was measured.
     Raises:
-        ValueError: if something is at `out`, the policy does not fit, or a segment cannot be exported.
+        ValueError: if something is at `out`, the policy does not fit, a segment cannot be exported, or the goal is not
+            reached with the exported segments.
         offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
     """
     if policy.exits != net.exits:
@@ -77,6 +83,8 @@ def write(
     with _in_place(out) as part:
         manifest = _files(part, net, policy, preprocessing, data.classes)
         manifest = replace(manifest, provenance=provenance or {})
+        if origin and "cal" in data.splits:
+            manifest = _shipped(part, manifest, net, policy, origin, data)
         verified, measured = verify(open_files(part, manifest, "onnx"), net, data, images, advance)
         manifest = replace(manifest, verified=verified, measured=measured)
         (part / MANIFEST).write_text(render(manifest))
@@ -96,6 +104,20 @@ def _files(
     names = (POLICY, *(part.file for part in parts))
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     return Manifest(tuple(classes), preprocessing, net.exits, tuple(parts), digests)
+
+
+def _shipped(
+    folder: Path, manifest: Manifest, net: MultiExitNet, policy: ExitPolicy, origin: Mapping[str, Any], data: DataSet
+) -> Manifest:
+    """Put the policy that reaches its goal with the exported segments into the bundle; see `recertified`."""
+    bundle, cal = open_files(folder, manifest, "onnx"), data.splits["cal"]
+    costs = origin.get("segment_costs") or segment_macs(net, data.shape, policy.enabled)
+    shipped = recertified(policy, origin, *exported_trace(bundle, cal), costs)
+    about = {"runtime": "onnxruntime", "precision": "float32", **shipped.about}
+    text = shipped.policy.to_json({**origin, "shipped": about}) + "\n"
+    (folder / POLICY).write_text(text)
+    files = {**manifest.files, POLICY: hashlib.sha256(text.encode()).hexdigest()}
+    return replace(manifest, files=files, provenance={**manifest.provenance, "policy": about})
 
 
 @contextlib.contextmanager

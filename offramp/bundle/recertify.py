@@ -1,0 +1,136 @@
+"""What a policy was fitted for, checked on the files that ship: cal through the exported segments, in float32."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from offramp import finite
+from offramp.bundle.read import Bundle
+from offramp.data.splits import Split
+from offramp.early_exit.calibrate import TooCheap, calibrate, does
+from offramp.early_exit.certify import certify
+from offramp.early_exit.exit_scores import Rule, judge
+from offramp.early_exit.policy import ExitPolicy
+
+BATCH = 64
+
+
+class Shipped(NamedTuple):
+    """The policy to ship, and what is known of it: its goal, what it does on cal as exported, its certificate."""
+
+    policy: ExitPolicy
+    about: dict[str, Any]
+
+
+def exported_trace(
+    bundle: Bundle, split: Split, advance: Callable[[int], None] = lambda samples: None
+) -> tuple[Float[np.ndarray, "E N C"], Int[np.ndarray, "N"]]:
+    """Logits and labels of a split, computed by the exported segments; zeros at exits that are off.
+
+    Raises:
+        ValueError: if a logit is not finite.
+    """
+    exits, classes = bundle.manifest.exits, len(bundle.manifest.classes)
+    logits = np.zeros((exits, len(split), classes), np.float32)
+    for start in range(0, len(split), BATCH):
+        pixels = split.source.batch(split.indices[start : start + BATCH])
+        state: Any = bundle.manifest.preprocessing.normalise(pixels)
+        carry: Any = ()
+        for part, segment in zip(bundle.manifest.parts, bundle.segments, strict=True):
+            state, carry, logits[part.exit, start : start + len(pixels)] = segment(state, carry)
+        advance(len(pixels))
+    finite.check([(f"the logits of {split.name}", logits)], "the exported segments")
+    return logits, split.labels
+
+
+def recertified(
+    policy: ExitPolicy,
+    origin: Mapping[str, Any],
+    logits: Float[np.ndarray, "E N C"],
+    labels: Int[np.ndarray, "N"],
+    segment_costs: Sequence[int | float],
+) -> Shipped:
+    """The policy, if it still does what it was fitted for; else one with the same exits that does.
+
+    A certificate is made anew, on the same division of cal. Exits stay as they are, because their segments are written.
+
+    Args:
+        origin: what `calibrate` stored beside the policy; without a goal there is nothing to check.
+        logits, labels: of cal, see `exported_trace`.
+        segment_costs: in the unit of the goal.
+    Raises:
+        ValueError: if no policy with these exits reaches the goal with the exported segments.
+    """
+    goal = dict(origin.get("goal") or {})
+    rule = Rule(policy.score, policy.answer, policy.temperatures)
+    about: dict[str, Any] = {"goal": goal or None, "samples": len(labels), "certificate": None, "refitted": False}
+    if goal.get("risk") is not None and any(policy.enabled[:-1]):
+        return _certified(policy, origin, goal, logits, labels, segment_costs, rule, about)
+    plain = float((logits[-1].argmax(1) == labels).mean())
+    if "max_drop" in goal:
+        goal["accuracy"] = max(0.0, plain - goal["max_drop"])
+    unit = next((name for name in ("macs", "ms") if name in goal), None)
+    outcome = does(policy, judge(logits, labels, policy.enabled, rule), np.cumsum(np.asarray(segment_costs, float)))
+    cheap = unit is None or outcome.cost <= goal[unit] * (1 + 1e-9)
+    accurate = goal.get("accuracy") is None or outcome.accuracy >= goal["accuracy"] - 1e-9
+    if goal and not (cheap and accurate):
+        budget = None if unit is None else goal[unit]
+        wanted = None if unit else goal["accuracy"]
+        try:
+            outcome = calibrate(
+                logits,
+                labels,
+                segment_costs={policy.enabled: segment_costs},
+                budget=budget,
+                accuracy=wanted,
+                rule=rule,
+            )
+        except (TooCheap, ValueError) as error:
+            raise ValueError(_missed(goal, str(error))) from None
+        about["refitted"] = True
+    about["achieved"] = {"accuracy": outcome.accuracy, "cost": outcome.cost, "plain_accuracy": plain}
+    return Shipped(outcome.policy, about)
+
+
+def _certified(
+    policy: ExitPolicy,
+    origin: Mapping[str, Any],
+    goal: dict[str, Any],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    segment_costs: Sequence[int | float],
+    rule: Rule,
+    about: dict[str, Any],
+) -> Shipped:
+    """The policy with a certificate of its own."""
+    alone = (*(False,) * (policy.exits - 1), True)
+    plain = [value for unit, value in origin.get("plain", {}).items() if unit in ("macs", "ms")]
+    costs = {policy.enabled: segment_costs, alone: plain or [sum(segment_costs)]}
+    found = certify(
+        logits,
+        labels,
+        segment_costs=costs,
+        risk=goal["risk"],
+        delta=goal.get("delta"),
+        rule=rule,
+        fit_temperatures=False,
+    )
+    if found.outcome.policy.enabled != policy.enabled:
+        raise ValueError(_missed(goal, f"{found.lost} of {found.samples} certifying samples are lost"))
+    values = {key: value for key, value in dataclasses.asdict(found).items() if key != "outcome"}
+    achieved = {"accuracy": found.outcome.accuracy, "cost": found.outcome.cost, "plain_accuracy": found.plain}
+    return Shipped(
+        found.outcome.policy,
+        {**about, "certificate": values, "refitted": found.outcome.policy != policy, "achieved": achieved},
+    )
+
+
+def _missed(goal: Mapping[str, Any], why: str) -> str:
+    text = ", ".join(f"{name} {value:g}" for name, value in goal.items() if value is not None)
+    return (
+        f"the exported segments, in float32, no longer reach the goal ({text}): {why}; calibrate again with a goal "
+        "that leaves more room"
+    )
