@@ -12,15 +12,15 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from offramp.cli.evaluate import measure
-from offramp.cli.train import run
-from offramp.config import Config, resolve
-from offramp.runs import load_run
+from offramp.config import Config
+from offramp.runs.evaluate import evaluate
+from offramp.runs.train import train
 
 PAPER = {"accuracy": [77.55, 79.42, 80.33, 80.58], "ensemble": 81.45}
 
@@ -29,7 +29,7 @@ def configuration(epochs: int, data_dir: Path | None) -> Config:
     """The recipe of EED and BEED on CIFAR-100, on all training images."""
     training = {"epochs": epochs, "compile": True, "device": "cuda", "precision": "bf16", "checkpoint_every": 391 * 20}
     data = {"data": "cifar100", "data_dir": data_dir, "holdout": 0.0}
-    return resolve(Config(net="resnet18", branch="beed", method="beed", **data, **training))
+    return Config(net="resnet18", branch="beed", method="beed", **data, **training)
 
 
 def main() -> None:
@@ -42,17 +42,17 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("gpu_cifar needs a CUDA GPU and PyTorch sees none here; on a CPU, see benchmarks/train_speed.py")
     began = time.perf_counter()
-    trained = run(configuration(given.epochs, given.data_dir), given.out, resume=True, show=not given.json)
+    trained = train(configuration(given.epochs, given.data_dir), given.out, resume=True)
     seconds = time.perf_counter() - began
-    tested = measure(load_run(given.out), "last", given.data_dir, 256, show=not given.json)
+    tested = asdict(evaluate(trained, data_dir=given.data_dir, batch_size=256))
     from train_speed import speeds
 
     beside, _ = speeds(64, rounds=5, steps=20, compile=True)
-    images = 50_000 * given.epochs / trained["seconds"]
+    images = 50_000 * given.epochs / trained.seconds
     result: dict[str, Any] = {
         "benchmark": "gpu_cifar",
         "seconds_this_time": seconds,
-        "seconds_training": trained["seconds"],
+        "seconds_training": trained.seconds,
         "images_per_second": images,
         "side_by_side": beside,
         "offramp_vs_plain": beside["offramp"] / beside["plain"],

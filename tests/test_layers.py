@@ -8,7 +8,7 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    text lookup optional digests finite
+    text lookup optional digests finite progress
     schema images
     files outputs hyperparameters image_files
     trust
@@ -22,6 +22,7 @@ FLOORS = """
     runs
     serve
     cli
+    __main__
 """
 LEVEL = {name: level for level, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 

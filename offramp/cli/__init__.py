@@ -1,5 +1,6 @@
 """The command line: one file per verb; torch is imported inside the verbs, so that --help answers at once."""
 
+import dataclasses
 import inspect
 import io
 import json
@@ -153,3 +154,13 @@ def _usage(verb: Callable[..., Any]) -> str:
 def emit(value: dict[str, Any]) -> None:
     """Print one JSON object as one line."""
     print(json.dumps(value))
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Print the result of a task, a dataclass: as one JSON object, or as its text."""
+    if as_json:
+        emit(dataclasses.asdict(result))
+        return
+    from offramp.cli._console import stdout
+
+    stdout.print(str(result), highlight=False, markup=False, soft_wrap=True)

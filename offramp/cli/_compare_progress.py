@@ -2,12 +2,13 @@
 
 import json
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from offramp.cli._console import stderr
+from offramp.cli._console import stderr, working
 from offramp.engine.local import Job
 
 METRICS = "metrics.jsonl"
@@ -85,6 +86,10 @@ class CompareProgress:
         if not self.quiet:
             console: Any = self.bar.console if self.live else stderr
             console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def working(self, text: str, total: int) -> AbstractContextManager[Any]:
+        """A bar for work that counts samples, before the runs start."""
+        return working(text, total, self.live)
 
     def stop(self) -> None:
         """Take the bars away."""

@@ -1,7 +1,7 @@
 """What the terminal shows: progress while training, tables, lists of what there is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,8 @@ def list_offers(offers: Mapping[str, str]) -> None:
         stdout.print(Text(text) if apart else Text(text, spans=[Span(0, width, "bold")]), soft_wrap=True)
 
 
-class TrainingProgress:
-    """The reporter of a training run: a bar with epoch, ETA, loss and terms; a line per epoch with every exit."""
+class ConsoleReporter:
+    """Shows on stderr how a task goes: for training a bar with ETA and losses, and a line per epoch with every exit."""
 
     def __init__(self, show: bool) -> None:
         self.show = show and stderr.is_terminal
@@ -125,6 +125,14 @@ class TrainingProgress:
         """Take the bar away."""
         if self.task is not None:
             self.bar.stop()
+
+    def warn(self, text: str) -> None:
+        """One line, even if nothing else is shown."""
+        stderr.print(f"offramp: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def working(self, text: str, total: int) -> AbstractContextManager[Any]:
+        """A bar for work that counts samples."""
+        return working(text, total, self.show)
 
 
 def _terms(terms: dict[str, float], most: int | None) -> str:

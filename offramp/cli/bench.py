@@ -38,6 +38,7 @@ def bench(
         images: For a bundle: a folder of images, if its data set is not available here.
         seed: Seed of the order of the images.
     """
+    from offramp.cli._console import ConsoleReporter
     from offramp.runs.bench import bench as run_bench
 
     result = run_bench(
@@ -50,7 +51,7 @@ def bench(
         weights=weights,
         data_dir=data_dir,
         seed=seed,
-        show=not json,
+        reporter=ConsoleReporter(not json),
     )
     if json:
         emit(dataclasses.asdict(result))

@@ -35,6 +35,7 @@ def curves(
         out: Folder to write into; default: the run's own; needed for several runs.
         write: Also write these files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
     """
+    from offramp.cli._console import ConsoleReporter
     from offramp.runs.curves import compare_curves
     from offramp.runs.curves import curves as draw_curves
     from offramp.runs.sweep import runs_of
@@ -46,14 +47,28 @@ def curves(
     if len(folders) == 1:
         (run,) = folders
         result = draw_curves(
-            run, cost=cost, metric=metric, weights=weights, data_dir=data_dir, out=out, write=write, show=not json
+            run,
+            cost=cost,
+            metric=metric,
+            weights=weights,
+            data_dir=data_dir,
+            out=out,
+            write=write,
+            reporter=ConsoleReporter(not json),
         )
     else:
         target = out or (runs[0] if len(runs) == 1 else None)
         if target is None:
             raise with_parameters(ValueError(f"curves of {len(folders)} runs need out=DIR"), "out")
         result = compare_curves(
-            folders, target, cost=cost, metric=metric, weights=weights, data_dir=data_dir, write=write, show=not json
+            folders,
+            target,
+            cost=cost,
+            metric=metric,
+            weights=weights,
+            data_dir=data_dir,
+            write=write,
+            reporter=ConsoleReporter(not json),
         )
     if json:
         emit(dataclasses.asdict(result))

@@ -30,10 +30,17 @@ def report(
             stored already.
         batch_size: Measure the milliseconds of every stage and branch at this batch size, here and now.
     """
+    from offramp.cli._console import ConsoleReporter
     from offramp.runs.report import report as write_report
 
     result = write_report(
-        *runs, out=out, weights=weights, images=images, batch_size=batch_size, data_dir=data_dir, show=not json
+        *runs,
+        out=out,
+        weights=weights,
+        images=images,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        reporter=ConsoleReporter(not json),
     )
     if json:
         emit(dataclasses.asdict(result))

@@ -11,6 +11,7 @@ from offramp.config.config import Config
 from offramp.config.resolve import ResolvedConfig
 from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError, with_parameters
+from offramp.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from offramp.net import Backbone
 
 
-def build_data(config: Config, progress: bool = True) -> "DataSet":
+def build_data(config: Config, progress: Progress = no_progress) -> "DataSet":
     """Read the data set and split it; see `offramp.data.load`."""
     from offramp import data
 

@@ -17,6 +17,7 @@ from offramp.data.hub import shards_of
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
 from offramp.images import Fit
+from offramp.progress import Progress
 
 SIZE = Fit(32, None)
 
@@ -119,7 +120,9 @@ def _archives(*stems: str) -> list[str]:
     return [stem + ending for stem in stems for ending in (".tar.gz", ".tgz", ".tar")]
 
 
-def _parquet_form(cifar: Cifar, home: Path, files: list[Path], progress: bool) -> tuple[list[tuple[str, Path]], Fill]:
+def _parquet_form(
+    cifar: Cifar, home: Path, files: list[Path], progress: Progress
+) -> tuple[list[tuple[str, Path]], Fill]:
     split = shards_by_split(home, files)
     for part in ("train", "test"):
         if part not in split:
@@ -128,7 +131,7 @@ def _parquet_form(cifar: Cifar, home: Path, files: list[Path], progress: bool) -
     return [(file.name, file) for part in parts for file in split[part]], _shards_fill(cifar, parts, progress)
 
 
-def _shards_fill(cifar: Cifar, parts: dict[str, list[Shard]], progress: bool) -> Fill:
+def _shards_fill(cifar: Cifar, parts: dict[str, list[Shard]], progress: Progress) -> Fill:
     columns = Columns(label=cifar.column, classes=cifar.classes)
     return fill_from(cifar.name, parts, columns, SIZE, progress)
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, open_image, resize_and_crop
+from offramp.progress import Progress
 
 CHUNK = 128  # images per task
 SHOWN = 5  # bad images that an error names
@@ -72,7 +73,7 @@ def each_image(
     *,
     name: str,
     title: str,
-    progress: bool,
+    progress: Progress,
 ) -> dict[str, int]:
     """Run `task(index, data)` on all images in threads; it returns remarks such as the kind of an image.
 
@@ -96,7 +97,7 @@ def each_image(
         return good, failed
 
     workers = min(16, (os.cpu_count() or 1) + 1)
-    with ThreadPoolExecutor(workers) as pool, _Bar(title, count, progress) as advance:
+    with ThreadPoolExecutor(workers) as pool, progress(title, count) as advance:
         for found, failed in in_order(pool, run, chunks(enumerate(items), CHUNK), 2 * workers):
             kinds.update(found)
             bad.extend(failed)
@@ -111,7 +112,7 @@ def each_image(
 
 
 def decode_into(
-    out: UInt8[np.ndarray, "N 3 H W"], items: Iterable[Encoded], fit: Fit, *, name: str, progress: bool
+    out: UInt8[np.ndarray, "N 3 H W"], items: Iterable[Encoded], fit: Fit, *, name: str, progress: Progress
 ) -> dict[str, int]:
     """Decode all images into `out`, in order; see `each_image`."""
 
@@ -120,26 +121,6 @@ def decode_into(
         return remarks
 
     return each_image(items, len(out), task, name=name, title=f"decoding {name}", progress=progress)
-
-
-class _Bar:
-    """A progress bar on stderr where somebody looks at it; else nothing."""
-
-    def __init__(self, title: str, total: int, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-        self.task = self.progress.add_task(title, total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.progress.start()
-        return lambda steps: self.progress.advance(self.task, steps)
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
 
 
 def guess_size(items: Sequence[bytes | Path]) -> int:

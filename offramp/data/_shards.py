@@ -14,6 +14,7 @@ from offramp.data._tables import Shard
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
 from offramp.images import Fit
+from offramp.progress import Progress
 
 
 def _is_image(kind: Any) -> bool:
@@ -68,7 +69,7 @@ class Columns(NamedTuple):
 
 
 def fill_from(
-    name: str, parts: dict[str, list[Shard]], columns: Columns, size: Fit | int | None, progress: bool
+    name: str, parts: dict[str, list[Shard]], columns: Columns, size: Fit | int | None, progress: Progress
 ) -> Fill:
     """What `cached` needs to decode these shards. `size` None: it is guessed from the first images."""
 

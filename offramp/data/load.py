@@ -15,6 +15,7 @@ from offramp.data._duplicates import duplicate_notes
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
 from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError, unknown, with_parameters
+from offramp.progress import Progress, no_progress
 
 AUGMENTATIONS = (
     "none",
@@ -75,7 +76,7 @@ def load(
     split_seed: int = 0,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = no_progress,
     augmentation: str | None = None,
     normalise: str | None = None,
     mean: Sequence[float] | None = None,
@@ -98,7 +99,7 @@ def load(
         split_seed: decides which images are held out; independent of the training seed.
         streaming: decode images anew for every batch instead of keeping them all (folder only).
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
-        progress: show a bar on stderr while decoding.
+        progress: called while images are decoded; see `offramp.progress`.
         augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised or random-resized-crop
             instead of the source's own.
         normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from offramp.images import Fit
+from offramp.progress import Progress, no_progress
 
 Indices = Int64[np.ndarray, "_"]
 """Rows of a source. They are the samples' ids: unique within a data set, the same in every run."""
@@ -131,7 +132,7 @@ class Request:
     image_size: int | None = None
     streaming: bool = False
     cache_dir: str | None = None
-    progress: bool = True
+    progress: Progress = no_progress
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from offramp import trust
 from offramp.lookup import unknown
-from offramp.runs import LoadedRun, check_data, moved
+from offramp.progress import Progress, no_progress
+from offramp.runs.run import LoadedRun, check_data, moved
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ def of_run(
     threads: int | None,
     data: "DataSet",
     largest: int,
-    show: bool,
+    progress: Progress = no_progress,
     rivals: Mapping[str, LoadedRun] | None = None,
 ) -> Sides:
     """The network of a calibrated run, in torch and exported on the spot, and images of its test split.
@@ -105,8 +106,8 @@ def of_run(
         from offramp.bundle.write import preprocessing_of
         from offramp.net import segments
 
-        models, parts = _exported(segments(loaded.net), data.shape, show)
-        plain = {name: fuse(*_exported([_plain(net)], data.shape, show)) for name, net in others.items()}
+        models, parts = _exported(segments(loaded.net), data.shape, progress)
+        plain = {name: fuse(*_exported([_plain(net)], data.shape, progress)) for name, net in others.items()}
         normalise = preprocessing_of(data).normalise
         runners += [_foreign(models, parts, loaded.policy, normalise, name, threads, plain) for name in foreign]
     return Sides("run", tuple(runners), loaded.policy, _of_test(data, largest), "test", threads, left_out)
@@ -119,7 +120,7 @@ def of_bundle(
     images: Path | None,
     data_dir: Path | None,
     largest: int,
-    show: bool,
+    progress: Progress = no_progress,
 ) -> Sides:
     """The segments of a bundle, and images of a folder or of the data set that it was made of.
 
@@ -140,7 +141,7 @@ def of_bundle(
     if images is not None:
         pixels, source = _of_files(manifest.preprocessing, images, largest), str(images)
     else:
-        data = _data_of(folder, manifest.provenance, data_dir, show)
+        data = _data_of(folder, manifest.provenance, data_dir, progress)
         check_data(data, manifest.classes, manifest.preprocessing.shape, str(folder))
         pixels, source = _of_test(data, largest), "test"
     normalise = manifest.preprocessing.normalise
@@ -211,15 +212,14 @@ def _plain(net: "MultiExitNet") -> "FusedSegment":
 
 
 def _exported(
-    segments: Sequence["FusedSegment"], shape: tuple[int, int, int], show: bool
+    segments: Sequence["FusedSegment"], shape: tuple[int, int, int], progress: Progress
 ) -> tuple[list[bytes], list["Part"]]:
     """Segments that follow each other, as ONNX in float32."""
     from offramp.bundle.onnx import export_segments
-    from offramp.cli._console import working
 
     ready = [copy.deepcopy(segment).eval().float().cpu() for segment in segments]
     models, parts = [], []
-    with working("exporting", len(segments), show) as advance:
+    with progress("exporting", len(segments)) as advance:
         for model, part in export_segments(ready, range(len(ready)), shape):
             models.append(model)
             parts.append(part)
@@ -282,7 +282,7 @@ def _of_files(preprocessing: Any, folder: Path, largest: int) -> "ndarray":
     return np.stack(pixels)
 
 
-def _data_of(folder: Path, about: Any, data_dir: Path | None, show: bool) -> "DataSet":
+def _data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress = no_progress) -> "DataSet":
     """The data set that a bundle was made of; one that would have to be fetched is not.
 
     Raises:
@@ -296,7 +296,7 @@ def _data_of(folder: Path, about: Any, data_dir: Path | None, show: bool) -> "Da
     kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
     trust.check(kept, folder)
     config = unflat(kept, str(folder))
-    return build_data(moved(config, data_dir), progress=show)
+    return build_data(moved(config, data_dir), progress=progress)
 
 
 def _fetched(place: object) -> bool:

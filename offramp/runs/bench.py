@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
-from offramp.runs.run import load_data, load_run
+from offramp.runs.reporting import SILENT, Reporter
+from offramp.runs.run import load_data, load_run, warn_if_stale
 
 if TYPE_CHECKING:
     from offramp.runs.backends import Sides
@@ -58,7 +59,7 @@ def bench(
     weights: str = "last",
     data_dir: Path | None = None,
     seed: int = 0,
-    show: bool = False,
+    reporter: Reporter | None = None,
 ) -> Benchmark:
     """Time the plain network, all exits and early exit in turn, on real images in random order.
 
@@ -72,13 +73,14 @@ def bench(
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
         seed: of the order of the images.
+        reporter: called as the work goes on; by default nothing is shown.
     Raises:
         ValueError: if an argument is out of range, the run has no policy, or no runtime is installed.
     """
     target = Path(target)
     _check(batch, seconds, threads, seed)
-    sides = _sides(target, runtimes, threads, images, weights, data_dir, max(batch), show)
-    return _measure(target, sides, batch, seconds, seed, show)
+    sides = _sides(target, runtimes, threads, images, weights, data_dir, max(batch), reporter or SILENT)
+    return _measure(target, sides, batch, seconds, seed, reporter or SILENT)
 
 
 def _check(batch: Sequence[int], seconds: float, threads: int | None, seed: int) -> None:
@@ -100,32 +102,33 @@ def _sides(
     weights: str,
     data_dir: Path | None,
     largest: int,
-    show: bool,
+    reporter: Reporter,
 ) -> "Sides":
     """Everything that is measured, of a run or a bundle."""
     from offramp.bundle.manifest import MANIFEST
-    from offramp.cli._console import warn_of_stale
     from offramp.runs import backends
 
     if (target / MANIFEST).is_file():
-        return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, show)
+        return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, reporter.working)
     loaded = load_run(target, weights)
     if images is not None:
         message = "images is for a bundle; a run is measured on its own test split (data_dir)"
         raise with_parameters(ValueError(message), "images", "data_dir")
     if loaded.policy is None:
         raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5`")
-    warn_of_stale(loaded, weights)
-    return backends.of_run(loaded, runtimes, threads, load_data(loaded, data_dir, show), largest, show)
+    warn_if_stale(loaded, weights, reporter)
+    data = load_data(loaded, data_dir, reporter.working)
+    return backends.of_run(loaded, runtimes, threads, data, largest, reporter.working)
 
 
-def _measure(target: Path, sides: "Sides", sizes: Sequence[int], seconds: float, seed: int, show: bool) -> Benchmark:
-    from offramp.cli._console import working
+def _measure(
+    target: Path, sides: "Sides", sizes: Sequence[int], seconds: float, seed: int, reporter: Reporter
+) -> Benchmark:
     from offramp.measure.interleaved_benchmark import run_interleaved
     from offramp.measure.provenance import provenance
 
     batches = []
-    with working("measuring", len(sizes), show) as advance:
+    with reporter.working("measuring", len(sizes)) as advance:
         for size in sizes:
             batches.append(run_interleaved(sides.runners, sides.policy, sides.pixels, size, seconds, seed))
             advance(1)

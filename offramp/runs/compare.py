@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from offramp.config import Config, flat
 from offramp.engine import local
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import ParameterError, nearest, with_parameters
+from offramp.progress import Advance, no_progress
 from offramp.runs import sweep
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.sweep import Entry
@@ -48,6 +50,9 @@ class CompareReporter(Watcher, Protocol):
     def begin(self, runs: int, finished: int, epochs: int) -> None:
         """How many runs there are, how many are finished already, and the epochs of each."""
 
+    def working(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """As `offramp.runs.reporting.Reporter.working`."""
+
     def stop(self) -> None:
         """No run is at work any more."""
 
@@ -69,6 +74,10 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Ignored."""
+
+    def working(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """Shows nothing."""
+        return no_progress(text, total)
 
     def stop(self) -> None:
         """Ignored."""
@@ -160,7 +169,7 @@ def _check_writable(ledger: Path) -> None:
 def _train(entries: list[Entry], out: Path, jobs: int, ledger: Path, reporter: CompareReporter) -> list[dict[str, str]]:
     """Train and evaluate what is not yet in the ledger; returns which runs failed and why."""
     sweep.check_folder(out)
-    for note in sweep.check(entries, show=not isinstance(reporter, Silent)):
+    for note in sweep.check(entries, reporter.working):
         reporter.note(note)
     out.mkdir(parents=True, exist_ok=True)
     with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
+from offramp.progress import Progress
 from offramp.runs.outputs import check_outputs, write_outputs
+from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_data, load_run
 from offramp.runs.sweep import runs_of
 from offramp.study import curve_tables
@@ -83,7 +85,7 @@ def curves(
     data_dir: Path | None = None,
     out: Path | None = None,
     write: Sequence[Path] = (),
-    show: bool = False,
+    reporter: Reporter | None = None,
 ) -> Curves:
     """Both curves of a run; thresholds are fitted on cal by MSDNet's geometric rule, and reported on test.
 
@@ -102,7 +104,7 @@ def curves(
     """
     folder = _folder(out or run, metric, write)
     loaded = load_run(run, weights, with_policy=False)
-    result = _measured(loaded, str(run), cost, weights, data_dir, folder, show)
+    result = _measured(loaded, str(run), cost, weights, data_dir, folder, (reporter or SILENT).working)
     files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
     return replace(result, files=files)
 
@@ -116,7 +118,7 @@ def compare_curves(
     weights: str = "last",
     data_dir: Path | None = None,
     write: Sequence[Path] = (),
-    show: bool = False,
+    reporter: Reporter | None = None,
 ) -> CurveComparison:
     """The curves of several runs in one picture, as mean and standard deviation over seeds.
 
@@ -133,7 +135,7 @@ def compare_curves(
     results, configs = [], []
     for path in runs_of(runs):
         loaded = load_run(path, weights, with_policy=False)
-        results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, show))
+        results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, (reporter or SILENT).working))
         configs.append(flat(loaded.config))
     groups = group_curves(configs, [one.run for one in results], [asdict(one) for one in results])
     result = CurveComparison(cost, metric, groups, results, provenance(), str(folder / "curves.svg"), [])
@@ -152,15 +154,15 @@ def _folder(out: Path | str, metric: str, write: Sequence[Path]) -> Path:
 
 
 def _measured(
-    loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, show: bool
+    loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, progress: Progress
 ) -> Curves:
     from offramp.measure.provenance import provenance
     from offramp.runs.traces import calibration_trace, stored_trace, trace_split
 
-    held_out = calibration_trace(loaded, weights, data_dir, show) if loaded.config.holdout else None
+    held_out = calibration_trace(loaded, weights, data_dir, progress) if loaded.config.holdout else None
     test = stored_trace(loaded, "test", weights)
     if test is None:
-        test = trace_split(loaded, load_data(loaded, data_dir, show), "test", show, weights)
+        test = trace_split(loaded, load_data(loaded, data_dir, progress), "test", progress, weights)
     return Curves(
         run=run,
         weights=weights,

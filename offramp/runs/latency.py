@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from offramp.runs import LoadedRun
+from offramp.progress import Progress, no_progress
 from offramp.runs.backends import FOREIGN, absent
+from offramp.runs.run import LoadedRun
 
 if TYPE_CHECKING:
     from offramp.early_exit.exit_scores import Rule
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def timed(
-    loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str | None, show: bool
+    loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str | None, progress: Progress = no_progress
 ) -> tuple[Callable[[Sequence[bool]], list[float]], dict[str, Any]]:
     """Milliseconds per image of the segments of any choice of exits; and where they were measured, as plain values.
 
     Args:
         runtime: torch, torch-bf16, onnx or openvino; torch in the run's own precision by default.
-        show: a progress bar while a foreign runtime's models are made.
+        progress: called while models are exported for a foreign runtime.
     Returns:
         A function of E flags, the final one true, to one number per enabled exit; and what the policy records.
     Raises:
@@ -35,7 +36,7 @@ def timed(
         if why := absent(runtime):
             raise ImportError(f"--runtime {runtime} is {why}")
         device = "cpu"
-        choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, show)
+        choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
     else:
         runtime, device = runtime or _own(loaded), device_of(loaded.config.recipe.device)
         pieces = timed_pieces(loaded, batch_size, rule, runtime)
@@ -85,14 +86,13 @@ def _all(loaded: LoadedRun, rule: "Rule") -> "ExitPolicy":
 
 
 def _foreign(
-    loaded: LoadedRun, batch_size: int, policy: "ExitPolicy", runtime: str, show: bool
+    loaded: LoadedRun, batch_size: int, policy: "ExitPolicy", runtime: str, progress: Progress
 ) -> Callable[[Sequence[bool]], list[float]]:
     import torch
 
     from offramp.bundle.latency import as_run, segment_ms
-    from offramp.cli._console import working
 
     shape, threads = tuple(loaded.about["shape"]), torch.get_num_threads()
-    with working("exporting", loaded.net.exits, show) as advance:
+    with progress("exporting", loaded.net.exits) as advance:
         ms = segment_ms(loaded.net, shape, batch_size, policy, runtime, threads=threads, advance=advance)
     return lambda enabled: as_run(ms, enabled)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
+from offramp.progress import Progress
+from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_data, load_run
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def report(
     images: int = 8,
     batch_size: int | None = None,
     data_dir: Path | None = None,
-    show: bool = False,
+    reporter: Reporter | None = None,
 ) -> Report:
     """Write one HTML file: accuracy against cost, exits, reliability, easiest and hardest images, costs, training.
 
@@ -57,7 +59,7 @@ def report(
         raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
     opened = [load_run(run, weights) for run in folders]
     reports = [
-        _see(loaded, name, weights, data_dir, images, batch_size, show)
+        _see(loaded, name, weights, data_dir, images, batch_size, (reporter or SILENT).working)
         for loaded, name in zip(opened, names(folders), strict=True)
     ]
     put(target, page(reports, provenance()))
@@ -95,7 +97,13 @@ def names(runs: Sequence[Path]) -> list[str]:
 
 
 def _see(
-    loaded: LoadedRun, name: str, weights: str, data_dir: Path | None, images: int, batch_size: int | None, show: bool
+    loaded: LoadedRun,
+    name: str,
+    weights: str,
+    data_dir: Path | None,
+    images: int,
+    batch_size: int | None,
+    progress: Progress,
 ) -> "RunReport":
     """Everything that the page shows of one run, from its stored traces where there are some."""
     from offramp.config import flat
@@ -111,15 +119,15 @@ def _see(
 
     @cache
     def data() -> "DataSet":
-        return load_data(loaded, data_dir, show)
+        return load_data(loaded, data_dir, progress)
 
     history = _history(loaded.folder / "metrics.jsonl")
     training = read_result(loaded.folder)
     if images:
         data()  # before anything is computed
-    held_out = calibration_trace(loaded, weights, data_dir, show) if loaded.config.holdout else None
+    held_out = calibration_trace(loaded, weights, data_dir, progress) if loaded.config.holdout else None
     test = None if images else stored_trace(loaded, "test", weights)
-    test = test or trace_split(loaded, data(), "test", show, weights)
+    test = test or trace_split(loaded, data(), "test", progress, weights)
     shape = tuple(loaded.about["shape"])
     rule = Rule(loaded.policy.score, loaded.policy.answer, loaded.policy.temperatures) if loaded.policy else Rule()
     return RunReport(

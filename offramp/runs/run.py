@@ -4,16 +4,39 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from offramp import trust
 from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
+from offramp.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
     from offramp.multi_net import Several
     from offramp.net import MultiExitNet
+    from offramp.runs.reporting import Reporter
+
+Weights = Literal["last", "best"]
+"""Those of the last epoch, or of the epoch with the highest validation accuracy."""
+
+
+@runtime_checkable
+class HasFolder(Protocol):
+    """An object of a run, or of what was made of it, that knows its folder."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+
+
+RunLike = Path | str | HasFolder
+"""A run: its folder, or what `train`, `load_run` or another task returned."""
+
+
+def folder_of(run: RunLike) -> Path:
+    """The folder of a run."""
+    return run.folder if isinstance(run, HasFolder) else Path(run)
 
 
 @dataclass(frozen=True)
@@ -96,17 +119,27 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     return LoadedRun(folder, config, net.eval(), about, found, fitted)
 
 
-def load_data(run: LoadedRun | SeveralRun, data_dir: Path | None = None, show: bool = True) -> "DataSet":
+def load_data(
+    run: LoadedRun | SeveralRun, data_dir: Path | str | None = None, progress: Progress = no_progress
+) -> "DataSet":
     """The data set of a run, from `data_dir` if given.
 
     Args:
-        show: a progress bar where images have to be decoded.
+        progress: called if images have to be decoded.
     Raises:
         ValueError: if what lies there now is not what the run was trained on; see `check_data`.
     """
-    data = build_data(moved(run.config, data_dir), progress=show)
+    data = build_data(moved(run.config, None if data_dir is None else Path(data_dir)), progress=progress)
     check_data(data, run.about["classes"], run.about["shape"], str(run.folder))
     return data
+
+
+def warn_if_stale(run: LoadedRun | SeveralRun, weights: str, reporter: "Reporter") -> None:
+    """Warn if a run's policy was fitted on other weights than those that are used."""
+    from offramp.early_exit.policy import stale
+
+    if isinstance(run, LoadedRun) and run.policy and (text := stale(run.fitted, weights, run.about["epoch"])):
+        reporter.warn(text)
 
 
 def moved(config: Config, data_dir: Path | None) -> Config:

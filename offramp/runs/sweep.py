@@ -19,6 +19,7 @@ from offramp.config import (
 )
 from offramp.files import read_yaml
 from offramp.lookup import ParameterError, with_parameters
+from offramp.progress import Progress, no_progress
 from offramp.train.run_dir import RESULT
 
 COMPARISON = "comparison.yaml"
@@ -127,7 +128,7 @@ def check_folder(out: Path) -> None:
         raise ValueError(f"{out} is not empty and holds no comparison of offramp; take another --out")
 
 
-def check(entries: Sequence[Entry], show: bool) -> tuple[str, ...]:
+def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[str, ...]:
     """Read the data and build every method's network once: what cannot be trained is refused before anything starts.
 
     Returns:
@@ -138,7 +139,7 @@ def check(entries: Sequence[Entry], show: bool) -> tuple[str, ...]:
     from offramp.train import phases
     from offramp.train.loop import refuse
 
-    data = build_data(entries[0].config, progress=show)
+    data = build_data(entries[0].config, progress=progress)
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     notes = [f"{entries[0].config.data}: {sizes}", *data.notes]
     for entry in {entry.method: entry for entry in reversed(entries)}.values():

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.runs import LoadedRun, SeveralRun, load_data
+from offramp.progress import Progress
+from offramp.runs.run import LoadedRun, SeveralRun, load_data
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet, Split
@@ -24,12 +25,12 @@ def stored_trace(loaded: Run, split: str, weights: str) -> "Trace | None":
         return None
 
 
-def trace_split(loaded: Run, data: "DataSet", split: str, show: bool, weights: str = "last") -> "Trace":
+def trace_split(loaded: Run, data: "DataSet", split: str, progress: Progress, weights: str = "last") -> "Trace":
     """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
     found = stored_trace(loaded, split, weights)
     if found is not None and _is_of(found, data.splits[split]):
         return found
-    return _compute(loaded, data, split, show, weights)
+    return _compute(loaded, data, split, progress, weights)
 
 
 def _is_of(found: "Trace", split: "Split") -> bool:
@@ -40,8 +41,7 @@ def _is_of(found: "Trace", split: "Split") -> bool:
     return array_equal(found.ids, split.indices) and array_equal(found.labels, split.labels)
 
 
-def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str) -> "Trace":
-    from offramp.cli._console import working
+def _compute(loaded: Run, data: "DataSet", split: str, progress: Progress, weights: str) -> "Trace":
     from offramp.data.loading import Loader
     from offramp.measure.trace import trace
     from offramp.measure.trace_file import store
@@ -52,13 +52,13 @@ def _compute(loaded: Run, data: "DataSet", split: str, show: bool, weights: str)
     rows = data.splits[split]
     loader = Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
     about, path = _depends(loaded, weights), _place(loaded, split, weights)
-    with working(f"evaluating {split}", len(rows), show) as advance:
+    with progress(f"evaluating {split}", len(rows)) as advance:
         if not os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it
             return trace(net, loader.epoch(0), split, advance)
         return store(path, net, loader.epoch(0), len(rows), split, about, advance)
 
 
-def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | None, show: bool) -> "Trace":
+def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | str | None, progress: Progress) -> "Trace":
     """The trace of the split `cal`; the data are opened only if it is not stored yet.
 
     Raises:
@@ -70,10 +70,10 @@ def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | None, sh
     found = stored_trace(loaded, "cal", weights)
     if found is not None:
         return found
-    data = load_data(loaded, data_dir, show)
+    data = load_data(loaded, data_dir, progress)
     if "cal" not in data.splits:
         raise ValueError(refusal)
-    return _compute(loaded, data, "cal", show, weights)
+    return _compute(loaded, data, "cal", progress, weights)
 
 
 def _place(loaded: Run, split: str, weights: str) -> Path:

@@ -52,9 +52,7 @@ def test_photographs_in_a_folder_are_cut_as_in_training(tmp_path: Path, size: in
                 Image.fromarray(pixels).convert(mode).save(file, exif=exif)
                 files += [file] if split == "test" else []
     options: dict[str, Any] = {} if resize is None else {"resize": resize}
-    data = load(
-        f"folder:{tmp_path}", image_size=size, cache_dir=tmp_path / "cache", holdout=0, progress=False, **options
-    )
+    data = load(f"folder:{tmp_path}", image_size=size, cache_dir=tmp_path / "cache", holdout=0, **options)
     assert preprocessing_of(data).resize == resize or resize is None
     equal_bits(preprocessing_of(data), data, files, data.splits["test"].indices)
 

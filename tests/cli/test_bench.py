@@ -164,7 +164,7 @@ def test_every_runtime_computes_the_network(trained: Path) -> None:
     from offramp.runs.backends import of_run
 
     loaded = load_run(trained)
-    sides = of_run(loaded, None, None, build_data(loaded.config, progress=False), 5, show=False)
+    sides = of_run(loaded, None, None, build_data(loaded.config), 5)
     with torch.inference_mode():
         for runner in sides.runners:
             inputs = runner.prepare(sides.pixels[:5])
@@ -201,7 +201,7 @@ def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
     hub = {"data": "cifar10", "data-dir": "hub:somebody/something"}
     for about in ({}, {"config": [1]}, {"config": {"data": "hub:somebody/something"}}, {"config": hub}):
         with pytest.raises(ValueError, match="does not say which data here it was made of: name a folder of --images"):
-            _data_of(bundle, about, None, show=False)
+            _data_of(bundle, about, None)
 
 
 def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> N
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     elsewhere = tmp_path / "elsewhere"
     config = {"data": f"folder:{tmp_path / 'images'}", "holdout": 0, "data.cache-dir": str(elsewhere)}
-    data = _data_of(bundle, {"config": config}, None, show=False)
+    data = _data_of(bundle, {"config": config}, None)
     assert len(data.splits["test"]) == 4 and not elsewhere.exists()
 
 

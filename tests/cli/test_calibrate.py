@@ -70,7 +70,7 @@ def test_the_promise_is_kept_to_the_last_operation(offramp: Offramp, run: Path, 
     promised = offramp("calibrate", run, "--macs", fraction, "--json").json
     loaded = load_run(run)
     assert loaded.policy is not None
-    data = build_data(loaded.config, progress=False)
+    data = build_data(loaded.config)
     for size in (16, 64):
         loader = Loader(data.splits["cal"], data, batch_size=size, augment=False, seed=0)
         # batches said to be larger than they are go untimed
@@ -264,7 +264,7 @@ def test_every_score_and_answer_does_what_was_promised(offramp: Offramp, run: Pa
     promised, loaded = ran.json, load_run(run)
     assert loaded.policy is not None and (loaded.policy.score, loaded.policy.answer) == (score, answer)
     assert list(loaded.policy.temperatures) == promised["temperatures"] != [1.0] * 4
-    data = build_data(loaded.config, progress=False)
+    data = build_data(loaded.config)
     loader = Loader(data.splits["cal"], data, batch_size=32, augment=False, seed=0)
     did = leave_early(loaded.net, loaded.policy, loader.epoch(0), data.shape, 1000)
     assert did["macs"] == promised["expected"]["macs"]

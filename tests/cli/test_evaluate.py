@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.cli.evaluate import gain
 from offramp.config import build_data
 from offramp.data.loading import Loader
 from offramp.early_exit.policy import NEVER, ExitPolicy, load, save
 from offramp.runs import load_run
+from offramp.runs.evaluate import EarlyExits, PlainNetwork
 
 Offramp = Callable[..., Any]
 
@@ -24,7 +24,7 @@ Offramp = Callable[..., Any]
 def on_test(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """All exits' logits on test, and the labels, computed in one batch."""
     loaded = load_run(run)
-    data = build_data(loaded.config, progress=False)
+    data = build_data(loaded.config)
     split = data.splits["test"]
     (batch,) = Loader(split, data, batch_size=len(split), augment=False, seed=0).epoch(0)
     return loaded.net(batch.inputs).logits, batch.labels
@@ -155,7 +155,8 @@ def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
     ],
 )
 def test_slower_is_called_slower(macs: float, speedup: float, says: str) -> None:
-    assert gain({"macs": macs, "plain": {"macs": 100}, "speedup": speedup}) == says
+    adaptive = EarlyExits({}, 64, [], 0.5, macs, None, PlainNetwork(0.5, 100, None), speedup)
+    assert adaptive.gain == says
 
 
 def test_a_batch_size_that_makes_no_sense(offramp: Offramp, run: Path) -> None:

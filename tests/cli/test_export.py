@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from offramp.bundle.read import open_bundle
-from offramp.cli import export
 from offramp.early_exit.policy import ExitPolicy, load, save
+from offramp.runs.export import Export
 
 Offramp = Callable[..., Any]
 
@@ -21,9 +21,7 @@ def run(run: Path) -> Path:
     return run
 
 
-def test_a_run_becomes_a_bundle(
-    offramp: Offramp, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_becomes_a_bundle(offramp: Offramp, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "b"
     ran = offramp("export", run, "--out", out, "--json")
     assert ran.status == 0, ran.err
@@ -32,8 +30,7 @@ def test_a_run_becomes_a_bundle(
     assert ran.json["segments"] == ["segment-1.onnx", "segment-2.onnx"]
     assert ran.json["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert found["verified"]["images"] == {"test": 359, "cal": 217, "val": 217, "train": 207}
-    export._show(ran.json)
-    said = capsys.readouterr().out
+    said = str(Export(**ran.json))
     assert f"2 segments and the policy, {ran.json['bytes'] / 1e6:.2f} MB" in said
     assert "verified on 1,000 images: same exits" in said and "on 359 test images: accuracy" in said
     evaluated = offramp("evaluate", run, "--json").json["adaptive"]

@@ -314,7 +314,7 @@ def test_every_option_of_the_recipe_trains(offramp, tmp_path):
         (("--method.schedule", "wave"), "takes one of cosine, constant, off"),
         (("--method.temperature", "0"), "temperature"),
         (("--lr", "-1"), "--lr must be positive"),
-        (("--milestones", ".9", "--milestones", ".1"), "--milestones are rising fractions"),
+        (("--milestones", ".9", "--milestones", ".1"), "--milestones must be rising fractions"),
         (("--precision", "bf61"), '"bf16"'),
         (("--method.alpha",), "--method.alpha needs a value"),
         (("--config", "nowhere.yaml"), "there is no config file nowhere.yaml"),

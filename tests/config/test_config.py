@@ -235,7 +235,7 @@ def test_a_stored_configuration_that_was_changed_by_hand(values: dict[str, Any],
 
 
 def test_objects_are_built_from_a_configuration() -> None:
-    data = build_data(Config(holdout=0.2), progress=False)
+    data = build_data(Config(holdout=0.2))
     assert set(data.splits) == {"train", "val", "cal", "test"} and data.shape == (1, 8, 8)
     config = resolve(TINY)
     method = build_method(config)

@@ -28,7 +28,7 @@ def undivided(root: Path, each: int = 20) -> Path:
 
 
 def opened(root: Path, **changes: object) -> DataSet:
-    given = {"holdout": 0.3, "image_size": 8, "progress": False, "cache_dir": root.parent / "cache", **changes}
+    given = {"holdout": 0.3, "image_size": 8, "cache_dir": root.parent / "cache", **changes}
     return load(f"folder:{root}", **given)  # type: ignore[arg-type]
 
 
@@ -114,7 +114,7 @@ def test_images_that_are_there_twice_stay_where_they_are(tmp_path: Path) -> None
 
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "split.safetensors"
-    records.save(records.record_of(load("digits", progress=False)), path)
+    records.save(records.record_of(load("digits")), path)
     whole = path.read_bytes()
     for text in (whole[:-1], whole[:100], whole[:-9] + b"x" + whole[-8:], b""):
         path.write_bytes(text)
@@ -123,7 +123,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_told_apart_in_another_way_are_refused() -> None:
-    data = load("digits", progress=False)
+    data = load("digits")
     record = dataclasses.replace(records.record_of(data), kind="files")
     with pytest.raises(ValueError, match="digits cannot be compared with what runs/a was trained on"):
         records.restored(data, record, "runs/a", False)

@@ -82,7 +82,7 @@ def test_a_policy_that_does_not_fit_is_named_and_not_needed_to_make_a_new_one(tm
 
 def test_data_of_other_classes_or_images_are_refused(tmp_path: Path) -> None:
     run = load_run(a_run(tmp_path / "a"))
-    data = load_data(run, show=False)
+    data = load_data(run)
     assert data.shape == (1, 8, 8) and len(data.classes) == 10
     for classes, says in (
         ([*"012345678", "nine"], "class 9 is '9', not 'nine'"),

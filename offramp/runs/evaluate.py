@@ -1,0 +1,253 @@
+"""Accuracy and cost of every exit on test, and of exiting early beside the plain network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.lookup import ParameterError
+from offramp.measure.text_table import text_table
+from offramp.measure.units import count, percent
+from offramp.progress import Progress
+from offramp.runs.reporting import SILENT, Reporter
+from offramp.runs.run import LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run, warn_if_stale
+
+if TYPE_CHECKING:
+    from offramp.data.splits import DataSet
+    from offramp.measure.cost import Image
+    from offramp.outputs import Trace
+
+
+@dataclass(frozen=True)
+class PlainNetwork:
+    """The plain network of the same weights: its final exit alone.
+
+    Attributes:
+        accuracy: in [0, 1].
+        macs: multiply-adds per image.
+        ms: milliseconds per image at the batch size; None if no batch was whole.
+    """
+
+    accuracy: float
+    macs: int | float
+    ms: float | None
+
+
+@dataclass(frozen=True)
+class EarlyExits:
+    """What exiting early does on test, beside the plain network.
+
+    Attributes:
+        policy: thresholds, enabled exits and score.
+        batch_size: of the measured times.
+        shares: (E,) of the samples that leave at each exit.
+        accuracy: in [0, 1].
+        macs: mean multiply-adds per image as run.
+        ms: milliseconds per image; None if no batch was whole.
+        plain: the plain network.
+        speedup: median over batches of the plain network's time by this one's; None if no batch was whole.
+    """
+
+    policy: dict[str, Any]
+    batch_size: int
+    shares: list[float]
+    accuracy: float
+    macs: int | float
+    ms: float | None
+    plain: PlainNetwork
+    speedup: float | None
+
+    @property
+    def gain(self) -> str:
+        """What is saved in operations and in time, or what it costs."""
+        saved, faster = self.plain.macs / self.macs, self.speedup or 1.0
+        operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
+        if f"{faster:.2f}" == "1.00":
+            clock = "as fast as plain on the clock"
+        else:
+            clock = f"{faster:.2f}x faster on the clock" if faster > 1 else f"{1 / faster:.2f}x slower on the clock"
+        return f"{operations}, {clock} (median of pairs)"
+
+    def __str__(self) -> str:
+        rows = [
+            [name, percent(side.accuracy), count(side.macs), "–" if side.ms is None else f"{side.ms:.3f}"]
+            for name, side in (("adaptive", self), ("plain", self.plain))
+        ]
+        title = f"leaving early, measured at batch {self.batch_size}"
+        text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)
+        return f"{text}\n{self.gain}" if self.speedup else text
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run does on its test split; `print` shows it as a table.
+
+    Attributes:
+        run: folder of the run.
+        weights: `last` or `best`.
+        epoch: that the weights are of, counted from 1.
+        split: always `test`.
+        samples: how many.
+        accuracy: of every exit, in [0, 1].
+        top5: share of samples whose label is among the five largest logits, of every exit.
+        ensemble: accuracy of the sum of all exits' logits (of `one`: of its gated ensemble).
+        calibration_error: expected calibration error of every exit.
+        macs: multiply-adds per image up to each exit.
+        macs_cumulative: the same with the branches of the exits before.
+        parameters: of the whole network.
+        adaptive: what exiting early does; None if there is no policy.
+        config: the resolved configuration that was trained.
+        training: what `result.json` holds; None if training has not finished.
+        provenance: command, versions, hardware and commit.
+        outputs: names of the networks that were trained together; None for the exits of one network.
+    """
+
+    run: str
+    weights: str
+    epoch: int
+    split: str
+    samples: int
+    accuracy: list[float]
+    top5: list[float]
+    ensemble: float
+    calibration_error: list[float]
+    macs: list[int]
+    macs_cumulative: list[int]
+    parameters: int
+    adaptive: EarlyExits | None
+    config: dict[str, Any]
+    training: dict[str, Any] | None
+    provenance: dict[str, Any]
+    outputs: list[str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.run)
+
+    def __str__(self) -> str:
+        return _exits(self) if self.outputs is None else _networks(self, self.outputs)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
+
+def evaluate(
+    run: RunLike,
+    *,
+    weights: Weights = "last",
+    data_dir: Path | str | None = None,
+    batch_size: int = 64,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Accuracy of every exit and of the ensemble on test, costs, and what the policy does if there is one.
+
+    Args:
+        run: folder of a trained run, or an object that has one.
+        weights: those of the last epoch, or of the best one on val.
+        data_dir: data directory, if it has moved since training.
+        batch_size: batch size of the measured times.
+        reporter: called as the work goes on; by default nothing is shown.
+    Raises:
+        ValueError: if the folder holds no run with these weights, or other data than those it was trained on are found.
+    """
+    from offramp.measure.provenance import provenance
+    from offramp.runs.traces import trace_split
+    from offramp.train.run_dir import read_config, read_result
+
+    if batch_size < 1:
+        raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
+    reporter = reporter or SILENT
+    loaded = open_run(folder_of(run), weights)
+    training = read_result(loaded.folder)
+    warn_if_stale(loaded, weights, reporter)
+    data = load_data(loaded, data_dir, reporter.working)
+    traced = trace_split(loaded, data, "test", reporter.working, weights)
+    return Evaluation(
+        run=str(loaded.folder),
+        weights=weights,
+        epoch=loaded.about["epoch"],
+        **_accuracies_and_costs(loaded, traced, data.shape),
+        adaptive=_exit_early(loaded, data, batch_size, reporter.working),
+        config=read_config(loaded.folder),  # as it was trained; `loaded.config` is for this machine
+        training=training,
+        provenance=provenance(),
+    )
+
+
+def _accuracies_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape: "Image") -> dict[str, Any]:
+    """Accuracy and operations of every exit, or of every network."""
+    from offramp.measure import cost, multi_net
+    from offramp.measure.accuracy import summary
+
+    if isinstance(loaded, SeveralRun):
+        return {
+            **multi_net.answers(loaded.net, traced),
+            "outputs": list(loaded.net.names),
+            "macs": multi_net.macs(loaded.net, shape),
+            "macs_cumulative": multi_net.macs_cumulative(loaded.net, shape),
+            "parameters": multi_net.training_cost(loaded.net, shape)["parameters"],
+        }
+    return {
+        **summary(traced),
+        "macs": cost.macs(loaded.net, shape),
+        "macs_cumulative": cost.macs_cumulative(loaded.net, shape),
+        "parameters": cost.parameters(loaded.net).total,
+    }
+
+
+def _exit_early(
+    loaded: LoadedRun | SeveralRun, data: "DataSet", batch_size: int, progress: Progress
+) -> EarlyExits | None:
+    """Exit early for real on test, in the precision that the run was trained in; None if there is no policy."""
+    if isinstance(loaded, SeveralRun) or loaded.policy is None:
+        return None
+    import torch
+
+    from offramp.data.loading import Loader
+    from offramp.measure.early_exit_eval import leave_early
+    from offramp.train.device import make_fabric
+
+    fabric = make_fabric(loaded.config.recipe)
+    net = loaded.net.eval().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    split = data.splits["test"]
+    loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)
+    with torch.inference_mode(), fabric.autocast(), progress("leaving early", len(split)) as advance:
+        values = leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance)
+    return EarlyExits(**{**values, "plain": PlainNetwork(**values["plain"])})
+
+
+def _title(result: Evaluation) -> str:
+    return f"{result.run}: test, {result.samples:,} samples, epoch {result.epoch} ({result.weights})"
+
+
+def _exits(result: Evaluation) -> str:
+    """Every exit, then exiting early beside the plain network."""
+    adaptive, exits = result.adaptive, len(result.accuracy)
+    rows = []
+    for exit in range(exits):
+        name = "final" if exit == exits - 1 else f"exit {exit + 1}"
+        on = adaptive is None or adaptive.policy["enabled"][exit]
+        share = "" if adaptive is None else percent(adaptive.shares[exit]) if on else "off"
+        relative = result.macs[exit] / result.macs[-1]
+        rows.append([name, percent(result.accuracy[exit]), count(result.macs[exit]), f"{relative:.2f}", share])
+    rows.append(["ensemble", percent(result.ensemble), "", "", ""])
+    table = text_table(_title(result), ["exit", "accuracy %", "MACs", "of plain", "leave here %"], rows)
+    return f"{table}\nno policy yet: `offramp calibrate` fits one" if adaptive is None else f"{table}\n\n{adaptive}"
+
+
+def _networks(result: Evaluation, names: list[str]) -> str:
+    """Networks that were trained together, and what all of them cost."""
+    rows = [
+        [name, percent(accuracy), count(macs)]
+        for name, accuracy, macs in zip(names, result.accuracy, result.macs, strict=True)
+    ]
+    trained = result.macs_cumulative[-1]
+    if "ensemble" not in names[-1]:
+        rows.append(["ensemble", percent(result.ensemble), count(trained)])
+    return "\n".join(
+        (
+            text_table(_title(result), ["", "accuracy %", "MACs"], rows),
+            f"trained: {count(trained)} MACs per image (forward), {count(result.parameters)} parameters",
+            f"`offramp deploy {result.run} --keep 1 --out DIR` makes a plain run of one of them",
+        )
+    )

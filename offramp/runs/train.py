@@ -1,0 +1,214 @@
+"""Train a network with exits, and keep everything that is needed to resume the run or to use it."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from offramp.config import (
+    Config,
+    ResolvedConfig,
+    build_data,
+    build_method,
+    build_net,
+    flat,
+    load_weights,
+    prepare,
+    resolve,
+)
+from offramp.runs.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offramp.data.splits import DataSet
+    from offramp.methods._method import Method
+    from offramp.train.loop import Loop
+
+WIDTH = 78
+"""Columns of a note: it fits a terminal of 80."""
+
+
+@dataclass(frozen=True)
+class EpochAccuracy:
+    """The validation accuracy of one epoch.
+
+    Attributes:
+        epoch: counted from 1.
+        val_accuracy: of every exit, in [0, 1]; None if nothing was held out.
+    """
+
+    epoch: int
+    val_accuracy: list[float] | None
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training run, as `result.json` holds it. Every other task takes it as its run.
+
+    Attributes:
+        run: folder of the run.
+        epochs: how many were trained.
+        seconds: what training took, all parts of a resumed run together.
+        last: accuracy after the last epoch.
+        best: accuracy of the epoch with the highest mean over the exits; None if nothing was held out.
+        cost: forward multiply-adds per image and parameters of everything that was trained.
+        provenance: command, versions, hardware and commit.
+    """
+
+    run: str
+    epochs: int
+    seconds: float
+    last: EpochAccuracy
+    best: EpochAccuracy | None
+    cost: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.run)
+
+    def __str__(self) -> str:
+        return f"{_epochs(self.epochs)} in {self.seconds:.0f} s, kept in {self.run}"
+
+
+def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
+    """Train a network with exits.
+
+    With several processes (`config.recipe.devices`) only the first one returns; the others end here.
+
+    Args:
+        config: network, exits, method, data and recipe.
+        out: folder of the run: config, metrics, checkpoints, weights.
+        resume: continue the run in this folder; a finished one is returned as it is.
+        reporter: called as training goes on; by default nothing is shown.
+    Raises:
+        ValueError: if the configuration makes no sense, the data cannot be read, or the folder holds another run.
+        offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.
+        KeyboardInterrupt: after Ctrl-C, when the run was saved.
+    """
+    from offramp.train import run_dir
+
+    resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
+    finished = run_dir.read_result(folder) if resume else None
+    if finished is None:
+        return _train(resolved, folder, resume, reporter)
+    run_dir.claim(folder, flat(resolved), resume)
+    result = trained_run({**finished, "run": finished.get("run", str(folder))})
+    reporter.note(f"{folder} is finished: {_epochs(result.epochs)} in {result.seconds:.0f} s")
+    return result
+
+
+def trained_run(values: dict[str, Any]) -> TrainedRun:
+    """What `result.json` holds, as an object; keys that are unknown here are left out."""
+    names = [field.name for field in dataclasses.fields(TrainedRun)]
+    epochs = {key: EpochAccuracy(**values[key]) if values[key] else None for key in ("last", "best")}
+    return TrainedRun(**{key: value for key, value in {**values, **epochs}.items() if key in names})
+
+
+def _train(config: ResolvedConfig, folder: Path, resume: bool, reporter: Reporter) -> TrainedRun:
+    from offramp.measure.provenance import provenance
+    from offramp.train import run_dir
+    from offramp.train.device import make_fabric
+    from offramp.train.loop import Loop
+
+    method, net, data, notes = _build(config, reporter)
+    origin = provenance()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        run_dir.claim(folder, flat(config), resume)
+    fabric = make_fabric(config.recipe, parted=method.parted)
+    if not fabric.is_global_zero:
+        reporter = SILENT
+    _introduce(reporter, config, net, data, notes)
+    loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
+    _run(loop, resume, reporter)
+    return _conclude(loop, config, reporter, origin)
+
+
+def _build(config: ResolvedConfig, reporter: Reporter) -> tuple["Method", "nn.Module", "DataSet", tuple[str, ...]]:
+    """Method, network and data, checked against each other; and notes for the user."""
+    import torch
+
+    from offramp.train import phases
+    from offramp.train.loop import refuse
+
+    data = build_data(config, reporter.working)
+    torch.manual_seed(config.recipe.seed)
+    method = build_method(config)
+    net = build_net(config, method, classes=len(data.classes), shape=data.shape)
+    phases.refuse_net(config.recipe, method, net)
+    refuse(method, config.recipe, data)
+    notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
+    if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
+        notes += phases.notes(config.recipe, method)
+    return method, net, data, notes
+
+
+def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:
+    """Train to the end; processes other than the first end here."""
+    from offramp.train.reporter import Diverged, Interrupted
+
+    try:
+        loop.run(resume)
+    except (Diverged, Interrupted) as end:
+        if not loop.fabric.is_global_zero:  # the first process says it, and is killed if another one fails meanwhile
+            raise SystemExit(0) from None
+        if isinstance(end, Diverged):
+            raise
+        reporter.stop()
+        raise KeyboardInterrupt(f"saved in {loop.folder}") from None
+    finally:
+        reporter.stop()
+    if not loop.fabric.is_global_zero:
+        raise SystemExit(0)
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch" if number == 1 else f"{number} epochs"
+
+
+def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "DataSet", notes: tuple[str, ...]) -> None:
+    """What is trained on what, line by line."""
+    from offramp.net import MultiExitNet
+
+    chain = isinstance(net, MultiExitNet)
+    network = f"{config.net} with {config.branch} exits" if chain else f"{config.net}: {', '.join(net.names)}"
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    reporter.note(fill(f"{config.method} on {network}; {config.data}: {sizes}", WIDTH))
+    for note in notes:
+        reporter.note(fill(note, WIDTH, break_long_words=False, break_on_hyphens=False))
+    for kind in ("net", "branch", "method"):
+        values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
+        if values:
+            reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
+    reporter.note(f"  {config.recipe.device}, {config.recipe.precision}, seed {config.recipe.seed}")
+
+
+def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: dict[str, Any]) -> TrainedRun:
+    """Write result.json: where the figures come from, the last epoch and the best on val."""
+    from offramp.measure.multi_net import training_cost
+    from offramp.train import log, run_dir
+
+    epochs = log.read(loop.folder / "metrics.jsonl", "epoch")
+    best = epochs[loop.at.best_epoch] if loop.at.best_epoch >= 0 else None
+    result = TrainedRun(
+        run=str(loop.folder),
+        epochs=config.recipe.epochs,
+        seconds=loop.at.seconds,
+        last=_accuracy(epochs[-1]),
+        best=_accuracy(best) if best else None,
+        cost=training_cost(loop.net, loop.data.shape),
+        provenance=origin,
+    )
+    run_dir.put(loop.folder / run_dir.RESULT, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    reporter.note(f"done: {result}")
+    return result
+
+
+def _accuracy(record: dict[str, Any]) -> EpochAccuracy:
+    """The accuracies in an epoch's line of metrics.jsonl, whose epochs count from 0."""
+    return EpochAccuracy(record["epoch"] + 1, record["val_accuracy"])
