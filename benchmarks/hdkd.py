@@ -57,7 +57,7 @@ def parts_of(variant: str, width: int, size: int, device: str) -> Parts:
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = find("joint" if variant.startswith("joint") else "hdkd").build().objective
     if isinstance(objective, torch.nn.Module):
-        objective.prepare(exits=net.exits, widths=(1,) * net.exits)  # type: ignore[operator]
+        objective.prepare_for_exits(exits=net.exits, widths=(1,) * net.exits)  # type: ignore[operator]
         objective.to(device)
     optimizer = torch.optim.SGD(net.parameters(), LR, 0.9, weight_decay=5e-4)
     fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if variant.endswith("bf16") else "32-true")

@@ -87,7 +87,7 @@ class GatedEnsemble(nn.Module):
     The ensemble has no feature of its own; what it hands out is what the gate sees.
     """
 
-    chained = False
+    chained_exit = False
 
     def __init__(self, branches: Sequence[Branch], gate: Gate) -> None:
         super().__init__()

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from offramp.outputs import Carry, ExitOutputs, State
+from offramp.protocols import Reconstructible, is_chained
 
 Tap = Callable[[State, int, int], tuple[State, State]]
 """(state, exit, exits) -> (what enters the branch, what flows on): the same values, gradients reshaped."""
@@ -43,7 +44,7 @@ class Head(nn.Module):
         super().__init__()
         self.norm = norm() if norm else nn.Identity()
         self.classifier = nn.Linear(width, classes)
-        self.construct = partial(Head, width, classes, norm)
+        self.construct_fresh = partial(Head, width, classes, norm)
 
     def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Answer for a batch of maps."""
@@ -53,9 +54,9 @@ class Head(nn.Module):
 
 
 class Branch(nn.Module):
-    """An exit: blocks, then a head. `chained` says that later exits need what it hands along (its carry)."""
+    """An exit: blocks, then a head. `chained_exit` says that later exits need its carry."""
 
-    chained = False
+    chained_exit = False
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -134,28 +135,32 @@ def plain(backbone: Backbone) -> MultiExitNet:
     return attach(backbone, lambda backbone, exit: None)
 
 
+@runtime_checkable
+class _Resettable(Protocol):
+    """PyTorch's own convention for a layer that can draw its parameters anew."""
+
+    def reset_parameters(self) -> None: ...
+
+
 def fresh(module: nn.Module) -> nn.Module:
     """A newly initialised module of the same form, sharing nothing with the given one.
 
-    A module that carries `construct` (its class and arguments bound) is constructed again. Another one is copied and
+    A module with `construct_fresh` (its class and arguments bound) is constructed again. Another one is copied and
     all its submodules' `reset_parameters` are called.
 
     Raises:
         TypeError: if a parameter belongs to a module that can be neither constructed again nor reset.
     """
-    construct: Any = getattr(module, "construct", None)
-    if construct is not None:
-        made: nn.Module = construct()
-        return made
+    if isinstance(module, Reconstructible):
+        return module.construct_fresh()
     twin = copy.deepcopy(module)
     for name, part in twin.named_modules():
-        reset: Any = getattr(part, "reset_parameters", None)
-        if reset is not None:
-            reset()
+        if isinstance(part, _Resettable):
+            part.reset_parameters()
         elif list(part.parameters(recurse=False)):
             raise TypeError(
                 f"cannot make a fresh copy of {type(module).__name__}: {name or 'it'} ({type(part).__name__}) holds "
-                "parameters of its own and has neither `construct` nor `reset_parameters`"
+                "parameters of its own and has neither `construct_fresh` nor `reset_parameters`"
             )
     return twin
 
@@ -200,7 +205,7 @@ def segments(net: MultiExitNet, enabled: Sequence[bool] | None = None) -> list[F
     links: list[nn.Module | None] = []
     for stage, branch, on in zip(net.stages, net.branches, enabled, strict=True):
         stages.append(stage)
-        links.append(None if on or not getattr(branch, "chained", False) else branch)
+        links.append(None if on or not is_chained(branch) else branch)
         if on:
             made.append(FusedSegment(stages, links, branch))
             stages, links = [], []

@@ -16,7 +16,7 @@ INPUTS = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 class Chained(Branch):
     """A branch that adds the logits of the exit before and counts its calls."""
 
-    chained = True
+    chained_exit = True
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__(body, head)

@@ -148,8 +148,8 @@ def test_every_option_in_the_fidelity_document_exists(words: list[str], tmp_path
     empty.write_text("width: 4\n")
     config = resolve(parsed(empty, *words))
     objective = build_method(config).objective
-    if hasattr(objective, "prepare"):
-        assert objective.prepare(exits=4, widths=(8,) * 4) == ()
+    if hasattr(objective, "prepare_for_exits"):
+        assert objective.prepare_for_exits(exits=4, widths=(8,) * 4) == ()
     arguments("data", config.data, data.load, config.data_options)
     if {"--branch", "--net"} & set(words):
         with torch.device("meta"):

@@ -8,6 +8,7 @@ from torch import nn
 from offramp.meta_device import Shape, blank, run_on_meta, shape_of, written
 from offramp.net import Backbone
 from offramp.outputs import State
+from offramp.protocols import ExitHeadSource, InnerWidth
 
 MapShape = tuple[int, int, int]
 
@@ -39,7 +40,7 @@ def coarsest(shape: StateShape) -> Shape:
 
 def always(backbone: Backbone) -> str:
     """The exit structures that fit whatever the stages hand on, for a sentence."""
-    return "`own` and `linear` exits" if hasattr(backbone.head, "at") else "`linear` exits"
+    return "`own` and `linear` exits" if isinstance(backbone.head, ExitHeadSource) else "`linear` exits"
 
 
 def check_exit(kind: str, backbone: Backbone, exit: int) -> None:
@@ -86,7 +87,7 @@ def steps(
     """The width at the tap of an exit, and one step per deeper stage (EED, Table III; BEED supplement, Fig. 1).
 
     The last step has the width of the backbone's own features, so that features can be compared. The steps before it
-    have the width inside the stage's blocks (`planes` of its first block) or, where blocks have none, of its maps.
+    have the width inside the stage's blocks (`exit_width` of its first block) or, where blocks have none, of its maps.
     With `inside=False` all have the width of the maps (TOFD). Answers None behind a stem, that is behind the first
     stage where the second does not shrink the maps: the papers have no exit there.
 
@@ -104,7 +105,10 @@ def steps(
         return None
     if widths is None:
         blocks = [backbone.stages[stage][0] if inside else None for stage in deeper]
-        inner = [int(getattr(block, "planes", along[stage][0])) for block, stage in zip(blocks, deeper, strict=True)]
+        inner = [
+            block.exit_width if isinstance(block, InnerWidth) else along[stage][0]
+            for block, stage in zip(blocks, deeper, strict=True)
+        ]
         chosen = [*inner[:-1], along[-1][0]]
     elif len(widths) != len(along) - 1 or min(widths) < 1:
         raise ValueError(f"{kind} needs {len(along) - 1} widths of at least 1 on this network, got {list(widths)}")

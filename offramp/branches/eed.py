@@ -7,6 +7,7 @@ from torch import nn
 from offramp.blocks import conv_norm_relu, initialise
 from offramp.branches._stages import steps
 from offramp.net import Backbone, Branch, Head
+from offramp.protocols import EedStrides
 
 
 def build(
@@ -37,7 +38,8 @@ def build(
         return None
     enters, deeper = found
     if strides is None:
-        strides = getattr(backbone.stages[exit][0], "eed_strides", [step.stride for step in deeper])
+        first = backbone.stages[exit][0]
+        strides = first.eed_strides if isinstance(first, EedStrides) else [step.stride for step in deeper]
     if len(strides) < len(deeper) or min(strides) < 1:
         raise ValueError(f"eed needs {len(deeper)} strides of at least 1 behind stage {exit + 1}, got {list(strides)}")
     body: list[nn.Module] = [nn.ReLU()]  # not in place: the trunk goes on with the same maps

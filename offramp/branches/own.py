@@ -1,15 +1,14 @@
 """The exits that a network was published with: its head, made afresh for each tap (MSDNet's classifiers)."""
 
-from typing import Any
-
 from torch import nn
 
 from offramp.branches._stages import check_exit, coarsest, shapes
 from offramp.net import Backbone, Branch
+from offramp.protocols import ExitHeadSource
 
 
 def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
-    """The network's own head for the width at the tap, through the head's `at(width, classes)`.
+    """The network's own head for the width at the tap, through the head's `exit_head(width, classes)`.
 
     On MSDNet for small images all features are 128 wide; for large images each has the width of its tap, so that
     losses that compare features skip them.
@@ -22,8 +21,7 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
         ValueError: if the network was published without exits, or there is no such exit.
     """
     check_exit("own", backbone, exit)
-    at: Any = getattr(backbone.head, "at", None)
-    if at is None:
+    if not isinstance(backbone.head, ExitHeadSource):
         raise ValueError("own needs a network that was published with exits (msdnet); this one was not, take `sketch`")
-    head: nn.Module = at(coarsest(shapes(backbone, exit + 1)[0][-1][-1])[0], classes)
+    head = backbone.head.exit_head(coarsest(shapes(backbone, exit + 1)[0][-1][-1])[0], classes)
     return Branch(nn.Identity(), head)

@@ -1,21 +1,21 @@
 """The network's own first block of each deeper stage, made afresh (MUSE §3.1; MSD's sampling-based branches)."""
 
-from typing import Any
-
 from torch import nn
 
 from offramp.branches._stages import StateShape, always, check_exit, shapes
 from offramp.meta_device import run_on_meta, written
 from offramp.net import Backbone, Branch, fresh
+from offramp.protocols import SketchBlock
 
 
 def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) -> nn.Module:
     """One fresh block of each deeper group of blocks, then a fresh head: a sketch of the rest of the network.
 
     A group is a run of blocks that leave the same shape. In most networks that is a stage; where a stage changes
-    shape on its way (VGG, MobileNetV2), each of its groups lends its first block. A block may say by itself what stands
-    for its stage: `sampled()` makes that (PyramidNet, whose blocks all differ in width), and `sampled = None` says that
-    nothing does (MSDNet). The branch's maps have the shapes of the stages that it imitates.
+    shape on its way (VGG, MobileNetV2), each of its groups lends its first block. A block may say itself what
+    represents its stage: `sketch_block()` creates that (PyramidNet, whose blocks all differ in width), and
+    `sketch_block = None` says that nothing does (MSDNet). The branch's maps have the shapes of the stages that it
+    imitates.
 
     Args:
         exit: number of the exit, from 0; it stands behind stage `exit`.
@@ -45,16 +45,16 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
 
 def _first_of_groups(stage: nn.Sequential, after: tuple[StateShape, ...]) -> list[int] | None:
     """The blocks that stand for a stage, by number; None where it would take more than half of them."""
-    if hasattr(stage[0], "sampled"):
-        return None if stage[0].sampled is None else [0]
+    if isinstance(stage[0], SketchBlock):
+        return None if stage[0].sketch_block is None else [0]
     first = [0, *(index for index in range(1, len(stage)) if after[index] != after[index - 1])]
     return first if len(first) <= (len(stage) + 1) // 2 else None
 
 
 def _sample(block: nn.Module) -> nn.Module:
-    sampled: Any = getattr(block, "sampled", None)
-    made: nn.Module = fresh(block) if sampled is None else sampled()
-    return made
+    if isinstance(block, SketchBlock) and block.sketch_block is not None:
+        return block.sketch_block()
+    return fresh(block)
 
 
 def _check_chain(

@@ -172,15 +172,6 @@ def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> 
     Raises:
         ValueError: if the method cannot train this network, with the reason.
     """
-    from offramp.meta_device import blank, run_on_meta
+    from offramp.train.prepare import prepare_objective
 
-    ready: Callable[..., tuple[str, ...]] | None = getattr(method.objective, "prepare", None)
-    if ready is None:
-        return ()
-    outputs = run_on_meta(net, blank(net, shape))
-    widths = tuple(feature.shape[1] for feature in outputs.features)
-    notes = ready(exits=len(widths), widths=widths)
-    check: Callable[..., None] | None = getattr(method.objective, "check_maps", None)
-    if check is not None:
-        check(tuple(tuple(features.shape[1:]) for features in outputs.maps))
-    return notes
+    return prepare_objective(method, net, shape)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp.lookup import unknown
 from offramp.meta_device import blank, run_on_meta, smallest, written
 from offramp.net import MultiExitNet
+from offramp.protocols import is_chained
 
 aten = torch.ops.aten
 Image = tuple[int, int, int]
@@ -177,7 +178,7 @@ def measure(
             ) from error
         stages.append(cost)
         branches.append(own)
-    return Pieces(tuple(stages), tuple(branches), tuple(bool(getattr(b, "chained", False)) for b in net.branches))
+    return Pieces(tuple(stages), tuple(branches), tuple(is_chained(branch) for branch in net.branches))
 
 
 def pieces(net: MultiExitNet, shape: Image, convention: str = "macs") -> Pieces:

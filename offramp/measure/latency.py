@@ -12,6 +12,7 @@ from offramp.measure.cost import Pieces
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet
 from offramp.outputs import Carry, State
+from offramp.protocols import is_chained
 
 ROUNDS = 15
 
@@ -44,7 +45,7 @@ def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds
     return Pieces(
         tuple(ms[f"stage {exit}"] for exit in exits),
         tuple(ms[f"branch {exit}"] for exit in exits),
-        tuple(bool(getattr(branch, "chained", False)) for branch in net.branches),
+        tuple(is_chained(branch) for branch in net.branches),
     )
 
 

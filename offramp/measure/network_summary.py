@@ -15,6 +15,7 @@ from torch import nn
 from offramp.measure import cost
 from offramp.meta_device import Shape, blank, run_on_meta, shape_of, written
 from offramp.net import MultiExitNet
+from offramp.protocols import DescribedBlock
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _BOX, _RIGHT = 24, 47  # characters inside the trunk's boxes, and beside them: 80 columns together
@@ -112,7 +113,7 @@ def _size(module: nn.Module) -> int:
 def _blocks(stage: nn.Module) -> str:
     """The blocks of a stage in words: "Stem, 3 × Bottleneck"."""
     kinds = [
-        getattr(block, "kind", type(block).__name__)
+        block.block_kind if isinstance(block, DescribedBlock) else type(block).__name__
         for block in (stage if isinstance(stage, nn.Sequential) else [stage])
     ]
     runs = [(kind, len(list(same))) for kind, same in groupby(kinds)]

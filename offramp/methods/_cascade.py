@@ -24,11 +24,11 @@ class Cascaded(nn.Module):
         detach: no gradient into the previous exit.
         on: whether the link works from the start; else from `switch_on` on, before which nothing of it is learned.
 
-    While it is `alone` it answers as its branch does, whatever its link is.
+    While `ignores_earlier_exits` is set it returns what its branch returns, whatever its link is.
     """
 
-    chained = True
-    alone = False
+    chained_exit = True
+    ignores_earlier_exits = False
     on: Tensor
 
     def __init__(self, branch: nn.Module, link: nn.Module | None, *, detach: bool = True, on: bool = True) -> None:
@@ -37,14 +37,14 @@ class Cascaded(nn.Module):
         self.register_buffer("on", torch.tensor(on))
 
     @property
-    def hears(self) -> bool:
+    def depends_on_earlier_exits(self) -> bool:
         """Whether its answer depends on the exit before it."""
         return self.link is not None
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """(state, carry) -> (logits (B, C), feature, map, carry); the carry begins with these logits."""
         logits, feature, before_pooling, own = self.branch(state, carry[1:])
-        if self.link is not None and not self.alone:
+        if self.link is not None and not self.ignores_earlier_exits:
             earlier = carry[0].detach() if self.detach else carry[0]
             logits = logits + self.link(earlier) * self.on
         return logits, feature, before_pooling, (logits, *own)

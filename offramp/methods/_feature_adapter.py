@@ -60,7 +60,7 @@ class Match(nn.Module):
         """One entry per exit, as wide as the last; None where an exit is left out.
 
         Raises:
-            ValueError: if a layer is needed and `prepare` was not called.
+            ValueError: if a layer is needed and `prepare_for_exits` was not called.
         """
         early = [
             None if exit in unused else self._fit(exit, feature, width(features[-1]))
@@ -77,7 +77,7 @@ class Match(nn.Module):
             return None
         raise ValueError(
             f"adapt={self.adapt} needs a layer from width {width(feature)} to {last} at exit {exit + 1}: call "
-            "objective.prepare(exits=..., widths=...) before the optimizer is built"
+            "objective.prepare_for_exits(exits=..., widths=...) before the optimizer is built"
         )
 
 

@@ -95,7 +95,7 @@ class LossWeights(nn.Module):
         self.register_buffer("averages", torch.zeros(0))  # 0 where nothing was observed yet
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Set the weights' first values; answers no notes.
 
         Raises:
@@ -134,11 +134,13 @@ class LossWeights(nn.Module):
         """Terms `ce` and, where exits teach, `soft-ce`.
 
         Raises:
-            ValueError: if `prepare` was not called.
+            ValueError: if `prepare_for_exits` was not called.
         """
         self._check(len(outputs.logits))
         if not len(self.weights):
-            raise ValueError(f"call objective.prepare(exits=..., widths=...) before {self.settings.name} trains")
+            raise ValueError(
+                f"call objective.prepare_for_exits(exits=..., widths=...) before {self.settings.name} trains"
+            )
         return self.terms(self.losses(outputs, batch.labels))
 
     def terms(self, losses: Float[Tensor, "M"]) -> Terms:
@@ -176,7 +178,7 @@ class LossWeights(nn.Module):
         every = self.settings.meta_every
         return every == 1 or int(self.steps - 1) % every == 0
 
-    def logged(self) -> dict[str, Tensor]:
+    def logged_values(self) -> dict[str, Tensor]:
         """The weights and the averages as they are now, for the run's record."""
         return {"weights": self.weights.clone(), "averages": self.averages.clone()}
 

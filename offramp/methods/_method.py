@@ -4,20 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, Tap, attach, share
-from offramp.outputs import Batch, ExitOutputs
+from offramp.protocols import Objective, Terms
 
-Terms = dict[str, Tensor]
-"""Weighted scalars by name; their SUM is what is minimised, so what is logged is what is trained."""
-
-Objective = Callable[[ExitOutputs, Batch, float], Terms]
-"""(outputs, batch, progress) -> terms. progress = epoch / epochs of the phase, in [0, 1), constant within an epoch.
-
-A function, or an nn.Module where it owns state or learned parts; those are trained and checkpointed with the run and
-never exported.
-"""
+__all__ = ["Method", "Objective", "Phase", "Step", "Terms", "build_one", "everything"]
 
 Step = Callable[..., Terms]
 """One optimiser step, (parts, batch, progress) -> terms; see `offramp.methods._parts.Parts` for what it works on."""

@@ -106,15 +106,15 @@ class WeightedEnsemble(nn.Module):
         self.settings = settings
         self.match = match
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and A, create adaptation layers; answers notes on maps that are left out."""
         has_peers("beed", exits)
         if self.settings.mode == "beed":
             balancing(self.settings.balance, exits)
         return self.match.prepare(widths) if self.settings.beta else ()
 
-    def check_maps(self, shapes: tuple[tuple[int, ...], ...]) -> None:
-        """Called once after `prepare`, with the shape of every exit's map without its batch.
+    def check_exit_maps(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Called once after `prepare_for_exits`, with the shape of every exit's map without its batch.
 
         Raises:
             ValueError: if maps that are to be compared differ in size.

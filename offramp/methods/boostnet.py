@@ -73,24 +73,24 @@ def factors(weaken: tuple[float, ...], exits: int) -> list[float]:
 
 
 class Summed(nn.Module):
-    """A branch whose answer is added to the sum of those before it, unless it is `alone`; hands the new sum along."""
+    """A branch whose answer is added to the sum of those before it, unless it ignores them; passes the new sum on."""
 
-    chained = True
-    alone = False
+    chained_exit = True
+    ignores_earlier_exits = False
 
     def __init__(self, branch: nn.Module, weaken: float, weaken_in_use: float, detach: bool) -> None:
         super().__init__()
         self.branch, self.weaken, self.weaken_in_use, self.detach = branch, weaken, weaken_in_use, detach
 
     @property
-    def hears(self) -> bool:
+    def depends_on_earlier_exits(self) -> bool:
         """Whether its answer depends on the exits before it."""
         return bool(self.weaken or self.weaken_in_use)
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """(state, carry) -> (running sum (B, C), feature, map, carry)."""
         logits, feature, before_pooling, own = self.branch(state, carry[1:])
-        if carry and not self.alone:
+        if carry and not self.ignores_earlier_exits:
             earlier = carry[0].detach() if self.detach else carry[0]
             logits = logits + (self.weaken if self.training else self.weaken_in_use) * earlier
         return logits, feature, before_pooling, (logits, *own)
@@ -130,7 +130,7 @@ class AsLarge(nn.Module):
         self.decay = decay
         self.register_buffer("averages", torch.zeros(0))  # 0 where nothing was observed yet
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Learn how many exits there are."""
         self.averages = torch.zeros(exits)
         return ()

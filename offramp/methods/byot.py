@@ -87,7 +87,7 @@ class OwnTeacher(nn.Module):
         self.settings = settings
         self.match = match
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; answers notes on features that are left out."""
         has_peers("byot", exits)
         left_out = positions("without_features", self.settings.without_features, exits)

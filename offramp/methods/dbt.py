@@ -62,7 +62,7 @@ class Distil(nn.Module):
         self.imitation = imitation
         self.temperature = temperature
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check that there is an exit to learn from."""
         has_peers("dbt", exits)
         return ()

@@ -63,7 +63,7 @@ class Dense(nn.Module):
         self.table = soft_cross_entropy_table if imitation == "soft-ce" else kl_table
         self.temperature = temperature
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check that there is an exit to learn from."""
         has_peers("dense", exits)
         return ()

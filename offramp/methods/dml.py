@@ -94,7 +94,7 @@ class Mutual(nn.Module):
         super().__init__()
         self.weight, self.temperature = weight, temperature
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check that there is a network to learn from."""
         enough(exits)
         return ()

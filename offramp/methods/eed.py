@@ -97,7 +97,7 @@ class EnsembleTeacher(nn.Module):
         self.match = match
         self.mix = nn.Parameter(torch.zeros(0)) if settings.learned else None  # logarithms, up to a constant
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; answers notes on features that are left out."""
         has_peers("eed", exits)
         teachers = self.settings.positions(exits)
@@ -124,7 +124,7 @@ class EnsembleTeacher(nn.Module):
             terms["ensemble"] = cross_entropy(ensemble, batch.labels).sum()
         return terms
 
-    def logged(self) -> dict[str, Tensor]:
+    def logged_values(self) -> dict[str, Tensor]:
         """The weights, where they are learned: `weights`, one for each teacher."""
         return {} if self.mix is None else {"weights": self.mix.detach().softmax(0)}
 
@@ -133,7 +133,7 @@ class EnsembleTeacher(nn.Module):
         if self.mix is not None and len(self.mix) != teachers:
             raise ValueError(
                 f"learned weights of {teachers} teachers are needed, there are {len(self.mix)}: call "
-                "objective.prepare(exits=..., widths=...) before the optimizer is built"
+                "objective.prepare_for_exits(exits=..., widths=...) before the optimizer is built"
             )
         return self.mix
 

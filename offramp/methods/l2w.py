@@ -105,7 +105,7 @@ class SampleWeights(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Make phi for that many exits."""
         seen = exits * (2 if self.settings.sees == "both" else 1)
         first, second = nn.Linear(seen, self.settings.hidden), nn.Linear(self.settings.hidden, exits)
@@ -120,10 +120,10 @@ class SampleWeights(nn.Module):
         """phi's weights.
 
         Raises:
-            ValueError: if `prepare` was not called.
+            ValueError: if `prepare_for_exits` was not called.
         """
         if not hasattr(self, "w1"):
-            raise ValueError("call objective.prepare(exits=..., widths=...) before l2w trains")
+            raise ValueError("call objective.prepare_for_exits(exits=..., widths=...) before l2w trains")
         return [getattr(self, name) for name in self.NAMES]
 
     def weights(

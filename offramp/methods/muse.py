@@ -123,7 +123,7 @@ class Mutual(nn.Module):
         self.settings = settings
         self.match = match
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; answers notes on features that are left out."""
         has_peers(self.settings.name, exits)
         return self.match.prepare(widths, without="schedule off") if self.settings.compares_features else ()

@@ -48,7 +48,7 @@ class OneForAll(nn.Module):
         choice("reduction", reduction, Reduction)
         self.name, self.gamma, self.temperature, self.reduction = name, gamma, temperature, reduction
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check that there is an exit to learn from."""
         has_peers(self.name, exits)
         return ()

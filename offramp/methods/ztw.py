@@ -100,7 +100,7 @@ def _three(name: str, values: tuple[float, ...], check: Callable[[str, float], N
 class Cascade(nn.Module):
     """What is reported and checked for the method as a whole; its phases have objectives of their own."""
 
-    def prepare(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
+    def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check that there are exits to hand anything along."""
         has_peers("ztw", exits)
         return ()
@@ -178,7 +178,7 @@ class Ensemble(nn.Module):
         mixture: makes the answer.
     """
 
-    chained = True
+    chained_exit = True
     on: Tensor
 
     def __init__(self, branch: nn.Module, before: int, mixture: Mixture) -> None:

@@ -36,7 +36,7 @@ class Stem(nn.Module):
         self.activation = activation
         self.conv = conv(channels, width, 3)
         self.bn = nn.BatchNorm2d(width)
-        self.construct = partial(Stem, channels, width, activation)
+        self.construct_fresh = partial(Stem, channels, width, activation)
         initialise(self)
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
@@ -63,7 +63,7 @@ class InvertedResidual(nn.Module):
         activation: Activation = F.relu6,
     ) -> None:
         super().__init__()
-        self.planes = planes
+        self.exit_width = planes
         self.activation = activation
         self.adds = stride == 1 and enters == leaves
         self.widen = None if planes == enters else nn.Sequential(conv(enters, planes, 1), nn.BatchNorm2d(planes))
@@ -72,7 +72,7 @@ class InvertedResidual(nn.Module):
         self.squeeze = Squeeze(planes, squeeze, activation) if squeeze else None
         self.narrow = nn.Sequential(conv(planes, leaves, 1), nn.BatchNorm2d(leaves))
         form = partial(InvertedResidual, planes=planes, kernel=kernel, squeeze=squeeze, activation=activation)
-        self.construct = partial(form, enters, leaves, stride)
+        self.construct_fresh = partial(form, enters, leaves, stride)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
@@ -98,7 +98,7 @@ class WideHead(nn.Module):
         self.conv = conv(enters, inner, 1)
         self.bn = nn.BatchNorm2d(inner)
         self.classifier = nn.Linear(inner, classes)
-        self.construct = partial(WideHead, enters, inner, classes, activation)
+        self.construct_fresh = partial(WideHead, enters, inner, classes, activation)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> tuple[Tensor, Tensor, Tensor]:

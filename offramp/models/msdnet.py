@@ -86,7 +86,7 @@ class FirstLayer(nn.Module):
         else:
             self.finest = nn.Sequential(*conv_norm_relu(channels, widths[0], 3))
         self.coarser = nn.ModuleList([nn.Sequential(*conv_norm_relu(a, b, 3, 2)) for a, b in pairwise(widths)])
-        self.construct = partial(FirstLayer, channels, widths, large, he)
+        self.construct_fresh = partial(FirstLayer, channels, widths, large, he)
         _start(self, he)
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Scales:
@@ -110,7 +110,7 @@ class Layer(nn.Module):
     to the next and is not handed on. No block stands for the layers of a stage (`sampled` is None: `sketch` refuses).
     """
 
-    sampled = None
+    sketch_block = None
 
     def __init__(
         self, widths: tuple[int, ...], gains: tuple[int, ...], bottlenecks: tuple[int, ...], drops: bool, he: bool
@@ -124,7 +124,7 @@ class Layer(nn.Module):
             self.keeps.append(_narrowed(widths[scale], gain, bottlenecks[scale], 1))
             if scale:
                 self.downs.append(_narrowed(widths[scale - 1], gain, bottlenecks[scale - 1], 2))
-        self.construct = partial(Layer, widths, gains, bottlenecks, drops, he)
+        self.construct_fresh = partial(Layer, widths, gains, bottlenecks, drops, he)
         _start(self, he)
 
     def forward(self, scales: Scales) -> Scales:
@@ -141,13 +141,13 @@ class Layer(nn.Module):
 class Transition(nn.Module):
     """1×1 convolutions that narrow every live scale after one was dropped."""
 
-    sampled = None
+    sketch_block = None
 
     def __init__(self, widths: tuple[int, ...], leaves: tuple[int, ...], he: bool) -> None:
         super().__init__()
         pairs = zip(widths, leaves, strict=True)
         self.layers = nn.ModuleList([nn.Sequential(*conv_norm_relu(a, b, 1)) for a, b in pairs])
-        self.construct = partial(Transition, widths, leaves, he)
+        self.construct_fresh = partial(Transition, widths, leaves, he)
         _start(self, he)
 
     def forward(self, scales: Scales) -> Scales:
@@ -166,8 +166,8 @@ class Classifier(nn.Module):
         middle = width if inner is None else inner
         self.body = nn.Sequential(*conv_norm_relu(width, middle, 3, 2), *conv_norm_relu(middle, middle, 3, 2))
         self.classifier = nn.Linear(middle, classes)
-        self.at = partial(Classifier, inner=inner, he=he)
-        self.construct = partial(Classifier, width, classes, inner, he)
+        self.exit_head = partial(Classifier, inner=inner, he=he)
+        self.construct_fresh = partial(Classifier, width, classes, inner, he)
         _start(self, he)
 
     def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ class Stem(nn.Module):
         super().__init__()
         self.conv = conv(channels, width, 3)
         self.bn = nn.BatchNorm2d(width)
-        self.construct = partial(Stem, channels, width)
+        self.construct_fresh = partial(Stem, channels, width)
         initialise(self)
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
@@ -45,8 +45,8 @@ class PyramidBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(leaves)
         self.conv2 = conv(leaves, leaves, 3)
         self.bn3 = nn.BatchNorm2d(leaves)
-        self.construct = partial(PyramidBlock, enters, leaves, stride, ends)
-        self.sampled = partial(PyramidBlock, enters, ends, stride, ends)
+        self.construct_fresh = partial(PyramidBlock, enters, leaves, stride, ends)
+        self.sketch_block = partial(PyramidBlock, enters, ends, stride, ends)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:

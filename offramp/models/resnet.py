@@ -35,7 +35,7 @@ class Stem(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.relu = relu
         self.pools = form != "cifar"
-        self.construct = partial(Stem, channels, width, form, relu)
+        self.construct_fresh = partial(Stem, channels, width, form, relu)
         initialise(self)
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
@@ -60,13 +60,13 @@ class BasicBlock(nn.Module):
 
     def __init__(self, enters: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.planes = planes
+        self.exit_width = planes
         self.conv1 = conv(enters, planes, 3, stride)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = conv(planes, planes, 3)
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = shortcut(enters, planes, stride)
-        self.construct = partial(BasicBlock, enters, planes, stride)
+        self.construct_fresh = partial(BasicBlock, enters, planes, stride)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, enters: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.planes = planes
+        self.exit_width = planes
         self.conv1 = conv(enters, planes, 1)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = conv(planes, planes, 3, stride)
@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(planes, planes * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.shortcut = shortcut(enters, planes * self.expansion, stride)
-        self.construct = partial(Bottleneck, enters, planes, stride)
+        self.construct_fresh = partial(Bottleneck, enters, planes, stride)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:

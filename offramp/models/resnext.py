@@ -29,7 +29,7 @@ class GroupedBottleneck(nn.Module):
         self.conv3 = conv(inner, leaves, 1)
         self.bn3 = nn.BatchNorm2d(leaves)
         self.shortcut = shortcut(enters, leaves, stride)
-        self.construct = partial(GroupedBottleneck, enters, inner, leaves, cardinality, stride)
+        self.construct_fresh = partial(GroupedBottleneck, enters, inner, leaves, cardinality, stride)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:

@@ -30,7 +30,7 @@ class ConvBlock(nn.Module):
         self.pools = pools
         self.conv = Conv(enters, leaves, 3)
         self.bn = nn.BatchNorm2d(leaves)
-        self.construct = partial(ConvBlock, enters, leaves, pools)
+        self.construct_fresh = partial(ConvBlock, enters, leaves, pools)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:

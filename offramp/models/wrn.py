@@ -19,7 +19,7 @@ class Stem(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv = conv(channels, width, 3)
-        self.construct = partial(Stem, channels, width)
+        self.construct_fresh = partial(Stem, channels, width)
         initialise(self)
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
@@ -41,7 +41,7 @@ class WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(leaves)
         self.conv2 = conv(leaves, leaves, 3)
         self.shortcut = None if enters == leaves and stride == 1 else conv(enters, leaves, 1, stride)
-        self.construct = partial(WideBlock, enters, leaves, stride)
+        self.construct_fresh = partial(WideBlock, enters, leaves, stride)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:

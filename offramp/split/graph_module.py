@@ -115,7 +115,7 @@ class Part(nn.Module):
             put_tensor(self, name, constant, False)
 
     @property
-    def kind(self) -> str:
+    def block_kind(self) -> str:
         """The class of the heaviest module in it."""
         return self.plan.kind
 
@@ -153,7 +153,7 @@ class Donor:
 
     def offer(self, part: Part) -> None:
         """Let `offramp.net.fresh` find its way from a part to here."""
-        part.construct = partial(self.give, part.plan)  # type: ignore[assignment]
+        part.construct_fresh = partial(self.give, part.plan)  # type: ignore[assignment]
 
 
 def put_tensor(part: nn.Module, path: str, tensor: Tensor, kept: bool) -> None:

@@ -20,6 +20,7 @@ from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
+from offramp.protocols import LoggingObjective
 from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
@@ -155,7 +156,7 @@ class Loop:
         span = phases.span_at(self.spans, self.at.epoch)
         phases.enter(self.net, span.phase, self.trained)
         for net in (self.net, self.average.module) if self.average else (self.net,):
-            phases.listen(net, span.phase)
+            phases.set_earlier_exit_use(net, span.phase)
         if (self.at.epoch, self.at.step) == (span.first, 0):
             self._begin(span)
         if isinstance(self.parts.objective, nn.Module):
@@ -216,7 +217,8 @@ class Loop:
         if self.average:
             self.average.update_parameters(self.net)
         # What a method learns beside the network.
-        logged: dict[str, Tensor] = getattr(self.parts.objective, "logged", dict)()
+        objective = self.parts.objective
+        logged = objective.logged_values() if isinstance(objective, LoggingObjective) else dict[str, Tensor]()
         self.record.add(at.epoch, self.step_number, lr, terms, logged)
         at.step += 1
         if self.record.full:

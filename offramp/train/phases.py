@@ -6,13 +6,14 @@ Training Strategies" (ICML 2025) recommends; `--tune exits` leaves the backbone 
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from offramp.methods._method import Method, Phase, everything
 from offramp.methods.vanilla import final_exit
 from offramp.net import MultiExitNet, Tap, share
+from offramp.protocols import EarlierExitUser
 from offramp.train import optim
 from offramp.train.recipe import Recipe
 
@@ -88,7 +89,7 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
     if isinstance(net, MultiExitNet):
         for phase in tuned(recipe, method):
             _modules(net, phase)
-        if recipe.tune == "exits" and any(part.hears for part in _listening(net)):
+        if recipe.tune == "exits" and any(part.depends_on_earlier_exits for part in _earlier_exit_users(net)):
             raise ValueError(
                 "--tune exits leaves the final exit as it is, but with this method it answers by what the exits before "
                 "it say, too; take --tune all or mixed"
@@ -145,16 +146,16 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
                 parameter.requires_grad_(id(parameter) in own)
 
 
-def listen(net: nn.Module, phase: Phase) -> None:
-    """Let final exits hear those before them, where a method has that, but not while the backbone trains alone."""
+def set_earlier_exit_use(net: nn.Module, phase: Phase) -> None:
+    """Let final exits use the exits before them (if the method does that), except while only the backbone trains."""
     for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
-        for listening in _listening(part):
-            listening.alone = phase.trains == "backbone"
+        for user in _earlier_exit_users(part):
+            user.ignores_earlier_exits = phase.trains == "backbone"
 
 
-def _listening(net: MultiExitNet) -> list[Any]:
-    """What of the final exit may depend on the exits before it, and can be told to answer alone."""
-    return [part for part in net.branches[-1].modules() if hasattr(part, "alone")]
+def _earlier_exit_users(net: MultiExitNet) -> list[EarlierExitUser]:
+    """The parts of the final exit that may depend on earlier exits and can be told to ignore them."""
+    return [part for part in net.branches[-1].modules() if isinstance(part, EarlierExitUser)]
 
 
 def tap(phase: Phase, own: Tap) -> Tap:

@@ -37,7 +37,7 @@ class Stage(nn.Module):
 class Exit(nn.Module):
     """Adds the logits of the exit before; hands its own along, and the label they stand for."""
 
-    chained = True
+    chained_exit = True
 
     def __init__(self) -> None:
         super().__init__()

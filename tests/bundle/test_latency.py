@@ -40,7 +40,7 @@ class First(nn.Module):
 class Chained(Branch):
     """Adds what the exit before it said."""
 
-    chained = True
+    chained_exit = True
 
     def forward(self, state: Any, carry: tuple[torch.Tensor, ...] = ()) -> Any:
         logits, features, pooled, _ = super().forward(state)

@@ -34,12 +34,12 @@ class Exit(nn.Module):
 
     def __init__(self, enters: int, chained: bool) -> None:
         super().__init__()
-        self.classifier, self.chained = nn.Linear(enters, CLASSES), chained
+        self.classifier, self.chained_exit = nn.Linear(enters, CLASSES), chained
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         x = state[0] if isinstance(state, tuple) else state
         logits = 4 * self.classifier(x)
-        if self.chained:
+        if self.chained_exit:
             logits = logits + 0.5 * carry[0] if carry else logits
             carry = (logits, logits.sum(1))
         return logits, x, x, carry

@@ -80,7 +80,7 @@ def inputs(relu: bool) -> tuple[ExitOutputs, Batch]:
 
 def identity(objective: nn.Module) -> None:
     """The journal code's adaptation layers, set to do nothing, as in the worked example."""
-    objective.prepare(exits=EXITS, widths=(WIDTH,) * EXITS)
+    objective.prepare_for_exits(exits=EXITS, widths=(WIDTH,) * EXITS)
     for layer in objective.match.layers.values():
         layer.double()
         nn.init.eye_(layer.weight)

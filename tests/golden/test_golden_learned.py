@@ -44,7 +44,7 @@ def test_weighted_losses(name: str) -> None:
     kept = {"hdkd": pairs(4), "hdbt": pairs(4, "final"), "hmsdnet": []}[name]
     given = (*gamma[:4], *(by_pair[pair] for pair in kept))
     objective = find(name).build(weights=given).objective
-    objective.prepare(exits=4, widths=(6,) * 4)
+    objective.prepare_for_exits(exits=4, widths=(6,) * 4)
     objective.double()
     objective.weights.copy_(torch.tensor(given, dtype=torch.float64))
     z = logits()
@@ -55,7 +55,7 @@ def test_weighted_losses(name: str) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_balanced_validation_loss_and_its_average(alpha: float) -> None:
     objective = find("hdkd").build(alpha=alpha).objective
-    objective.prepare(exits=4, widths=(6,) * 4)
+    objective.prepare_for_exits(exits=4, widths=(6,) * 4)
     objective.double()
     objective.averages.copy_(torch.tensor([1.2, 1.3, 1.4, 1.5], dtype=torch.float64))
     z = logits()
@@ -95,7 +95,7 @@ def toy() -> tuple[MultiExitNet, Batch, Batch]:
 def prepared(**hyper: Any) -> Any:
     golden = GOLDEN["hdkd_meta_toy"]
     objective = find("hdkd").build(step_size=golden["eps"], **hyper).objective
-    objective.prepare(exits=3, widths=(6,) * 3)
+    objective.prepare_for_exits(exits=3, widths=(6,) * 3)
     objective.double()
     objective.weights.copy_(torch.tensor(golden["gamma"], dtype=torch.float64))
     objective.averages.copy_(torch.tensor(golden["ema"], dtype=torch.float64))

@@ -78,7 +78,7 @@ def test_factors_of_one_two_and_many_values() -> None:
 
 def test_losses_of_equal_size() -> None:
     scaled = AsLarge(0.9).double()
-    scaled.prepare(exits=2, widths=(1, 1))
+    scaled.prepare_for_exits(exits=2, widths=(1, 1))
     scaled.double()
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     first = sample_cross_entropy(logits, LABELS).mean(1)

@@ -102,7 +102,7 @@ def test_muses_shares_for_resnet152(extra: int, percent: tuple[float, float]) ->
 class Chained(Branch):
     """A branch whose carry later exits need."""
 
-    chained = True
+    chained_exit = True
 
     def forward(self, state: torch.Tensor, carry: Carry = ()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Carry]:
         logits, feature, features, _ = super().forward(state, carry)

@@ -22,7 +22,7 @@ ALL = (True, True, True)
 class Chained(Branch):
     """A branch that adds the logits of the exit before."""
 
-    chained = True
+    chained_exit = True
 
     def forward(self, state: Tensor, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         logits, feature, features, _ = super().forward(state, carry)

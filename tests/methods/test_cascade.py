@@ -233,7 +233,7 @@ def test_eed_s_learned_weights_follow_the_better_exit() -> None:
     outputs = ExitOutputs(logits, tuple(torch.rand(8, 4) for _ in range(3)), ())
     learned, equal = (find("eed").build(weights=weights).objective for weights in ("learned", "equal"))
     for objective in (learned, equal):
-        objective.prepare(exits=3, widths=(4, 4, 4))
+        objective.prepare_for_exits(exits=3, widths=(4, 4, 4))
     terms, plain = learned(outputs, batch(labels), 0.0), equal(outputs, batch(labels), 0.0)
     assert set(terms) - set(plain) == {"ensemble"}
     torch.testing.assert_close({name: terms[name] for name in plain}, plain)
@@ -247,12 +247,12 @@ def test_eed_s_learned_weights_follow_the_better_exit() -> None:
         optimizer.step()
         optimizer.zero_grad()
         learned(outputs, batch(labels), 0.0)["ensemble"].backward()
-    weights = learned.logged()["weights"]
+    weights = learned.logged_values()["weights"]
     assert weights.sum().item() == pytest.approx(1.0) and weights[2] > 0.6 > 0.2 > weights[0]
     target = averaged([row.detach() for row in logits], learned.mix)
     expected = (weights[:, None, None] * logits.detach()).sum(0)
     torch.testing.assert_close(target, expected)
-    assert equal.logged() == {}
+    assert equal.logged_values() == {}
 
 
 def test_eed_s_learned_weights_need_their_exits() -> None:
@@ -260,7 +260,7 @@ def test_eed_s_learned_weights_need_their_exits() -> None:
     outputs = ExitOutputs(torch.zeros(3, 2, 4), (), ())
     with pytest.raises(ValueError, match=r"learned weights of 3 teachers are needed, there are 0: call objective.prep"):
         objective(outputs, batch(torch.zeros(2, dtype=torch.int64)), 0.0)
-    objective.prepare(exits=4, widths=(4,) * 4)
+    objective.prepare_for_exits(exits=4, widths=(4,) * 4)
     with pytest.raises(ValueError, match="learned weights of 3 teachers are needed, there are 4"):
         objective(outputs, batch(torch.zeros(2, dtype=torch.int64)), 0.0)
 

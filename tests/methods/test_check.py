@@ -78,7 +78,7 @@ def test_refused_when_built(name: str, hyper: dict[str, Any], message: str) -> N
 def test_refused_when_the_exits_are_known(name: str, hyper: dict[str, Any], message: str) -> None:
     objective = find(name).build(**hyper).objective
     with pytest.raises(ValueError, match=message):
-        objective.prepare(exits=3, widths=(4, 4, 4))
+        objective.prepare_for_exits(exits=3, widths=(4, 4, 4))
 
 
 def test_an_unknown_word_names_the_nearest() -> None:

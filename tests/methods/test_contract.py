@@ -60,8 +60,8 @@ def batch(soft: bool = False) -> Batch:
 def build(name: str, hyper: dict[str, Any], exits: int) -> Callable[..., dict[str, Tensor]]:
     torch.manual_seed(0)
     objective = find(name).build(**hyper).objective
-    if hasattr(objective, "prepare"):
-        assert objective.prepare(exits=exits, widths=(WIDTH,) * exits) == ()
+    if hasattr(objective, "prepare_for_exits"):
+        assert objective.prepare_for_exits(exits=exits, widths=(WIDTH,) * exits) == ()
     return objective
 
 
@@ -82,7 +82,10 @@ def test_one_exit_works_or_is_refused(name: str, hyper: dict[str, Any]) -> None:
         objective = build(name, hyper, 1)
         assert list(objective(outputs(1), batch(), 0.0)) == ["ce"]
         return
-    for attempt in (lambda: objective.prepare(exits=1, widths=(4,)), lambda: objective(outputs(1), batch(), 0.0)):
+    for attempt in (
+        lambda: objective.prepare_for_exits(exits=1, widths=(4,)),
+        lambda: objective(outputs(1), batch(), 0.0),
+    ):
         several = "dml lets networks teach each other and needs at least 2 of them, got 1"
         exits = f"{name} lets exits teach each other .* network has 1.*joint or vanilla"
         with pytest.raises(ValueError, match=several if name == "dml" else exits):
@@ -137,8 +140,8 @@ def test_gradient_steps_lower_the_loss(name: str, hyper: dict[str, Any]) -> None
     torch.manual_seed(0)
     method = find(name).build(**hyper)
     net, objective = network(method), method.objective
-    if hasattr(objective, "prepare"):
-        objective.prepare(exits=net.exits, widths=(WIDTH,) * net.exits)
+    if hasattr(objective, "prepare_for_exits"):
+        objective.prepare_for_exits(exits=net.exits, widths=(WIDTH,) * net.exits)
         objective.eval()  # the temperature of DBT stays, so that losses are comparable
     learned = [*net.parameters(), *(objective.parameters() if isinstance(objective, nn.Module) else ())]
     optimizer = torch.optim.SGD(learned, lr=0.01)

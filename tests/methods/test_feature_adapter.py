@@ -28,7 +28,7 @@ def loss(objective: torch.nn.Module, given: ExitOutputs) -> Tensor:
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])
 def test_other_widths_are_left_out_with_a_note(name: str) -> None:
     objective, given = find(name).build().objective, outputs()
-    (note,) = objective.prepare(exits=3, widths=WIDTHS)
+    (note,) = objective.prepare_for_exits(exits=3, widths=WIDTHS)
     assert note.startswith("exit 1 has features of width 3, the final exit 5") and "--method.adapt linear" in note
     loss(objective, given).backward()
     assert given.maps[0].grad is None and given.maps[1].grad.any()
@@ -39,7 +39,7 @@ def test_other_widths_are_left_out_with_a_note(name: str) -> None:
 def test_where_no_early_exit_can_be_compared_it_is_refused(name: str, off: str) -> None:
     says = rf"no early exit's are as wide as the final exit's: 3, 4 against 5\. .* leave the term out \({off}\)"
     with pytest.raises(ValueError, match=says):
-        find(name).build().objective.prepare(exits=3, widths=(3, 4, 5))
+        find(name).build().objective.prepare_for_exits(exits=3, widths=(3, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_where_no_early_exit_can_be_compared_it_is_refused(name: str, off: str) 
 def test_maps_of_other_sizes_are_refused_before_training(shapes: Any, adapt: str, fits: bool) -> None:
     objective = find("beed").build(adapt=adapt).objective
     if fits:
-        objective.check_maps(shapes)
+        objective.check_exit_maps(shapes)
         return
     with pytest.raises(ValueError, match="maps of the exits, but theirs are of different sizes: 4×4, 2×2; take exits"):
-        objective.check_maps(shapes)
-    find("beed").build(adapt=adapt, beta=0.0).objective.check_maps(shapes)
+        objective.check_exit_maps(shapes)
+    find("beed").build(adapt=adapt, beta=0.0).objective.check_exit_maps(shapes)
 
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])
 def test_adapt_linear_learns_a_layer_where_widths_differ(name: str) -> None:
     objective, given = find(name).build(adapt="linear").objective, outputs()
-    assert objective.prepare(exits=3, widths=WIDTHS) == ()
+    assert objective.prepare_for_exits(exits=3, widths=WIDTHS) == ()
     assert set(objective.state_dict()) >= {"match.layers.0.weight", "match.layers.0.bias"}
     assert [tuple(p.shape) for p in objective.parameters()] == [(5, 3), (5,)]
     loss(objective, given).backward()
@@ -74,7 +74,7 @@ def test_adapt_linear_learns_a_layer_where_widths_differ(name: str) -> None:
 
 def test_adapt_all_learns_one_for_every_early_exit_that_is_compared() -> None:
     objective = find("byot").build(adapt="all", without_features=(-2,), features="norm").objective
-    objective.prepare(exits=3, widths=(5, 5, 5))
+    objective.prepare_for_exits(exits=3, widths=(5, 5, 5))
     assert set(objective.match.layers) == {"0"}
     loss(objective, outputs((5, 5, 5))).backward()
 
@@ -82,7 +82,7 @@ def test_adapt_all_learns_one_for_every_early_exit_that_is_compared() -> None:
 def test_without_a_feature_term_there_are_no_layers_and_no_notes() -> None:
     for name, hyper in (("byot", {"beta": 0.0}), ("muse", {"schedule": "off"}), ("eed", {"beta": 0.0})):
         objective = find(name).build(adapt="linear", **hyper).objective
-        assert objective.prepare(exits=3, widths=WIDTHS) == () and not list(objective.parameters())
+        assert objective.prepare_for_exits(exits=3, widths=WIDTHS) == () and not list(objective.parameters())
         assert "features" not in objective(outputs(), BATCH, 0.0)
 
 

@@ -35,7 +35,7 @@ def batch(size: int, seed: int = 0) -> Batch:
 def parts_of(tap: Tap = share, **hyper: Any) -> Parts:
     net = network()
     objective: Any = find("l2w").build(hidden=6, **hyper).objective
-    objective.prepare(exits=3, widths=(5,) * 3)
+    objective.prepare_for_exits(exits=3, widths=(5,) * 3)
     objective.double()
     optimizer = torch.optim.SGD(net.parameters(), 0.3, 0.9, weight_decay=1e-2)
     for part in net.parameters():

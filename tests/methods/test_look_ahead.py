@@ -49,7 +49,7 @@ def batch(size: int, seed: int) -> Batch:
 
 def prepared(net: MultiExitNet, **hyper: Any) -> Any:
     objective: Any = find("hdkd").build(**hyper).objective
-    objective.prepare(exits=net.exits, widths=(6,) * net.exits)
+    objective.prepare_for_exits(exits=net.exits, widths=(6,) * net.exits)
     objective.double()
     objective.weights.copy_(torch.linspace(0.5, 1.5, len(objective.weights)))
     objective.averages.copy_(torch.tensor([1.7, 1.6, 1.5]))

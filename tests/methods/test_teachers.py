@@ -63,7 +63,7 @@ def test_a_teacher_is_not_pulled_towards_its_students(
 ) -> None:
     given = outputs()
     objective = find(name).build(**hyper).objective
-    objective.prepare(exits=EXITS, widths=(4,) * EXITS)
+    objective.prepare_for_exits(exits=EXITS, widths=(4,) * EXITS)
     terms = objective(
         given, Batch(torch.zeros(SAMPLES, 1), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES)), 0.0
     )
@@ -76,7 +76,7 @@ def test_a_teacher_is_not_pulled_towards_its_students(
 def test_the_superpeer_is_not_pulled_by_features(name: str) -> None:
     given = outputs()
     objective = find(name).build().objective
-    objective.prepare(exits=EXITS, widths=(4,) * EXITS)
+    objective.prepare_for_exits(exits=EXITS, widths=(4,) * EXITS)
     labels = torch.arange(SAMPLES) % CLASSES
     objective(given, Batch(torch.zeros(SAMPLES, 1), labels, labels), 0.0)["features"].backward()
     assert given.maps[-1].grad is None and all(features.grad.any() for features in given.maps[:-1])
@@ -88,7 +88,7 @@ def test_the_mean_of_the_features_is_a_constant_to_its_students(name: str, poole
     leaves = [f.detach().requires_grad_() for f in (given.features if pooled else given.maps)]
     given = given._replace(**{"features" if pooled else "maps": tuple(leaves)})
     objective = find(name).build(importance=1.0).objective if name == "beed" else find(name).build().objective
-    objective.prepare(exits=EXITS, widths=(4,) * EXITS)
+    objective.prepare_for_exits(exits=EXITS, widths=(4,) * EXITS)
     labels = torch.arange(SAMPLES) % CLASSES
     term = objective(given, Batch(torch.zeros(SAMPLES, 1), labels, labels), 0.0)["features"]
     found = torch.autograd.grad(term, leaves)

@@ -117,7 +117,7 @@ def test_pyramid_blocks_average_and_pad_the_input() -> None:
     made = block(inputs)
     torch.testing.assert_close(made[:, :4], nn.functional.avg_pool2d(inputs, 2))
     assert made.shape == (2, 6, 3, 3) and not made[:, 4:].any()
-    assert block.sampled()(inputs).shape == (2, 9, 3, 3)
+    assert block.sketch_block()(inputs).shape == (2, 9, 3, 3)
 
 
 def test_groups_of_a_resnext() -> None:

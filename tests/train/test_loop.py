@@ -119,9 +119,9 @@ def train_all(folder: Path, devices: int) -> None:
             stage[1].running_var.fill_(0.25)
         with torch.no_grad():
             net.branches[-1].head.classifier.weight.mul_(40)  # so that the processes' mean confidences differ
-        if hasattr(method.objective, "prepare"):
+        if hasattr(method.objective, "prepare_for_exits"):
             torch.manual_seed(4)
-            method.objective.prepare(exits=3, widths=(6, 6, 8))
+            method.objective.prepare_for_exits(exits=3, widths=(6, 6, 8))
         run = folder / f"{number}-{devices}"
         run.mkdir(exist_ok=True)
         Loop(fabric, run, how, net, method, data(39, val=21), Told()).run(resume=False)
@@ -130,9 +130,9 @@ def train_all(folder: Path, devices: int) -> None:
 def loop(folder: Path, how: Recipe, method: Method | None = None, of: DataSet | None = None) -> Loop:
     method = method or find("joint").build()
     net = network()
-    if hasattr(method.objective, "prepare"):
+    if hasattr(method.objective, "prepare_for_exits"):
         torch.manual_seed(4)
-        method.objective.prepare(exits=3, widths=(6, 6, 8))
+        method.objective.prepare_for_exits(exits=3, widths=(6, 6, 8))
     folder.mkdir(exist_ok=True)
     reporter = Told()
     assert isinstance(reporter, Reporter)

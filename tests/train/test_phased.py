@@ -70,9 +70,9 @@ def loop(folder: Path, how: Recipe, method: Method, still: bool = False, of: Dat
     for part in net.modules() if still else ():
         if isinstance(part, nn.BatchNorm2d):
             part.__class__ = Still
-    if hasattr(method.objective, "prepare"):
+    if hasattr(method.objective, "prepare_for_exits"):
         torch.manual_seed(4)
-        method.objective.prepare(exits=net.exits, widths=WIDTHS[-net.exits :])
+        method.objective.prepare_for_exits(exits=net.exits, widths=WIDTHS[-net.exits :])
     folder.mkdir(exist_ok=True, parents=True)
     fabric = make_fabric(how, parted=method.parted)
     return Loop(fabric, folder, how, net, method, of or data(), Silent())

@@ -13,7 +13,7 @@ from offramp.methods._cascade import Collaborating, switch_on
 from offramp.methods._method import Method, Phase, everything
 from offramp.methods._taps import equilibrium
 from offramp.models import resnet
-from offramp.net import Branch, Head, MultiExitNet, attach, plain
+from offramp.net import Branch, Head, MultiExitNet, attach, fresh, plain
 from offramp.train import optim, phases
 from offramp.train.recipe import Recipe
 
@@ -138,7 +138,7 @@ def test_a_backbone_that_trains_alone_hears_nothing(name: str, hyper: dict[str, 
     for part in network.modules():
         if isinstance(part, Collaborating):
             nn.init.normal_(part.classifier.weight)
-    phases.listen(network, Phase("backbone"))
+    phases.set_earlier_exit_use(network, Phase("backbone"))
     network(inputs, tap=phases.tap(Phase("backbone"), equilibrium)).logits[-1].square().sum().backward()
     found = [part.grad for part in network.stages.parameters()]
     assert all(part.grad is None for part in links(network.branches[-1]).parameters())
@@ -149,7 +149,7 @@ def test_a_backbone_that_trains_alone_hears_nothing(name: str, hyper: dict[str, 
     answered.square().sum().backward()
     torch.testing.assert_close(network(inputs).logits[-1], answered)
     torch.testing.assert_close(found, [part.grad for part in network.stages.parameters()])
-    phases.listen(network, everything)
+    phases.set_earlier_exit_use(network, everything)
     assert not torch.allclose(network(inputs).logits[-1], answered)
 
 
@@ -164,6 +164,32 @@ def test_a_final_exit_that_hears_others_cannot_stay_as_it_is() -> None:
     for name, hyper in (("boostnet", {"weaken": (0.0,)}), ("impr", {}), ("ztw", {})):
         phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
     phases.refuse_net(Recipe(tune="mixed"), find("boostnet").build(), linked("boostnet"))
+
+
+class Soloist(nn.Module):
+    """A user's layer whose attributes have names that are ordinary words."""
+
+    alone = "mine"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.construct, self.planes, self.chained, self.kind, self.sampled = "a", [8], True, 3, False
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+def test_attributes_of_a_users_modules_are_neither_read_nor_written() -> None:
+    network = net()
+    final = network.branches[-1]
+    assert isinstance(final, Branch)
+    final.body = soloist = Soloist()
+    before = dict(vars(soloist))
+    for phase in (Phase("backbone"), Phase("exits"), everything):
+        phases.set_earlier_exit_use(network, phase)
+    phases.refuse_net(Recipe(tune="exits"), METHOD, network)
+    assert soloist.alone == "mine" and vars(soloist) == before
+    assert isinstance(fresh(soloist), Soloist)
 
 
 def test_progress_is_the_phase_s() -> None:
