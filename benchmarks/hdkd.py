@@ -31,17 +31,16 @@ from offramp.measure.timing import medians, side_by_side
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
 from offramp.methods._loss_weights import learn
-from offramp.methods._parts import Parts
 from offramp.models import resnet
 from offramp.net import attach, share
 from offramp.outputs import Batch
+from offramp.step import StepContext, plain_step
 from offramp.train.device import keep_freed_memory
-from offramp.train.step import one_step
 
 CLASSES, LR = 100, 0.1
 TIME, MEMORY, JOINT = 0.72, 0.7, 4.0
 VARIANTS = ("joint", "double", "shipped", "joint-bf16", "shipped-bf16")
-Step = Callable[[Parts, Batch, float], dict[str, Tensor]]
+Step = Callable[[StepContext, Batch, float], dict[str, Tensor]]
 
 
 def batch(size: int, seed: int, device: str) -> Batch:
@@ -50,7 +49,7 @@ def batch(size: int, seed: int, device: str) -> Batch:
     return Batch(inputs, torch.randint(CLASSES, (size,), generator=draw).to(device), torch.arange(size).to(device))
 
 
-def parts_of(variant: str, width: int, size: int, device: str) -> Parts:
+def parts_of(variant: str, width: int, size: int, device: str) -> StepContext:
     torch.manual_seed(0)
     trunk = resnet.build("resnet18", classes=CLASSES, width=width)
     net = attach(trunk, lambda backbone, exit: sketch.build(backbone, exit, CLASSES))
@@ -63,10 +62,10 @@ def parts_of(variant: str, width: int, size: int, device: str) -> Parts:
     fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if variant.endswith("bf16") else "32-true")
     wrapped, optimizer = fabric.setup(net, optimizer)
     held = batch(size, 2, device)
-    return Parts(fabric, wrapped, objective, optimizer, share, bare=net, held_out=lambda: held)
+    return StepContext(fabric, wrapped, objective, optimizer, share, bare=net, held_out=lambda: held)
 
 
-def double_backward(parts: Parts, given: Batch, progress: float) -> dict[str, Tensor]:
+def double_backward(parts: StepContext, given: Batch, progress: float) -> dict[str, Tensor]:
     """The step of HDKD by a graph of the gradient."""
     objective: Any = parts.objective
     assert parts.bare is not None and parts.held_out is not None
@@ -88,7 +87,7 @@ def steps_of(variant: str, width: int, size: int, device: str) -> Iterator[None]
     parts.net.train()
     if device == "cpu":
         keep_freed_memory()
-    step: Step = {"joint": one_step, "double": double_backward, "shipped": learn}[variant.partition("-")[0]]
+    step: Step = {"joint": plain_step, "double": double_backward, "shipped": learn}[variant.partition("-")[0]]
     while True:
         step(parts, given, 0.0)
         yield

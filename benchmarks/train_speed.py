@@ -103,7 +103,7 @@ def offramp_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray
     method = build_method(Config(method="beed", branch="beed"))
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(make_fabric(recipe), Path(folder), recipe, network(width), method, data, Silent())
-        loop.parts.net.train()
+        loop.context.net.train()
         while True:
             for batch in loop.train.epoch(0):
                 loop.step(batch, 0.0)

@@ -30,6 +30,10 @@ _HOME = {
     "plain": "offramp.net",
     "report": "offramp.runs.report",
     "segments": "offramp.net",
+    "Method": "offramp.methods._method",
+    "Phase": "offramp.methods._method",
+    "StepContext": "offramp.step",
+    "StepTrainer": "offramp.train.step_trainer",
 }
 
 __all__ = ["__version__", *_HOME]

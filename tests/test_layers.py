@@ -15,7 +15,8 @@ FLOORS = """
     meta_device
     net blocks losses data early_exit
     multi_net
-    models branches methods measure split
+    models branches step measure split
+    methods
     train bundle
     study config
     engine

@@ -19,9 +19,9 @@ from offramp.losses.distributed import global_mean, weighing, weight_of
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
 from offramp.methods._method import Method, Terms
-from offramp.methods._parts import Parts
 from offramp.net import share
 from offramp.outputs import Batch, ExitOutputs
+from offramp.step import StepContext
 
 Init = Literal["ds", "ones", "dbt", "random"]
 Rate = Literal["initial", "current"]
@@ -29,13 +29,38 @@ Ahead = Literal["plain", "own"]
 Statistics = Literal["batch", "running"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bilevel:
-    """What HDKD, HDBT and HMSDNet are given; see `offramp.methods.hdkd.build`."""
+    """Parameters of HDKD, HDBT and HMSDNet.
+
+    Attributes:
+        name: the method's name, for messages.
+        teachers: which exits teach.
+        init: initial weights, see each method.
+        weights: initial weights, instead of init: one per exit for the labels, then one per pair (teacher, student) in
+            the order (2,1), (3,1), (3,2), (4,1) ...
+        fixed: a finished run of this method; its final weights are used and never updated (the paper's Fixed).
+        temperature: temperature T of the distillation.
+        detach_teachers: stop the gradient into the teachers.
+        alpha: share a of the plain sum in the held-out loss (the paper's ablation: 0, .1, .5, .9, 1).
+        decay: decay of the moving average E_k of the held-out losses.
+        step_size: learning rate eps of the weights.
+        xi: learning rate of the look-ahead step: the one at the start of the run (initial), or the current one, which
+            stops the weights from moving as it falls.
+        look_ahead: the look-ahead step: plain gradient descent as in the paper, or the optimizer's own momentum and
+            weight decay (own).
+        meta_every: update the weights every N steps; 0 keeps them fixed.
+        clamp: keep the weights at 0 or above.
+        renormalise: keep the sum of the weights constant; otherwise it drifts and acts like a learning rate.
+        val_bn: batch norms on held-out batches use the statistics of these batches (batch), or the running statistics
+            before the step (running).
+    """
 
     name: str
     teachers: Teachers
     init: Init
+    weights: tuple[float, ...] = ()
+    fixed: Path | None = None
     temperature: float = 3.0
     detach_teachers: bool = True
     alpha: float = 0.5
@@ -47,8 +72,6 @@ class Bilevel:
     clamp: bool = True
     renormalise: bool = False
     val_bn: Statistics = "batch"
-    weights: tuple[float, ...] = ()
-    fixed: Path | None = None
 
     def __post_init__(self) -> None:
         choice("init", self.init, Init)
@@ -152,12 +175,12 @@ class LossWeights(nn.Module):
         return terms
 
     def validation(self, ce: Float[Tensor, "E"]) -> Float[Tensor, ""]:
-        """a sum_k CE_k + (1 - a) sum_k softplus(CE_k / E_k - 1), eq. 9; a loss not yet observed is its own average."""
+        """a sum_k CE_k + (1 - a) sum_k softplus(CE_k / E_k - 1), eq. 10; a loss not yet observed is its own average."""
         alpha, averages = self.settings.alpha, torch.where(self.averages == 0, ce.detach(), self.averages)
         return alpha * ce.sum() + (1.0 - alpha) * nn.functional.softplus(ce / averages - 1.0).sum()
 
     def observe(self, ce: Float[Tensor, "E"]) -> None:
-        """E_k <- decay E_k + (1 - decay) CE_k, eq. 10; the first loss is taken as it is."""
+        """E_k <- decay E_k + (1 - decay) CE_k, eq. 9; the first loss is taken as it is."""
         decay = self.settings.decay
         followed = decay * self.averages + (1.0 - decay) * ce
         self.averages.copy_(torch.where(self.averages == 0, ce, followed))
@@ -216,40 +239,40 @@ def weights_of(run: Path) -> list[float]:
     return [float(weight) for weight in record["weights"]]
 
 
-def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
+def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
     """One step of Algorithm 1: move the weights by how they change the held-out loss one step ahead, then the network.
 
     The network's own step runs its forward pass again: keeping the look-ahead's graph for it would need that memory
     while the held-out batch needs as much. In float32 the product takes the answers of the look-ahead's convolutions.
     """
-    objective: Any = parts.objective
+    objective: Any = context.objective
     device = batch.inputs.device
     same: AbstractContextManager[None] = nullcontext()
     if objective.due():
         same = look_ahead.thrown_again(look_ahead.dice(device), device)
-        objective.move(weight_gradient(parts, batch))
+        objective.move(weight_gradient(context, batch))
     with same:
-        outputs = parts.net(batch.inputs, tap=parts.tap)
-    return parts.update(objective(outputs, batch, progress))
+        outputs = context.net(batch.inputs, tap=context.tap)
+    return context.update(objective(outputs, batch, progress))
 
 
-def weight_gradient(parts: Parts, batch: Batch) -> Float[Tensor, "M"]:
+def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
     """dL_val(theta') / dw: how every weight changes the held-out loss one step ahead; the averages are updated.
 
     Raises:
         ValueError: if nothing was held out.
     """
-    objective: Any = parts.objective
-    if parts.held_out is None or parts.bare is None:
+    objective: Any = context.objective
+    if context.held_out is None or context.bare is None:
         raise ValueError(NEEDS_HELD_OUT)
-    net, settings, optimizer, device = parts.bare, objective.settings, parts.optimizer, batch.inputs.device
+    net, settings, optimizer, device = context.bare, objective.settings, context.optimizer, batch.inputs.device
     theta, thrown = look_ahead.trained(net), look_ahead.dice(device)
 
     def losses(parameters: look_ahead.Tensors) -> Tensor:
-        found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, parts.tap), batch.labels)
+        found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, context.tap), batch.labels)
         return found
 
-    with parts.fabric.autocast(), look_ahead.Convolved() as convolved:
+    with context.fabric.autocast(), look_ahead.Convolved() as convolved:
         loss = (objective.weights * losses(theta)).sum()
     gradient = look_ahead.gradients(loss, theta)
     del loss  # and its graph: the held-out pass is where most memory is in use
@@ -257,7 +280,7 @@ def weight_gradient(parts: Parts, batch: Batch) -> Float[Tensor, "M"]:
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rates=rates)
     del gradient  # as large as the network
-    held = parts.held_out()
+    held = context.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
         direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
     del ahead

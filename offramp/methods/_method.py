@@ -9,10 +9,10 @@ from torch import nn
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, Tap, attach, share
 from offramp.protocols import Objective, Terms
 
-__all__ = ["Method", "Objective", "Phase", "Step", "Terms", "build_one", "everything"]
+__all__ = ["Method", "Objective", "Phase", "Step", "Terms", "build_one", "contains", "everything"]
 
 Step = Callable[..., Terms]
-"""One optimiser step, (parts, batch, progress) -> terms; see `offramp.methods._parts.Parts` for what it works on."""
+"""One optimiser step, (context, batch, progress) -> terms; `offramp.step.StepContext` says what it works on."""
 
 
 def build_one(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
@@ -55,6 +55,19 @@ class Phase:
 everything = Phase()
 
 
+def contains(*kinds: type[nn.Module]) -> Callable[[nn.Module], None]:
+    """A `check_network` that refuses networks without a module of one of these kinds."""
+
+    def check(net: nn.Module) -> None:
+        if not any(isinstance(part, kinds) for part in net.modules()):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(
+                f"the network has no {names}, which this method trains: build it by method.network(backbone, branch)"
+            )
+
+    return check
+
+
 @dataclass(frozen=True)
 class Method:
     """A training method, complete: what `build(**hyper)` in each file of this folder answers.
@@ -63,6 +76,9 @@ class Method:
     `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
     `optimizers` are the names of those that its step can look ahead with, where that matters.
     `turns` says in how many parts its step takes a batch, the samples by turns: mixup blends none with another part's.
+    `check_network` raises ValueError for a network that `network` did not build; for methods with a `network` of their
+    own.
+    `scheduled` names the terms whose weight changes over a run.
     """
 
     objective: Objective
@@ -74,6 +90,8 @@ class Method:
     cohort: Callable[[Sequence[BuildBackbone]], nn.Module] | None = None
     optimizers: tuple[str, ...] = ()
     turns: int = 1
+    check_network: Callable[[nn.Module], None] | None = None
+    scheduled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.phases:

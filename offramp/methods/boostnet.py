@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distributed import global_mean
 from offramp.methods._check import choice, fraction, not_negative
-from offramp.methods._method import Method, Terms
+from offramp.methods._method import Method, Terms, contains
 from offramp.methods._taps import Scope, equilibrium
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach, share
 from offramp.outputs import Batch, Carry, ExitOutputs, State
@@ -56,6 +56,7 @@ def build(
         AsLarge(decay) if equal else objective,
         network=partial(network, weaken=tuple(weaken), detach=detach, eval_shift=eval_shift),
         tap=partial(equilibrium, scope=scope) if rescale else share,
+        check_network=contains(Summed),
     )
 
 

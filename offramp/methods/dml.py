@@ -16,11 +16,11 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl
 from offramp.losses.kl_table import kl_table
 from offramp.methods._check import choice, not_negative, positive
-from offramp.methods._method import Method, Terms
-from offramp.methods._parts import Parts
+from offramp.methods._method import Method, Terms, contains
 from offramp.multi_net import Cohort
 from offramp.net import BuildBackbone, BuildBranch, plain
 from offramp.outputs import Batch, ExitOutputs
+from offramp.step import StepContext
 
 Updates = Literal["simultaneous", "alternating"]
 
@@ -59,6 +59,7 @@ def build(
         network=partial(copies, networks=networks),
         cohort=partial(cohort, networks=networks),
         step=alternate if updates == "alternating" else None,
+        check_network=contains(Cohort),
     )
 
 
@@ -120,21 +121,21 @@ class Mutual(nn.Module):
         }
 
 
-def alternate(parts: Parts, batch: Batch, progress: float) -> Terms:
+def alternate(context: StepContext, batch: Batch, progress: float) -> Terms:
     """One optimiser step for each network in turn; answers the terms that each had at its own step, summed."""
-    net, objective = parts.bare, parts.objective
+    net, objective = context.bare, context.objective
     assert isinstance(net, Cohort) and isinstance(objective, Mutual)
     found: list[Terms] = []
-    # The wrapper would wait for gradients of all networks; `looked` lets `update` average those that there are.
-    with parts.fabric.no_backward_sync(parts.net):
-        logits = [parts.net(batch.inputs, tap=parts.tap, only=member).logits[0] for member in range(net.exits)]
+    # The wrapper would wait for gradients of all networks; `unsynchronised` lets `update` average those that there are.
+    with context.fabric.no_backward_sync(context.net):
+        logits = [context.net(batch.inputs, tap=context.tap, only=member).logits[0] for member in range(net.exits)]
         for member, student in enumerate(logits):
             teachers = torch.stack([other.detach() for other in logits if other is not student])
-            parts.looked = parts.fabric.world_size > 1
-            found.append(parts.update(objective.of_one(student, teachers, batch)))
+            context.unsynchronised = context.fabric.world_size > 1
+            found.append(context.update(objective.of_one(student, teachers, batch)))
             if member < net.exits - 1:
                 with torch.no_grad(), unmoved(net.deploy(member)):
-                    logits[member] = parts.net(batch.inputs, tap=parts.tap, only=member).logits[0]
+                    logits[member] = context.net(batch.inputs, tap=context.tap, only=member).logits[0]
     return {name: torch.stack([terms[name] for terms in found]).sum() for name in found[0]}
 
 

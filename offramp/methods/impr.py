@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import nn
 
-from offramp.methods._cascade import linked, sizes
+from offramp.methods._cascade import Cascaded, linked, sizes
 from offramp.methods._check import choice
-from offramp.methods._method import Method, build_one
+from offramp.methods._method import Method, contains
 from offramp.methods._taps import Scope, equilibrium
 from offramp.methods.ofa import OneForAll, Reduction
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach
@@ -42,7 +42,9 @@ def build(
     """
     choice("scope", scope, Scope)
     objective, tap = OneForAll("impr", gamma, temperature, reduction), partial(equilibrium, scope=scope)
-    return Method(objective, network=collaborating if links else build_one, tap=tap)
+    if not links:
+        return Method(objective, tap=tap)
+    return Method(objective, network=collaborating, tap=tap, check_network=contains(Cascaded))
 
 
 def collaborating(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:

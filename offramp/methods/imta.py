@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from offramp.methods import joint
 from offramp.methods._cascade import Cascaded, linked, sizes, switch_on
 from offramp.methods._check import choice, positive
-from offramp.methods._method import Method, Phase, Terms
-from offramp.methods._parts import Parts
+from offramp.methods._method import Method, Phase, Terms, contains
 from offramp.methods._taps import Scope, equilibrium
 from offramp.methods.ofa import OneForAll, Reduction
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach
 from offramp.outputs import Batch, Carry, State
+from offramp.step import StepContext
 
 Norms = Literal["still", "moving"]
 
@@ -74,6 +74,7 @@ def build(
         OneForAll("imta", gamma, temperature, reduction),
         network=partial(network, links=links, detach=detach),
         tap=partial(equilibrium, scope=scope),
+        check_network=contains(Cascaded) if links else contains(Final),
         phases=(Phase("all", shares[0], rates[0], modules=unlinked, objective=joint.objective), second),
     )
 
@@ -165,11 +166,11 @@ def listen(net: nn.Module) -> None:
     switch_on(net)
 
 
-def taught(parts: Parts, batch: Batch, progress: float) -> Terms:
+def taught(context: StepContext, batch: Batch, progress: float) -> Terms:
     """A step of stage 2, in which the final exit of stage 1 teaches; one that does not learn is that still."""
-    assert parts.bare is not None
-    outputs = parts.net(batch.inputs, tap=parts.tap)
-    remembers = finals(parts.bare)
+    assert context.bare is not None
+    outputs = context.net(batch.inputs, tap=context.tap)
+    remembers = finals(context.bare)
     teacher = remembers[0].teach(outputs.features[-1]) if remembers else None
-    objective: Any = parts.objective
-    return parts.update(objective(outputs, batch, progress, teacher=teacher))
+    objective: Any = context.objective
+    return context.update(objective(outputs, batch, progress, teacher=teacher))

@@ -17,45 +17,63 @@ from offramp.losses.softmax import confidence
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._check import choice, not_negative, positive
 from offramp.methods._method import Method, Terms
-from offramp.methods._parts import Parts
+from offramp.methods._parameters import parameters_of
 from offramp.net import share
 from offramp.outputs import Batch, ExitOutputs
+from offramp.step import StepContext
 
 Centre = Literal["col", "row", "mat"]
 Sees = Literal["loss", "conf", "both"]
 Reduction = Literal["exit-mean", "sample-mean"]
 
 
-def build(
-    *,
-    epsilon: float = 0.8,
-    centre: Centre = "col",
-    sees: Sees = "loss",
-    hidden: int = 500,
-    target: float = 0.75,
-    meta_every: int = 1,
-    meta_lr: float = 1e-4,
-    meta_weight_decay: float = 1e-4,
-    meta_reduction: Reduction = "exit-mean",
-) -> Method:
-    """L = sum_k mean_b w_bk CE_bk; w follows what the exit that would answer a sample loses one step ahead.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Parameters of L2W.
 
-    Each batch is taken in two halves A and B, its samples by turns, with an optimiser step on each: look one step ahead
-    on A (by the optimiser's own momentum and weight decay), improve the weights' network phi by the loss of B there,
-    step on A with the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~ p^k of
-    the samples, its surest among those that no earlier exit took. The released code differentiates twice; the same
-    number is one forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8, cosine).
-
-    Args:
-        epsilon: how far w may go from 1: by less than 2 epsilon. No bound at 0, as in the code.
-        centre: w is 1 on average over the exits of a sample (col), over the batch at each exit (row), or overall (mat).
-        sees: what phi sees of a sample: its loss at every exit, its confidences, or both.
+    Attributes:
+        epsilon: largest distance of w from 1 is 2 epsilon. There is no bound at 0, as in the code.
+        centre: w has the mean 1 over the exits of a sample (col), over the batch at each exit (row), or overall (mat).
+        sees: input of the weighting network phi for a sample: its loss at every exit, its confidences, or both.
         hidden: width of phi's hidden layer.
-        target: p, how the samples divide over the exits: below 1 most leave early.
-        meta_every: phi learns at every so many-th batch.
-        meta_lr: learning rate of phi (Adam), annealed by a cosine to 0.
-        meta_weight_decay: of phi.
-        meta_reduction: the held-out loss is the sum of each exit's mean over its samples (code), or the mean over all.
+        target: p, the ratio of the shares of samples that leave at successive exits; below 1 most leave early.
+        meta_every: update phi every N batches.
+        meta_lr: learning rate of phi (Adam), annealed to 0 by a cosine over the epochs.
+        meta_weight_decay: weight decay of phi.
+        meta_reduction: the held-out loss is the sum over exits of the mean over each exit's samples (exit-mean, as the
+            code), or the mean over all samples (sample-mean).
+    """
+
+    epsilon: float = 0.8
+    centre: Centre = "col"
+    sees: Sees = "loss"
+    hidden: int = 500
+    target: float = 0.75
+    meta_every: int = 1
+    meta_lr: float = 1e-4
+    meta_weight_decay: float = 1e-4
+    meta_reduction: Reduction = "exit-mean"
+
+    def __post_init__(self) -> None:
+        choice("centre", self.centre, Centre)
+        choice("sees", self.sees, Sees)
+        choice("meta_reduction", self.meta_reduction, Reduction)
+        for name in ("target", "meta_lr", "hidden", "meta_every"):
+            positive(name, float(getattr(self, name)))
+        not_negative("epsilon", self.epsilon)
+        not_negative("meta_weight_decay", self.meta_weight_decay)
+
+
+@parameters_of(Settings)
+def build(**parameters: Any) -> Method:
+    """L = sum_k mean_b w_bk CE_bk; w follows the loss, one step ahead, of the exit at which a sample would leave.
+
+    Each batch is divided into two halves A and B, its samples in turn, with an optimizer step on each: look one step
+    ahead on A (by the optimizer's own momentum and weight decay), improve the weighting network phi by the loss on B
+    there, step on A with the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~
+    p^k of the samples: the most confident among those that no earlier exit took. The released code differentiates
+    twice; the same number is one forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8,
+    cosine).
 
     Data sets:
         ImageNet: epsilon .3, centre mat, meta_every 100
@@ -63,30 +81,7 @@ def build(
     Raises:
         ValueError: if a value is out of range.
     """
-    choice("centre", centre, Centre)
-    choice("sees", sees, Sees)
-    choice("meta_reduction", meta_reduction, Reduction)
-    for name, value in {"target": target, "meta_lr": meta_lr, "hidden": hidden, "meta_every": meta_every}.items():
-        positive(name, float(value))
-    not_negative("epsilon", epsilon)
-    not_negative("meta_weight_decay", meta_weight_decay)
-    settings = Settings(epsilon, centre, sees, hidden, target, meta_every, meta_lr, meta_weight_decay, meta_reduction)
-    return Method(SampleWeights(settings), step=learn, optimizers=("sgd",), turns=2)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `build` is given."""
-
-    epsilon: float
-    centre: Centre
-    sees: Sees
-    hidden: int
-    target: float
-    meta_every: int
-    meta_lr: float
-    meta_weight_decay: float
-    meta_reduction: Reduction
+    return Method(SampleWeights(Settings(**parameters)), step=learn, optimizers=("sgd",), turns=2)
 
 
 class SampleWeights(nn.Module):
@@ -212,45 +207,45 @@ def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, red
     return global_sum(total)
 
 
-def learn(parts: Parts, batch: Batch, progress: float) -> Terms:
+def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
     """Two optimiser steps, one on each half of the batch, each after phi learned from the other half."""
-    objective: Any = parts.objective
+    objective: Any = context.objective
     due = objective.due()
     if least(len(batch.ids), batch.ids) < 4:  # a batch norm cannot train on a single sample
-        return parts.update(objective(parts.net(batch.inputs, tap=parts.tap), batch, progress))
+        return context.update(objective(context.net(batch.inputs, tap=context.tap), batch, progress))
     # by turns, so that the shares of several processes have the halves that the whole batch has
     halves = [Batch(*(tensor[start::2] for tensor in batch)) for start in (0, 1)]
     terms = []
     for here, other in (halves, halves[::-1]):
         with weighing(weight_of(len(here.ids), here.inputs)):
             thrown = look_ahead.dice(here.inputs.device)
-            outputs = parts.net(here.inputs, tap=parts.tap)
+            outputs = context.net(here.inputs, tap=context.tap)
             if due:
-                objective.improve(phi_gradient(parts, here, other, outputs, thrown), progress)
-            terms.append(parts.update(objective(outputs, here, progress)))
+                objective.improve(phi_gradient(context, here, other, outputs, thrown), progress)
+            terms.append(context.update(objective(outputs, here, progress)))
     return {name: (terms[0][name] + terms[1][name]) / 2 for name in terms[0]}
 
 
 def phi_gradient(
-    parts: Parts, here: Batch, other: Batch, outputs: ExitOutputs, thrown: look_ahead.Dice
+    context: StepContext, here: Batch, other: Batch, outputs: ExitOutputs, thrown: look_ahead.Dice
 ) -> tuple[Tensor, ...]:
     """Gradient by phi of what the other half loses after a step on this one; keeps the graph of the outputs."""
-    objective: Any = parts.objective
-    assert parts.bare is not None
-    net, settings, optimizer = parts.bare, objective.settings, parts.optimizer
+    objective: Any = context.objective
+    assert context.bare is not None
+    net, settings, optimizer = context.bare, objective.settings, context.optimizer
     losses = sample_cross_entropy(outputs.logits, here.labels)
     phi = [tensor.clone().requires_grad_() for tensor in objective.phi()]
     answered = objective.answered(phi, outputs.logits, losses)
     weights = 1.0 + centred(answered.detach(), settings.centre, settings.epsilon)
     theta = look_ahead.trained(net)
-    gradient = parts.gradient((weights * losses).mean(1).sum())
+    gradient = context.gradient((weights * losses).mean(1).sum())
     rates = look_ahead.rates(theta, optimizer)
     ahead, reach = look_ahead.own_step(theta, gradient, optimizer, rates, nesterov=False)
     seen = look_ahead.answer(net, ahead, other.inputs, share).logits
     pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)
 
     def again(parameters: look_ahead.Tensors) -> Tensor:
-        logits = look_ahead.answer(net, parameters, here.inputs, parts.tap).logits
+        logits = look_ahead.answer(net, parameters, here.inputs, context.tap).logits
         return sample_cross_entropy(logits, here.labels) / len(here.ids)
 
     with look_ahead.thrown_again(thrown, here.inputs.device):

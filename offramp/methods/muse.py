@@ -5,7 +5,7 @@ exit's.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,83 +17,45 @@ from offramp.losses.schedules import cosine
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms
+from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
 
 Schedule = Literal["cosine", "constant", "off"]
 Features = Literal["sum", "mean"]
 
 
-def build(
-    *,
-    alpha: float = 0.5,
-    temperature: float = 3.0,
-    beta_begin: float = 1e-6,
-    beta_end: float = 1e-7,
-    schedule: Schedule = "cosine",
-    t2: bool = True,
-    detach_teachers: bool = True,
-    detach_superpeer: bool = True,
-    features: Features = "sum",
-    adapt: Adapt = "off",
-) -> Method:
-    """Eq. 5: L = (1-a) sum_k CE_k + a T^2/(K-1) sum_{l!=k} KL_T(sg z_l -> z_k) + beta(e) sum_{k<K} |F_k - sg F_K|^2.
-
-    T^2 and the detached teachers are not printed in the paper; the author's earlier code has both. Eq. 6, the cosine
-    schedule of beta, is a misprint, here corrected. Where exits differ in width the paper gives no beta; `schedule off`
-    leaves the term out.
-
-    Args:
-        alpha: a, the share of mutual learning; the labels have 1 - a, at the final exit too.
-        temperature: T (tau in the paper).
-        beta_begin: weight of the feature term in the first epoch.
-        beta_end: weight that it approaches in the last epoch.
-        schedule: cosine from begin to end, constant at beta_begin, or off (no feature term).
-        t2: multiply the mutual term by T^2.
-        detach_teachers: no gradient into the logits of the exit that teaches.
-        detach_superpeer: no gradient into the final exit's features.
-        features: sum of squares over batch and width, or their mean.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
-
-    Data sets:
-        ImageNet: alpha .1, temperature 20
-        ImageNet, MSDNet: alpha .1, temperature 20, schedule off
-        CIFAR-100, ResNet152: beta_begin 1e-5, beta_end 1e-6
-        CIFAR-100, wide ResNets: beta_begin 1e-5, beta_end 1e-7
-
-    Raises:
-        ValueError: if a value is out of range.
-    """
-    settings = Settings(
-        name="muse",
-        alpha=alpha,
-        temperature=temperature,
-        beta_begin=beta_begin,
-        beta_end=beta_end,
-        schedule=schedule,
-        t2=t2,
-        detach_teachers=detach_teachers,
-        detach_superpeer=detach_superpeer,
-        reverse_kl=False,
-        features=features,
-    )
-    return Method(Mutual(settings, Match(adapt)))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What MUSE and MSD are given; `reverse_kl` turns the divergence round, as MSD prints it."""
+    """Parameters of MUSE and MSD.
+
+    Attributes:
+        name: the method's name, for messages.
+        alpha: share of the mutual term; the cross-entropy has the weight 1 - alpha, at the final exit too.
+        temperature: temperature T of the mutual term (tau in the paper).
+        beta_begin: weight of the feature term in the first epoch.
+        beta_end: weight of the feature term that the schedule approaches in the last epoch.
+        schedule: beta over the run: cosine from beta_begin to beta_end, constant at beta_begin, or off (no such term).
+        t2: multiply the mutual term by T^2.
+        detach_teachers: stop the gradient into the logits of the teaching exit.
+        detach_superpeer: stop the gradient into the final exit's features.
+        reverse_kl: use KL(student || teacher) instead of KL(teacher || student).
+        features: sum of squared feature differences over batch and width, or their mean.
+        adapt: features whose width differs from the final exit's are left out (off) or compared through a learned
+            layer (linear); all gives every early exit such a layer.
+    """
 
     name: str
-    alpha: float
-    temperature: float
-    beta_begin: float
-    beta_end: float
-    schedule: Schedule
-    t2: bool
-    detach_teachers: bool
-    detach_superpeer: bool
-    reverse_kl: bool
-    features: Features
+    alpha: float = 0.5
+    temperature: float = 3.0
+    beta_begin: float = 1e-6
+    beta_end: float = 1e-7
+    schedule: Schedule = "cosine"
+    t2: bool = True
+    detach_teachers: bool = True
+    detach_superpeer: bool = True
+    reverse_kl: bool = False
+    features: Features = "sum"
+    adapt: Adapt = "off"
 
     def __post_init__(self) -> None:
         fraction("alpha", self.alpha)
@@ -113,6 +75,32 @@ class Settings:
     def compares_features(self) -> bool:
         """Whether there is a feature term at any time."""
         return self.beta(0.0) > 0.0 or self.beta(1.0) > 0.0
+
+
+@parameters_of(Settings, omit=("reverse_kl",))
+def build(**parameters: Any) -> Method:
+    """Eq. 5: L = (1-a) sum_k CE_k + a T^2/(K-1) sum_{l!=k} KL_T(sg z_l -> z_k) + beta(e) sum_{k<K} |F_k - sg F_K|^2.
+
+    a is alpha. T^2 and the detached teachers are not printed in the paper; the author's earlier code has both. Eq. 6,
+    the cosine schedule of beta, is a misprint, corrected here. The paper gives no beta for networks whose exits differ
+    in width; `schedule off` leaves the feature term out.
+
+    Data sets:
+        ImageNet: alpha .1, temperature 20
+        ImageNet, MSDNet: alpha .1, temperature 20, schedule off
+        CIFAR-100, ResNet152: beta_begin 1e-5, beta_end 1e-6
+        CIFAR-100, wide ResNets: beta_begin 1e-5, beta_end 1e-7
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    return method(Settings(name="muse", reverse_kl=False, **parameters))
+
+
+def method(settings: Settings) -> Method:
+    """The method with these settings."""
+    annealed = settings.schedule == "cosine" and settings.compares_features and settings.beta_begin != settings.beta_end
+    return Method(Mutual(settings, Match(settings.adapt)), scheduled=("features",) if annealed else ())
 
 
 class Mutual(nn.Module):

@@ -15,7 +15,7 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.softmax import log_probabilities
 from offramp.meta_device import blank, run_on_meta
 from offramp.methods._check import choice, fraction, not_negative, positive
-from offramp.methods._method import Method, Terms
+from offramp.methods._method import Method, Terms, contains
 from offramp.multi_net import Gate, GatedEnsemble, GatedFan
 from offramp.net import Backbone, Branch, BuildBackbone, BuildBranch
 from offramp.outputs import Batch, ExitOutputs
@@ -64,6 +64,8 @@ def build(
     return Method(
         NativeEnsemble(weight, temperature, ramp_up, floor),
         network=partial(network, branches=branches, stages=stages, form=form),
+        scheduled=("kl",) if ramp_up and form == "fan" else (),
+        check_network=contains(GatedFan if form == "fan" else GatedEnsemble),
     )
 
 

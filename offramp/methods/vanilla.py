@@ -7,18 +7,24 @@ from torch import nn
 
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods._method import Method, Terms
-from offramp.net import BuildBackbone, BuildBranch, plain
+from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, plain
 from offramp.outputs import Batch, ExitOutputs
 
 
 def build() -> Method:
     """CE_K of a network WITHOUT exits. It has no parameters."""
-    return Method(objective, network=without_exits)
+    return Method(objective, network=without_exits, check_network=one_exit)
 
 
 def without_exits(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
     """The backbone alone, one stage and one exit; the branches are never built."""
     return plain(backbone())
+
+
+def one_exit(net: nn.Module) -> None:
+    """Raise ValueError if the network has early exits."""
+    if not isinstance(net, MultiExitNet) or net.exits > 1:
+        raise ValueError("vanilla trains a network without early exits: build it by method.network(backbone, branch)")
 
 
 def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:

@@ -17,11 +17,11 @@ from offramp.losses.softmax import log_probabilities
 from offramp.methods import joint
 from offramp.methods._cascade import Concatenated, cascaded, sizes
 from offramp.methods._check import choice, has_peers, not_negative, positive
-from offramp.methods._method import Method, Phase, Terms
-from offramp.methods._parts import Parts
+from offramp.methods._method import Method, Phase, Terms, contains
 from offramp.methods.vanilla import final_exit
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach
 from offramp.outputs import Batch, Carry, ExitOutputs, State
+from offramp.step import StepContext
 
 Combine = Literal["geometric", "arithmetic"]
 Norm = Literal["none", "layer"]
@@ -87,6 +87,7 @@ def build(
         network=partial(network, norm=norm, combine=combine, detach=detach, ensemble_final=ensemble_final),
         phases=tuple(phase(share=share, rate=rate) for phase, share, rate in given if share),
         needs_held_out=fit == "val" and shares[-1] > 0,
+        check_network=contains(Ensemble),
     )
 
 
@@ -116,12 +117,12 @@ def early_exits(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
     return {"early": cross_entropy(outputs.logits[:-1], batch.labels).sum()}
 
 
-def on_held_out(parts: Parts, batch: Batch, progress: float) -> Terms:
+def on_held_out(context: StepContext, batch: Batch, progress: float) -> Terms:
     """A step on the val batch that belongs to it, instead of the training batch."""
-    assert parts.held_out is not None
-    held = parts.held_out()
+    assert context.held_out is not None
+    held = context.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
-        return parts.update(parts.objective(parts.net(held.inputs, tap=parts.tap), held, progress))
+        return context.update(context.objective(context.net(held.inputs, tap=context.tap), held, progress))
 
 
 def network(

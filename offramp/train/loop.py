@@ -3,7 +3,6 @@
 import signal
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,7 @@ from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.protocols import LoggingObjective
+from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
@@ -28,7 +28,6 @@ from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
 from offramp.train.state import Position, take_up, taken
-from offramp.train.step import Parts, one_step
 
 
 def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
@@ -93,7 +92,7 @@ class Loop:
         compiled = torch.compile(self.net) if recipe.compile else self.net
         wrapped, optimizer = fabric.setup(compiled, optimizer)
         held_out = self._held_out if "val" in data.splits else None
-        self.parts = Parts(
+        self.context = StepContext(
             fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip, bare=self.net, held_out=held_out
         )
         self.average = _moving_average(self.net, recipe.ema) if recipe.ema else None
@@ -152,15 +151,13 @@ class Loop:
 
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
-        self.parts.net.train()
+        self.context.net.train()
         span = phases.span_at(self.spans, self.at.epoch)
-        phases.enter(self.net, span.phase, self.trained)
-        for net in (self.net, self.average.module) if self.average else (self.net,):
-            phases.set_earlier_exit_use(net, span.phase)
+        phases.start_epoch(self.net, self.context.objective, span.phase, self.trained)
+        if self.average:
+            phases.set_earlier_exit_use(self.average.module, span.phase)
         if (self.at.epoch, self.at.step) == (span.first, 0):
             self._begin(span)
-        if isinstance(self.parts.objective, nn.Module):
-            self.parts.objective.train()
         began = time.perf_counter()
         progress = phases.progress(span, self.at.epoch)
         for batch in self.train.epoch(self.at.epoch, self.at.step):
@@ -181,7 +178,7 @@ class Loop:
         """What comes before the first step of a phase: its own preparations; momentum and average start anew."""
         if span.phase.begin:
             span.phase.begin(self.net)
-        self.parts.optimizer.state.clear()
+        self.context.optimizer.state.clear()
         if self.average:
             self.average.n_averaged.zero_()
 
@@ -203,21 +200,18 @@ class Loop:
         recipe, at = self.recipe, self.at
         span = phases.span_at(self.spans, at.epoch)
         lr = phases.rate(recipe, span, at.epoch, self.step_number, self.steps)
-        optim.set_rate(self.parts.optimizer, lr)
+        optim.set_rate(self.context.optimizer, lr)
         if recipe.label_smoothing:
             batch = soft_labels.smooth(batch, len(self.data.classes), recipe.label_smoothing)
         if recipe.mixup:
             key = (recipe.seed, at.epoch, at.step)
             batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
-        own, tap = span.phase.objective, phases.tap(span.phase, self.parts.tap)
-        parts = replace(self.parts, objective=self.parts.objective if own is None else own, tap=tap)
-        take = span.phase.step or (self.method.step if own is None else None) or one_step
         with weighing(self.train.weight(at.step)):
-            terms = take(parts, batch, progress)
+            terms = phases.take_step(self.method, span.phase, self.context, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
         # What a method learns beside the network.
-        objective = self.parts.objective
+        objective = self.context.objective
         logged = objective.logged_values() if isinstance(objective, LoggingObjective) else dict[str, Tensor]()
         self.record.add(at.epoch, self.step_number, lr, terms, logged)
         at.step += 1
@@ -272,7 +266,7 @@ class Loop:
         """Accuracy of every exit on val, in [0, 1]; None where nothing was held out."""
         if self.val is None:
             return None
-        net = self.average.module if self.average else self.parts.net
+        net = self.average.module if self.average else self.context.net
         traced = trace(net, self.val.epoch(0), "val")
         assert traced.labels is not None
         return top_k(traced.logits, traced.labels)
@@ -286,7 +280,7 @@ class Loop:
         """Write a checkpoint of exactly this state, after making sure that it is a good one."""
         self._look()
         self._check_weights()
-        state = taken(self.parts, self.average)
+        state = taken(self.context, self.average)
         metrics = self.record.metrics
         if not self.fabric.is_global_zero or metrics is None:
             return
@@ -308,7 +302,7 @@ class Loop:
             return 0
         for sentence in refused:
             self.reporter.note(f"{sentence}; taking the checkpoint before it")
-        take_up(found, self.net, self.parts, self.average)
+        take_up(found, self.net, self.context, self.average)
         self.at = Position(**found.state["position"])
         self.record.sums = dict(found.state["sums"])
         size = int(found.state["metrics_offset"])

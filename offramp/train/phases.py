@@ -13,7 +13,9 @@ from torch import nn
 from offramp.methods._method import Method, Phase, everything
 from offramp.methods.vanilla import final_exit
 from offramp.net import MultiExitNet, Tap, share
-from offramp.protocols import EarlierExitUser
+from offramp.outputs import Batch
+from offramp.protocols import EarlierExitUser, Objective, Terms
+from offramp.step import StepContext, plain_step
 from offramp.train import optim
 from offramp.train.recipe import Recipe
 
@@ -144,6 +146,26 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
             module.train()
             for parameter in module.parameters():
                 parameter.requires_grad_(id(parameter) in own)
+
+
+def start_epoch(net: nn.Module, objective: Objective, phase: Phase, trained: Collection[nn.Parameter]) -> None:
+    """Put network and objective into training mode, except for what the phase does not train.
+
+    Args:
+        trained: the network's parameters that the optimizer has.
+    """
+    enter(net, phase, trained)
+    set_earlier_exit_use(net, phase)
+    if isinstance(objective, nn.Module):
+        objective.train()
+
+
+def take_step(method: Method, phase: Phase, context: StepContext, batch: Batch, progress: float) -> Terms:
+    """One step as the phase wants it: with its objective and step if it has them, else with the method's."""
+    own = phase.objective
+    step = phase.step or (method.step if own is None else None) or plain_step
+    objective = context.objective if own is None else own
+    return step(replace(context, objective=objective, tap=tap(phase, context.tap)), batch, progress)
 
 
 def set_earlier_exit_use(net: nn.Module, phase: Phase) -> None:

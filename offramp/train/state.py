@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from offramp.step import StepContext
 from offramp.train.checkpoint import Checkpoint
-from offramp.train.step import Parts
 
 
 @dataclass
@@ -22,12 +22,12 @@ class Position:
     seconds: float = 0.0
 
 
-def taken(parts: Parts, average: AveragedModel | None) -> dict[str, Any]:
+def taken(context: StepContext, average: AveragedModel | None) -> dict[str, Any]:
     """The state of optimiser, objective, moving average and random numbers; every process has to ask for it."""
-    fabric, objective = parts.fabric, parts.objective
+    fabric, objective = context.fabric, context.objective
     cuda = fabric.device.type == "cuda"
     return {
-        "optimizer": parts.optimizer.state_dict(),
+        "optimizer": context.optimizer.state_dict(),
         "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
         "average": average.state_dict() if average else {},
         "rng": _of_all(fabric, torch.get_rng_state()),
@@ -41,19 +41,19 @@ def _of_all(fabric: Any, state: Tensor) -> Tensor:
     return gathered.reshape(fabric.world_size, -1).cpu()
 
 
-def take_up(found: Checkpoint, net: nn.Module, parts: Parts, average: AveragedModel | None) -> None:
+def take_up(found: Checkpoint, net: nn.Module, context: StepContext, average: AveragedModel | None) -> None:
     """Put weights and everything of `taken` back; random numbers last.
 
     Raises:
         ValueError: if the checkpoint is of another network.
     """
-    fabric, objective, state = parts.fabric, parts.objective, found.state
+    fabric, objective, state = context.fabric, context.objective, found.state
     try:
         net.load_state_dict(found.weights)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ValueError(f"{found.path} does not fit the network, which was another then: {why}") from None
-    parts.optimizer.load_state_dict(state["optimizer"])
+    context.optimizer.load_state_dict(state["optimizer"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(state["objective"])
     if average:

@@ -50,7 +50,7 @@ def trains(net: str, branch: str, method: str, folder: Path) -> None:
     prepare(made, network, data.shape)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     loop = Loop(make_fabric(config.recipe), folder, config.recipe, network, made, data, Silent())
-    loop.parts.net.train()
+    loop.context.net.train()
     for batch in loop.train.epoch(0):
         loop.step(batch, 0.0)
     loop._look()  # raises where a term is not finite

@@ -25,11 +25,11 @@ from offramp.config import Config, build_method, build_net, prepare, resolve
 from offramp.data.loading import Loader
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.outputs import Batch
+from offramp.step import plain_step
 from offramp.train import checkpoint, log
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
 from offramp.train.reporter import Interrupted
-from offramp.train.step import one_step
 
 CLASSES, SIDE, HELD = 4, 16, 8
 NETS: dict[str, dict[str, Any]] = {
@@ -124,7 +124,7 @@ def test_thirty_steps_lower_its_loss(net: str, method: str, tmp_path: Path) -> N
     running._begin = watched
     running.run(resume=False)
     assert running.step_number == 30 and len(began) == len(running.method.phases)
-    objective = running.parts.objective  # as the run left it: weights and temperatures move with the run
+    objective = running.context.objective  # as the run left it: weights and temperatures move with the run
     first = loss(running, began[-1], objective, batch)
     began[-1].load_state_dict(running.net.state_dict())  # frozen norms stay so
     assert loss(running, began[-1], objective, batch) < first
@@ -134,7 +134,7 @@ def test_thirty_steps_lower_its_loss(net: str, method: str, tmp_path: Path) -> N
 @EVERY_METHOD
 def test_what_is_logged_is_what_is_minimised(net: str, method: str, tmp_path: Path) -> None:
     running = loop(net, method, tmp_path, train=16)
-    parts, handed, wanted, taken = running.parts, [], [], []
+    parts, handed, wanted, taken = running.context, [], [], []
     update, trained = parts.update, [p for p in running.net.parameters() if p.requires_grad]
 
     def watched(terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ def test_what_is_logged_is_what_is_minimised(net: str, method: str, tmp_path: Pa
     parts.net.train()
     logged = []
     for batch in running.train.epoch(0):
-        logged.append((running.method.step or one_step)(parts, batch, 0.0))
+        logged.append((running.method.step or plain_step)(parts, batch, 0.0))
     assert len(taken) == len(handed) >= 2 and any(gradient is not None for gradient in taken[0])
     for found, expected in zip(taken, wanted, strict=True):
         torch.testing.assert_close([g for g in found if g is not None], [g for g in expected if g is not None])
@@ -190,7 +190,7 @@ def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
     again.run(resume=True)
     one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    objectives = [made.parts.objective for made in (unbroken, again)]
+    objectives = [made.context.objective for made in (unbroken, again)]
     if isinstance(objectives[0], nn.Module):
         states = [objective.state_dict() for objective in objectives]
         assert states[0].keys() == states[1].keys()

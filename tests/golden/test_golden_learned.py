@@ -14,11 +14,11 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.dense_distillation import pairs
 from offramp.methods import find
 from offramp.methods._loss_weights import learn, weight_gradient
-from offramp.methods._parts import Parts
 from offramp.methods._taps import equilibrium
 from offramp.methods.ofa import OneForAll
 from offramp.net import Branch, MultiExitNet, share
 from offramp.outputs import Batch, ExitOutputs
+from offramp.step import StepContext
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
 LABELS = torch.tensor(GOLDEN["_inputs"]["y"])
@@ -102,11 +102,11 @@ def prepared(**hyper: Any) -> Any:
     return objective
 
 
-def toy_parts(objective: Any) -> tuple[Parts, Batch]:
+def toy_parts(objective: Any) -> tuple[StepContext, Batch]:
     net, train, held = toy()
     fabric = SimpleNamespace(world_size=1, backward=Tensor.backward, autocast=nullcontext)
     optimizer = torch.optim.SGD(net.parameters(), GOLDEN["hdkd_meta_toy"]["xi"])
-    return Parts(fabric, net, objective, optimizer, share, bare=net, held_out=lambda: held), train
+    return StepContext(fabric, net, objective, optimizer, share, bare=net, held_out=lambda: held), train
 
 
 def test_hdkd_meta_gradient() -> None:

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offramp.methods import find
-from offramp.methods._parts import Parts
 from offramp.multi_net import Cohort
 from offramp.net import Backbone, Head, share
 from offramp.outputs import Batch
+from offramp.step import StepContext, plain_step
 from offramp.train.device import make_fabric
 from offramp.train.recipe import Recipe
-from offramp.train.step import one_step
 
 CLASSES, SAMPLES, STEPS = 4, 6, 3
 
@@ -75,9 +74,11 @@ def test_it_trains_as_networks_with_an_optimiser_each(updates: Any, networks: in
     method = find("dml").build(networks=networks, updates=updates, temperature=2.0)
     fabric = make_fabric(Recipe(device="cpu", precision="32"))
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    parts = Parts(fabric, net, method.objective, optimizer, share, bare=net)
+    parts = StepContext(fabric, net, method.objective, optimizer, share, bare=net)
     parts.net, parts.optimizer = fabric.setup(net, optimizer)
-    found = [sum(term.item() for term in (method.step or one_step)(parts, batch, 0.0).values()) for batch in batches()]
+    found = [
+        sum(term.item() for term in (method.step or plain_step)(parts, batch, 0.0).values()) for batch in batches()
+    ]
     expected = by_hand([hand.deploy(number) for number in range(networks)], updates == "alternating", 2.0)
     assert found == pytest.approx(expected, rel=1e-5)
     for name, tensor in hand.state_dict().items():

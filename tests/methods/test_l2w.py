@@ -11,11 +11,11 @@ from torch.func import functional_call
 from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
-from offramp.methods._parts import Parts
 from offramp.methods._taps import equilibrium
 from offramp.methods.l2w import learn, meta_loss, phi_gradient
 from offramp.net import Branch, Head, MultiExitNet, Tap, share
 from offramp.outputs import Batch
+from offramp.step import StepContext
 
 
 def network() -> MultiExitNet:
@@ -32,7 +32,7 @@ def batch(size: int, seed: int = 0) -> Batch:
     return Batch(inputs, torch.arange(size) % 4, torch.arange(size))
 
 
-def parts_of(tap: Tap = share, **hyper: Any) -> Parts:
+def parts_of(tap: Tap = share, **hyper: Any) -> StepContext:
     net = network()
     objective: Any = find("l2w").build(hidden=6, **hyper).objective
     objective.prepare_for_exits(exits=3, widths=(5,) * 3)
@@ -41,10 +41,10 @@ def parts_of(tap: Tap = share, **hyper: Any) -> Parts:
     for part in net.parameters():
         optimizer.state[part]["momentum_buffer"] = torch.full_like(part, 0.01)
     fabric = SimpleNamespace(world_size=1, backward=Tensor.backward)
-    return Parts(fabric, net, objective, optimizer, tap, bare=net)
+    return StepContext(fabric, net, objective, optimizer, tap, bare=net)
 
 
-def by_double_backward(parts: Parts, here: Batch, other: Batch) -> tuple[Tensor, ...]:
+def by_double_backward(parts: StepContext, here: Batch, other: Batch) -> tuple[Tensor, ...]:
     objective: Any = parts.objective
     net, settings = parts.net, objective.settings
     theta = dict(net.named_parameters())

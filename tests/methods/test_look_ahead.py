@@ -17,10 +17,10 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
 from offramp.methods._loss_weights import learn, weight_gradient
-from offramp.methods._parts import Parts
 from offramp.methods._taps import equilibrium
 from offramp.net import Branch, Head, MultiExitNet, Tap, share
 from offramp.outputs import Batch
+from offramp.step import StepContext
 from offramp.train import optim
 from offramp.train.recipe import Recipe
 
@@ -56,9 +56,9 @@ def prepared(net: MultiExitNet, **hyper: Any) -> Any:
     return objective
 
 
-def parts_of(net: MultiExitNet, objective: Any, tap: Tap, optimizer: torch.optim.Optimizer, held: Batch) -> Parts:
+def parts_of(net: MultiExitNet, objective: Any, tap: Tap, optimizer: torch.optim.Optimizer, held: Batch) -> StepContext:
     fabric = SimpleNamespace(world_size=1, backward=Tensor.backward, autocast=nullcontext)
-    return Parts(fabric, net, objective, optimizer, tap, bare=net, held_out=lambda: held)
+    return StepContext(fabric, net, objective, optimizer, tap, bare=net, held_out=lambda: held)
 
 
 def by_double_backward(

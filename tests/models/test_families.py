@@ -45,7 +45,7 @@ def test_a_block_leaves_its_input_alone(family: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_block_can_be_made_afresh(family: Any) -> None:
     for part, inputs in blocks(tiny(family)):
-        assert hasattr(part, "construct")
+        assert hasattr(part, "construct_fresh")
         twin = fresh(part)
         shapes = [{key: value.shape for key, value in module.state_dict().items()} for module in (twin, part)]
         assert type(twin) is type(part) and shapes[0] == shapes[1]

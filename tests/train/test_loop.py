@@ -25,13 +25,13 @@ from offramp.methods import find
 from offramp.methods._method import Method
 from offramp.net import Branch, Head, MultiExitNet
 from offramp.outputs import Batch, ExitOutputs, State
+from offramp.step import plain_step
 from offramp.train import checkpoint, log, optim, soft_labels
 from offramp.train.device import make_fabric
 from offramp.train.held_out import HeldOut
 from offramp.train.loop import Loop
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
-from offramp.train.step import one_step
 
 CLASSES, SHAPE = 4, (1, 6, 6)
 
@@ -288,7 +288,7 @@ def stopping(method: Method, running: list[Loop], at: int) -> Method:
         calls[0] += 1
         if calls[0] == at:
             running[0].stop.set()
-        return (method.step or one_step)(parts, batch, progress)
+        return (method.step or plain_step)(parts, batch, progress)
 
     return dataclasses.replace(method, step=step)
 

@@ -22,12 +22,12 @@ from offramp.methods import find
 from offramp.multi_net import Cohort, GatedFan
 from offramp.net import Backbone, Head
 from offramp.outputs import Batch
+from offramp.step import plain_step
 from offramp.train import checkpoint, log
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted
-from offramp.train.step import one_step
 
 CLASSES, SHAPE = 4, (1, 6, 6)
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -85,7 +85,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(way: str, precision: str
     how = {"precision": precision, "ema": 0.9, "mixup": 0.3}
     whole, cut = (loop(way, tmp_path / name, **how) for name in ("whole", "cut"))
     whole.run(resume=False)
-    take, calls = cut.method.step or one_step, [0]
+    take, calls = cut.method.step or plain_step, [0]
 
     def step(parts: Any, batch: Batch, progress: float) -> dict[str, Tensor]:
         calls[0] += 1

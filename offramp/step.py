@@ -1,0 +1,95 @@
+"""One optimizer step: what it works on, and the plain form that most methods take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.losses.distributed import weight
+from offramp.net import Tap
+from offramp.outputs import Batch
+from offramp.protocols import Objective, Terms
+
+
+@dataclass
+class StepContext:
+    """What a step works on.
+
+    Attributes:
+        fabric: Lightning Fabric, or an object with its `backward`, `autocast`, `no_backward_sync` and `world_size`.
+        net: the network, wrapped for device and precision: (inputs, tap=...) -> ExitOutputs.
+        objective: what is minimised, a function or an nn.Module.
+        optimizer: the optimizer.
+        tap: how gradients meet at the exits.
+        clip: largest norm of the gradient; 0 does not clip.
+        bare: the same network without wrapper, in its own precision.
+        held_out: returns the held-out batch of this step, the same after a resume; None if nothing is held out.
+        unsynchronised: whether gradients of the network must still be averaged over the processes by `update`.
+    """
+
+    fabric: Any
+    net: Any
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    tap: Tap
+    clip: float = 0.0
+    bare: nn.Module | None = None
+    held_out: Callable[[], Batch] | None = None
+    unsynchronised: bool = False
+
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        """Gradient of a loss of `net`'s outputs by parameter name, averaged over all processes.
+
+        The graph is kept for `update`, and the parameters' own gradients are reset to None.
+        """
+        assert self.bare is not None
+        self.fabric.backward(_weighted(loss), retain_graph=True)
+        self.unsynchronised = True
+        gradients = {}
+        for name, parameter in self.bare.named_parameters():
+            if parameter.requires_grad:
+                gradients[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = None
+        return gradients
+
+    def update(self, terms: Terms) -> Terms:
+        """Minimise the sum of the terms by one optimizer step; returns the terms, detached.
+
+        On several processes the terms are those of this process, weighted so that their mean over the processes is
+        that of the batch.
+        """
+        terms = {name: _weighted(term) for name, term in terms.items()}
+        self.fabric.backward(torch.stack(list(terms.values())).sum())
+        self._average_gradients()
+        if self.clip:
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _average_gradients(self) -> None:
+        """Average over all processes what the network's wrapper does not: gradients of an objective's learned parts.
+
+        The wrapper averages in the first backward pass after a forward pass only: after `gradient` not the network's.
+        """
+        unsynchronised, self.unsynchronised = self.unsynchronised, False
+        if self.fabric.world_size == 1:
+            return
+        for part in (self.objective, self.bare if unsynchronised else None):
+            for parameter in part.parameters() if isinstance(part, nn.Module) else ():
+                gradient: Tensor | None = parameter.grad
+                if gradient is not None:
+                    parameter.grad = self.fabric.all_reduce(gradient, reduce_op="mean")
+
+
+def _weighted(loss: Tensor) -> Tensor:
+    """A loss times the weight of this process's share of the batch."""
+    return loss if weight() == 1.0 else loss * weight()
+
+
+def plain_step(context: StepContext, batch: Batch, progress: float) -> Terms:
+    """Minimise the sum of the objective's terms on one batch; returns the terms, detached."""
+    outputs = context.net(batch.inputs, tap=context.tap)
+    return context.update(context.objective(outputs, batch, progress))
