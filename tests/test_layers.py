@@ -18,6 +18,7 @@ FLOORS = """
     models branches step measure split
     methods
     train bundle
+    testing
     study config
     engine
     runs
