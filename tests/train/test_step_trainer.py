@@ -11,7 +11,7 @@ from torch import nn
 import offramp
 from offramp import methods
 from offramp.branches import sketch
-from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.config import Config, ResolvedConfig, build_method, build_net, prepare, resolve
 from offramp.data.loading import Loader
 from offramp.methods import find
 from offramp.models import resnet
@@ -21,19 +21,18 @@ from offramp.train import log
 from offramp.train.device import make_fabric
 from offramp.train.held_out import HeldOut
 from offramp.train.loop import Loop
-from offramp.train.recipe import Recipe
 from offramp.train.step_trainer import StepTrainer
 
 SHAPE = (3, 16, 16)
 
 
-def configured(method: str) -> Config:
+def configured(method: str) -> ResolvedConfig:
     epochs = max(2, len(find(method).build().phases))
-    recipe = Recipe(epochs=epochs, batch_size=8, lr=0.02, precision="32", device="cpu", schedule="constant", clip=1.0)
-    return resolve(Config(method=method, net="resnet18", branch="sketch", width=4, recipe=recipe))
+    recipe = {"epochs": epochs, "batch_size": 8, "lr": 0.02, "precision": "32", "schedule": "constant", "clip": 1.0}
+    return resolve(Config(method=method, net="resnet18", branch="sketch", width=4, device="cpu", **recipe))
 
 
-def built(config: Config) -> tuple[Any, nn.Module]:
+def built(config: ResolvedConfig) -> tuple[Any, nn.Module]:
     torch.manual_seed(0)
     method = build_method(config)
     net = build_net(config, method, classes=4, shape=SHAPE)
