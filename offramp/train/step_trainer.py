@@ -186,9 +186,7 @@ def _refuse(method: Method, net: nn.Module, optimizer: torch.optim.Optimizer, he
     if method.check_network is not None:
         method.check_network(net)
     elif method.network is not build_one:
-        raise ValueError(
-            "the method builds a network of its own but has no check_network, so nothing shows that it did"
-        )
+        raise ValueError("the method has a network of its own but no check_network, so nothing shows that it built net")
     elif not isinstance(net, MultiExitNet):
         raise ValueError(f"net must be a MultiExitNet for this method, got {type(net).__name__}")
     if method.needs_held_out and held_out is None:
