@@ -89,7 +89,7 @@ class Later(nn.Module):
 
 
 def test_a_branch_or_network_that_breaks_it_is_told_how() -> None:
-    with pytest.raises(AssertionError, match="parameters without a finite gradient: branches.0.unused"):
+    with pytest.raises(AssertionError, match=r"parameters without a finite gradient: branches\.0\.unused"):
         check_branch(lambda trunk, exit, classes: Later(4) if exit == 0 else None)
     with pytest.raises(AssertionError, match="the structure must have an exit behind one stage at least"):
         check_branch(lambda trunk, exit, classes: None)

@@ -7,6 +7,7 @@ Where the last batch of an epoch does not divide evenly, each process counts by 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -19,32 +20,34 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-_weight = 1.0
+_weight: ContextVar[float] = ContextVar("weight", default=1.0)
 
 
 @contextmanager
 def weighing(weight: float) -> Iterator[None]:
-    """Within, this process's share of the batch counts `weight` times: its samples over the mean of all processes."""
-    global _weight
-    before, _weight = _weight, weight
+    """In this context, this process's share of the batch counts `weight` times: its samples over the processes' mean.
+
+    Other threads, which may train another network, are not affected.
+    """
+    token = _weight.set(weight)
     try:
         yield
     finally:
-        _weight = before
+        _weight.reset(token)
 
 
 def weight() -> float:
-    """What a loss that is a mean over this process's samples is multiplied with before gradients are averaged."""
-    return _weight
+    """The factor of a loss that is a mean over this process's samples, before gradients are averaged."""
+    return _weight.get()
 
 
 def for_sums() -> float:
-    """What a loss that is a SUM over this process's samples is multiplied with, `weight` not yet counted."""
-    return processes() / _weight
+    """The factor of a loss that is a SUM over this process's samples, in addition to `weight`."""
+    return processes() / weight()
 
 
 def weight_of(samples: int, like: Tensor) -> float:
-    """The weight of a share with this many samples, asked of all processes; `like` says on which device they talk."""
+    """The weight of a share with this many samples among all processes' shares; `like` has the communicating device."""
     if processes() == 1:
         return 1.0
     mean = _total(torch.tensor(float(samples), device=like.device)) / processes()
@@ -59,21 +62,21 @@ def _total(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def global_mean(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Mean over the processes of a batch statistic, by their weights; detached."""
-    return _total(value if _weight == 1.0 else value * _weight) / processes()
+    """Mean over the processes of a batch statistic, weighted by their shares; detached."""
+    return _total(value if weight() == 1.0 else value * weight()) / processes()
 
 
 def least(value: int, like: Tensor) -> int:
-    """The smallest of the processes' values; `like` says on which device they talk."""
+    """The smallest of the processes' values; `like` is a tensor on the communicating device."""
     if processes() == 1:
         return value
-    found = torch.tensor(value, device=like.device)
-    dist.all_reduce(found, dist.ReduceOp.MIN)
-    return int(found)
+    smallest = torch.tensor(value, device=like.device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
 
 
 def gathered(value: Float[Tensor, "E B"]) -> tuple[Float[Tensor, "E N"], int]:
-    """The columns of all processes side by side, detached, and where this one's begin; shares may differ in size."""
+    """The columns of all processes side by side, detached, and the index of this process's first; sizes may differ."""
     if processes() == 1:
         return value.detach(), 0
     size = value.new_tensor([value.shape[1]])

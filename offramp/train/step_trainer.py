@@ -107,7 +107,7 @@ class StepTrainer:
                 self.context.optimizer.state.clear()
         self.started = self.span
 
-    def step(self, inputs: State, labels: Tensor, ids: Tensor | None = None) -> Terms:
+    def step(self, inputs: Tensor, labels: Tensor, ids: Tensor | None = None) -> Terms:
         """One step of the method on a batch; returns its weighted loss terms, detached.
 
         Args:
@@ -176,7 +176,8 @@ def _endless(batches: Iterable[Any]) -> Iterator[Batch]:
         empty = True
         for batch in batches:
             empty = False
-            yield batch if isinstance(batch, Batch) else Batch(*batch, torch.arange(len(batch[1])))
+            inputs, labels = batch[:2]
+            yield Batch(inputs, labels, torch.arange(len(labels)))
         if empty:
             raise ValueError("held_out must have at least one batch, and must be iterable more than once")
 

@@ -4,39 +4,18 @@ A method, network or branch added later is tested by existing.
 """
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from offramp import branches, methods, models
 from offramp.config import Config, build_method, build_net, prepare, resolve
-from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.testing import SilentReporter, patterns
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
 
 CLASSES, SIDE = 5, 32
 FITS_ALL = ("linear",)
-
-
-class Silent:
-    def start(self, epochs: int, steps: int, epoch: int, step: int) -> None: ...
-
-    def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None: ...
-
-    def epoch_done(self, record: dict[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-def images() -> DataSet:
-    draw = np.random.default_rng(0)
-    labels = np.arange(24) % CLASSES
-    pixels = draw.integers(0, 256, (24, 3, SIDE, SIDE), dtype=np.uint8)
-    source = ArraySource("contract", tuple("abcde"), labels.astype(np.int64), pixels)
-    splits = {"train": Split(source, np.arange(16), "train"), "val": Split(source, np.arange(16, 24), "val")}
-    return DataSet("contract", splits, source.classes, source.shape, (0.5,) * 3, (0.25,) * 3, "none")
 
 
 def trains(net: str, branch: str, method: str, folder: Path) -> None:
@@ -45,11 +24,11 @@ def trains(net: str, branch: str, method: str, folder: Path) -> None:
     width = None if net == "msdnet" else 4
     recipe = {"batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu"}
     config = resolve(Config(net=net, branch=branch, method=method, width=width, **options, **recipe))
-    data, made = images(), build_method(config)
+    data, made = patterns(16, 8, CLASSES, SIDE), build_method(config)
     network = build_net(config, made, classes=CLASSES, shape=data.shape)
     prepare(made, network, data.shape)
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    loop = Loop(make_fabric(config.recipe), folder, config.recipe, network, made, data, Silent())
+    loop = Loop(make_fabric(config.recipe), folder, config.recipe, network, made, data, SilentReporter())
     loop.context.net.train()
     for batch in loop.train.epoch(0):
         loop.step(batch, 0.0)

@@ -1,6 +1,7 @@
 """Two processes that train together get the gradients of one process with the whole batch."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,9 @@ def test_alone_nothing_is_changed() -> None:
     assert processes() == 1 and global_sum(value) is value and global_mean(value).item() == 2.0
     columns, first = gathered(torch.ones(2, 3, requires_grad=True))
     assert (least(7, value), columns.shape, columns.requires_grad, first) == (7, (2, 3), False, 0)
+
+
+def test_the_weight_of_a_share_is_this_thread_s_alone() -> None:
+    with weighing(0.5), ThreadPoolExecutor(1) as pool:
+        assert (weight(), pool.submit(weight).result()) == (0.5, 1.0)
+    assert weight() == 1.0
