@@ -40,8 +40,8 @@ class Settings:
         meta_every: update phi every N batches.
         meta_lr: learning rate of phi (Adam), annealed to 0 by a cosine over the epochs.
         meta_weight_decay: weight decay of phi.
-        meta_reduction: the held-out loss is the sum over exits of the mean over each exit's samples (exit-mean, as the
-            code), or the mean over all samples (sample-mean).
+        meta_reduction: loss of the other half: the sum over exits of the mean over the samples of each, as the code,
+            or the mean over all samples.
     """
 
     epsilon: float = 0.8

@@ -146,11 +146,11 @@ def channels_last_changes_nothing(net: MultiExitNet, shape: Shape) -> None:
 
 
 NETWORK_CHECKS: tuple[Callable[[MultiExitNet, Shape], None], ...] = (
+    exits_share_no_weight,
     outputs_and_gradients_are_finite,
     exits_are_in_order,
     segments_are_the_network,
     state_dict_restores_the_network,
-    exits_share_no_weight,
     costs_equal_torchs_counter,
     bfloat16_autocast_trains,
     channels_last_changes_nothing,

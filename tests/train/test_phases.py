@@ -223,5 +223,5 @@ def test_the_backbone_learns_at_its_own_rate() -> None:
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert all(rates[id(p)] == pytest.approx(0.005) for p in phases.of_backbone(network))
     assert rates[id(extra)] == 0.05 and all(rates[id(p)] == 0.05 for p in network.branches[:-1].parameters())
-    with pytest.raises(ValueError, match=r"^--lr-backbone must be positive, got 0.0; --tune exits leaves the backbone"):
+    with pytest.raises(ValueError, match=r"^lr_backbone must be positive, got 0.0; tune=exits leaves the backbone"):
         dataclasses.replace(recipe, lr_backbone=0.0)
