@@ -1,7 +1,7 @@
 """Networks with exits: a backbone cut into stages, the branches behind them, and the segments that run one by one."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -128,6 +128,23 @@ def attach(backbone: Backbone, branch: BuildBranch) -> MultiExitNet:
             branches.append(made)
             pending = []
     return MultiExitNet(stages, branches)
+
+
+def only_behind(stages: Collection[int], branch: BuildBranch) -> BuildBranch:
+    """The same exits, but only behind these stages, numbered from 1; elsewhere there is none.
+
+    Raises:
+        ValueError: when a branch is built, if a number names the last stage or none.
+    """
+
+    def build(backbone: Backbone, exit: int) -> nn.Module | None:
+        last = len(backbone.stages) - 1
+        wrong = [number for number in stages if not 1 <= number <= last]
+        if wrong:
+            raise ValueError(f"exits_at must name stages from 1 to {last} of this network, got {wrong[0]}")
+        return branch(backbone, exit) if exit + 1 in stages else None
+
+    return build
 
 
 def plain(backbone: Backbone) -> MultiExitNet:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, fresh, plain, segments, share
+from offramp.branches import byot
+from offramp.models import wrn
+from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, fresh, only_behind, plain, segments, share
 from offramp.outputs import Carry, State
 
 WIDTH, CLASSES, EXITS = 4, 5, 4
@@ -184,3 +186,18 @@ class Scale(nn.Module):
 def test_a_module_that_cannot_be_made_afresh_is_named() -> None:
     with pytest.raises(TypeError, match=r"fresh copy of Sequential: 1 \(Scale\) holds parameters of its own"):
         fresh(nn.Sequential(nn.Linear(1, 1), Scale()))
+
+
+def test_exits_only_behind_named_stages() -> None:
+    """BYOT's exits on wide ResNets as BEED's tables have them: behind groups 1 and 2, not behind the stem."""
+    backbone = wrn.build("wrn16-4", classes=5)
+    assert attach(backbone, lambda trunk, exit: byot.build(trunk, exit, 5)).exits == 4
+    net = attach(backbone, only_behind((2, 3), lambda trunk, exit: byot.build(trunk, exit, 5)))
+    assert net.exits == 3
+    convolutions = [next(p for p in branch.modules() if isinstance(p, nn.Conv2d)) for branch in net.branches[:-1]]
+    assert [(conv.in_channels, conv.out_channels) for conv in convolutions] == [(64, 64), (128, 64)]
+    for stages in ((4,), (0, 2)):
+        with pytest.raises(
+            ValueError, match=rf"^exits_at must name stages from 1 to 3 of this network, got {stages[0]}$"
+        ):
+            attach(backbone, only_behind(stages, lambda trunk, exit: byot.build(trunk, exit, 5)))

@@ -31,6 +31,15 @@ def _fractions(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
         raise ParameterError(f"fractions of the run are wanted, such as 0.5,0.75, got {','.join(words)}") from None
 
 
+def _stages(kind: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
+    """Comma-separated whole numbers, the option repeated, or both; an empty word counts as none."""
+    words = _words(kind, tokens)
+    try:
+        return tuple(map(int, words))
+    except ValueError:
+        raise ParameterError(f"stages are whole numbers, such as 2,3, got {','.join(words)}") from None
+
+
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object.")]
 DataDir = Annotated[Path | None, Parameter(help="Data directory, if it has moved since training.")]
 Weights = Annotated[
@@ -54,6 +63,7 @@ ConfigFile = Annotated[
     ),
 ]
 _CONVERTERS = {
+    "exits_at": Parameter(negative="", show_default=False, converter=_stages),
     "exits_after": Parameter(negative="", show_default=False, converter=_words),
     "milestones": Parameter(negative="", converter=_fractions),
 }

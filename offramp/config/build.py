@@ -72,7 +72,7 @@ def build_net(config: ResolvedConfig, method: "Method", *, classes: int, shape: 
     """
     from offramp import branches
     from offramp.meta_device import check_input, check_single
-    from offramp.net import MultiExitNet
+    from offramp.net import MultiExitNet, only_behind
 
     _require_resolved(config)
     exits = branches.find(config.branch)
@@ -85,7 +85,11 @@ def build_net(config: ResolvedConfig, method: "Method", *, classes: int, shape: 
 
     names = multi_net.names(config.net)
     if len(names) == 1:
-        net = method.network(partial(backbone, config.net), branch)
+        exits_of = only_behind(config.exits_at, branch) if config.exits_at else branch
+        try:
+            net = method.network(partial(backbone, config.net), exits_of)
+        except ValueError as error:
+            raise with_parameters(error, "exits_at") if "exits_at" in str(error) else error from None
     elif method.cohort is not None:
         net = method.cohort([partial(backbone, name) for name in names])
     else:

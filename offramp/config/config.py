@@ -28,6 +28,7 @@ class Config(Recipe):
         width: Base channels of the network, short for the parameter `width` of the network.
         exits_after: Layers after which exits stand, such as layer1,layer2 (`timm:`, `torchvision:`, `transformers:`,
             `python:`).
+        exits_at: Stages behind which exits stand, such as 2,3 for the second and third; default all but the last stage.
         exits: Number of exits, the final one included; in those networks placed at equal shares of the operations.
         weights: Start from these weights: safetensors, a PyTorch checkpoint, or those of a run.
         image_size: Side of the images in pixels, if the data set has no size of its own.
@@ -51,6 +52,7 @@ class Config(Recipe):
     data_dir: Path | None = None
     width: int | None = None
     exits_after: tuple[str, ...] = ()
+    exits_at: tuple[int, ...] = ()
     exits: int | None = None
     weights: Path | None = None
     image_size: int | None = None

@@ -72,6 +72,7 @@ def load(
     holdout: int | float = 0.1,
     per_class: int | None = None,
     per_class_includes_holdout: bool = True,
+    shared_holdout: bool = False,
     image_size: int | None = None,
     split_seed: int = 0,
     streaming: bool = False,
@@ -94,6 +95,8 @@ def load(
             Data that are not divided: 10 % test, `holdout` of all val and cal, the rest train.
         per_class: CIFAR(X) of the DBT paper, X images per class.
         per_class_includes_holdout: whether that X includes what is held out (CIFAR(150) = 100 train + 50 held out).
+        shared_holdout: use all held-out images as val and as cal (HDKD's single set of 5,000 images), instead of one
+            half each; thresholds are then fitted on images that also chose epochs or loss weights.
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
             median shorter side is at most 48, else 224).
         split_seed: decides which images are held out; independent of the training seed.
@@ -131,6 +134,8 @@ def load(
     )
     found: Found = source.build(request, **arguments("data", head, source.build, options))
     rows = _splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
+    if shared_holdout and "val" in rows:
+        rows["val"] = rows["cal"] = np.union1d(rows["val"], rows["cal"])
     _check(name, found.source, rows)
     notes = (*found.notes, *_notes(name, found, rows))
     usual = NORMALISE[normalise] if normalise else (found.mean, found.std)

@@ -29,7 +29,7 @@ from offramp.outputs import ExitOutputs, State
 
 Tensors = dict[str, Tensor]
 Rates = dict[str, float]
-Dice = tuple[Tensor, Tensor | None]
+RngState = tuple[Tensor, Tensor | None]
 
 
 def trained(net: nn.Module) -> Tensors:
@@ -65,20 +65,20 @@ def plain_step(parameters: Tensors, gradient: Tensors, rates: Rates) -> tuple[Te
 def own_step(
     parameters: Tensors, gradient: Tensors, optimizer: torch.optim.Optimizer, rates: Rates, *, nesterov: bool = True
 ) -> tuple[Tensors, Rates]:
-    """theta' by the optimiser's own momentum and weight decay, which it keeps as they are; answers as `plain_step`.
+    """theta' by the optimizer's own momentum and weight decay, which do not change; returns what `plain_step` returns.
 
     Args:
         rates: of the step, by parameter.
-        nesterov: follow Nesterov's form where the optimiser does.
+        nesterov: use Nesterov momentum if the optimizer does.
     Raises:
-        ValueError: if the optimiser is not SGD.
+        ValueError: if the optimizer is not SGD.
     """
     ahead, reach = {}, {}
     groups = {id(part): group for group in optimizer.param_groups for part in group["params"]}
     for name, part in parameters.items():
         group, rate = groups[id(part)], rates[name]
         if "momentum" not in group:
-            raise ValueError("a look-ahead by the optimiser's own step is made for sgd: take --optimizer sgd")
+            raise ValueError("a look-ahead by the optimizer's own step needs SGD: use optimizer=sgd")
         here, momentum = part.detach(), group["momentum"]
         moved = gradient[name] + group["weight_decay"] * here
         kept = optimizer.state[part].get("momentum_buffer") if part in optimizer.state else None
@@ -93,15 +93,15 @@ def _leaves(tensors: Tensors) -> Tensors:
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
-def answer(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
-    """What the network answers with these parameters; its own parameters and running statistics stay as they are."""
+def outputs_with(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
+    """Outputs of the network with these parameters; its own parameters and running statistics do not change."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     outputs: ExitOutputs = functional_call(net, (parameters, buffers), (inputs,), {"tap": tap})
     return outputs
 
 
-class Convolved(TorchFunctionMode):
-    """Within, what convolutions answer is kept, in order, for `product`; nothing under the less exact autocast."""
+class RecordedConvolutions(TorchFunctionMode):
+    """Records results of convolutions, in order, for `product`; none under autocast, which rounds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,23 +111,23 @@ class Convolved(TorchFunctionMode):
         self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function."""
-        made = called(*args, **(kwargs or {}))
+        result = called(*args, **(kwargs or {}))
         if _is_convolution(called, args):
-            answer = made.detach()
-            self.kept.append(Kept(args[1].data_ptr(), answer, answer._version))
-        return made
+            kept = result.detach()
+            self.kept.append(Kept(args[1].data_ptr(), kept, kept._version))
+        return result
 
 
 class Kept(NamedTuple):
-    """What a convolution answered: where its weight lies, the answer, and its version, which a change raises."""
+    """A recorded convolution: address of its weight, result, and the result's version, which a change raises."""
 
     weight: int
-    answer: Tensor
+    result: Tensor
     version: int
 
 
 def _is_convolution(called: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a function that is called is an exact convolution of maps and weights, given in their places."""
+    """Whether a call is a convolution in full precision with positional maps and weights."""
     return called is F.conv2d and len(args) > 1 and not torch.is_autocast_enabled(args[1].device.type)
 
 
@@ -135,12 +135,12 @@ def product(
     losses: Callable[[Tensors], Float[Tensor, "..."]],
     parameters: Tensors,
     direction: Tensors,
-    convolved: Convolved | None = None,
+    convolved: RecordedConvolutions | None = None,
 ) -> Float[Tensor, "..."]:
     """Derivative of all `losses` of this process at these parameters in a direction: one forward-mode product.
 
     Args:
-        convolved: what convolutions answered when the same losses were computed at the same parameters; used up here.
+        convolved: recorded when the same losses were computed at the same parameters; emptied here.
     Raises:
         ValueError: if no loss seems to depend on the parameters.
     """
@@ -168,11 +168,11 @@ def _parts(dual: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 class _Forwards(TorchFunctionMode):
-    """Within a forward-mode product, what PyTorch's own rules take long for.
+    """Faster forward-mode rules than PyTorch's own.
 
     Batch norms on statistics of the batch are differentiated by whole kernels, where PyTorch's rule takes a dozen
-    passes over the maps; their running statistics are left alone. Convolutions computed before are not computed again;
-    from the first on that is another one than then, all are.
+    passes over the maps; their running statistics do not change. Recorded convolutions are not computed again, up to
+    the first that differs from its record.
     """
 
     def __init__(self, convolved: list[Kept]) -> None:
@@ -183,7 +183,7 @@ class _Forwards(TorchFunctionMode):
     def __torch_function__(
         self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the function, or what stands for it."""
+        """Run the function, or its faster rule."""
         made = None
         if called is F.batch_norm:
             given = _BATCH_NORM.bind(*args, **(kwargs or {}))
@@ -227,11 +227,11 @@ def _batch_norm(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 def _convolution(
     kept: Kept, maps: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any, **named: Any
 ) -> Tensor:
-    """A convolution whose answer is there already, unless it was changed since."""
+    """A convolution whose result was recorded, unless it was changed since."""
     (maps, along), (weight, turning) = _parts(maps), _parts(weight)
     bias, shifting = (None, None) if bias is None else _parts(bias)
-    usable = kept.answer._version == kept.version
-    made = kept.answer if usable else F.conv2d(maps, weight, bias, *how, **named)
+    usable = kept.result._version == kept.version
+    made = kept.result if usable else F.conv2d(maps, weight, bias, *how, **named)
     moves = [F.conv2d(along, weight, None, *how, **named)] if along is not None else []
     moves += [F.conv2d(maps, turning, None, *how, **named)] if turning is not None else []
     if not moves and shifting is None:
@@ -246,15 +246,15 @@ def along(gradient: Tensors, reach: Rates) -> Tensors:
     return {name: -reach[name] * part for name, part in gradient.items()}
 
 
-def dice(device: torch.device) -> Dice:
-    """The state of the random numbers, to be thrown again."""
+def rng_state(device: torch.device) -> RngState:
+    """The state of the random number generators of the CPU and of a GPU."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 @contextmanager
-def thrown_again(state: Dice, device: torch.device) -> Iterator[None]:
-    """Within, random numbers (dropout's) repeat from this state; afterwards they go on as if nothing had been drawn."""
-    now = dice(device)
+def with_rng_state(state: RngState, device: torch.device) -> Iterator[None]:
+    """In this context random numbers (of dropout) are drawn from this state; the generators' own state is kept."""
+    now = rng_state(device)
     _set(state, device)
     try:
         yield
@@ -262,7 +262,7 @@ def thrown_again(state: Dice, device: torch.device) -> Iterator[None]:
         _set(now, device)
 
 
-def _set(state: Dice, device: torch.device) -> None:
+def _set(state: RngState, device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
@@ -270,7 +270,7 @@ def _set(state: Dice, device: torch.device) -> None:
 
 @contextmanager
 def batch_norms(net: nn.Module, *, running: bool) -> Iterator[None]:
-    """Within, batch norms use their running statistics if `running`, else what the network's mode says."""
+    """In this context batch norms use running statistics if `running`, else those that the network's mode implies."""
     parts = [part for part in net.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
     for part in parts if running else ():
         part.training = False

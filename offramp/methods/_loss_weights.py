@@ -27,6 +27,7 @@ Init = Literal["ds", "ones", "dbt", "random"]
 Rate = Literal["initial", "current"]
 Ahead = Literal["plain", "own"]
 Statistics = Literal["batch", "running"]
+Averages = Literal["held-out", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,9 @@ class Bilevel:
         temperature: temperature T of the distillation.
         detach_teachers: stop the gradient into the teachers.
         alpha: share a of the plain sum in the held-out loss (the paper's ablation: 0, .1, .5, .9, 1).
-        decay: decay of the moving average E_k of the held-out losses.
+        decay: decay of the moving averages E_k of the exits' losses.
+        averages: the losses that E_k averages: on held-out batches one step ahead (held-out), or on the training
+            batches (train).
         step_size: learning rate eps of the weights.
         xi: learning rate of the look-ahead step: the one at the start of the run (initial), or the current one, which
             stops the weights from moving as it falls.
@@ -65,6 +68,7 @@ class Bilevel:
     detach_teachers: bool = True
     alpha: float = 0.5
     decay: float = 0.9
+    averages: Averages = "held-out"
     step_size: float = 1.0
     xi: Rate = "initial"
     look_ahead: Ahead = "plain"
@@ -78,6 +82,7 @@ class Bilevel:
         choice("xi", self.xi, Rate)
         choice("look_ahead", self.look_ahead, Ahead)
         choice("val_bn", self.val_bn, Statistics)
+        choice("averages", self.averages, Averages)
         positive("temperature", self.temperature)
         fraction("alpha", self.alpha)
         fraction("decay", self.decay)
@@ -249,7 +254,7 @@ def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
     device = batch.inputs.device
     same: AbstractContextManager[None] = nullcontext()
     if objective.due():
-        same = look_ahead.thrown_again(look_ahead.dice(device), device)
+        same = look_ahead.with_rng_state(look_ahead.rng_state(device), device)
         objective.move(weight_gradient(context, batch))
     with same:
         outputs = context.net(batch.inputs, tap=context.tap)
@@ -266,16 +271,19 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
     if context.held_out is None or context.bare is None:
         raise ValueError(NEEDS_HELD_OUT)
     net, settings, optimizer, device = context.bare, objective.settings, context.optimizer, batch.inputs.device
-    theta, thrown = look_ahead.trained(net), look_ahead.dice(device)
+    theta, thrown = look_ahead.trained(net), look_ahead.rng_state(device)
 
     def losses(parameters: look_ahead.Tensors) -> Tensor:
-        found: Tensor = objective.losses(look_ahead.answer(net, parameters, batch.inputs, context.tap), batch.labels)
-        return found
+        outputs = look_ahead.outputs_with(net, parameters, batch.inputs, context.tap)
+        vector: Tensor = objective.losses(outputs, batch.labels)
+        return vector
 
-    with context.fabric.autocast(), look_ahead.Convolved() as convolved:
-        loss = (objective.weights * losses(theta)).sum()
+    with context.fabric.autocast(), look_ahead.RecordedConvolutions() as convolved:
+        vector = losses(theta)
+        loss = (objective.weights * vector).sum()
     gradient = look_ahead.gradients(loss, theta)
-    del loss  # and its graph: the held-out pass is where most memory is in use
+    training_ce = vector.detach()[: len(objective.averages)]
+    del loss, vector  # and their graph: the held-out pass is where most memory is in use
     rates = look_ahead.rates(theta, optimizer, initial=settings.xi == "initial")
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
     ahead, reach = step(theta, gradient, rates=rates)
@@ -283,8 +291,10 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
     held = context.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
         direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
+    if settings.averages == "train":
+        objective.observe(global_mean(training_ce))
     del ahead
-    with look_ahead.thrown_again(thrown, device):
+    with look_ahead.with_rng_state(thrown, device):
         return global_mean(look_ahead.product(losses, theta, direction, convolved))
 
 
@@ -296,15 +306,16 @@ NEEDS_HELD_OUT = (
 def held_out_gradient(
     net: nn.Module, objective: LossWeights, ahead: look_ahead.Tensors, held: Batch
 ) -> look_ahead.Tensors:
-    """Gradient of the held-out loss at theta'; the averages then take in what was observed.
+    """Gradient of the held-out loss at theta'; then the moving averages are updated.
 
-    No tap here: what is wanted is the derivative itself. The mean over all processes comes before the softplus, so
-    that several processes do as one.
+    No tap is applied, because the derivative itself is needed. The mean over all processes is taken before the
+    softplus, so that several processes compute what one would.
     """
     with look_ahead.batch_norms(net, running=objective.settings.val_bn == "running"):
-        ce = cross_entropy(look_ahead.answer(net, ahead, held.inputs, share).logits, held.labels)
+        ce = cross_entropy(look_ahead.outputs_with(net, ahead, held.inputs, share).logits, held.labels)
     observed = global_mean(ce).requires_grad_()
     pull = torch.autograd.grad(objective.validation(observed), observed)[0]
-    found = look_ahead.gradients((pull * ce).sum(), ahead)
-    objective.observe(observed.detach())
-    return found
+    pulled = look_ahead.gradients((pull * ce).sum(), ahead)
+    if objective.settings.averages == "held-out":
+        objective.observe(observed.detach())
+    return pulled

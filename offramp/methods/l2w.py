@@ -218,7 +218,7 @@ def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
     terms = []
     for here, other in (halves, halves[::-1]):
         with weighing(weight_of(len(here.ids), here.inputs)):
-            thrown = look_ahead.dice(here.inputs.device)
+            thrown = look_ahead.rng_state(here.inputs.device)
             outputs = context.net(here.inputs, tap=context.tap)
             if due:
                 objective.improve(phi_gradient(context, here, other, outputs, thrown), progress)
@@ -227,7 +227,7 @@ def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
 
 
 def phi_gradient(
-    context: StepContext, here: Batch, other: Batch, outputs: ExitOutputs, thrown: look_ahead.Dice
+    context: StepContext, here: Batch, other: Batch, outputs: ExitOutputs, thrown: look_ahead.RngState
 ) -> tuple[Tensor, ...]:
     """Gradient by phi of what the other half loses after a step on this one; keeps the graph of the outputs."""
     objective: Any = context.objective
@@ -241,14 +241,14 @@ def phi_gradient(
     gradient = context.gradient((weights * losses).mean(1).sum())
     rates = look_ahead.rates(theta, optimizer)
     ahead, reach = look_ahead.own_step(theta, gradient, optimizer, rates, nesterov=False)
-    seen = look_ahead.answer(net, ahead, other.inputs, share).logits
+    seen = look_ahead.outputs_with(net, ahead, other.inputs, share).logits
     pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)
 
     def again(parameters: look_ahead.Tensors) -> Tensor:
-        logits = look_ahead.answer(net, parameters, here.inputs, context.tap).logits
+        logits = look_ahead.outputs_with(net, parameters, here.inputs, context.tap).logits
         return sample_cross_entropy(logits, here.labels) / len(here.ids)
 
-    with look_ahead.thrown_again(thrown, here.inputs.device):
+    with look_ahead.with_rng_state(thrown, here.inputs.device):
         by_weight = look_ahead.product(again, theta, look_ahead.along(pull, reach))
     by_answer = centred(by_weight.to(answered.dtype), settings.centre, settings.epsilon)
     return tuple(global_mean(found) for found in torch.autograd.grad(answered, phi, by_answer))

@@ -105,3 +105,10 @@ def test_other_constants_and_augmentation_on_demand(tmp_path, write):
     data = load("cifar10", data_dir=tmp_path, holdout=0, normalise="dbt", augmentation="crop-flip-normalised")
     assert data.mean == (0.507, 0.487, 0.441)
     assert data.augmentation == "crop-flip-normalised"
+
+
+def test_all_that_is_held_out_may_be_val_and_cal():
+    apart, shared = load("digits", holdout=0.2), load("digits", holdout=0.2, shared_holdout=True)
+    held = np.union1d(ids(apart)["val"], ids(apart)["cal"])
+    assert all(np.array_equal(np.sort(ids(shared)[name]), held) for name in ("val", "cal"))
+    assert np.array_equal(ids(shared)["train"], ids(apart)["train"])

@@ -70,7 +70,7 @@ def by_double_backward(parts: StepContext, here: Batch, other: Batch) -> tuple[T
 @pytest.mark.parametrize("hyper", [{}, {"centre": "row", "sees": "conf"}, {"centre": "mat", "sees": "both"}])
 def test_phi_gradient_equals_double_backward(tap: Tap, hyper: dict[str, Any]) -> None:
     parts, here, other = parts_of(tap, **hyper), batch(6, 1), batch(7, 2)
-    thrown = look_ahead.dice(torch.device("cpu"))
+    thrown = look_ahead.rng_state(torch.device("cpu"))
     got = phi_gradient(parts, here, other, parts.net(here.inputs, tap=tap), thrown)
     torch.set_rng_state(thrown[0])
     for mine, theirs in zip(got, by_double_backward(parts, here, other), strict=True):

@@ -94,7 +94,7 @@ def both(net: MultiExitNet, tap: Tap, **hyper: Any) -> tuple[Tensor, Tensor, Any
     for part in net.parameters():
         optimizer.state[part]["momentum_buffer"] = torch.full_like(part, 0.01)
     parts = parts_of(net, objective, tap, optimizer, held)
-    thrown, before = look_ahead.dice(torch.device("cpu")), copy.deepcopy(objective)
+    thrown, before = look_ahead.rng_state(torch.device("cpu")), copy.deepcopy(objective)
     got = weight_gradient(parts, train)
     torch.set_rng_state(thrown[0])
     return got, by_double_backward(net, before, tap, optimizer, train, held, own=nesterov), objective
@@ -154,7 +154,7 @@ def test_what_is_there_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_nothing_is_kept_under_autocast() -> None:
-    convolved, maps = look_ahead.Convolved(), torch.randn(2, 4, 8, 8)
+    convolved, maps = look_ahead.RecordedConvolutions(), torch.randn(2, 4, 8, 8)
     with convolved, torch.autocast("cpu", torch.bfloat16):
         Conv(4, 6, 3, bias=False)(maps)  # as a matrix product, with a convolution within
         Conv(4, 6, 3, groups=2)(maps)
@@ -197,7 +197,7 @@ def test_only_answers_of_the_same_convolution_are_taken(first: list[int], low: b
 
     net.first = first[:1]
     expected = look_ahead.product(losses, theta, direction)
-    net.first, convolved = list(first), look_ahead.Convolved()
+    net.first, convolved = list(first), look_ahead.RecordedConvolutions()
     with convolved, torch.autocast("cpu", torch.bfloat16, enabled=low is False):
         losses(theta)
     got = look_ahead.product(losses, theta, direction, convolved)
@@ -273,7 +273,7 @@ def test_own_step_is_the_optimisers() -> None:
 
 def test_own_step_needs_sgd() -> None:
     net = network(BUILDS["plain"])
-    with pytest.raises(ValueError, match="own step is made for sgd: take --optimizer sgd"):
+    with pytest.raises(ValueError, match="own step needs SGD: use optimizer=sgd"):
         theta = look_ahead.trained(net)
         look_ahead.own_step(theta, dict(theta), torch.optim.AdamW(net.parameters()), dict.fromkeys(theta, 0.1))
 
@@ -308,3 +308,16 @@ def test_weights_that_all_come_to_nothing_keep_their_sum() -> None:
     objective.move(torch.arange(len(before)) * 0.1)
     torch.testing.assert_close(objective.weights.sum(), before.sum())
     assert not torch.equal(objective.weights, before)
+
+
+def test_the_averages_follow_the_training_batch_if_told_to() -> None:
+    """E_k (eq. 9) of the training batch at theta instead of the held-out batch at theta'."""
+    torch.manual_seed(0)
+    net, train, held = network(BUILDS["plain"]), batch(8, 1), batch(8, 2)
+    expected = cross_entropy(net(train.inputs).logits, train.labels).detach()
+    for averages, follows in (("train", True), ("held-out", False)):
+        objective = prepared(net, averages=averages)
+        before = objective.averages.clone()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        weight_gradient(parts_of(net, objective, share, optimizer, held), train)
+        assert torch.allclose(objective.averages, 0.9 * before + 0.1 * expected) is follows
