@@ -11,7 +11,7 @@ FLOORS = """
     text lookup optional digests finite progress
     schema images
     files outputs hyperparameters image_files
-    trust
+    trust protocols
     meta_device
     net blocks losses data early_exit
     multi_net

@@ -64,7 +64,7 @@ def build(
     return Method(
         NativeEnsemble(weight, temperature, ramp_up, floor),
         network=partial(network, branches=branches, stages=stages, form=form),
-        scheduled=("kl",) if ramp_up and form == "fan" else (),
+        scheduled=("kl",) if ramp_up else (),
         check_network=contains(GatedFan if form == "fan" else GatedEnsemble),
     )
 
