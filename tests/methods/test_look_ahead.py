@@ -162,7 +162,7 @@ def test_nothing_is_kept_under_autocast() -> None:
     with convolved:
         made = Conv(4, 6, 3)(maps)
     (kept,) = convolved.kept
-    assert torch.equal(kept.answer, made) and kept.version == made._version
+    assert torch.equal(kept.result, made) and kept.version == made._version
 
 
 class Twice(nn.Module):
