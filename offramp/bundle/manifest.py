@@ -13,9 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from offramp.bundle.preprocess import Preprocessing
+from offramp.text import one_line, quoted
 
 FORMAT, VERSION = "offramp-bundle", 1
 MANIFEST, POLICY = "manifest.json", "policy.json"
+MOST_EXITS = 1000
+LARGEST = 1 << 26
+"""Values that a tensor between segments may have for one image."""
 DTYPES = ("float32", "float16", "int64", "int32", "bool")
 
 _BLANK = "0" * 64
@@ -91,18 +95,20 @@ def parse(data: bytes, source: str) -> Manifest:
         text = data.decode()
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is damaged: it is no JSON ({error})") from None
+        raise ValueError(f"{source} is damaged: it is no JSON ({one_line(str(error), 200)})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{source} is not the manifest of a bundle: its `format` is not `{FORMAT}`")
     if found.get("version") != VERSION:
-        raise ValueError(f"{source} has bundle version {found.get('version')!r}; this offramp reads version {VERSION}")
+        raise ValueError(
+            f"{source} has bundle version {quoted(found.get('version'))}; this offramp reads version {VERSION}"
+        )
     digest = found.get("digest")
     if not isinstance(digest, str) or _digest(text.replace(digest, _BLANK, 1)) != digest:
         raise ValueError(f"{source} was changed since it was written: export the bundle again")
     try:
         return _consistent(_manifest(found, digest))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(str(error), 500)
         raise ValueError(f"{source} makes no sense: {reason}") from None
 
 
@@ -136,6 +142,8 @@ def _manifest(found: dict[str, Any], digest: str) -> Manifest:
 
 def _consistent(manifest: Manifest) -> Manifest:
     """The same manifest, if its segments fit each other, the exits and the files."""
+    if not 0 < manifest.exits <= MOST_EXITS or not manifest.classes:
+        raise ValueError(f"it has {manifest.exits} exits and {len(manifest.classes)} classes")
     order = [part.exit for part in manifest.parts]
     if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] != manifest.exits - 1:
         raise ValueError(f"segments of the exits {order} do not lead to the last of {manifest.exits}")
@@ -159,36 +167,39 @@ def _part(value: Any) -> Part:
 
 def _port(value: Any) -> Port:
     if value["dtype"] not in DTYPES:
-        raise ValueError(f"tensors are of {', '.join(DTYPES)}, not {value['dtype']!r}")
-    return Port(_text(value["name"]), _many(value["shape"], _whole), value["dtype"])
+        raise ValueError(f"tensors are of {', '.join(DTYPES)}, not {quoted(value['dtype'])}")
+    shape = _many(value["shape"], _whole)
+    if min(shape, default=1) < 1 or math.prod(shape) > LARGEST:
+        raise ValueError(f"a tensor of shape {quoted(shape)} is none, or larger than {LARGEST:,} values for an image")
+    return Port(_text(value["name"]), shape, value["dtype"])
 
 
 def _plain(name: Any) -> str:
     """A file name that stays in the folder, whatever the system."""
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or name.endswith("."):
-        raise ValueError(f"{name!r} is no plain file name of the bundle's own folder")
+        raise ValueError(f"{quoted(name)} is no plain file name of the bundle's own folder")
     return name
 
 
 def _many(value: Any, kind: Callable[[Any], Any]) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"{value!r} should be a list")
+        raise ValueError(f"{quoted(value)} should be a list")
     return tuple(map(kind, value))
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise ValueError(f"{value!r} should be a whole number")
+        raise ValueError(f"{quoted(value)} should be a whole number")
     return value
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} should be a finite number")
+        raise ValueError(f"{quoted(value)} should be a finite number")
     return float(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} should be a text")
+        raise ValueError(f"{quoted(value)} should be a text")
     return value

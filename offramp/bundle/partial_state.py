@@ -5,6 +5,7 @@ with the images' names and the digest of the bundle's manifest. Nothing in it is
 """
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from offramp.bundle.manifest import Manifest, Port
 from offramp.bundle.read import Bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, resume
+from offramp.text import one_line, quoted
 
 FORMAT, VERSION = "offramp-state", 1
 HEADER = "header"
@@ -97,7 +99,9 @@ def load(path: Path, bundle: Bundle) -> Handover:
     arrays = _arrays(path)
     header = _header(path, arrays.pop(HEADER, None))
     if header.get("version") != VERSION:
-        raise ValueError(f"{path} has state version {header.get('version')!r}; this offramp reads version {VERSION}")
+        raise ValueError(
+            f"{path} has state version {quoted(header.get('version'))}; this offramp reads version {VERSION}"
+        )
     if header.get("bundle") != bundle.manifest.digest:
         raise ValueError(f"{path} was written by another bundle than {bundle.folder}: both sides need the same")
     passed, names = header.get("passed"), header.get("names")
@@ -132,13 +136,25 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise ValueError(f"{path} is larger than the {LARGEST >> 30} GiB that a state file may have")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > path.stat().st_size for m in members):
-            raise ValueError("it is compressed")
-        with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-    except Exception as error:  # damaged archives fail in many ways, arrays said to be larger than the memory too
-        raise ValueError(f"{path} is no state file or damaged: {' '.join(str(error).split())[:200]}") from None
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
+    except Exception as error:  # damaged archives fail in many ways
+        raise ValueError(f"{path} is no state file or damaged: {one_line(str(error), 200)}") from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """One array; its header may claim no more memory than the file has bytes."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is compressed")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"{quoted(member.filename)} has an unknown format")
+        shape, fortran, dtype = readers[version](stream)
+        data = stream.read()
+    if dtype.hasobject or fortran or len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{quoted(member.filename)} does not hold the plain numbers that its header tells of")
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
 
 def _header(path: Path, text: Array | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From image files to rows of answers: bad images are named, the others answered. Runs without torch."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,14 +16,19 @@ from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer, Stepper
 from offramp.image_files import walk
 from offramp.images import BadImage, Pixels
+from offramp.lookup import ParameterError
 
 WARM = 3
 """Rounds before the first image; from the second or third on, a runtime takes its usual time."""
 
 
+LARGEST_BATCH = 4 << 30
+"""Bytes that one tensor of a batch may have."""
+
+
 @dataclass(frozen=True)
-class Row:
-    """What is said of one image: an answer, or `error`, or neither where it goes on elsewhere.
+class Prediction:
+    """The result for one image: an answer, or `error`, or neither if it continues elsewhere.
 
     `exit` is counted from 0 among all exits; `ms` is the time in the network, its batch's shared equally.
     """
@@ -36,35 +42,37 @@ class Row:
     error: str | None = None
 
 
-def find(paths: Sequence[Path]) -> tuple[list[Path], list[Row]]:
+def find(paths: Sequence[Path]) -> tuple[list[Path], list[Prediction]]:
     """The image files of all paths, those of a folder in the order of their names, and an error for each empty folder.
 
     A named file is taken whatever its ending. Folders are read as for training (`offramp.image_files.walk`): links are
     followed, hidden files and other endings are left out.
     """
     files: list[Path] = []
-    bad: list[Row] = []
+    bad: list[Prediction] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(walk(path).images)
             files += inside
             if not inside:
-                bad.append(Row(str(path), error="the folder holds no images"))
+                bad.append(Prediction(str(path), error="the folder holds no images"))
         else:
             files.append(path)
     return files, bad
 
 
-def read(preprocessing: Preprocessing, files: Iterable[Path], size: int) -> Iterator[tuple[list[Row], list[Pixels]]]:
+def read(
+    preprocessing: Preprocessing, files: Iterable[Path], size: int
+) -> Iterator[tuple[list[Prediction], list[Pixels]]]:
     """Files in batches of `size` readable images: a row per file, those without an error have pixels, in order."""
-    rows: list[Row] = []
+    rows: list[Prediction] = []
     pixels: list[Pixels] = []
     for file in files:
         try:
             pixels.append(_pixels(preprocessing, file))
-            rows.append(Row(str(file)))
+            rows.append(Prediction(str(file)))
         except BadImage as error:
-            rows.append(Row(str(file), error=str(error)))
+            rows.append(Prediction(str(file), error=str(error)))
         if len(pixels) == size:
             yield rows, pixels
             rows, pixels = [], []
@@ -80,9 +88,26 @@ def _pixels(preprocessing: Preprocessing, file: Path) -> Pixels:
         return preprocessing.read(file)
 
 
+def check_batch(bundle: Bundle, size: int) -> None:
+    """Refuse batches that need more memory than `LARGEST_BATCH`: a bundle says how large its tensors are.
+
+    Raises:
+        ValueError: naming the largest batch size.
+    """
+    ports = [port for part in bundle.manifest.parts for port in part.takes_state + part.takes_carry]
+    bytes_each = 4 * max(math.prod(port.shape) for port in ports)
+    if size * bytes_each > LARGEST_BATCH:
+        most = max(1, LARGEST_BATCH // bytes_each)
+        raise ParameterError(
+            f"batch_size {size} needs {size * bytes_each / 2**30:,.1f} GiB for the tensors of {bundle.folder}: take at "
+            f"most {most}",
+            "batch_size",
+        )
+
+
 def answers(
     bundle: Bundle, files: Iterable[Path], size: int, left: Callable[[Stepper, list[str]], None] | None = None
-) -> Iterator[Row]:
+) -> Iterator[Prediction]:
     """A row for every file, in order.
 
     Args:
@@ -90,6 +115,7 @@ def answers(
         size: images per batch.
         left: called with every batch's stepper and its images' names, where only the first segments run.
     """
+    check_batch(bundle, size)
     for rows, pixels in read(bundle.manifest.preprocessing, files, size):
         if not pixels:
             yield from rows
@@ -104,7 +130,7 @@ def answers(
         yield from (row if row.error is not None else next(given) for row in rows)
 
 
-def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Row]:
+def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Prediction]:
     """A row for every image of a state file, by the rest of the segments."""
     for begin in range(0, len(handover.names), size):
         names = handover.names[begin : begin + size]
@@ -115,6 +141,7 @@ def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Row]:
 
 def warm_up(bundle: Bundle, size: int) -> None:
     """Run every open segment on zeros: a runtime's first calls are slow, and would be taken for an image's time."""
+    check_batch(bundle, size)
     part = bundle.manifest.parts[bundle.begin]
     for _ in range(WARM):
         state: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in part.takes_state)
@@ -136,15 +163,15 @@ def _advance(bundle: Bundle, stepper: Stepper, began: float) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def _rows(bundle: Bundle, stepper: Stepper, names: Sequence[str], ms: float) -> Iterator[Row]:
+def _rows(bundle: Bundle, stepper: Stepper, names: Sequence[str], ms: float) -> Iterator[Prediction]:
     answer, waiting = stepper.answer, set(stepper.alive.tolist())
     assert answer is not None
     for place, (name, (index, probability)) in enumerate(zip(names, _best(answer), strict=True)):
         if place in waiting:
-            yield Row(name, ms=ms)
+            yield Prediction(name, ms=ms)
         else:
             label = bundle.manifest.classes[index]
-            yield Row(name, label, index, probability, int(answer.exit[place]), ms)
+            yield Prediction(name, label, index, probability, int(answer.exit[place]), ms)
 
 
 def _best(answer: Answer) -> Iterator[tuple[int, float]]:

@@ -12,6 +12,10 @@ from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy import parse as parse_policy
 from offramp.early_exit.runtime import Answer, answer
+from offramp.files import LARGEST_TEXT
+
+LARGEST = 1 << 31
+"""Bytes of a file of a bundle: one ONNX file holds no more."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,11 @@ def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: 
 def open_files(folder: Path, manifest: Manifest, runtime: str, begin: int = 0, end: int | None = None) -> Bundle:
     """Open what a manifest that was read already names; see `open_bundle`."""
     policy = read_policy(folder, manifest)
-    segments = [open_segment(content(folder, manifest, part.file), part, runtime) for part in manifest.parts[begin:end]]
+    classes = len(manifest.classes)
+    segments = [
+        open_segment(content(folder, manifest, part.file), part, runtime, classes=classes)
+        for part in manifest.parts[begin:end]
+    ]
     return Bundle(folder, manifest, policy, tuple(segments), begin)
 
 
@@ -64,7 +72,7 @@ def read_policy(folder: Path, manifest: Manifest) -> ExitPolicy:
     Raises:
         ValueError: if it is missing, changed, or for other exits than there are segments.
     """
-    policy = parse_policy(content(folder, manifest, POLICY).decode(), str(folder / POLICY))
+    policy = parse_policy(content(folder, manifest, POLICY), str(folder / POLICY))
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     if policy.exits != manifest.exits or enabled != [part.exit for part in manifest.parts]:
         raise ValueError(f"{folder / POLICY} enables other exits than {folder / MANIFEST} has segments for")
@@ -82,6 +90,10 @@ def read_manifest(folder: Path) -> Manifest:
         if (folder / "config.yaml").is_file():
             raise ValueError(f"{folder} is a run, no bundle: `offramp export {folder} --out DIR` makes one of it")
         raise ValueError(f"{folder} is no bundle: it has no {MANIFEST} (`offramp export RUN --out {folder}` makes one)")
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link: a bundle is a folder of plain files; copy what it links to")
+    if path.stat().st_size > LARGEST_TEXT:
+        raise ValueError(f"{path} is damaged: it is larger than the {LARGEST_TEXT >> 20} MiB that it may have")
     return parse(path.read_bytes(), str(path))
 
 
@@ -94,6 +106,8 @@ def content(folder: Path, manifest: Manifest, name: str) -> bytes:
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path} is missing, though {MANIFEST} names it: export the bundle again")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} is larger than the 2 GiB that a file of a bundle may have: export the bundle again")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise ValueError(f"{path} is truncated or changed since it was written: export the bundle again")

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.external_data import external_tensor
 from offramp.bundle.manifest import Part
+from offramp.text import one_line
 
 RUNTIMES = ("onnx", "openvino")
 LOGITS = "logits"
@@ -19,19 +21,26 @@ ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], 
 """A segment (see `offramp.outputs.Segment`) on numpy arrays."""
 
 
-def open_segment(model: bytes, part: Part, runtime: str = "onnx", threads: int | None = None) -> ArraySegment:
+def open_segment(
+    model: bytes, part: Part, runtime: str = "onnx", threads: int | None = None, classes: int | None = None
+) -> ArraySegment:
     """A segment that a runtime computes in float32 on the CPU.
 
     Args:
         model: the content of its ONNX file.
         runtime: one of `RUNTIMES`.
         threads: how many it may use; by default, as many as there are cores.
+        classes: how many logits it must give; any number by default.
+    Returns:
+        The segment; it raises ValueError if the model fails, or gives tensors of other shapes than `part` says.
     Raises:
-        ValueError: if the runtime is unknown or cannot read the model, or the model has other tensors than `part`.
+        ValueError: if the runtime is unknown or cannot read the model, the model reads other files, or has other
+            tensors than `part`.
         ImportError: if the runtime is not installed, with the command that installs it.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: there are {', '.join(RUNTIMES)}")
+    _refuse_external_data(model, part.file)
     opened = _onnx if runtime == "onnx" else _openvino
     run, takes, gives = opened(model, part.file, threads)
     wanted = {port.name for port in part.takes_state + part.takes_carry}
@@ -42,16 +51,36 @@ def open_segment(model: bytes, part: Part, runtime: str = "onnx", threads: int |
             f"{part.file} takes {sorted(takes)} and gives {sorted(gives)}, but the manifest says {sorted(wanted)} and "
             f"{sorted(promised)}"
         )
-    return _segment(run, part)
+    return _segment(run, part, classes)
 
 
-def _segment(run: Run, part: Part) -> ArraySegment:
+def _refuse_external_data(model: bytes, name: str) -> None:
+    try:
+        external = external_tensor(model)
+    except ValueError as error:
+        raise ValueError(f"{name} is no ONNX model: {error}") from None
+    if external:
+        raise ValueError(f"{name} keeps tensors in other files, which a bundle must not: export it anew")
+
+
+def _segment(run: Run, part: Part, classes: int | None) -> ArraySegment:
+    takes = [port.name for port in part.takes_state + part.takes_carry]
+    gives = {port.name: port.shape for port in part.gives_state + part.gives_carry}
+
     def segment(state: Any, carry: Any) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
         tensors = (*(state if isinstance(state, tuple) else (state,)), *carry)
-        ports = part.takes_state + part.takes_carry
-        made = run({port.name: np.ascontiguousarray(tensor) for port, tensor in zip(ports, tensors, strict=True)})
-        state = tuple(made[port.name] for port in part.gives_state)
-        return state, tuple(made[port.name] for port in part.gives_carry), made[LOGITS]
+        outputs = run({name: np.ascontiguousarray(tensor) for name, tensor in zip(takes, tensors, strict=True)})
+        logits, batch = outputs[LOGITS], len(tensors[0])
+        if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
+            wanted = "C" if classes is None else classes
+            raise ValueError(f"{part.file} gives logits {logits.shape}, not {(batch, wanted)} as the manifest says")
+        for name, shape in gives.items():
+            if outputs[name].shape != (batch, *shape):
+                raise ValueError(
+                    f"{part.file} gives {name} {outputs[name].shape}, not {(batch, *shape)} as the manifest says"
+                )
+        next_state = tuple(outputs[port.name] for port in part.gives_state)
+        return next_state, tuple(outputs[port.name] for port in part.gives_carry), logits
 
     return segment
 
@@ -109,4 +138,4 @@ def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[st
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(str(error), 300)

@@ -14,7 +14,7 @@ from offramp.measure.units import percent
 from offramp.text import csv_cell
 
 if TYPE_CHECKING:
-    from offramp.bundle.predict import Row
+    from offramp.bundle.predict import Prediction
     from offramp.bundle.read import Bundle
     from offramp.early_exit.runtime import Stepper
 
@@ -85,7 +85,7 @@ def _check(
 
 def _rows(
     opened: "Bundle", images: tuple[Path, ...], size: int, first: int | None, state: Path | None
-) -> tuple[Iterable["Row"], int]:
+) -> tuple[Iterable["Prediction"], int]:
     """The rows as they come, and how many there will be."""
     from offramp.bundle import partial_state
     from offramp.bundle.predict import answers, find, go_on
@@ -96,7 +96,7 @@ def _rows(
         return go_on(opened, found, size), len(found.names)
     files, empty = find(images)
 
-    def rows() -> Iterator["Row"]:
+    def rows() -> Iterator["Prediction"]:
         yield from empty
         if first is None:
             yield from answers(opened, files, size)
@@ -111,7 +111,7 @@ def _rows(
     return rows(), len(files) + len(empty)
 
 
-def _progress(rows: Iterable["Row"], total: int, show: bool) -> Iterator["Row"]:
+def _progress(rows: Iterable["Prediction"], total: int, show: bool) -> Iterator["Prediction"]:
     """The same rows, with a bar where there are many; an error is said as soon as it is met."""
     from offramp.cli._console import stderr, working
 
@@ -123,7 +123,7 @@ def _progress(rows: Iterable["Row"], total: int, show: bool) -> Iterator["Row"]:
             yield row
 
 
-def _values(row: "Row", exits: int) -> dict[str, Any]:
+def _values(row: "Prediction", exits: int) -> dict[str, Any]:
     """One row for machines: exits are counted from 1, as everywhere in what is printed."""
     return {
         "image": row.image,
@@ -137,12 +137,12 @@ def _values(row: "Row", exits: int) -> dict[str, Any]:
     }
 
 
-def _csv(rows: Iterable["Row"], exits: int) -> int:
+def _csv(rows: Iterable["Prediction"], exits: int) -> int:
     """Print the rows as they come; how many have an error."""
-    from offramp.bundle.predict import Row
+    from offramp.bundle.predict import Prediction
 
     failed = 0
-    writer = csv_format.DictWriter(sys.stdout, list(_values(Row(""), exits)), lineterminator="\n")
+    writer = csv_format.DictWriter(sys.stdout, list(_values(Prediction(""), exits)), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({key: csv_cell(value) for key, value in _values(row, exits).items()})
@@ -150,7 +150,7 @@ def _csv(rows: Iterable["Row"], exits: int) -> int:
     return failed
 
 
-def _whole(rows: list["Row"], opened: "Bundle", runtime: str, state: Path | None, json: bool) -> int:
+def _whole(rows: list["Prediction"], opened: "Bundle", runtime: str, state: Path | None, json: bool) -> int:
     """Print all rows as one JSON object or one table; how many have an error."""
     exits = opened.manifest.exits
     waiting = sum(row.error is None and row.label is None for row in rows)
@@ -171,7 +171,7 @@ def _whole(rows: list["Row"], opened: "Bundle", runtime: str, state: Path | None
     return sum(row.error is not None for row in rows)
 
 
-def _table(rows: list["Row"], exits: int, waiting: int, state: Path | None) -> None:
+def _table(rows: list["Prediction"], exits: int, waiting: int, state: Path | None) -> None:
     from offramp.cli._console import console, stdout, table
 
     lines = []

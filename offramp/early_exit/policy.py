@@ -12,6 +12,7 @@ import array_api_compat
 import numpy as np
 
 from offramp import finite
+from offramp.text import one_line, quoted
 
 VERSION = 1
 SCORES = ("confidence", "margin", "entropy", "patience")
@@ -62,7 +63,7 @@ class ExitPolicy:
         if self.score not in SCORES or self.answer not in ANSWERS:
             raise ValueError(
                 f"a policy's score is one of {', '.join(SCORES)} and its answer one of {', '.join(ANSWERS)}, "
-                f"got {self.score!r} and {self.answer!r}"
+                f"got {quoted(self.score)} and {quoted(self.answer)}"
             )
         if (
             any(not 0 < t < math.inf for t in self.temperatures)
@@ -167,7 +168,7 @@ FIELDS = tuple(field.name for field in fields(ExitPolicy))
 """What a policy consists of, as in its JSON."""
 
 
-def parse(text: str, source: str = "policy") -> ExitPolicy:
+def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
     """Read a policy from JSON text; `source` names it in errors.
 
     Raises:
@@ -175,12 +176,14 @@ def parse(text: str, source: str = "policy") -> ExitPolicy:
     """
     try:
         found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{source} is not a policy: it is no JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not a policy: it is no JSON ({one_line(str(error), 200)})") from None
     if not isinstance(found, dict) or found.get("format") != "offramp-policy":
         raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
     if found.get("version") != VERSION:
-        raise ValueError(f"{source} has policy version {found.get('version')!r}; this offramp reads version {VERSION}")
+        raise ValueError(
+            f"{source} has policy version {quoted(found.get('version'))}; this offramp reads version {VERSION}"
+        )
     missing = [name for name in FIELDS if name not in found]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
@@ -200,7 +203,7 @@ def _typed(name: str, value: Any) -> Any:
     many, kinds, wanted = _KINDS[name]
     parts = value if many and isinstance(value, list) else [value]
     if many != isinstance(value, list) or any(type(part) not in kinds for part in parts):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be {wanted}, got {quoted(value)}")
     return tuple(map(kinds[0], value)) if many else value
 
 

@@ -131,7 +131,7 @@ def test_a_file_that_is_truncated_or_something_else(made: Any, cut: Path, tmp_pa
 def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
     content = cut.read_bytes()
     rewritten(cut, state_0=np.array([print], dtype=object))
-    assert "Object arrays cannot be loaded" in says(cut, made)
+    assert "does not hold the plain numbers" in says(cut, made)
     cut.write_bytes(content)
     with np.load(cut) as found:
         np.savez_compressed(cut, **{name: found[name] for name in found.files})
