@@ -24,7 +24,7 @@ def report(
     """Accuracy against cost, exits, reliability, the easiest and hardest images, costs, training: one file.
 
     Args:
-        runs: Folders of trained runs; several share one chart.
+        runs: Folders of trained runs, or of comparisons; several share one chart.
         out: The file to write; default: report.html in the run's folder; needed for several runs.
         images: How many of the easiest, and of the hardest, are shown of every exit; 0 needs no data if the traces are
             stored already.

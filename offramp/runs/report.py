@@ -10,6 +10,8 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_data, load_run
+from offramp.runs.sweep import runs_of
+from offramp.study.report_groups import RunGroup, groups_of
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -18,11 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """The file, its size, and the numbers of every run in it: accuracies in [0, 1], costs in multiply-adds."""
+    """The file, its size, and the numbers in it: accuracies in [0, 1], costs in multiply-adds.
+
+    `groups` are the runs that differ only in their seed, as means and deviations; single runs too.
+    """
 
     report: str
     bytes: int
     runs: list[dict[str, Any]]
+    groups: list[RunGroup]
 
 
 def report(
@@ -37,7 +43,7 @@ def report(
     """Write one HTML file: accuracy against cost, exits, reliability, easiest and hardest images, costs, training.
 
     Args:
-        runs: folders of trained runs; several share one chart.
+        runs: folders of trained runs, or of comparisons, of which all finished runs are taken; they share one chart.
         out: the file to write; default report.html in the run's folder; needed for several runs.
         weights: `last` or `best` (on val).
         images: how many of the easiest, and of the hardest, are shown of every exit; 0 needs no data if the traces are
@@ -51,7 +57,9 @@ def report(
     from offramp.study.report import page
     from offramp.train.run_dir import put
 
-    folders = [Path(run) for run in runs]
+    folders = runs_of(runs)
+    if out is None and len(runs) == 1 and folders != [Path(runs[0])]:
+        out = Path(runs[0]) / "report.html"  # in the folder of the comparison
     target = _target(folders, out)
     if images < 0:
         raise ParameterError(f"images must be 0 or more, got {images}", "images")
@@ -63,7 +71,7 @@ def report(
         for loaded, name in zip(opened, names(folders), strict=True)
     ]
     put(target, page(reports, provenance()))
-    return Report(str(target), target.stat().st_size, [run.numbers for run in reports])
+    return Report(str(target), target.stat().st_size, [run.numbers for run in reports], groups_of(reports))
 
 
 def _target(runs: Sequence[Path], out: Path | None) -> Path:

@@ -32,21 +32,31 @@ def against_cost(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Accuracy against mean operations: every run's budgeted and anytime curve, its plain network, its policy.
 
     Args:
-        runs: by name: `anytime` and `budgeted`, lists of {cost, accuracy}, `plain`, one, and `policy`, one or None.
+        runs: by name: `anytime` and `budgeted`, lists of {cost, accuracy}, `plain`, one, and `policy`, one or None;
+            points with a `deviation` get error bars.
     """
     most = max(point["cost"] for run in runs.values() for point in run["anytime"])
     size, letter = unit_of(most)
 
-    def points(found: Iterable[Mapping[str, Any]]) -> list[tuple[Number, Number]]:
-        return sorted((point["cost"] / size, 100 * point["accuracy"]) for point in found)
+    def line(name: str, points: Iterable[Mapping[str, Any]], look: int, mark: int | None, dashed: bool) -> Series:
+        ordered = sorted(points, key=lambda point: (point["cost"], point["accuracy"]))
+        deviations = [point.get("deviation") for point in ordered]
+        return Series(
+            name,
+            [(point["cost"] / size, 100 * point["accuracy"]) for point in ordered],
+            look,
+            mark,
+            dashed=dashed,
+            deviations=[] if None in deviations else [100 * (deviation or 0) for deviation in deviations],
+        )
 
     series = []
     for look, (name, run) in enumerate(runs.items()):
         series += [
-            Series(f"{name}, budgeted batch", points(run["budgeted"]), look, None),
-            Series(f"{name}, anytime", points(run["anytime"]), look, 0, dashed=True),
-            Series(f"{name}, plain network", points([run["plain"]]), look, 1),
-            Series(f"{name}, its policy", points([run["policy"]] if run["policy"] else []), look, 3),
+            line(f"{name}, budgeted batch", run["budgeted"], look, None, dashed=False),
+            line(f"{name}, anytime", run["anytime"], look, 0, dashed=True),
+            line(f"{name}, plain network", [run["plain"]], look, 1, dashed=False),
+            line(f"{name}, its policy", [run["policy"]] if run["policy"] else [], look, 3, dashed=False),
         ]
     title = "Accuracy against cost on test"
     svg = plot(

@@ -18,7 +18,9 @@ from offramp.measure.chart import STYLE
 from offramp.measure.cost import as_run
 from offramp.measure.units import count, percent
 from offramp.study import figures
+from offramp.study.curve_tables import cell
 from offramp.study.exit_decisions import by_class, extremes, stay
+from offramp.study.report_groups import groups_of
 from offramp.study.run_report import RunReport
 from offramp.study.thumbnails import SIDE, thumbnail
 from offramp.text import printable
@@ -37,13 +39,15 @@ def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    environment.filters |= {"percent": percent, "count": count, "share": share}
+    environment.filters |= {"percent": percent, "count": count, "share": share, "over_seeds": over_seeds}
     here = files("offramp.study")
     style = STYLE + here.joinpath("report.css").read_text(encoding="utf-8")
     template = environment.from_string(here.joinpath("report.html").read_text(encoding="utf-8"))
+    groups = groups_of(runs)
     made = template.render(
         runs=[_view(run) for run in runs],
-        against=figures.against_cost({run.name: {**run.curves, "policy": run.leaving} for run in runs}),
+        against=figures.against_cost({one.curves.name: {**vars(one.curves), "policy": one.policy} for one in groups}),
+        groups=[one for one in groups if len(one.curves.runs) > 1],
         sources=_sources(runs),
         style=Markup(style),
         provenance=provenance,
@@ -61,6 +65,11 @@ def _sources(runs: Sequence[RunReport]) -> list[str]:
     found = dict.fromkeys((str(run.config["data"]), tuple(run.classes)) for run in runs)
     names = [name for name, _ in found]
     return [f"{name} in {len(classes)} classes" if names.count(name) > 1 else name for name, classes in found]
+
+
+def over_seeds(point: Mapping[str, Any]) -> str:
+    """Accuracy of a point in percent, with its deviation."""
+    return cell(point, "accuracy")
 
 
 def share(value: float) -> str:

@@ -30,14 +30,21 @@ class CurveGroup:
 
 
 def alike(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
-    """Groups of flat configurations that differ only in their seed: a name that is unique, and the places of each."""
-    groups: dict[str, list[int]] = {}
+    """Groups of flat configurations that differ only in their seed: a name that is unique, and the places of each.
+
+    Runs of the same seed are not put together.
+    """
+    sets: dict[str, list[int]] = {}
     for place, config in enumerate(configs):
-        groups.setdefault(json.dumps([label(config), common(config)], sort_keys=True), []).append(place)
-    names = [label(configs[places[0]]) for places in groups.values()]
+        sets.setdefault(json.dumps([label(config), common(config)], sort_keys=True), []).append(place)
+    groups: list[list[int]] = []
+    for places in sets.values():
+        seeds = {configs[place].get("seed") for place in places}
+        groups += [places] if len(seeds) == len(places) else [[place] for place in places]
+    names = [label(configs[places[0]]) for places in groups]
     return [
         (name if names.count(name) == 1 else f"{name} #{names[:number].count(name) + 1}", places)
-        for number, (name, places) in enumerate(zip(names, groups.values(), strict=True))
+        for number, (name, places) in enumerate(zip(names, groups, strict=True))
     ]
 
 
@@ -68,7 +75,7 @@ def group_curves(
             CurveGroup(
                 name=name,
                 runs=[runs[place] for place in places],
-                seeds=[int(configs[place]["seed"]) for place in places],
+                seeds=[configs[place].get("seed", 0) for place in places],
                 anytime=lines["anytime"],
                 budgeted=lines.get("budgeted", []),
                 plain=together([one["plain"] for one in members]),

@@ -94,6 +94,20 @@ def test_data_that_are_gone(offramp: Offramp, photos: Path, tmp_path: Path) -> N
         hidden.rename(images)
 
 
+def test_a_comparison_stands_for_its_runs(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "compare"
+    for seed in (0, 1):
+        copy = Path(shutil.copytree(run, folder / f"muse-seed-{seed}"))
+        config = copy / "config.yaml"
+        config.write_text(config.read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+    (folder / "comparison.yaml").write_text("net: resnet18\n")
+    ran = offramp("report", folder, "--images", 0, "--json")
+    assert ran.status == 0 and ran.json["report"] == str(folder / "report.html"), ran.err
+    (group,) = ran.json["groups"]
+    assert group["curves"]["seeds"] == [0, 1] and group["curves"]["name"] == "muse, 2 seeds"
+    assert [point["deviation"] for point in group["curves"]["anytime"]] == [0] * 4, "the same weights"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

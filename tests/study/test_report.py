@@ -1,5 +1,6 @@
 """The page: complete without a network, the same for the same runs, and harmless whatever names it shows."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -99,6 +100,19 @@ def test_the_same_images_in_other_classes_do_not_compare(see: Callable[..., RunR
     runs = [see(), see(name="second", classes=(*HOSTILE[:3], "other")), see(name="third")]
     assert said not in page([runs[0], runs[2]], PROVENANCE)
     assert f"{said} (&lt;data&gt; in 4 classes, &lt;data&gt; in 4 classes)" in page(runs, PROVENANCE)
+
+
+def test_runs_of_several_seeds_are_put_together(see: Callable[..., RunReport]) -> None:
+    one = see()
+    worse = {**one.curves, "anytime": [{**point, "accuracy": 0.25} for point in one.curves["anytime"]]}
+    runs = [see(name=f"s{seed}", folder=f"runs/{seed}", config={**one.config, "seed": seed}) for seed in (0, 1)]
+    runs[1] = dataclasses.replace(runs[1], curves=worse)
+    text = page(runs, PROVENANCE)
+    read(text)
+    first = one.curves["anytime"][0]["accuracy"]
+    assert f"{50 * (first + 0.25):.2f} ± {100 * abs(first - 0.25) / 2**0.5:.2f}" in text
+    assert "muse, 2 seeds" in text and "Over seeds" in text and "Over seeds" not in page(runs[:1], PROVENANCE)
+    assert "Over seeds" not in page([see(), see(name="copy", folder="runs/b")], PROVENANCE), "the same seed twice"
 
 
 class Reader(HTMLParser):
