@@ -1,4 +1,4 @@
-"""The plain network, all exits and leaving early, timed in turn in every runtime on the same real images."""
+"""The plain network, all exits and early exit, timed in turn in every runtime on the same real images."""
 
 import random
 import time
@@ -15,16 +15,18 @@ import numpy as np
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, answer
 
-LEAST = 5
-"""Stretches of every batch size, however little time there is."""
+MIN_GROUPS = 5
+"""Groups of rounds of every batch size, however little time there is."""
 
-LOOK = (8, 64)
-"""Batches of so many images show, before anything is timed, how many samples reach each segment."""
+PROBE = (8, 64)
+"""(batches, images in each) that show, before anything is timed, how many samples reach each segment."""
 
-STRETCH = 16
-"""Images that a runner has the machine to itself for, at least one round; fewer where there is no time for `LEAST`."""
+GROUP_IMAGES = 16
+"""Images of a group: rounds of one runner in a row, at least one; fewer if time does not allow `MIN_GROUPS` groups."""
 
 WAYS = ("plain", "all", "adaptive", "off")
+SEGMENTS = "segments"
+"""Beside the ways: every enabled segment alone."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,19 @@ class _Times:
     exits: list[int] = field(default_factory=list)
 
 
-def deal(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Batches in random order, for ever: every image is seen once before one is seen again.
+def random_batches(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Batches in random order, without end: every image is drawn once before one is drawn again.
 
     Raises:
         ValueError: if there are no images.
     """
     if not len(pixels):
         raise ValueError("there are no images to measure on")
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     waiting = np.empty(0, np.int64)
     while True:
         while len(waiting) < batch:
-            waiting = np.concatenate([waiting, draw.permutation(len(pixels))])
+            waiting = np.concatenate([waiting, generator.permutation(len(pixels))])
         yield pixels[waiting[:batch]]
         waiting = waiting[batch:]
 
@@ -86,7 +88,7 @@ def deal(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
 def run_interleaved(
     runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, batch: int, seconds: float, seed: int = 0
 ) -> dict[str, Any]:
-    """Time all runners' ways in turn, in an order drawn anew for every round, each round on other images.
+    """Time all runners' ways in turn, in a new random order in every round, each round on other images.
 
     One runner follows the other. Each begins with an untimed run of its plain network, since for some milliseconds the
     threads of the runtime before it still wait for work, and take a core from whoever comes next; then it has several
@@ -95,7 +97,7 @@ def run_interleaved(
     Args:
         pixels: the images to draw batches from, (N, channels, height, width) as uint8.
         batch: images per batch.
-        seconds: how long to go on; at least `LEAST` stretches are made.
+        seconds: how long to go on; at least `MIN_GROUPS` groups are timed.
     Returns:
         `batch`, `rounds`, and per runtime what `_report` says.
     Raises:
@@ -103,30 +105,30 @@ def run_interleaved(
     """
     if not runners:
         raise ValueError("there is no runtime to measure")
-    hands, order = deal(pixels, batch, seed), random.Random(seed)
+    batches, order = random_batches(pixels, batch, seed), random.Random(seed)
     sizes = {runner.name: _sizes(runner, policy, pixels, batch, seed) for runner in runners}
     for _ in range(2):
         began = time.perf_counter()
-        _stretch(runners, policy, [next(hands)], order, {name: _Times(size) for name, size in sizes.items()})
-    fits = int(seconds / LEAST / (time.perf_counter() - began))
-    stretch = max(1, min(STRETCH // batch, fits))
+        _time_group(runners, policy, [next(batches)], order, {name: _Times(size) for name, size in sizes.items()})
+    fits = int(seconds / MIN_GROUPS / (time.perf_counter() - began))
+    group = max(1, min(GROUP_IMAGES // batch, fits))
     times = {name: _Times(size) for name, size in sizes.items()}
     began, rounds = time.perf_counter(), 0
-    while rounds < LEAST * stretch or time.perf_counter() - began < seconds:
-        _stretch(runners, policy, list(islice(hands, stretch)), order, times)
-        rounds += stretch
-    reports = {name: _report(found, policy, batch) for name, found in times.items()}
+    while rounds < MIN_GROUPS * group or time.perf_counter() - began < seconds:
+        _time_group(runners, policy, list(islice(batches, group)), order, times)
+        rounds += group
+    reports = {name: _report(measured, policy, batch) for name, measured in times.items()}
     return {"batch": batch, "rounds": rounds, "runtimes": reports}
 
 
 def _sizes(runner: Runner, policy: ExitPolicy, pixels: np.ndarray, batch: int, seed: int) -> tuple[int, ...]:
     """How many samples of a batch are expected to reach each enabled segment, at least 1."""
-    rounds, images = LOOK
-    found = []
-    for look in islice(deal(pixels, images, seed), rounds):
+    rounds, images = PROBE
+    reached = []
+    for probe in islice(random_batches(pixels, images, seed), rounds):
         with runner.scope():
-            found.append(_reached(policy, answer(runner.segments, policy, runner.prepare(look)).exit.tolist()))
-    return tuple(max(1, round(batch * share)) for share in np.mean(found, axis=0).tolist())
+            reached.append(_reached(policy, answer(runner.segments, policy, runner.prepare(probe)).exit.tolist()))
+    return tuple(max(1, round(batch * share)) for share in np.mean(reached, axis=0).tolist())
 
 
 def _reached(policy: ExitPolicy, exits: Sequence[int]) -> list[float]:
@@ -134,7 +136,7 @@ def _reached(policy: ExitPolicy, exits: Sequence[int]) -> list[float]:
     return [sum(taken >= exit for taken in exits) / len(exits) for exit, on in enumerate(policy.enabled) if on]
 
 
-def _stretch(
+def _time_group(
     runners: Sequence[Runner],
     policy: ExitPolicy,
     batches: Sequence[np.ndarray],
@@ -145,61 +147,61 @@ def _stretch(
     for runner in order.sample(runners, len(runners)):
         with runner.scope():
             for place, pixels in enumerate(batches):
-                given = runner.prepare(pixels)
+                inputs = runner.prepare(pixels)
                 if not place:
-                    _alone(runner.plain, given)
-                _turn(runner, policy, given, order, times[runner.name])
+                    _run_segment(runner.plain, inputs)
+                _time_round(runner, policy, inputs, order, times[runner.name])
 
 
-def _turn(runner: Runner, policy: ExitPolicy, given: Any, order: random.Random, kept: _Times) -> None:
+def _time_round(runner: Runner, policy: ExitPolicy, inputs: Any, order: random.Random, times: _Times) -> None:
     """Every way of one runner once, on one batch."""
     ways = _ways(runner, policy)
-    names = [*ways, "priced"]
+    names = [*ways, SEGMENTS]
     for name in order.sample(names, len(names)):
-        if name == "priced":
-            kept.segments.append(_priced(runner, policy, given, kept.sizes))
+        if name == SEGMENTS:
+            times.segments.append(_time_segments(runner, policy, inputs, times.sizes))
             continue
         runner.wait()
         began = time.perf_counter()
-        made = ways[name](given)
+        result = ways[name](inputs)
         runner.wait()
-        kept.ways[name].append(time.perf_counter() - began)
+        times.ways[name].append(time.perf_counter() - began)
         if name == "adaptive":
-            exits = made.exit.tolist()
-            kept.reached.append(_reached(policy, exits))
-            kept.exits += exits
+            exits = result.exit.tolist()
+            times.reached.append(_reached(policy, exits))
+            times.exits += exits
 
 
 def _ways(runner: Runner, policy: ExitPolicy) -> Mapping[str, Callable[[Any], Any]]:
     off = replace(policy, enabled=(*(False for _ in policy.enabled[1:]), True))
     return {
-        "plain": partial(_alone, runner.plain),
-        "all": lambda given: _walk(runner.everything, given),
-        "adaptive": lambda given: answer(runner.segments, policy, given),
-        "off": lambda given: answer([runner.plain], off, given),
-        **{_rival(name): partial(_alone, network) for name, network in runner.rivals.items()},
+        "plain": partial(_run_segment, runner.plain),
+        "all": lambda inputs: _all_logits(runner.everything, inputs),
+        "adaptive": lambda inputs: answer(runner.segments, policy, inputs),
+        "off": lambda inputs: answer([runner.plain], off, inputs),
+        **{_rival_key(name): partial(_run_segment, network) for name, network in runner.rivals.items()},
     }
 
 
-def _rival(name: str) -> str:
+def _rival_key(name: str) -> str:
     return f"rival {name}"
 
 
-def _alone(segment: Any, given: Any) -> Any:
-    return segment(given, ())
+def _run_segment(segment: Any, inputs: Any) -> Any:
+    return segment(inputs, ())
 
 
-def _walk(segments: Sequence[Any], state: Any) -> list[Any]:
+def _all_logits(segments: Sequence[Any], state: Any) -> list[Any]:
     """The logits of all exits, of all samples."""
     carry: Any = ()
     logits = []
     for segment in segments:
-        state, carry, made = segment(state, carry)
-        logits.append(made)
+        state, carry, exit_logits = segment(state, carry)
+        logits.append(exit_logits)
     return logits
 
 
-def _priced(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int]) -> list[float]:
+def _time_segments(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int]) -> list[float]:
     """Seconds of every enabled segment for `sizes` samples: of a whole step of the runtime, and of its setting out."""
     seconds = []
     runner.wait()
@@ -214,10 +216,10 @@ def _priced(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int
 
 
 def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
-    """Latency and throughput of every way; what leaving early saves, beside what the segments' costs predict.
+    """Latency and throughput of every way; what early exit saves, beside what the segments' costs predict.
 
-    A segment is priced per sample at the number of samples that is expected to reach it (`segment_samples`), because a
-    small batch takes more time per sample than a large one.
+    The cost of a segment is its time per sample for the number of samples that is expected to reach it
+    (`segment_samples`), because a small batch takes more time per sample than a large one.
 
     Ratios are of means over the same rounds (at batch 1 an easy image is over soon, so medians would say little), but
     for `off_of_plain`, the median of the rounds' ratios.
@@ -238,7 +240,7 @@ def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
         "predicted": plain / predicted,
         "of_predicted": predicted / adaptive,
         "off_of_plain": float(np.median(off)),
-        "rivals": {way.removeprefix(_rival("")): _latency(seconds, batch) for way, seconds in rivals.items()},
+        "rivals": {way.removeprefix(_rival_key("")): _latency(seconds, batch) for way, seconds in rivals.items()},
     }
 
 

@@ -9,7 +9,15 @@ import pytest
 
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import interleaved_benchmark as module
-from offramp.measure.interleaved_benchmark import LEAST, LOOK, STRETCH, WAYS, Runner, deal, run_interleaved
+from offramp.measure.interleaved_benchmark import (
+    GROUP_IMAGES,
+    MIN_GROUPS,
+    PROBE,
+    WAYS,
+    Runner,
+    random_batches,
+    run_interleaved,
+)
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
 POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
@@ -35,12 +43,12 @@ def runner(calls: list[tuple[str, list[float]]], name: str = "numpy", **more: An
 
 def test_every_image_is_seen_once_before_one_is_seen_again() -> None:
     for size in (1, 7, 20, 45):
-        hands = list(islice(deal(PIXELS, size, seed=1), 40))
-        assert all(len(hand) == size for hand in hands)
-        order = np.concatenate(hands).ravel()
+        batches = list(islice(random_batches(PIXELS, size, seed=1), 40))
+        assert all(len(hand) == size for hand in batches)
+        order = np.concatenate(batches).ravel()
         for begin in range(0, len(order) - 19, 20):
             assert sorted(order[begin : begin + 20].tolist()) == list(range(20))
-    first, again, other = (next(deal(PIXELS, 20, seed)).ravel().tolist() for seed in (0, 0, 1))
+    first, again, other = (next(random_batches(PIXELS, 20, seed)).ravel().tolist() for seed in (0, 0, 1))
     assert first == again != other and first != sorted(first)
 
 
@@ -49,14 +57,14 @@ def test_all_ways_see_the_same_images_in_every_round() -> None:
     found = run_interleaved(
         [runner(calls, "a"), runner(calls, "b", rivals={"r": segment(calls, "rival")})], POLICY, PIXELS, 4, 1e-9
     )
-    rounds = LEAST + 2
-    assert (found["rounds"], found["batch"]) == (LEAST, 4)
+    rounds = MIN_GROUPS + 2
+    assert (found["rounds"], found["batch"]) == (MIN_GROUPS, 4)
     count = Counter(name for name, _ in calls)
     for name in "ab":
         assert count[f"{name} plain"] == 3 * rounds  # untimed, plain, and as the one exit that is left
         assert count[f"{name} every 2"] == rounds
-        looked = LOOK[0]
-        assert count[f"{name} segment 0"] == 2 * rounds + looked  # leaving early, and priced
+        looked = PROBE[0]
+        assert count[f"{name} segment 0"] == 2 * rounds + looked  # leaving early, and segments
     assert count["rival"] == rounds
     whole = {name: [values for called, values in calls if called == name] for name in ("a plain", "b plain", "rival")}
     images = [values for values in whole["rival"] for _ in range(3)]
@@ -68,10 +76,10 @@ def test_a_runtime_has_several_small_batches_in_a_row_after_an_untimed_one() -> 
     calls: list[tuple[str, list[float]]] = []
     a, b = runner(calls, "a"), runner(calls, "b")
     found = run_interleaved([a, b], POLICY, PIXELS, 4, 0.5)
-    stretch = STRETCH // 4
-    assert found["rounds"] % stretch == 0 and found["rounds"] >= LEAST * stretch
-    timed = [(name, values) for name, values in calls if name.endswith(("plain", "every 0"))][-2 * (3 * stretch + 1) :]
-    first, second = timed[: 3 * stretch + 1], timed[3 * stretch + 1 :]
+    group = GROUP_IMAGES // 4
+    assert found["rounds"] % group == 0 and found["rounds"] >= MIN_GROUPS * group
+    timed = [(name, values) for name, values in calls if name.endswith(("plain", "every 0"))][-2 * (3 * group + 1) :]
+    first, second = timed[: 3 * group + 1], timed[3 * group + 1 :]
     assert {name[0] for name, _ in first} | {name[0] for name, _ in second} == {"a", "b"}
     for turn in (first, second):
         assert len({name[0] for name, _ in turn}) == 1 and turn[0][0].endswith("plain")
@@ -94,7 +102,7 @@ def test_segments_are_priced_for_as_many_samples_as_reach_them() -> None:
     found = run_interleaved([runner(calls)], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
     assert found["segment_samples"] == [20, 10, 10]
     sizes = Counter((name, len(values)) for name, values in calls if "numpy segment" in name)
-    rounds = 2 * (LEAST + 2)
+    rounds = 2 * (MIN_GROUPS + 2)
     assert {key: count for key, count in sizes.items() if key[1] <= 20} == {
         ("numpy segment 0", 20): rounds, ("numpy segment 1", 10): rounds, ("numpy segment 2", 10): rounds,
     }  # fmt: skip
