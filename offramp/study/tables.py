@@ -3,11 +3,10 @@
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
-FORMULA = ("=", "+", "-", "@")
-"""What a spreadsheet takes for the beginning of a formula."""
+from offramp.text import csv_cell, printable
+
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -20,15 +19,6 @@ LATEX = {
 Cell = str | int | float | None
 
 
-def visible(text: str) -> str:
-    r"""The text with control characters (and those that reverse the direction of writing) as `\x1b` and the like."""
-    return "".join(_escaped(mark) if unicodedata.category(mark) in ("Cc", "Cf", "Cs") else mark for mark in text)
-
-
-def _escaped(mark: str) -> str:
-    return mark.encode("unicode_escape").decode("ascii")
-
-
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """Comma-separated values; None is an empty cell.
 
@@ -36,14 +26,8 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[_csv_cell(cell) for cell in row] for row in (head, *rows)])
+    writer.writerows([[csv_cell(cell) for cell in row] for row in (head, *rows)])
     return text.getvalue()
-
-
-def _csv_cell(cell: Cell) -> Cell:
-    if not isinstance(cell, str):
-        return cell
-    return f"'{visible(cell)}" if cell.startswith((*FORMULA, "\t", "\r")) else visible(cell)
 
 
 def latex_text(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -71,4 +55,4 @@ def latex_text(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]])
 def latex(text: str) -> str:
     """The text with LaTeX's special characters escaped."""
     marks = re.compile("|".join(map(re.escape, LATEX)))
-    return marks.sub(lambda found: LATEX[found[0]], visible(text))
+    return marks.sub(lambda found: LATEX[found[0]], printable(text))
