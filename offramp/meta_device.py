@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from offramp.lookup import with_parameters
 from offramp.outputs import State
 
 Shape = tuple[int, ...]
@@ -88,9 +89,12 @@ def check_single(module: nn.Module, shape: tuple[int, int, int]) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise ValueError(
-            "a batch norm of this network cannot train on one sample at a time: raise --batch-size to 2 or more per "
-            "device"
+        raise with_parameters(
+            ValueError(
+                "a batch norm of this network cannot train on one sample at a time: raise batch_size to 2 or more per "
+                "device"
+            ),
+            "batch_size",
         ) from None
 
 

@@ -20,6 +20,7 @@ from offramp.bundle.manifest import Manifest, Port
 from offramp.bundle.read import Bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, resume
+from offramp.lookup import with_parameters
 from offramp.text import one_line, quoted
 
 FORMAT, VERSION = "offramp-state", 1
@@ -106,7 +107,9 @@ def load(path: Path, bundle: Bundle) -> Handover:
         raise ValueError(f"{path} was written by another bundle than {bundle.folder}: both sides need the same")
     passed, names = header.get("passed"), header.get("names")
     if passed != bundle.begin:
-        raise ValueError(f"{path} passed {passed} segments: go on with --from {passed}, not {bundle.begin}")
+        raise with_parameters(
+            ValueError(f"{path} passed {passed} segments: go on with from={passed}, not {bundle.begin}"), "from"
+        )
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} is damaged: it names no images")
     for key, port in _expected(bundle.manifest, bundle.policy, passed).items():

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.external_data import external_tensor
 from offramp.bundle.manifest import Part
+from offramp.lookup import with_parameters
 from offramp.text import one_line
 
 RUNTIMES = ("onnx", "openvino")
@@ -114,8 +115,8 @@ def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[st
     try:
         import openvino
     except ImportError:
-        raise ImportError(
-            "OpenVINO is not installed: pip install 'offramp[openvino]', or take --runtime onnx"
+        raise with_parameters(
+            ImportError("OpenVINO is not installed: pip install 'offramp[openvino]', or take runtime=onnx"), "runtime"
         ) from None
     # Left alone, it takes bf16 on processors that have it, and the answers would not be those that were verified.
     hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

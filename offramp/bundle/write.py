@@ -18,6 +18,7 @@ from offramp.bundle.verify import verify
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
 from offramp.images import default_fit
+from offramp.lookup import with_parameters
 from offramp.measure.cost import segment_macs
 from offramp.net import MultiExitNet, segments
 
@@ -124,7 +125,7 @@ def _shipped(
 def _in_place(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` if all goes well, and is gone if not."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not an empty folder; take another --out")
+        raise with_parameters(ValueError(f"{out} is there already and not an empty folder; take another out"), "out")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.parent / f".part-{out.name}-{os.getpid()}"
     part.mkdir()

@@ -6,7 +6,8 @@ import re
 def as_typed(error: BaseException) -> str:
     """The message of an error with the parameters that it names (`ParameterError.parameters`) written as options.
 
-    `batch_size must be at least 1` -> `--batch-size must be at least 1`; `take tune=all` -> `take --tune all`.
+    `batch_size must be at least 1` -> `--batch-size must be at least 1`; `take tune=all` -> `take --tune all`. A name
+    that stands with a value is a word of the sentence elsewhere: `weights=a.pt holds no weights`.
     """
     return dashed(str(error), getattr(error, "parameters", ()))
 
@@ -15,9 +16,18 @@ def dashed(message: str, parameters: tuple[str, ...]) -> str:
     """The message with these names in it written as options."""
     if not parameters:
         return message
-    names = "|".join(map(re.escape, sorted(parameters, key=len, reverse=True)))
-    pattern = rf"(?<![\w.\-/'\"=])({names})(=(?=\S)|(?![\w\-/'\"]|\.\w))"
-    return re.sub(pattern, lambda match: _option(match[1]) + (" " if match[2] else ""), message)
+    names = sorted(set(parameters), key=len, reverse=True)
+    pattern = rf"{_BEFORE}(?:{'|'.join(_form(name, message) for name in names)})"
+    return re.sub(pattern, lambda match: _option(match[0].removesuffix("=")) + " " * match[0].endswith("="), message)
+
+
+_BEFORE, _AFTER = r"(?<![\w.\-/'\"=\[])", r"(?![\w\-/'\"=]|\.\w)"
+
+
+def _form(name: str, message: str) -> str:
+    """What to look for: the name with its value if there is one, else the name alone."""
+    value = rf"{re.escape(name)}=(?=\S)"
+    return value if re.search(_BEFORE + value, message) else re.escape(name) + _AFTER
 
 
 def _option(name: str) -> str:

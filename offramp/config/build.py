@@ -159,13 +159,13 @@ def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
 
     if config.weights is None:
         return ()
-    tensors = weights.read(config.weights)
-    notes: list[str] = []
-    for part in single(net):
-        kept = weights.load_state(part, tensors, f"weights={config.weights}", classes=True)
-        notes += (
-            [f"the classifier starts anew: {config.weights.name} has other classes ({', '.join(kept)})"] if kept else []
-        )
+    try:
+        tensors = weights.read(config.weights)
+        fresh = [weights.load_state(part, tensors, f"weights={config.weights}", classes=True) for part in single(net)]
+    except ValueError as error:
+        raise with_parameters(error, "weights") from None
+    name = config.weights.name
+    notes = [f"the classifier starts anew: {name} has other classes ({', '.join(names)})" for names in fresh if names]
     return tuple(dict.fromkeys(notes))
 
 

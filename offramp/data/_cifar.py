@@ -17,6 +17,7 @@ from offramp.data.hub import shards_of
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
 from offramp.images import Fit
+from offramp.lookup import with_parameters
 from offramp.progress import Progress
 
 SIZE = Fit(32, None)
@@ -51,12 +52,17 @@ def read(cifar: Cifar, request: Request) -> Found:
         ValueError: if options make no sense, or a file is damaged or refused.
     """
     if request.path:
-        raise ValueError(f"write {cifar.name} and name its folder by --data-dir, not {request.name}")
+        raise with_parameters(
+            ValueError(f"write {cifar.name} and name its folder by data_dir, not {request.name}"), "data_dir"
+        )
     if request.streaming:
         raise ValueError(f"{cifar.name} fits memory and does not stream: only folder:PATH does")
     if request.image_size not in (None, 32):
-        raise ValueError(
-            f"{cifar.name} is 32x32 and keeps that size: --image-size {request.image_size} is for other sources"
+        raise with_parameters(
+            ValueError(
+                f"{cifar.name} is 32x32 and keeps that size: image_size={request.image_size} is for other sources"
+            ),
+            "image_size",
         )
     files, fill = _from_hub(cifar, request) if str(request.data_dir).startswith("hub:") else _on_disk(cifar, request)
     settings = {"form": cifar.name, "labels": cifar.column, "pillow": PIL.__version__}
@@ -71,12 +77,18 @@ def read(cifar: Cifar, request: Request) -> Found:
 def _on_disk(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
     """The files of the first form found in the folder, or in its child of the data set's name, and their reader."""
     if request.data_dir is None:
-        raise FileNotFoundError(
-            f"where is {cifar.name}? Name its folder, or its folder's parent, by --data-dir or $OFFRAMP_DATA"
+        raise with_parameters(
+            FileNotFoundError(
+                f"where is {cifar.name}? Name its folder, or its folder's parent, by data_dir or $OFFRAMP_DATA"
+            ),
+            "data_dir",
         )
     root = Path(request.data_dir).expanduser()
     if not root.exists():
-        raise FileNotFoundError(f"{root} does not exist: name the folder of {cifar.name}, or its parent, by --data-dir")
+        raise with_parameters(
+            FileNotFoundError(f"{root} does not exist: name the folder of {cifar.name}, or its parent, by data_dir"),
+            "data_dir",
+        )
     for home in (root, root / cifar.name):
         shards = [file for under in ("", "data", "plain_text", cifar.name) for file in _parquet(home / under)]
         if shards and cifar.column in [field.name for field in open_shard(shards[0]).schema]:

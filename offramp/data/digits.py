@@ -3,6 +3,7 @@
 import numpy as np
 
 from offramp.data.splits import ArraySource, Found, Request, take
+from offramp.lookup import with_parameters
 
 TEST_SEED = 0  # which digits are test is part of the data set, not of a run
 
@@ -21,7 +22,10 @@ def build(request: Request) -> Found:
     if request.streaming:
         raise ValueError("digits fit memory and do not stream: only folder:PATH does")
     if request.image_size not in (None, 8):
-        raise ValueError(f"digits are 8x8 and keep that size, so --image-size {request.image_size} is not possible")
+        raise with_parameters(
+            ValueError(f"digits are 8x8 and keep that size, so image_size={request.image_size} is not possible"),
+            "image_size",
+        )
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

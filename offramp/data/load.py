@@ -115,7 +115,7 @@ def load(
         FileNotFoundError: if there is nothing where the data should be.
     """
     if not 0 <= holdout < 1:
-        raise ParameterError(f"holdout must be a share from 0 to below 1, got {holdout}", "holdout")
+        raise ParameterError(f"holdout must be a share in [0, 1), got {holdout}", "holdout")
     if image_size is not None and image_size < 1:
         raise ParameterError(f"image_size must be at least 1, got {image_size}", "image_size")
     source, head = find(name), _head(name)

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from offramp import digests
 from offramp.data.splits import SPLITS, DataSet, Indices, Source, Split
+from offramp.lookup import with_parameters
 
 FORMAT = "offramp-split-1"
 UNUSED = "unused"
@@ -177,9 +178,12 @@ def restored(data: DataSet, record: SplitRecord, owner: str, use_new: bool) -> D
         return data
     source = data.splits["train"].source
     if record.kind not in kinds(source):
-        raise ValueError(
-            f"{data.name} cannot be compared with what {owner} was trained on: its images were told apart by "
-            f"{record.kind}, these are {' or '.join(kinds(source))}; name the data that it was trained on by --data-dir"
+        raise with_parameters(
+            ValueError(
+                f"{data.name} cannot be compared with what {owner} was trained on: its images were told apart by "
+                f"{record.kind}, these are {' or '.join(kinds(source))}; name the data of its training by data_dir"
+            ),
+            "data_dir",
         )
     every = np.arange(len(source), dtype=np.int64)
     known = keys(source, every, record.kind)
@@ -190,9 +194,12 @@ def restored(data: DataSet, record: SplitRecord, owner: str, use_new: bool) -> D
     splits = {name: Split(source, every[homes == name], name) for name in SPLITS if name in record.splits}
     empty = [name for name, split in splits.items() if name != "train" and not len(split)]
     if empty:
-        raise ValueError(
-            f"{data.name} holds none of the {empty[0]} images of {owner}, and no new ones to take instead: name the "
-            "data by --data-dir"
+        raise with_parameters(
+            ValueError(
+                f"{data.name} holds none of the {empty[0]} images of {owner}, and no new ones to take instead: name "
+                "the data by data_dir"
+            ),
+            "data_dir",
         )
     notes = (*data.notes, *_changes(data.name, record, known, new, owner, use_new))
     return dataclasses.replace(data, splits=splits, notes=notes)
@@ -217,7 +224,9 @@ def _changes(
     """What is new and what is gone, in a line each."""
     notes = []
     if new.any():
-        done = "are used where they fell into val, cal or test" if use_new else "are left out (--data-dir uses them)"
+        done = (
+            "are used where they fell into val, cal or test" if use_new else "are left out (naming data_dir uses them)"
+        )
         notes.append(f"{name}: images that {owner} was not made with: {int(new.sum()):,}; they {done}")
     gone = {split: int((~np.isin(part, known)).sum()) for split, part in record.splits.items()}
     lost = ", ".join(f"{count:,} of {len(record.splits[split]):,} {split}" for split, count in gone.items() if count)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from offramp.images import Fit
+from offramp.lookup import with_parameters
 from offramp.progress import Progress, no_progress
 
 Indices = Int64[np.ndarray, "_"]
@@ -212,9 +213,12 @@ def subset(labels: Int64[np.ndarray, "N"], rows: Indices, per_class: int, seed: 
     for label in np.unique(labels[rows]):
         mine = shuffled(rows[labels[rows] == label], seed, int(label), 2)
         if len(mine) < per_class:
-            raise ValueError(
-                f"class {int(label)} has {len(mine)} images to train on, fewer than the {per_class} asked for by "
-                "--per-class: ask for fewer"
+            raise with_parameters(
+                ValueError(
+                    f"class {int(label)} has {len(mine)} images to train on, fewer than the {per_class} asked for by "
+                    "per_class: ask for fewer"
+                ),
+                "per_class",
             )
         chosen.append(mine[:per_class])
     return np.sort(np.concatenate(chosen))

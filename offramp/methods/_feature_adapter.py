@@ -49,7 +49,7 @@ class Match(nn.Module):
         if self.adapt == "off":
             return tuple(
                 f"exit {exit + 1} has features of width {widths[exit]}, the final exit {last}: its feature term is "
-                "left out (--method.adapt linear compares them through a learned layer)"
+                "left out (the parameter adapt=linear compares them through a learned layer)"
                 for exit in differing
             )
         adapted = early if self.adapt == "all" else differing

@@ -23,6 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from offramp.lookup import with_parameters
 from offramp.losses.distributed import global_mean, processes
 from offramp.net import Tap
 from offramp.outputs import ExitOutputs, State
@@ -78,7 +79,9 @@ def own_step(
     for name, part in parameters.items():
         group, rate = groups[id(part)], rates[name]
         if "momentum" not in group:
-            raise ValueError("a look-ahead by the optimizer's own step needs SGD: use optimizer=sgd")
+            raise with_parameters(
+                ValueError("a look-ahead by the optimizer's own step needs SGD: use optimizer=sgd"), "optimizer"
+            )
         here, momentum = part.detach(), group["momentum"]
         moved = gradient[name] + group["weight_decay"] * here
         kept = optimizer.state[part].get("momentum_buffer") if part in optimizer.state else None

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.lookup import with_parameters
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl
 from offramp.losses.kl_table import kl_table
@@ -66,9 +67,13 @@ def build(
 def enough(networks: int) -> None:
     """Raise ValueError if there is no second network to learn from."""
     if networks < 2:
-        raise ValueError(
-            f"dml lets networks teach each other and needs at least 2 of them, got {networks}: raise "
-            "--method.networks, or name several, such as --net resnet18,resnet34"
+        raise with_parameters(
+            ValueError(
+                f"dml lets networks teach each other and needs at least 2 of them, got {networks}: raise "
+                "method.networks, or name several, such as net=resnet18,resnet34"
+            ),
+            "method.networks",
+            "net",
         )
 
 
@@ -84,7 +89,11 @@ def cohort(backbones: Sequence[BuildBackbone], *, networks: int | None) -> nn.Mo
         ValueError: if another number of networks was asked for.
     """
     if networks not in (None, len(backbones)):
-        raise ValueError(f"--method.networks {networks} contradicts --net, which names {len(backbones)} networks")
+        raise with_parameters(
+            ValueError(f"method.networks={networks} contradicts net, which names {len(backbones)} networks"),
+            "method.networks",
+            "net",
+        )
     return Cohort([plain(backbone()) for backbone in backbones])
 
 

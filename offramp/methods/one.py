@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.lookup import with_parameters
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.softmax import log_probabilities
 from offramp.meta_device import blank, run_on_meta
@@ -77,7 +78,10 @@ def network(backbone: BuildBackbone, branch: BuildBranch, *, branches: int, stag
     """
     built = [backbone() for _ in range(branches)]
     if stages >= len(built[0].stages):
-        raise ValueError(f"--method.stages must leave a trunk: the network has {len(built[0].stages)}, got {stages}")
+        raise with_parameters(
+            ValueError(f"method.stages must leave a trunk: the network has {len(built[0].stages)}, got {stages}"),
+            "method.stages",
+        )
     trunk = nn.Sequential(*(block for stage in built[0].stages[:-stages] for block in stage))
     ends = [
         Branch(nn.Sequential(*(block for stage in each.stages[-stages:] for block in stage)), each.head)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp import trust
-from offramp.lookup import unknown
+from offramp.lookup import unknown, with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.runs.run import LoadedRun, check_data, moved
 
@@ -292,7 +292,9 @@ def _data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress
 
     given = about.get("config")
     if not isinstance(given, dict) or _fetched(given.get("data")) or (not data_dir and _fetched(given.get("data-dir"))):
-        raise ValueError(f"{folder} does not say which data here it was made of: name a folder of --images")
+        raise with_parameters(
+            ValueError(f"{folder} does not say which data here it was made of: name a folder of images"), "images"
+        )
     kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
     trust.check(kept, folder)
     config = unflat(kept, str(folder))

@@ -196,7 +196,7 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     if result is not None and holds(ledger, flat(config), result):
         return None
     if not begun(folder) and lists(ledger, flat(config)):
-        note(f"{entry.name}: has its line in {ledger}; to train it again, take another --ledger")
+        note(f"{entry.name}: has its line in {ledger}; to train it again, take another ledger")
         return None
     place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
     train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]

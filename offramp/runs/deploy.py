@@ -59,7 +59,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
         )
     trained = run_dir.read_result(run)
     if trained is None:
-        raise ValueError(f"{run} is not finished: `offramp train` with --resume goes on with it")
+        raise ValueError(f"{run} is not finished: `offramp train --out {run} --resume` goes on with it")
     output = _chosen(opened, str(keep))
     run_dir.claim(out, flat(_plain_config(opened, output)), resume=False)
     about = {

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from offramp.lookup import with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.runs.backends import FOREIGN, absent
 from offramp.runs.run import LoadedRun
@@ -34,7 +35,7 @@ def timed(
 
     if runtime in FOREIGN:
         if why := absent(runtime):
-            raise ImportError(f"--runtime {runtime} is {why}")
+            raise with_parameters(ImportError(f"runtime={runtime} is {why}"), "runtime")
         device = "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
     else:

@@ -77,7 +77,7 @@ def report(
 def _target(runs: Sequence[Path], out: Path | None) -> Path:
     """Where the report is written, known to be possible before anything is computed."""
     if not runs:
-        raise ValueError("name at least one run: offramp report RUN... --out report.html")
+        raise ValueError("name at least one run, as in `offramp report RUN`")
     real = [run.resolve() for run in runs]
     twice = next((run for place, run in enumerate(runs) if real[place] in real[:place]), None)
     if twice is not None:

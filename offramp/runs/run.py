@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from offramp import trust
 from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
+from offramp.lookup import with_parameters
 from offramp.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     config = resolve(dataclasses.replace(config, device="auto", devices=1))  # it may have been trained elsewhere
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
-        raise ValueError(f"{folder} has no {path.name} yet: train it to the end (--resume), or take other --weights")
+        raise with_parameters(
+            ValueError(f"{folder} has no {path.name} yet: train it to the end (resume), or take other weights"),
+            "resume",
+            "weights",
+        )
     tensors, about = checkpoint.load_weights(path)
     net = build_net(config, build_method(config), classes=len(about["classes"]), shape=tuple(about["shape"]))
     try:
@@ -162,15 +167,21 @@ def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], ow
     from offramp.meta_device import written
 
     if tuple(data.shape) != tuple(shape):
-        raise ValueError(
-            f"{data.name} has images of {written(tuple(data.shape))}, but {owner} was trained on "
-            f"{written(tuple(shape))}: name the data that it was trained on by --data-dir"
+        raise with_parameters(
+            ValueError(
+                f"{data.name} has images of {written(tuple(data.shape))}, but {owner} was trained on "
+                f"{written(tuple(shape))}: name the data that it was trained on by data_dir"
+            ),
+            "data_dir",
         )
     if tuple(data.classes) != tuple(classes):
         pairs = zip((*data.classes, None), (*classes, None), strict=False)
         number, (here, there) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
         said = ["no such class" if name is None else repr(name) for name in (here, there)]
-        raise ValueError(
-            f"{data.name} has other classes than {owner} was trained on: class {number} is {said[0]}, not {said[1]}; "
-            "name the data that it was trained on by --data-dir"
+        raise with_parameters(
+            ValueError(
+                f"{data.name} has other classes than {owner} was trained on: class {number} is {said[0]}, not {said[1]}"
+                "; name the data that it was trained on by data_dir"
+            ),
+            "data_dir",
         )

@@ -8,6 +8,7 @@ import numpy as np
 
 from offramp.data import split_record
 from offramp.data.split_record import Keys, SplitRecord, Start
+from offramp.lookup import with_parameters
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -49,8 +50,11 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
         return (f"{folder} has no record of its split ({FILE}): whether its data have changed cannot be checked",)
     difference = split_record.changed(data, record, str(folder))
     if difference:
-        raise ValueError(
-            f"{data.name} has changed since {folder} was begun: {difference}; restore the data, or take another --out"
+        raise with_parameters(
+            ValueError(
+                f"{data.name} has changed since {folder} was begun: {difference}; restore the data, or take another out"
+            ),
+            "out",
         )
     return ()
 
@@ -116,9 +120,13 @@ def _without(data: "DataSet", weights: Path, record: SplitRecord, trained: Keys)
 def _check_classes(labels: np.ndarray, data: "DataSet", name: str, why: str) -> None:
     lacking = sorted(set(range(len(data.classes))) - set(labels.tolist()))
     if lacking:
-        raise ValueError(
-            f"{why}, and the rest lacks class {lacking[0]} ({data.classes[lacking[0]]}): split the data as that run "
-            "did (the same --holdout and --split-seed), or take other data"
+        raise with_parameters(
+            ValueError(
+                f"{why}, and the rest lacks class {lacking[0]} ({data.classes[lacking[0]]}): split the data as that run "
+                "did (the same holdout and split_seed), or take other data"
+            ),
+            "holdout",
+            "split_seed",
         )
 
 

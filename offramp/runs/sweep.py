@@ -50,8 +50,12 @@ def entries(
 
     if config.method_options:
         key, value = next(iter(config.method_options.items()))
-        raise ValueError(
-            f"--method.{key} cannot serve several methods: write --methods 'NAME({key}={value})' for the one it is for"
+        raise with_parameters(
+            ValueError(
+                f"method.{key} cannot serve several methods: write methods 'NAME({key}={value})' for the one it is for"
+            ),
+            f"method.{key}",
+            "methods",
         )
     if config.devices > 1:
         raise with_parameters(
@@ -105,9 +109,12 @@ def claim(out: Path, entries: Sequence[Entry]) -> None:
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise ValueError(
-                f"{out} holds a comparison of another configuration: its {key} is {there.get(key)!r}, not "
-                f"{shared.get(key)!r}{more}; nothing was trained. Take another --out"
+            raise with_parameters(
+                ValueError(
+                    f"{out} holds a comparison of another configuration: its {key} is {there.get(key)!r}, not "
+                    f"{shared.get(key)!r}{more}; nothing was trained. Take another out"
+                ),
+                "out",
             )
     else:
         run_dir.put(path, yaml.safe_dump(shared, sort_keys=False))
@@ -123,9 +130,11 @@ def check_folder(out: Path) -> None:
     """
     ours = {COMPARISON, f".part-{COMPARISON}", ".lock"}
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is no folder; take another --out")
+        raise with_parameters(ValueError(f"{out} is no folder; take another out"), "out")
     if out.is_dir() and not (out / COMPARISON).is_file() and any(entry.name not in ours for entry in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no comparison of offramp; take another --out")
+        raise with_parameters(
+            ValueError(f"{out} is not empty and holds no comparison of offramp; take another out"), "out"
+        )
 
 
 def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[str, ...]:
@@ -151,7 +160,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[s
             told = (*load_weights(entry.config, net), *prepare(method, net, data.shape))
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
-            raise ValueError(f"{entry.method}: {error}") from None
+            raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None
     return tuple(notes)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import fx
 
+from offramp.lookup import with_parameters
 from offramp.split import blocks
 from offramp.split.layers import Layers, main
 
@@ -45,9 +46,13 @@ def equal(layers: Layers, exits: int) -> list[str]:
     """
     choice = places(layers)
     if exits < 1 or exits - 1 > len(choice):
-        raise ValueError(
-            f"--exits takes a number from 1 to {len(choice) + 1} on this network, got {exits}; --exits-after can name "
-            "other layers, within blocks too"
+        raise with_parameters(
+            ValueError(
+                f"exits takes a number from 1 to {len(choice) + 1} on this network, got {exits}; exits_after can name "
+                "other layers, within blocks too"
+            ),
+            "exits",
+            "exits_after",
         )
     taken: list[str] = []
     for number in range(1, exits):

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from offramp.lookup import NotUnderstood, nearest, unknown
+from offramp.lookup import NotUnderstood, nearest, unknown, with_parameters
 from offramp.net import Backbone
 from offramp.optional import vision
 from offramp.split.fx_trace import where
@@ -55,7 +55,11 @@ def build(
     from offramp.split import split
 
     if after and exits is not None:
-        raise ValueError("--exits-after says where exits stand, --exits how many to place: give one of them")
+        raise with_parameters(
+            ValueError("exits_after names the layers to place them after, exits how many to place: give one of them"),
+            "exits_after",
+            "exits",
+        )
     door, _, rest = name.partition(":")
     offered = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers, "python": _python}
     if door not in offered:
@@ -65,8 +69,12 @@ def build(
     model = _made(name, make)
     if isinstance(model, Backbone):
         if after or exits is not None:
-            raise ValueError(
-                f"{name} comes in stages of its own: --exits-after and --exits are for models that are not cut yet"
+            raise with_parameters(
+                ValueError(
+                    f"{name} comes in stages of its own: exits_after and exits are for models that are not cut yet"
+                ),
+                "exits_after",
+                "exits",
             )
         return model
     return split(model, after or (EXITS if exits is None else exits), (channels, *(size or usual)), make=make)
@@ -80,14 +88,18 @@ def _check_options(door: str, options: Mapping[str, Any]) -> None:
     """
     for key in options:
         if key in FROM_DATA:
-            raise NotUnderstood(f"--net.{key} follows from the data: leave it out")
+            raise NotUnderstood(f"net.{key} follows from the data: leave it out", f"net.{key}")
         if door != "python" and key.startswith(FROM_FILES):
-            raise NotUnderstood(f"--net.{key}: nothing is fetched here; leave it out and take --weights FILE")
+            raise NotUnderstood(
+                f"net.{key}: nothing is fetched here; leave it out and take weights=FILE", f"net.{key}", "weights"
+            )
         if door != "python" and key in FROM_CODE:
-            raise NotUnderstood(f"--net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it")
+            raise NotUnderstood(
+                f"net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it", f"net.{key}"
+            )
     side = options.get("image_size", 1)
     if door != "transformers" and not (isinstance(side, int) and side >= 1):
-        raise NotUnderstood(f"--net.image_size must be a whole number of at least 1, got {side!r}")
+        raise NotUnderstood(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
 
 
 def _made(name: str, make: Callable[[], Any]) -> Any:
@@ -159,9 +171,12 @@ def _transformers(
         config.image_size = size[0] if size[0] == size[1] else list(size)
     attention = getattr(config, "_attn_implementation", None)
     if attention not in (None, "eager", "sdpa"):
-        raise ValueError(
-            f"transformers:{name} asks for the attention {attention!r}, which may have to be fetched: take "
-            "--net.attn_implementation eager or sdpa"
+        raise with_parameters(
+            ValueError(
+                f"transformers:{name} asks for the attention {attention!r}, which may have to be fetched: take "
+                "net.attn_implementation=eager or sdpa"
+            ),
+            "net.attn_implementation",
         )
     side = getattr(config, "image_size", 224)
     usual = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))

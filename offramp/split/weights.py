@@ -124,24 +124,22 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError: if there is no such file, it holds something else, or a value is not finite.
     """
     if path.is_dir():
-        raise ValueError(
-            f"--weights {path} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run"
-        )
+        raise ValueError(f"weights={path} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run")
     if not path.is_file():
-        raise ValueError(f"--weights {path}: there is no such file")
+        raise ValueError(f"weights={path}: there is no such file")
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except SafetensorError as error:
-        raise ValueError(f"--weights {path} is no safetensors file: {error}") from None
+        raise ValueError(f"weights={path} is no safetensors file: {error}") from None
     except Exception:  # what PyTorch says is about its options
         raise ValueError(
-            f"--weights {path} cannot be read as weights alone: it is no checkpoint of PyTorch, is damaged, or holds "
+            f"weights={path} cannot be read as weights alone: it is no checkpoint of PyTorch, is damaged, or holds "
             "more than tensors and plain values; torch.save(model.state_dict(), FILE) writes what can"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise ValueError(f"--weights {path} holds no weights: it must be a mapping of names to tensors")
-    finite.check(found.items(), f"--weights {path}")
+        raise ValueError(f"weights={path} holds no weights: it must be a mapping of names to tensors")
+    finite.check(found.items(), f"weights={path}")
     return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
+from offramp.lookup import with_parameters
 from offramp.train.recipe import Recipe
 
 
@@ -20,7 +21,9 @@ def device_of(wish: str) -> str:
         ValueError: if a GPU is wished for and there is none.
     """
     if wish == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch sees no CUDA GPU here; take --device cpu or auto")
+        raise with_parameters(
+            ValueError("device=cuda: PyTorch sees no CUDA GPU here; take device=cpu or auto"), "device"
+        )
     return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -44,9 +47,12 @@ def check_launcher(devices: int) -> None:
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) != devices and (int(count) > 1 or "LOCAL_RANK" in os.environ):
             processes = "1 process" if int(count) == 1 else f"{count} processes"
-            raise ValueError(
-                f"a launcher started {processes} ({name}={count}), but the run is for {devices}: add --devices {count} "
-                "to train with all of them together, or start one process"
+            raise with_parameters(
+                ValueError(
+                    f"a launcher started {processes} ({name}={count}), but the run is for {devices}: add "
+                    f"devices={count} to train with all of them together, or start one process"
+                ),
+                "devices",
             )
 
 

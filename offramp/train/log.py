@@ -6,6 +6,7 @@ from typing import Any
 
 from offramp import finite
 from offramp.files import parse_json, write_errors
+from offramp.lookup import with_parameters
 from offramp.schema import check
 
 _NUMBER = (float, None)  # null where it was not finite
@@ -124,5 +125,8 @@ def _board(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install 'offramp[tensorboard]'") from None
+        raise with_parameters(
+            ValueError("tensorboard needs a package that is not installed: pip install 'offramp[tensorboard]'"),
+            "tensorboard",
+        ) from None
     return SummaryWriter(str(folder), purge_step=step)

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from offramp.data.loading import Loader
 from offramp.data.splits import DataSet
+from offramp.lookup import with_parameters
 from offramp.losses.distributed import weighing
 from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
@@ -38,19 +39,28 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
             divides batches that are too small, or has phases of its own beside `--tune` or more than epochs.
     """
     if method.needs_held_out and "val" not in data.splits:
-        raise ValueError(
-            "this method learns from the val split while it trains, but nothing is held out: set --holdout above 0"
+        raise with_parameters(
+            ValueError(
+                "this method learns from the val split while it trains, but nothing is held out: set holdout above 0"
+            ),
+            "holdout",
         )
     if method.optimizers and recipe.optimizer not in method.optimizers:
-        raise ValueError(
-            f"this method looks ahead with the optimiser's own step, which is made for {', '.join(method.optimizers)}: "
-            f"take --optimizer {method.optimizers[0]}, got {recipe.optimizer}"
+        raise with_parameters(
+            ValueError(
+                f"this method looks ahead with the optimiser's own step, which is made for "
+                f"{', '.join(method.optimizers)}: take optimizer={method.optimizers[0]}, got {recipe.optimizer}"
+            ),
+            "optimizer",
         )
     least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
     if method.turns > 1 and recipe.batch_size < least:
-        raise ValueError(
-            f"this method divides every batch into {method.turns}: --batch-size must be at least {least}, got "
-            f"{recipe.batch_size}"
+        raise with_parameters(
+            ValueError(
+                f"this method divides every batch into {method.turns}: batch_size must be at least {least}, got "
+                f"{recipe.batch_size}"
+            ),
+            "batch_size",
         )
     phases.spans(recipe, method)
 
@@ -296,8 +306,11 @@ class Loop:
         found, refused = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
             if refused:
-                raise checkpoint.Damaged(
-                    f"{refused[0]}, and no other checkpoint is whole; take another --out to start anew"
+                raise with_parameters(
+                    checkpoint.Damaged(
+                        f"{refused[0]}, and no other checkpoint is whole; take another out to start anew"
+                    ),
+                    "out",
                 )
             return 0
         for sentence in refused:

@@ -93,4 +93,4 @@ def kept(folder: Path) -> str:
     """The end of the sentence about a run that diverged: what is left of it, and what may help."""
     place = folder / "checkpoints"
     left = f"the last good checkpoint is kept in {place}" if any(place.glob("step-*")) else "there is no checkpoint yet"
-    return f"{left}. A lower --lr or --clip 1 may help"
+    return f"{left}. A lower lr or clip=1 may help"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from offramp.lookup import with_parameters
 from offramp.methods._method import Method, Phase, everything
 from offramp.methods.vanilla import final_exit
 from offramp.net import MultiExitNet, Tap, share
@@ -36,7 +37,10 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
     """
     phases = tuned(recipe, method)
     if recipe.epochs < len(phases):
-        raise ValueError(f"this run trains in {len(phases)} phases and needs --epochs of as many, got {recipe.epochs}")
+        raise with_parameters(
+            ValueError(f"this run trains in {len(phases)} phases and needs epochs of as many, got {recipe.epochs}"),
+            "epochs",
+        )
     total = sum(phase.share for phase in phases)
     made: list[Span] = []
     first, share = 0, 0.0
@@ -67,9 +71,12 @@ def tuned(recipe: Recipe, method: Method) -> tuple[Phase, ...]:
     if own == (everything,):
         return (Phase("exits"),)
     if any(phase.trains == "all" for phase in own):
-        raise ValueError(
-            "--tune exits leaves the backbone as it is, but this method trains backbone and exits together in a phase "
-            "of its own; take --tune all or mixed"
+        raise with_parameters(
+            ValueError(
+                "tune=exits leaves the backbone as it is, but this method trains backbone and exits together in a "
+                "phase of its own; take tune=all or mixed"
+            ),
+            "tune",
         )
     return tuple(phase for phase in own if phase.trains != "backbone")
 
@@ -78,7 +85,7 @@ def notes(recipe: Recipe, method: Method) -> tuple[str, ...]:
     """What the user should know of a backbone that starts at random: whether it never trains."""
     if any(phase.trains != "exits" for phase in tuned(recipe, method)):
         return ()
-    return ("the backbone stays as it starts, which is at random: --weights FILE brings a trained one",)
+    return ("the backbone stays as it starts, which is at random: the option weights brings a trained one",)
 
 
 def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
@@ -92,15 +99,22 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
         for phase in tuned(recipe, method):
             _modules(net, phase)
         if recipe.tune == "exits" and any(part.depends_on_earlier_exits for part in _earlier_exit_users(net)):
-            raise ValueError(
-                "--tune exits leaves the final exit as it is, but with this method it answers by what the exits before "
-                "it say, too; take --tune all or mixed"
+            raise with_parameters(
+                ValueError(
+                    "tune=exits leaves the final exit as it is, but with this method it answers by what the exits "
+                    "before it say, too; take tune=all or mixed"
+                ),
+                "tune",
             )
         return
-    for option, given in (("--tune", recipe.tune != "all"), ("--lr-backbone", recipe.lr_backbone is not None)):
+    for option, given in (("tune", recipe.tune != "all"), ("lr_backbone", recipe.lr_backbone is not None)):
         if given:
-            raise ValueError(
-                f"{option} tells a backbone from its exits, but this method trains networks side by side: leave it out"
+            raise with_parameters(
+                ValueError(
+                    f"{option} tells a backbone from its exits, but this method trains networks side by side: leave it "
+                    "out"
+                ),
+                option,
             )
 
 

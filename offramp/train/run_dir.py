@@ -9,6 +9,7 @@ import yaml
 
 from offramp import trust
 from offramp.files import read_json, read_yaml, write_errors
+from offramp.lookup import with_parameters
 from offramp.text import quoted
 from offramp.train.run_lock import LOCK, writing
 
@@ -60,22 +61,29 @@ def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None
 def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     """Whether the folder holds this run already, begun; nothing is written. Errors are those of `claimed`."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a run is a folder; take another --out")
+        raise with_parameters(ValueError(f"{folder} is a file, and a run is a folder; take another out"), "out")
     if (folder / CONFIG).is_file() and begun(folder):
         there = read_config(folder)
         differing = [key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise ValueError(
-                f"{folder} holds a run of another configuration: its {key} is {quoted(there.get(key))}, not "
-                f"{quoted(config.get(key))}{more}; nothing was overwritten. Take another --out"
+            raise with_parameters(
+                ValueError(
+                    f"{folder} holds a run of another configuration: its {key} is {quoted(there.get(key))}, not "
+                    f"{quoted(config.get(key))}{more}; nothing was overwritten. Take another out"
+                ),
+                "out",
             )
         if not resume:
-            raise ValueError(f"{folder} already holds this run; add --resume to go on with it, or take another --out")
+            raise with_parameters(
+                ValueError(f"{folder} already holds this run; pass resume to go on with it, or take another out"),
+                "resume",
+                "out",
+            )
         return True
     if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}", LOCK) for entry in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no run of offramp; take another --out")
+        raise with_parameters(ValueError(f"{folder} is not empty and holds no run of offramp; take another out"), "out")
     return False
 
 

@@ -43,7 +43,7 @@ def test_an_unknown_runtime(made: Any) -> None:
 
 def test_openvino_that_is_not_there_is_named_with_its_command(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take --runtime onnx"):
+    with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take runtime=onnx"):
         open_bundle(made.folder, "openvino")
 
 

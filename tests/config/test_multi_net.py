@@ -87,7 +87,7 @@ def test_parameters_that_no_network_takes(options: dict[str, str], says: str) ->
         ("muse", {}, "names 2 networks, but muse trains one: name one of them, or take method=dml"),
         ("one", {}, "net=resnet18,wrn16-4 names 2 networks, but one trains one"),
         ("dml", {"tap": "equilibrium"}, "tap=equilibrium is for exits along one network; dml trains networks side"),
-        ("dml", {"method_options": {"networks": 3}}, "--method.networks 3 contradicts --net, which names 2"),
+        ("dml", {"method_options": {"networks": 3}}, "method.networks=3 contradicts net, which names 2"),
         ("dml", {"method_options": {"networks": 1}}, "dml lets networks teach each other.*at least 2.*got 1"),
     ],
 )

@@ -195,7 +195,7 @@ def test_options_that_make_no_sense(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load("cifar100", data_dir=tmp_path, **options)
-    with pytest.raises(ValueError, match="name its folder by --data-dir"):
+    with pytest.raises(ValueError, match="name its folder by data_dir"):
         load("cifar100:x")
 
 

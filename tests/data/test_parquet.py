@@ -67,12 +67,12 @@ def test_columns_that_cannot_be_found(tmp_path, write, pictures):
     file = tmp_path / "a.parquet"
     columns = {"p": pa.array(pictures), "q": pa.array(pictures), "x": [0] * 40, "y": [1] * 40, "z": [0.5] * 40}
     pq.write_table(pa.table(columns), file)
-    refused(file, r"a.parquet: which column holds the images\? Say --data.image-column, one of p, q, x, y, z")
-    refused(file, r"which column holds the labels\? Say --data.label-column", image_column="p")
-    refused(file, r"has no column 'r' \(--data.image-column\)", **{"image-column": "r"})  # as it is typed
-    refused(file, r"has no column 'r' \(--data.image-column\): it has p, q, x, y, z", image_column="r")
-    refused(file, r"column 'x' \(--data.image-column\) holds int64, not image bytes", image_column="x")
-    refused(file, r"column 'z' \(--data.label-column\) holds double, not integers", image_column="p", label_column="z")
+    refused(file, r"a.parquet: which column holds the images\? Say data.image_column, one of p, q, x, y, z")
+    refused(file, r"which column holds the labels\? Say data.label_column", image_column="p")
+    refused(file, r"has no column 'r' \(data.image_column\)", **{"image-column": "r"})  # as it is typed
+    refused(file, r"has no column 'r' \(data.image_column\): it has p, q, x, y, z", image_column="r")
+    refused(file, r"column 'x' \(data.image_column\) holds int64, not image bytes", image_column="x")
+    refused(file, r"column 'z' \(data.label_column\) holds double, not integers", image_column="p", label_column="z")
     refused(file, "has one class only", image_column="p", label_column="x")
 
 

@@ -64,7 +64,7 @@ def test_images_that_were_trained_on_never_enter_another_split(tmp_path: Path, s
     kept = records.restored(after, record, "runs/a", False)
     assert names(kept) == names(before)
     assert kept.notes[-1] == (
-        f"folder:{root}: images that runs/a was not made with: 3; they are left out (--data-dir uses them)"
+        f"folder:{root}: images that runs/a was not made with: 3; they are left out (naming data_dir uses them)"
     )
     used = names(records.restored(after, record, "runs/a", True))
     assert not any(used[name] & names(before)["train"] for name in ("val", "cal", "test"))

@@ -100,7 +100,7 @@ def test_networks_of_one_kind_start_differently() -> None:
 @pytest.mark.parametrize(
     ("hyper", "says"),
     [
-        ({"networks": 1}, r"needs at least 2 of them, got 1: raise --method.networks, or name several"),
+        ({"networks": 1}, r"needs at least 2 of them, got 1: raise method.networks, or name several"),
         ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"weight": -1.0}, "weight must be at least 0"),
     ],

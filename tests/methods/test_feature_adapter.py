@@ -29,7 +29,7 @@ def loss(objective: torch.nn.Module, given: ExitOutputs) -> Tensor:
 def test_other_widths_are_left_out_with_a_note(name: str) -> None:
     objective, given = find(name).build().objective, outputs()
     (note,) = objective.prepare_for_exits(exits=3, widths=WIDTHS)
-    assert note.startswith("exit 1 has features of width 3, the final exit 5") and "--method.adapt linear" in note
+    assert note.startswith("exit 1 has features of width 3, the final exit 5") and "adapt=linear" in note
     loss(objective, given).backward()
     assert given.maps[0].grad is None and given.maps[1].grad.any()
     assert not list(objective.parameters())

@@ -77,14 +77,16 @@ def test_wrong_names(own: str, name: str, said: str, tmp_path: Path, monkeypatch
 
 
 def test_what_does_not_go_together(own: str) -> None:
-    with pytest.raises(ValueError, match=r"^--exits-after says where exits stand, --exits how many to place: give one"):
+    with pytest.raises(
+        ValueError, match=r"^exits_after names the layers to place them after, exits how many to place: give one"
+    ):
         model_sources.build("timm:resnet18", classes=3, after=["layer1"], exits=2)
     with pytest.raises(ValueError, match=r"^torchvision:resnet18 takes images of 3 channels, not 1; timm:resnet18 may"):
         model_sources.build("torchvision:resnet18", classes=3, channels=1)
     with pytest.raises(ValueError, match=r"^timm:resnet18 cannot be built: .*unexpected keyword argument 'widht'"):
         model_sources.build("timm:resnet18", classes=3, options={"widht": 3})
     with pytest.raises(
-        ValueError, match=r"^python:my_nets:staged comes in stages of its own: --exits-after and --exits are"
+        ValueError, match=r"^python:my_nets:staged comes in stages of its own: exits_after and exits are"
     ):
         model_sources.build("python:my_nets:staged", classes=3, exits=2)
     assert len(model_sources.build("python:my_nets:staged", classes=3).stages) == 2
@@ -93,17 +95,17 @@ def test_what_does_not_go_together(own: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("timm:resnet18", {"pretrained": True}, "--net.pretrained: nothing is fetched here; leave it out and take --w"),
-        ("timm:resnet18", {"checkpoint_path": "w.pth"}, "--net.checkpoint_path: nothing is fetched here"),
-        ("torchvision:resnet18", {"weights": "DEFAULT"}, "--net.weights: nothing is fetched here"),
-        ("timm:resnet18", {"num_classes": 4}, "--net.num_classes follows from the data: leave it out"),
-        ("python:my_nets:small", {"channels": 3}, "--net.channels follows from the data: leave it out"),
-        ("torchvision:vit_b_16", {"image_size": "x"}, "--net.image_size must be a whole number of at least 1, got 'x'"),
-        ("transformers:vit", {"trust_remote_code": 1, "num_labels": 3}, "--net.num_labels follows from the data"),
+        ("timm:resnet18", {"pretrained": True}, "net.pretrained: nothing is fetched here; leave it out and take w"),
+        ("timm:resnet18", {"checkpoint_path": "w.pth"}, "net.checkpoint_path: nothing is fetched here"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "net.weights: nothing is fetched here"),
+        ("timm:resnet18", {"num_classes": 4}, "net.num_classes follows from the data: leave it out"),
+        ("python:my_nets:small", {"channels": 3}, "net.channels follows from the data: leave it out"),
+        ("torchvision:vit_b_16", {"image_size": "x"}, "net.image_size must be a whole number of at least 1, got 'x'"),
+        ("transformers:vit", {"trust_remote_code": 1, "num_labels": 3}, "net.num_labels follows from the data"),
         (
             "transformers:vit",
             {"attn_implementation": "someone/kernel"},
-            "transformers:vit asks for the attention 'someone/kernel', which may have to be fetched: take --net.attn",
+            "transformers:vit asks for the attention 'someone/kernel', which may have to be fetched: take net.attn",
         ),
     ],
 )
@@ -117,7 +119,7 @@ def test_constructors_fetch_nothing_and_contradict_nothing(
 
 def test_exits_are_counted_from_one(own: str) -> None:
     with pytest.raises(
-        ValueError, match=r"^--exits takes a number from 1 to \d+ on this network, got 0; --exits-after can"
+        ValueError, match=r"^exits takes a number from 1 to \d+ on this network, got 0; exits_after can"
     ):
         model_sources.build("python:my_nets:small", classes=3, size=(16, 16), exits=0)
 

@@ -235,7 +235,7 @@ def test_exits_at_equal_shares_of_the_operations() -> None:
     assert all(abs(shares[name] - wanted) <= 0.05 for name, wanted in zip(chosen, (0.25, 0.5, 0.75), strict=True)), (
         chosen
     )
-    with pytest.raises(ValueError, match=r"^--exits takes a number from 1 to 9 on this network, got 10; --exits-aft"):
+    with pytest.raises(ValueError, match=r"^exits takes a number from 1 to 9 on this network, got 10; exits_aft"):
         split(Chain(), 10, (3, 8, 8))
 
 
@@ -309,9 +309,9 @@ class TestWeights:
         given = {name: tensor for name, tensor in Chain().state_dict().items() if name != "layer1.0.bias"}
         given |= {"layer9.weight": torch.ones(1), "layer2.0.weight": torch.ones(8, 4, 1, 1)}
         with pytest.raises(ValueError) as caught:
-            load_state(net("layer1"), given, "--weights a.pt")
+            load_state(net("layer1"), given, "weights=a.pt")
         assert str(caught.value) == (
-            "--weights a.pt do not fit the network: 1 missing (layer1.0.bias); 1 unexpected (layer9.weight); "
+            "weights=a.pt do not fit the network: 1 missing (layer1.0.bias); 1 unexpected (layer9.weight); "
             "1 of another shape (layer2.0.weight (8, 4, 1, 1) instead of (8, 4, 3, 3))"
         )
 
@@ -334,12 +334,12 @@ class TestWeights:
             assert found.keys() == given.keys() and all(torch.equal(found[key], given[key]) for key in given)
 
     def test_files_that_hold_no_weights(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"^--weights .*none.pt: there is no such file$"):
+        with pytest.raises(ValueError, match=r"^weights=.*none.pt: there is no such file$"):
             read(tmp_path / "none.pt")
-        with pytest.raises(ValueError, match=r"^--weights .* is a folder: name a file in it, such as .*last.safe"):
+        with pytest.raises(ValueError, match=r"^weights=.* is a folder: name a file in it, such as .*last.safe"):
             read(tmp_path)
         (tmp_path / "a.safetensors").write_bytes(b"no")
-        with pytest.raises(ValueError, match=r"^--weights .*a.safetensors is no safetensors file: "):
+        with pytest.raises(ValueError, match=r"^weights=.*a.safetensors is no safetensors file: "):
             read(tmp_path / "a.safetensors")
         torch.save(Chain(), tmp_path / "whole.pt")
         with pytest.raises(ValueError, match=r"whole.pt cannot be read as weights alone: it is no checkpoint"):

@@ -19,7 +19,7 @@ def test_auto_takes_a_gpu_if_there_is_one() -> None:
 
 @pytest.mark.skipif(GPU, reason="there is a GPU here")
 def test_a_gpu_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="--device cuda: PyTorch sees no CUDA GPU here; take --device cpu or auto"):
+    with pytest.raises(ValueError, match="device=cuda: PyTorch sees no CUDA GPU here; take device=cpu or auto"):
         device_of("cuda")
 
 
@@ -53,7 +53,7 @@ def test_fabric_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> Non
             1,
             "a launcher started 2 processes (WORLD_SIZE=2), but the run is for 1",
         ),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, 2, "add --devices 4 to train with all of them together, or start one process"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, 2, "add devices=4 to train with all of them together, or start one process"),
         ({"OMPI_COMM_WORLD_SIZE": "3"}, 1, "OMPI_COMM_WORLD_SIZE=3"),
         (
             {"WORLD_SIZE": "1", "LOCAL_RANK": "0"},

@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_term(tmp_path: Path, every
     said = str(caught.value)
     kept = f"the last good checkpoint is kept in {tmp_path / 'checkpoints'}"
     left = "there is no checkpoint yet" if every == 500 else kept
-    assert said == f"the loss term 'hint' is nan at step 4 (epoch 2); {left}. A lower --lr or --clip 1 may help"
+    assert said == f"the loss term 'hint' is nan at step 4 (epoch 2); {left}. A lower lr or clip=1 may help"
     newest, refused = checkpoint.latest(tmp_path / "checkpoints")
     assert not refused and (newest is None) == (every == 500)
     if newest is not None:
@@ -376,12 +376,12 @@ def test_where_no_checkpoint_is_whole_it_says_so(tmp_path: Path) -> None:
     loop(tmp_path, recipe()).run(resume=False)
     for state in (tmp_path / "checkpoints").glob("*/state.pt"):
         state.write_bytes(b"")
-    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is whole; take another --out to start anew"):
+    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is whole; take another out to start anew"):
         loop(tmp_path, recipe()).run(resume=True)
 
 
 def test_a_method_that_learns_from_held_out_batches_needs_some(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"learns from the val split .* nothing is held out: set --holdout"):
+    with pytest.raises(ValueError, match=r"learns from the val split .* nothing is held out: set holdout"):
         loop(tmp_path, recipe(), find("hdkd").build(), data(held_out=False))
     fixed = find("hdkd").build(meta_every=0)
     loop(tmp_path, recipe(epochs=1), fixed, data(held_out=False)).run(resume=False)

@@ -47,12 +47,10 @@ def test_epochs_of_phases() -> None:
 
 
 def test_phases_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs --epochs of as many, got 1$"):
+    with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs epochs of as many, got 1$"):
         epochs_of(epochs=1, tune="mixed")
     own = Method(objective, phases=(Phase("all"), Phase("exits")))
-    with pytest.raises(
-        ValueError, match=r"^--tune exits leaves the backbone as it is, but this method trains backbone "
-    ):
+    with pytest.raises(ValueError, match=r"^tune=exits leaves the backbone as it is, but this method trains backbone "):
         phases.spans(Recipe(tune="exits"), own)
     with pytest.raises(ValueError, match=r"^a phase needs a share and a rate above 0, got 0.0 and 1.0$"):
         Phase(share=0.0)
@@ -159,7 +157,7 @@ def links(branch: nn.Module) -> nn.ModuleList:
 
 def test_a_final_exit_that_hears_others_cannot_stay_as_it_is() -> None:
     for name, hyper in (("boostnet", {}), ("impr", {"links": True})):
-        with pytest.raises(ValueError, match=r"^--tune exits leaves the final exit as it is, but with this method it "):
+        with pytest.raises(ValueError, match=r"^tune=exits leaves the final exit as it is, but with this method it "):
             phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
     for name, hyper in (("boostnet", {"weaken": (0.0,)}), ("impr", {}), ("ztw", {})):
         phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
@@ -210,7 +208,7 @@ def test_a_backbone_that_never_trains_is_told() -> None:
     joint, ztw = find("joint").build(), find("ztw").build(shares=(0.0, 0.7, 0.3))
     for recipe, method in ((Recipe(tune="exits"), joint), (Recipe(), ztw)):
         (said,) = phases.notes(recipe, method)
-        assert said == "the backbone stays as it starts, which is at random: --weights FILE brings a trained one"
+        assert said == "the backbone stays as it starts, which is at random: the option weights brings a trained one"
     assert not phases.notes(Recipe(), joint) and not phases.notes(Recipe(tune="mixed"), ztw)
 
 

@@ -41,7 +41,7 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
     claim(folder, CONFIG, True)
     claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "tensorboard": True}, True)
     assert read_config(folder) == CONFIG
-    with pytest.raises(ValueError, match="already holds this run; add --resume to go on with it, or take another"):
+    with pytest.raises(ValueError, match="already holds this run; pass resume to go on with it, or take another"):
         claim(folder, CONFIG, False)
 
 
@@ -49,7 +49,7 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lr": 0.2}, "its lr is 0.1, not 0.2; nothing was overwritten. Take another --out"),
+        ({"lr": 0.2}, "its lr is 0.1, not 0.2; nothing was overwritten. Take another out"),
         ({"lr": 0.2, "net": "resnet34"}, r"its lr is 0.1, not 0.2 \(and 1 more\); nothing was overwritten"),
         ({"mixup": 0.2}, "its mixup is None, not 0.2"),
     ],
@@ -65,7 +65,7 @@ def test_another_run_is_never_overwritten(tmp_path: Path, changes: dict[str, Any
 def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     for resume in (True, False):
-        with pytest.raises(ValueError, match="is not empty and holds no run of offramp; take another --out"):
+        with pytest.raises(ValueError, match="is not empty and holds no run of offramp; take another out"):
             claim(tmp_path, CONFIG, resume)
     (tmp_path / "config.yaml").write_text("theirs: 1")
     with pytest.raises(ValueError, match="is not empty and holds no run of offramp"):

@@ -126,7 +126,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("changes", "option"),
-    [({"tune": "mixed"}, "--tune"), ({"tune": "exits"}, "--tune"), ({"lr_backbone": 0.1}, "--lr")],
+    [({"tune": "mixed"}, "tune"), ({"tune": "exits"}, "tune"), ({"lr_backbone": 0.1}, "lr")],
 )
 def test_backbone_and_exits_are_not_told_apart(changes: dict[str, Any], option: str, tmp_path: Path) -> None:
     with pytest.raises(
