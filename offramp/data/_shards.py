@@ -14,6 +14,7 @@ from offramp.data._tables import Shard
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Found, Request, consecutive
 from offramp.images import Fit
+from offramp.lookup import with_parameters
 from offramp.progress import Progress
 
 
@@ -31,22 +32,25 @@ def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, imag
     Raises:
         ValueError: if it is not there, holds something else, or cannot be told.
     """
-    option, fits = ("--data.image-column", _is_image) if image else ("--data.label-column", label_kind)
+    option, fits = ("data.image_column", _is_image) if image else ("data.label_column", label_kind)
     columns = [field.name for field in shard.schema]
     if given is not None and given not in columns:
-        raise ValueError(f"{shard.where} has no column {given!r} ({option}): it has {', '.join(columns)}")
+        error = ValueError(f"{shard.where} has no column {given!r} ({option}): it has {', '.join(columns)}")
+        raise with_parameters(error, option)
     fitting = [field.name for field in shard.schema if fits(field.type)]
     if given is not None:
         if given not in fitting:
             kind = shard.schema.field(given).type
             what = "image bytes" if image else "integers, strings, categories or booleans"
-            raise ValueError(f"{shard.where}: column {given!r} ({option}) holds {kind}, not {what}")
+            error = ValueError(f"{shard.where}: column {given!r} ({option}) holds {kind}, not {what}")
+            raise with_parameters(error, option)
         return given
     known = [name for name in usual if name in fitting]
     if known or len(fitting) == 1:
         return (known or fitting)[0]
     what = "images" if image else "labels"
-    raise ValueError(f"{shard.where}: which column holds the {what}? Say {option}, one of {', '.join(columns)}")
+    error = ValueError(f"{shard.where}: which column holds the {what}? Say {option}, one of {', '.join(columns)}")
+    raise with_parameters(error, option)
 
 
 def images(shard: Shard, column: str) -> Iterator[Encoded]:

@@ -122,8 +122,8 @@ def _check_classes(labels: np.ndarray, data: "DataSet", name: str, why: str) -> 
     if lacking:
         raise with_parameters(
             ValueError(
-                f"{why}, and the rest lacks class {lacking[0]} ({data.classes[lacking[0]]}): split the data as that run "
-                "did (the same holdout and split_seed), or take other data"
+                f"{why}, and the rest lacks class {lacking[0]} ({data.classes[lacking[0]]}): split the data as that "
+                "run did (the same holdout and split_seed), or take other data"
             ),
             "holdout",
             "split_seed",

@@ -76,7 +76,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
     [
         ("cifar1O0", {}, r"unknown data set 'cifar1O0'; the nearest is 'cifar10' \(see `offramp data`\)"),
         ("xyz", {}, "there are 'cifar10', 'cifar100', 'digits'"),
-        ("digits", {"holdout": 1.0}, "holdout must be a share from 0 to below 1, got 1.0"),
+        ("digits", {"holdout": 1.0}, "holdout must be a share in [0, 1), got 1.0"),
         ("digits", {"augmentation": "crop-flp"}, "unknown data.augmentation 'crop-flp'; the nearest is 'crop-flip'"),
         ("digits", {"normalise": "imagnet"}, "the nearest is 'imagenet'"),
         ("digits", {"normalise": "imagenet"}, "is for 3 channels, but digits has 1"),
@@ -85,7 +85,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
         ("parquet:x", {"resize": "many"}, "data.resize takes int, got 'many'"),
         ("folder:x", {"image_size": 0}, "image_size must be at least 1, got 0"),
         ("digits", {"streaming": True}, "only folder:PATH does"),
-        ("digits", {"image_size": 32}, "--image-size 32 is not possible"),
+        ("digits", {"image_size": 32}, "image_size=32 is not possible"),
         ("digits:x", {}, "take no path"),
         ("digits", {"per_class": 14}, "per_class=14 leaves nothing to train on, since it includes the 15"),
         ("digits", {"per_class": 4000}, r"digits: class 0 \(0\) has 1\d\d images to train on, fewer than"),

@@ -101,7 +101,7 @@ def test_what_does_not_go_together(own: str) -> None:
         ("timm:resnet18", {"num_classes": 4}, "net.num_classes follows from the data: leave it out"),
         ("python:my_nets:small", {"channels": 3}, "net.channels follows from the data: leave it out"),
         ("torchvision:vit_b_16", {"image_size": "x"}, "net.image_size must be a whole number of at least 1, got 'x'"),
-        ("transformers:vit", {"trust_remote_code": 1, "num_labels": 3}, "net.num_labels follows from the data"),
+        ("transformers:vit", {"num_labels": 3}, "net.num_labels follows from the data"),
         (
             "transformers:vit",
             {"attn_implementation": "someone/kernel"},
