@@ -1,11 +1,13 @@
 """Modules run on the meta device: shapes and costs without computing anything."""
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.lookup import with_parameters
@@ -14,33 +16,90 @@ from offramp.outputs import State
 Shape = tuple[int, ...]
 
 
-def run_on_meta(module: nn.Module, *args: Any, training: bool = False, whole: bool = False) -> Any:
-    """What the module answers for arguments on the meta device, in evaluation mode unless `training`.
+def run_on_meta(module: nn.Module, *args: Any, training: bool = False, whole: bool = False, **kwargs: Any) -> Any:
+    """Output of the module for arguments on the meta device, in evaluation mode unless `training`.
 
-    The module itself is left as it is: no weight is moved or copied, modes and buffers stay.
+    The module itself is left as it is: no weight is moved or copied; modes, buffers and attributes stay.
 
     Args:
-        whole: batch norms take place as well, for those who count operations; in evaluation mode only shapes are right
+        whole: run batch norms as well, for those who count operations; in evaluation mode only shapes are right
             otherwise.
+    Raises:
+        ValueError: if the module holds one that was compiled by `torch.jit.script`, whose weights cannot be replaced.
     """
-    tensors = {
-        name: torch.empty_like(tensor, device="meta")
-        for group in (module.named_parameters(), module.named_buffers())
-        for name, tensor in group
-    }
-    modes = [(part, part.training) for part in module.modules()]
-    norms = [] if whole or training else _norms(module)
-    module.train(training)
-    for norm in norms:
-        norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
+    refuse_scripted(module)
+    with restored(module), torch.no_grad():
+        module.train(training)
+        for norm in [] if whole or training else _norms(module):
+            norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
+        _replace_by_meta(module)
+        return module(*args, **kwargs)
+
+
+def refuse_scripted(module: nn.Module) -> None:
+    """Refuse a module that is, or holds, one compiled by `torch.jit.script` or `torch.jit.trace`.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            what = f"its layer {name}" if name else "it"
+            raise ValueError(
+                f"{type(module).__name__} cannot be examined: {what} was compiled by torch.jit; build the network with "
+                "the module as it was before torch.jit.script or torch.jit.trace"
+            )
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Within, code may change a module's modes, attributes, hooks and registered tensors; afterwards all are restored.
+
+    The values of parameters and buffers that are changed in place are not.
+    """
+    parts = list(module.modules())
+    attributes = [dict(vars(part)) for part in parts]
+    tables = [{key: dict(value) for key, value in own.items() if type(value) in _TABLES} for own in attributes]
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        with torch.no_grad():
-            return functional_call(module, tensors, args)
+        yield
     finally:
-        for norm in norms:
-            del norm.forward
-        for part, mode in modes:
-            part.training = mode
+        for part, own, own_tables in zip(parts, attributes, tables, strict=True):
+            vars(part).clear()
+            vars(part).update(own)
+            for key, table in own_tables.items():
+                own[key].clear()
+                own[key].update(table)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad = requires_grad
+
+
+_TABLES = (dict, OrderedDict)
+
+
+def _replace_by_meta(module: nn.Module) -> None:
+    """Put a tensor on the meta device in the place of every tensor; one that has several names stays one.
+
+    `torch.func.functional_call` leaves tensors of modules with two names on the meta device (PyTorch issue 164759).
+    """
+    twins: dict[int, Tensor] = {}
+
+    def twin(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.is_meta:
+            return value
+        if id(value) not in twins:
+            twins[id(value)] = torch.empty_like(value, device="meta").detach()
+        return twins[id(value)]
+
+    for part in module.modules():
+        for group in (part._parameters, part._buffers):
+            group.update({name: twin(tensor) for name, tensor in group.items()})
+    for part in module.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, Tensor) and value.dim():
+                vars(part)[key] = twin(value)
+            elif type(value) is list and any(id(each) in twins for each in value):  # as recurrent layers keep weights
+                vars(part)[key] = [twin(each) for each in value]
 
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:
@@ -54,7 +113,7 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def _normed(norm: _BatchNorm, inputs: Tensor) -> Tensor:
-    """What a batch norm answers on meta; PyTorch's own way there, through Python, takes most of a network's time."""
+    """Output of a batch norm on the meta device; PyTorch's own, in Python, takes most of a network's time."""
     if inputs.dim() < 2 or inputs.shape[1] != norm.num_features:
         return type(norm).forward(norm, inputs)  # which says what is wrong
     norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]

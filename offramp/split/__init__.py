@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from offramp.net import Backbone
-from offramp.split import exit_placement
+from offramp.split import equivalence, exit_placement
 from offramp.split import layers as found_layers
 from offramp.split.exit_placement import Place
 from offramp.split.fx_trace import Untraceable
 from offramp.split.layers import Image
 from offramp.split.manual import by_hand
+from offramp.split.random_state import same_random_state
+from offramp.split.supported import check_supported
 from offramp.split.to_backbone import assemble
 from offramp.split.weights import load_state, state
 
@@ -23,6 +26,8 @@ def split(
     shape: Image,
     *,
     make: Callable[[], nn.Module] | None = None,
+    device: str | torch.device | None = None,
+    check: bool = True,
 ) -> Backbone:
     """Cut a model into stages; they hold the model's own modules under their own names, nothing is copied.
 
@@ -37,16 +42,27 @@ def split(
         shape: (channels, height, width) of the images.
         make: builds the same model again, newly initialised; with it, blocks that branches sample start as the model's
             own do.
+        device: where the network will train, and where it is compared with the model; default where the model is.
+        check: run the model and the network on a batch of 1 and one of 3 images, in evaluation and in training, and
+            compare outputs, gradients and buffers. A model on the meta device is not run.
 
     Raises:
-        ValueError: naming the nearest layer, the right order, the smallest image size, or what cannot pass a cut.
+        ValueError: naming the nearest layer, the right order, the smallest image size, what cannot pass a cut, or the
+            first stage whose output, gradients or buffers are not the model's.
         Untraceable: naming the line that could not be traced; `by_hand` takes stages then.
     """
-    names = [] if isinstance(after, int) else list(after)
-    layers = found_layers.find(model, shape, names)
-    if isinstance(after, int):
-        names = exit_placement.equal(layers, after)
-    return assemble(model, layers, names, shape, make)
+    check_supported(model)
+    with same_random_state():
+        names = [] if isinstance(after, int) else list(after)
+        layers = found_layers.find(model, shape, names)
+        if isinstance(after, int):
+            names = exit_placement.equal(layers, after)
+        backbone = assemble(model, layers, names, shape, make)
+        if check:
+            macs = sum(layers.traced.macs.values())
+            own = found_layers.own_names(model, names)
+            equivalence.check(model, backbone, own, device=device, macs=macs)
+    return backbone
 
 
 def places(model: nn.Module, shape: Image) -> list[Place]:
@@ -55,4 +71,5 @@ def places(model: nn.Module, shape: Image) -> list[Place]:
     Raises:
         ValueError: as `split` does.
     """
+    check_supported(model)
     return exit_placement.places(found_layers.find(model, shape))

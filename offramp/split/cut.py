@@ -189,7 +189,10 @@ class _Piece:
     def answer(self, logits: Node, feature: Node, maps: Node) -> None:
         """Answer as a head does: logits (B, C), feature (B, D), and the map as exits see it."""
         pooled, before = self.look(feature), self.look(maps)
-        if self.cutter.traced.values[feature][0].dim() > 2:
+        sizes = self.cutter.traced.values[feature][0].shape[1:]
+        if len(sizes) == 3 and feature is maps:  # the model pools behind its classifier
+            pooled = self.graph.call_method("mean", (pooled, (1, 2) if self.cutter.channels_last(maps) else (2, 3)))
+        elif len(sizes) > 1:
             pooled = self.graph.call_method("flatten", (pooled, 1))
         if self.cutter.channels_last(maps):
             before = self.graph.call_method("permute", (before, 0, 3, 1, 2))

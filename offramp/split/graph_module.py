@@ -1,4 +1,4 @@
-"""A piece of a traced model as a module: it runs its piece of the graph and keeps the model's names for its weights."""
+"""A subgraph of a traced model as a module; its weights keep the names that they have in the model."""
 
 import ast
 import linecache
@@ -10,56 +10,63 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from offramp.split.fx_trace import Traced
+
 _number = count()
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a part computes and which of the model's modules and tensors it holds, without the weights themselves.
+    """What a subgraph computes and which of the model's modules and tensors it holds, without the weights themselves.
 
     Args:
-        run: (part, state) -> state.
+        run: (module, state) -> state.
         kind: the class of its heaviest module, for people.
         modules: names of the modules that it calls.
         tensors: names of the parameters and buffers that it reads, and whether they belong into its state_dict.
-        constants: tensors that the model made out of nothing while it was traced.
+        constants: tensors that the model created without inputs while it was traced.
+        modes: for both modes, the modules that the model's own `train(mode)` leaves in the other one.
     """
 
-    run: Callable[["Part", Any], Any]
+    run: Callable[["Subgraph", Any], Any]
     kind: str
     modules: tuple[str, ...]
     tensors: Mapping[str, bool]
     constants: Mapping[str, Tensor]
+    modes: Mapping[bool, tuple[str, ...]]
 
 
-def plan(graph: fx.Graph, model: nn.Module, borrowed: set[str], constants: Mapping[str, Tensor]) -> Plan:
+def plan(graph: fx.Graph, model: nn.Module, borrowed: set[str], traced: Traced) -> Plan:
     """Compile a graph of one input, `state`, whose modules and tensors are named as in the model.
 
     Args:
-        borrowed: buffers that another part keeps in its state_dict.
+        borrowed: buffers that another subgraph keeps in its state_dict.
     """
+    constants = traced.constants
     modules = tuple(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
     reads = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
     tensors = {
         name: _kept(model, name) and name not in borrowed for name in reads if name not in (*constants, "training")
     }
-    weigh = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules}
-    heaviest = max(weigh, key=lambda name: weigh[name]) if weigh else ""
+    sizes = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules}
+    heaviest = max(sizes, key=lambda name: sizes[name]) if sizes else ""
     kind = type(model.get_submodule(heaviest)).__name__ if heaviest else "Function"
     own = {name: constants[name] for name in reads if name in constants}
-    return Plan(_compile(graph, {*modules}), kind, modules, tensors, own)
+    held = tuple(f"{name}." for name in modules)
+    modes = {mode: tuple(n for n in names if f"{n}.".startswith(held)) for mode, names in traced.modes.items()}
+    return Plan(_compile(graph, {*modules}), kind, modules, tensors, own, modes)
 
 
-def _compile(graph: fx.Graph, modules: Collection[str]) -> Callable[["Part", Any], Any]:
+def _compile(graph: fx.Graph, modules: Collection[str]) -> Callable[["Subgraph", Any], Any]:
     """The graph as a Python function; its source is kept where tracebacks look for it."""
     code = graph.python_code("self")
     above = {name.rsplit(".", depth)[0] for name in modules for depth in range(name.count(".") + 1)}
     source = ast.unparse(_Direct(above).visit(ast.parse(code.src)))
-    name = f"<offramp.split part {next(_number)}>"
+    name = f"<offramp.split subgraph {next(_number)}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    space: dict[str, Any] = dict(code.globals)
-    exec(compile(source, name, "exec"), space)
-    run: Callable[[Part, Any], Any] = space["forward"]
+    names: dict[str, Any] = dict(code.globals)
+    exec(compile(source, name, "exec"), names)
+    run: Callable[[Subgraph, Any], Any] = names["forward"]
     return run
 
 
@@ -79,11 +86,11 @@ class _Direct(ast.NodeTransformer):
         path = _path(node)
         if path not in self.modules:
             return self.generic_visit(node)
-        found: ast.expr = ast.Name("self", ast.Load())
+        lookup: ast.expr = ast.Name("self", ast.Load())
         for name in path.split("."):
-            held = ast.Attribute(found, "_modules", ast.Load())
-            found = ast.Subscript(held, ast.Constant(name), ast.Load())
-        return found
+            table = ast.Attribute(lookup, "_modules", ast.Load())
+            lookup = ast.Subscript(table, ast.Constant(name), ast.Load())
+        return lookup
 
 
 def _path(node: ast.AST) -> str:
@@ -101,8 +108,8 @@ def _path(node: ast.AST) -> str:
     return f"{above}.{name}" if above else ""
 
 
-class Part(nn.Module):
-    """A piece of a model. Its modules are the model's own, under the names that they have there."""
+class Subgraph(nn.Module):
+    """A part of a model's graph. Its modules are the model's own, under the names that they have there."""
 
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         super().__init__()
@@ -120,46 +127,54 @@ class Part(nn.Module):
         return self.plan.kind
 
     def forward(self, state: Any) -> Any:
-        """What this piece of the model makes of a state."""
+        """The state (or the head's logits, feature and map) that this part of the model computes from a state."""
         return self.plan.run(self, state)
 
+    def train(self, mode: bool = True) -> "Subgraph":
+        """Set the mode, except for modules that the model's own `train` keeps in the other one (frozen norms)."""
+        super().train(mode)
+        for name in self.plan.modes.get(mode, ()):
+            self.get_submodule(name).training = not mode
+        return self
 
-class Donor:
-    """Where newly initialised parts come from: models made again, of which only what is likely to be asked for stays.
+
+class Rebuilder:
+    """Builds newly initialised subgraphs, from models that are constructed again.
 
     Copies would keep what has no `reset_parameters` (layer scale, tables of position biases), and would not know how
-    the model initialises what has. A model is built only when a part is asked for that was given away already.
+    the model initialises what has. A model is constructed only when a subgraph is requested that was returned before;
+    of each model, only the subgraphs that are likely to be requested are kept.
 
     Args:
-        make: builds the model.
-        plans: of the parts that are likely to be asked for.
+        make: constructs the model.
+        plans: of the subgraphs that are likely to be requested.
     """
 
     def __init__(self, make: Callable[[], nn.Module], plans: Sequence[Plan]) -> None:
         self.make, self.plans = make, plans
-        self.spare: dict[Plan, Part] = {}
+        self.unused: dict[Plan, Subgraph] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Donor":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rebuilder":
         return self
 
-    def give(self, plan: Plan) -> Part:
-        """A new part of this plan, shared with nobody."""
-        if plan not in self.spare:
+    def build(self, plan: Plan) -> Subgraph:
+        """A new subgraph of this plan, shared with nobody."""
+        if plan not in self.unused:
             model = self.make()
-            self.spare = {each: Part(each, model) for each in (*self.plans, plan)}
-        part = self.spare.pop(plan)
-        self.offer(part)
-        return part
+            self.unused = {each: Subgraph(each, model) for each in (*self.plans, plan)}
+        subgraph = self.unused.pop(plan)
+        self.attach(subgraph)
+        return subgraph
 
-    def offer(self, part: Part) -> None:
-        """Let `offramp.net.fresh` find its way from a part to here."""
-        part.construct_fresh = partial(self.give, part.plan)  # type: ignore[assignment]
+    def attach(self, subgraph: Subgraph) -> None:
+        """Let `offramp.net.fresh` build the subgraph again by this."""
+        subgraph.construct_fresh = partial(self.build, subgraph.plan)  # type: ignore[assignment]
 
 
-def put_tensor(part: nn.Module, path: str, tensor: Tensor, kept: bool) -> None:
+def put_tensor(module: nn.Module, path: str, tensor: Tensor, kept: bool) -> None:
     """Register a parameter or buffer under its name in the model; `kept`: in the state_dict."""
     *above, name = path.split(".")
-    owner = reduce(_container, above, part)
+    owner = reduce(_container, above, module)
     if name in owner._parameters or name in owner._buffers:
         return
     if isinstance(tensor, nn.Parameter):
@@ -168,17 +183,17 @@ def put_tensor(part: nn.Module, path: str, tensor: Tensor, kept: bool) -> None:
         owner.register_buffer(name, tensor, persistent=kept)
 
 
-def _put(part: nn.Module, path: str, module: nn.Module) -> None:
+def _put(parent: nn.Module, path: str, module: nn.Module) -> None:
     *above, name = path.split(".")
-    reduce(_container, above, part).register_module(name, module)
+    reduce(_container, above, parent).register_module(name, module)
 
 
 def _container(owner: nn.Module, name: str) -> nn.Module:
     if name not in owner._modules:
         owner.register_module(name, nn.Module())
-    found = owner._modules[name]
-    assert found is not None
-    return found
+    container = owner._modules[name]
+    assert container is not None
+    return container
 
 
 def _kept(model: nn.Module, path: str) -> bool:
@@ -188,5 +203,5 @@ def _kept(model: nn.Module, path: str) -> bool:
 
 def _find(model: nn.Module, path: str) -> Tensor:
     above, _, name = path.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(above), name)
-    return found
+    tensor: Tensor = getattr(model.get_submodule(above), name)
+    return tensor

@@ -2,15 +2,15 @@
 
 from collections.abc import Collection, Iterable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from offramp.lookup import nearest
-from offramp.meta_device import written
+from offramp.meta_device import run_on_meta, written
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.fx_trace import BATCHES, Traced, Untraceable, evaluate, logits_of, trace, where
+from offramp.split.fx_trace import BATCHES, NoLogits, Traced, Untraceable, dtype_of, logits_of, trace, where
 
 Image = tuple[int, int, int]
 WORKING = (nn.Linear, nn.modules.conv._ConvNd)
@@ -36,10 +36,14 @@ def find(model: nn.Module, shape: Image, after: Collection[str] = ()) -> Layers:
         ValueError: if it cannot take images of the shape, has no classifier, or a layer of `after` does not exist.
         Untraceable: if its forward pass cannot be written as a graph.
     """
-    check_names(model, after)
+    after = own_names(model, after)
     classifier = find_classifier(model, shape)
     needed = _above([*after, classifier])
-    containers = {name for name, part in model.named_modules() if isinstance(part, _CONTAINERS) or _repeats(part)}
+    containers = {
+        name
+        for name, part in model.named_modules()
+        if (isinstance(part, _CONTAINERS) or _repeats(part)) and "parametrizations" not in name.split(".")
+    }
     opened = needed | containers | _above(containers)
     traced, opened = _trace_what_can_be(model, shape, opened - {""}, needed)
     names = [name for name, _ in _clean(model, traced, opened)]
@@ -56,16 +60,20 @@ def _repeats(part: nn.Module) -> bool:
     return len(kinds) > len(set(kinds))
 
 
-def check_names(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse layers that do not exist, naming the nearest.
+def own_names(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The first name that the model has for each of these layers; a module may be registered under several.
 
     Raises:
-        ValueError: as said.
+        ValueError: if a layer does not exist, naming the nearest.
     """
-    known = [name for name, _ in model.named_modules() if name]
+    first = {part: name for name, part in model.named_modules()}
+    known = {name: part for name, part in model.named_modules(remove_duplicate=False) if name}
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown layer {name!r} of {type(model).__name__}; {nearest(name, _short(name, known))}")
+            raise ValueError(
+                f"unknown layer {name!r} of {type(model).__name__}; {nearest(name, _short(name, [*known]))}"
+            )
+    return [first[known[name]] for name in names]
 
 
 def _short(name: str, known: list[str]) -> list[str]:
@@ -74,47 +82,71 @@ def _short(name: str, known: list[str]) -> list[str]:
 
 
 def find_classifier(model: nn.Module, shape: Image) -> str:
-    """The name of the layer that makes the logits: the last one with weights that answers as many values.
+    """The name of the layer that computes the logits.
+
+    It is the last layer with a weight matrix (norms have none) that returns as many values as there are logits; in
+    models that pool behind their classifier (SqueezeNet), the last one that returns as many channels.
 
     Raises:
         ValueError: if the model cannot take images of this shape (the smallest that works is named), or there is none.
     """
-    calls: list[tuple[str, int]] = []
+    calls: list[tuple[str, Tensor]] = []
     hooks = [
-        part.register_forward_hook(lambda part, given, made, name=name: calls.append((name, _width(made))))
+        part.register_forward_hook(
+            lambda part, given, output, name=name: calls.append((name, output)) if isinstance(output, Tensor) else None
+        )
         for name, part in model.named_modules()
-        if not list(part.children()) and list(part.parameters(recurse=False))
+        if _is_layer(part)
     ]
     try:
-        classes = _width(answers(model, shape))
+        classes = logits_on_meta(model, shape).shape[1]
     finally:
         for hook in hooks:
             hook.remove()
-    fitting = [name for name, width in calls if width == classes]
+    fitting = [
+        name
+        for name, output in calls
+        if output.dim() > 1 and (output[0].numel() == classes or (output.dim() == 4 and output.shape[1] == classes))
+        if any(parameter.dim() > 1 for parameter in model.get_submodule(name).parameters())
+    ]
     if not fitting:
         raise ValueError(
-            f"{type(model).__name__} answers {classes} values, but no layer of its own makes them; give the stages by "
-            "hand (offramp.split.by_hand)"
+            f"{type(model).__name__} returns {classes} values, but no layer of its own with weights computes them; "
+            "give the stages by hand (offramp.split.by_hand)"
         )
     return fitting[-1]
 
 
-def answers(model: nn.Module, shape: Image) -> Tensor:
+def _is_layer(part: nn.Module) -> bool:
+    """Whether a module computes with weights of its own: one without children, or with parametrised weights."""
+    if hasattr(part, "parametrizations"):
+        return True
+    return not list(part.children()) and bool(list(part.parameters(recurse=False)))
+
+
+def logits_on_meta(model: nn.Module, shape: Image, search: bool = True) -> Tensor:
     """The logits (meta) for images of this shape.
+
+    Args:
+        search: look for the smallest square that works if these do not.
 
     Raises:
         ValueError: if the model cannot take them; with the smallest square that works.
     """
     try:
         return _try(model, shape)
+    except NoLogits as error:
+        raise ValueError(f"{type(model).__name__} cannot be cut: {error}") from None
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if not search:
+            raise ValueError(f"{type(model).__name__} cannot take images of {written(shape)} ({reason})") from None
         known = smallest(model, shape)
         if known is None:
             _check_channels(model, shape)
             raise Untraceable(
-                f"{type(model).__name__} does not run on shapes alone, for {written(shape)} or any other square: "
-                f"{where(error)}: {reason}; where that is no matter of size, give the stages by hand "
+                f"{type(model).__name__} does not run on the meta device (shapes alone), for {written(shape)} or any "
+                f"other square: {where(error)}: {reason}; if that is not for its size, give the stages by hand "
                 "(offramp.split.by_hand)",
                 "",
             ) from None
@@ -135,13 +167,12 @@ def _check_channels(model: nn.Module, shape: Image) -> None:
 
 
 def _try(model: nn.Module, shape: Image) -> Tensor:
-    image = torch.empty((BATCHES[0], *shape), device="meta")
-    made = logits_of(evaluate(model, (image,), {}))
-    if not isinstance(made, Tensor) or made.dim() != 2:
-        raise TypeError(
-            f"it answers {written(tuple(made.shape))} for one image" if isinstance(made, Tensor) else "no tensor"
-        )
-    return made
+    image = torch.empty((BATCHES[0], *shape), dtype=dtype_of(model), device="meta")
+    logits = logits_of(run_on_meta(model, image))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        what = written(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+        raise NoLogits(f"the model returns {what} for {BATCHES[0]} images instead of logits (B, C)")
+    return logits
 
 
 def smallest(model: nn.Module, shape: Image) -> int | None:
@@ -166,10 +197,6 @@ def _works(model: nn.Module, shape: Image) -> bool:
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
         return False
     return True
-
-
-def _width(made: Any) -> int:
-    return int(made[0].numel()) if isinstance(made, Tensor) and made.dim() > 1 else 0
 
 
 def _above(names: Iterable[str]) -> set[str]:

@@ -1,22 +1,24 @@
-"""Networks of others by name: timm:NAME, torchvision:NAME, transformers:TYPE and python:package.module:function."""
+"""External models by name: timm:NAME, torchvision:NAME, transformers:TYPE and python:package.module:function."""
 
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from offramp.lookup import NotUnderstood, nearest, unknown, with_parameters
 from offramp.net import Backbone
 from offramp.optional import vision
-from offramp.split.fx_trace import where
+from offramp.split.fx_trace import dtype_of, where
 
 EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""
@@ -37,8 +39,10 @@ def build(
     after: Sequence[str] = (),
     exits: int | None = None,
     options: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    check: bool = True,
 ) -> Backbone:
-    """Build a network of others, newly initialised, and cut it; nothing is fetched.
+    """Build an external model, newly initialised, and cut it; nothing is fetched.
 
     Args:
         name: as in `offramp.models.DOORS`.
@@ -48,6 +52,7 @@ def build(
         after: layers after which exits are to stand.
         exits: how many exits to place at equal shares of the multiply-adds instead; default `EXITS`.
         options: passed to the network's constructor.
+        device, check: as in `offramp.split.split`.
 
     Raises:
         ValueError: naming the nearest name, the package to install, or what does not fit.
@@ -60,27 +65,83 @@ def build(
             "exits_after",
             "exits",
         )
-    door, _, rest = name.partition(":")
+    with _working_directory(name):
+        make, usual = _source(name, classes, channels, size, options or {})
+        model = _constructed(name, make)
+        if isinstance(model, Backbone):
+            if after or exits is not None:
+                raise with_parameters(
+                    ValueError(
+                        f"{name} comes in stages of its own: exits_after and exits are for models that are not cut yet"
+                    ),
+                    "exits_after",
+                    "exits",
+                )
+            return model
+        _check_precision(name, model)
+        places = after or (EXITS if exits is None else exits)
+        again = partial(_again, name, make)
+        return split(model, places, (channels, *(size or usual)), make=again, device=device, check=check)
+
+
+def construct(
+    name: str, *, classes: int, channels: int = 3, size: tuple[int, int] | None = None, **options: Any
+) -> nn.Module | Backbone:
+    """Construct an external model, newly initialised, without cutting it; arguments and errors as in `build`."""
+    with _working_directory(name):
+        made: nn.Module | Backbone = _constructed(name, _source(name, classes, channels, size, options)[0])
+    return made
+
+
+def _again(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    with _working_directory(name):
+        return make()
+
+
+def _source(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, options: Mapping[str, Any]
+) -> "Source":
+    library, _, rest = name.partition(":")
     offered = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers, "python": _python}
-    if door not in offered:
-        raise ValueError(f"unknown net {name!r}; before a colon {nearest(door, offered)}")
-    _check_options(door, options or {})
-    make, usual = offered[door](rest, classes, channels, size, dict(options or {}))
-    model = _made(name, make)
-    if isinstance(model, Backbone):
-        if after or exits is not None:
-            raise with_parameters(
-                ValueError(
-                    f"{name} comes in stages of its own: exits_after and exits are for models that are not cut yet"
-                ),
-                "exits_after",
-                "exits",
-            )
-        return model
-    return split(model, after or (EXITS if exits is None else exits), (channels, *(size or usual)), make=make)
+    if library not in offered:
+        raise ValueError(f"unknown net {name!r}; before a colon {nearest(library, offered)}")
+    _check_options(library, options)
+    return offered[library](rest, classes, channels, size, dict(options))
 
 
-def _check_options(door: str, options: Mapping[str, Any]) -> None:
+@contextmanager
+def _working_directory(name: str) -> Iterator[None]:
+    """Within, the working directory is searched for modules if that of `python:MODULE:FUNCTION` is there.
+
+    `sys.path` is as before afterwards.
+    """
+    here, (library, _, rest) = str(Path.cwd()), name.partition(":")
+    top = rest.partition(":")[0].partition(".")[0]
+    added = library == "python" and here not in sys.path and PathFinder.find_spec(top, [here]) is not None
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _check_precision(name: str, model: nn.Module) -> None:
+    """Refuse models that cannot take float32 images.
+
+    Raises:
+        ValueError: naming the precision.
+    """
+    dtype = dtype_of(model)
+    if dtype != torch.float32:
+        raise ValueError(
+            f"{name} has weights in {str(dtype).removeprefix('torch.')}, but images come in float32: let the function "
+            "return model.float() (--precision bf16 computes in bfloat16)"
+        )
+
+
+def _check_options(library: str, options: Mapping[str, Any]) -> None:
     """Refuse arguments of constructors that say what is known already, or would bring weights by themselves.
 
     Raises:
@@ -88,21 +149,32 @@ def _check_options(door: str, options: Mapping[str, Any]) -> None:
     """
     for key in options:
         if key in FROM_DATA:
+<<<<<<< HEAD
             raise NotUnderstood(f"net.{key} follows from the data: leave it out", f"net.{key}")
         if door != "python" and key.startswith(FROM_FILES):
             raise NotUnderstood(
                 f"net.{key}: nothing is fetched here; leave it out and take weights=FILE", f"net.{key}", "weights"
             )
+=======
+            raise NotUnderstood(f"--net.{key} follows from the data: leave it out")
+        if library != "python" and key.startswith(FROM_FILES):
+            raise NotUnderstood(f"--net.{key}: nothing is fetched here; leave it out and take --weights FILE")
+>>>>>>> 2e211be (External models: cut right or refused, and compared with their cut form; weights that have several names)
         if door != "python" and key in FROM_CODE:
             raise NotUnderstood(
                 f"net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it", f"net.{key}"
             )
     side = options.get("image_size", 1)
+<<<<<<< HEAD
     if door != "transformers" and not (isinstance(side, int) and side >= 1):
         raise NotUnderstood(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
+=======
+    if library != "transformers" and not (isinstance(side, int) and side >= 1):
+        raise NotUnderstood(f"--net.image_size must be a whole number of at least 1, got {side!r}")
+>>>>>>> 2e211be (External models: cut right or refused, and compared with their cut form; weights that have several names)
 
 
-def _made(name: str, make: Callable[[], Any]) -> Any:
+def _constructed(name: str, make: Callable[[], Any]) -> Any:
     """The model.
 
     Raises:
@@ -117,11 +189,11 @@ def _made(name: str, make: Callable[[], Any]) -> Any:
         raise ValueError(f"{name} cannot be built: {reason}") from None
 
 
-Making = tuple[Callable[[], Any], tuple[int, int]]
+Source = tuple[Callable[[], Any], tuple[int, int]]
 """How the network is built, and the (height, width) of the images that it is made for."""
 
 
-def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Making:
+def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Source:
     timm = vision("timm")
     if not timm.is_model(name):
         raise unknown("network of timm", name, timm.list_models(), listing="")
@@ -134,7 +206,7 @@ def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, 
 
 def _torchvision(
     name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
-) -> Making:
+) -> Source:
     models = vision("torchvision.models")
     names = models.list_models(module=models)
     if name not in names:
@@ -151,16 +223,16 @@ def _torchvision(
 
 def _transformers(
     name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
-) -> Making:
+) -> Source:
     library = vision("transformers")
     auto = vision("transformers.models.auto.modeling_auto")
     asked = {"num_labels": classes, **options}
     types = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if (Path(name) / "config.json").is_file():
         asked |= {"local_files_only": True, "trust_remote_code": False}
-        config = _made(f"transformers:{name}", partial(library.AutoConfig.from_pretrained, name, **asked))
+        config = _constructed(f"transformers:{name}", partial(library.AutoConfig.from_pretrained, name, **asked))
     elif name in types:
-        config = _made(f"transformers:{name}", partial(library.AutoConfig.for_model, name, **asked))
+        config = _constructed(f"transformers:{name}", partial(library.AutoConfig.for_model, name, **asked))
     else:
         raise unknown(
             "type of image classifier, nor folder with a config.json, of transformers", name, types, listing=""
@@ -186,13 +258,13 @@ def _transformers(
 
 
 def _quiet(make: Callable[[], nn.Module]) -> nn.Module:
-    """A model that answers an output with `logits` whatever its configuration says."""
+    """A model that returns an output with `logits` whatever its configuration says."""
     model = make()
     model.config.return_dict = True  # type: ignore[union-attr]
     return model
 
 
-def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Making:
+def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Source:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise ValueError(f"python:{name} must be python:package.module:function")
@@ -214,19 +286,16 @@ def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None
 
 
 def _checked(name: str, make: Callable[[], Any]) -> nn.Module | Backbone:
-    made = make()
-    if not isinstance(made, nn.Module | Backbone):
-        raise TypeError(f"the function must answer an nn.Module or a Backbone, not {type(made).__name__}")
-    return made
+    model = make()
+    if not isinstance(model, nn.Module | Backbone):
+        raise TypeError(f"the function must return an nn.Module or a Backbone, not {type(model).__name__}")
+    return model
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module of the user's, from the working directory too; that is searched only if the module is there."""
-    here = str(Path.cwd())
-    if here not in sys.path and PathFinder.find_spec(name.partition(".")[0], [here]) is not None:
-        sys.path.insert(0, here)
+    """Import a module of the user's."""
     try:
         return importlib.import_module(name)
-    except Exception as error:  # as in `_made`
+    except Exception as error:  # as in `_constructed`
         reason = str(error) if isinstance(error, ImportError | SyntaxError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"python:{name} cannot be imported: {reason}") from None

@@ -11,8 +11,8 @@ from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
 from offramp.split.fx_trace import Traced
-from offramp.split.graph_module import Donor, Part, plan, put_tensor
-from offramp.split.layers import Image, Layers, main
+from offramp.split.graph_module import Rebuilder, Subgraph, plan, put_tensor
+from offramp.split.layers import Image, Layers, main, own_names
 
 
 def assemble(
@@ -24,6 +24,7 @@ def assemble(
         ValueError: if the layers are not in order, not before the pooling, or something cannot pass a cut.
     """
     end = blocks.tail(layers.traced, layers.classifier)
+    after = own_names(model, after)
     groups = _groups(model, layers, _in_order(layers, after, end), end)
     parts = _parts(model, layers.traced, groups, end, shape, after)
     shared = _shared(parts, groups)
@@ -32,14 +33,16 @@ def assemble(
         parts = _parts(model, layers.traced, groups, end, shape, after)
         shared = _shared(parts, groups)
     if shared:
+        names = sorted(_twice(parts))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
-            f"the model uses the same weights before and after an exit ({', '.join(_twice(parts))}); put it elsewhere"
+            f"the model uses the same weights before and after an exit ({', '.join(names[:3])}{more}); put it elsewhere"
         )
     bounds = [sum(map(len, groups[:index])) for index in range(len(groups) + 1)]
     if make is not None:
-        donor = Donor(make, [parts[index].plan for index in _sampled(layers.traced, groups)])
+        rebuilder = Rebuilder(make, [parts[index].plan for index in _sampled(layers.traced, groups)])
         for part in parts[bounds[1] :]:
-            donor.offer(part)
+            rebuilder.attach(part)
     _add_unused(model, parts)
     stages = tuple(nn.Sequential(*parts[a:b]) for a, b in pairwise(bounds))
     return Backbone(stages, parts[-1], shape)
@@ -116,7 +119,7 @@ def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.T
 
 def _parts(
     model: nn.Module, traced: Traced, groups: list[list[fx.Node]], end: blocks.Tail, shape: Image, after: Sequence[str]
-) -> list[Part]:
+) -> list[Subgraph]:
     flat = [node for group in groups for node in group]
     last = {group[-1]: name for group, name in zip(groups, after, strict=False)}
     cutter = Cutter(model, traced, flat, layout(traced, [*flat, end.map], shape))
@@ -126,7 +129,7 @@ def _parts(
     except Crossing as error:
         where = f"after {last[error.cut]}" if error.cut in last else "at this place"
         raise ValueError(f"no exit can stand {where}: {error}; put it elsewhere") from None
-    return [Part(plan(graph, model, borrowed, traced.constants), model) for graph, borrowed in graphs]
+    return [Subgraph(plan(graph, model, borrowed, traced), model) for graph, borrowed in graphs]
 
 
 def layout(traced: Traced, nodes: Sequence[fx.Node], shape: Image) -> Callable[[fx.Node], bool]:
@@ -155,7 +158,7 @@ def _ratio(height: int, width: int, shape: Image) -> bool:
     return abs(height * shape[2] - width * shape[1]) <= max(shape[1:])
 
 
-def _shared(parts: Sequence[Part], groups: Sequence[Sequence[fx.Node]]) -> set[int]:
+def _shared(parts: Sequence[Subgraph], groups: Sequence[Sequence[fx.Node]]) -> set[int]:
     """The stages (the head counts as one more) that hold weights which another part holds too."""
     twice = _twice(parts)
     stage_of = [stage for stage, group in enumerate(groups) for _ in group] + [len(groups)]
@@ -166,15 +169,19 @@ def _shared(parts: Sequence[Part], groups: Sequence[Sequence[fx.Node]]) -> set[i
     }
 
 
-def _twice(parts: Sequence[Part]) -> set[str]:
+def _twice(parts: Sequence[Subgraph]) -> set[str]:
     """Names of parameters that more than one part holds."""
     held = Counter(id(p) for part in parts for p in part.parameters())
     return {name for part in parts for name, p in part.named_parameters() if held[id(p)] > 1}
 
 
-def _add_unused(model: nn.Module, parts: Sequence[Part]) -> None:
-    """Let the head keep the weights that no part uses, so that the model's state_dict stays whole."""
+def _add_unused(model: nn.Module, parts: Sequence[Subgraph]) -> None:
+    """Register what no part has a name for, so that the model's state_dict stays whole.
+
+    Another name of a tensor goes to the part that holds it, weights that are never used to the head.
+    """
     kept = {name for part in parts for name in part.state_dict(keep_vars=True)}
+    holder = {id(tensor): part for part in parts for tensor in part.state_dict(keep_vars=True).values()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in kept and isinstance(tensor, Tensor):
-            put_tensor(parts[-1], name, tensor, True)
+            put_tensor(holder.get(id(tensor), parts[-1]), name, tensor, True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp import finite
 from offramp.net import Backbone, MultiExitNet
-from offramp.split.graph_module import Part
+from offramp.split.graph_module import Subgraph
 
 Net = Backbone | MultiExitNet
 
@@ -26,7 +26,7 @@ def state(net: Net) -> dict[str, Tensor]:
     blocks, head = _trunk(net)
     found: dict[str, Tensor] = {}
     for name, block in [*((f"blocks.{index}.", block) for index, block in enumerate(blocks)), ("head.", head)]:
-        prefix = "" if isinstance(block, Part) else name
+        prefix = "" if isinstance(block, Subgraph) else name
         found |= {prefix + key: tensor for key, tensor in block.state_dict(keep_vars=True).items()}
     return found
 
@@ -55,7 +55,7 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
         ValueError: naming the weights that are missing, unexpected or of another shape.
     """
     own = state(net)
-    given = _of_run(given, split=isinstance(_trunk(net)[1], Part))
+    given = _of_run(given, split=isinstance(_trunk(net)[1], Subgraph))
     wrong = {name for name in own if name in given and own[name].shape != given[name].shape}
     kept = sorted(wrong & set(_classifier(net, own))) if classes else []
     missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]

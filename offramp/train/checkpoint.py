@@ -191,7 +191,13 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    """Tensors as safetensors stores them: one of several names of a tensor is written as a copy."""
+    stored, written = {}, set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        stored[name] = tensor.clone() if tensor.data_ptr() in written else tensor
+        written.add(tensor.data_ptr())
+    return stored
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:

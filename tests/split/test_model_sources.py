@@ -52,7 +52,7 @@ def test_sizes_and_channels_are_passed_on() -> None:
         ("python:no_such_module:fn", "python:no_such_module cannot be imported: No module named 'no_such_module'"),
         (
             "python:my_nets:wrong",
-            "python:my_nets:wrong cannot be built: the function must answer an nn.Module or a Backbone",
+            "python:my_nets:wrong cannot be built: the function must return an nn.Module or a Backbone",
         ),
         (
             "python:my_nets:careless",

@@ -208,13 +208,14 @@ def test_a_model_without_a_classifier() -> None:
     class Mean(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Conv2d(3, 4, 3)
+            self.layer = nn.BatchNorm2d(3)
 
         def forward(self, inputs: Tensor) -> Tensor:
             return self.layer(inputs).mean((2, 3))
 
     with pytest.raises(
-        ValueError, match=r"^Mean answers 4 values, but no layer of its own makes them; give the stages by"
+        ValueError,
+        match=r"^Mean returns 3 values, but no layer of its own with weights computes them; give the stages by",
     ):
         split(Mean(), ["layer"], (3, 8, 8))
 
@@ -256,7 +257,7 @@ def test_blocks_without_a_way_to_make_them_afresh() -> None:
     model = make()
     nn.init.constant_(model.layer3[0].gamma, 7.0)
     with pytest.raises(
-        TypeError, match=r"cannot make a fresh copy of Part: .*layer3.0 .*Scaled.* holds parameters of its own"
+        TypeError, match=r"cannot make a fresh copy of Subgraph: .*layer3.0 .*Scaled.* holds parameters of its own"
     ):
         fresh(split(model, ["layer2"], (3, 8, 8)).stages[1][0])
     backbone = split(model, ["layer2"], (3, 8, 8), make=make)

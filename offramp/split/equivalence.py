@@ -1,0 +1,261 @@
+"""Whether a model and its cut form compute the same: outputs, gradients and buffers, on real batches in both modes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from offramp.meta_device import restored
+from offramp.net import Backbone
+from offramp.split.fx_trace import BY_HAND, dtype_of, logits_of, where
+from offramp.split.random_state import same_random_state, seed
+
+TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
+"""Largest difference, as a share of the largest value; GPUs choose other algorithms from one call to the next."""
+MACS = 2_000_000_000
+"""Multiply-adds of a network for one image, up to which all batches have images of its own size."""
+NOISE = 1e-2
+"""Gradients below this share of the model's largest gradient are compared with that, as what is left of sums to 0."""
+
+
+class Pass(NamedTuple):
+    """What a forward pass, and in training a backward pass, computed.
+
+    `states` are the outputs at the cuts, `gradients` are by the id of the parameter, `buffers` by the model's names.
+    """
+
+    states: list[Tensor]
+    logits: Tensor
+    gradients: dict[int, Tensor | None]
+    buffers: dict[str, Tensor]
+
+
+Forward = Callable[[Tensor], tuple[list[Tensor], Tensor]]
+"""Images -> the outputs at the cuts, logits."""
+
+
+def check(
+    model: nn.Module,
+    backbone: Backbone,
+    after: Sequence[str],
+    *,
+    device: str | torch.device | None = None,
+    macs: int = 0,
+) -> None:
+    """Compare a model with the network that was cut from it; both are left as they were, random numbers included.
+
+    Weights that are all equal (zeros at the start) are made unequal for the comparison. A model that has weights on the
+    meta device is not run. A network of more than `MACS` multiply-adds is compared on one image of its own size, and on
+    all other batches at half that size if both sides are equal there; otherwise at its own size as well.
+
+    Args:
+        after: the layers at the cuts, in order.
+        device: where to compare; default where the model is.
+        macs: multiply-adds of the model for one image.
+    Raises:
+        ValueError: naming the first stage that differs.
+    """
+    if any(tensor.is_meta for tensor in model.parameters()):
+        return
+    parts = _parts(backbone)
+    net = nn.ModuleList(parts)
+    lost = [name for part in parts for name, tensor in part.named_parameters() if tensor.is_meta]
+    if lost:
+        raise ValueError(f"{type(model).__name__} cannot be cut: {lost[0]} would lose its values; {BY_HAND}")
+    with same_random_state(), _same_tensors(model, net), restored(model), restored(net):
+        if device is not None:
+            model.to(device)
+            net.to(device)
+        with _unequal(model):
+            for training, batch in ((False, 1), (False, 3), (True, 3), (True, 1)):
+                first = batch == 1 and not training
+                if first or macs <= MACS or not _equal_when_small(model, backbone, after, batch, training):
+                    _compare(model, backbone, after, backbone.shape, batch, training)
+
+
+def _equal_when_small(model: nn.Module, backbone: Backbone, after: Sequence[str], batch: int, training: bool) -> bool:
+    channels, height, width = backbone.shape
+    try:
+        return _compare(model, backbone, after, (channels, height // 2, width // 2), batch, training)
+    except ValueError:
+        return False
+
+
+def _parts(backbone: Backbone) -> list[nn.Module]:
+    return [*(block for stage in backbone.stages for block in stage), backbone.head]
+
+
+def _compare(
+    model: nn.Module, backbone: Backbone, after: Sequence[str], shape: tuple[int, ...], batch: int, training: bool
+) -> bool:
+    """Raise ValueError if both sides differ; whether the model can be run on this batch."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(batch)
+    images = torch.randn(batch, *shape, generator=generator).to(device, dtype_of(model))
+    name, when = type(model).__name__, f"for a batch of {batch} in {'training' if training else 'evaluation'} mode"
+
+    def run_model() -> Pass:
+        return _run([model], partial(_forward_model, model, after), images, training)
+
+    try:
+        expected = run_model()
+    except Exception as error:  # a model may fail in any way
+        reason = " ".join(str(error).split())[:200]
+        if training and "more than 1 value per channel" in reason:
+            return False  # a batch norm cannot train on this batch
+        raise ValueError(f"{name} itself fails {when}: {where(error)}: {reason}") from error
+    try:
+        difference = _difference(
+            expected, _run(_parts(backbone), partial(_forward, backbone), images, training), backbone
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the cut form of {name} fails {when}, the model itself does not: {reason}; {BY_HAND}"
+        ) from error
+    if difference is None:
+        return True
+    if _difference(expected, run_model(), backbone) is not None:
+        raise ValueError(
+            f"the cut form of {name} cannot be checked: {when}, the model itself computes something else in every "
+            "pass, even with the same random numbers; split(..., check=False) cuts it unchecked"
+        )
+    stage, what = difference
+    part = f"stage {stage + 1} (up to {after[stage]})" if stage < len(after) else "the last stage or the head"
+    raise ValueError(f"the cut form of {name} is not the model: {when}, {part} {what}; {BY_HAND}")
+
+
+def _run(parts: Sequence[nn.Module], forward: Forward, images: Tensor, training: bool) -> Pass:
+    """A pass that begins with the same random numbers and buffers as any other; gradients of more than one image."""
+    net = nn.ModuleList(parts)
+    parameters = list(net.parameters())
+    for parameter in parameters:
+        parameter.grad = None
+    seed(0)
+    with _same_buffers(parts), restored(net):
+        for part in parts:
+            part.train(training)
+        with torch.set_grad_enabled(training):
+            states, logits = forward(images)
+            if logits.requires_grad and len(images) > 1:
+                logits.square().sum().backward()  # type: ignore[no-untyped-call]
+        gradients = {id(parameter): parameter.grad for parameter in parameters}
+        buffers = {name: buffer.clone() for name, buffer in _buffers(parts).items()}
+    return Pass(states, logits.detach(), gradients, buffers)
+
+
+def _buffers(parts: Sequence[nn.Module]) -> dict[str, Tensor]:
+    return {name: buffer for part in parts for name, buffer in part.named_buffers(remove_duplicate=False)}
+
+
+def _forward(backbone: Backbone, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    state, states = images, []
+    for stage in backbone.stages:
+        state = stage(state)
+        states.append((state[-1] if isinstance(state, tuple) else state).detach().clone())
+    return states[:-1], backbone.head(state)[0]
+
+
+def _forward_model(model: nn.Module, after: Sequence[str], images: Tensor) -> tuple[list[Tensor], Tensor]:
+    outputs: dict[str, Tensor] = {}
+
+    def record(module: nn.Module, given: Any, output: Any, *, name: str) -> None:
+        first = output[0] if isinstance(output, tuple | list) else output
+        outputs[name] = first.detach().clone()
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(record, name=name)) for name in after]
+    try:
+        logits = logits_of(model(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [outputs[name] for name in after], logits
+
+
+def _difference(expected: Pass, found: Pass, backbone: Backbone) -> tuple[int, str] | None:
+    """The first stage, from 0, that computed something else, and what; None if all are equal."""
+    for stage, (own, cut) in enumerate(zip(expected.states, found.states, strict=True)):
+        upright = own.permute(0, 3, 1, 2) if own.dim() == 4 else own  # maps (B, H, W, D) are handed on as (B, D, H, W)
+        if not _close(own, cut) and not _close(upright, cut):
+            return stage, "returns other values"
+    if not _close(expected.logits, found.logits):
+        return len(expected.states), "returns other logits"
+    largest = max((float(grad.abs().max()) for grad in expected.gradients.values() if grad is not None), default=0.0)
+    last = [*backbone.stages[-1], backbone.head]
+    for stage, blocks in enumerate([*(list(stage) for stage in backbone.stages[:-1]), last]):
+        for name, parameter in (named for block in blocks for named in block.named_parameters()):
+            grad, found_grad = (_gradient(each, parameter) for each in (expected, found))
+            if not _close(grad, found_grad, NOISE * largest):
+                return stage, f"computes another gradient of {name}"
+        for name in (name for block in blocks for name, _ in block.named_buffers()):
+            if (
+                name in expected.buffers
+                and name in found.buffers
+                and not _close(expected.buffers[name], found.buffers[name])
+            ):
+                return stage, f"leaves other values in the buffer {name}"
+    return None
+
+
+def _gradient(of_pass: Pass, parameter: Tensor) -> Tensor:
+    grad = of_pass.gradients.get(id(parameter))
+    return torch.zeros_like(parameter) if grad is None else grad
+
+
+def _close(own: Tensor, cut: Tensor, least: float = 0.0) -> bool:
+    """Whether two tensors are equal up to rounding, as a share of the first one's largest value, or of `least`."""
+    if own.shape != cut.shape or own.dtype != cut.dtype:
+        return False
+    if torch.equal(own, cut):
+        return True
+    if not own.is_floating_point():
+        return False
+    finite = own[own.isfinite()].abs()
+    largest = max(float(finite.max()) if finite.numel() else 0.0, least)
+    return torch.allclose(cut, own, rtol=0.0, atol=TOLERANCE.get(own.device.type, 1e-2) * largest, equal_nan=True)
+
+
+@contextmanager
+def _same_buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore the values of all buffers afterwards."""
+    buffers = _buffers(parts)
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                buffer.copy_(before[name])
+
+
+@contextmanager
+def _same_tensors(*modules: nn.Module) -> Iterator[None]:
+    """Restore the values' places and gradients of all parameters afterwards."""
+    before = [(tensor, tensor.data, tensor.grad) for module in modules for tensor in module.parameters()]
+    try:
+        yield
+    finally:
+        for tensor, data, grad in before:
+            tensor.data, tensor.grad = data, grad
+
+
+@contextmanager
+def _unequal(model: nn.Module) -> Iterator[None]:
+    """Within, weights of which all are equal are not, so that none of them hides a difference (layer scale of 0)."""
+    changed: list[tuple[Tensor, float]] = []
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.is_floating_point() and tensor.numel():
+                lowest, highest = tensor.aminmax()
+                if lowest == highest:
+                    changed.append((tensor, float(lowest)))
+                    tensor.add_(0.1 * torch.randn(tensor.shape).to(tensor))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in changed:
+                weight.fill_(value)
