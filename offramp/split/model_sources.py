@@ -149,29 +149,18 @@ def _check_options(library: str, options: Mapping[str, Any]) -> None:
     """
     for key in options:
         if key in FROM_DATA:
-<<<<<<< HEAD
             raise NotUnderstood(f"net.{key} follows from the data: leave it out", f"net.{key}")
-        if door != "python" and key.startswith(FROM_FILES):
+        if library != "python" and key.startswith(FROM_FILES):
             raise NotUnderstood(
                 f"net.{key}: nothing is fetched here; leave it out and take weights=FILE", f"net.{key}", "weights"
             )
-=======
-            raise NotUnderstood(f"--net.{key} follows from the data: leave it out")
-        if library != "python" and key.startswith(FROM_FILES):
-            raise NotUnderstood(f"--net.{key}: nothing is fetched here; leave it out and take --weights FILE")
->>>>>>> 2e211be (External models: cut right or refused, and compared with their cut form; weights that have several names)
-        if door != "python" and key in FROM_CODE:
+        if library != "python" and key in FROM_CODE:
             raise NotUnderstood(
                 f"net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it", f"net.{key}"
             )
     side = options.get("image_size", 1)
-<<<<<<< HEAD
-    if door != "transformers" and not (isinstance(side, int) and side >= 1):
-        raise NotUnderstood(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
-=======
     if library != "transformers" and not (isinstance(side, int) and side >= 1):
-        raise NotUnderstood(f"--net.image_size must be a whole number of at least 1, got {side!r}")
->>>>>>> 2e211be (External models: cut right or refused, and compared with their cut form; weights that have several names)
+        raise NotUnderstood(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
 
 
 def _constructed(name: str, make: Callable[[], Any]) -> Any:
