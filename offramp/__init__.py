@@ -1,11 +1,31 @@
 """offramp: vision networks with several exits that teach each other while they train, and leave early for real."""
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Config": "offramp.config",
+    "train": "offramp.runs.train",
+    "TrainedRun": "offramp.runs.train",
+    "calibrate": "offramp.runs.calibrate",
+    "Calibration": "offramp.runs.calibrate",
+    "Goal": "offramp.runs.goal",
+    "evaluate": "offramp.runs.evaluate",
+    "Evaluation": "offramp.runs.evaluate",
+    "export": "offramp.runs.export",
+    "Export": "offramp.runs.export",
+    "load_bundle": "offramp.bundle.read",
+    "Bundle": "offramp.bundle.read",
+    "Prediction": "offramp.bundle.predict",
+    "load_trace": "offramp.runs.trace_data",
+    "TraceData": "offramp.runs.trace_data",
+    "Reporter": "offramp.runs.reporting",
+    "Silent": "offramp.runs.reporting",
     "Batch": "offramp.outputs",
     "ExitOutputs": "offramp.outputs",
     "Trace": "offramp.outputs",
@@ -43,6 +63,26 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """`offramp.train` is the function, although the training loop lies in a package of the same name.
+
+    Python sets every submodule that is imported as an attribute of its package, which would hide the function.
+    """
+
+    @property
+    def train(self) -> Callable[..., Any]:
+        """The function `offramp.runs.train.train`."""
+        function: Callable[..., Any] = import_module(_HOME["train"]).train
+        return function
+
+    @train.setter
+    def train(self, module: ModuleType) -> None:
+        """Called by Python when it has imported the package `offramp.train`; nothing is to be done."""
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

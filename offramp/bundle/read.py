@@ -1,8 +1,11 @@
 """Open a bundle: every file checked before it is used, then the same `answer()` as everywhere. Runs without torch."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,10 @@ from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy import parse as parse_policy
 from offramp.early_exit.runtime import Answer, answer
 from offramp.files import LARGEST_TEXT
+from offramp.lookup import ParameterError
+
+if TYPE_CHECKING:
+    from offramp.bundle.predict import Prediction
 
 LARGEST = 1 << 31
 """Bytes of a file of a bundle: one ONNX file holds no more."""
@@ -34,6 +41,24 @@ class Bundle:
     def answer(self, inputs: NDArray[np.float32]) -> Answer:
         """Answer inputs (B, channels, size, size) as `manifest.preprocessing` makes them, with all segments open."""
         return answer(self.segments, self.policy, inputs)
+
+    def predict(self, images: Iterable[Path | str], *, batch_size: int = 1) -> "Iterator[Prediction]":
+        """Label, probability and exit of every image file, in order; folders are walked in the order of their names.
+
+        Args:
+            images: image files, and folders of them.
+            batch_size: images per batch; above 1, the times are shares of their batch's.
+        Yields:
+            One prediction per image; one that could not be read has an `error` and no label.
+        Raises:
+            ParameterError: if the batch size is below 1.
+        """
+        from offramp.bundle.predict import answers, find
+
+        if batch_size < 1:
+            raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
+        files, bad = find([Path(image) for image in images])
+        return chain(bad, answers(self, files, batch_size))
 
 
 def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: int | None = None) -> Bundle:
@@ -112,3 +137,16 @@ def content(folder: Path, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise ValueError(f"{path} is truncated or changed since it was written: export the bundle again")
     return data
+
+
+def load_bundle(folder: Path | str, runtime: str = "onnx") -> Bundle:
+    """Open a folder that `export` wrote, for `Bundle.predict` and `Bundle.answer`; torch is not needed.
+
+    Args:
+        folder: of the bundle.
+        runtime: `onnx` or `openvino`, in float32 on the CPU.
+    Raises:
+        ValueError: naming the file that is missing, changed, or of a version unknown here.
+        ImportError: if the runtime is not installed.
+    """
+    return open_bundle(folder, runtime)

@@ -38,7 +38,7 @@ def goal_of(
         save=save,
         batch_size=batch_size,
         runtime=runtime,
-        temperatures=_temperatures(temperatures),
+        temperatures=parse_temperatures(temperatures),
     )
 
 
@@ -87,7 +87,8 @@ def _ms(text: str) -> float:
     return number
 
 
-def _temperatures(text: str) -> float | tuple[float, ...] | Literal["fit"]:
+def parse_temperatures(text: str) -> float | tuple[float, ...] | Literal["fit"]:
+    """`fit`, or comma-separated numbers."""
     if text == "fit":
         return "fit"
     numbers = tuple(_number(part) for part in text.split(","))

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from offramp.cli import show
+from offramp.cli._goal import parse_temperatures
 from offramp.cli._options import DataDir, Json, Weights
-from offramp.runs.goal import Wish
+from offramp.runs.goal import Goal, Wish, parse_macs
 
 GOAL = Group("Goal (exactly one)")
 
@@ -54,7 +55,25 @@ def calibrate(
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.calibrate import calibrate as calibrate_run
 
-    goal = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, runtime, temperatures)
+    wish = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, runtime, temperatures)
     reporter = ConsoleReporter(not json)
-    result = calibrate_run(run, goal, score=score, answer=answer, weights=weights, data_dir=data_dir, reporter=reporter)
+    result = calibrate_run(
+        run, _goal(wish), score=score, answer=answer, weights=weights, data_dir=data_dir, reporter=reporter
+    )
     show(result, json)
+
+
+def _goal(wish: Wish) -> Goal:
+    """What was typed, in numbers: percent become shares."""
+    return Goal(
+        macs=None if wish.macs is None else parse_macs(wish.macs, 1.0),
+        ms=wish.ms,
+        max_drop=None if wish.max_drop is None else wish.max_drop / 100,
+        target_accuracy=None if wish.target_accuracy is None else wish.target_accuracy / 100,
+        risk=wish.risk,
+        delta=wish.delta,
+        save=wish.save,
+        batch_size=wish.batch_size,
+        runtime=wish.runtime,
+        temperatures=parse_temperatures(wish.temperatures),
+    )

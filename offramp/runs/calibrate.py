@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from offramp.lookup import with_parameters
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
 from offramp.progress import Progress
-from offramp.runs.goal import Wish, parse_macs
+from offramp.runs.goal import Goal
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, RunLike, Weights, folder_of, load_run
 
@@ -98,7 +99,7 @@ class Calibration:
 
 def calibrate(
     run: RunLike,
-    goal: Wish,
+    goal: Goal,
     *,
     score: Literal["confidence", "margin", "entropy", "patience"] = "confidence",
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
@@ -180,7 +181,7 @@ def _save(loaded: LoadedRun, path: Path, fitted: "ExitPolicy", unit: str, about:
 
 
 def _reach(
-    goal: Wish, logits: "ndarray", labels: "ndarray", costs: Costs, rule: "Rule"
+    goal: Goal, logits: "ndarray", labels: "ndarray", costs: Costs, rule: "Rule"
 ) -> tuple["Outcome", dict[str, Any], dict[str, Any] | None]:
     """The policy that reaches the goal, the goal in plain numbers, and the certificate if there is one."""
     from offramp.early_exit.calibrate import TooCheap, choices
@@ -190,24 +191,24 @@ def _reach(
         return _certify(goal, logits, labels, costs, rule)
     if goal.macs is not None or goal.ms is not None:
         plain_cost = float(costs[choices(len(logits))[-1]][0])
-        budget = goal.ms if goal.macs is None else parse_macs(goal.macs, plain_cost)
+        budget = goal.budget(plain_cost)
         try:
             return search(logits, labels, segment_costs=costs, budget=budget, rule=rule), {goal.unit: budget}, None
         except TooCheap as error:
-            raise ValueError(_too_cheap(goal, error, plain_cost)) from None
+            raise _too_cheap(goal, error, plain_cost) from None
     if goal.max_drop is not None:
         right = int((logits[-1].argmax(1) == labels).sum())
-        accuracy = max(0.0, right / len(labels) - goal.max_drop / 100)
-        numbers = {"max_drop": goal.max_drop / 100, "accuracy": accuracy}
+        accuracy = max(0.0, right / len(labels) - goal.max_drop)
+        numbers = {"max_drop": goal.max_drop, "accuracy": accuracy}
     else:
         assert goal.target_accuracy is not None
-        accuracy = goal.target_accuracy / 100
+        accuracy = goal.target_accuracy
         numbers = {"accuracy": accuracy}
     return search(logits, labels, segment_costs=costs, accuracy=accuracy, rule=rule), numbers, None
 
 
 def _certify(
-    goal: Wish, logits: "ndarray", labels: "ndarray", costs: Costs, rule: "Rule"
+    goal: Goal, logits: "ndarray", labels: "ndarray", costs: Costs, rule: "Rule"
 ) -> tuple["Outcome", dict[str, Any], dict[str, Any]]:
     from offramp.early_exit.certify import certify
 
@@ -225,17 +226,19 @@ def _certify(
     return certificate.outcome, {"risk": goal.risk, "delta": goal.delta}, values
 
 
-def _too_cheap(goal: Wish, error: "TooCheap", plain: float) -> str:
+def _too_cheap(goal: Goal, error: "TooCheap", plain: float) -> ValueError:
     """The budget as it was given, and what the cheapest policy costs."""
     cheapest = f"{error.cheapest / plain:.2f} of plain ({_cost(error.cheapest, goal.unit)})"
     if goal.macs is None:
-        return f"no policy is that fast: --ms {goal.ms:g} is asked for, the cheapest takes {cheapest}"
-    hint = "" if goal.macs[-1] in "kMG" or error.budget > 1000 else ", since only values up to 1 are fractions of plain"
-    counted = _cost(error.budget, "macs") + (hint if float(goal.macs.rstrip("kMG")) > 1 else "")
-    return f"no policy is that cheap: --macs {goal.macs} is {counted}; the cheapest costs {cheapest}"
+        message = f"no policy is that fast: ms={goal.ms:g} is asked for, the cheapest takes {cheapest}"
+        return with_parameters(ValueError(message), "ms")
+    hint = ", since only values up to 1 are fractions of plain" if 1 < goal.macs <= 1000 else ""
+    counted = _cost(error.budget, "macs") + hint
+    message = f"no policy is that cheap: macs={goal.macs:.12g} is {counted}; the cheapest costs {cheapest}"
+    return with_parameters(ValueError(message), "macs")
 
 
-def _costs(loaded: LoadedRun, goal: Wish, rule: "Rule", progress: Progress) -> tuple[Costs, dict[str, Any]]:
+def _costs(loaded: LoadedRun, goal: Goal, rule: "Rule", progress: Progress) -> tuple[Costs, dict[str, Any]]:
     """What every segment costs for every choice of exits, counted or measured; and where it was measured."""
     from offramp.early_exit.calibrate import choices
     from offramp.measure.cost import as_run, measure

@@ -29,16 +29,16 @@ class Goal:
         ParameterError: if there is not exactly one goal, or naming the parameter whose value makes no sense.
     """
 
-    macs: float | None = None
-    ms: float | None = None
-    max_drop: float | None = None
-    target_accuracy: float | None = None
-    risk: float | None = None
-    delta: float | None = None
+    macs: int | float | None = None
+    ms: int | float | None = None
+    max_drop: int | float | None = None
+    target_accuracy: int | float | None = None
+    risk: int | float | None = None
+    delta: int | float | None = None
     save: Literal["macs", "ms"] | None = None
     batch_size: int = 64
     runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None
-    temperatures: float | Sequence[float] | Literal["fit"] = 1.0
+    temperatures: int | float | Sequence[int | float] | Literal["fit"] = 1.0
 
     def __post_init__(self) -> None:
         self._check_one()
@@ -60,7 +60,7 @@ class Goal:
             got = " and ".join(chosen) or "none"
             raise ParameterError(f"exactly one goal is needed, {', '.join(first)} or {last}; got {got}", *GOALS)
 
-    def _check(self, name: str, rule: str, above: float, below: float) -> None:
+    def _check(self, name: str, rule: str, above: int | float, below: int | float) -> None:
         value = getattr(self, name)
         if value is not None and not above < value < below:
             raise ParameterError(f"{name} must {rule}, got {value}", name)
@@ -95,13 +95,13 @@ class Goal:
             return "macs" if self.macs is not None else "ms"
         return self.save or "macs"
 
-    def budget(self, plain: float) -> float | None:
+    def budget(self, plain: int | float) -> int | float | None:
         """The cost that may be spent, given what the plain network costs; None if the goal is no cost."""
         if self.macs is None:
             return self.ms
         return self.macs * plain if self.macs <= 1 else self.macs
 
-    def temperature_list(self, exits: int) -> tuple[float, ...]:
+    def temperature_list(self, exits: int) -> tuple[int | float, ...]:
         """The temperature of each exit, () if they are to be fitted.
 
         Raises:
@@ -120,7 +120,7 @@ class Goal:
         return tuple(numbers) * exits if len(values) == 1 else tuple(numbers)
 
 
-def _percent(share: float) -> str:
+def _percent(share: int | float) -> str:
     return f"{100 * share:g} %"
 
 
@@ -140,7 +140,7 @@ class Wish:
     delta: float | None = None
     save: Literal["macs", "ms"] | None = None
     batch_size: int = 64
-    runtime: str | None = None
+    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None
     temperatures: str = "1"
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offramp.multi_net import Several
     from offramp.net import MultiExitNet
     from offramp.runs.reporting import Reporter
+    from offramp.runs.trace_data import TraceData
 
 Weights = Literal["last", "best"]
 """Those of the last epoch, or of the epoch with the highest validation accuracy."""
@@ -54,6 +55,20 @@ class LoadedRun:
     policy: "ExitPolicy | None"
     fitted: Mapping[str, Any]
 
+    def trace(
+        self,
+        split: str = "test",
+        *,
+        weights: Weights = "last",
+        features: bool = False,
+        data_dir: Path | str | None = None,
+        reporter: "Reporter | None" = None,
+    ) -> "TraceData":
+        """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`."""
+        from offramp.runs.trace_data import load_trace
+
+        return load_trace(self, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+
 
 @dataclass(frozen=True)
 class SeveralRun:
@@ -63,6 +78,20 @@ class SeveralRun:
     config: ResolvedConfig
     net: "Several"
     about: dict[str, Any]
+
+    def trace(
+        self,
+        split: str = "test",
+        *,
+        weights: Weights = "last",
+        features: bool = False,
+        data_dir: Path | str | None = None,
+        reporter: "Reporter | None" = None,
+    ) -> "TraceData":
+        """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`."""
+        from offramp.runs.trace_data import load_trace
+
+        return load_trace(self, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
 
 
 def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun:

@@ -8,6 +8,7 @@ from offramp.progress import Progress
 from offramp.runs.run import LoadedRun, SeveralRun, load_data
 
 if TYPE_CHECKING:
+    from offramp.data.loading import Loader
     from offramp.data.splits import DataSet, Split
     from offramp.outputs import Trace
 
@@ -42,20 +43,26 @@ def _is_of(found: "Trace", split: "Split") -> bool:
 
 
 def _compute(loaded: Run, data: "DataSet", split: str, progress: Progress, weights: str) -> "Trace":
-    from offramp.data.loading import Loader
     from offramp.measure.trace import trace
     from offramp.measure.trace_file import store
-    from offramp.train.device import make_fabric
 
-    fabric = make_fabric(loaded.config.recipe)
-    net = fabric.setup_module(loaded.net)
+    net, loader = loader_of(loaded, data, split)
     rows = data.splits[split]
-    loader = Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
     about, path = _depends(loaded, weights), _place(loaded, split, weights)
     with progress(f"evaluating {split}", len(rows)) as advance:
         if not os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it
             return trace(net, loader.epoch(0), split, advance)
         return store(path, net, loader.epoch(0), len(rows), split, about, advance)
+
+
+def loader_of(loaded: Run, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
+    """The network in the precision that the run was trained in, and the batches of a split on its device."""
+    from offramp.data.loading import Loader
+    from offramp.train.device import make_fabric
+
+    fabric = make_fabric(loaded.config.recipe)
+    net, rows = fabric.setup_module(loaded.net), data.splits[split]
+    return net, Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
 
 
 def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | str | None, progress: Progress) -> "Trace":

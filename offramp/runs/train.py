@@ -20,12 +20,14 @@ from offramp.config import (
     resolve,
 )
 from offramp.runs.reporting import SILENT, Reporter
+from offramp.runs.run import Weights
 
 if TYPE_CHECKING:
     from torch import nn
 
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
+    from offramp.runs.trace_data import TraceData
     from offramp.train.loop import Loop
 
 WIDTH = 78
@@ -71,6 +73,20 @@ class TrainedRun:
     def folder(self) -> Path:
         """Folder of the run."""
         return Path(self.run)
+
+    def trace(
+        self,
+        split: str = "test",
+        *,
+        weights: Weights = "last",
+        features: bool = False,
+        data_dir: Path | str | None = None,
+        reporter: Reporter | None = None,
+    ) -> "TraceData":
+        """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`."""
+        from offramp.runs.trace_data import load_trace
+
+        return load_trace(self, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
 
     def __str__(self) -> str:
         return f"{_epochs(self.epochs)} in {self.seconds:.0f} s, kept in {self.run}"

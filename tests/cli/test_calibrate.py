@@ -161,7 +161,7 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
             "--max-drop 1 --runtime onnx",
             "--runtime onnx is where milliseconds are measured: it goes with --ms or --save ms",
         ),
-        ("--macs 1 --temperatures 1,2", "--temperatures takes `fit`, a positive number, or 4 of them"),
+        ("--macs 1 --temperatures 1,2", "--temperatures must be `fit`, a positive number, or 4 of them"),
         ("--macs 1 --temperatures cold", "one per exit, got 'cold'"),
     ],
 )
