@@ -24,6 +24,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from workers import Worker, work
 
+from offramp.allocator import keep_freed_memory
 from offramp.branches import sketch
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.measure.provenance import provenance
@@ -35,7 +36,6 @@ from offramp.models import resnet
 from offramp.net import attach, share
 from offramp.outputs import Batch
 from offramp.step import StepContext, plain_step
-from offramp.train.device import keep_freed_memory
 
 CLASSES, LR = 100, 0.1
 TIME, MEMORY, JOINT = 0.72, 0.7, 4.0

@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from offramp.allocator import keep_freed_memory
 from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.net import plain
 from offramp.optional import vision
 from offramp.split import split
 from offramp.split.fx_trace import logits_of
-from offramp.train.device import keep_freed_memory
 
 TIMES_ORIGINAL, SECONDS, EXTRA = 1.02, 5.0, 0.01
 """Targets; extra memory as a share of the weights (tables that the original computes anew in each pass may stay)."""

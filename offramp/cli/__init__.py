@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
+from offramp.allocator import keep_freed_memory
 from offramp.cli._failure import explain, fail
 from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
 from offramp.lookup import ParameterError, nearest
@@ -69,6 +70,10 @@ def _unheard(error: OSError) -> int:
     return 1
 
 
+COMPUTING = {"train", "evaluate", "calibrate", "curves", "report", "bench"}
+"""Verbs that run networks with PyTorch in this process."""
+
+
 def _run(words: list[str]) -> int:
     if words in ASKED:
         print(overview())
@@ -89,6 +94,8 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         return fail(words, *explain(error))
     try:
+        if set(named) & COMPUTING:
+            keep_freed_memory()
         app(*named)(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return fail(words, _said(error, typed), 2)

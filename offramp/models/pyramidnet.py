@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from offramp.blocks import conv, initialise, norm_relu
 from offramp.models._options import check
+from offramp.models._stages import make_stages
 from offramp.net import Backbone, Head
 
 NETS = ("pyramidnet110-270",)
@@ -85,12 +86,11 @@ def build(
     counts = {"width": width, "alpha": alpha, "blocks": blocks, "image_size": image_size}
     check(name, NETS, classes=classes, channels=channels, **counts)
     widths = [round(width + alpha * step / (3 * blocks)) for step in range(3 * blocks + 1)]
-    stages = [nn.Sequential(Stem(channels, width))]
-    for group in range(3):
-        ends = widths[(group + 1) * blocks]
-        numbers = range(group * blocks, (group + 1) * blocks)
-        strides = [2 if group and number == numbers[0] else 1 for number in numbers]
-        pairs = zip(numbers, strides, strict=True)
-        stages.append(nn.Sequential(*[PyramidBlock(widths[n], widths[n + 1], stride, ends) for n, stride in pairs]))
+    stem = nn.Sequential(Stem(channels, width))
+
+    def block(group: int, enters: int, leaves: int, stride: int) -> nn.Module:
+        return PyramidBlock(enters, leaves, stride, widths[(group + 1) * blocks])
+
+    stages = make_stages([blocks] * 3, widths, block)
     head = Head(widths[-1], classes, partial(norm_relu, widths[-1]))
-    return Backbone(tuple(stages), head, (channels, image_size, image_size))
+    return Backbone((stem, *stages), head, (channels, image_size, image_size))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from offramp.blocks import conv, initialise
 from offramp.lookup import unknown
 from offramp.models._options import check
+from offramp.models._stages import make_stages, widths_along
 from offramp.net import Backbone, Head
 
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -133,14 +134,11 @@ def build(
     size = _SIZE[form] if image_size is None else image_size
     check(name, NETS, classes=classes, channels=channels, width=width, image_size=size)
     block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
-    stages: list[nn.Sequential] = []
-    enters = width
-    for index, count in enumerate(_BLOCKS[name]):
-        planes = width * 2**index
-        strides = [1 if index == 0 else 2, *[1] * (count - 1)]
-        parts: list[nn.Module] = [] if index else [Stem(channels, width, form, stem_relu)]
-        for stride in strides:
-            parts.append(block(enters, planes, stride))
-            enters = planes * block.expansion
-        stages.append(nn.Sequential(*parts))
-    return Backbone(tuple(stages), Head(enters, classes), (channels, size, size))
+    counts, planes = _BLOCKS[name], [width * 2**stage for stage in range(4)]
+    stem = Stem(channels, width, form, stem_relu)
+    widths = widths_along(width, [inner * block.expansion for inner in planes], counts)
+    first, *deeper = make_stages(
+        counts, widths, lambda stage, enters, leaves, stride: block(enters, planes[stage], stride)
+    )
+    head = Head(widths[-1], classes)
+    return Backbone((nn.Sequential(stem, *first), *deeper), head, (channels, size, size))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from offramp.blocks import Conv, conv, initialise
 from offramp.models._options import check
+from offramp.models._stages import make_stages, widths_along
 from offramp.models.resnet import Stem, shortcut
 from offramp.net import Backbone, Head
 
@@ -68,13 +69,11 @@ def build(
     """
     check(name, NETS, classes=classes, channels=channels, width=width, blocks=blocks, image_size=image_size)
     cardinality = int(name.split("-")[1].split("x")[0])
-    stages = [nn.Sequential(Stem(channels, width, "cifar", True))]
-    enters = width
-    for stage in range(3):
-        parts = []
-        for block in range(blocks):
-            inner, leaves = cardinality * width * 2**stage, 4 * width * 2**stage
-            parts.append(GroupedBottleneck(enters, inner, leaves, cardinality, 2 if stage and not block else 1))
-            enters = leaves
-        stages.append(nn.Sequential(*parts))
-    return Backbone(tuple(stages), Head(enters, classes), (channels, image_size, image_size))
+    stem, counts = nn.Sequential(Stem(channels, width, "cifar", True)), [blocks] * 3
+
+    def block(stage: int, enters: int, leaves: int, stride: int) -> nn.Module:
+        return GroupedBottleneck(enters, cardinality * width * 2**stage, leaves, cardinality, stride)
+
+    widths = widths_along(width, [4 * width * 2**stage for stage in range(3)], counts)
+    stages = make_stages(counts, widths, block)
+    return Backbone((stem, *stages), Head(widths[-1], classes), (channels, image_size, image_size))

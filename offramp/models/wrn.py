@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from offramp.blocks import conv, initialise, norm_relu
 from offramp.models._options import check
+from offramp.models._stages import make_stages, widths_along
 from offramp.net import Backbone, Head
 
 NETS = ("wrn16-4", "wrn20-8", "wrn22-10", "wrn28-4", "wrn28-10", "wrn44-8")
@@ -82,14 +83,8 @@ def build(
     depth, wider = map(int, name.removeprefix("wrn").split("-"))
     count = -(-(depth - 4) // 6) if blocks is None else blocks
     check(name, NETS, blocks=count)
-    stages = [nn.Sequential(Stem(channels, width))]
-    enters = width
-    for group in range(3):
-        parts = []
-        for block in range(count):
-            leaves = width * 2**group * wider
-            parts.append(WideBlock(enters, leaves, 2 if group and not block else 1))
-            enters = leaves
-        stages.append(nn.Sequential(*parts))
-    head = Head(enters, classes, partial(norm_relu, enters))
-    return Backbone(tuple(stages), head, (channels, image_size, image_size))
+    stem, counts = nn.Sequential(Stem(channels, width)), [count] * 3
+    widths = widths_along(width, [width * 2**group * wider for group in range(3)], counts)
+    stages = make_stages(counts, widths, lambda group, enters, leaves, stride: WideBlock(enters, leaves, stride))
+    head = Head(widths[-1], classes, partial(norm_relu, widths[-1]))
+    return Backbone((stem, *stages), head, (channels, image_size, image_size))

@@ -156,11 +156,9 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     from offramp.data.augment import normalise
     from offramp.measure.interleaved_benchmark import Runner
     from offramp.net import segments
-    from offramp.train.device import device_of, keep_freed_memory
+    from offramp.train.device import device_of
 
     device, half = torch.device(device_of(loaded.config.recipe.device)), name == "torch-bf16"
-    if device.type == "cpu":
-        keep_freed_memory()
 
     def prepare(pixels: "ndarray") -> Any:
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)

@@ -59,11 +59,9 @@ def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str 
 
     from offramp.measure.latency import piece_ms
     from offramp.runs.backends import in_precision, inference
-    from offramp.train.device import device_of, keep_freed_memory
+    from offramp.train.device import device_of
 
     device = torch.device(device_of(loaded.config.recipe.device))
-    if device.type == "cpu":
-        keep_freed_memory()
     inputs = torch.randn(batch_size, *loaded.about["shape"], device=device).to(memory_format=torch.channels_last)
     half = (runtime or _own(loaded)) == "torch-bf16"
     net = in_precision(loaded.net, device, half)

@@ -1,9 +1,9 @@
 """Where and in which precision a run computes: Lightning Fabric, set up from the recipe."""
 
-import ctypes
 import logging
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
@@ -70,19 +70,15 @@ def writes(fabric: Fabric) -> bool:
     return bool(environment.local_rank() == 0 and environment.node_rank() == 0)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of handing it back to the system after every tensor; nothing elsewhere.
-
-    A step of a convolutional network on a CPU frees and takes its large tensors again and again, and the system clears
-    the pages each time: about a twentieth of a core's time in the four-exit ResNet18.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """In this context cuDNN measures which convolution is fastest, which pays if shapes do not change."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
@@ -100,10 +96,7 @@ def set_up(recipe: Recipe, parted: bool = False) -> Fabric:
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
-    if device == "cpu":
-        keep_freed_memory()
     precision = "bf16-mixed" if precision_of(recipe.precision, device) == "bf16" else "32-true"
-    torch.backends.cudnn.benchmark = True  # the shapes of a run do not change; no effect on a CPU
     return Fabric(
         accelerator=device,
         devices=recipe.devices,

@@ -23,6 +23,7 @@ from offramp.outputs import Batch
 from offramp.protocols import LoggingObjective
 from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
+from offramp.train.device import fixed_shapes
 from offramp.train.held_out import HeldOut
 from offramp.train.log import Metrics
 from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
@@ -150,8 +151,9 @@ class Loop:
         previous = self._catch_interrupt()
         try:
             self.reporter.start(self.recipe.epochs, self.steps, self.at.epoch, self.at.step)
-            while self.at.epoch < self.recipe.epochs:
-                self._epoch()
+            with fixed_shapes():
+                while self.at.epoch < self.recipe.epochs:
+                    self._epoch()
         finally:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)

@@ -12,6 +12,7 @@ from offramp import models
 from offramp.models import efficientnet, mobilenet, pyramidnet, resnext, vgg, wrn
 from offramp.models._inverted import InvertedResidual
 from offramp.net import Backbone, fresh, plain
+from offramp.protocols import Reconstructible
 
 FAMILIES = [vgg, wrn, resnext, pyramidnet, mobilenet, efficientnet]
 SMALL = {"width": 4, "blocks": 2, "alpha": 12}
@@ -45,7 +46,7 @@ def test_a_block_leaves_its_input_alone(family: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_block_can_be_made_afresh(family: Any) -> None:
     for part, inputs in blocks(tiny(family)):
-        assert hasattr(part, "construct_fresh")
+        assert isinstance(part, Reconstructible)
         twin = fresh(part)
         shapes = [{key: value.shape for key, value in module.state_dict().items()} for module in (twin, part)]
         assert type(twin) is type(part) and shapes[0] == shapes[1]

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from offramp.train.device import check_launcher, device_of, make_fabric, precision_of, set_up, writes
+from offramp.train.device import check_launcher, device_of, fixed_shapes, make_fabric, precision_of, set_up, writes
 from offramp.train.recipe import Recipe
 
 GPU = torch.cuda.is_available()
@@ -88,3 +88,12 @@ def test_of_two_processes_the_first_writes(monkeypatch: pytest.MonkeyPatch, rank
         monkeypatch.setenv("WORLD_SIZE", "2")
     check_launcher(2)
     assert writes(set_up(Recipe(device="cpu", precision="32", devices=2))) is expected
+
+
+def test_settings_of_the_process_stay_as_they_are() -> None:
+    before = torch.backends.cudnn.benchmark
+    make_fabric(Recipe(device="cpu", precision="32"))
+    assert torch.backends.cudnn.benchmark == before
+    with fixed_shapes():
+        assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark == before
