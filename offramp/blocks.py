@@ -24,13 +24,13 @@ def initialise(module: nn.Module) -> None:
 
 
 SMALL, TINY = 64, 16
-"""Pixels of an answer: up to SMALL the weight's gradient is one matrix product, up to TINY the whole convolution is."""
+"""Output pixels: up to SMALL the weight's gradient is one matrix product, up to TINY the whole convolution is."""
 
 
 class Conv(nn.Conv2d):
     """A convolution with an odd kernel, padded by half of it, around what PyTorch's CPU kernels do badly or wrongly.
 
-    The answer is that of `nn.Conv2d`. Seen in PyTorch 2.13:
+    The output is that of `nn.Conv2d`. Seen in PyTorch 2.13:
 
     - In bfloat16, parts of the weight's gradient stay uninitialised where maps are narrower than the stride (3×3 with
       stride 2 on 1×1 maps, which digits end in): no longer steps are taken than the maps are wide.
@@ -83,7 +83,7 @@ def _in_bfloat16() -> bool:
 
 
 def _pixels(input: Tensor, strides: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of the answer."""
+    """Height and width of the output."""
     return -(-input.shape[2] // strides[0]), -(-input.shape[3] // strides[1])
 
 
@@ -94,7 +94,7 @@ class SmallMaps(torch.autograd.Function):
     def forward(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
         """(B, enters, H, W), (leaves, enters, k, k) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
         made = _convolved(input, weight, strides)
-        # The product's answer is a view, which nobody might change in place (a ReLU does) once it left a Function.
+        # The product is a view, which must not be changed in place (a ReLU does) outside of the Function.
         return made.clone() if _is_tiny(input, strides) else made
 
     @staticmethod
@@ -116,7 +116,7 @@ class SmallMaps(torch.autograd.Function):
 
 
 def _convolved(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
-    """The convolution, as a matrix product where the answer has very few pixels."""
+    """The convolution, as a matrix product if the output has very few pixels."""
     if not _is_tiny(input, strides):
         return F.conv2d(input, weight, None, strides, _padding(weight))
     made = _patches(input, weight, strides) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
@@ -140,7 +140,7 @@ def _weight_gradient(input: Tensor, weight: Tensor, gradient: Tensor, strides: t
 
 
 def _patches(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
-    """What every pixel of the answer sees: (B H' W', k k enters)."""
+    """The input patch of every output pixel: (B H' W', k k enters)."""
     _, enters, high, wide = weight.shape
     up, left = _padding(weight)
     padded = F.pad(input.permute(0, 2, 3, 1), (0, 0, left, left, up, up))

@@ -1,6 +1,6 @@
 """Several networks trained as one: a cohort that shares nothing, and a fan of branches with a gated ensemble.
 
-Neither is a chain of depth: its outputs are answers of equals, so there is nothing to leave early. `deploy` gives a
+Neither is a chain of exits: its outputs are of equal depth, so there is no early exit. `deploy` gives a
 plain network, whose modules are shared with the one it comes from.
 """
 
@@ -39,18 +39,18 @@ class Cohort(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each output is called."""
+        """The name of each output."""
         return tuple(f"network {number}" for number in range(1, self.exits + 1))
 
     def forward(self, inputs: State, tap: Tap = share, only: int | None = None) -> ExitOutputs:
-        """Answer of every network, or of number `only` (from 0) alone, for inputs (B, channels, H, W)."""
+        """Outputs of every network, or of number `only` (from 0) alone, for inputs (B, channels, H, W)."""
         members = self.members if only is None else [self.members[only]]
         each = [member(inputs, tap=tap) for member in members]
         logits = torch.stack([outputs.logits[0] for outputs in each])
         return ExitOutputs(logits, tuple(o.features[0] for o in each), tuple(o.maps[0] for o in each))
 
     def deploy(self, output: int) -> MultiExitNet:
-        """The network whose answer is `output` (from 0)."""
+        """The network that gives `output` (from 0)."""
         member = self.members[output]
         assert isinstance(member, MultiExitNet)
         return member
@@ -95,15 +95,15 @@ class GatedEnsemble(nn.Module):
         self.gate = gate
 
     def all(self, state: State) -> ExitOutputs:
-        """The answer of every branch, the ensemble's last."""
+        """Outputs of every branch, the ensemble's last."""
         each = [branch(state) for branch in self.branches]
         weights, pooled, seen = self.gate(state)
-        logits = torch.stack([answer[0] for answer in each])
+        logits = torch.stack([outputs[0] for outputs in each])
         both = torch.cat([logits, gated(logits, weights)[None]])
-        return ExitOutputs(both, (*(answer[1] for answer in each), pooled), (*(answer[2] for answer in each), seen))
+        return ExitOutputs(both, (*(outputs[1] for outputs in each), pooled), (*(outputs[2] for outputs in each), seen))
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
-        """The ensemble's answer alone."""
+        """Outputs of the ensemble only."""
         logits, features, maps = self.all(state)
         return logits[-1], features[-1], maps[-1], carry
 
@@ -127,15 +127,15 @@ class GatedFan(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each output is called."""
+        """The name of each output."""
         return (*(f"branch {number}" for number in range(1, self.exits)), "gated ensemble")
 
     def forward(self, inputs: State, tap: Tap = share) -> ExitOutputs:
-        """Answer of every branch, then of the ensemble, for inputs (B, channels, H, W). There is nothing to tap."""
+        """Outputs of every branch, then of the ensemble, for inputs (B, channels, H, W). `tap` has no effect."""
         return self.ensemble.all(self.trunk(inputs))
 
     def deploy(self, output: int) -> MultiExitNet:
-        """The plain network whose answer is `output` (from 0): trunk and one branch, or all of them behind the gate."""
+        """The plain network that gives `output` (from 0): trunk and one branch, or all of them behind the gate."""
         if output == self.exits - 1:
             return MultiExitNet([self.trunk], [self.ensemble])
         branch = self.ensemble.branches[output]
@@ -149,7 +149,7 @@ Several = Cohort | GatedFan
 def single(net: nn.Module) -> list[MultiExitNet]:
     """The networks with a backbone and a head each that this one is made of, sharing its modules: itself, if it is one.
 
-    Weights of one network, such as those of `--weights`, fit each of them.
+    Weights of one network, such as those of the option `weights`, fit each of them.
     """
     if isinstance(net, Cohort):
         return [net.deploy(output) for output in range(net.exits)]

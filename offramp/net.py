@@ -34,7 +34,7 @@ class Backbone(NamedTuple):
 class Head(nn.Module):
     """Norm, global average pooling and classifier: the end of every exit.
 
-    Takes a map (B, D, H, W) or tokens (B, T, D), or the coarsest (last) of several scales; answers (logits (B, C),
+    Takes a map (B, D, H, W) or tokens (B, T, D), or the coarsest (last) of several scales; returns (logits (B, C),
     feature (B, D), map).
     `norm` is applied before pooling (the BN+ReLU that closes a pre-activation network; identity elsewhere), and the
     map that is handed out is the one after it.
@@ -47,7 +47,7 @@ class Head(nn.Module):
         self.construct_fresh = partial(Head, width, classes, norm)
 
     def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer for a batch of maps."""
+        """Outputs for a batch of maps."""
         features = self.norm(state[-1] if isinstance(state, tuple) else state)
         pooled = features.mean((2, 3)) if features.dim() == 4 else features.mean(1)
         return self.classifier(pooled), pooled, features
@@ -99,7 +99,7 @@ class MultiExitNet(nn.Module):
         return len(self.branches)
 
     def forward(self, inputs: State, tap: Tap = share) -> ExitOutputs:
-        """Answer of every exit for inputs (B, channels, H, W), shallow to deep."""
+        """Outputs of every exit for inputs (B, channels, H, W), shallow to deep."""
         state, carry = inputs, ()
         logits, features, maps = [], [], []
         for exit, (stage, branch) in enumerate(zip(self.stages, self.branches, strict=True)):
@@ -114,7 +114,7 @@ class MultiExitNet(nn.Module):
 def attach(backbone: Backbone, branch: BuildBranch) -> MultiExitNet:
     """Put `branch(backbone, exit)` behind every stage but the last, and the backbone's head behind that.
 
-    Where the exit structure has no exit (`branch` answers None), the stage is fused with the next one.
+    Where the exit structure has no exit (`branch` returns None), the stage is fused with the next one.
     """
     stages: list[nn.Module] = []
     branches: list[nn.Module] = []
@@ -197,7 +197,7 @@ class FusedSegment(nn.Module):
         self.training = branch.training  # as what it is made of: exporters warn of a module in training mode
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[State, Carry, Tensor]:
-        """Run the stages, hand the carry along, and answer at the exit: logits (B, C)."""
+        """Run the stages and the branch: the new state, the carry, and logits (B, C)."""
         for stage, link, chained in zip(self.stages, self.links, self.chained, strict=True):
             state = stage(state)
             if chained:

@@ -1,4 +1,4 @@
-"""What a branch must know of the trunk: the shapes along it, its widths and strides. Nothing is computed."""
+"""What a branch must know of the backbone: shapes, widths and strides. Runs on the meta device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -88,7 +88,7 @@ def steps(
 
     The last step has the width of the backbone's own features, so that features can be compared. The steps before it
     have the width inside the stage's blocks (`exit_width` of its first block) or, where blocks have none, of its maps.
-    With `inside=False` all have the width of the maps (TOFD). Answers None behind a stem, that is behind the first
+    With `inside=False` all have the width of the maps (TOFD). Returns None behind a stem, that is behind the first
     stage where the second does not shrink the maps: the papers have no exit there.
 
     Args:

@@ -11,14 +11,14 @@ from offramp.outputs import State
 
 
 class Flatten(nn.Module):
-    """The original's end: a linear layer on the whole map. Answers (logits (B, C), feature (B, D·H·W), map)."""
+    """The original's end: a linear layer on the whole map. Returns (logits (B, C), feature (B, D·H·W), map)."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(prod(shape), classes)
 
     def forward(self, state: State) -> tuple[State, State, State]:
-        """Answer for maps of exactly the shape that the exit was made for."""
+        """Outputs for maps of exactly the shape that the exit was built for."""
         assert not isinstance(state, tuple)
         feature = state.flatten(1)
         return self.classifier(feature), feature, state

@@ -19,7 +19,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
 
     Args:
         exit: number of the exit, from 0; it stands behind stage `exit`.
-        classes: must be what the backbone's head answers.
+        classes: number of classes C, the same as the backbone's.
         sbc_extra: the stage, counted from 1 as the papers count groups, that lends a second block; 0 for none. 3 gives
             the costs that MUSE prints for ResNet152 (its text says one block per group).
 
@@ -33,9 +33,9 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
     _check_chain(backbone, exit, along, drawn)
     if sbc_extra and not (2 <= sbc_extra <= len(stages) and len(stages[sbc_extra - 1]) > 1):
         raise ValueError(f"sbc_extra must be a stage from 2 to {len(stages)} with two blocks or more, got {sbc_extra}")
-    answers = run_on_meta(backbone.head, state)[0].shape[1]
-    if answers != classes:
-        raise ValueError(f"sketch copies the network's head, which answers {answers} classes, not {classes}")
+    present = run_on_meta(backbone.head, state)[0].shape[1]
+    if present != classes:
+        raise ValueError(f"sketch copies the network's head, which has {present} classes, not {classes}")
     body: list[nn.Module] = []
     for number, stage in enumerate(stages[exit + 1 :], exit + 2):
         picked = sorted({*(drawn[number - 1] or ()), 1} if number == sbc_extra else drawn[number - 1] or ())

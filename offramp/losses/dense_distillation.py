@@ -1,4 +1,4 @@
-"""The unweighted losses of dense distillation as one vector: each exit's labels, then each deeper teacher's answer."""
+"""The unweighted losses of dense distillation as one vector: each exit's cross-entropy, then every pair of exits."""
 
 from typing import Literal
 

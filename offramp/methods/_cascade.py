@@ -1,4 +1,4 @@
-"""Exits that see what the exit before them answered: ZTW's cascade, and IMTA's inline collaboration (ISC)."""
+"""Exits that use the logits of the previous exit: ZTW's cascade, and IMTA's inline collaboration (ISC)."""
 
 import math
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from offramp.outputs import Carry, State
 
 
 class Cascaded(nn.Module):
-    """A branch whose classifier also sees the previous exit's logits; hands its own along.
+    """A branch whose classifier also uses the previous exit's logits; passes its own on.
 
     A linear layer on [F_k ; r] is a linear layer on F_k plus one without bias on r: the branch keeps the first, `link`
     is the second and whatever makes r of the logits, so that any branch can be cascaded.
 
     Args:
         branch: (state, carry) -> (logits, feature, map, carry).
-        link: previous logits (B, C) -> what is added to the logits (B, C); None for an exit that sees nothing.
-        detach: no gradient into the previous exit.
-        on: whether the link works from the start; else from `switch_on` on, before which nothing of it is learned.
+        link: previous logits (B, C) -> what is added to the logits (B, C); None for an exit that uses none.
+        detach: stop the gradient into the previous exit.
+        on: whether the link is active from the start; otherwise from `switch_on` on, and it is not trained before.
 
     While `ignores_earlier_exits` is set it returns what its branch returns, whatever its link is.
     """
@@ -38,7 +38,7 @@ class Cascaded(nn.Module):
 
     @property
     def depends_on_earlier_exits(self) -> bool:
-        """Whether its answer depends on the exit before it."""
+        """Whether its result depends on the exit before it."""
         return self.link is not None
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
@@ -69,7 +69,7 @@ class Concatenated(nn.Module):
 class Collaborating(nn.Module):
     """The previous logits through linear layer, batch norm and ReLU to the width of the feature: IMTA's ISC.
 
-    The last layer starts at 0: an exit that begins to listen answers as it did.
+    The last layer starts at 0: the exit's logits do not change when the link is switched on.
     """
 
     def __init__(self, classes: int, width: int) -> None:
@@ -106,12 +106,12 @@ def cascaded(
 def linked(
     branches: Iterable[nn.Module], classes: int, widths: Iterable[int], *, detach: bool = True, on: bool = True
 ) -> list[nn.Module]:
-    """The branches with inline collaboration; `widths` are those of all that listen, from the second on."""
+    """The branches with inline collaboration; `widths` are those of all branches from the second on."""
     return cascaded(branches, [Collaborating(classes, width) for width in widths], detach=detach, on=on)
 
 
 def switch_on(net: nn.Module) -> None:
-    """Let all links of a network work."""
+    """Activate all links of a network."""
     for part in net.modules():
         if isinstance(part, Cascaded):
             part.on.fill_(True)

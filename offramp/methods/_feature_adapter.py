@@ -29,7 +29,7 @@ class Match(nn.Module):
     def prepare(
         self, widths: Sequence[int], unused: Collection[int] = (), *, without: str = "beta 0"
     ) -> tuple[str, ...]:
-        """Create the layers that features of these widths (one per exit) need; answers notes on what is left out.
+        """Create the layers that features of these widths (one per exit) need; returns notes on what is left out.
 
         Args:
             unused: positions of exits whose features are compared with nothing: they get no layer and no note.

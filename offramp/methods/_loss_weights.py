@@ -124,7 +124,7 @@ class LossWeights(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
-        """Set the weights' first values; answers no notes.
+        """Set the initial weights; returns no notes.
 
         Raises:
             ValueError: if there are too few exits, or the weights that were given are not as many as the losses.
@@ -191,7 +191,7 @@ class LossWeights(nn.Module):
         self.averages.copy_(torch.where(self.averages == 0, ce, followed))
 
     def move(self, gradient: Float[Tensor, "M"]) -> None:
-        """w <- w - step_size dL_val/dw; then not below 0, and with the same sum as before, where so set."""
+        """w <- w - step_size dL_val/dw; then not below 0, and with the same sum as before, if `renormalise`."""
         moved = self.weights - self.settings.step_size * gradient
         if self.settings.clamp:
             moved = moved.clamp_min(0.0)
@@ -201,7 +201,7 @@ class LossWeights(nn.Module):
         self.weights.copy_(moved)
 
     def due(self) -> bool:
-        """Whether the weights move in this step; counts the steps."""
+        """Whether the weights are updated in this step; counts the steps."""
         self.steps += 1
         every = self.settings.meta_every
         return every == 1 or int(self.steps - 1) % every == 0
@@ -248,7 +248,7 @@ def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
     """One step of Algorithm 1: move the weights by how they change the held-out loss one step ahead, then the network.
 
     The network's own step runs its forward pass again: keeping the look-ahead's graph for it would need that memory
-    while the held-out batch needs as much. In float32 the product takes the answers of the look-ahead's convolutions.
+    while the held-out batch needs as much. In float32 the product reuses the results of the look-ahead's convolutions.
     """
     objective: Any = context.objective
     device = batch.inputs.device

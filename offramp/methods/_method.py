@@ -1,4 +1,4 @@
-"""What a training method is: an objective, and more seams that most methods leave as they are."""
+"""What a training method is: an objective, and further parts that most methods leave at their defaults."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from offramp.protocols import Objective, Terms
 __all__ = ["Method", "Objective", "Phase", "Step", "Terms", "build_one", "contains", "everything"]
 
 Step = Callable[..., Terms]
-"""One optimiser step, (context, batch, progress) -> terms; `offramp.step.StepContext` says what it works on."""
+"""One optimizer step, (context, batch, progress) -> terms; `offramp.step.StepContext` says what it works on."""
 
 
 def build_one(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
@@ -33,7 +33,7 @@ class Phase:
         rate: what the recipe's learning rate is multiplied with.
         modules: which modules of a network train, where that is not all that `trains` names.
         objective: what is minimised, where it is not the method's; it owns nothing that is learned.
-        step: its optimiser step; by default the method's, and a plain one where the phase has an objective of its own.
+        step: its optimizer step; default the method's, or a plain one if the phase has an objective of its own.
         begin: called with the network before the first step; it changes values in place and draws nothing at random.
         still: what does not train is in evaluation mode; otherwise its batch norms go on following the batches.
     """
@@ -70,12 +70,13 @@ def contains(*kinds: type[nn.Module]) -> Callable[[nn.Module], None]:
 
 @dataclass(frozen=True)
 class Method:
-    """A training method, complete: what `build(**hyper)` in each file of this folder answers.
+    """A training method, complete: what `build(**parameters)` in each file of this package returns.
 
-    `cohort` builds one network of each of several kinds, for `--net a,b`; methods without it take one kind.
-    `needs_held_out` says that its step learns from held-out batches: without a val split it is refused.
-    `optimizers` are the names of those that its step can look ahead with, where that matters.
-    `turns` says in how many parts its step takes a batch, the samples by turns: mixup blends none with another part's.
+    `cohort` builds one network of each of several kinds, for `net=a,b`; methods without it train one kind.
+    `needs_held_out`: its step learns from held-out batches, so a run without a val split is refused.
+    `optimizers` names the optimizers that its step works with; empty for any.
+    `turns` is the number of interleaved parts (samples 0, n, 2n ...) that its step divides a batch into: mixup blends
+    samples of the same part only.
     `check_network` raises ValueError for a network that `network` did not build; for methods with a `network` of their
     own.
     `scheduled` names the terms whose weight changes over a run.
@@ -99,5 +100,5 @@ class Method:
 
     @property
     def parted(self) -> bool:
-        """Whether parts of the network are frozen for a while."""
+        """Whether parts of the network are frozen in some phase."""
         return self.phases != (everything,)

@@ -43,10 +43,11 @@ def build(
         mode: beed; eed (all a_k = 1); kd (the final exit alone teaches).
         importance: B (lambda in the supplement, --beta in the code): how much more each deeper exit counts as teacher.
         balance: A (gamma in the supplement, --alpha in the code) of mode beed; default 1.520875^(1/(K-1)), 1.15 at K=4.
-        temperature: T.
-        alpha: weight of the imitation of logits; default 1, in mode kd 0.1.
-        beta: weight of the imitation of maps; default 0.1, in mode kd 0.025; 0 switches it off.
-        adapt: maps of another width are left out (off) or get a learned layer (linear); all gives every exit one.
+        temperature: temperature T of the distillation.
+        alpha: weight of the distillation of logits; default 1, in mode kd 0.1.
+        beta: weight of the distillation of maps; default 0.1, in mode kd 0.025; 0 disables it.
+        adapt: maps whose width differs from the final exit's are left out (off) or compared through a learned layer
+            (linear); all gives every early exit such a layer.
 
     Raises:
         ValueError: if a value is out of range.
@@ -107,7 +108,7 @@ class WeightedEnsemble(nn.Module):
         self.match = match
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
-        """Check the exits and A, create adaptation layers; answers notes on maps that are left out."""
+        """Check the exits and A, create adaptation layers; returns notes on maps that are left out."""
         has_peers("beed", exits)
         if self.settings.mode == "beed":
             balancing(self.settings.balance, exits)

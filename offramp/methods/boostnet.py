@@ -27,21 +27,21 @@ def build(
     equal: bool = False,
     decay: float = 0.9,
 ) -> Method:
-    """L = sum_k CE(s_k), s_k = z_k + t_{k-1} sg(s_{k-1}): the running sum s_k is what exit k answers, here and later.
+    """L = sum_k CE(s_k), s_k = z_k + t_{k-1} sg(s_{k-1}): the running sum s_k is the output of exit k.
 
     Gradients between the stages are rescaled as in `equilibrium` (eq. 7). All exits learn from the same batch, as in
     the released code; a batch for each exit, as in sequential boosting, is not there. The code's RANet has no
     rescaling. With weaken 0 it is `joint`, or `equilibrium`.
 
     Args:
-        weaken: t, what the sum so far is multiplied with, so that deep exits still see hard cases: one value, two
-            (from the first exit to the last, evenly), or one for each exit. 0.5 in all released scripts.
-        detach: earlier exits learn from their own answer only, not through later sums.
+        weaken: factor t of the sum so far, so that deep exits still learn from hard samples: one value, two values
+            (interpolated from the first exit to the last), or one per exit. All released scripts use 0.5.
+        detach: stop the gradient from later sums into earlier exits.
         rescale: gradient equilibrium between the stages.
         scope: in networks of several scales rescale the coarsest one, as the authors' code, or all.
-        eval_shift: when it does not train, use t_k instead of t_{k-1}, as the released evaluation; equal for one t.
+        eval_shift: in evaluation mode use t_k instead of t_{k-1}, as the released code; equal for a single t.
         equal: scale every exit's loss to the mean size of all (`loss_equal` in the code, off in all its scripts).
-        decay: of the moving averages that tell these sizes.
+        decay: decay of the moving averages of these losses.
 
     Raises:
         ValueError: if a value is out of range.
@@ -74,7 +74,7 @@ def factors(weaken: tuple[float, ...], exits: int) -> list[float]:
 
 
 class Summed(nn.Module):
-    """A branch whose answer is added to the sum of those before it, unless it ignores them; passes the new sum on."""
+    """A branch whose logits are added to the sum of those before it, unless it ignores them; passes the sum on."""
 
     chained_exit = True
     ignores_earlier_exits = False
@@ -85,7 +85,7 @@ class Summed(nn.Module):
 
     @property
     def depends_on_earlier_exits(self) -> bool:
-        """Whether its answer depends on the exits before it."""
+        """Whether its result depends on the exits before it."""
         return bool(self.weaken or self.weaken_in_use)
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
@@ -100,7 +100,7 @@ class Summed(nn.Module):
 def network(
     backbone: BuildBackbone, branch: BuildBranch, *, weaken: tuple[float, ...], detach: bool, eval_shift: bool
 ) -> nn.Module:
-    """The backbone with its branches, their answers summed."""
+    """The backbone with its branches, their logits summed."""
     net = attach(backbone(), branch)
     return summed(net, factors(weaken, net.exits), detach=detach, eval_shift=eval_shift)
 

@@ -40,15 +40,17 @@ def build(
     .3, beta .03, t2 off, final_ce_weight 1, features norm, without_features -2, adapt all.
 
     Args:
-        alpha: a, the share of imitation (the first commit of that code had 0.5).
-        temperature: T.
+        alpha: share a of the distillation term; the cross-entropy has 1 - a (the first commit of that code had 0.5).
+        temperature: temperature T of the distillation.
         beta: weight of the feature term.
-        t2: multiply the imitation by T^2.
+        t2: multiply the distillation term by T^2.
         final_ce_weight: weight of the final exit's cross-entropy; default 1 - alpha.
-        imitation: what is minimised and logged, soft-ce or kl: the same gradient, less the teacher's entropy.
+        imitation: distillation loss, soft cross-entropy (soft-ce) or kl; both have the same gradient, and differ by the
+            teacher's entropy.
         features: sum or mean of squares over batch and width, or norm: un-squared, unmasked, of the whole batch.
         without_features: exits with no feature term, 1 the shallowest, -1 the final one.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
+        adapt: features whose width differs from the final exit's are left out (off) or compared through a learned
+            layer (linear); all gives every early exit such a layer.
 
     Raises:
         ValueError: if a value is out of range.
@@ -67,7 +69,7 @@ def build(
 
 
 class Settings(NamedTuple):
-    """What `build` makes of its arguments: the weights as they multiply."""
+    """The parameters of `build` as factors of the terms."""
 
     ce: float
     final_ce: float
@@ -88,7 +90,7 @@ class OwnTeacher(nn.Module):
         self.match = match
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
-        """Check the exits and create adaptation layers; answers notes on features that are left out."""
+        """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers("byot", exits)
         left_out = positions("without_features", self.settings.without_features, exits)
         return self.match.prepare(widths, left_out) if self.settings.beta else ()

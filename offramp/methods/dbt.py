@@ -33,13 +33,14 @@ def build(
     other losses DBT: EED's is `eed` with teachers -1 and final_learns off, the BEED code's is `beed` with mode kd.
 
     Args:
-        alpha: C, the share of imitation; 1 - C is the share of the labels, at the final exit too.
-        rising: let T rise by `rate` after each batch in which the softened final exit is surer than `limit`.
-        temperature: T at the start; default 1 if rising, 4 if constant.
-        rate: factor of one rise.
-        limit: mean of max softmax(z_K / T) over the batch above which T rises.
-        scale: s; default 2 * 5 / K, which keeps the size of a sum over five exits.
-        imitation: what is minimised and logged, soft-ce or kl: the same gradient, less the teacher's entropy.
+        alpha: share C of the distillation term; the cross-entropy has 1 - C, at the final exit too.
+        rising: multiply T by `rate` after each batch on which the softened final exit's confidence exceeds `limit`.
+        temperature: initial temperature T; default 1 if rising, 4 if constant.
+        rate: factor of one increase of T.
+        limit: threshold on the mean of max softmax(z_K / T) over the batch.
+        scale: factor s of the whole loss; default 2 * 5 / K, the size of a sum over five exits.
+        imitation: distillation loss, soft cross-entropy (soft-ce) or kl; both have the same gradient, and differ by the
+            teacher's entropy.
 
     Raises:
         ValueError: if a value is out of range.

@@ -34,13 +34,13 @@ def build(
     whether teachers are detached are unpublished.
 
     Args:
-        weight: lambda; default 1 / (K - 1).
-        temperature: T; the start of it if rising.
-        rising: let T rise as DBT's does.
-        rate: factor of one rise.
-        limit: mean of max softmax(z_K / T) over the batch above which T rises.
-        detach_teachers: no gradient into the teachers; without it later exits are pulled towards earlier ones.
-        imitation: soft-ce or kl; the same gradient while teachers are detached.
+        weight: weight lambda of the distillation term; default 1 / (K - 1).
+        temperature: temperature T of the distillation; its initial value if rising.
+        rising: let T increase during training as in `dbt`.
+        rate: factor of one increase of T.
+        limit: threshold on the mean of max softmax(z_K / T) over the batch, above which T increases.
+        detach_teachers: stop the gradient into the teachers; otherwise later exits are pulled towards earlier ones.
+        imitation: distillation loss, soft cross-entropy (soft-ce) or kl; the same gradient while teachers are detached.
 
     Raises:
         ValueError: if a value is out of range.

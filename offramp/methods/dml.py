@@ -37,15 +37,15 @@ def build(
 
     The networks have no exits and share nothing: `--net resnet18,resnet34` trains one of each, `--net resnet18` copies
     that start differently. The paper has neither w nor T. Alternating is its Algorithm 1: each network takes its own
-    step, and its answer is computed anew before the next one learns from it (2K-1 forward passes instead of K; running
-    statistics move once). The authors' code adds 1e-8 within the logarithm, which is left out here. `offramp deploy`
-    keeps one of the networks.
+    step, and its logits are computed again before the next one learns from it (2K-1 forward passes instead of K;
+    running statistics are updated once). The authors' code adds 1e-8 within the logarithm, which is left out here.
+    `offramp deploy` keeps one of the networks.
 
     Args:
-        networks: K; without it one of each kind that `--net` names, or 2 where it names one.
-        updates: all networks take their step at once, or one after the other (alternating).
-        weight: w, of the imitation.
-        temperature: T.
+        networks: number of networks K; default one of each kind that `--net` names, or 2 if it names one.
+        updates: whether all networks take their step at once (simultaneous) or one after the other (alternating).
+        weight: weight w of the mutual term.
+        temperature: temperature T of the mutual term.
 
     Raises:
         ValueError: if a value is out of range.
@@ -131,7 +131,7 @@ class Mutual(nn.Module):
 
 
 def alternate(context: StepContext, batch: Batch, progress: float) -> Terms:
-    """One optimiser step for each network in turn; answers the terms that each had at its own step, summed."""
+    """One optimizer step for each network in turn; returns the sum of the terms of all steps."""
     net, objective = context.bare, context.objective
     assert isinstance(net, Cohort) and isinstance(objective, Mutual)
     found: list[Terms] = []

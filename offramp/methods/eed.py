@@ -46,14 +46,15 @@ def build(
     instead of good. Every step's record has w as `weights`.
 
     Args:
-        alpha: weight of the imitation of logits.
-        beta: weight of the imitation of features; 0 switches it off.
-        imitation: soft-ce and kl (the same gradient, less the teacher's entropy), or mse of raw logits.
-        temperature: T; mse has none.
-        teachers: exits whose mean teaches, 1 the shallowest, -1 the final one; default all.
-        final_learns: whether the final exit is a student too.
-        adapt: features of another width are left out (off) or get a learned layer (linear); all gives every exit one.
-        weights: equal, or learned with the run.
+        alpha: weight of the distillation of logits.
+        beta: weight of the distillation of features; 0 disables it.
+        imitation: soft cross-entropy (soft-ce) or kl, which have the same gradient, or mse of raw logits.
+        temperature: temperature T of soft-ce and kl.
+        teachers: exits whose mean is the teacher, 1 the shallowest, -1 the final one; default all.
+        final_learns: whether the final exit learns from the teacher too.
+        adapt: features whose width differs from the final exit's are left out (off) or compared through a learned
+            layer (linear); all gives every early exit such a layer.
+        weights: weights of the teachers: equal, or learned during training.
 
     Raises:
         ValueError: if a value is out of range or no teacher is left.
@@ -73,7 +74,7 @@ def build(
 
 
 class Settings(NamedTuple):
-    """What EED is given."""
+    """Parameters of EED."""
 
     alpha: float
     beta: float
@@ -98,7 +99,7 @@ class EnsembleTeacher(nn.Module):
         self.mix = nn.Parameter(torch.zeros(0)) if settings.learned else None  # logarithms, up to a constant
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
-        """Check the exits and create adaptation layers; answers notes on features that are left out."""
+        """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers("eed", exits)
         teachers = self.settings.positions(exits)
         if self.settings.learned:

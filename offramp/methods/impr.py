@@ -28,8 +28,8 @@ def build(
     HDKD's authors write only that "Impr employs gradient equilibrium and knowledge distillation".
 
     Args:
-        gamma: g, the share of imitation at the early exits.
-        temperature: T.
+        gamma: share g of the distillation term at the early exits; the cross-entropy has 1 - g.
+        temperature: temperature T of the distillation.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), as IMTA's code.
         scope: in networks of several scales rescale the coarsest one, as IMTA's code, or all.
         links: exits see what the one before them answered (IMTA's inline collaboration, as in `imta`).

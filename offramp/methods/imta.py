@@ -49,10 +49,10 @@ def build(
     .1 and temperature 1 on ImageNet.
 
     Args:
-        gamma: g, the share of imitation at the early exits.
-        temperature: T.
-        shares: of the epochs, for the two stages.
-        rates: what the learning rate is multiplied with in each of them.
+        gamma: share g of the distillation term at the early exits; the cross-entropy has 1 - g.
+        temperature: temperature T of the distillation.
+        shares: shares of the epochs for the two stages.
+        rates: factor of the learning rate in each stage.
         links: inline collaboration (ISC); without it exits see their own features only.
         detach: no gradient from later to earlier exits through the links, as in the paper; the code lets it pass.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), as the code.
@@ -128,7 +128,7 @@ class Final(nn.Module):
         return found
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
-        """What the branch answers."""
+        """What the branch returns."""
         answered: tuple[Tensor, Tensor, Tensor, Carry] = self.branch(state, carry)
         return answered
 
@@ -160,7 +160,7 @@ def classifiers(net: MultiExitNet) -> list[nn.Module]:
 
 
 def listen(net: nn.Module) -> None:
-    """The end of stage 1: remember how the final exit answers, and let the exits hear each other."""
+    """The end of stage 1: store the final exit's linear layer, and activate the links."""
     for final in finals(net):
         final.remember()
     switch_on(net)

@@ -1,4 +1,4 @@
-"""L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns which exit will answer them.
+"""L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns at which exit they leave.
 
 Family: learned weights. Fits: any network; needs --optimizer sgd.
 """
@@ -87,7 +87,7 @@ def build(**parameters: Any) -> Method:
 class SampleWeights(nn.Module):
     """The objective of L2W: the network phi that weights samples, and its Adam, stored with the run.
 
-    phi's weights are buffers: the run's own optimiser must not train them.
+    phi's weights are buffers: the run's own optimizer must not train them.
     """
 
     NAMES = ("w1", "b1", "w2", "b2")
@@ -131,7 +131,7 @@ class SampleWeights(nn.Module):
     def answered(
         self, phi: list[Tensor], logits: Float[Tensor, "E B C"], losses: Float[Tensor, "E B"]
     ) -> Float[Tensor, "E B"]:
-        """What phi answers for every sample at every exit, in (-1, 1)."""
+        """Output of phi for every sample at every exit, in (-1, 1)."""
         parts = {"loss": [losses], "conf": [confidence(logits)], "both": [losses, confidence(logits)]}
         seen = torch.cat(parts[self.settings.sees]).detach().T.to(phi[0].dtype)
         with torch.autocast(seen.device.type, enabled=False):
@@ -173,7 +173,7 @@ def centred(values: Float[Tensor, "E B"], centre: Centre, epsilon: float) -> Flo
 
 
 def shares(target: float, exits: int) -> list[float]:
-    """q_k = p^k / sum_j p^j: the share of the samples that exit k is to answer."""
+    """q_k = p^k / sum_j p^j: the share of the samples that leave at exit k."""
     powers = [target**exit for exit in range(1, exits + 1)]
     return [power / sum(powers) for power in powers]
 
@@ -193,7 +193,7 @@ def selected(sure: Float[Tensor, "E B"], target: float) -> list[Int[Tensor, "_"]
 
 
 def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, reduction: Reduction) -> Float[Tensor, ""]:
-    """What the exit that would answer each sample loses: sum over exits of the mean over its samples, or the mean.
+    """Loss at the exit where each sample leaves: sum over exits of the mean over its samples, or the mean.
 
     Over the samples of all processes: the value of the whole, with the gradient of this process's samples.
     """
@@ -208,12 +208,12 @@ def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, red
 
 
 def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
-    """Two optimiser steps, one on each half of the batch, each after phi learned from the other half."""
+    """Two optimizer steps, one on each half of the batch, each after phi learned from the other half."""
     objective: Any = context.objective
     due = objective.due()
     if least(len(batch.ids), batch.ids) < 4:  # a batch norm cannot train on a single sample
         return context.update(objective(context.net(batch.inputs, tap=context.tap), batch, progress))
-    # by turns, so that the shares of several processes have the halves that the whole batch has
+    # interleaved, so that the shares of several processes divide as the whole batch does
     halves = [Batch(*(tensor[start::2] for tensor in batch)) for start in (0, 1)]
     terms = []
     for here, other in (halves, halves[::-1]):

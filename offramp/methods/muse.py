@@ -112,7 +112,7 @@ class Mutual(nn.Module):
         self.match = match
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
-        """Check the exits and create adaptation layers; answers notes on features that are left out."""
+        """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers(self.settings.name, exits)
         return self.match.prepare(widths, without="schedule off") if self.settings.compares_features else ()
 
@@ -123,7 +123,7 @@ class Mutual(nn.Module):
         factor = settings.alpha * (settings.temperature**2 if settings.t2 else 1.0) / (len(logits) - 1)
         terms = {
             "ce": (1.0 - settings.alpha) * cross_entropy(logits, batch.labels).sum(),
-            "kl": factor * self._mutual(logits).sum(),  # nobody is their own teacher: the diagonal is 0
+            "kl": factor * self._mutual(logits).sum(),  # no exit teaches itself: the diagonal is 0
         }
         if settings.compares_features:
             terms["features"] = settings.beta(progress) * self._features(outputs)

@@ -1,4 +1,4 @@
-"""One for all (OFA; Li et al., ICCV 2019, IMTA): early exits learn the final one's softened answer and the labels.
+"""One for all (OFA; Li et al., ICCV 2019, IMTA): early exits learn from the final one's softened output and the labels.
 
 Family: final exit. Fits: any network with 2 exits or more.
 """
@@ -24,8 +24,8 @@ def build(*, gamma: float = 0.9, temperature: float = 3.0, reduction: Reduction 
     teaches while it learns. `impr` adds gradient equilibrium.
 
     Args:
-        gamma: g, the share of imitation at the early exits.
-        temperature: T.
+        gamma: share g of the distillation term at the early exits; the cross-entropy has 1 - g.
+        temperature: temperature T of the distillation.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), which is what the
             authors' code computes: as many times smaller as there are classes.
 

@@ -42,11 +42,11 @@ def build(
     here. The exits of `--branch` are not built. `offramp deploy` keeps one branch, or the gated ensemble.
 
     Args:
-        branches: m, how many copies.
-        stages: how many of the last stages are copied.
-        weight: of the imitation once it is at its highest.
-        temperature: T.
-        ramp_up: r, the share of the run in which the imitation rises; 0 is the paper's constant weight.
+        branches: number m of copies.
+        stages: number of last stages that are copied.
+        weight: weight of the distillation term after the ramp-up.
+        temperature: temperature T of the distillation.
+        ramp_up: share r of the run during which the weight increases; 0 is the paper's constant weight.
         floor: added to the teacher's probabilities, as weight and within the logarithm; 0 is the paper's divergence.
         form: `fan` is ONE. `ensemble` is the gated ensemble as one exit, which is what `offramp deploy` writes; trained
             like that, its cross-entropy alone is minimised.

@@ -42,24 +42,25 @@ def build(
 
     1. The backbone alone: CE_K.
     2. The early exits: sum_{k<K} CE(z_k), where exit k's classifier sees [F_k ; N(sg z_{k-1})].
-    3. The ensembles: sum_m CE(q_m), log q_m = (1/m) sum_{j<=m} exp(w^m_j) log p_j + b^m - log Z. q_m is what exit m
-       answers from there on.
+    3. The ensembles: sum_m CE(q_m), log q_m = (1/m) sum_{j<=m} exp(w^m_j) log p_j + b^m - log Z. From then on q_m is
+       the output of exit m.
 
     Of the paper only abstract and introduction were read (it writes q as the product b prod p_j^w, equation numbers
-    are unknown); formulas are those of the released code. The code's phases have optimisers of their own: SGD for 100
-    epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored answers. Here one optimiser runs through all of
+    are unknown); formulas are those of the released code. The code's phases have optimizers of their own: SGD for 100
+    epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored logits. Here one optimizer runs through all of
     them. Not published: the split for w and b (the code's is train), the grid of thresholds. Heads are those of
     --branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
 
     Args:
-        shares: of the epochs, for the three phases; 0 leaves one out: 0,.7,.3 on a backbone that --weights brings,
+        shares: shares of the epochs for the three phases; 0 skips a phase: 0,.7,.3 on a backbone that --weights brings,
             .7,.3,0 for the cascade without ensembles.
-        rates: what the learning rate is multiplied with in each of them.
-        detach: exit k learns nothing for the exits after it.
+        rates: factor of the learning rate in each phase.
+        detach: stop the gradient from an exit into the exits before it.
         norm: N, none or a layer norm (layer): the code's choice for large images.
         combine: geometric, or the code's other ensemble (arithmetic), q proportional to sum_j exp(w_j) p_j + exp(b).
-        ensemble_final: the final exit answers with an ensemble too; otherwise it stays the backbone's own.
-        fit: what the ensembles learn from: train, or the held-out val, where the backbone is not over-confident.
+        ensemble_final: the final exit uses an ensemble too; otherwise it stays the backbone's own.
+        fit: split on which the ensembles are fitted: train, or the held-out val, on which the backbone is not
+            over-confident.
 
     Raises:
         ValueError: if a value is out of range.
@@ -107,7 +108,7 @@ class Cascade(nn.Module):
         return ()
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
-        """Term `ce`: cross-entropy of all answers, summed."""
+        """Term `ce`: cross-entropy of all exits, summed."""
         has_peers("ztw", len(outputs.logits))
         return joint.objective(outputs, batch, progress)
 
@@ -134,7 +135,7 @@ def network(
     detach: bool,
     ensemble_final: bool,
 ) -> nn.Module:
-    """The backbone with its branches cascaded, all of them able to answer together with those before."""
+    """The backbone with its branches cascaded, each with an ensemble of all exits so far."""
     made = backbone()
     net = attach(made, branch)
     classes, widths = sizes(net, made)
@@ -169,14 +170,14 @@ class Mixture(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """A branch that answers together with those before it, once it is switched on; until then it answers alone.
+    """A branch that returns the ensemble of all exits so far once it is switched on, and its own logits before.
 
-    It hands along the logits of all exits so far, each (B, C).
+    It passes on the logits of all exits so far, each (B, C).
 
     Args:
         branch: (state, carry) -> (logits, feature, map, carry); its carry begins with the previous logits.
         before: how many exits stand before it.
-        mixture: makes the answer.
+        mixture: combines the logits.
     """
 
     chained_exit = True

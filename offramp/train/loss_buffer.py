@@ -1,4 +1,4 @@
-"""What the steps of a run lose: fetched from the device now and then, looked at, summed, written down."""
+"""Losses of a run's steps: fetched from the device every few steps, checked, summed and recorded."""
 
 import math
 import threading
@@ -16,7 +16,7 @@ CHECK_EVERY = 20
 
 
 class Record:
-    """The losses of a run's steps, and whether it is to stop.
+    """The losses of a run's steps, and whether it must stop.
 
     `sums` are the terms of this epoch's steps so far; `metrics` is where records go, in the first process only. `stop`
     is this process's wish, `stopping` what all processes have agreed on.

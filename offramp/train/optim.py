@@ -1,4 +1,4 @@
-"""Optimisers and learning rates; the rate follows from the position in the run, so resuming needs no state."""
+"""Optimizers and learning rates; the rate follows from the position in the run, so resuming needs no state."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from offramp.train.recipe import Recipe
 def build(
     recipe: Recipe, parameters: Iterable[nn.Parameter], backbone: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimiser of the recipe over the given parameters; the backbone's learn at `lr_backbone`, if it is set."""
+    """The optimizer of the recipe over these parameters; those of the backbone with `lr_backbone`, if it is set."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
     if recipe.lr_backbone is not None:

@@ -133,7 +133,7 @@ def rate(recipe: Recipe, span: Span, epoch: int, step: int, steps: int) -> float
 
     Args:
         epoch: of the run, from 0.
-        step: optimiser steps taken since the run began; `steps` are an epoch's.
+        step: optimizer steps taken since the run began; `steps` are an epoch's.
     """
     done = (step - span.first * steps) / (span.epochs * steps)
     return span.phase.rate * optim.rate(recipe, epoch - span.first, done, span.epochs)
@@ -145,7 +145,7 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
     Everything else is in training mode afterwards. The backbone is all stages and the final exit.
 
     Args:
-        trained: the parameters that the optimiser has; others stay frozen in every phase.
+        trained: the parameters that the optimizer has; others stay frozen in every phase.
     Raises:
         ValueError: if nothing would train.
     """

@@ -22,7 +22,7 @@ def mixup(batch: Batch, classes: int, alpha: float, key: tuple[int, ...], turns:
 
     Args:
         key: (seed, epoch, step); the same key draws the same blend.
-        turns: the other one is of the same part, where a step takes the samples by turns into that many parts.
+        turns: number of interleaved parts (samples 0, n, 2n ...); samples of the same part are blended.
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018.
     """
     draw = np.random.default_rng(key)

@@ -104,7 +104,7 @@ def test_sketch_names_both_shapes_where_blocks_cannot_be_chained() -> None:
 
 
 def test_sketch_wants_the_classes_of_the_head() -> None:
-    with pytest.raises(ValueError, match=r"^sketch copies the network's head, which answers 5 classes, not 6$"):
+    with pytest.raises(ValueError, match=r"^sketch copies the network's head, which has 5 classes, not 6$"):
         sketch.build(backbone(), 0, 6)
 
 

@@ -67,7 +67,7 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
             "a batch norm of this network cannot train on one sample at a time",
         ),
         ("--method vanilla --tune exits", "only exits are to be trained, but the network has no early exits"),
-        ("--method dml --tune exits", "--tune treats backbone and exits differently, but this method trains networks side"),
+        ("--method dml --tune exits", "--tune treats backbone and exits differently, but this method"),
         ("--method one --lr-backbone 0.1", "--lr-backbone treats backbone and exits differently"),
         ("--method boostnet --method.weaken 1,1,1", "weaken has 3 values, but the network has 4 exits: give 1, 2 or 4"),
     ],
