@@ -158,7 +158,7 @@ def _show_one(
     for key, spec in parameters.items():
         say(f"\n--{kind}.{key} {_written(spec['default'])}   ({spec['type']})")
         if spec["about"]:
-            say(fill(spec["about"], WIDTH, initial_indent="    ", subsequent_indent="    "))
+            say(fill(spec["about"], WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
     values = elsewhere(build)
     if values:
         say("\nDefaults are those for CIFAR-100. Otherwise:")
