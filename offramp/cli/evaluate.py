@@ -17,11 +17,14 @@ def evaluate(
     """Accuracy per exit and of the ensemble on test, costs, and the policy if there is one.
 
     Args:
-        run: Folder of a trained run.
+        run: Folder of a trained run, or of a comparison, of which all finished runs are evaluated.
         batch_size: Batch size of the measured times.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.evaluate import evaluate as evaluate_run
+    from offramp.runs.evaluate import evaluate_comparison
+    from offramp.runs.sweep import COMPARISON
 
+    task = evaluate_comparison if (run / COMPARISON).is_file() else evaluate_run
     reporter = ConsoleReporter(not json)
-    show(evaluate_run(run, weights=weights, data_dir=data_dir, batch_size=batch_size, reporter=reporter), json)
+    show(task(run, weights=weights, data_dir=data_dir, batch_size=batch_size, reporter=reporter), json)

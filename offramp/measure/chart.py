@@ -31,7 +31,7 @@ class Series(NamedTuple):
     """Points that belong together.
 
     `look` chooses the colour, `mark` the shape at every point (None: no marks), `joined` whether a line connects them.
-    `deviations` are the half lengths of vertical error bars, one per point, or empty.
+    `deviations` are the half lengths of error bars (of a band, if there are no marks), one per point, or empty.
     """
 
     name: str
@@ -161,14 +161,25 @@ def drawn(frame: Frame, series: Sequence[Series]) -> list[str]:
             way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
             parts.append(f'<polyline points="{way}" fill="none" stroke="currentColor" stroke-width="2"{dashes}/>')
-        for (x, y), deviation in zip(line.points, line.deviations):
-            (across, low), (_, high) = frame.place(x, y - deviation), frame.place(x, y + deviation)
-            parts.append(f'<path d="M{across:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-width="1.2"/>')
+        parts += _deviations(frame, line)
         if line.mark is not None:
             tips = (escaped(f"{line.name}: {x:.5g}, {y:.5g}") for x, y in line.points)
             parts += [mark(there, line.mark, tip) for there, tip in zip(places, tips, strict=True)]
         parts.append("</g>")
     return parts
+
+
+def _deviations(frame: Frame, line: Series) -> list[str]:
+    """Error bars, or a band around a line without marks."""
+    bars = list(zip(line.points, line.deviations))
+    low, high = ([frame.place(x, y + side * half) for (x, y), half in bars] for side in (-1, 1))
+    if line.mark is None and bars:
+        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*high, *reversed(low)])
+        return [f'<polygon points="{way}" fill="currentColor" fill-opacity="0.15"/>']
+    return [
+        f'<path d="M{x:.1f} {bottom:.1f}V{top:.1f}" stroke="currentColor" stroke-width="1.2"/>'
+        for (x, bottom), (_, top) in zip(low, high, strict=True)
+    ]
 
 
 def mark(there: tuple[Number, Number], shape: int, tip: str = "") -> str:

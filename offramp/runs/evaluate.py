@@ -10,6 +10,7 @@ from offramp.measure.units import count, percent
 from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run, warn_if_stale
+from offramp.runs.sweep import runs_of
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -131,6 +132,37 @@ class Evaluation:
         printer.text(str(self))  # what a notebook shows
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """Every finished run of a comparison, evaluated; `print` shows a table for each."""
+
+    runs: list[Evaluation]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.runs))
+
+
+def evaluate_comparison(
+    folder: Path | str,
+    *,
+    weights: Weights = "last",
+    data_dir: Path | str | None = None,
+    batch_size: int = 64,
+    reporter: Reporter | None = None,
+) -> Evaluations:
+    """Evaluate all finished runs of a comparison, by name; arguments as in `evaluate`.
+
+    Raises:
+        ValueError: if no run has finished yet, and as `evaluate`.
+    """
+    return Evaluations(
+        [
+            evaluate(run, weights=weights, data_dir=data_dir, batch_size=batch_size, reporter=reporter)
+            for run in runs_of([folder])
+        ]
+    )
+
+
 def evaluate(
     run: RunLike,
     *,
@@ -229,24 +261,25 @@ def _exits(result: Evaluation) -> str:
         on = adaptive is None or adaptive.policy["enabled"][exit]
         share = "" if adaptive is None else percent(adaptive.shares[exit]) if on else "off"
         relative = result.macs[exit] / result.macs[-1]
-        rows.append([name, percent(result.accuracy[exit]), count(result.macs[exit]), f"{relative:.2f}", share])
-    rows.append(["ensemble", percent(result.ensemble), "", "", ""])
-    table = text_table(_title(result), ["exit", "accuracy %", "MACs", "of plain", "leave here %"], rows)
+        accuracies = percent(result.accuracy[exit]), percent(result.top5[exit])
+        rows.append([name, *accuracies, count(result.macs[exit]), f"{relative:.2f}", share])
+    rows.append(["ensemble", percent(result.ensemble), "", "", "", ""])
+    table = text_table(_title(result), ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "leave here %"], rows)
     return f"{table}\nno policy yet: `offramp calibrate` fits one" if adaptive is None else f"{table}\n\n{adaptive}"
 
 
 def _networks(result: Evaluation, names: list[str]) -> str:
     """Networks that were trained together, and what all of them cost."""
     rows = [
-        [name, percent(accuracy), count(macs)]
-        for name, accuracy, macs in zip(names, result.accuracy, result.macs, strict=True)
+        [name, percent(accuracy), percent(top5), count(macs)]
+        for name, accuracy, top5, macs in zip(names, result.accuracy, result.top5, result.macs, strict=True)
     ]
     trained = result.macs_cumulative[-1]
     if "ensemble" not in names[-1]:
-        rows.append(["ensemble", percent(result.ensemble), count(trained)])
+        rows.append(["ensemble", percent(result.ensemble), "", count(trained)])
     return "\n".join(
         (
-            text_table(_title(result), ["", "accuracy %", "MACs"], rows),
+            text_table(_title(result), ["", "accuracy %", "top-5 %", "MACs"], rows),
             f"trained: {count(trained)} MACs per image (forward), {count(result.parameters)} parameters",
             f"`offramp deploy {result.run} --keep 1 --out DIR` makes a plain run of one of them",
         )

@@ -48,7 +48,7 @@ def _curve(name: str, points: Sequence[Mapping[str, Any]], unit: float, key: str
         [(point["cost"] / unit, 100 * point[key]) for point in points],
         [] if None in deviations else [100 * deviation for deviation in deviations],
         look,
-        number,
+        number if None in deviations or number else None,  # 39 error bars would hide the line
         dashed=number == 1,
     )
 

@@ -17,7 +17,7 @@ class Curve(NamedTuple):
     """Points that belong together.
 
     Attributes:
-        points: (x, y); deviations: of each y, empty if there is one run.
+        points: (x, y); deviations: of each y, empty if there is one run; drawn as bars, or as a band without marks.
         look: its colour; mark: its shape, None for a line alone.
     """
 
@@ -57,10 +57,14 @@ def write_figure(path: Path, title: str, curves: Sequence[Curve], x_label: str, 
     axes.grid(color="#dfe3e8", linewidth=0.6)
     for one in curves:
         xs, ys = zip(*one.points, strict=True)
+        band = one.mark is None and bool(one.deviations)
+        if band:
+            low, high = ([y + side * half for y, half in zip(ys, one.deviations, strict=True)] for side in (-1, 1))
+            axes.fill_between(xs, low, high, color=COLOURS[one.look % LOOKS], alpha=0.15, linewidth=0)
         axes.errorbar(
             xs,
             ys,
-            yerr=one.deviations or None,
+            yerr=None if band else one.deviations or None,
             label=one.name,
             color=COLOURS[one.look % LOOKS],
             marker=None if one.mark is None else MARKS[one.mark % len(MARKS)],

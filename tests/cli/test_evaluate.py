@@ -220,3 +220,15 @@ def test_data_that_have_changed_since(offramp: Offramp, tmp_path: Path) -> None:
     ran = offramp("evaluate", run, "--data-dir", images)
     says = f"folder:{images} has other classes than {run} was trained on: class 2 is 'c', not no such class"
     assert ran.status == 1 and says in ran.err
+
+
+def test_a_comparison_stands_for_its_runs_and_top_5_is_shown(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        shutil.copytree(run, tmp_path / "compare" / name)
+    (tmp_path / "compare" / "comparison.yaml").write_text("net: resnet18\n")
+    ran = offramp("evaluate", tmp_path / "compare", "--json")
+    assert ran.status == 0, ran.err
+    assert [one["run"] for one in ran.json["runs"]] == [str(tmp_path / "compare" / name) for name in ("a", "b")]
+    shown = offramp("evaluate", run).out
+    top5 = ran.json["runs"][0]["top5"][0]
+    assert "top-5 %" in shown and f"{100 * top5:.2f}" in shown and max(map(len, shown.splitlines()[1:])) <= 80
