@@ -46,6 +46,7 @@ _HOME = {
     "compare_ledger": "offramp.runs.compare",
     "curves": "offramp.runs.curves",
     "deploy": "offramp.runs.deploy",
+    "evaluate_comparison": "offramp.runs.evaluate",
     "fresh": "offramp.net",
     "plain": "offramp.net",
     "report": "offramp.runs.report",
