@@ -12,8 +12,8 @@ import numpy as np
 from offramp.bundle.merge_onnx import fuse
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.sessions import ArraySegment, open_segment
+from offramp.early_exit.fixed_stay import FixedStay, step_once
 from offramp.early_exit.policy import ExitPolicy, PolicyCarry
-from offramp.early_exit.runtime import rehearse
 from offramp.measure.cost import Image
 from offramp.measure.latency import ROUNDS
 from offramp.measure.timing import side_by_side
@@ -63,9 +63,10 @@ def segment_ms(
         return open_segment(*fuse(models[begin:end], parts[begin:end]), runtime, threads)
 
     spans = {(begin, end - 1): opened(begin, end) for begin, end in combinations(range(net.exits + 1), 2)}
+    staying = FixedStay(policy, dict.fromkeys(range(net.exits), batch - 1))
     entering = _entering([spans[exit, exit] for exit in range(net.exits)], shape, batch, policy)
     runs = {
-        f"{begin} {exit}": partial(_run, run, entering[begin], policy, exit) for (begin, exit), run in spans.items()
+        f"{begin} {exit}": partial(_run, run, entering[begin], staying, exit) for (begin, exit), run in spans.items()
     }
     seconds = side_by_side(runs, rounds)
     return {(begin, exit): 1000 / batch * median(seconds[f"{begin} {exit}"]) for begin, exit in spans}
@@ -93,7 +94,7 @@ def _entering(each: Sequence[ArraySegment], shape: Image, batch: int, policy: Ex
     return found
 
 
-def _run(segment: ArraySegment, given: _Entering, policy: ExitPolicy, exit: int) -> object:
+def _run(segment: ArraySegment, given: _Entering, policy: FixedStay, exit: int) -> object:
     state, carry, judged = given
     made = segment(state, carry)
-    return rehearse(policy, judged, made, exit, len(made[2]) - 1)
+    return step_once(policy, judged, made, exit)

@@ -1,8 +1,8 @@
 """Answers that leave early: finished samples leave the batch, the rest goes on. Runs without torch."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import array_api_compat
 import numpy as np
@@ -23,10 +23,22 @@ class Answer(NamedTuple):
     score: Array
 
 
+@runtime_checkable
+class StepPolicy(Protocol):
+    """What the loop needs of a policy; `ExitPolicy` is the one that decides by scores."""
+
+    @property
+    def enabled(self) -> tuple[bool, ...]:
+        """E flags: the exits that are evaluated."""
+
+    def step(self, carry: PolicyCarry, logits: Array, exit: int) -> tuple[PolicyCarry, Array, Array, Array]:
+        """As `ExitPolicy.step`."""
+
+
 class Stepper:
     """A batch on its way through the segments: resumable after every exit, with the best answer so far at hand."""
 
-    def __init__(self, policy: ExitPolicy, inputs: Array) -> None:
+    def __init__(self, policy: StepPolicy, inputs: Array) -> None:
         self.policy = policy
         self.exits = [exit for exit, on in enumerate(policy.enabled) if on]
         self.passed = 0
@@ -53,11 +65,11 @@ class Stepper:
         exits = self.answer.exit
         return namespace(exits).arange(len(exits), device=array_api_compat.device(exits))
 
-    def advance(self, segment: Any, onward: int | None = None) -> None:
+    def advance(self, segment: Any) -> None:
         """Run the next segment on the samples still here, and let those leave that may.
 
         Args:
-            onward: to rehearse: this many samples go on, whoever they are and whatever the policy says; at least 1.
+            segment: (state, carry) -> (state, carry, logits).
         Raises:
             ValueError: if every sample has left.
         """
@@ -77,32 +89,13 @@ class Stepper:
         if self.passed == len(self.exits):
             self.done = True
         elif len(given) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
-            self.done = bool(leaves) and onward is None
+            self.done = bool(leaves)
         else:
-            # to rehearse, everyone is looked for by as many operations, and the first of them go on
-            staying = xp.nonzero(~leaves)[0] if onward is None else xp.nonzero(leaves == leaves)[0][:onward]
+            staying = xp.nonzero(~leaves)[0]
             self.done = not len(staying)
             if 0 < len(staying) < len(given):
                 self._rows = staying if self._rows is None else self._rows[staying]
                 self.state, self.carry, self.judged = _onward(self.state, self.carry, self.judged, staying)
-
-
-def rehearse(
-    policy: ExitPolicy, judged: PolicyCarry, made: tuple[Any, tuple[Array, ...], Array], exit: int, onward: int
-) -> Stepper:
-    """What a `Stepper` does once a segment has run, to be timed: it judges the answers and takes those out that go on.
-
-    As if nobody had left before: the answers are not written into those of others.
-
-    Args:
-        judged: what the policy looks back at; made: (state, carry, logits) that the segment answered; exit: its exit,
-            which the policy enables.
-        onward: how many samples go on, whoever they are; one at least does, and all leave at the final exit.
-    """
-    assert policy.enabled[exit]
-    stepper = resume(policy, sum(policy.enabled[:exit]), made[0], made[1], judged)
-    stepper.advance(lambda state, carry: made, max(1, onward))
-    return stepper
 
 
 def _onward(
@@ -121,7 +114,7 @@ def _everyone(xp: Any, score: Array, exit: int) -> Array:
     return made
 
 
-def resume(policy: ExitPolicy, passed: int, state: Any, carry: tuple[Array, ...], judged: PolicyCarry) -> Stepper:
+def resume(policy: StepPolicy, passed: int, state: Any, carry: tuple[Array, ...], judged: PolicyCarry) -> Stepper:
     """A stepper that goes on where another one, on another machine perhaps, stopped after `passed` segments.
 
     Args:
@@ -159,48 +152,6 @@ def answer(
             break
     assert stepper.answer is not None
     return stepper.answer
-
-
-def in_buckets(segment: Callable[..., Any], sizes: Sequence[int]) -> Callable[..., Any]:
-    """The same segment for a runtime that needs fixed shapes: it only ever sees batches of one of these sizes.
-
-    A batch is cut into parts of the largest size; what is left is filled up to the next size by repeating its last
-    row, and the answers of the repeated rows are thrown away.
-
-    Raises:
-        ValueError: if there are no sizes, or one is below 1.
-    """
-    ladder = sorted(set(sizes))
-    if not ladder or ladder[0] < 1:
-        raise ValueError(f"buckets are batch sizes of at least 1, got {list(sizes)}")
-
-    def run(state: Any, carry: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...], Array]:
-        first = state[0] if isinstance(state, tuple) else state
-        xp, device, samples = namespace(first), array_api_compat.device(first), first.shape[0]
-        made = []
-        for begin in range(0, samples, ladder[-1]):
-            here = min(ladder[-1], samples - begin)
-            bucket = next(size for size in ladder if size >= here)
-            rows = xp.clip(xp.arange(begin, begin + bucket, device=device), None, begin + here - 1)
-            made.append(_cut(segment(keep(state, rows), keep(carry, rows)), here))
-        if not made:
-            raise ValueError("an empty batch fits no bucket: leave it out")
-        state, carry, logits = made[0] if len(made) == 1 else _joined(xp, made)
-        return state, carry, logits
-
-    return run
-
-
-def _cut(value: Any, rows: int) -> Any:
-    """The first rows of every array, however they are nested."""
-    return tuple(_cut(part, rows) for part in value) if isinstance(value, tuple) else value[:rows]
-
-
-def _joined(xp: Any, values: list[Any]) -> Any:
-    """Arrays that are nested alike, one behind the other."""
-    if isinstance(values[0], tuple):
-        return tuple(_joined(xp, list(parts)) for parts in zip(*values, strict=True))
-    return xp.concat(values, axis=0)
 
 
 def keep(state: Any, rows: Array) -> Any:

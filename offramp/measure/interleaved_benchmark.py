@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.early_exit.fixed_stay import FixedStay
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, answer
 
@@ -203,12 +204,14 @@ def _all_logits(segments: Sequence[Any], state: Any) -> list[Any]:
 
 def _time_segments(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int]) -> list[float]:
     """Seconds of every enabled segment for `sizes` samples: of a whole step of the runtime, and of its setting out."""
+    early = [exit for exit, on in enumerate(policy.enabled[:-1]) if on]
+    staying = FixedStay(policy, dict(zip(early, sizes[1:], strict=True)))
     seconds = []
     runner.wait()
     began = time.perf_counter()
-    stepper = Stepper(policy, inputs)
-    for segment, onward in zip(runner.segments, (*sizes[1:], 1), strict=True):
-        stepper.advance(segment, onward)
+    stepper = Stepper(staying, inputs)
+    for segment in runner.segments:
+        stepper.advance(segment)
         runner.wait()
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from offramp.early_exit.fixed_stay import FixedStay, step_once
 from offramp.early_exit.policy import ExitPolicy, PolicyCarry
-from offramp.early_exit.runtime import rehearse
 from offramp.measure.cost import Pieces
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet
@@ -57,9 +57,11 @@ def _branch(
     branch: Any, given: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int
 ) -> Callable[[], object]:
     state, carry, judged = given
+    first = state[0] if isinstance(state, tuple) else state
+    staying = FixedStay(policy, {exit: len(first) - 1})
 
     def run() -> object:
         logits, _, _, handed = branch(state, carry)
-        return rehearse(policy, judged, (state, handed, logits), exit, len(logits) - 1)
+        return step_once(staying, judged, (state, handed, logits), exit)
 
     return run

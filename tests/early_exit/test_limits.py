@@ -1,4 +1,4 @@
-"""Deadlines, fixed batch sizes and pauses change when and where an answer is computed, not what it is."""
+"""Deadlines and pauses change when and where an answer is computed, not what it is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import Stepper, answer, in_buckets, resume
+from offramp.early_exit.runtime import Stepper, answer, resume
 
 ROWS = np.random.default_rng(0)
 WEIGHTS = [ROWS.standard_normal((6, 6)) for _ in range(3)]
@@ -32,40 +32,6 @@ def segment(weight: np.ndarray, kind: str, note: Callable[[int], object] = lambd
 
 def batch(kind: str) -> Any:
     return torch.from_numpy(INPUTS) if kind == "torch" else INPUTS
-
-
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
-@pytest.mark.parametrize("sizes", [(1,), (8,), (1, 8, 32), (64, 4), (50,), (64,)])
-def test_buckets_show_a_segment_only_their_sizes(kind: str, sizes: tuple[int, ...]) -> None:
-    seen: list[int] = []
-    parts = [in_buckets(segment(weight, kind, seen.append), sizes) for weight in WEIGHTS]
-    wanted = answer([segment(weight, kind) for weight in WEIGHTS], POLICY, batch(kind))
-    found = answer(parts, POLICY, batch(kind))
-    assert len(set(wanted.exit.tolist())) == 3
-    assert set(seen) <= set(sizes) and len(seen) >= 3
-    assert found.exit.tolist() == wanted.exit.tolist()
-    np.testing.assert_allclose(np.asarray(found.logits), np.asarray(wanted.logits), atol=1e-5)
-    assert type(found.logits) is type(wanted.logits)
-
-
-def test_the_smallest_bucket_that_holds_a_batch_is_taken() -> None:
-    seen: list[int] = []
-    run = in_buckets(segment(WEIGHTS[0], "numpy", seen.append), (4, 16))
-    for count, sizes in ((3, [4]), (4, [4]), (5, [16]), (17, [16, 4]), (35, [16, 16, 4])):
-        state, _, logits = run(INPUTS[:count], ())
-        assert seen == sizes and len(logits) == len(state[1]) == count
-        seen.clear()
-
-
-@pytest.mark.parametrize("sizes", [(), (0, 4), (-1,)])
-def test_buckets_that_make_no_sense(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="buckets are batch sizes of at least 1, got"):
-        in_buckets(segment(WEIGHTS[0], "numpy"), sizes)
-
-
-def test_an_empty_batch_fits_no_bucket() -> None:
-    with pytest.raises(ValueError, match="an empty batch fits no bucket"):
-        in_buckets(segment(WEIGHTS[0], "numpy"), (4,))(INPUTS[:0], ())
 
 
 def test_after_the_deadline_the_best_answer_so_far_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

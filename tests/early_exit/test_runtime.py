@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from offramp.early_exit.fixed_stay import FixedStay, step_once
 from offramp.early_exit.policy import NEVER, ExitPolicy
-from offramp.early_exit.runtime import Answer, Stepper, answer, rehearse
+from offramp.early_exit.runtime import Answer, Stepper, answer
 from offramp.net import MultiExitNet, segments
 from offramp.outputs import Carry, State
 
@@ -210,7 +211,7 @@ def test_a_stepper_can_stop_anywhere_with_the_best_answer_so_far() -> None:
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 @pytest.mark.parametrize("threshold", [0.0, 1e8])
 @torch.no_grad()
-def test_a_rehearsal_lets_as_many_go_on_as_it_is_told_to(threshold: float, kind: str) -> None:
+def test_a_benchmark_policy_says_how_many_samples_continue(threshold: float, kind: str) -> None:
     """Whatever the policy says of them, through all segments and from one segment on."""
     net = network()
     policy = ExitPolicy(
@@ -219,17 +220,18 @@ def test_a_rehearsal_lets_as_many_go_on_as_it_is_told_to(threshold: float, kind:
     parts, inputs = segments(net, policy.enabled), INPUTS[:9]
     if kind == "numpy":
         parts, inputs = [in_numpy(part) for part in parts], inputs.numpy()
-    stepper = Stepper(policy, inputs)
-    for part, onward, there in zip(parts, (5, 1, 1), (9, 5, 1), strict=True):
+    staying = FixedStay(policy, {0: 5, 2: 1})
+    stepper = Stepper(staying, inputs)
+    for part, there in zip(parts, (9, 5, 1), strict=True):
         assert len(stepper.alive if stepper.passed else inputs) == there and not stepper.done
-        stepper.advance(part, onward)
+        stepper.advance(part)
     assert stepper.done and stepper.answer is not None
     assert stepper.answer.exit.tolist() == [3, 2, 2, 2, 2, 0, 0, 0, 0]
     made = parts[0](inputs, ())
-    from_there = rehearse(policy, {}, made, 0, 4)
+    from_there = step_once(FixedStay(policy, {0: 4}), {}, made, 0)
     assert len(from_there.alive) == 4 and all(len(value) == 4 for value in from_there.judged.values())
     alone = parts[0](inputs[:1], ())
-    assert not rehearse(policy, {}, alone, 0, 0).done
+    assert not step_once(FixedStay(policy, {0: 0}), {}, alone, 0).done
 
 
 @torch.no_grad()
