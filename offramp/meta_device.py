@@ -1,7 +1,7 @@
-"""Modules run on the meta device: shapes and costs without computing anything."""
+"""Modules run with other tensors than their own: on the meta device, shapes and costs without computing anything."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -77,29 +77,42 @@ def restored(module: nn.Module) -> Iterator[None]:
 _TABLES = (dict, OrderedDict)
 
 
-def _replace_by_meta(module: nn.Module) -> None:
-    """Put a tensor on the meta device in the place of every tensor; one that has several names stays one.
+def run_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """Output of the module with these tensors, by name, in the place of its parameters and buffers.
 
-    `torch.func.functional_call` leaves tensors of modules with two names on the meta device (PyTorch issue 164759).
+    As `torch.func.functional_call`, which leaves its tensors in modules that have two names (PyTorch issue 164759).
     """
+    named = (*module.named_parameters(), *module.named_buffers())
+    twins = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
+    with restored(module):
+        _replace(module, lambda tensor: twins.get(id(tensor), tensor))
+        return module(*args, **kwargs)
+
+
+def _replace_by_meta(module: nn.Module) -> None:
+    """Put a tensor on the meta device in the place of every tensor; one that has several names stays one."""
     twins: dict[int, Tensor] = {}
 
-    def twin(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.is_meta:
-            return value
-        if id(value) not in twins:
-            twins[id(value)] = torch.empty_like(value, device="meta").detach()
-        return twins[id(value)]
+    def twin(tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            return tensor
+        if id(tensor) not in twins:
+            twins[id(tensor)] = torch.empty_like(tensor, device="meta").detach()
+        return twins[id(tensor)]
 
+    _replace(module, twin)
+
+
+def _replace(module: nn.Module, twin: Callable[[Tensor], Tensor]) -> None:
+    """Put another tensor in the place of every parameter, buffer and tensor attribute."""
     for part in module.modules():
         for group in (part._parameters, part._buffers):
-            group.update({name: twin(tensor) for name, tensor in group.items()})
-    for part in module.modules():
+            group.update({name: None if tensor is None else twin(tensor) for name, tensor in group.items()})  # type: ignore[misc]
         for key, value in vars(part).items():
             if isinstance(value, Tensor) and value.dim():
                 vars(part)[key] = twin(value)
-            elif type(value) is list and any(id(each) in twins for each in value):  # as recurrent layers keep weights
-                vars(part)[key] = [twin(each) for each in value]
+            elif type(value) is list and any(isinstance(each, Tensor) for each in value):  # recurrent layers' weights
+                vars(part)[key] = [twin(each) if isinstance(each, Tensor) else each for each in value]
 
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:

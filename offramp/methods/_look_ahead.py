@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from offramp.lookup import with_parameters
 from offramp.losses.distributed import global_mean, processes
+from offramp.meta_device import run_with
 from offramp.net import Tap
 from offramp.outputs import ExitOutputs, State
 
@@ -99,7 +100,8 @@ def _leaves(tensors: Tensors) -> Tensors:
 def outputs_with(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
     """Outputs of the network with these parameters; its own parameters and running statistics do not change."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    outputs: ExitOutputs = functional_call(net, (parameters, buffers), (inputs,), {"tap": tap})
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative, and other random numbers
+        outputs: ExitOutputs = run_with(net, {**parameters, **buffers}, inputs, tap=tap)
     return outputs
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from offramp.blocks import Conv
 from offramp.losses.cross_entropy import cross_entropy
@@ -321,3 +322,32 @@ def test_the_averages_follow_the_training_batch_if_told_to() -> None:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         weight_gradient(parts_of(net, objective, share, optimizer, held), train)
         assert torch.allclose(objective.averages, 0.9 * before + 0.1 * expected) is follows
+
+
+class Attention(nn.Module):
+    """Fused attention over the positions of a map, which is called under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 12, 1)
+        self.same = self.inner
+
+    def forward(self, maps: Tensor) -> Tensor:
+        query, key, value = self.same(maps).flatten(2).transpose(1, 2).chunk(3, 2)
+        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+def test_fused_attention_and_modules_with_two_names() -> None:
+    net = MultiExitNet([nn.Sequential(Attention())], [Branch(nn.Identity(), Head(4, 5))]).double()
+    own = net.stages[0][0].inner.weight  # type: ignore[index,union-attr]
+    images = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+
+    def losses(parameters: look_ahead.Tensors) -> Tensor:
+        return look_ahead.outputs_with(net, parameters, images, share).logits.square().mean((1, 2))
+
+    theta = look_ahead.trained(net)
+    direction = {name: torch.randn_like(parameter) for name, parameter in theta.items()}
+    gradient = torch.autograd.grad(losses(theta).sum(), list(theta.values()))
+    expected = sum((grad * direction[name]).sum() for name, grad in zip(theta, gradient, strict=True))
+    torch.testing.assert_close(look_ahead.product(losses, theta, direction).sum(), expected)
+    assert net.stages[0][0].same.weight is own  # type: ignore[index,union-attr]
