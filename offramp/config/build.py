@@ -62,11 +62,14 @@ def build_method(config: ResolvedConfig) -> "Method":
     return dataclasses.replace(method, tap=tap_named(config.tap, method.tap))
 
 
-def build_net(config: ResolvedConfig, method: "Method", *, classes: int, shape: tuple[int, int, int]) -> "nn.Module":
+def build_net(
+    config: ResolvedConfig, method: "Method", *, classes: int, shape: tuple[int, int, int], check: bool = True
+) -> "nn.Module":
     """The network that the method trains, freshly initialised.
 
     Args:
         classes: C; shape: (channels, height, width) of the inputs.
+        check: compare an external model with its cut form on the device of the run.
     Raises:
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
@@ -78,7 +81,8 @@ def build_net(config: ResolvedConfig, method: "Method", *, classes: int, shape: 
     exits = branches.find(config.branch)
 
     def backbone(name: str) -> Any:
-        return build_backbone(of_kind(config, name), classes=classes, channels=shape[0], size=shape[1:])
+        own = of_kind(config, name)
+        return build_backbone(own, classes=classes, channels=shape[0], size=shape[1:], check=check)
 
     def branch(trunk: Any, exit: int) -> Any:
         return exits.build(trunk, exit, classes, **config.branch_options)
@@ -124,12 +128,13 @@ def of_kind(config: ResolvedConfig, name: str) -> ResolvedConfig:
 
 
 def build_backbone(
-    config: ResolvedConfig, *, classes: int, channels: int, size: tuple[int, int] | None = None
+    config: ResolvedConfig, *, classes: int, channels: int, size: tuple[int, int] | None = None, check: bool = True
 ) -> "Backbone":
     """The network without its exits, freshly initialised.
 
     Args:
         size: (height, width) of the inputs, for external models that depend on it; default what they are made for.
+        check: as in `build_net`.
     Raises:
         ValueError: naming the nearest net, layer or parameter, or why they do not fit.
     """
@@ -138,11 +143,18 @@ def build_backbone(
     _require_resolved(config)
     options = config.net_options
     if models.is_door(config.net):
-        after = list(config.exits_after)
         from offramp.split import model_sources
 
         return model_sources.build(
-            config.net, classes=classes, channels=channels, size=size, after=after, exits=config.exits, options=options
+            config.net,
+            classes=classes,
+            channels=channels,
+            size=size,
+            after=list(config.exits_after),
+            exits=config.exits,
+            options=options,
+            device=config.device,
+            check=check,
         )
     backbone: Backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)
     return backbone

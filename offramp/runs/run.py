@@ -135,7 +135,8 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
             "weights",
         )
     tensors, about = checkpoint.load_weights(path)
-    net = build_net(config, build_method(config), classes=len(about["classes"]), shape=tuple(about["shape"]))
+    shape = tuple(about["shape"])
+    net = build_net(config, build_method(config), classes=len(about["classes"]), shape=shape, check=False)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
