@@ -2,9 +2,10 @@
 
     python benchmarks/adaptive.py RUN [--small RUN2 ...] [--runtimes torch,onnx] [--seconds 60] [--json]
 
-RUN was trained and calibrated (`offramp calibrate RUN --max-drop 0.5`); each `--small` is another run on the same data,
-such as a smaller network trained by `vanilla`, of which the final exit alone is measured. Everything takes turns, round
-by round in one process, on test images in random order; accuracy is that of the whole test split in the same runtime.
+RUN was trained and calibrated (`offramp calibrate RUN --max-drop 0.5%`); each `--small` is another run on the same
+data, such as a smaller network trained by `vanilla`, of which the final exit alone is measured. Everything takes turns,
+round by round in one process, on test images in random order; accuracy is that of the whole test split in the same
+runtime.
 
 Targets: at most 0.5 points of accuracy lost against the plain network (same weights, final exit only), at least 1.5
 times its throughput at batch 64 and 1.5 times lower mean latency at batch 1; measured speed-up at least 0.95 of what
@@ -100,7 +101,7 @@ def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     """Everything, as plain values."""
     loaded = load_run(given.run, given.weights)
     if loaded.policy is None:
-        raise ValueError(f"{given.run} has no policy yet: fit one with `offramp calibrate {given.run} --max-drop 0.5`")
+        raise ValueError(f"{given.run} has no policy yet: fit one with `offramp calibrate {given.run} --max-drop 0.5%`")
     rivals = {str(folder): opened(folder, given.weights) for folder in given.small}
     for name, rival in rivals.items():
         if (rival.config.data, rival.about["shape"]) != (loaded.config.data, loaded.about["shape"]):

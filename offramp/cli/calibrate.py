@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from offramp.cli import show
-from offramp.cli._goal import parse_temperatures
+from offramp.cli._goal import goal_of
 from offramp.cli._options import DataDir, Json, Weights
-from offramp.runs.goal import Goal, Wish, parse_macs
 
 GOAL = Group("Goal (exactly one)")
 
@@ -17,10 +16,10 @@ def calibrate(
     run: Path,
     *,
     macs: Annotated[str | None, Parameter(group=GOAL)] = None,
-    ms: Annotated[float | None, Parameter(group=GOAL)] = None,
-    max_drop: Annotated[float | None, Parameter(group=GOAL)] = None,
-    target_accuracy: Annotated[float | None, Parameter(group=GOAL)] = None,
-    risk: Annotated[float | None, Parameter(group=GOAL)] = None,
+    ms: Annotated[str | None, Parameter(group=GOAL)] = None,
+    max_drop: Annotated[str | None, Parameter(group=GOAL)] = None,
+    target_accuracy: Annotated[str | None, Parameter(group=GOAL)] = None,
+    risk: Annotated[str | None, Parameter(group=GOAL)] = None,
     delta: float | None = None,
     save: Literal["macs", "ms"] | None = None,
     batch_size: int = 64,
@@ -38,11 +37,11 @@ def calibrate(
 
     Args:
         run: Folder of a trained run.
-        macs: Mean operations per image: a fraction of the plain network (up to 1), or a count such as 250M.
+        macs: Mean operations per image: a share of the plain network such as 0.5 or 50%, or a count such as 250M.
         ms: Mean milliseconds per image at --batch-size, measured here and now.
-        max_drop: Points of accuracy that may be lost against the plain network, at the least cost.
-        target_accuracy: Accuracy in percent to reach at the least cost.
-        risk: Bound on the expected accuracy lost against the plain network, such as 0.01.
+        max_drop: Accuracy that may be lost against the plain network, at the least cost: 0.5% is half a point.
+        target_accuracy: Accuracy to reach at the least cost, such as 75% or 0.75.
+        risk: Bound on the expected accuracy lost against the plain network, such as 1% or 0.01.
         delta: With --risk: the bound holds with probability 1 - delta over the calibration images.
         save: What to save where the goal is no cost: macs (the default) or ms.
         batch_size: Batch size at which milliseconds are measured.
@@ -50,30 +49,23 @@ def calibrate(
             by default.
         score: How certain an exit is.
         answer: What a sample takes along: the exit's own answer, or an ensemble's of the enabled exits passed.
-        temperatures: `fit` by the likelihood of cal, a number, or one per exit with commas between.
+        temperatures: `fit` by the likelihood of cal, a number, or one per exit, comma-separated.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.calibrate import calibrate as calibrate_run
 
-    wish = Wish(macs, ms, max_drop, target_accuracy, risk, delta, save, batch_size, runtime, temperatures)
+    goal = goal_of(
+        macs=macs,
+        ms=ms,
+        max_drop=max_drop,
+        target_accuracy=target_accuracy,
+        risk=risk,
+        delta=delta,
+        save=save,
+        batch_size=batch_size,
+        runtime=runtime,
+        temperatures=temperatures,
+    )
     reporter = ConsoleReporter(not json)
-    result = calibrate_run(
-        run, _goal(wish), score=score, answer=answer, weights=weights, data_dir=data_dir, reporter=reporter
-    )
+    result = calibrate_run(run, goal, score=score, answer=answer, weights=weights, data_dir=data_dir, reporter=reporter)
     show(result, json)
-
-
-def _goal(wish: Wish) -> Goal:
-    """What was typed, in numbers: percent become shares."""
-    return Goal(
-        macs=None if wish.macs is None else parse_macs(wish.macs, 1.0),
-        ms=wish.ms,
-        max_drop=None if wish.max_drop is None else wish.max_drop / 100,
-        target_accuracy=None if wish.target_accuracy is None else wish.target_accuracy / 100,
-        risk=wish.risk,
-        delta=wish.delta,
-        save=wish.save,
-        batch_size=wish.batch_size,
-        runtime=wish.runtime,
-        temperatures=parse_temperatures(wish.temperatures),
-    )

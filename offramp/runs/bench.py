@@ -115,7 +115,7 @@ def _sides(
         message = "images is for a bundle; a run is measured on its own test split (data_dir)"
         raise with_parameters(ValueError(message), "images", "data_dir")
     if loaded.policy is None:
-        raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5`")
+        raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5%`")
     warn_if_stale(loaded, weights, reporter)
     data = load_data(loaded, data_dir, reporter.working)
     return backends.of_run(loaded, runtimes, threads, data, largest, reporter.working)

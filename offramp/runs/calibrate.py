@@ -90,7 +90,7 @@ class Calibration:
         return ExitPolicy(**{name: getattr(self, name) for name in FIELDS})
 
     def __str__(self) -> str:
-        lines = (_table(self), _expectation(self), _measured(self), _gap(self), _promise(self))
+        lines = (_table(self), _goal(self), _expectation(self), _measured(self), _gap(self), _promise(self))
         return "\n".join(line for line in lines if line)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -273,6 +273,17 @@ def _level(threshold: int | float, score: str) -> str:
 
 def _cost(value: int | float, unit: str) -> str:
     return f"{count(value)} MACs" if unit == "macs" else f"{value:.4g} ms"
+
+
+def _goal(result: Calibration) -> str:
+    """What was asked for, with its unit."""
+    goal = result.goal
+    if "max_drop" in goal or "risk" in goal:
+        points = 100 * (goal["max_drop"] if "max_drop" in goal else goal["risk"])
+        return f"goal: at most {points:g} percentage point{'' if points == 1 else 's'} of accuracy below plain"
+    if "accuracy" in goal:
+        return f"goal: accuracy of at least {percent(goal['accuracy'])} %"
+    return f"goal: at most {_cost(goal[result.unit], result.unit)} per image"
 
 
 def _expectation(result: Calibration) -> str:

@@ -81,7 +81,7 @@ def export(
     folder = folder_of(run)
     loaded = load_run(folder, weights)
     if loaded.policy is None:
-        raise ValueError(f"{folder} has no policy yet: fit one with `offramp calibrate {folder} --max-drop 0.5`")
+        raise ValueError(f"{folder} has no policy yet: fit one with `offramp calibrate {folder} --max-drop 0.5%`")
     return _write(loaded, Path(out), weights, data_dir, images, reporter or SILENT)
 
 

@@ -42,15 +42,15 @@ class Goal:
 
     def __post_init__(self) -> None:
         self._check_one()
-        self._check("macs", "be a share of the plain network such as 0.5, or a count such as 250e6", 0, math.inf)
-        self._check("ms", "be a positive number of milliseconds per image", 0, math.inf)
+        self._check("macs", "be a share of the plain network such as 0.5, or a count such as 250e6", 0.0, math.inf)
+        self._check("ms", "be a positive number of milliseconds per image", 0.0, math.inf)
         if self.max_drop != 0:
-            self._check("max_drop", "be a share of accuracy in [0, 1), such as 0.005 for half a point", 0, 1)
+            self._check("max_drop", "be a share of accuracy in [0, 1), such as 0.005 for half a point", 0.0, 1.0)
         if self.target_accuracy != 1:
-            self._check("target_accuracy", "be a share in (0, 1], such as 0.75", 0, 1)
-        self._check("risk", "be a share in (0, 1), such as 0.01", 0, 1)
-        self._check("delta", "be a probability in (0, 1), such as 0.05", 0, 1)
-        self._check("batch_size", "be at least 1", 0, math.inf)
+            self._check("target_accuracy", "be a share in (0, 1], such as 0.75", 0.0, 1.0)
+        self._check("risk", "be a share in (0, 1), such as 0.01", 0.0, 1.0)
+        self._check("delta", "be a probability in (0, 1), such as 0.05", 0.0, 1.0)
+        self._check("batch_size", "be at least 1", 0.0, math.inf)
         self._check_pairs()
 
     def _check_one(self) -> None:
@@ -67,7 +67,7 @@ class Goal:
 
     def _check_pairs(self) -> None:
         if self.delta is not None and self.risk is None:
-            raise ParameterError("delta goes with risk, which is missing: risk=0.01 delta=0.05", "delta", "risk")
+            raise ParameterError("delta goes with risk, which is missing", "delta", "risk")
         if self.save is not None and self.unit != self.save:
             raise ParameterError(f"save={self.save} contradicts {self.unit}", "save", self.unit)
         if self.runtime is not None and self.unit != "ms":
@@ -76,17 +76,6 @@ class Goal:
                 *("runtime", "save"),
                 *(("ms",) if self.runtime else ()),
             )
-
-    def __str__(self) -> str:
-        if self.macs is not None:
-            return f"at most {_percent(self.macs)} of plain" if self.macs <= 1 else f"at most {self.macs:g} MACs"
-        if self.ms is not None:
-            return f"at most {self.ms:g} ms per image at batch {self.batch_size}"
-        if self.max_drop is not None:
-            return f"at most {100 * self.max_drop:g} percentage points of accuracy below plain"
-        if self.target_accuracy is not None:
-            return f"accuracy of at least {_percent(self.target_accuracy)}"
-        return f"risk of at most {100 * (self.risk or 0):g} percentage points of accuracy"
 
     @property
     def unit(self) -> Literal["macs", "ms"]:
@@ -118,101 +107,3 @@ class Goal:
                 "temperatures",
             )
         return tuple(numbers) * exits if len(values) == 1 else tuple(numbers)
-
-
-def _percent(share: int | float) -> str:
-    return f"{100 * share:g} %"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One goal and its rule, as typed; see `offramp calibrate --help`.
-
-    Raises:
-        ParameterError: if there is not one goal, and naming the option whose value makes no sense.
-    """
-
-    macs: str | None = None
-    ms: float | None = None
-    max_drop: float | None = None
-    target_accuracy: float | None = None
-    risk: float | None = None
-    delta: float | None = None
-    save: Literal["macs", "ms"] | None = None
-    batch_size: int = 64
-    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None
-    temperatures: str = "1"
-
-    def __post_init__(self) -> None:
-        named = {goal: f"--{goal.replace('_', '-')}" for goal in GOALS}
-        given = [name for goal, name in named.items() if getattr(self, goal) is not None]
-        if len(given) != 1:
-            *first, last = named.values()
-            raise ParameterError(
-                f"exactly one goal is needed, {', '.join(first)} or {last}; got {' and '.join(given) or 'none'}"
-            )
-        if self.macs is not None:
-            parse_macs(self.macs, 1.0)
-        if self.ms is not None and not 0 < self.ms < float("inf"):
-            raise ParameterError(f"--ms takes a positive number of milliseconds per image, got {self.ms}")
-        if self.max_drop is not None and not 0 <= self.max_drop < 100:
-            raise ParameterError(f"--max-drop takes points of accuracy in [0, 100), such as 0.5, got {self.max_drop}")
-        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 100:
-            raise ParameterError(f"--target-accuracy takes percent in (0, 100], such as 75, got {self.target_accuracy}")
-        if self.risk is not None and not 0 < self.risk < 1:
-            raise ParameterError(f"--risk takes a probability in (0, 1), such as 0.01, got {self.risk}")
-        if self.delta is not None and self.risk is None:
-            raise ParameterError("--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05")
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise ParameterError(f"--delta takes a probability in (0, 1), such as 0.05, got {self.delta}")
-        if self.batch_size < 1:
-            raise ParameterError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.save is not None and self.unit != self.save:
-            raise ParameterError(f"--save {self.save} contradicts --{self.unit}")
-        if self.runtime is not None and self.unit != "ms":
-            raise ParameterError(
-                f"--runtime {self.runtime} is where milliseconds are measured: it goes with --ms or --save ms"
-            )
-
-    @property
-    def unit(self) -> str:
-        """What is counted as the cost: macs or ms."""
-        if self.macs is not None or self.ms is not None:
-            return "macs" if self.macs is not None else "ms"
-        return self.save or "macs"
-
-    def temperature_list(self, exits: int) -> tuple[float, ...]:
-        """The temperature of each exit, () where they are to be fitted.
-
-        Raises:
-            ParameterError: if they are neither `fit` nor one positive number, or one for each exit.
-        """
-        if self.temperatures == "fit":
-            return ()
-        try:
-            given = tuple(float(part) for part in self.temperatures.split(","))
-        except ValueError:
-            given = ()
-        if len(given) not in (1, exits) or any(not 0 < value < float("inf") for value in given):
-            raise ParameterError(
-                f"--temperatures takes `fit`, a positive number, or {exits} of them with commas between, one per exit, "
-                f"got {self.temperatures!r}"
-            )
-        return given * exits if len(given) == 1 else given
-
-
-def parse_macs(text: str, plain: float) -> float:
-    """`0.5` -> half of plain; `250M` -> 250e6.
-
-    Raises:
-        ParameterError: if it is neither.
-    """
-    suffixes = {"k": 1e3, "M": 1e6, "G": 1e9}
-    number, factor = (text[:-1], suffixes[text[-1]]) if text[-1:] in suffixes else (text, 1.0)
-    try:
-        value = float(number) * factor
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise ParameterError(f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {text!r}")
-    return value * plain if factor == 1.0 and value <= 1 else value

@@ -136,7 +136,7 @@ def test_a_run_without_a_policy_and_no_run(offramp: Offramp, trained: Path, tmp_
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "policy.json").unlink()
     ran = offramp("bench", run)
-    assert ran.status == 1 and f"has no policy yet: fit one with `offramp calibrate {run} --max-drop 0.5`" in ran.err
+    assert ran.status == 1 and f"has no policy yet: fit one with `offramp calibrate {run} --max-drop 0.5%`" in ran.err
     (run / "best.safetensors").unlink()
     ran = offramp("bench", run, "--weights", "best")
     assert ran.status == 1 and "has no best.safetensors yet" in ran.err

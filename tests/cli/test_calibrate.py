@@ -11,13 +11,14 @@ import torch
 
 from offramp.bundle import sessions
 from offramp.bundle.manifest import Part
+from offramp.cli._goal import _macs
 from offramp.config import build_data
 from offramp.data.loading import Loader
 from offramp.early_exit.policy import load
 from offramp.measure.early_exit_eval import leave_early
 from offramp.runs import load_run
 from offramp.runs.backends import NEEDS
-from offramp.runs.goal import parse_macs
+from offramp.runs.goal import Goal
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
@@ -40,14 +41,14 @@ Offramp = Callable[..., Any]
     ],
 )
 def test_budgets_as_they_are_typed(typed: str, budget: float) -> None:
-    assert parse_macs(typed, 1000.0) == pytest.approx(budget)
+    assert Goal(macs=_macs(typed)).budget(1000.0) == pytest.approx(budget)
 
 
 @pytest.mark.parametrize("typed", ["", "lots", "M", "250X", "250m", "0", "0M", "-1", "-2M", "nan", "inf", "1,5"])
 def test_budgets_that_make_no_sense(typed: str) -> None:
     with pytest.raises(ValueError) as caught:
-        parse_macs(typed, 1000.0)
-    says = f"--macs takes a fraction of plain such as 0.5, or a count such as 250M, got {typed!r}"
+        _macs(typed)
+    says = f"macs takes a share of plain such as 0.5 or 50%, or a count such as 250M, got {typed!r}"
     assert str(caught.value) == says
 
 
@@ -149,16 +150,23 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--ms 0", "--ms takes a positive number of milliseconds per image, got 0.0"),
-        ("--max-drop -1", "--max-drop takes points of accuracy in [0, 100), such as 0.5, got -1.0"),
-        ("--target-accuracy 101", "--target-accuracy takes percent in (0, 100], such as 75, got 101.0"),
-        ("--risk 1", "--risk takes a probability in (0, 1), such as 0.01, got 1.0"),
-        ("--risk 0.1 --delta 0", "--delta takes a probability in (0, 1), such as 0.05, got 0.0"),
-        ("--macs 1 --delta 0.1", "--delta goes with --risk, which is missing: --risk 0.01 --delta 0.05"),
+        ("--ms 0", "--ms must be a positive number of milliseconds per image, got 0.0"),
+        (
+            "--max-drop 150%",
+            "--max-drop must be a share of accuracy in [0, 1), such as 0.005 for half a point, got 1.5",
+        ),
+        ("--max-drop 0.5", "--max-drop 0.5 is ambiguous: write 0.5% or 50% (percentage points of accuracy)"),
+        ("--max-drop few", "--max-drop takes a share such as 0.01, or percent such as 1%, got 'few'"),
+        ("--target-accuracy 60", "--target-accuracy 60 is no share: write 60%, or 0.6"),
+        ("--ms 50%", "--ms takes milliseconds per image such as 0.5, not a share, got '50%'"),
+        ("--target-accuracy 101%", "--target-accuracy must be a share in (0, 1], such as 0.75, got 1.01"),
+        ("--risk 1", "--risk must be a share in (0, 1), such as 0.01, got 1.0"),
+        ("--risk 0.1 --delta 0", "--delta must be a probability in (0, 1), such as 0.05, got 0.0"),
+        ("--macs 1 --delta 0.1", "--delta goes with --risk, which is missing"),
         ("--ms 1 --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--macs 1 --save ms", "--save ms contradicts --macs"),
         (
-            "--max-drop 1 --runtime onnx",
+            "--max-drop 1% --runtime onnx",
             "--runtime onnx is where milliseconds are measured: it goes with --ms or --save ms",
         ),
         ("--macs 1 --temperatures 1,2", "--temperatures must be `fit`, a positive number, or 4 of them"),
@@ -172,14 +180,14 @@ def test_options_that_make_no_sense(offramp: Offramp, run: Path, words: str, say
 
 
 def test_an_accuracy_that_no_policy_reaches(offramp: Offramp, run: Path) -> None:
-    ran = offramp("calibrate", run, "--target-accuracy", "99.99")
+    ran = offramp("calibrate", run, "--target-accuracy", "99.99%")
     assert ran.status == 1
     assert "no policy is that accurate on the calibration split: 99.99 % is wanted" in ran.err
 
 
 @pytest.mark.parametrize("drop", [0, 2])
 def test_what_may_be_lost_is_not_exceeded(offramp: Offramp, run: Path, drop: int) -> None:
-    found = offramp("calibrate", run, "--max-drop", drop, "--json").json
+    found = offramp("calibrate", run, "--max-drop", f"{drop}%", "--json").json
     assert found["expected"]["accuracy"] >= found["plain"]["accuracy"] - drop / 100 - 1e-9
     assert found["expected"]["macs"] <= found["plain"]["macs"]
     assert found["bound"] <= found["expected"]["macs"] + 1e-6
@@ -189,7 +197,7 @@ def test_a_target_is_reached_at_the_least_cost(offramp: Offramp, run: Path) -> N
     plain = offramp("calibrate", run, "--macs", "1", "--json").json["plain"]["accuracy"]
     costs = []
     for part in (0.5, 0.8, 1.0):
-        found = offramp("calibrate", run, "--target-accuracy", 100 * part * plain, "--json").json
+        found = offramp("calibrate", run, "--target-accuracy", part * plain, "--json").json
         assert found["expected"]["accuracy"] >= part * plain - 1e-9
         costs.append(found["expected"]["macs"])
     assert costs == sorted(costs)
@@ -202,7 +210,7 @@ def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> N
     assert found["goal"] == {"ms": 1000.0} and found["batch_size"] == 8
     assert 0 < found["expected"]["ms"] < 1000 and found["plain"]["ms"] > 0
     assert found["expected"]["accuracy"] >= found["plain"]["accuracy"]
-    saved = offramp("calibrate", run, "--max-drop", "1", "--save", "ms")
+    saved = offramp("calibrate", run, "--max-drop", "1%", "--save", "ms")
     assert saved.status == 0 and " ms; plain: " in saved.out
     assert offramp("calibrate", run, "--ms", "1e-9").status == 1
 
@@ -228,7 +236,7 @@ def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
     assert offramp("calibrate", run, "--macs", "1").status == 0  # computes the trace
     monkeypatch.setattr("offramp.bundle.latency.open_segment", opening)
     with torch.nn.modules.module.register_module_forward_pre_hook(convolving):
-        ran = offramp("calibrate", run, "--max-drop", "1", "--save", "ms", "--batch-size", "4", "--runtime", runtime)
+        ran = offramp("calibrate", run, "--max-drop", "1%", "--save", "ms", "--batch-size", "4", "--runtime", runtime)
     assert ran.status == 0, ran.err
     wanted = {"torch": "torch torch.float32", "torch-bf16": "torch torch.bfloat16"}.get(runtime, runtime)
     assert wanted in seen and not seen & ({"onnx", "openvino", "torch torch.bfloat16"} - {wanted})
