@@ -8,7 +8,7 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    allocator text lookup optional digests finite progress
+    allocator text lookup optional digests finite progress docstrings
     schema images
     files outputs hyperparameters image_files
     trust protocols

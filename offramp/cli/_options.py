@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from offramp.cli._docstrings import described
 from offramp.config import Config
 from offramp.config.files import fields
+from offramp.docstrings import described
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
 from offramp.train.recipe import Recipe

@@ -53,7 +53,16 @@ def info(
         raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
     given = by_kind(option or [])
     config = resolve(
-        Config(net=net, branch=branch, width=width, exits_after=exits_after, exits=exits, method=method, **given)
+        Config(
+            net=net,
+            branch=branch,
+            width=width,
+            exits_after=exits_after,
+            exits=exits,
+            method=method,
+            image_size=image_size,
+            **given,
+        )
     )
     with torch.device("meta"):
         size = None if image_size is None else (image_size, image_size)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.cli._docstrings import elsewhere, explained, summary
 from offramp.config import keys
+from offramp.docstrings import elsewhere, explained, summary
 from offramp.hyperparameters import defaults
 from offramp.lookup import unknown
 

@@ -9,11 +9,13 @@ from offramp.config.build import (
     of_kind,
     prepare,
 )
+from offramp.config.complete import Completed, complete, keep_choices
 from offramp.config.config import Config
 from offramp.config.files import check_key, flat, keys, read_yaml, unflat
 from offramp.config.resolve import ResolvedConfig, resolve
 
 __all__ = [
+    "Completed",
     "Config",
     "ResolvedConfig",
     "build_backbone",
@@ -21,7 +23,9 @@ __all__ = [
     "build_method",
     "build_net",
     "check_key",
+    "complete",
     "flat",
+    "keep_choices",
     "keys",
     "load_weights",
     "of_kind",

@@ -156,6 +156,8 @@ def build_backbone(
             device=config.device,
             check=check,
         )
+    if options.get("form") == "auto" and size and options.get("image_size") is None:
+        options = {**options, "form": models.form_of(size[0])}
     backbone: Backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)
     return backbone
 

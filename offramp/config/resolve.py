@@ -10,6 +10,9 @@ from offramp.config.config import Config
 from offramp.hyperparameters import arguments, defaults
 from offramp.lookup import ParameterError
 
+SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
+"""Sides in pixels of the images of data sets that have one size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(Config):
@@ -36,10 +39,22 @@ def _options(config: Config) -> dict[str, dict[str, Any]]:
 
     branch, method = branches.find(config.branch).build, methods.find(config.method).build
     return {
-        "net_options": _net_options(config),
+        "net_options": _with_forms(_net_options(config), SIZES.get(config.data) if config.image_size is None else None),
         "branch_options": defaults(branch) | arguments("branch", config.branch, branch, config.branch_options),
         "method_options": defaults(method) | arguments("method", config.method, method, config.method_options),
     }
+
+
+def open_forms(net_options: Mapping[str, Any]) -> list[str]:
+    """The parameters `form`, of one network or several, that the size of the images has to decide."""
+    return [key for key, value in net_options.items() if key.rpartition(".")[2] == "form" and value == "auto"]
+
+
+def _with_forms(net_options: dict[str, Any], size: int | None) -> dict[str, Any]:
+    """Forms that are `auto` by the size of the images in pixels; None: it shows when the data are read."""
+    from offramp.models import form_of
+
+    return net_options | dict.fromkeys(open_forms(net_options), form_of(size)) if size else net_options
 
 
 def _net_options(config: Config) -> dict[str, Any]:

@@ -17,6 +17,11 @@ DOORS = {
 """Networks of others, by what stands before the colon; `offramp.split.model_sources` builds them."""
 
 
+def form_of(image_size: int) -> str:
+    """The form of a ResNet for images of this side in pixels: `cifar` below 64, else `imagenet`."""
+    return "cifar" if image_size < 64 else "imagenet"
+
+
 def is_door(name: str) -> bool:
     """Whether a name is one of a network of others."""
     return ":" in name

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from offramp.blocks import conv, initialise
 from offramp.lookup import unknown
+from offramp.models import form_of
 from offramp.models._options import check
 from offramp.models._stages import make_stages, widths_along
 from offramp.net import Backbone, Head
@@ -111,7 +112,7 @@ def build(
     classes: int,
     channels: int = 3,
     width: int = 64,
-    form: str = "cifar",
+    form: str = "auto",
     stem_relu: bool = True,
     image_size: int | None = None,
 ) -> Backbone:
@@ -122,15 +123,18 @@ def build(
         classes: number of classes C.
         channels: channels of the images.
         width: channels after the stem; stage k (from 0) has width × 2^k, times 4 with bottleneck blocks.
-        form: `cifar` (3×3 stem, no pooling) or `imagenet` (7×7 stem with stride 2, max pooling; torchvision's).
+        form: `cifar` (3×3 stem, no pooling), `imagenet` (7×7 stem with stride 2, max pooling; torchvision's), or
+            `auto`: by the size of the images, `imagenet` from 64 pixels on.
         stem_relu: False leaves out the ReLU of the stem, as the released code of EED and BEED does.
         image_size: height and width of the images, for costs and shapes only; default 32 or 224 by `form`.
 
     Raises:
         ValueError: for an unknown name or form, or a count below 1.
     """
+    if form == "auto":
+        form = form_of(image_size or 32)
     if form not in _SIZE:
-        raise unknown("form", form, _SIZE, listing="")
+        raise unknown("form", form, (*_SIZE, "auto"), listing="")
     size = _SIZE[form] if image_size is None else image_size
     check(name, NETS, classes=classes, channels=channels, width=width, image_size=size)
     block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck

@@ -123,8 +123,8 @@ def compare(
     _check_writable(kept)
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
-    entries = sweep.entries(config, pairs, seeds, folder)
-    failed = _train(entries, folder, jobs, kept, reporter or Silent())
+    asked = sweep.entries(config, pairs, seeds, folder)
+    entries, failed = _train(asked, folder, jobs, kept, reporter or Silent())
     common = common_of(flat(entries[0].config))
     comparisons = _comparisons(kept, baseline, metric) if kept.is_file() else []
     comparisons = [one for one in comparisons if one.common == common]
@@ -166,10 +166,13 @@ def _check_writable(ledger: Path) -> None:
         raise ValueError(f"{ledger} cannot be written: there is no permission for {parent}")
 
 
-def _train(entries: list[Entry], out: Path, jobs: int, ledger: Path, reporter: CompareReporter) -> list[dict[str, str]]:
-    """Train and evaluate what is not yet in the ledger; returns which runs failed and why."""
+def _train(
+    asked: list[Entry], out: Path, jobs: int, ledger: Path, reporter: CompareReporter
+) -> tuple[list[Entry], list[dict[str, str]]]:
+    """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why."""
     sweep.check_folder(out)
-    for note in sweep.check(entries, reporter.working):
+    entries, notes = sweep.check(asked, reporter.working)
+    for note in notes:
         reporter.note(note)
     out.mkdir(parents=True, exist_ok=True)
     with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
@@ -183,7 +186,7 @@ def _train(entries: list[Entry], out: Path, jobs: int, ledger: Path, reporter: C
     if not complete:
         reporter.note(f"saved in {out}; the same command goes on")
         raise KeyboardInterrupt
-    return [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
+    return entries, [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
 
 
 def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -> Job | None:

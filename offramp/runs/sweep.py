@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from offramp.config import (
     Config,
     ResolvedConfig,
-    build_data,
     build_method,
     build_net,
+    complete,
     flat,
     load_weights,
     prepare,
@@ -137,20 +137,26 @@ def check_folder(out: Path) -> None:
         )
 
 
-def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[str, ...]:
+def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[list[Entry], tuple[str, ...]]:
     """Read the data and build every method's network once: what cannot be trained is refused before anything starts.
 
     Returns:
-        Notes for the user.
+        The entries with what the data decide (`offramp.config.complete`), and notes for the user.
     Raises:
         ValueError: naming the method and why it cannot train this network on these data.
     """
     from offramp.train import phases
     from offramp.train.loop import refuse
 
-    data = build_data(entries[0].config, progress=progress)
+    first, data, completed = complete(entries[0].config, progress=progress)
+    entries = [
+        entry._replace(
+            config=dataclasses.replace(entry.config, data_options=first.data_options, net_options=first.net_options)
+        )
+        for entry in entries
+    ]
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    notes = [f"{entries[0].config.data}: {sizes}", *data.notes]
+    notes = [f"{entries[0].config.data}: {sizes}", *completed, *data.notes]
     for entry in {entry.method: entry for entry in reversed(entries)}.values():
         method = build_method(entry.config)
         try:
@@ -161,7 +167,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[s
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
             raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None
-    return tuple(notes)
+    return list(entries), tuple(notes)
 
 
 def runs_of(folders: Sequence[Path | str]) -> list[Path]:

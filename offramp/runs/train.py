@@ -9,12 +9,14 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from offramp.config import (
+    Completed,
     Config,
     ResolvedConfig,
-    build_data,
     build_method,
     build_net,
+    complete,
     flat,
+    keep_choices,
     load_weights,
     prepare,
     resolve,
@@ -110,9 +112,13 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
     from offramp.train import run_dir
 
     resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
+    resumed = resume and run_dir.begun(folder)
+    if resumed:
+        resolved = keep_choices(resolved, run_dir.read_config(folder))
     finished = run_dir.read_result(folder) if resume else None
     if finished is None:
-        return _train(resolved, folder, resume, reporter)
+        completed = complete(resolved, resumed=resumed, progress=reporter.working)
+        return _train(completed, folder, resume, reporter)
     run_dir.claim(folder, flat(resolved), resume)
     result = trained_run({**finished, "run": finished.get("run", str(folder))})
     reporter.note(f"{folder} is finished: {_epochs(result.epochs)} in {result.seconds:.0f} s")
@@ -126,13 +132,14 @@ def trained_run(values: dict[str, Any]) -> TrainedRun:
     return TrainedRun(**{key: value for key, value in {**values, **epochs}.items() if key in names})
 
 
-def _train(config: ResolvedConfig, folder: Path, resume: bool, reporter: Reporter) -> TrainedRun:
+def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter) -> TrainedRun:
     from offramp.measure.provenance import provenance
     from offramp.train import run_dir
     from offramp.train.device import make_fabric
     from offramp.train.loop import Loop
 
-    method, net, data, notes = _build(config, reporter)
+    config, data, _ = completed
+    method, net, notes = _build(completed)
     origin = provenance()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         run_dir.claim(folder, flat(config), resume)
@@ -145,23 +152,23 @@ def _train(config: ResolvedConfig, folder: Path, resume: bool, reporter: Reporte
     return _conclude(loop, config, reporter, origin)
 
 
-def _build(config: ResolvedConfig, reporter: Reporter) -> tuple["Method", "nn.Module", "DataSet", tuple[str, ...]]:
-    """Method, network and data, checked against each other; and notes for the user."""
+def _build(completed: Completed) -> tuple["Method", "nn.Module", tuple[str, ...]]:
+    """Method and network, checked against each other and the data; and notes for the user."""
     import torch
 
     from offramp.train import phases
     from offramp.train.loop import refuse
 
-    data = build_data(config, reporter.working)
+    config, data, chosen = completed
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
     phases.refuse_net(config.recipe, method, net)
     refuse(method, config.recipe, data)
-    notes = (*data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
+    notes = (*chosen, *data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
     if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
         notes += phases.notes(config.recipe, method)
-    return method, net, data, notes
+    return method, net, notes
 
 
 def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:

@@ -16,6 +16,12 @@ from offramp.split.graph_module import Subgraph
 
 Net = Backbone | MultiExitNet
 
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+"""Keys under which training code keeps the weights in a checkpoint."""
+
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+_RESNET_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
+
 
 def state(net: Net) -> dict[str, Tensor]:
     """The trunk's weights by the unsplit model's names: what its `load_state_dict` takes. Early exits are left out.
@@ -55,7 +61,7 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
         ValueError: naming the weights that are missing, unexpected or of another shape.
     """
     own = state(net)
-    given = _of_run(given, split=isinstance(_trunk(net)[1], Subgraph))
+    given = _of_usual_resnet(_of_run(given, split=isinstance(_trunk(net)[1], Subgraph)), own)
     wrong = {name for name in own if name in given and own[name].shape != given[name].shape}
     kept = sorted(wrong & set(_classifier(net, own))) if classes else []
     missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
@@ -114,11 +120,39 @@ def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
     return named
 
 
+def _of_usual_resnet(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights of a ResNet of this package by the names that `state` gives; others are returned as they are.
+
+    Understood are the names of torchvision, timm and the usual code for CIFAR: conv1, bn1, layer1.0.conv1,
+    layer2.0.shortcut.0 or .downsample.0, and linear or fc for the classifier.
+    """
+    blocks = sorted({tuple(map(int, found.groups())) for name in given if (found := _RESNET_BLOCK.match(name))})
+    if not blocks or "blocks.0.conv.weight" not in own or "conv1.weight" not in given:
+        return given
+    number = {f"layer{layer}.{block}.": index for index, (layer, block) in enumerate(blocks, start=1)}
+    stem = {
+        "conv1.": "blocks.0.conv.",
+        "bn1.": "blocks.0.bn.",
+        "linear.": "head.classifier.",
+        "fc.": "head.classifier.",
+    }
+    named: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        found = _RESNET_BLOCK.match(name)
+        if found is not None:
+            rest = name[found.end() :].replace("downsample.", "shortcut.")
+            named[f"blocks.{number[found[0]]}.{rest}"] = tensor
+        else:
+            place = next((prefix for prefix in stem if name.startswith(prefix)), "")
+            named[stem.get(place, "") + name.removeprefix(place)] = tensor
+    return named
+
+
 def read(path: Path) -> dict[str, Tensor]:
     """The weights in a file: safetensors, or a checkpoint of PyTorch that holds nothing but tensors and plain values.
 
-    Checkpoints that keep their weights under `state_dict`, `model` or `model_state_dict` are understood, and names that
-    begin with `module.` (DataParallel).
+    Checkpoints that keep their weights under one of `CONTAINERS` are understood, and names that begin with `module.`
+    (DataParallel) or `_orig_mod.` (torch.compile).
 
     Raises:
         ValueError: if there is no such file, it holds something else, or a value is not finite.
@@ -128,18 +162,35 @@ def read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"weights={path}: there is no such file")
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"weights={path} is no safetensors file: {error}") from None
-    except Exception:  # what PyTorch says is about its options
-        raise ValueError(
-            f"weights={path} cannot be read as weights alone: it is no checkpoint of PyTorch, is damaged, or holds "
-            "more than tensors and plain values; torch.save(model.state_dict(), FILE) writes what can"
-        ) from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    except Exception as error:  # what PyTorch says is about its options
+        raise ValueError(f"weights={path} {_why_unreadable(error, path)}") from None
+    for key in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(each, Tensor) for each in content.values()):
         raise ValueError(f"weights={path} holds no weights: it must be a mapping of names to tensors")
-    finite.check(found.items(), f"weights={path}")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    finite.check(content.items(), f"weights={path}")
+    return {_WRAPPERS.sub("", str(name)): tensor for name, tensor in content.items()}
+
+
+def _why_unreadable(error: Exception, path: Path) -> str:
+    """What a file is that holds more than weights, and how to get the weights out of it."""
+    text = str(error)
+    if "TorchScript" in text:
+        return (
+            f"is a TorchScript archive: torch.save(torch.jit.load({str(path)!r}).state_dict(), FILE) writes its weights"
+        )
+    foreign = re.search(r"GLOBAL ([\w.]+)", text)
+    if foreign is None:
+        return (
+            "cannot be read as weights alone: it is no checkpoint of PyTorch, is damaged, or holds more than tensors "
+            "and plain values; torch.save(model.state_dict(), FILE) writes what can"
+        )
+    return (
+        f"cannot be read as weights alone: it holds {foreign[1]}, such as a whole pickled model has, and loading that "
+        "may run its code; if you trust it, load it with torch.load(…, weights_only=False) and write its weights with "
+        "torch.save(model.state_dict(), FILE)"
+    )
