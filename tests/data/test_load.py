@@ -76,7 +76,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
     [
         ("cifar1O0", {}, r"unknown data set 'cifar1O0'; the nearest is 'cifar10' \(see `offramp data`\)"),
         ("xyz", {}, "there are 'cifar10', 'cifar100', 'digits'"),
-        ("digits", {"holdout": 1.0}, "holdout must be a share in [0, 1), got 1.0"),
+        ("digits", {"holdout": 1.0}, r"holdout must be a share in \[0, 1\), got 1.0"),
         ("digits", {"augmentation": "crop-flp"}, "unknown data.augmentation 'crop-flp'; the nearest is 'crop-flip'"),
         ("digits", {"normalise": "imagnet"}, "the nearest is 'imagenet'"),
         ("digits", {"normalise": "imagenet"}, "is for 3 channels, but digits has 1"),

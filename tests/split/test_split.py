@@ -343,7 +343,7 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"^weights=.*a.safetensors is no safetensors file: "):
             read(tmp_path / "a.safetensors")
         torch.save(Chain(), tmp_path / "whole.pt")
-        with pytest.raises(ValueError, match=r"whole.pt cannot be read as weights alone: it holds .*Chain, such as a whole"):
+        with pytest.raises(ValueError, match=r"whole.pt cannot be read as weights alone: it holds .*Chain, such as"):
             read(tmp_path / "whole.pt")
         torch.save({"epoch": 3}, tmp_path / "state.pt")
         with pytest.raises(ValueError, match=r"state.pt holds no weights: it must be a mapping of names to tensors$"):
