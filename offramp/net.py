@@ -122,10 +122,10 @@ def attach(backbone: Backbone, branch: BuildBranch) -> MultiExitNet:
     for exit, stage in enumerate(backbone.stages):
         pending.extend(stage)
         last = exit == len(backbone.stages) - 1
-        made = Branch(nn.Identity(), backbone.head) if last else branch(backbone, exit)
-        if made is not None:
+        exit_branch = Branch(nn.Identity(), backbone.head) if last else branch(backbone, exit)
+        if exit_branch is not None:
             stages.append(nn.Sequential(*pending))
-            branches.append(made)
+            branches.append(exit_branch)
             pending = []
     return MultiExitNet(stages, branches)
 
@@ -217,13 +217,13 @@ def segments(net: MultiExitNet, enabled: Sequence[bool] | None = None) -> list[F
     enabled = [True] * net.exits if enabled is None else list(enabled)
     if len(enabled) != net.exits or not enabled[-1]:
         raise ValueError(f"`enabled` must hold {net.exits} flags with the last one true, got {enabled}")
-    made: list[FusedSegment] = []
+    result: list[FusedSegment] = []
     stages: list[nn.Module] = []
     links: list[nn.Module | None] = []
     for stage, branch, on in zip(net.stages, net.branches, enabled, strict=True):
         stages.append(stage)
         links.append(None if on or not is_chained(branch) else branch)
         if on:
-            made.append(FusedSegment(stages, links, branch))
+            result.append(FusedSegment(stages, links, branch))
             stages, links = [], []
-    return made
+    return result

@@ -62,7 +62,7 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
     Raises:
         ValueError: if a stage hands on anything but one map (tokens, several scales).
     """
-    found: list[MapShape] = []
+    shapes_of_maps: list[MapShape] = []
     for number, (*_, leaves) in enumerate(shapes(backbone)[0], 1):
         sizes = [size for size in leaves if isinstance(size, int)]
         if len(sizes) != 3 or len(leaves) != 3:
@@ -70,8 +70,8 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
                 f"{kind} exits need one map (channels, height, width) after every stage, "
                 f"but stage {number} hands on {written(leaves)}; {always(backbone)} fit"
             )
-        found.append((sizes[0], sizes[1], sizes[2]))
-    return found
+        shapes_of_maps.append((sizes[0], sizes[1], sizes[2]))
+    return shapes_of_maps
 
 
 class Step(NamedTuple):

@@ -23,16 +23,16 @@ def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] 
     Raises:
         ValueError: if the stages hand on no maps or the widths do not fit.
     """
-    found = steps("beed", backbone, exit, widths)
-    if found is None:
+    plan = steps("beed", backbone, exit, widths)
+    if plan is None:
         return None
-    enters, deeper = found
+    enters, deeper = plan
     body: list[nn.Module] = []
     for width, stride in deeper:
         body += conv_norm_relu(enters, width, 1)
         body += conv_norm_relu(width, width, 3, stride)
         body += conv_norm_relu(width, width, 1)
         enters = width
-    made = nn.Sequential(*body)
-    initialise(made)
-    return Branch(made, Head(enters, classes))
+    layers = nn.Sequential(*body)
+    initialise(layers)
+    return Branch(layers, Head(enters, classes))

@@ -41,6 +41,6 @@ def build(backbone: Backbone, exit: int, classes: int, *, hidden: int | None = N
     body: list[nn.Module] = []
     for come, go, kernel in ((enters, inner, 1), (inner, inner, size), (inner, leaves, 1)):
         body += [nn.Conv2d(come, go, kernel, kernel), nn.BatchNorm2d(go), nn.ReLU(inplace=True)]
-    made = nn.Sequential(*body)
-    initialise(made)
-    return Branch(made, Head(leaves, classes))
+    layers = nn.Sequential(*body)
+    initialise(layers)
+    return Branch(layers, Head(leaves, classes))

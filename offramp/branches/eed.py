@@ -33,10 +33,10 @@ def build(
     Raises:
         ValueError: if the stages hand on no maps or the widths or strides do not fit.
     """
-    found = steps("eed", backbone, exit, widths)
-    if found is None:
+    plan = steps("eed", backbone, exit, widths)
+    if plan is None:
         return None
-    enters, deeper = found
+    enters, deeper = plan
     if strides is None:
         first = backbone.stages[exit][0]
         strides = first.eed_strides if isinstance(first, EedStrides) else [step.stride for step in deeper]
@@ -46,6 +46,6 @@ def build(
     for (width, _), stride in zip(deeper, strides, strict=False):
         body += conv_norm_relu(enters, width, 3, stride)
         enters = width
-    made = nn.Sequential(*body)
-    initialise(made)
-    return Branch(made, Head(enters, classes))
+    layers = nn.Sequential(*body)
+    initialise(layers)
+    return Branch(layers, Head(enters, classes))

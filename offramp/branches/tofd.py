@@ -20,17 +20,17 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module | None:
     Raises:
         ValueError: if the stages hand on no maps, or there is no such exit.
     """
-    found = steps("tofd", backbone, exit, inside=False)
-    if found is None:
+    plan = steps("tofd", backbone, exit, inside=False)
+    if plan is None:
         return None
-    enters, deeper = found
+    enters, deeper = plan
     body: list[nn.Module] = []
     for width, stride in deeper:
         body += [*_separable(enters, enters, stride), *_separable(enters, width, 1)]
         enters = width
-    made = nn.Sequential(*body)
-    initialise(made)
-    return Branch(made, Head(enters, classes))
+    layers = nn.Sequential(*body)
+    initialise(layers)
+    return Branch(layers, Head(enters, classes))
 
 
 def _separable(enters: int, leaves: int, stride: int) -> list[nn.Module]:

@@ -95,12 +95,12 @@ def cascaded(
 ) -> list[nn.Module]:
     """Each branch as a `Cascaded` one, all but the first with a link, as long as there are links; then as they are."""
     first, *rest = branches
-    made: list[nn.Module] = [Cascaded(first, None)]
-    made += [
+    result: list[nn.Module] = [Cascaded(first, None)]
+    result += [
         branch if link is None else Cascaded(branch, link, detach=detach, on=on)
         for branch, link in zip_longest(rest, links)
     ]
-    return made
+    return result
 
 
 def linked(

@@ -58,10 +58,10 @@ def positions(name: str, numbers: Sequence[int], exits: int) -> tuple[int, ...]:
     missing = [number for number in numbers if not 1 <= abs(number) <= exits]
     if missing:
         raise ValueError(f"{name} names exit {missing[0]}, but the network has exits 1 to {exits}")
-    found = sorted(number - 1 if number > 0 else exits + number for number in numbers)
-    if _doubled(found):
-        raise ValueError(f"{name} names exit {_doubled(found)[0] + 1} twice in {list(numbers)} for {exits} exits")
-    return tuple(found)
+    indices = sorted(number - 1 if number > 0 else exits + number for number in numbers)
+    if _doubled(indices):
+        raise ValueError(f"{name} names exit {_doubled(indices)[0] + 1} twice in {list(numbers)} for {exits} exits")
+    return tuple(indices)
 
 
 def _doubled(numbers: Collection[int]) -> list[int]:

@@ -41,10 +41,10 @@ def trained(net: nn.Module) -> Tensors:
 
 def gradients(loss: Float[Tensor, ""], parameters: Tensors) -> Tensors:
     """Gradient of the loss by parameter, averaged over all processes."""
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    by_parameter = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
     if processes() > 1:  # a mean over one would copy every parameter
-        found = tuple(global_mean(gradient) for gradient in found)
-    return dict(zip(parameters, found, strict=True))
+        by_parameter = tuple(global_mean(gradient) for gradient in by_parameter)
+    return dict(zip(parameters, by_parameter, strict=True))
 
 
 def rates(parameters: Tensors, optimizer: torch.optim.Optimizer, *, initial: bool = False) -> Rates:

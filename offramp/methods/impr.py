@@ -49,7 +49,7 @@ def build(
 
 def collaborating(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
     """The backbone with its branches, all but the first linked with the one before."""
-    made = backbone()
-    net = attach(made, branch)
-    classes, widths = sizes(net, made)
+    trunk = backbone()
+    net = attach(trunk, branch)
+    classes, widths = sizes(net, trunk)
     return MultiExitNet(list(net.stages), linked(net.branches, classes, widths[1:]))

@@ -85,10 +85,10 @@ def network(backbone: BuildBackbone, branch: BuildBranch, *, links: bool, detach
     A final exit whose logits do not come from one linear layer on its features has nothing that could learn beside the
     teacher: it stays as stage 1 leaves it, without a link.
     """
-    made = backbone()
-    net = attach(made, branch)
+    trunk = backbone()
+    net = attach(trunk, branch)
     *early, last = net.branches
-    classes, widths = sizes(net, made)
+    classes, widths = sizes(net, trunk)
     found = classifier(last, classes, widths[-1])
     branches = [*early, last if found is None else Final(last, found)]
     if links:
@@ -99,12 +99,12 @@ def network(backbone: BuildBackbone, branch: BuildBranch, *, links: bool, detach
 
 def classifier(branch: nn.Module, classes: int, width: int) -> nn.Linear | None:
     """The linear layer from the features of a branch to its logits, if there is one."""
-    found = [
+    fitting = [
         part
         for part in branch.modules()
         if isinstance(part, nn.Linear) and (part.out_features, part.in_features) == (classes, width)
     ]
-    return found[0] if len(found) == 1 and found[0].bias is not None else None
+    return fitting[0] if len(fitting) == 1 and fitting[0].bias is not None else None
 
 
 class Final(nn.Module):

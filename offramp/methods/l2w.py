@@ -182,14 +182,14 @@ def selected(sure: Float[Tensor, "E B"], target: float) -> list[Int[Tensor, "_"]
     """The samples that count at each exit: its surest among those not taken before; the last exit takes the rest."""
     exits, size = sure.shape
     free = torch.ones(size, dtype=torch.bool, device=sure.device)
-    found = []
+    by_exit = []
     for exit, share_ in enumerate(shares(target, exits)):
         wanted = size if exit == exits - 1 else int(size * share_)
         order = sure[exit].argsort(descending=True, stable=True)
         mine = order[free[order]][:wanted]
         free[mine] = False
-        found.append(mine)
-    return found
+        by_exit.append(mine)
+    return by_exit
 
 
 def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, reduction: Reduction) -> Float[Tensor, ""]:

@@ -136,9 +136,9 @@ def network(
     ensemble_final: bool,
 ) -> nn.Module:
     """The backbone with its branches cascaded, each with an ensemble of all exits so far."""
-    made = backbone()
-    net = attach(made, branch)
-    classes, widths = sizes(net, made)
+    trunk = backbone()
+    net = attach(trunk, branch)
+    classes, widths = sizes(net, trunk)
     links = [Concatenated(classes, width, norm=norm == "layer") for width in widths[1:-1]]
     branches = cascaded(net.branches, links, detach=detach)
     last = net.exits if ensemble_final else net.exits - 1
