@@ -26,9 +26,6 @@ class ParameterError(ValueError):
         self.parameters = parameters
 
 
-NotUnderstood = ParameterError  # the former name, while callers change
-
-
 def with_parameters(error: E, *parameters: str) -> E:
     """The error, which says now which parameters its message names, as a `ParameterError` does."""
     error.__dict__["parameters"] = parameters

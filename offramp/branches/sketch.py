@@ -3,6 +3,7 @@
 from torch import nn
 
 from offramp.branches._stages import StateShape, always, check_exit, shapes
+from offramp.lookup import with_parameters
 from offramp.meta_device import run_on_meta, written
 from offramp.net import Backbone, Branch, fresh
 from offramp.protocols import SketchBlock
@@ -68,7 +69,9 @@ def _check_chain(
     fitting = ", ".join(str(number) for number in range(deepest + 1, len(along)))
     hint = f"it fits behind stage {fitting}" if fitting else "it fits nowhere on this network"
     first, leaves = written(along[deepest][0]), written(along[deepest][-1])
-    raise ValueError(
+    message = (
         f"sketch cannot chain stage {deepest + 1}: its first block leaves {first}, the whole stage {leaves}, "
-        f"and no few of its blocks lead there; {hint}, {always(backbone)} fit everywhere"
+        f"and no few of its blocks lead there; {hint}, {always(backbone)} fit everywhere "
+        "(methods that compare features then need method.adapt=linear)"
     )
+    raise with_parameters(ValueError(message), "method.adapt")

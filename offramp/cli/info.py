@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from offramp.cli import emit
 from offramp.cli._options import Dotted, Json, Layers, by_kind
-from offramp.lookup import NotUnderstood
+from offramp.lookup import ParameterError
 from offramp.measure.units import count
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def info(
     from offramp.net import MultiExitNet
 
     if image_size is not None and image_size < 1:
-        raise NotUnderstood(f"--image-size must be at least 1, got {image_size}")
+        raise ParameterError(f"--image-size must be at least 1, got {image_size}")
     given = by_kind(option or [])
     config = resolve(
         Config(

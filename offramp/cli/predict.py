@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.lookup import NotUnderstood
+from offramp.lookup import ParameterError
 from offramp.measure.units import percent
 from offramp.text import csv_cell
 
@@ -67,20 +67,20 @@ def _check(
     images: tuple[Path, ...], batch_size: int, first: int | None, from_: int | None, state: Path | None, both: bool
 ) -> None:
     if both:
-        raise NotUnderstood("--json and --csv are two ways to print: choose one")
+        raise ParameterError("--json and --csv are two ways to print: choose one")
     if batch_size < 1:
-        raise NotUnderstood(f"--batch-size must be at least 1, got {batch_size}")
+        raise ParameterError(f"--batch-size must be at least 1, got {batch_size}")
     if first is not None and from_ is not None:
-        raise NotUnderstood("--first and --from are the two sides of a split: give one here and the other elsewhere")
+        raise ParameterError("--first and --from are the two sides of a split: give one here and the other elsewhere")
     for option, value in (("--first", first), ("--from", from_)):
         if value is not None and (value < 1 or state is None):
-            raise NotUnderstood(f"{option} takes a number of segments from 1 on, and needs --state FILE")
+            raise ParameterError(f"{option} takes a number of segments from 1 on, and needs --state FILE")
     if state is not None and first is None and from_ is None:
-        raise NotUnderstood("--state is the file between --first N and --from N: give one of them")
+        raise ParameterError("--state is the file between --first N and --from N: give one of them")
     if from_ is not None and images:
-        raise NotUnderstood("--from goes on with the images in --state: name no others")
+        raise ParameterError("--from goes on with the images in --state: name no others")
     if from_ is None and not images:
-        raise NotUnderstood("name image files, or folders of them")
+        raise ParameterError("name image files, or folders of them")
 
 
 def _rows(

@@ -6,6 +6,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.lookup import with_parameters
 from offramp.methods._check import choice
 
 Adapt = Literal["off", "linear", "all"]
@@ -41,10 +42,14 @@ class Match(nn.Module):
         early = [exit for exit in range(len(widths) - 1) if exit not in unused]
         differing = [exit for exit in early if widths[exit] != last]
         if self.adapt == "off" and early and differing == early:
-            raise ValueError(
-                "this method compares features, but no early exit's are as wide as the final exit's: "
-                f"{', '.join(str(widths[exit]) for exit in early)} against {last}. Take exits that end alike (branch "
-                f"sketch), compare through learned layers (adapt linear), or leave the term out ({without})"
+            found = ", ".join(str(widths[exit]) for exit in early)
+            raise with_parameters(
+                ValueError(
+                    "this method compares features, but no early exit's are as wide as the final exit's: "
+                    f"{found} against {last}; method.adapt=linear compares them through learned layers, "
+                    f"{without} leaves the term out"
+                ),
+                "method.adapt",
             )
         if self.adapt == "off":
             return tuple(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from offramp.lookup import NotUnderstood, unknown
+from offramp.lookup import ParameterError, unknown
 
 
 def check(name: str, nets: Iterable[str], **counts: int) -> None:
@@ -15,4 +15,4 @@ def check(name: str, nets: Iterable[str], **counts: int) -> None:
         raise unknown("net", name, nets)
     for option, value in counts.items():
         if value < 1:
-            raise NotUnderstood(f"{name} needs {option} of at least 1, got {value}")
+            raise ParameterError(f"{name} needs {option} of at least 1, got {value}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp.lookup import NotUnderstood, nearest, unknown, with_parameters
+from offramp.lookup import ParameterError, nearest, unknown, with_parameters
 from offramp.net import Backbone
 from offramp.optional import vision
 from offramp.split.fx_trace import dtype_of, where
@@ -145,22 +145,22 @@ def _check_options(library: str, options: Mapping[str, Any]) -> None:
     """Refuse arguments of constructors that say what is known already, or would bring weights by themselves.
 
     Raises:
-        NotUnderstood: naming the argument and what to do instead.
+        ParameterError: naming the argument and what to do instead.
     """
     for key in options:
         if key in FROM_DATA:
-            raise NotUnderstood(f"net.{key} follows from the data: leave it out", f"net.{key}")
+            raise ParameterError(f"net.{key} follows from the data: leave it out", f"net.{key}")
         if library != "python" and key.startswith(FROM_FILES):
-            raise NotUnderstood(
+            raise ParameterError(
                 f"net.{key}: nothing is fetched here; leave it out and take weights=FILE", f"net.{key}", "weights"
             )
         if library != "python" and key in FROM_CODE:
-            raise NotUnderstood(
+            raise ParameterError(
                 f"net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it", f"net.{key}"
             )
     side = options.get("image_size", 1)
     if library != "transformers" and not (isinstance(side, int) and side >= 1):
-        raise NotUnderstood(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
+        raise ParameterError(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
 
 
 def _constructed(name: str, make: Callable[[], Any]) -> Any:

@@ -98,7 +98,8 @@ def test_sketch_names_both_shapes_where_blocks_cannot_be_chained() -> None:
         sketch.build(net, 0, 5)
     assert str(caught.value) == (
         "sketch cannot chain stage 2: its first block leaves 4×8×8, the whole stage 8×4×4, and no few of its blocks "
-        "lead there; it fits behind stage 2, `linear` exits fit everywhere"
+        "lead there; it fits behind stage 2, `linear` exits fit everywhere "
+        "(methods that compare features then need method.adapt=linear)"
     )
     assert isinstance(sketch.build(net, 1, 5), Branch)
 

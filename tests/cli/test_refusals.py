@@ -52,8 +52,8 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
             "--method byot --branch linear",
             "this method compares features, but no early exit's are as wide as the final",
         ),
-        ("--method muse --branch linear", "or leave the term out (schedule off)"),
-        ("--method eed --branch linear", "4, 8, 16 against 32. Take exits that end alike (branch sketch)"),
+        ("--method muse --branch linear", "schedule off leaves the term out"),
+        ("--method eed --branch linear", "4, 8, 16 against 32; --method.adapt linear compares them"),
         (
             "--method beed --branch linear --method.adapt linear",
             "beed compares the maps of the exits, but theirs are of",
