@@ -1,6 +1,6 @@
 """Which images does each exit classify correctly that no other exit does? Plain numpy on the logits of a run.
 
-    python examples/analyse_trace.py runs/first
+python examples/analyse_trace.py runs/first
 """
 
 import sys
