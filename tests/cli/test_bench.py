@@ -200,7 +200,7 @@ def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
 
     hub = {"data": "cifar10", "data-dir": "hub:somebody/something"}
     for about in ({}, {"config": [1]}, {"config": {"data": "hub:somebody/something"}}, {"config": hub}):
-        with pytest.raises(ValueError, match="does not say which data here it was made of: name a folder of --images"):
+        with pytest.raises(ValueError, match="does not say which data here it was made of: name a folder of images"):
             _data_of(bundle, about, None)
 
 
