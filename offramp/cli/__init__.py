@@ -3,14 +3,13 @@
 import dataclasses
 import inspect
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from offramp import __version__
+from offramp import __version__, finite
 from offramp.allocator import keep_freed_memory
 from offramp.cli._failure import explain, fail
 from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
@@ -159,8 +158,8 @@ def _usage(verb: Callable[..., Any]) -> str:
 
 
 def emit(value: dict[str, Any]) -> None:
-    """Print one JSON object as one line."""
-    print(json.dumps(value))
+    """Print one JSON object as one line; numbers that JSON lacks (NaN, infinity) are null."""
+    print(finite.dumps(value))
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,11 @@ class Damaged(ValueError):
     """A stored trace is not what was written; the message names the file."""
 
 
-def load(path: Path, about: dict[str, Any]) -> Trace | None:
+def load(path: Path, about: dict[str, Any], ignored: Sequence[str] = ()) -> Trace | None:
     """The stored trace, mapped from the file; None if there is none, or one of other weights, data or precision.
+
+    Args:
+        about: what it must have been computed from; ignored: keys of it that may differ.
 
     Raises:
         Damaged: if it is the trace of these, but was changed since it was written.
@@ -104,7 +107,8 @@ def load(path: Path, about: dict[str, Any]) -> Trace | None:
             said = file.metadata() or {}
             if set(file.keys()) != {"logits", "labels", "ids"}:
                 return None
-        if said.get("format") != FORMAT or json.loads(said["about"]) != json.loads(json.dumps(about)):
+        stored, wanted = json.loads(said["about"]), json.loads(json.dumps(about))
+        if said.get("format") != FORMAT or {**stored, **dict.fromkeys(ignored)} != {**wanted, **dict.fromkeys(ignored)}:
             return None
         tensors = _places(path, "c")  # copy on write: torch wants memory it may write to, the file stays as it is
         if _digest(tensors, said["split"], said["about"]) != said["blake2b"]:

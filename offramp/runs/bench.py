@@ -117,7 +117,7 @@ def _sides(
     if loaded.policy is None:
         raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5%`")
     warn_if_stale(loaded, weights, reporter)
-    data = load_data(loaded, data_dir, reporter.working)
+    data = load_data(loaded, data_dir, reporter)
     return backends.of_run(loaded, runtimes, threads, data, largest, reporter.working)
 
 

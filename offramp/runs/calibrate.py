@@ -40,6 +40,8 @@ class Calibration:
         samples: how many.
         weights: `last` or `best`.
         epoch: that the weights are of, counted from 1.
+        weights_digest: of the weights, to which the policy belongs.
+        segment_costs: of each segment between enabled exits, in `unit`.
         expected: accuracy, cost, and shares of the samples leaving at each exit.
         plain: accuracy and cost of the plain network.
         bound: what no thresholds on these exits can exceed on these samples; None if nothing was searched.
@@ -63,6 +65,8 @@ class Calibration:
     samples: int
     weights: str
     epoch: int
+    weights_digest: str
+    segment_costs: list[int | float]
     expected: dict[str, Any]
     plain: dict[str, Any]
     bound: float | None
@@ -122,18 +126,30 @@ def calibrate(
     Raises:
         ValueError: if no policy reaches the goal, or the run has no calibration split.
     """
-    from offramp.early_exit import temperature
     from offramp.early_exit.exit_scores import Rule
+    from offramp.train.run_dir import writing_into
+
+    reporter = reporter or SILENT
+    loaded = load_run(folder_of(run), weights, with_policy=False)
+    with writing_into(loaded.folder):
+        return _fit(loaded, goal, Rule(score, answer), weights, data_dir, reporter)
+
+
+def _fit(
+    loaded: LoadedRun, goal: Goal, rule: "Rule", weights: str, data_dir: Path | str | None, reporter: Reporter
+) -> Calibration:
+    from offramp.early_exit import temperature
+    from offramp.runs.split import caution
     from offramp.runs.traces import calibration_trace
     from offramp.train.run_dir import POLICY
 
-    progress = (reporter or SILENT).working
-    loaded = load_run(folder_of(run), weights, with_policy=False)
-    rule = Rule(score, answer)._replace(temperatures=goal.temperature_list(loaded.net.exits))
-    traced = calibration_trace(loaded, weights, data_dir, progress)
+    rule = rule._replace(temperatures=goal.temperature_list(loaded.net.exits))
+    if goal.risk is not None and (text := caution(loaded.folder)):
+        reporter.warn(text)
+    traced = calibration_trace(loaded, weights, data_dir, reporter)
     assert traced.labels is not None
     logits, labels = traced.logits.numpy(), traced.labels.numpy()
-    costs, measured = _costs(loaded, goal, rule, progress)
+    costs, measured = _costs(loaded, goal, rule, reporter.working)
     if goal.risk is None and not rule.temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
     outcome, numbers, certificate = _reach(goal, logits, labels, costs, rule)
@@ -144,6 +160,8 @@ def calibrate(
         "samples": len(labels),
         "weights": weights,
         "epoch": loaded.about["epoch"],
+        "weights_digest": loaded.about["digest"],
+        "segment_costs": list(costs[outcome.policy.enabled]),
         **_achieved(goal.unit, outcome, certificate, logits, labels, costs),
         **measured,
     }

@@ -1,17 +1,16 @@
 """Accuracy against cost on test: every exit on all samples (anytime), and budgeted batches."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp import finite
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
-from offramp.progress import Progress
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, load_data, load_run
+from offramp.runs.run import LoadedRun, load_run
 from offramp.runs.sweep import runs_of
 from offramp.study import curve_tables
 from offramp.study.seeds import CurveGroup, group_curves
@@ -102,10 +101,13 @@ def curves(
     Raises:
         ValueError: if `out` or `write` cannot be written.
     """
+    from offramp.train.run_dir import writing_into
+
     folder = _folder(out or run, metric, write)
     loaded = load_run(run, weights, with_policy=False)
-    result = _measured(loaded, str(run), cost, weights, data_dir, folder, (reporter or SILENT).working)
-    files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
+    with writing_into(folder):
+        result = _measured(loaded, str(run), cost, weights, data_dir, folder, reporter or SILENT)
+        files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
     return replace(result, files=files)
 
 
@@ -135,7 +137,7 @@ def compare_curves(
     results, configs = [], []
     for path in runs_of(runs):
         loaded = load_run(path, weights, with_policy=False)
-        results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, (reporter or SILENT).working))
+        results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, reporter or SILENT))
         configs.append(flat(loaded.config))
     groups = group_curves(configs, [one.run for one in results], [asdict(one) for one in results])
     result = CurveComparison(cost, metric, groups, results, provenance(), str(folder / "curves.svg"), [])
@@ -154,15 +156,12 @@ def _folder(out: Path | str, metric: str, write: Sequence[Path]) -> Path:
 
 
 def _measured(
-    loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, progress: Progress
+    loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, reporter: Reporter
 ) -> Curves:
     from offramp.measure.provenance import provenance
-    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
+    from offramp.runs.traces import both_traces
 
-    held_out = calibration_trace(loaded, weights, data_dir, progress) if loaded.config.holdout else None
-    test = stored_trace(loaded, "test", weights)
-    if test is None:
-        test = trace_split(loaded, load_data(loaded, data_dir, progress), "test", progress, weights)
+    held_out, test = both_traces(loaded, weights, data_dir, reporter)
     return Curves(
         run=run,
         weights=weights,
@@ -230,7 +229,7 @@ def _write(
 
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value for key, value in asdict(result).items() if key not in ("picture", "files")}
-    put(folder / "curves.json", json.dumps(stored, indent=2) + "\n")
+    put(folder / "curves.json", finite.dumps(stored, indent=2) + "\n")
     figure(folder / "curves.svg")
     return write_outputs(
         paths,

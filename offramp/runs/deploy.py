@@ -1,12 +1,12 @@
 """A plain run of one of several networks that were trained together."""
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp import finite
 from offramp.config import Config, flat, multi_net
 from offramp.lookup import with_parameters
 from offramp.runs.run import SeveralRun, open_run
@@ -47,8 +47,6 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
     Raises:
         ValueError: if the run has one network, is not finished, or has no such output.
     """
-    from offramp.measure.multi_net import training_cost
-    from offramp.measure.provenance import provenance
     from offramp.train import run_dir
 
     run, out = Path(run), Path(out)
@@ -61,7 +59,19 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
     if trained is None:
         raise ValueError(f"{run} is not finished: `offramp train --out {run} --resume` goes on with it")
     output = _chosen(opened, str(keep))
-    run_dir.claim(out, flat(_plain_config(opened, output)), resume=False)
+    with run_dir.claimed(out, flat(_plain_config(opened, output)), resume=False):
+        return _write(run, out, opened, output, trained)
+
+
+def _write(run: Path, out: Path, opened: SeveralRun, output: int, trained: dict[str, Any]) -> Deployment:
+    """Weights, split and result of the plain run."""
+    from offramp.measure.multi_net import training_cost
+    from offramp.measure.provenance import provenance
+    from offramp.runs import split
+    from offramp.train import run_dir
+
+    if (run / split.FILE).is_file():
+        (out / split.FILE).write_bytes((run / split.FILE).read_bytes())
     about = {
         name: _save(run, out, name, output) for name in ("last", "best") if (run / f"{name}.safetensors").is_file()
     }
@@ -78,7 +88,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
         deployed=training_cost(opened.net.deploy(output), tuple(opened.about["shape"])),
         source={"run": str(run), "config": flat(opened.config)},
     )
-    run_dir.put(out / run_dir.RESULT, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    run_dir.put(out / run_dir.RESULT, finite.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result
 
 

@@ -192,8 +192,9 @@ def evaluate(
     loaded = open_run(folder_of(run), weights)
     training = read_result(loaded.folder)
     warn_if_stale(loaded, weights, reporter)
-    data = load_data(loaded, data_dir, reporter.working)
-    traced = trace_split(loaded, data, "test", reporter.working, weights)
+    data = load_data(loaded, data_dir, reporter)
+    traced = trace_split(loaded, data, "test", reporter, weights)
+    _compare_with_cal(loaded, traced, reporter)
     return Evaluation(
         run=str(loaded.folder),
         weights=weights,
@@ -204,6 +205,21 @@ def evaluate(
         training=training,
         provenance=provenance(),
     )
+
+
+def _compare_with_cal(loaded: LoadedRun | SeveralRun, test: "Trace", reporter: Reporter) -> None:
+    """Warn if the plain network is right more, or less, often on test than where its policy was fitted."""
+    from offramp.measure.accuracy import top_k
+    from offramp.measure.two_samples import warning
+
+    fitted = loaded.fitted if isinstance(loaded, LoadedRun) else {}
+    if fitted.get("weights_digest") != loaded.about["digest"]:
+        return
+    assert test.labels is not None
+    samples = (fitted["certificate"] or fitted)["samples"]
+    accuracy = top_k(test.logits[-1:], test.labels)[0]
+    if text := warning(fitted["plain"]["accuracy"], samples, accuracy, len(test.labels)):
+        reporter.warn(text)
 
 
 def _accuracies_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape: "Image") -> dict[str, Any]:

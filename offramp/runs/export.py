@@ -72,7 +72,8 @@ def export(
         images: how many images to verify and measure with, at least 1000; all if there are fewer.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
-        ValueError: if the run has no policy, something is at `out`, or the network cannot be exported.
+        ValueError: if the run has no policy, something is at `out`, the network cannot be exported, or its exported
+            segments do not reach the policy's goal on cal.
         ImportError: if a package is missing, with the command that installs it.
         offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
     """
@@ -91,14 +92,17 @@ def _write(
     from offramp.bundle.write import write
     from offramp.config import flat
     from offramp.measure.provenance import provenance
+    from offramp.runs import split
 
     assert loaded.policy is not None
     warn_if_stale(loaded, weights, reporter)
-    data = load_data(loaded, data_dir, reporter.working)
+    data = load_data(loaded, data_dir, reporter)
     about = {
         "run": str(loaded.folder),
         "weights": weights,
         "epoch": loaded.about["epoch"],
+        "weights_digest": loaded.about["digest"],
+        "split": split.summary(loaded.folder),
         "config": flat(loaded.config),
         **provenance(),
     }
@@ -111,6 +115,7 @@ def _write(
             data,
             images=images,
             provenance=about,
+            origin=loaded.fitted,
             advance=advance,
         )
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -120,5 +125,5 @@ def _write(
         bytes=size,
         verified=dict(manifest.verified),
         measured=dict(manifest.measured),
-        provenance=about,
+        provenance=dict(manifest.provenance),
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
-from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_data, load_run
 from offramp.runs.sweep import runs_of
@@ -55,7 +54,7 @@ def report(
     """
     from offramp.measure.provenance import provenance
     from offramp.study.report import page
-    from offramp.train.run_dir import put
+    from offramp.train.run_dir import put, writing_into
 
     folders = runs_of(runs)
     if out is None and len(runs) == 1 and folders != [Path(runs[0])]:
@@ -66,11 +65,12 @@ def report(
     if batch_size is not None and batch_size < 1:
         raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
     opened = [load_run(run, weights) for run in folders]
-    reports = [
-        _see(loaded, name, weights, data_dir, images, batch_size, (reporter or SILENT).working)
-        for loaded, name in zip(opened, names(folders), strict=True)
-    ]
-    put(target, page(reports, provenance()))
+    with writing_into(target.parent):
+        reports = [
+            _see(loaded, name, weights, data_dir, images, batch_size, reporter or SILENT)
+            for loaded, name in zip(opened, names(folders), strict=True)
+        ]
+        put(target, page(reports, provenance()))
     return Report(str(target), target.stat().st_size, [run.numbers for run in reports], groups_of(reports))
 
 
@@ -111,7 +111,7 @@ def _see(
     data_dir: Path | None,
     images: int,
     batch_size: int | None,
-    progress: Progress,
+    reporter: Reporter,
 ) -> "RunReport":
     """Everything that the page shows of one run, from its stored traces where there are some."""
     from offramp.config import flat
@@ -121,21 +121,19 @@ def _see(
     from offramp.measure.network_summary import describe
     from offramp.runs.curves import both_curves
     from offramp.runs.latency import timed_pieces
-    from offramp.runs.traces import calibration_trace, stored_trace, trace_split
+    from offramp.runs.traces import both_traces
     from offramp.study.run_report import RunReport
     from offramp.train.run_dir import read_result
 
     @cache
     def data() -> "DataSet":
-        return load_data(loaded, data_dir, progress)
+        return load_data(loaded, data_dir, reporter)
 
     history = _history(loaded.folder / "metrics.jsonl")
     training = read_result(loaded.folder)
     if images:
         data()  # before anything is computed
-    held_out = calibration_trace(loaded, weights, data_dir, progress) if loaded.config.holdout else None
-    test = None if images else stored_trace(loaded, "test", weights)
-    test = test or trace_split(loaded, data(), "test", progress, weights)
+    held_out, test = both_traces(loaded, weights, data_dir, reporter, data() if images else None)
     shape = tuple(loaded.about["shape"])
     rule = Rule(loaded.policy.score, loaded.policy.answer, loaded.policy.temperatures) if loaded.policy else Rule()
     return RunReport(

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from offramp import trust
 from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
 from offramp.lookup import with_parameters
-from offramp.progress import Progress, no_progress
+from offramp.runs.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
     from offramp.multi_net import Several
     from offramp.net import MultiExitNet
-    from offramp.runs.reporting import Reporter
     from offramp.runs.trace_data import TraceData
 
 Weights = Literal["last", "best"]
@@ -155,26 +154,38 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
 
 
 def load_data(
-    run: LoadedRun | SeveralRun, data_dir: Path | str | None = None, progress: Progress = no_progress
+    run: LoadedRun | SeveralRun, data_dir: Path | str | None = None, reporter: Reporter = SILENT
 ) -> "DataSet":
-    """The data set of a run, from `data_dir` if given.
+    """The data set of a run, every image in the split where the run had it.
+
+    Images that are new since are left out; with `data_dir`, those that fall into val, cal and test are used.
 
     Args:
-        progress: called if images have to be decoded.
+        data_dir: read the data from here, if given.
+        reporter: told if images have to be decoded, and what is new or gone.
     Raises:
         ValueError: if what lies there now is not what the run was trained on; see `check_data`.
     """
-    data = build_data(moved(run.config, None if data_dir is None else Path(data_dir)), progress=progress)
+    from offramp.runs.split import restore
+
+    data = build_data(moved(run.config, None if data_dir is None else Path(data_dir)), progress=reporter.working)
     check_data(data, run.about["classes"], run.about["shape"], str(run.folder))
+    data, notes = restore(data, run.folder, use_new=data_dir is not None)
+    for note in notes:
+        reporter.note(note)
     return data
 
 
 def warn_if_stale(run: LoadedRun | SeveralRun, weights: str, reporter: "Reporter") -> None:
     """Warn if a run's policy was fitted on other weights than those that are used."""
+    if isinstance(run, LoadedRun) and run.policy and (text := _stale(run, weights)):
+        reporter.warn(text)
+
+
+def _stale(run: LoadedRun, weights: str) -> str:
     from offramp.early_exit.policy import stale
 
-    if isinstance(run, LoadedRun) and run.policy and (text := stale(run.fitted, weights, run.about["epoch"])):
-        reporter.warn(text)
+    return stale(run.fitted, weights, run.about["epoch"], run.about["digest"])
 
 
 def moved(config: Config, data_dir: Path | None) -> Config:

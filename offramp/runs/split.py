@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from offramp import digests
 from offramp.data import split_record
 from offramp.data.split_record import Keys, SplitRecord, Start
 from offramp.lookup import with_parameters
@@ -57,6 +58,15 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
             "out",
         )
     return ()
+
+
+def summary(folder: Path) -> dict[str, Any] | None:
+    """The recorded split in a few words: how images are told apart, how many each part has, and the file's digest."""
+    record = read(folder)
+    if record is None:
+        return None
+    sizes = {name: len(keys) for name, keys in record.splits.items()}
+    return {"by": record.kind, "images": sizes, "start": record.start, "digest": digests.of_file(folder / FILE)}
 
 
 def restore(data: "DataSet", folder: Path, use_new: bool) -> tuple["DataSet", tuple[str, ...]]:

@@ -86,14 +86,14 @@ def load_trace(
     """
     import numpy as np
 
-    progress = (reporter or SILENT).working
+    reporter = reporter or SILENT
     loaded = open_run(folder_of(run), weights)
-    data = load_data(loaded, data_dir, progress)
+    data = load_data(loaded, data_dir, reporter)
     if split not in data.splits:
         raise ParameterError(
             f"split must be one of those of {loaded.folder}, got {split!r}; {nearest(split, data.splits)}"
         )
-    trace = trace_split(loaded, data, split, progress, weights)
+    trace = trace_split(loaded, data, split, reporter, weights)
     assert trace.labels is not None
     return TraceData(
         split=split,
@@ -102,7 +102,7 @@ def load_trace(
         ids=np.asarray(trace.ids),
         classes=tuple(data.classes),
         outputs=_outputs(loaded),
-        features=_features(loaded, data, split, progress) if features else None,
+        features=_features(loaded, data, split, reporter.working) if features else None,
     )
 
 

@@ -1,58 +1,131 @@
-"""The traces of a run: computed once per split and weights, kept in its folder, used by every verb that needs them."""
+"""The traces of a run: computed once for each split, weights and data, kept in its folder, used by every task."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.progress import Progress
+from offramp.runs.reporting import Reporter
 from offramp.runs.run import LoadedRun, SeveralRun, load_data
 
 if TYPE_CHECKING:
     from offramp.data.loading import Loader
-    from offramp.data.splits import DataSet, Split
+    from offramp.data.splits import DataSet
     from offramp.outputs import Trace
 
 TRACES = "traces"
 Run = LoadedRun | SeveralRun
 
 
-def stored_trace(loaded: Run, split: str, weights: str) -> "Trace | None":
-    """The trace in the run's folder, if it is of these weights, this configuration and this precision."""
+def split_traces(
+    loaded: Run,
+    splits: Sequence[str],
+    weights: str,
+    data_dir: Path | str | None,
+    reporter: Reporter,
+    data: "DataSet | None" = None,
+) -> dict[str, "Trace"]:
+    """The traces of these splits; the data are opened to see whether those that are stored are of these images.
+
+    If the data cannot be read and no `data_dir` is given, stored traces are used, and that is said.
+
+    Args:
+        data: of the run, if they are open already.
+    Raises:
+        OSError: if the data cannot be read and there are no stored traces.
+        ValueError: if the data are not those of the run, there is no such split, or logits are not finite.
+    """
+    try:
+        data = data or load_data(loaded, data_dir, reporter)
+    except OSError:
+        stored = {split: _stored(loaded, split, weights, None, reporter) for split in splits}
+        if data_dir is not None or None in stored.values():
+            raise
+        reporter.note(f"the data of {loaded.folder} cannot be read: its stored traces are used")
+        return {split: trace for split, trace in stored.items() if trace is not None}
+    if "cal" in splits and "cal" not in data.splits:
+        raise ValueError(f"{loaded.folder} has no split to calibrate on: nothing was held out for it")
+    return {split: trace_split(loaded, data, split, reporter, weights) for split in splits}
+
+
+def trace_split(loaded: Run, data: "DataSet", split: str, reporter: Reporter, weights: str = "last") -> "Trace":
+    """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
+    from offramp.data.split_record import content_digest
+
+    digest = content_digest(data.splits[split])
+    found = _stored(loaded, split, weights, digest, reporter)
+    return found if found is not None else _compute(loaded, data, split, digest, weights, reporter)
+
+
+def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | str | None, reporter: Reporter) -> "Trace":
+    """The trace of the split `cal`; see `split_traces` and `check_held_out`."""
+    check_held_out(loaded)
+    return split_traces(loaded, ("cal",), weights, data_dir, reporter)["cal"]
+
+
+def both_traces(
+    loaded: Run, weights: str, data_dir: Path | str | None, reporter: Reporter, data: "DataSet | None" = None
+) -> "tuple[Trace | None, Trace]":
+    """The traces of cal, if there is one, and test; warns if they differ too much. See `split_traces`."""
+    names = ("cal", "test") if loaded.config.holdout else ("test",)
+    traces = split_traces(loaded, names, weights, data_dir, reporter, data)
+    if "cal" in traces:
+        warn_if_apart(traces["cal"], traces["test"], reporter)
+    return traces.get("cal"), traces["test"]
+
+
+def check_held_out(loaded: Run) -> None:
+    """Refuse a run that was trained on everything.
+
+    Raises:
+        ValueError: naming the run.
+    """
+    if loaded.config.holdout == 0:
+        raise ValueError(f"{loaded.folder} was trained on everything (holdout 0): there is no split to calibrate on")
+
+
+def warn_if_apart(cal: "Trace", test: "Trace", reporter: Reporter) -> None:
+    """Warn if the plain network's accuracies on cal and test differ by more than chance allows."""
+    from offramp.measure.accuracy import top_k
+    from offramp.measure.two_samples import warning
+
+    assert cal.labels is not None and test.labels is not None
+    on_cal, on_test = top_k(cal.logits[-1:], cal.labels)[0], top_k(test.logits[-1:], test.labels)[0]
+    if text := warning(on_cal, len(cal.labels), on_test, len(test.labels)):
+        reporter.warn(text)
+
+
+def _stored(loaded: Run, split: str, weights: str, data: str | None, reporter: Reporter) -> "Trace | None":
+    """The trace in the run's folder, if it is of these weights, this configuration, precision and data (None: any)."""
     from offramp.measure.trace_file import Damaged, load
 
+    ignored = () if data else ("data",)
     try:
-        return load(_place(loaded, split, weights), _depends(loaded, weights))
-    except Damaged:
+        return load(_place(loaded, split, weights), _depends(loaded, data), ignored)
+    except Damaged as error:
+        reporter.note(f"{error}: it is computed again")
         return None
 
 
-def trace_split(loaded: Run, data: "DataSet", split: str, progress: Progress, weights: str = "last") -> "Trace":
-    """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
-    found = stored_trace(loaded, split, weights)
-    if found is not None and _is_of(found, data.splits[split]):
-        return found
-    return _compute(loaded, data, split, progress, weights)
-
-
-def _is_of(found: "Trace", split: "Split") -> bool:
-    """Whether a trace is of these very samples: images may have been added since, or the data be taken elsewhere."""
-    from numpy import array_equal
-
-    assert found.labels is not None
-    return array_equal(found.ids, split.indices) and array_equal(found.labels, split.labels)
-
-
-def _compute(loaded: Run, data: "DataSet", split: str, progress: Progress, weights: str) -> "Trace":
+def _compute(loaded: Run, data: "DataSet", split: str, digest: str, weights: str, reporter: Reporter) -> "Trace":
+    from offramp import finite
     from offramp.measure.trace import trace
     from offramp.measure.trace_file import store
+    from offramp.train.run_lock import InUse, writing
 
     net, loader = loader_of(loaded, data, split)
     rows = data.splits[split]
-    about, path = _depends(loaded, weights), _place(loaded, split, weights)
-    with progress(f"evaluating {split}", len(rows)) as advance:
-        if not os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it
-            return trace(net, loader.epoch(0), split, advance)
-        return store(path, net, loader.epoch(0), len(rows), split, about, advance)
+    with reporter.working(f"evaluating {split}", len(rows)) as advance:
+        if os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it
+            try:
+                with writing(loaded.folder):
+                    path, about = _place(loaded, split, weights), _depends(loaded, digest)
+                    return store(path, net, loader.epoch(0), len(rows), split, about, advance)
+            except InUse as error:
+                reporter.note(f"{error}; the trace of {split} is not stored")
+        computed = trace(net, loader.epoch(0), split, advance)
+        finite.check([(f"the logits of {split}", computed.logits)], "the network")
+        return computed
 
 
 def loader_of(loaded: Run, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
@@ -65,29 +138,13 @@ def loader_of(loaded: Run, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
     return net, Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
 
 
-def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | str | None, progress: Progress) -> "Trace":
-    """The trace of the split `cal`; the data are opened only if it is not stored yet.
-
-    Raises:
-        ValueError: if the run was trained on everything.
-    """
-    refusal = f"{loaded.folder} was trained on everything (holdout 0): there is no split to calibrate on"
-    if loaded.config.holdout == 0:
-        raise ValueError(refusal)
-    found = stored_trace(loaded, "cal", weights)
-    if found is not None:
-        return found
-    data = load_data(loaded, data_dir, progress)
-    if "cal" not in data.splits:
-        raise ValueError(refusal)
-    return _compute(loaded, data, "cal", progress, weights)
-
-
 def _place(loaded: Run, split: str, weights: str) -> Path:
     return loaded.folder / TRACES / f"{weights}-{split}.safetensors"
 
 
-def _depends(loaded: Run, weights: str) -> dict[str, Any]:
+def _depends(loaded: Run, data: str | None) -> dict[str, Any]:
+    """Everything that a trace is computed from."""
+    from offramp import __version__
     from offramp.digests import of_file
     from offramp.train.device import device_of, precision_of
     from offramp.train.run_dir import CONFIG
@@ -95,8 +152,10 @@ def _depends(loaded: Run, weights: str) -> dict[str, Any]:
     recipe = loaded.config.recipe
     device = device_of(recipe.device)
     return {
-        "weights": of_file(loaded.folder / f"{weights}.safetensors"),
+        "weights": loaded.about["digest"],
         "config": of_file(loaded.folder / CONFIG),
+        "data": data,
         "device": device,
         "precision": precision_of(recipe.precision, device),
+        "version": __version__,
     }

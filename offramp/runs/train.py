@@ -1,13 +1,13 @@
 """Train a network with exits, and keep everything that is needed to resume the run or to use it."""
 
 import dataclasses
-import json
-import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from offramp import finite
 from offramp.config import (
     Completed,
     Config,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
+    from offramp.runs.split import Origin
     from offramp.runs.trace_data import TraceData
     from offramp.train.loop import Loop
 
@@ -105,22 +106,34 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
         resume: continue the run in this folder; a finished one is returned as it is.
         reporter: called as training goes on; by default nothing is shown.
     Raises:
-        ValueError: if the configuration makes no sense, the data cannot be read, or the folder holds another run.
+        ValueError: if the configuration makes no sense, the data cannot be read or have changed, the folder holds
+            another run, or a launcher started another number of processes.
+        offramp.train.run_lock.InUse: if another process writes into the folder.
         offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.
         KeyboardInterrupt: after Ctrl-C, when the run was saved.
     """
     from offramp.train import run_dir
+    from offramp.train.device import check_launcher
 
     resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
+    check_launcher(resolved.recipe.devices)
     resumed = resume and run_dir.begun(folder)
     if resumed:
         resolved = keep_choices(resolved, run_dir.read_config(folder))
-    finished = run_dir.read_result(folder) if resume else None
-    if finished is None:
-        completed = complete(resolved, resumed=resumed, progress=reporter.working)
-        return _train(completed, folder, resume, reporter)
-    run_dir.claim(folder, flat(resolved), resume)
-    result = trained_run({**finished, "run": finished.get("run", str(folder))})
+    if resume and (result := _finished(resolved, folder, reporter)):
+        return result
+    return _train(complete(resolved, resumed=resumed, progress=reporter.working), folder, resume, reporter)
+
+
+def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> TrainedRun | None:
+    """The result of a run that is finished, if it is this one; nothing is written."""
+    from offramp.train import run_dir
+
+    values = run_dir.read_result(folder)
+    if values is None:
+        return None
+    run_dir.check_folder(folder, flat(config), resume=True)
+    result = trained_run({**values, "run": values.get("run", str(folder))})
     reporter.note(f"{folder} is finished: {_epochs(result.epochs)} in {result.seconds:.0f} s")
     return result
 
@@ -134,41 +147,47 @@ def trained_run(values: dict[str, Any]) -> TrainedRun:
 
 def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter) -> TrainedRun:
     from offramp.measure.provenance import provenance
-    from offramp.train import run_dir
-    from offramp.train.device import make_fabric
+    from offramp.runs import split
+    from offramp.train import device, run_dir
     from offramp.train.loop import Loop
 
-    config, data, _ = completed
-    method, net, notes = _build(completed)
+    config = completed.config
+    method, net, data, first, notes = _build(completed)
     origin = provenance()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        run_dir.claim(folder, flat(config), resume)
-    fabric = make_fabric(config.recipe, parted=method.parted)
-    if not fabric.is_global_zero:
-        reporter = SILENT
-    _introduce(reporter, config, net, data, notes)
-    loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
-    _run(loop, resume, reporter)
-    return _conclude(loop, config, reporter, origin)
+    fabric = device.set_up(config.recipe, parted=method.parted)
+    writes = device.writes(fabric)
+    with run_dir.claimed(folder, flat(config), resume) if writes else nullcontext():
+        if writes and resume and (result := _finished(config, folder, reporter)):  # another process was quicker
+            return result
+        if writes:
+            notes += split.begin(folder, data, first, run_dir.begun(folder))
+        device.launch(fabric)
+        reporter = reporter if fabric.is_global_zero else SILENT
+        _introduce(reporter, config, net, data, notes)
+        loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
+        _run(loop, resume, reporter)
+        return _conclude(loop, config, reporter, origin)
 
 
-def _build(completed: Completed) -> tuple["Method", "nn.Module", tuple[str, ...]]:
-    """Method and network, checked against each other and the data; and notes for the user."""
+def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Origin", tuple[str, ...]]:
+    """Method, network and data, checked against each other; where the first weights are from; notes for the user."""
     import torch
 
+    from offramp.runs.split import keep_apart
     from offramp.train import phases
     from offramp.train.loop import refuse
 
     config, data, chosen = completed
+    data, first = keep_apart(data, config.weights)
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
     phases.refuse_net(config.recipe, method, net)
     refuse(method, config.recipe, data)
-    notes = (*chosen, *data.notes, *load_weights(config, net), *prepare(method, net, data.shape))
+    notes = (*chosen, *data.notes, *load_weights(config, net), *first.notes, *prepare(method, net, data.shape))
     if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
         notes += phases.notes(config.recipe, method)
-    return method, net, notes
+    return method, net, data, first, notes
 
 
 def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:
@@ -214,24 +233,25 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
 def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: dict[str, Any]) -> TrainedRun:
     """Write result.json: where the figures come from, the last epoch and the best on val."""
     from offramp.measure.multi_net import training_cost
-    from offramp.train import log, run_dir
+    from offramp.train import run_dir
 
-    epochs = log.read(loop.folder / "metrics.jsonl", "epoch")
-    best = epochs[loop.at.best_epoch] if loop.at.best_epoch >= 0 else None
     result = TrainedRun(
         run=str(loop.folder),
         epochs=config.recipe.epochs,
         seconds=loop.at.seconds,
-        last=_accuracy(epochs[-1]),
-        best=_accuracy(best) if best else None,
+        last=_accuracy(loop.folder / "last.safetensors"),
+        best=_accuracy(loop.folder / "best.safetensors") if loop.at.best_epoch >= 0 else None,
         cost=training_cost(loop.net, loop.data.shape),
         provenance=origin,
     )
-    run_dir.put(loop.folder / run_dir.RESULT, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    run_dir.put(loop.folder / run_dir.RESULT, finite.dumps(dataclasses.asdict(result), indent=2) + "\n")
     reporter.note(f"done: {result}")
     return result
 
 
-def _accuracy(record: dict[str, Any]) -> EpochAccuracy:
-    """The accuracies in an epoch's line of metrics.jsonl, whose epochs count from 0."""
-    return EpochAccuracy(record["epoch"] + 1, record["val_accuracy"])
+def _accuracy(weights: Path) -> EpochAccuracy:
+    """The accuracies in the header of weights; they are there even if records of metrics.jsonl were lost."""
+    from offramp.train.checkpoint import load_weights as read
+
+    about = read(weights)[1]
+    return EpochAccuracy(about["epoch"], about["val_accuracy"])

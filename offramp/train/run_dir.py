@@ -1,7 +1,7 @@
 """A run's folder: who may write into it, and what lies where."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None
         if not check_folder(folder, config, resume):
             put(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
         yield
+
+
+def writing_into(folder: Path) -> AbstractContextManager[None]:
+    """Hold the folder for writing if it is that of a run, see `offramp.train.run_lock.writing`; others are free."""
+    return writing(folder) if (folder / CONFIG).is_file() else nullcontext()
 
 
 def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
