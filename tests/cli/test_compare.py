@@ -140,7 +140,7 @@ def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
     elsewhere, ledger = tmp_path / "elsewhere", finished / "results.jsonl"
     ran = offramp(*words("joint,byot", "0", elsewhere, "--ledger", ledger))
     assert ran.status == 0, ran.err
-    assert f"joint seed 0: has its line in {ledger}; to train it again, take another --ledger" in " ".join(
+    assert f"joint seed 0: has its line in {ledger}; to train it again, take another ledger" in " ".join(
         ran.err.split()
     )
     assert "2 runs of 4 epochs, 2 of them finished before" in ran.err and not list(elsewhere.glob("*/*.safetensors"))
