@@ -32,7 +32,7 @@ def test_info(offramp: Run, own: str) -> None:
     assert ran.status == 0, ran.err
     assert len(ran.json["macs"]) == 3 and ran.json["shape"] == [3, 16, 16]
     wrong = offramp("info", "--net", "resnet18", "--exits-after", "layer1")
-    assert wrong.status == 1 and "--exits-after is for networks of others" in wrong.err
+    assert wrong.status == 2 and "--exits-after is for external models" in wrong.err
 
 
 def test_train_tune_and_evaluate(offramp: Run, own: str, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_comparison_stands_for_its_runs(offramp: Offramp, run: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "name at least one run: offramp report RUN... --out report.html"),
+        ([], "name at least one run, as in `offramp report RUN`"),
         (["{run}", "{run}/."], "is named twice: name every run once"),
         (["{run}", "{other}"], "a report of 2 runs needs --out FILE"),
         (["{other}"], "{other} is no run: it has no config.yaml"),

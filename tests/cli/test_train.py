@@ -138,7 +138,7 @@ def test_run_of_another_configuration_is_never_overwritten(offramp, tmp_path):
     assert resumed.status == 1
     same = offramp("train", *TINY, "--out", tmp_path / "a")
     assert same.status == 1
-    assert "add --resume" in same.err
+    assert "pass --resume" in same.err
 
 
 def test_folder_that_is_no_run_is_left_alone(offramp, tmp_path):
@@ -317,13 +317,13 @@ def test_every_option_of_the_recipe_trains(offramp, tmp_path):
         (("--milestones", ".9", "--milestones", ".1"), "--milestones must be rising fractions"),
         (("--precision", "bf61"), '"bf16"'),
         (("--method.alpha",), "--method.alpha needs a value"),
-        (("--config", "nowhere.yaml"), "there is no config file nowhere.yaml"),
+        (("--config", "nowhere.yaml"), "config file nowhere.yaml does not exist"),
         (("--width", "8", "--net.width", "4"), "contradict each other"),
     ],
 )
 def test_mistakes_get_one_clear_sentence_and_start_nothing(offramp, tmp_path, words, says):
     ran = offramp("train", "--epochs", "1", "--out", tmp_path / "a", *words)
-    assert ran.status == (1 if "contradict" in says else 2)
+    assert ran.status == 2
     assert says in ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "a").exists()
@@ -336,7 +336,7 @@ def test_mistakes_get_one_clear_sentence_and_start_nothing(offramp, tmp_path, wo
         ("- a\n- b\n", "x.yaml holds no options"),
         ("a: [1\n", "x.yaml is not YAML: line 2, column 1: expected ',' or ']', but got '<stream end>'"),
         ("lr: fast\n", "x.yaml: lr takes float, got 'fast'"),
-        ("milestones: soon\n", "x.yaml: milestones takes numbers with commas between, got 'soon'"),
+        ("milestones: soon\n", "x.yaml: milestones takes comma-separated numbers, got 'soon'"),
         (
             "method: {name: muse, alhpa: 1}\n",
             "x.yaml: unknown parameter of method muse 'alhpa'; the nearest is 'alpha'",
@@ -350,7 +350,7 @@ def test_bad_config_files_are_named(offramp, tmp_path, text, says):
     recipe.write_text(text)
     ran = offramp("train", "--config", recipe, "--out", tmp_path / "a")
     assert ran.status == 2
-    assert says in ran.err and ran.err.count("\n") == 1 and len(ran.err) < 120 + len(str(recipe))
+    assert says in ran.err and ran.err.count("\n") == 1 and len(ran.err) < 200 + len(str(recipe))
 
 
 def test_milestones_take_commas(offramp, tmp_path):
@@ -358,7 +358,7 @@ def test_milestones_take_commas(offramp, tmp_path):
     for typed in ("0.5,0.75", "[0.5, 0.75]"):
         recipe.write_text(f"milestones: {typed}\nepochs: 0\n")
         ran = offramp("train", "--config", recipe, "--out", tmp_path / "a")
-        assert ran.err == f"offramp: {recipe}: --epochs must be at least 1, got 0\n"
+        assert ran.err == f"offramp: {recipe}: epochs must be at least 1, got 0\n"
     for words in (["0.9,0.75"], ["0.9", "--milestones", "0.75"]):
         ran = offramp("train", "--milestones", *words, "--out", tmp_path / "a")
         assert (ran.status, ran.err[-12:]) == (2, "(0.9, 0.75)\n")
