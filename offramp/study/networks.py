@@ -13,6 +13,7 @@ from offramp import branches, models
 from offramp.measure import cost
 from offramp.models import msdnet
 from offramp.net import MultiExitNet, attach, plain
+from offramp.study import external_models
 
 Shape = tuple[int, int, int]
 
@@ -230,6 +231,8 @@ def main() -> None:
     print(HEADER)
     for row in rows():
         print(line(row), flush=True)
+    for text in external_models.section():
+        print(text)
 
 
 if __name__ == "__main__":

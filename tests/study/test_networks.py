@@ -6,7 +6,7 @@ import pytest
 
 from offramp import branches, models
 from offramp.models import msdnet
-from offramp.study import networks
+from offramp.study import external_models, networks
 from offramp.study.networks import Row, line
 
 WRITTEN = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
@@ -18,7 +18,9 @@ def test_it_lists_everything() -> None:
     assert {row.branch for row in rows} - {None} == set(branches.available())
     assert {row.options["setting"] for row in rows if row.net == "msdnet"} == set(msdnet.SETTINGS)
     assert WRITTEN.startswith(networks.HEADER)
-    assert len(WRITTEN.splitlines()) == len(networks.HEADER.splitlines()) + len(rows)
+    external = list(external_models.section())
+    assert len(WRITTEN.splitlines()) == len(networks.HEADER.splitlines()) + len(rows) + len(external)
+    assert WRITTEN.endswith("\n".join(external) + "\n")
 
 
 SAMPLE = [row for row in networks.rows() if (row.net, row.branch) in {("wrn16-4", "beed"), ("vgg19", "eed")}]
