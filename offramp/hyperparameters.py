@@ -21,7 +21,7 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
     Raises:
         ValueError: naming the parameter, its type and the nearest valid one.
     """
-    hints = typing.get_type_hints(build)
+    hints = hints_of(build)
     offered = [
         key
         for key, spec in inspect.signature(build).parameters.items()
@@ -31,8 +31,21 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
     for key, value in given.items():
         if key.replace("-", "_") not in offered:
             raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
-        made[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"{kind}.{key}")
+        made[key.replace("-", "_")] = convert(value, hints.get(key.replace("-", "_"), Any), f"{kind}.{key}")
     return made
+
+
+def hints_of(build: Callable[..., Any]) -> dict[str, Any]:
+    """{parameter: its type}; without those that have none, or whose names exist for type checkers only."""
+    try:
+        return typing.get_type_hints(build)
+    except (NameError, TypeError):
+        specs = inspect.signature(build).parameters
+        return {
+            key: spec.annotation
+            for key, spec in specs.items()
+            if not isinstance(spec.annotation, str) and spec.annotation is not spec.empty
+        }
 
 
 def defaults(build: Callable[..., Any]) -> dict[str, Any]:

@@ -1,13 +1,7 @@
-"""Names that people type: what a folder of the package offers, and the nearest spelling when a name is unknown."""
+"""Errors about names and parameters that people type: which one is wrong, and the nearest spelling."""
 
-import ast
 import difflib
-import importlib
-import pkgutil
 from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import TypeVar
 
 E = TypeVar("E", bound=Exception)
@@ -55,39 +49,3 @@ def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None
     command = f"offramp {kind}{'es' if kind.endswith('ch') else 's'}" if listing is None else listing
     hint = f" (see `{command}`)" if command else ""
     return ParameterError(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
-
-
-def discover(package: ModuleType | str) -> dict[str, str]:
-    """{name: first line of its docstring} of the files in a package, sorted, without importing any of them.
-
-    A file whose name begins with an underscore is no offer. `package` is the module or its dotted name.
-    """
-    return {name: next(iter(text.splitlines()), "") for name, text in docstrings(package).items()}
-
-
-def docstrings(package: ModuleType | str) -> dict[str, str]:
-    """{name: its whole docstring} of the files that `discover` finds, without importing any of them."""
-    module = importlib.import_module(package) if isinstance(package, str) else package
-    found: dict[str, str] = {}
-    for entry in pkgutil.iter_modules(module.__path__):
-        if not entry.name.startswith("_") and not entry.ispkg:
-            found[entry.name] = _docstring(Path(entry.module_finder.path) / f"{entry.name}.py")  # type: ignore[union-attr]
-    return dict(sorted(found.items()))
-
-
-@cache
-def _docstring(file: Path) -> str:
-    """Parsed once in a process: every name that is looked up asks for all files of its room."""
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-
-
-def load(kind: str, package: ModuleType | str, name: str) -> ModuleType:
-    """Import the file of that name from a package of ours.
-
-    Raises:
-        ValueError: if there is no such file, with the nearest name.
-    """
-    offered = discover(package)
-    if name not in offered:
-        raise unknown(kind, name, offered)
-    return importlib.import_module(f"{package if isinstance(package, str) else package.__name__}.{name}")

@@ -6,19 +6,15 @@ with the source file of each module. A run that somebody else made is refused un
 """
 
 import hashlib
-import importlib.machinery
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from offramp.files import read_json, user_folder
+from offramp.python_names import PREFIX, source
 from offramp.text import quoted
-
-PREFIX = "python:"
-"""Names that begin so import a module of the user's."""
 
 
 class NotTrusted(ValueError):
@@ -51,7 +47,7 @@ def grant(values: Mapping[str, Any]) -> dict[str, str]:
         ValueError: if a module does not exist, or there is no home folder to record it in.
         OSError: if it cannot be written.
     """
-    sources = {name: str(_source(name)) for name in code_names(values)}
+    sources = {name: str(source(name)) for name in code_names(values)}
     if sources:
         path = _record(values)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -80,11 +76,10 @@ def check(values: Mapping[str, Any], owner: Path) -> None:
             f"{command}"
         )
     for name in names:
-        source = str(_source(name))
-        if known.get(name) != source:
+        file = str(source(name))
+        if known.get(name) != file:
             raise NotTrusted(
-                f"{owner} would import {quoted(name)} from {source}, but what is trusted is {known.get(name)}: "
-                f"{command}"
+                f"{owner} would import {quoted(name)} from {file}, but what is trusted is {known.get(name)}: {command}"
             )
 
 
@@ -119,33 +114,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _source(name: str) -> Path | str:
-    """The file that a module would be imported from, or is: nothing is imported to find it.
-
-    Raises:
-        ValueError: if there is no such module.
-    """
-    module = name.removeprefix(PREFIX).partition(":")[0]
-    loaded = sys.modules.get(module)
-    if loaded is not None:
-        return Path(getattr(loaded, "__file__", None) or module).resolve()
-    here = str(Path.cwd())
-    places: list[str] | None = sys.path if here in sys.path else [here, *sys.path]
-    spec, full = None, ""
-    for part in module.split("."):
-        full = f"{full}.{part}".lstrip(".")
-        spec = _find(full, places)
-        if spec is None:
-            raise ValueError(f"{name}: there is no module {quoted(full)} in {Path.cwd()} or among what is installed")
-        places = list(spec.submodule_search_locations or ())
-    assert spec is not None
-    return Path(spec.origin).resolve() if spec.has_location and spec.origin else module
-
-
-def _find(module: str, places: list[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """Where a module is: on these paths, else where an installed package says (as editable ones do)."""
-    spec = importlib.machinery.PathFinder.find_spec(module, places)
-    finders = () if spec is not None else sys.meta_path
-    return spec or next((found for finder in finders if (found := finder.find_spec(module, places))), None)

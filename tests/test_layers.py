@@ -9,9 +9,9 @@ import offramp
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
     allocator text lookup optional digests finite progress docstrings
-    schema images
-    files outputs hyperparameters image_files
-    trust protocols
+    schema images python_names
+    files outputs hyperparameters image_files plugins
+    trust protocols discovery
     meta_device
     net blocks losses data early_exit
     multi_net

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp import lookup
+from offramp import discovery, lookup
 
 
 def test_unknown_names_the_nearest_and_the_listing() -> None:
@@ -34,10 +34,10 @@ def test_discover_reads_docstrings_without_importing(tmp_path: Path, monkeypatch
     (package / "a.py").write_text("x = 1\n")
     (package / "_hidden.py").write_text('"""Not an offer."""\n')
     monkeypatch.syspath_prepend(tmp_path)
-    assert lookup.discover("rooms_for_test") == {"a": "", "b": "First line."}
+    assert discovery.discover("rooms_for_test") == {"a": "", "b": "First line."}
     with pytest.raises(ValueError, match=r"^unknown room 'bb'; the nearest is 'b' \(see `offramp rooms`\)$"):
-        lookup.load("room", "rooms_for_test", "bb")
-    assert lookup.load("room", "rooms_for_test", "a").x == 1
+        discovery.load("room", "rooms_for_test", "bb")
+    assert discovery.load("room", "rooms_for_test", "a").x == 1
 
 
 def test_listing_nets_and_branches_does_not_import_torch() -> None:

@@ -1,19 +1,19 @@
 """Exit structures: one file each, with `build(backbone, exit, classes, **options) -> branch` (None: no exit there)."""
 
-from types import ModuleType
-
-from offramp.lookup import discover, load
+from offramp.discovery import Offer, load, offers
 
 
 def available() -> dict[str, str]:
-    """{branch: first line of its file}, without importing any of them."""
-    return discover(__name__)
+    """{branch: first line of its file} of this package and of plugins, without importing any of them."""
+    return offers(__name__)
 
 
-def find(name: str) -> ModuleType:
-    """The module of an exit structure; its `build(backbone, exit, classes, **options)` makes one branch.
+def find(name: str) -> Offer:
+    """The code of an exit structure; its `build(backbone, exit, classes, **options)` makes one branch.
 
+    Args:
+        name: as listed, or `python:package.module`, also `python:package.module:function`.
     Raises:
-        ValueError: if there is none of this name, naming the nearest.
+        ValueError: if there is none of this name, naming the nearest; if code from outside cannot be imported.
     """
     return load("branch", __name__, name)

@@ -1,6 +1,7 @@
 """offramp nets | branches | methods | data: what there is, and the parameters of one by name."""
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from offramp import plugins
 from offramp.cli import emit
 from offramp.config import keys
+from offramp.discovery import discover, first_line, from_outside, with_plugins
 from offramp.docstrings import elsewhere, explained, summary
-from offramp.hyperparameters import defaults
+from offramp.hyperparameters import defaults, hints_of
 from offramp.lookup import unknown
+from offramp.python_names import is_python
+from offramp.text import one_line
 
 if TYPE_CHECKING:
+    from offramp.discovery import Offer
     from offramp.methods import About
 
 WIDTH = 79
@@ -34,8 +40,8 @@ def nets(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import models
 
-    offers = models.available() | ({} if name or json else models.DOORS)
-    _list("net", offers, name, lambda found: models.find(found).build, json)
+    more = {} if name or json else models.DOORS
+    _list("net", models.__name__, models.built_in(), name, models.find, json, external=more)
 
 
 def branches(name: str | None = None, /, *, json: Json = False) -> None:
@@ -47,7 +53,7 @@ def branches(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import branches
 
-    _list("branch", branches.available(), name, lambda found: branches.find(found).build, json)
+    _list("branch", branches.__name__, discover(branches.__name__), name, branches.find, json)
 
 
 def methods(name: str | None = None, /, *, json: Json = False) -> None:
@@ -59,15 +65,17 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import methods
 
-    about = methods.about()
+    about, ours = methods.about(), discover(methods.__name__)
     if name is not None:
         known = about.get(name)
         more = dict(known._asdict(), line=None) if known else {}
-        _list("method", methods.available(), name, lambda found: methods.find(found).build, json, more=more)
-    elif json:
+        _list("method", methods.__name__, ours, name, methods.find, json, more=more)
+        return
+    if json:
         emit({name: said._asdict() for name, said in about.items()})
     else:
         _show_methods(about)
+    _say_problems(methods.__name__, ours)
 
 
 def _show_methods(about: "Mapping[str, About]") -> None:
@@ -82,7 +90,19 @@ def _show_methods(about: "Mapping[str, About]") -> None:
         say(f"\n{family:<15}   step  memory", "bold")
         for name, said in members:
             say(f"{name:<15}  {_times(said.time):>6}  {_times(said.memory):>6}  {said.fits.partition('; ')[0]}")
-            say(fill(said.line, WIDTH, initial_indent="    ", subsequent_indent="    "), "dim")
+            line = said.line + _from_package(said.package)
+            say(fill(line, WIDTH, initial_indent="    ", subsequent_indent="    "), "dim")
+
+
+def _from_package(package: str | None) -> str:
+    """What follows the description of a plugin."""
+    return f" (package {package})" if package else ""
+
+
+def _say_problems(package: str, ours: Mapping[str, str]) -> None:
+    """Sentences on stderr about plugins that cannot be used, after a list."""
+    for problem in plugins.problems(package, ours):
+        print(f"offramp: {one_line(problem)}", file=sys.stderr)
 
 
 def _times(ratio: float | None) -> str:
@@ -98,45 +118,66 @@ def data(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import data
 
-    offers = dict(data.available())
-    _list("data", offers, name, lambda found: data.find(found).build, json, data.load)
+    _list("data", data.__name__, data.built_in(), name, data.find, json, shared=data.load)
 
 
 def _list(
     kind: str,
-    offers: dict[str, str],
+    package: str,
+    ours: dict[str, str],
     name: str | None,
-    build: Any,
+    find: "Callable[[str], Offer]",
     json: bool,
+    *,
+    external: Mapping[str, str] | None = None,
     shared: Callable[..., Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Print all offers, or one's docstring and parameters.
 
     Args:
+        package: where the files are that offer them, and the group of plugins.
+        ours: what that package offers, with one line each.
+        external: names that have no parameters to show, with one line each.
         shared: takes parameters that every offer has as well.
         more: what else there is to say of the one.
     """
     from offramp.cli._console import list_offers
 
+    offers = with_plugins(package, ours)
+    origins = {name: plugin.origin for name, plugin in plugins.usable(package, ours).items()}
     if name is None:
         if json:
             emit(offers)
-            return
-        list_offers(offers)
+        else:
+            lines = {name: line + _from_package(origins.get(name)) for name, line in offers.items()}
+            list_offers({**lines, **(external or {})})
+        _say_problems(package, ours)
         return
     if name not in offers:
-        raise unknown(kind, name, offers, listing="offramp data" if kind == "data" else None)
-    found = build(name)
+        offers |= {name: _line_from_outside(kind, package, name, offers)}
+    found = find(name).build
     parameters = _parameters(found)
     if shared:
         own = {"progress", *(key.replace("-", "_") for key in keys())}  # these are options of their own
         parameters |= {key: about for key, about in _parameters(shared).items() if key not in own}
-    said = {key: value for key, value in (more or {}).items() if value is not None}
+    said = {key: value for key, value in {**(more or {}), "package": origins.get(name)}.items() if value is not None}
     if json:
         emit({"name": name, "about": offers[name], **said, "parameters": parameters, "data_sets": elsewhere(found)})
         return
     _show_one(kind, name, offers[name], said, found, parameters)
+
+
+def _line_from_outside(kind: str, package: str, name: str, offers: Mapping[str, str]) -> str:
+    """The first line of a module of the user's.
+
+    Raises:
+        ParameterError: if the name is none that can be described, with the nearest.
+    """
+    found = None if kind == "net" and is_python(name) else from_outside(package, name)
+    if found is None:
+        raise unknown(kind, name, offers, listing="offramp data" if kind == "data" else None)
+    return first_line(found.text)
 
 
 def _show_one(
@@ -149,7 +190,9 @@ def _show_one(
         stdout.print(text, highlight=False, markup=False, soft_wrap=True)
 
     say(fill(f"{name}  {line}", WIDTH))
-    if said:
+    if "package" in said:
+        say(fill(f"Package: {said['package']}.", WIDTH))
+    if "family" in said:
         costs = ", ".join(f"{key} {said[key]:.2f} x joint's" for key in ("time", "memory") if key in said)
         say(fill(f"Family: {said['family']}. A step: {costs or 'not measured'}. Fits {said['fits']}.", WIDTH))
     say("")
@@ -169,9 +212,9 @@ def _show_one(
 
 def _parameters(found: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     """Type, default and meaning of what `--KIND.KEY` sets."""
-    hints, meaning = typing.get_type_hints(found), explained(found)
+    hints, meaning = hints_of(found), explained(found)
     return {
-        key: {"type": _type(hints[key]), "default": default, "about": meaning.get(key, "")}
+        key: {"type": _type(hints.get(key, Any)), "default": default, "about": meaning.get(key, "")}
         for key, default in defaults(found).items()
     }
 

@@ -50,15 +50,18 @@ def _require_resolved(config: Config) -> None:
 def build_method(config: ResolvedConfig) -> "Method":
     """The training method with its parameters and the tap."""
     from offramp import methods
+    from offramp.methods._method import Method
     from offramp.methods._taps import tap_named
 
     _require_resolved(config)
     try:
-        method: Method = methods.find(config.method).build(**config.method_options)
+        method = methods.find(config.method).build(**config.method_options)
     except ParameterError:
         raise
     except ValueError as error:
         raise ParameterError(str(error)) from None
+    if not isinstance(method, Method):
+        raise ValueError(f"{config.method}: build must return an offramp.Method, got {type(method).__name__}")
     return dataclasses.replace(method, tap=tap_named(config.tap, method.tap))
 
 
@@ -73,6 +76,8 @@ def build_net(
     Raises:
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
+    from torch import nn
+
     from offramp import branches
     from offramp.meta_device import check_input, check_single
     from offramp.net import MultiExitNet, only_behind
@@ -85,7 +90,10 @@ def build_net(
         return build_backbone(own, classes=classes, channels=shape[0], size=shape[1:], check=check)
 
     def branch(trunk: Any, exit: int) -> Any:
-        return exits.build(trunk, exit, classes, **config.branch_options)
+        made = exits.build(trunk, exit, classes, **config.branch_options)
+        if not isinstance(made, nn.Module | None):
+            raise ValueError(f"{config.branch}: build must return a module or None, got {type(made).__name__}")
+        return made
 
     names = multi_net.names(config.net)
     if len(names) == 1:
@@ -139,6 +147,7 @@ def build_backbone(
         ValueError: naming the nearest net, layer or parameter, or why they do not fit.
     """
     from offramp import models
+    from offramp.net import Backbone
 
     _require_resolved(config)
     options = config.net_options
@@ -158,7 +167,9 @@ def build_backbone(
         )
     if options.get("form") == "auto" and size and options.get("image_size") is None:
         options = {**options, "form": models.form_of(size[0])}
-    backbone: Backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)
+    backbone = models.find(config.net).build(config.net, classes=classes, channels=channels, **options)
+    if not isinstance(backbone, Backbone):
+        raise ValueError(f"{config.net}: build must return an offramp.Backbone, got {type(backbone).__name__}")
     return backbone
 
 

@@ -19,11 +19,11 @@ class Config(Recipe):
     Attributes:
         net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE, python:MODULE:FUNCTION;
             for methods that train several of them, a comma-separated list.
-        branch: The structure of the exits (`offramp branches`).
-        method: How the exits are trained (`offramp methods`).
+        branch: The structure of the exits (`offramp branches`), also python:MODULE.
+        method: How the exits are trained (`offramp methods`), also python:MODULE.
         tap: How gradients meet at the exits: the method's `own` way, or gradient equilibrium on top of any method (in
             networks of several scales at the coarsest scale, or at all).
-        data: The data set (`offramp data`), folder:PATH, parquet:PATH or hub:OWNER/NAME.
+        data: The data set (`offramp data`), folder:PATH, parquet:PATH, hub:OWNER/NAME or python:MODULE.
         data_dir: The data set's own folder or its parent; else $OFFRAMP_DATA.
         width: Base channels of the network, short for the parameter `width` of the network.
         exits_after: Layers after which exits stand, such as layer1,layer2 (`timm:`, `torchvision:`, `transformers:`,

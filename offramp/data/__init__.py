@@ -6,10 +6,10 @@ Importing this package imports numpy only; `Loader` and `uniform` bring torch wh
 from importlib import import_module
 from typing import Any
 
-from offramp.data.load import available, find, load
+from offramp.data.load import available, built_in, find, load
 from offramp.data.splits import DataSet, Source, Split
 
-__all__ = ["DataSet", "Loader", "Source", "Split", "available", "find", "load", "uniform"]
+__all__ = ["DataSet", "Loader", "Source", "Split", "available", "built_in", "find", "load", "uniform"]
 
 _HOME = {"Loader": "offramp.data.loading", "uniform": "offramp.data.augment"}
 

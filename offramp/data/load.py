@@ -6,16 +6,19 @@ import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from offramp.data._duplicates import duplicate_notes
 from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
+from offramp.discovery import Offer, from_outside, with_plugins
 from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError, unknown, with_parameters
 from offramp.progress import Progress, no_progress
+from offramp.python_names import is_python
+
+PACKAGE = "offramp.data"
 
 AUGMENTATIONS = (
     "none",
@@ -40,29 +43,40 @@ NORMALISE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def available() -> list[tuple[str, str]]:
-    """(name, what it is) of every data source: the files of this folder that define `build`."""
-    found = []
+    """(name, what it is) of every data source: the files of this folder that define `build`, and plugins."""
+    return list(with_plugins(PACKAGE, built_in()).items())
+
+
+def built_in() -> dict[str, str]:
+    """{name: what it is} of the data sources of this package."""
+    found = {}
     for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
         text = file.read_text(encoding="utf-8")
         if re.search(r"^def build\(", text, re.MULTILINE):
-            found.append((file.stem, text.splitlines()[0].strip('"')))
+            found[file.stem] = text.splitlines()[0].strip('"')
     return found
 
 
-def find(name: str) -> ModuleType:
-    """The file of the source that a name such as `digits` or `folder:PATH` is about; its `build(request)` reads it.
+def find(name: str) -> Offer:
+    """The code of the source that a name such as `digits` or `folder:PATH` is about; its `build(request)` reads it.
 
+    Args:
+        name: as listed, also with `:PATH`; or `python:package.module`, also `python:package.module:function`.
     Raises:
-        ValueError: if there is none, naming the nearest.
+        ValueError: if there is none, naming the nearest; if code from outside cannot be imported.
     """
-    head, names = _head(name), dict(available())
-    if head not in names:
-        raise unknown("data set", head, names, listing="offramp data")
-    return import_module(f"offramp.data.{head}")
+    head = _head(name)
+    if head in built_in():
+        return import_module(f"{PACKAGE}.{head}")
+    found = from_outside(PACKAGE, head)
+    if found is None:
+        raise unknown("data set", head, dict(available()), listing="offramp data")
+    return found
 
 
 def _head(name: str) -> str:
-    return name.partition(":")[0]
+    """The source in `SOURCE:PATH`; the whole of `python:MODULE`."""
+    return name if is_python(name) else name.partition(":")[0]
 
 
 def load(
@@ -87,7 +101,7 @@ def load(
     """Read a data set and cut it into train, val, cal and test.
 
     Args:
-        name: digits, cifar10, cifar100, folder:PATH, parquet:PATH or hub:ID.
+        name: digits, cifar10, cifar100, folder:PATH, parquet:PATH, hub:ID, a plugin's, or python:MODULE.
         data_dir: the data set's own folder (or archive) or its parent; default $OFFRAMP_DATA.
         holdout: share of the training images that is held out, stratified: half val, half cal. 0: neither exists.
             Where the data bring both val and test, that val is halved instead and `holdout` is not used. Data with
@@ -125,14 +139,16 @@ def load(
             raise with_parameters(error, f"data.{option}")
     request = Request(
         name=name,
-        path=name.partition(":")[2],
+        path="" if is_python(name) else name.partition(":")[2],
         data_dir=str(data_dir) if data_dir is not None else os.environ.get("OFFRAMP_DATA") or None,
         image_size=image_size,
         streaming=streaming,
         cache_dir=None if cache_dir is None else str(cache_dir),
         progress=progress,
     )
-    found: Found = source.build(request, **arguments("data", head, source.build, options))
+    found = source.build(request, **arguments("data", head, source.build, options))
+    if not isinstance(found, Found):
+        raise ValueError(f"{name}: build must return offramp.data.splits.Found, got {type(found).__name__}")
     rows = _splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
     if shared_holdout and "val" in rows:
         rows["val"] = rows["cal"] = np.union1d(rows["val"], rows["cal"])

@@ -12,18 +12,24 @@ from typing import Any
 
 import torch
 
+from offramp import plugins
+
 PACKAGES = (
     "offramp", "torch", "numpy", "lightning-fabric", "pillow", "pyarrow", "safetensors", "onnxruntime", "openvino",
 )  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:
-    """Command, date, commit, versions and hardware of this process, as plain values."""
+    """Command, date, commit, versions and hardware of this process, as plain values.
+
+    `plugins` are the installed packages, with their versions, of which code was loaded.
+    """
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        **({"plugins": plugins.loaded()} if plugins.loaded() else {}),
         "hardware": hardware(),
     }
 

@@ -3,10 +3,10 @@
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
-from offramp.lookup import discover, docstrings, load
+from offramp import plugins
+from offramp.discovery import Offer, docstrings, load, offers
 
 COSTS = Path(__file__).parent / "_costs.json"
 """What a step of each method takes, relative to `joint`; measured and written by `benchmarks/methods.py`."""
@@ -15,7 +15,8 @@ COSTS = Path(__file__).parent / "_costs.json"
 class About(NamedTuple):
     """What a list says of a method, from its file's docstring and from measurements.
 
-    `time` and `memory` are those of a training step relative to `joint`; None where nothing was measured.
+    `time` and `memory` are those of a training step relative to `joint`; None if nothing was measured. `package` is
+    the installed package, with its version, that a plugin belongs to; None for methods of offramp.
     """
 
     line: str
@@ -23,18 +24,22 @@ class About(NamedTuple):
     fits: str
     time: float | None
     memory: float | None
+    package: str | None = None
 
 
 def available() -> dict[str, str]:
-    """{name: what it is, in one sentence} of all methods, without importing any."""
-    return discover("offramp.methods")
+    """{name: what it is, in one sentence} of all methods, those of plugins too, without importing any."""
+    return offers(__name__)
 
 
 def about() -> dict[str, About]:
     """What there is to say of every method, by family and name, without importing any."""
     costs = json.loads(COSTS.read_text(encoding="utf-8"))["methods"]
-    found = {name: _about(text, costs.get(name, {})) for name, text in docstrings("offramp.methods").items()}
-    return dict(sorted(found.items(), key=lambda item: (item[1].family, item[0])))
+    ours = docstrings(__name__)
+    described = {name: _about(text, costs.get(name, {})) for name, text in ours.items()}
+    for name, plugin in plugins.usable(__name__, ours).items():
+        described[name] = _about(plugin.text, {})._replace(package=plugin.origin)
+    return dict(sorted(described.items(), key=lambda item: (item[1].family, item[0])))
 
 
 def _about(text: str, cost: dict[str, float]) -> About:
@@ -45,10 +50,12 @@ def _about(text: str, cost: dict[str, float]) -> About:
     return About(text.split("\n", 1)[0], family, fits, cost.get("time"), cost.get("memory"))
 
 
-def find(name: str) -> ModuleType:
-    """The method's module; its `build(**hyper)` makes the `Method`.
+def find(name: str) -> Offer:
+    """The method's code; its `build(**parameters)` makes the `Method`.
 
+    Args:
+        name: as listed, or `python:package.module`, also `python:package.module:function`.
     Raises:
-        ValueError: if there is no such method, with the nearest name.
+        ValueError: if there is no such method, with the nearest name; if code from outside cannot be imported.
     """
-    return load("method", "offramp.methods", name)
+    return load("method", __name__, name)

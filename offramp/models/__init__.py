@@ -1,12 +1,13 @@
 """Networks: one file per family, each with `NETS` (the names it builds) and `build(name, ...) -> Backbone`."""
 
-import ast
 import importlib
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
-from offramp.lookup import discover, unknown
+from offramp import plugins
+from offramp.discovery import Offer, discover, from_outside, with_plugins
+from offramp.lookup import unknown
+from offramp.python_names import parsed
 
 DOORS = {
     "timm:NAME": "A network of timm, newly initialised (`pip install 'offramp[vision]'`).",
@@ -28,28 +29,31 @@ def is_door(name: str) -> bool:
 
 
 def available() -> dict[str, str]:
-    """{network: first line of its family's file}, without importing any of them."""
+    """{network: first line of its family's file}, those of plugins too, without importing any of them."""
+    return with_plugins(__name__, built_in())
+
+
+def built_in() -> dict[str, str]:
+    """{network: first line of its family's file} of this package, without importing any of them."""
     return {net: line for family, line in discover(__name__).items() for net in _nets(family)}
 
 
-def find(name: str) -> ModuleType:
-    """The family's module that builds the network of this name; its `build(name, classes=..., ...)` does.
+def find(name: str) -> Offer:
+    """The code of the family that builds the network of this name; its `build(name, classes=..., ...)` does.
 
     Raises:
-        ValueError: if no family has it, naming the nearest.
+        ValueError: if no family has it, naming the nearest; if a plugin cannot be imported.
     """
     for family in discover(__name__):
         if name in _nets(family):
             return importlib.import_module(f"{__name__}.{family}")
-    raise unknown("net", name, available())
+    found = None if is_door(name) else from_outside(__name__, name)
+    if found is None:
+        raise unknown("net", name, available())
+    return found
 
 
 @cache
 def _nets(family: str) -> tuple[str, ...]:
-    """`NETS` of a family, read from its source: listing names must not cost the import of torch."""
-    for statement in ast.parse((Path(__file__).parent / f"{family}.py").read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if any(isinstance(target, ast.Name) and target.id == "NETS" for target in targets):
-                return tuple(map(str, ast.literal_eval(statement.value)))
-    raise TypeError(f"offramp/models/{family}.py has no NETS, a literal tuple of the names that it builds")
+    """`NETS` of a family, read from its source."""
+    return plugins.nets(parsed(Path(__file__).parent / f"{family}.py"), f"{__name__}.{family}")

@@ -191,7 +191,7 @@ def _stale(run: LoadedRun, weights: str) -> str:
 def moved(config: Config, data_dir: Path | None) -> Config:
     """The configuration whose data lie in `data_dir`, the data set's own folder or its parent; None: as they lay."""
     kind, colon, path = config.data.partition(":")
-    if data_dir is None or not colon or kind == "hub":
+    if data_dir is None or not colon or kind in ("hub", "python"):
         return dataclasses.replace(config, data_dir=data_dir) if data_dir else config
     below = data_dir / Path(path).name
     return dataclasses.replace(config, data=f"{kind}:{below if below.exists() else data_dir}")

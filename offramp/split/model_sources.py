@@ -1,15 +1,10 @@
 """External models by name: timm:NAME, torchvision:NAME, transformers:TYPE and python:package.module:function."""
 
-import importlib
 import inspect
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +13,7 @@ from torch import nn
 from offramp.lookup import ParameterError, nearest, unknown, with_parameters
 from offramp.net import Backbone
 from offramp.optional import vision
+from offramp.python_names import import_module, working_directory
 from offramp.split.fx_trace import dtype_of, where
 
 EXITS = 4
@@ -65,7 +61,7 @@ def build(
             "exits_after",
             "exits",
         )
-    with _working_directory(name):
+    with working_directory(name):
         make, usual = _source(name, classes, channels, size, options or {})
         model = _constructed(name, make)
         if isinstance(model, Backbone):
@@ -88,13 +84,13 @@ def construct(
     name: str, *, classes: int, channels: int = 3, size: tuple[int, int] | None = None, **options: Any
 ) -> nn.Module | Backbone:
     """Construct an external model, newly initialised, without cutting it; arguments and errors as in `build`."""
-    with _working_directory(name):
+    with working_directory(name):
         made: nn.Module | Backbone = _constructed(name, _source(name, classes, channels, size, options)[0])
     return made
 
 
 def _again(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    with _working_directory(name):
+    with working_directory(name):
         return make()
 
 
@@ -107,24 +103,6 @@ def _source(
         raise ValueError(f"unknown net {name!r}; before a colon {nearest(library, offered)}")
     _check_options(library, options)
     return offered[library](rest, classes, channels, size, dict(options))
-
-
-@contextmanager
-def _working_directory(name: str) -> Iterator[None]:
-    """Within, the working directory is searched for modules if that of `python:MODULE:FUNCTION` is there.
-
-    `sys.path` is as before afterwards.
-    """
-    here, (library, _, rest) = str(Path.cwd()), name.partition(":")
-    top = rest.partition(":")[0].partition(".")[0]
-    added = library == "python" and here not in sys.path and PathFinder.find_spec(top, [here]) is not None
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
 
 
 def _check_precision(name: str, model: nn.Module) -> None:
@@ -257,9 +235,9 @@ def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise ValueError(f"python:{name} must be python:package.module:function")
-    function = getattr(_import(module_name), function_name, None)
+    function = getattr(import_module(module_name), function_name, None)
     if not callable(function):
-        near = nearest(function_name, [each for each in dir(_import(module_name)) if not each.startswith("_")])
+        near = nearest(function_name, [each for each in dir(import_module(module_name)) if not each.startswith("_")])
         raise ValueError(f"python:{name}: {module_name} has no function {function_name!r}; {near}")
     takes = inspect.signature(function).parameters
     if not {"classes", "num_classes"} & set(takes):
@@ -279,12 +257,3 @@ def _checked(name: str, make: Callable[[], Any]) -> nn.Module | Backbone:
     if not isinstance(model, nn.Module | Backbone):
         raise TypeError(f"the function must return an nn.Module or a Backbone, not {type(model).__name__}")
     return model
-
-
-def _import(name: str) -> ModuleType:
-    """Import a module of the user's."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # as in `_constructed`
-        reason = str(error) if isinstance(error, ImportError | SyntaxError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"python:{name} cannot be imported: {reason}") from None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from offramp import methods
 from offramp.hyperparameters import defaults
+from offramp.lookup import ParameterError
 from offramp.train.run_dir import FREE
 
 
@@ -30,11 +31,19 @@ class Line(NamedTuple):
 def label(config: Mapping[str, Any]) -> str:
     """The method of a flat configuration, with the parameters that are not its defaults: `muse(alpha=0.1)`."""
     name = str(config["method"])
-    usual = defaults(methods.find(name).build) if name in methods.available() else {}
+    usual = _usual(name)
     given = {key[7:]: value for key, value in config.items() if key.startswith("method.")}
     others = {key: value for key, value in given.items() if key not in usual or _plain(usual[key]) != _plain(value)}
     text = ",".join(f"{key}={_written(value)}" for key, value in others.items())
     return f"{name}({text})" if text else name
+
+
+def _usual(name: str) -> dict[str, Any]:
+    """The defaults of a method; none of those that are not installed or broken, and no `python:` module is imported."""
+    try:
+        return defaults(methods.find(name).build) if name in methods.available() else {}
+    except ParameterError:
+        return {}
 
 
 def common(config: Mapping[str, Any], split: str = "test", weights: str = "last") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from offramp import branches, models
+from offramp.discovery import discover
 from offramp.measure import cost
 from offramp.models import msdnet
 from offramp.net import MultiExitNet, attach, plain
@@ -112,11 +113,11 @@ _TEN_CLASSES = {
 
 def rows() -> Iterator[Row]:
     """Every network in its default form with every exit structure that fits, then its published variants."""
-    for net in models.available():
+    for net in models.built_in():
         if net in msdnet.NETS:
             continue
         yield Row(net, None)
-        for branch in branches.available():
+        for branch in discover(branches.__name__):
             if branch != "own":
                 yield Row(net, branch, figure=_FIGURES.get((net, branch)))
         yield from _variants(net)
