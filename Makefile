@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@$(BIN)/offramp train --config recipes/digits.yaml --out runs/demo --resume
+	@$(BIN)/offramp train --recipe digits --out runs/demo --resume
 	@test -f runs/demo/policy.json || $(BIN)/offramp calibrate runs/demo --macs 0.7
 	@$(BIN)/offramp evaluate runs/demo
 

@@ -22,7 +22,7 @@ from offramp.net import MultiExitNet
 from offramp.train.optim import rate
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "recipes"
+FOLDER = ROOT / "offramp" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar100": ((3, 32, 32), 100), "folder:imagenet": ((3, 224, 224), 1000)}
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -58,7 +58,7 @@ def test_the_header_says_command_time_result_and_source(path: Path) -> None:
     said = header(path)
     assert set(said) == {"what", "command", "time", "result", "source"}
     assert all(len(text) > 5 for text in said.values())
-    assert re.search(rf"offramp (train|compare) --config recipes/{re.escape(path.name)} ", said["command"])
+    assert re.search(rf"offramp (train|compare) --recipe {re.escape(path.stem)} ", said["command"])
     assert "--out runs/" in said["command"]
 
 

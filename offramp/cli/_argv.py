@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from offramp import trust
-from offramp.config import read_yaml, resolve, unflat
+from offramp.config import read_yaml, recipes, resolve, unflat
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
 
@@ -20,8 +20,9 @@ ONE_FOR_MANY = ("--seed", "--method")
 def prepare(argv: list[str]) -> list[str]:
     """Rewrite the words of a command line.
 
-    `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` is read, or else the configuration
-    of the run that is resumed, and what the command line does not say itself is appended from it.
+    `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` or the file of `--recipe NAME` is
+    read, or else the configuration of the run that is resumed, and what the command line does not say itself is
+    appended from it.
 
     Raises:
         ValueError: if a value is missing, or the config file is absent, no YAML, has an unknown key or a value of the
@@ -37,7 +38,7 @@ def prepare(argv: list[str]) -> list[str]:
         name, equals, value = word.partition("=")
         kind, dot, key = name.removeprefix("--").partition(".")
         dotted = verb in DOTTED and name.startswith("--") and dot and key and kind in KINDS
-        config = verb in CONFIGURED and name == "--config"
+        config = verb in CONFIGURED and name in ("--config", "--recipe")
         if (dotted or config) and not equals:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"{name} needs a value")
@@ -46,7 +47,7 @@ def prepare(argv: list[str]) -> list[str]:
             said.add(_bare(name))
             words += ["--option", f"{kind}.{key}={value}"]
         elif config:
-            configs.append(Path(value))
+            configs.append(recipes.find(value) if name == "--recipe" else Path(value))
         else:
             if word.startswith("--"):
                 said.add(_bare(name))
@@ -54,7 +55,7 @@ def prepare(argv: list[str]) -> list[str]:
                 raise ParameterError(f"compare trains with several: take {name}s, with commas between, not {name}")
             words.append(word)
     if len(configs) > 1:
-        raise ValueError("--config can be given once")
+        raise ValueError("--config and --recipe name one file: give one of them, once")
     for path in configs or _of_resumed(words):
         values = read_yaml(path)
         if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in said}):

@@ -58,9 +58,11 @@ Dotted = Annotated[list[str] | None, Parameter(name="--option", negative="", sho
 """What `--net.KEY value` and the like become."""
 ConfigFile = Annotated[
     Path | None,
-    Parameter(
-        name="--config", parse=True, help="YAML file with options (see `recipes/`); options on the command line win."
-    ),
+    Parameter(name="--config", parse=True, help="YAML file with options; options on the command line win."),
+]
+RecipeName = Annotated[
+    str | None,
+    Parameter(name="--recipe", parse=True, help="A recipe that ships with offramp (`offramp recipes`), as --config."),
 ]
 _CONVERTERS = {
     "exits_at": Parameter(negative="", show_default=False, converter=_stages),

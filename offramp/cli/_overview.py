@@ -11,7 +11,7 @@ GROUPS = {
     "Train": {"train": "train", "compare": "compare", "report": "report"},
     "Exit early": {"calibrate": "calibrate", "evaluate": "evaluate", "curves": "curves", "bench": "bench"},
     "Ship": {"export": "export", "predict": "predict", "deploy": "deploy", "trust": "trust"},
-    "Look up": {"nets": "lists", "branches": "lists", "methods": "lists", "data": "lists", "info": "info"},
+    "Look up": dict.fromkeys(("nets", "branches", "methods", "data", "recipes"), "lists") | {"info": "info"},
 }
 """{title: {verb: the file in this folder that holds the function of that name}}."""
 MODULES = {verb: module for group in GROUPS.values() for verb, module in group.items()}

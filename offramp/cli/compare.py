@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
-from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Files, Json, config_of
+from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Files, Json, RecipeName, config_of
 from offramp.config import Config
 from offramp.lookup import ParameterError
 
@@ -31,6 +31,7 @@ def compare(
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,
+    recipe: RecipeName = None,
 ) -> None:
     """Train several methods with several seeds alike, and compare them on test at the last epoch.
 

@@ -1,4 +1,4 @@
-"""offramp nets | branches | methods | data: what there is, and the parameters of one by name."""
+"""offramp nets | branches | methods | data | recipes: what there is, and the parameters of one by name."""
 
 import inspect
 import sys
@@ -76,6 +76,25 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
     else:
         _show_methods(about)
     _say_problems(methods.__name__, ours)
+
+
+def recipes(name: str | None = None, /, *, json: Json = False) -> None:
+    """List the recipes that ship with offramp, or print one recipe's file.
+
+    Args:
+        name: A recipe.
+        json: Print one JSON object.
+    """
+    from offramp.config import recipes
+
+    if name is None:
+        _list("recipe", recipes.available(), None, lambda found: None, json)
+        return
+    text = recipes.find(name).read_text(encoding="utf-8")
+    if json:
+        emit({"name": name, "text": text})
+    else:
+        print(text, end="")
 
 
 def _show_methods(about: "Mapping[str, About]") -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from offramp.cli import emit
-from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, config_of
+from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, RecipeName, config_of
 
 
 def train(
@@ -18,6 +18,7 @@ def train(
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,
+    recipe: RecipeName = None,
 ) -> None:
     """Train a network with exits.
 
