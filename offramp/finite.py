@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 
 def check(tensors: Iterable[tuple[str, Any]], source: object) -> None:
     """Refuse tensors with NaN or infinite values.
@@ -17,6 +15,8 @@ def check(tensors: Iterable[tuple[str, Any]], source: object) -> None:
     Raises:
         ValueError: naming the source, the first such tensor and how many of its values are not finite.
     """
+    import numpy as np  # here, because `offramp --help` does without it
+
     for name, tensor in tensors:
         finite = np.isfinite(tensor) if isinstance(tensor, np.ndarray) else tensor.isfinite()
         if not bool(finite.all()):
