@@ -140,6 +140,11 @@ def box_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 
     return torch.stack([uniform(seed, epoch, ids, BOX + draw) for draw in range(4 * TRIES)], 1).view(-1, TRIES, 4)
 
 
+def window_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 2"]:
+    """Where `resize-crop-flip` cuts: the shares of the free height and width above and left of each crop."""
+    return torch.stack([uniform(seed, epoch, ids, draw) for draw in (TOP, LEFT)], 1)
+
+
 def resized(images: Float[Tensor, "B C H W"], box: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
     """The boxes (top, left, height, width) of each image, resized bilinearly to the full size."""
     height, width = images.shape[2:]
@@ -176,10 +181,10 @@ def augment(
         mean: one per channel, for pixels in 0..1.
         std: the same.
         channels_last: memory layout of the answer.
-        cropped: the source has cut the random-resized crops from its originals already; only flip.
+        cropped: the source has cut the random crops from its originals already; only flip.
 
     Raises:
-        ValueError: if `kind` is unknown.
+        ValueError: if `kind` is unknown, or `resize-crop-flip` of images that are not `cropped`.
     """
     if kind not in AUGMENTATIONS:
         raise ValueError(f"augmentation {kind!r} is unknown: there are {', '.join(AUGMENTATIONS)}")
@@ -187,6 +192,8 @@ def augment(
     padding = max(1, pixels.shape[2] // 8)
     if kind.startswith("crop"):
         top, left = ((uniform(seed, epoch, ids, d) * (2 * padding + 1)).to(torch.int64) for d in (TOP, LEFT))
+    if kind == "resize-crop-flip" and not cropped:
+        raise ValueError(f"{kind} is cut from the originals: take a source that streams its images")
     if "flip" in kind or kind == "random-resized-crop":
         flip = uniform(seed, epoch, ids, FLIP) < 0.5
     if top is None and flip is None:

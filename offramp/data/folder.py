@@ -22,7 +22,16 @@ from offramp.data._shards import usual_augmentation
 from offramp.data.load import NORMALISE
 from offramp.data.parquet import located
 from offramp.data.splits import ArraySource, Found, Indices, Request, consecutive
-from offramp.images import INTERPOLATIONS, BadImage, Fit, decode, kind_of, open_image, resize_and_crop
+from offramp.images import (
+    INTERPOLATIONS,
+    BadImage,
+    Fit,
+    decode,
+    kind_of,
+    open_image,
+    resize_and_crop,
+    resize_shorter_side,
+)
 
 
 def build(
@@ -197,6 +206,26 @@ class FolderSource:
             top, left, height, width = boxes(draws[place : place + 1], image.height, image.width)[0].tolist()
             box = (left, top, left + width, top + height)
             return image.resize((self.fit.size, self.fit.size), INTERPOLATIONS[self.fit.interpolation], box=box)
+
+        return self._decoded(indices, cut)
+
+    def windows(self, indices: Indices, draws: Float[Any, "B 2"]) -> UInt8[np.ndarray, "B 3 H W"]:
+        """A random square of each image once its shorter side is resized as for evaluation.
+
+        Args:
+            indices: Rows of the images.
+            draws: Where each square lies, as shares in [0, 1) of the free height and width.
+
+        Raises:
+            ValueError: as `batch`.
+        """
+        size, resize = self.fit.size, self.fit.resize or self.fit.size
+
+        def cut(image: Image.Image, place: int) -> Image.Image:
+            image = resize_shorter_side(image, resize, self.fit.interpolation)
+            down, right = draws[place].tolist()
+            top, left = int(down * (image.height - size + 1)), int(right * (image.width - size + 1))
+            return image.crop((left, top, left + size, top + size))
 
         return self._decoded(indices, cut)
 

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 
 from offramp.data._duplicates import duplicate_notes
-from offramp.data.splits import SPLITS, DataSet, Found, Indices, Request, Source, Split, halves, subset, take
+from offramp.data.splits import (
+    SPLITS,
+    CroppingSource,
+    DataSet,
+    Found,
+    Indices,
+    Request,
+    Source,
+    Split,
+    halves,
+    subset,
+    take,
+)
 from offramp.discovery import Offer, from_outside, with_plugins
 from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError, unknown, with_parameters
@@ -28,8 +40,13 @@ AUGMENTATIONS = (
     "crop-normalised",
     "crop-flip-normalised",
     "random-resized-crop",
+    "resize-crop-flip",
 )
-"""`-normalised` pads with zeros after normalising (DBT), the others before; random-resized-crop flips too."""
+"""`-normalised` pads with zeros after normalising (DBT), the others before; random-resized-crop flips too.
+
+`resize-crop-flip` is MUSE's on ImageNet: the shorter side resized as for evaluation (256 for 224), a random square of
+the image's size, half of them mirrored.
+"""
 
 IMBALANCE = 10  # the largest class is this many times the smallest: said to the user
 
@@ -117,8 +134,8 @@ def load(
         streaming: decode images anew for every batch instead of keeping them all (folder only).
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
         progress: called while images are decoded; see `offramp.progress`.
-        augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised or random-resized-crop
-            instead of the source's own.
+        augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised, random-resized-crop or
+            resize-crop-flip (needs `streaming`) instead of the source's own.
         normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.
         mean: of each channel of pixels in 0..1, instead of the source's own or that of `normalise`.
         std: standard deviation of each channel, likewise.
@@ -158,7 +175,29 @@ def load(
     constants = _constants(name, found.source.shape[0], mean or usual[0], std or usual[1])
     splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
     kind = augmentation or found.augmentation
+    _check_augmentation(name, kind, found)
     return DataSet(name, splits, found.source.classes, found.source.shape, *constants, kind, notes, found.fit)
+
+
+def _check_augmentation(name: str, kind: str, found: Found) -> None:
+    """Refuse random crops of originals where the source has none left, or none larger than the crop."""
+    if kind != "resize-crop-flip":
+        return
+    if not isinstance(found.source, CroppingSource):
+        raise ParameterError(
+            f"data.augmentation={kind} crops the originals, but {name} keeps images that are cropped already: set "
+            "streaming=true with folder:PATH, or take data.augmentation=random-resized-crop",
+            "data.augmentation",
+            "streaming",
+        )
+    if found.fit is None or found.fit.resize is None or found.fit.resize <= found.fit.size:
+        size = found.source.shape[1]
+        raise ParameterError(
+            f"data.augmentation={kind} needs images resized to more than the {size} pixels that are cropped: set "
+            f"data.resize, such as data.resize={round(size * 256 / 224)}",
+            "data.augmentation",
+            "data.resize",
+        )
 
 
 def _constants(

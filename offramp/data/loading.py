@@ -12,6 +12,8 @@ from offramp.data.splits import DataSet, Split
 from offramp.data.streaming import Streaming
 from offramp.outputs import Batch
 
+CUT_FROM_ORIGINALS = ("random-resized-crop", "resize-crop-flip")
+
 
 class Loader:
     """Batches of a split: inputs (B, C, H, W) float32 normalised, labels (B,) and ids (B,), all on the device.
@@ -66,7 +68,7 @@ class Loader:
             raise ValueError(
                 f"{dataset.name}: {len(split)} samples in {split.name} do not make one batch for {world} process(es)"
             )
-        crop = augment and dataset.augmentation == "random-resized-crop"
+        crop = dataset.augmentation if augment and dataset.augmentation in CUT_FROM_ORIGINALS else None
         streaming = split.source.streaming
         self.store = Streaming(split, self.device, crop=crop) if streaming else Resident(split, self.device)
         self.ids = torch.from_numpy(split.indices).to(self.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
 from offramp.images import Fit
 from offramp.lookup import with_parameters
@@ -50,6 +50,17 @@ class Source(Protocol):
 
     def batch(self, indices: Indices) -> UInt8[np.ndarray, "B C H W"]:
         """The images of these rows, 0..255."""
+
+
+@runtime_checkable
+class CroppingSource(Protocol):
+    """A source that cuts random crops from its originals, which images that were cropped already lack."""
+
+    def crops(self, indices: Indices, draws: Float[Any, "B 10 4"]) -> UInt8[np.ndarray, "B C H W"]:
+        """A random part of each image, resized; `draws` as `offramp.data.augment.boxes` takes them."""
+
+    def windows(self, indices: Indices, draws: Float[Any, "B 2"]) -> UInt8[np.ndarray, "B C H W"]:
+        """A random square of each image once its shorter side is resized; `draws` say where, in [0, 1)."""
 
 
 @dataclass(frozen=True)

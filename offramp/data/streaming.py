@@ -4,34 +4,32 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from offramp.data.augment import box_draws
-from offramp.data.splits import Indices, Split
+from offramp.data.augment import box_draws, window_draws
+from offramp.data.splits import CroppingSource, Split
 
 AHEAD = 2  # batches decoded or being decoded while one is used: what bounds memory
 
 
-@runtime_checkable
-class CroppingSource(Protocol):
-    """A source that cuts random-resized crops from its originals, sharper than from images already made small."""
-
-    def crops(self, indices: Indices, draws: Float[Tensor, "B 10 4"]) -> UInt8[np.ndarray, "B C H W"]:
-        """One random part of each image; `draws` as `offramp.data.augment.boxes` takes them."""
-
-
 class Streaming:
-    """The pixels of a split, batch by batch; at most `AHEAD` + 1 batches are in memory."""
+    """The pixels of a split, batch by batch; at most `AHEAD` + 1 batches are in memory.
 
-    def __init__(self, split: Split, device: torch.device, *, crop: bool = False, workers: int | None = None) -> None:
+    `crop` is the augmentation whose random crops are cut from the originals, if the source can do that.
+    """
+
+    def __init__(
+        self, split: Split, device: torch.device, *, crop: str | None = None, workers: int | None = None
+    ) -> None:
         self.source: Any = split.source
         self.device = device
-        self.cropped = crop and isinstance(split.source, CroppingSource)
+        self.crop = crop if isinstance(split.source, CroppingSource) else None
+        self.cropped = self.crop is not None
         self.workers = workers or min(8, os.cpu_count() or 1)
 
     def batches(
@@ -54,7 +52,9 @@ class Streaming:
 
     def _decode(self, ids: Tensor, seed: int, epoch: int) -> Any:
         rows = ids.numpy()
-        if self.cropped:
+        if self.crop == "resize-crop-flip":
+            return self.source.windows(rows, window_draws(seed, epoch, ids))
+        if self.crop:
             return self.source.crops(rows, box_draws(seed, epoch, ids))
         return self.source.batch(rows)
 

@@ -54,7 +54,7 @@ FIXED = [411072, 15429317, 5425248]
 FIXED_ORDER = [0, 5, 4, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", room.AUGMENTATIONS)
+@pytest.mark.parametrize("kind", [kind for kind in room.AUGMENTATIONS if kind != "resize-crop-flip"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_any_composition_of_the_batch_gives_the_same_images(kind, channels_last):
     images, ids = pixels(12), torch.arange(100, 112)

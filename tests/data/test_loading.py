@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from offramp.data import Loader, load
+from offramp.data.augment import normalise
 from offramp.data.load import AUGMENTATIONS
+from offramp.images import resize_shorter_side
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_in_evaluation_a_process_may_get_an_empty_slice(digits, folders, channel
         assert shares[0][-1].inputs.shape == (0, *data.shape)
 
 
-@pytest.mark.parametrize("kind", AUGMENTATIONS)
+@pytest.mark.parametrize("kind", [kind for kind in AUGMENTATIONS if kind != "resize-crop-flip"])
 def test_every_augmentation_takes_empty_and_single_slices(digits, kind):
     data = replace(digits, augmentation=kind)
     split = replace(data.splits["train"], indices=data.splits["train"].indices[:5])
@@ -145,6 +148,42 @@ def test_streaming_does_not_depend_on_threads_nor_on_where_it_starts(tmp_path, w
     whole, again = (list(each.epoch(2)) for each in batches)
     assert all(same(a, b) for a, b in zip(whole, again, strict=True))
     assert all(same(a, b) for a, b in zip(whole[3:], batches[0].epoch(2, 3), strict=True))
+
+
+def test_resize_crop_flip_is_a_random_window_of_the_resized_original(tmp_path, write):
+    root = write.image_folder(tmp_path / "pets", {"train/a": 12, "train/b": 12, "test/a": 3, "test/b": 3}, (90, 70))
+    options = {"image_size": 32, "holdout": 0, "streaming": True, "augmentation": "resize-crop-flip"}
+    data = load(f"folder:{root}", **options, resize=40, normalise="cifar10")
+    loader = Loader(data.splits["train"], data, batch_size=8, augment=True, seed=3)
+    batch = next(loader.epoch(2))
+    plain, source = replace(data, augmentation="none"), data.splits["train"].source
+    seen = set()
+    for inputs, row in zip(batch.inputs, batch.ids.tolist(), strict=True):
+        whole = resize_shorter_side(Image.open(source.files[row]).convert("RGB"), 40, "bilinear")
+        wide = torch.from_numpy(np.asarray(whole).transpose(2, 0, 1).copy())[None]
+        scaled = normalise(wide, plain.mean, plain.std)[0]
+        places = [
+            (top, left, turned)
+            for top in range(whole.height - 31)
+            for left in range(whole.width - 31)
+            for turned, image in ((False, inputs), (True, inputs.flip(2)))
+            if torch.equal(scaled[:, top : top + 32, left : left + 32], image)
+        ]
+        assert places, row
+        seen.add(places[0])
+    assert len({place[0] for place in seen}) > 2 and len({place[1] for place in seen}) > 2
+    assert {place[2] for place in seen} == {False, True}
+    assert same(batch, next(loader.epoch(2))) and not same(batch, next(loader.epoch(3)))
+
+
+def test_resize_crop_flip_is_refused_where_it_cannot_be_had(tmp_path, write):
+    root = write.image_folder(tmp_path / "pets", {"train/a": 12, "train/b": 12, "test/a": 3, "test/b": 3}, (90, 70))
+    with pytest.raises(ValueError, match=r"resize-crop-flip crops the originals, but digits keeps images .* streaming"):
+        load("digits", augmentation="resize-crop-flip")
+    with pytest.raises(ValueError, match="set streaming=true"):
+        load(f"folder:{root}", augmentation="resize-crop-flip", image_size=96)
+    with pytest.raises(ValueError, match=r"more than the 32 pixels .* data.resize=37"):
+        load(f"folder:{root}", augmentation="resize-crop-flip", image_size=32, streaming=True)
 
 
 def test_leaving_a_streaming_epoch_early_ends_its_threads(folders):
