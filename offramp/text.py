@@ -1,6 +1,7 @@
 """Text from elsewhere (file names, class names, values of files) in a form that is safe to print."""
 
 import re
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -13,6 +14,7 @@ FORMULA = tuple("=+-@＝＋－＠")
 
 # C0 and C1 control characters, line and paragraph separators, marks that reverse the direction of text, surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINES = re.compile("(?![\n\t])" + _CONTROL.pattern)
 
 
@@ -23,6 +25,15 @@ def printable(text: str, *, lines: bool = False) -> str:
         lines: keep line ends and tabs, for text of several lines that is the program's own.
     """
     return (_LINES if lines else _CONTROL).sub(_escape, text)
+
+
+def unicode_only(value: Any) -> Any:
+    r"""Nested values with texts that every reader of JSON takes: bytes that are not UTF-8 are escaped, as `\xe9`."""
+    if isinstance(value, str):
+        return _SURROGATE.sub(_escape, value)
+    if isinstance(value, Mapping):
+        return {unicode_only(key): unicode_only(part) for key, part in value.items()}
+    return [unicode_only(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def quoted(value: Any, limit: int = QUOTED) -> str:
@@ -52,4 +63,8 @@ def escaped(text: str) -> str:
 
 
 def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+    """The character's escape; of a byte that is not UTF-8, as file names may hold, that of the byte."""
+    character = found[0]
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -20,7 +20,8 @@ from offramp.text import csv_cell, escaped, one_line, printable, quoted
         ("\x9b31m\x7f", r"\x9b31m\x7f"),
         ("a\u202eb\u2028c", r"a\u202eb\u2028c"),
         ("café \u3000猫 \u0646\u200c\u0645", "café \u3000猫 \u0646\u200c\u0645"),
-        ("\udcff.png", r"\udcff.png"),
+        ("caf\udce9.png", r"caf\xe9.png"),
+        ("\ud800.png", r"\ud800.png"),
     ],
 )
 def test_control_characters_are_escaped_and_letters_stay(text: str, shown: str) -> None:

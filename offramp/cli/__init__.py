@@ -14,6 +14,7 @@ from offramp.allocator import keep_freed_memory
 from offramp.cli._failure import explain, fail
 from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
 from offramp.lookup import ParameterError, nearest
+from offramp.text import unicode_only
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -158,8 +159,8 @@ def _usage(verb: Callable[..., Any]) -> str:
 
 
 def emit(value: dict[str, Any]) -> None:
-    """Print one JSON object as one line; numbers that JSON lacks (NaN, infinity) are null."""
-    print(finite.dumps(value))
+    """Print one JSON object as one line; numbers that JSON lacks (NaN, infinity) are null; names may not be UTF-8."""
+    print(finite.dumps(unicode_only(value)))
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -76,12 +77,17 @@ def keys(source: Source, rows: Indices, kind: str) -> Keys:
         files = [source.files[row] for row in rows]
         if kind == "names":
             root = os.path.commonpath(source.files)
-            return _numbers([f"{os.path.relpath(file, root)} {file.stat().st_size}".encode() for file in files])
+            return _numbers([_named(file, root) for file in files])
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             return np.array([int(text[:16], 16) for text in pool.map(digests.of_file, files)], np.uint64)
     parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     numbers = [_numbers([image.tobytes() for image in source.batch(part)]) for part in parts]
     return np.concatenate([np.empty(0, np.uint64), *numbers])
+
+
+def _named(file: Path, root: str) -> bytes:
+    """A file's name below the root, in one Unicode form, and its size; names need not be UTF-8."""
+    return os.fsencode(unicodedata.normalize("NFC", f"{os.path.relpath(file, root)} {file.stat().st_size}"))
 
 
 def _numbers(texts: Sequence[bytes]) -> Keys:

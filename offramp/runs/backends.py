@@ -142,7 +142,7 @@ def of_bundle(
         pixels, source = _of_files(manifest.preprocessing, images, largest), str(images)
     else:
         data = _data_of(folder, manifest.provenance, data_dir, progress)
-        check_data(data, manifest.classes, manifest.preprocessing.shape, str(folder))
+        data = check_data(data, manifest.classes, manifest.preprocessing.shape, str(folder))
         pixels, source = _of_test(data, largest), "test"
     normalise = manifest.preprocessing.normalise
     runners = [_foreign(models, manifest.parts, policy, normalise, name, threads) for name in chosen]

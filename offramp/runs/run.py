@@ -168,10 +168,10 @@ def load_data(
     """
     from offramp.runs.split import restore
 
-    data = build_data(moved(run.config, None if data_dir is None else Path(data_dir)), progress=reporter.working)
-    check_data(data, run.about["classes"], run.about["shape"], str(run.folder))
-    data, notes = restore(data, run.folder, use_new=data_dir is not None)
-    for note in notes:
+    read = build_data(moved(run.config, None if data_dir is None else Path(data_dir)), progress=reporter.working)
+    checked = check_data(read, run.about["classes"], run.about["shape"], str(run.folder))
+    data, notes = restore(checked, run.folder, use_new=data_dir is not None)
+    for note in (*checked.notes[len(read.notes) :], *notes):
         reporter.note(note)
     return data
 
@@ -197,16 +197,20 @@ def moved(config: Config, data_dir: Path | None) -> Config:
     return dataclasses.replace(config, data=f"{kind}:{below if below.exists() else data_dir}")
 
 
-def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], owner: str) -> None:
+def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], owner: str) -> "DataSet":
     """Refuse data that are not those that `owner` (a run or a bundle) was trained on: labels would mean others.
 
     Args:
         classes: names of the C classes it was trained on; shape: of its inputs, (channels, height, width).
+    Returns:
+        The data set; classes whose names are in another Unicode form get those that the owner has, which is noted.
     Raises:
         ValueError: naming the first class, or the shape, that differs.
     """
+    from offramp.data.class_names import respelled
     from offramp.meta_device import written
 
+    data = respelled(data, classes)
     if tuple(data.shape) != tuple(shape):
         raise with_parameters(
             ValueError(
@@ -226,3 +230,4 @@ def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], ow
             ),
             "data_dir",
         )
+    return data

@@ -141,8 +141,21 @@ def _check_classes(labels: np.ndarray, data: "DataSet", name: str, why: str) -> 
 
 
 def caution(folder: Path) -> str:
-    """What a certificate for this run rests on, in a sentence; nothing if its record says that it is so."""
+    """What a certificate for this run rests on, in a sentence; nothing if its record says that it is so.
+
+    Raises:
+        ValueError: if images of cal were in val too, where they chose epochs or loss weights.
+    """
     record = read(folder)
+    if record is not None and np.isin(record.splits.get("cal", ()), record.splits.get("val", ())).any():
+        raise with_parameters(
+            ValueError(
+                f"{folder} was trained with data.shared_holdout=true: its cal images are its val images too, which "
+                "choose epochs and loss weights, so that nothing can be certified on them; set max_drop instead"
+            ),
+            "data.shared_holdout",
+            "max_drop",
+        )
     if record is None:
         return f"{folder} has no record of its split: {NEW_IMAGES}"
     if record.start == "elsewhere":

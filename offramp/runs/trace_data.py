@@ -52,7 +52,9 @@ class TraceData:
         try:
             import pandas  # type: ignore[import-untyped, unused-ignore]
         except ImportError:
-            raise ImportError("to_dataframe needs pandas, which is not installed: pip install pandas") from None
+            raise ImportError(
+                "to_dataframe needs pandas, which is not installed: pip install 'offramp[dataframe]'"
+            ) from None
         names = np.asarray(self.classes)
         columns: dict[str, Any] = {"id": self.ids, "label": names[self.labels]}
         for name, logits in zip(self.outputs, self.logits, strict=True):

@@ -294,3 +294,21 @@ def test_it_runs_where_torch_does_not_exist(
         printed = without_torch("from offramp.cli import main\nmain()", "predict", bundle, pictures, "--csv", *more)
         rows = zip(csv.DictReader(io.StringIO(printed)), csv.DictReader(io.StringIO(wanted)), strict=True)
         assert all(found["label"] in (row["label"], "" if more else None) for found, row in rows)
+
+
+def test_names_that_are_not_utf8_are_shown_with_their_bytes(
+    bundle: Path, pictures: Path, tmp_path: Path, offramp: Offramp
+) -> None:
+    shutil.copy(pictures / "00.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xe9.png"))).write_text("no image")
+    shown = str(tmp_path / "caf\\xe9.png")
+    for words in ((), ("--csv",), ("--json",)):
+        ran = offramp("predict", *words, bundle, tmp_path)
+        assert ran.status == 1 and "bad\\xe9.png: no PNG" in ran.err
+        ran.out.encode()
+        if words == ("--json",):
+            assert [row["image"] for row in ran.json["images"]] == [str(tmp_path / "bad\\xe9.png"), shown]
+        elif words:
+            assert [row["image"] for row in csv.DictReader(io.StringIO(ran.out))][1] == shown
+        else:
+            assert shown in ran.out

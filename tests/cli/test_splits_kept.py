@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,44 @@ def test_weights_from_elsewhere_come_with_a_sentence(place: Path, made: Path, of
     ran = offramp("calibrate", place / "b", "--risk", "0.3")
     assert ran.status == 0 and sentence in " ".join(ran.err.split())
     assert sentence not in offramp("calibrate", place / "r", "--risk", "0.3").err
+
+
+def test_class_names_in_another_unicode_form_are_the_same_classes(tmp_path: Path, offramp: Callable[..., Any]) -> None:
+    """NFC and NFD sort differently: of é and f, é comes last in NFC and first in NFD."""
+    for form in ("NFC", "NFD"):
+        for label, name in enumerate(("\u00e9", "f", "z")):
+            for number in range(24):
+                picture(tmp_path / form / "p" / unicodedata.normalize(form, name) / f"{number:03d}.png", label, number)
+    assert sorted(["f", "\u00e9"]) != [unicodedata.normalize("NFC", name) for name in sorted(["f", "e\u0301"])]
+    data = f"folder:{tmp_path / 'NFC' / 'p'}"
+    for extra in ((), ("--streaming",)):
+        run = tmp_path / f"r{len(extra)}"
+        assert not offramp("train", "--data", data, *QUICK, *extra, "--holdout", 0.3, "--out", run, "--json").status
+        here = offramp("evaluate", run, "--json").json
+        moved = offramp("evaluate", run, "--data-dir", tmp_path / "NFD")
+        assert "its class names are in another Unicode form (NFC, NFD): they are taken as the same classes" in moved.err
+        assert "gone" not in moved.err and "left out" not in moved.err
+        there = offramp("evaluate", run, "--data-dir", tmp_path / "NFD", "--json").json
+        assert there["accuracy"] == here["accuracy"] and there["samples"] == here["samples"]
+
+
+def test_risk_is_not_certified_on_images_that_chose_epochs(
+    made: Path, tmp_path: Path, offramp: Callable[..., Any]
+) -> None:
+    data = ["--data", f"folder:{made / 'p'}", *QUICK, "--holdout", 0.3, "--data.shared_holdout", "true"]
+    offramp("train", *data, "--out", tmp_path / "r", "--json")
+    ran = offramp("calibrate", tmp_path / "r", "--risk", "0.1")
+    assert ran.status == 1 and not (tmp_path / "r/policy.json").exists()
+    assert ran.err == (
+        f"offramp: {tmp_path / 'r'} was trained with --data.shared_holdout true: its cal images are its val images "
+        "too, which choose epochs and loss weights, so that nothing can be certified on them; set --max-drop instead\n"
+    )
+    assert not offramp("calibrate", tmp_path / "r", "--max-drop", "5%").status
+
+
+def test_streamed_files_whose_names_are_not_utf8_are_trained_on(tmp_path: Path, succeed: Callable[..., None]) -> None:
+    folder(tmp_path / "p", 20)
+    os.rename(tmp_path / "p/x/000.png", os.fsencode(tmp_path / "p/x") + b"/caf\xe9.png")
+    data = ["--data", f"folder:{tmp_path / 'p'}", *QUICK, "--holdout", 0.3, "--streaming"]
+    succeed("train", *data, "--out", tmp_path / "r", "--json")
+    succeed("train", *data, "--out", tmp_path / "r", "--json", "--resume")

@@ -86,7 +86,7 @@ def test_a_trace_is_numpy_arrays(run: Any) -> None:
 
 
 def test_a_trace_as_a_dataframe(run: Any) -> None:
-    pytest.importorskip("pandas")
+    pytest.importorskip("pandas", reason="the extra dataframe is not installed")
     trace = run.trace("test")
     frame = trace.to_dataframe()
     assert list(frame.columns[:4]) == ["id", "label", "exit1_class", "exit1_confidence"] and len(frame) == 359
@@ -97,7 +97,7 @@ def test_a_trace_as_a_dataframe(run: Any) -> None:
 
 def test_without_pandas_it_is_said(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match="to_dataframe needs pandas, which is not installed: pip install pandas"):
+    with pytest.raises(ImportError, match=r"needs pandas, which is not installed: pip install 'offramp\[dataframe\]'"):
         run.trace("test").to_dataframe()
     with pytest.raises(ParameterError, match="batch_size must be at least 1, got 0"):
         offramp.evaluate(run, batch_size=0)
