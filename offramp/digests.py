@@ -15,6 +15,11 @@ def of_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE)).hexdigest()
 
 
+def of_bytes(data: bytes) -> str:
+    """The BLAKE2b digest of bytes."""
+    return hashlib.blake2b(data, digest_size=SIZE).hexdigest()
+
+
 def of_arrays(arrays: Iterable[tuple[str, np.ndarray]], *texts: str) -> str:
     """The BLAKE2b digest of named arrays (names, types, shapes and values) and of texts that belong to them."""
     digest = hashlib.blake2b(digest_size=SIZE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offramp.lookup import ParameterError, unknown
+from offramp.text import quoted
 
 KINDS = ("net", "branch", "method", "data")
 """What takes parameters of its own: `net.KEY`, `branch.KEY`, `method.KEY`, `data.KEY`."""
@@ -71,7 +72,7 @@ def convert(value: Any, hint: Any, parameter: str) -> Any:
     if typing.get_origin(hint) in (tuple, list, Sequence):
         items = {int: "whole numbers", float: "numbers"}.get(typing.get_args(hint)[0], "words")
         wants = f"comma-separated {items}"
-    raise ParameterError(f"{parameter} takes {wants}, got {value!r}", parameter)
+    raise ParameterError(f"{parameter} takes {wants}, got {quoted(value)}", parameter)
 
 
 def _fit(value: Any, kind: Any) -> tuple[bool, Any]:

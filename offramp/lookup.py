@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import TypeVar
 
+from offramp.text import quoted
+
 E = TypeVar("E", bound=Exception)
 
 
@@ -48,4 +50,4 @@ def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None
     """
     command = f"offramp {kind}{'es' if kind.endswith('ch') else 's'}" if listing is None else listing
     hint = f" (see `{command}`)" if command else ""
-    return ParameterError(f"unknown {kind} {name!r}; {nearest(name, options)}{hint}")
+    return ParameterError(f"unknown {kind} {quoted(name)}; {nearest(name, options)}{hint}")

@@ -8,7 +8,8 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    allocator text lookup optional digests finite progress docstrings
+    text
+    allocator lookup optional digests finite progress docstrings
     schema images python_names
     files outputs hyperparameters image_files plugins
     trust protocols discovery

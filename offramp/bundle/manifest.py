@@ -20,6 +20,7 @@ MANIFEST, POLICY = "manifest.json", "policy.json"
 MOST_EXITS = 1000
 LARGEST = 1 << 26
 """Values that a tensor between segments may have for one image."""
+LONGEST_NAME = 100
 DTYPES = ("float32", "float16", "int64", "int32", "bool")
 
 _BLANK = "0" * 64
@@ -171,7 +172,10 @@ def _port(value: Any) -> Port:
     shape = _many(value["shape"], _whole)
     if min(shape, default=1) < 1 or math.prod(shape) > LARGEST:
         raise ValueError(f"a tensor of shape {quoted(shape)} is none, or larger than {LARGEST:,} values for an image")
-    return Port(_text(value["name"]), shape, value["dtype"])
+    name = _text(value["name"])
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{quoted(name)} is no name of a tensor")
+    return Port(name, shape, value["dtype"])
 
 
 def _plain(name: Any) -> str:

@@ -49,7 +49,7 @@ def open_segment(
     # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
     if (takes != wanted and not (runtime == "openvino" and takes < wanted)) or gives != promised:
         raise ValueError(
-            f"{part.file} takes {sorted(takes)} and gives {sorted(gives)}, but the manifest says {sorted(wanted)} and "
+            f"{part.file} takes {sorted(takes)} and gives {sorted(gives)}, but manifest.json says {sorted(wanted)} and "
             f"{sorted(promised)}"
         )
     return _segment(run, part, classes)
@@ -74,11 +74,11 @@ def _segment(run: Run, part: Part, classes: int | None) -> ArraySegment:
         logits, batch = outputs[LOGITS], len(tensors[0])
         if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
             wanted = "C" if classes is None else classes
-            raise ValueError(f"{part.file} gives logits {logits.shape}, not {(batch, wanted)} as the manifest says")
+            raise ValueError(f"{part.file} gives logits {logits.shape}, not {(batch, wanted)} as manifest.json says")
         for name, shape in gives.items():
             if outputs[name].shape != (batch, *shape):
                 raise ValueError(
-                    f"{part.file} gives {name} {outputs[name].shape}, not {(batch, *shape)} as the manifest says"
+                    f"{part.file} gives {name} {outputs[name].shape}, not {(batch, *shape)} as manifest.json says"
                 )
         next_state = tuple(outputs[port.name] for port in part.gives_state)
         return next_state, tuple(outputs[port.name] for port in part.gives_carry), logits

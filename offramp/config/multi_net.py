@@ -7,6 +7,7 @@ from typing import Any
 from offramp import models
 from offramp.hyperparameters import arguments, defaults
 from offramp.lookup import ParameterError
+from offramp.text import quoted
 
 
 def names(net: str) -> tuple[str, ...]:
@@ -70,5 +71,5 @@ def typed(value: Any, parameter: str) -> Any:
         return yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError:
         raise ParameterError(
-            f"{parameter} takes a value as in YAML (a word, a number, [1, 2]), got {value!r}", parameter
+            f"{parameter} takes a value as in YAML (a word, a number, [1, 2]), got {quoted(value)}", parameter
         ) from None

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp import finite
 from offramp.config import Config, flat, multi_net
 from offramp.lookup import with_parameters
 from offramp.runs.run import SeveralRun, open_run
@@ -88,7 +87,7 @@ def _write(run: Path, out: Path, opened: SeveralRun, output: int, trained: dict[
         deployed=training_cost(opened.net.deploy(output), tuple(opened.about["shape"])),
         source={"run": str(run), "config": flat(opened.config)},
     )
-    run_dir.put(out / run_dir.RESULT, finite.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    run_dir.write_result(out, dataclasses.asdict(result))
     return result
 
 

@@ -123,13 +123,13 @@ def _see(
     from offramp.runs.latency import timed_pieces
     from offramp.runs.traces import both_traces
     from offramp.study.run_report import RunReport
-    from offramp.train.run_dir import read_result
+    from offramp.train.run_dir import read_history, read_result
 
     @cache
     def data() -> "DataSet":
         return load_data(loaded, data_dir, reporter)
 
-    history = _history(loaded.folder / "metrics.jsonl")
+    history = read_history(loaded.folder)
     training = read_result(loaded.folder)
     if images:
         data()  # before anything is computed
@@ -157,26 +157,3 @@ def _see(
         pictures=data().splits["test"].source.batch if images else None,
         images=images,
     )
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    """The run's record, which may be absent.
-
-    Raises:
-        ValueError: if a line of it is no record of a run.
-    """
-    import json
-
-    needed = {"step": {"step"}, "epoch": {"epoch", "train"}}
-    found: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        kind = record.get("kind") if isinstance(record, dict) else None
-        if not isinstance(kind, str) or not needed.get(kind, {"?"}) <= set(record):
-            raise ValueError(f"{path} is damaged: line {number} is no record of a step or an epoch")
-        found.append(record)
-    return found

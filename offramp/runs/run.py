@@ -1,15 +1,17 @@
 """A trained run, opened for use: its network, its configuration, its policy and its data."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from offramp import trust
 from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
-from offramp.lookup import with_parameters
+from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.reporting import SILENT, Reporter
+from offramp.text import one_line
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -125,7 +127,8 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     values = read_config(folder)
     trust.check(values, folder)
     config = unflat(values, str(folder / "config.yaml"))
-    config = resolve(dataclasses.replace(config, device="auto", devices=1))  # it may have been trained elsewhere
+    with _naming(folder):
+        config = resolve(dataclasses.replace(config, device="auto", devices=1))  # it may have been trained elsewhere
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
         raise with_parameters(
@@ -135,7 +138,8 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
         )
     tensors, about = checkpoint.load_weights(path)
     shape = tuple(about["shape"])
-    net = build_net(config, build_method(config), classes=len(about["classes"]), shape=shape, check=False)
+    with _naming(folder):
+        net = build_net(config, build_method(config), classes=len(about["classes"]), shape=shape, check=False)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -153,6 +157,19 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     return LoadedRun(folder, config, net.eval(), about, found, fitted)
 
 
+@contextmanager
+def _naming(folder: Path, kinds: type[Exception] = Exception) -> Iterator[None]:
+    """Errors of this kind (all by default) that a run's configuration causes, with the name of its file.
+
+    A file is believed to be what training wrote; one that was changed makes the packages of networks fail in many ways.
+    """
+    try:
+        yield
+    except kinds as error:
+        kind = "" if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: "
+        raise ValueError(f"{folder / 'config.yaml'}: {kind}{one_line(str(error), 500)}") from error
+
+
 def load_data(
     run: LoadedRun | SeveralRun, data_dir: Path | str | None = None, reporter: Reporter = SILENT
 ) -> "DataSet":
@@ -168,7 +185,9 @@ def load_data(
     """
     from offramp.runs.split import restore
 
-    read = build_data(moved(run.config, None if data_dir is None else Path(data_dir)), progress=reporter.working)
+    place = None if data_dir is None else Path(data_dir)
+    with _naming(run.folder, ParameterError):
+        read = build_data(moved(run.config, place), progress=reporter.working)
     checked = check_data(read, run.about["classes"], run.about["shape"], str(run.folder))
     data, notes = restore(checked, run.folder, use_new=data_dir is not None)
     for note in (*checked.notes[len(read.notes) :], *notes):

@@ -7,7 +7,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from offramp import finite
 from offramp.config import (
     Completed,
     Config,
@@ -244,7 +243,7 @@ def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: 
         cost=training_cost(loop.net, loop.data.shape),
         provenance=origin,
     )
-    run_dir.put(loop.folder / run_dir.RESULT, finite.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    run_dir.write_result(loop.folder, dataclasses.asdict(result))
     reporter.note(f"done: {result}")
     return result
 

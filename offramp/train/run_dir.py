@@ -1,20 +1,23 @@
 """A run's folder: who may write into it, and what lies where."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from offramp import trust
+from offramp import digests, trust
 from offramp.files import read_json, read_yaml, write_errors
 from offramp.lookup import with_parameters
 from offramp.text import quoted
+from offramp.train import log
 from offramp.train.run_lock import LOCK, writing
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
+METRICS = "metrics.jsonl"
 POLICY = "policy.json"
 _EPOCH = {"epoch": int, "val_accuracy": ([float], None)}
 RESULT_CONTENT = {
@@ -24,6 +27,8 @@ RESULT_CONTENT = {
     "best": (_EPOCH, None),
     "cost?": {str: object},
     "provenance?": ({str: object}, None),
+    "metrics?": {"bytes": int, "blake2b": str},
+    "digest?": str,
 }
 """What training writes into `result.json`; see `offramp.schema`."""
 FREE = {"data-dir", "checkpoint-every", "tensorboard"}
@@ -134,4 +139,37 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         ValueError: if the file cannot be read.
     """
     path = folder / RESULT
-    return read_json(path, RESULT_CONTENT) if path.is_file() else None
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = read_json(path, RESULT_CONTENT)
+    if result.get("digest", _digest(result)) != _digest(result):
+        raise ValueError(f"{path} was changed since it was written: restore it, or remove it and resume the run")
+    return result
+
+
+def write_result(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write what training says when it is done, with the digests of itself and of the records of the run."""
+    metrics = folder / METRICS
+    records = metrics.read_bytes() if metrics.is_file() else None
+    about = {} if records is None else {"metrics": {"bytes": len(records), "blake2b": digests.of_bytes(records)}}
+    result = json.loads(json.dumps({**values, **about}))
+    put(folder / RESULT, json.dumps({**result, "digest": _digest(result)}, indent=2) + "\n")
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run, none if there is no file.
+
+    Raises:
+        ValueError: naming the file and the line that holds no record, or if what training had written has changed.
+    """
+    path, result = folder / METRICS, read_result(folder)
+    known = (result or {}).get("metrics")
+    if known and path.is_file() and digests.of_bytes(path.read_bytes()[: known["bytes"]]) != known["blake2b"]:
+        log.read(path)  # which names the line if one holds no record
+        raise ValueError(f"{path} was changed since training ended: restore it, or remove it to do without its records")
+    return log.read(path)
+
+
+def _digest(result: Mapping[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in result.items() if key != "digest"}, sort_keys=True)
+    return digests.of_bytes(text.encode())

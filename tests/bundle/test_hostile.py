@@ -84,7 +84,7 @@ def test_bytes_that_are_no_message(data: bytes) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_other_classes_than_logits(classes: int) -> None:
     assert open_segment(model(3), PART, classes=3)(INPUTS, ())[2].shape == (2, 3)
-    with pytest.raises(ValueError, match=rf"gives logits \(2, 3\), not \(2, {classes}\) as the manifest says"):
+    with pytest.raises(ValueError, match=rf"gives logits \(2, 3\), not \(2, {classes}\) as manifest.json says"):
         open_segment(model(3), PART, classes=classes)(INPUTS, ())
 
 
@@ -92,7 +92,7 @@ def test_other_states_than_the_manifest_says(made: Any) -> None:
     part = made.manifest.parts[0]
     wrong = replace(part, gives_state=(replace(part.gives_state[0], shape=(9, 9, 9)), part.gives_state[1]))
     run = open_segment((made.folder / part.file).read_bytes(), wrong)
-    with pytest.raises(ValueError, match=r"segment-1\.onnx gives next_state_0 .*, not \(2, 9, 9, 9\) as the manifest"):
+    with pytest.raises(ValueError, match=r"segment-1\.onnx gives next_state_0 .*, not \(2, 9, 9, 9\) as manifest.json"):
         run(np.zeros((2, 1, 8, 8), np.float32), ())
 
 

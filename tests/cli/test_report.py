@@ -135,7 +135,7 @@ def test_a_damaged_record(offramp: Offramp, run: Path, tmp_path: Path, line: str
         shutil.copy(run / name, tmp_path / name)
     (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
     ran = offramp("report", tmp_path)
-    assert ran.status == 1 and f"{tmp_path / 'metrics.jsonl'} is damaged: line 1 is no record" in ran.err
+    assert ran.status == 1 and f"{tmp_path / 'metrics.jsonl'}, line 1, is damaged: " in ran.err
 
 
 def test_a_run_that_lost_its_record_is_still_reported(offramp: Offramp, run: Path, tmp_path: Path) -> None:
