@@ -121,7 +121,7 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     from offramp.multi_net import Cohort, GatedFan
     from offramp.net import MultiExitNet
     from offramp.train import checkpoint
-    from offramp.train.run_dir import POLICY, read_config
+    from offramp.train.run_dir import POLICY, check_config, read_config
 
     folder = Path(folder)
     values = read_config(folder)
@@ -144,6 +144,7 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
         net.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the network of {folder}: {' '.join(str(error).split())[:300]}") from None
+    check_config(folder, values)
     if isinstance(net, Cohort | GatedFan):
         return SeveralRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from offramp import digests, finite
 from offramp.files import parse_json, read_json, write_errors
+from offramp.text import quoted
 
 VERSION = 1
 _NAME = re.compile(r"step-\d{9}")
@@ -94,7 +95,7 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(f"{path} is not a checkpoint of offramp")
     if manifest.get("version") != VERSION:
         raise Damaged(
-            f"{path} has checkpoint version {manifest.get('version')!r}; this offramp reads version {VERSION}"
+            f"{path} has checkpoint version {quoted(manifest.get('version'))}; this offramp reads version {VERSION}"
         )
     wanted = manifest.get("blake2b")
     for name in ("weights.safetensors", "state.pt"):

@@ -28,6 +28,7 @@ RESULT_CONTENT = {
     "cost?": {str: object},
     "provenance?": ({str: object}, None),
     "metrics?": {"bytes": int, "blake2b": str},
+    "config?": str,
     "digest?": str,
 }
 """What training writes into `result.json`; see `offramp.schema`."""
@@ -148,12 +149,30 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def write_result(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write what training says when it is done, with the digests of itself and of the records of the run."""
+    """Write what training says when it is done, with the digests of itself, the configuration and the records."""
     metrics = folder / METRICS
     records = metrics.read_bytes() if metrics.is_file() else None
-    about = {} if records is None else {"metrics": {"bytes": len(records), "blake2b": digests.of_bytes(records)}}
+    about: dict[str, Any] = {"config": _config_digest(read_config(folder))} if (folder / CONFIG).is_file() else {}
+    if records is not None:
+        about["metrics"] = {"bytes": len(records), "blake2b": digests.of_bytes(records)}
     result = json.loads(json.dumps({**values, **about}))
     put(folder / RESULT, json.dumps({**result, "digest": _digest(result)}, indent=2) + "\n")
+
+
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that has changed since the run was trained; what only says where data lie may change.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    result = read_result(folder)
+    if result and result.get("config", "") not in ("", _config_digest(config)):
+        raise ValueError(f"{folder / CONFIG} was changed since the run was trained: restore it")
+
+
+def _config_digest(config: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in config.items() if key not in {*FREE, "data"}}
+    return digests.of_bytes(json.dumps(kept, sort_keys=True, default=str).encode())
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from offramp.runs.report import names
 from offramp.train.checkpoint import load_weights, save_weights
+from offramp.train.run_dir import write_result
 
 Offramp = Callable[..., Any]
 
@@ -100,6 +101,7 @@ def test_a_comparison_stands_for_its_runs(offramp: Offramp, run: Path, tmp_path:
         copy = Path(shutil.copytree(run, folder / f"muse-seed-{seed}"))
         config = copy / "config.yaml"
         config.write_text(config.read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+        write_result(copy, json.loads((copy / "result.json").read_text()))
     (folder / "comparison.yaml").write_text("net: resnet18\n")
     ran = offramp("report", folder, "--images", 0, "--json")
     assert ran.status == 0 and ran.json["report"] == str(folder / "report.html"), ran.err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from offramp.train.run_dir import claim, read_config, read_result
+from offramp.train.run_dir import check_config, claim, read_config, read_history, read_result, write_result
 
 CONFIG: dict[str, Any] = {"net": "resnet18", "lr": 0.1, "data-dir": None, "checkpoint-every": 500}
 
@@ -120,6 +120,27 @@ def test_a_result_that_is_believed_has_all_that_training_writes(tmp_path: Path, 
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(ValueError, match=rf"result\.json is damaged{says}"):
         read_result(tmp_path)
+
+
+def test_what_changes_after_training_is_noticed(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    (folder / "metrics.jsonl").write_text('{"kind": "step", "epoch": 0, "step": 0, "loss": 2.5}\n')
+    result = {"epochs": 1, "seconds": 1.5, "last": {"epoch": 1, "val_accuracy": None}, "best": None}
+    write_result(folder, result)
+    check_config(folder, {**CONFIG, "data-dir": "/elsewhere"})
+    with pytest.raises(ValueError, match=r"config\.yaml was changed since the run was trained"):
+        check_config(folder, {**CONFIG, "lr": 0.2})
+    assert read_history(folder)[0]["loss"] == 2.5
+    metrics = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(metrics.replace("2.5", "1.5"))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl was changed since training ended"):
+        read_history(folder)
+    (folder / "metrics.jsonl").write_text(metrics + metrics)
+    assert len(read_history(folder)) == 2, "a run that is extended adds records"
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text.replace("1.5", "2.5"))
+    with pytest.raises(ValueError, match=r"result\.json was changed since it was written"):
+        read_result(folder)
 
 
 def test_the_configuration_is_yaml_that_a_person_can_read(tmp_path: Path) -> None:
