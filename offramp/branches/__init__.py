@@ -1,6 +1,12 @@
 """Exit structures: one file each, with `build(backbone, exit, classes, **options) -> branch` (None: no exit there)."""
 
+from importlib import import_module
+from typing import Any
+
 from offramp.discovery import Offer, load, offers
+
+_SHAPES = ("check_exit", "maps")
+"""What exit structures from outside need to know of a backbone; it imports torch, so it is imported when used."""
 
 
 def available() -> dict[str, str]:
@@ -17,3 +23,9 @@ def find(name: str) -> Offer:
         ValueError: if there is none of this name, naming the nearest; if code from outside cannot be imported.
     """
     return load("branch", __name__, name)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SHAPES:
+        return getattr(import_module(f"{__name__}._stages"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

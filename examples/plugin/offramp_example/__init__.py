@@ -1,0 +1,1 @@
+"""A method, an exit structure, a family of networks and a data source for offramp."""
