@@ -32,21 +32,27 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
     for key, value in given.items():
         if key.replace("-", "_") not in offered:
             raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
-        made[key.replace("-", "_")] = convert(value, hints.get(key.replace("-", "_"), Any), f"{kind}.{key}")
+        made[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"{kind}.{key}")
     return made
 
 
 def hints_of(build: Callable[..., Any]) -> dict[str, Any]:
-    """{parameter: its type}; without those that have none, or whose names exist for type checkers only."""
+    """{parameter: its type}; of its default if it is not annotated, or with names that exist for type checkers only."""
+    specs = inspect.signature(build).parameters
     try:
-        return typing.get_type_hints(build)
+        hints = typing.get_type_hints(build)
     except (NameError, TypeError):
-        specs = inspect.signature(build).parameters
-        return {
-            key: spec.annotation
-            for key, spec in specs.items()
-            if not isinstance(spec.annotation, str) and spec.annotation is not spec.empty
-        }
+        hints = {key: spec.annotation for key, spec in specs.items() if not isinstance(spec.annotation, str)}
+    return {
+        key: _type_of(spec.default) if hints.get(key, spec.empty) is spec.empty else hints[key]
+        for key, spec in specs.items()
+    }
+
+
+def _type_of(default: Any) -> Any:
+    if isinstance(default, tuple | list):
+        return tuple[Any, ...]
+    return Any if default is None or default is inspect.Parameter.empty else type(default)
 
 
 def defaults(build: Callable[..., Any]) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _parameters(found: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     """Type, default and meaning of what `--KIND.KEY` sets."""
     hints, meaning = hints_of(found), explained(found)
     return {
-        key: {"type": _type(hints.get(key, Any)), "default": default, "about": meaning.get(key, "")}
+        key: {"type": _type(hints[key]), "default": default, "about": meaning.get(key, "")}
         for key, default in defaults(found).items()
     }
 

@@ -22,14 +22,17 @@ PACKAGES = (
 def provenance() -> dict[str, Any]:
     """Command, date, commit, versions and hardware of this process, as plain values.
 
-    `plugins` are the installed packages, with their versions, of which code was loaded.
+    `versions` has the packages of plugins, too, of which this process has loaded code.
     """
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        **({"plugins": plugins.loaded()} if plugins.loaded() else {}),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            **plugins.loaded(),
+        },
         "hardware": hardware(),
     }
 

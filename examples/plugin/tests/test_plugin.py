@@ -1,10 +1,10 @@
 """Everything that offramp expects of a method, an exit structure, a network and a data source."""
 
 import pytest
+from offramp_example import neighbour, pointwise, stack
 
 from offramp import data
 from offramp.testing import check_backbone, check_branch, check_method
-from offramp_example import neighbour, pointwise, stack
 
 
 def test_method() -> None:
