@@ -20,7 +20,9 @@ SECTION = (
     .split("## Your own model")[1]
     .split("\n## ")[0]
 )
-COMMANDS = [words_of(command)[1:] for command in re.findall(r"^\$ (offramp .*)$", SECTION, re.MULTILINE)]
+COMMANDS = [
+    words_of(command)[1:] for command in re.findall(r"^\$ (offramp .*)$", SECTION.replace("\\\n", " "), re.MULTILINE)
+]
 
 
 @pytest.fixture

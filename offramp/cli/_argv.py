@@ -52,7 +52,7 @@ def prepare(argv: list[str]) -> list[str]:
             if word.startswith("--"):
                 said.add(_bare(name))
             if verb == "compare" and name in ONE_FOR_MANY:
-                raise ParameterError(f"compare trains with several: take {name}s, with commas between, not {name}")
+                raise ParameterError(f"compare trains with several: take {name}s (comma-separated), not {name}")
             words.append(word)
     if len(configs) > 1:
         raise ValueError("--config and --recipe name one file: give one of them, once")

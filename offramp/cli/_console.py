@@ -95,7 +95,7 @@ class ConsoleReporter:
         """Show the bar from here on."""
         self.epochs, self.steps = epochs, steps
         if epoch or step:
-            self.note(f"going on at epoch {epoch + 1} of {epochs}, step {step + 1} of {steps}")
+            self.note(f"continuing at epoch {epoch + 1} of {epochs}, step {step + 1} of {steps}")
         if self.show and epoch < epochs:
             done = epoch * steps + step
             self.task = self.bar.add_task(

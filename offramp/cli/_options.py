@@ -28,7 +28,7 @@ def _fractions(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
     try:
         return tuple(map(float, words))
     except ValueError:
-        raise ParameterError(f"fractions of the run are wanted, such as 0.5,0.75, got {','.join(words)}") from None
+        raise ParameterError(f"fractions of the run must be numbers such as 0.5,0.75, got {','.join(words)}") from None
 
 
 def _stages(kind: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
@@ -37,15 +37,15 @@ def _stages(kind: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
     try:
         return tuple(map(int, words))
     except ValueError:
-        raise ParameterError(f"stages are whole numbers, such as 2,3, got {','.join(words)}") from None
+        raise ParameterError(f"stages must be whole numbers such as 2,3, got {','.join(words)}") from None
 
 
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object.")]
 DataDir = Annotated[Path | None, Parameter(help="Data directory, if it has moved since training.")]
 Weights = Annotated[
-    Literal["last", "best"], Parameter(help="Weights of the last epoch, or of the best epoch on validation images.")
+    Literal["last", "best"],
+    Parameter(help="Weights of the last epoch, or of the epoch with the best validation accuracy."),
 ]
-BatchSize = Annotated[int, Parameter(help="Samples per step of evaluation.")]
 
 
 def _paths(kind: Any, tokens: Sequence[Any]) -> tuple[Path, ...]:
@@ -58,11 +58,15 @@ Dotted = Annotated[list[str] | None, Parameter(name="--option", negative="", sho
 """What `--net.KEY value` and the like become."""
 ConfigFile = Annotated[
     Path | None,
-    Parameter(name="--config", parse=True, help="YAML file with options; options on the command line win."),
+    Parameter(name="--config", parse=True, help="YAML file with options; options on the command line take precedence."),
 ]
 RecipeName = Annotated[
     str | None,
-    Parameter(name="--recipe", parse=True, help="A recipe that ships with offramp (`offramp recipes`), as --config."),
+    Parameter(
+        name="--recipe",
+        parse=True,
+        help="Name of a recipe that ships with offramp (see `offramp recipes`), instead of --config.",
+    ),
 ]
 _CONVERTERS = {
     "exits_at": Parameter(negative="", show_default=False, converter=_stages),
@@ -72,20 +76,20 @@ _CONVERTERS = {
 
 
 def _option(name: str, hint: Any, text: str) -> Any:
-    own = (_CONVERTERS[name],) if name in _CONVERTERS else ()
-    return Annotated[(hint, *own, Parameter(help=text))]
+    converter = (_CONVERTERS[name],) if name in _CONVERTERS else ()
+    return Annotated[(hint, *converter, Parameter(help=text))]
 
 
 def _config_options() -> type[Any]:
     """A dataclass of all options of a configuration, with the help texts of `Config` and `Recipe`."""
     hints, texts = typing.get_type_hints(Config), described(Recipe) | described(Config)
     defaults = {spec.name: spec.default for spec in dataclasses.fields(Config)}
-    made = [
+    options = [
         (name, _option(name, hints[name], texts[name]), dataclasses.field(default=defaults[name])) for name in fields()
     ]
     namespace = {"__module__": __name__}  # else it counts as a type of Python's own, which has no options
-    options = dataclasses.make_dataclass("ConfigOptions", made, namespace=namespace, kw_only=True, frozen=True)
-    return Parameter(name="*")(options)
+    parsed = dataclasses.make_dataclass("ConfigOptions", options, namespace=namespace, kw_only=True, frozen=True)
+    return Parameter(name="*")(parsed)
 
 
 if TYPE_CHECKING:

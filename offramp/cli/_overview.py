@@ -1,11 +1,11 @@
-"""What `offramp --help` prints: the verbs with their first lines, read without importing them or what reads words."""
+"""What `offramp --help` prints: the verbs with their first lines, read without importing them or the parser."""
 
 import ast
 import shutil
 import textwrap
 from pathlib import Path
 
-ABOUT = "Vision networks with several exits that teach each other, and leave early for real."
+ABOUT = "Train vision networks with early exits, calibrate when samples exit, and deploy them."
 ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 GROUPS = {
     "Train": {"train": "train", "compare": "compare", "report": "report"},
@@ -27,7 +27,7 @@ def overview() -> str:
         lines += ["", f"{title}:"]
         for name, text in group.items():
             lines += textwrap.wrap(text, width, initial_indent=f"  {name:12}", subsequent_indent=" " * 14)
-    return "\n".join([*lines, "", "offramp COMMAND --help explains one of them."])
+    return "\n".join([*lines, "", "Options of a command: offramp COMMAND --help"])
 
 
 def verbs() -> dict[str, str]:

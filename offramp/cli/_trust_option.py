@@ -4,7 +4,7 @@ from pathlib import Path
 
 OPENS = ("bench", "calibrate", "curves", "deploy", "evaluate", "export", "report", "train")
 """Verbs that open runs, and take `--trust`."""
-OPTION = "--trust: first trust the run, as `offramp trust RUN` does."
+OPTION = "--trust: trust the run first, like `offramp trust RUN`."
 
 
 def take_trust(words: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""offramp bench: latency and throughput of plain, all exits and early exit, side by side in every runtime."""
+"""offramp bench: latency and throughput of early exit, all exits and the plain network in every runtime."""
 
 import dataclasses
 from pathlib import Path
@@ -26,17 +26,17 @@ def bench(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Time the plain network, all exits and early exit in turn, on real images in random order.
+    """Time early exit, all exits and the plain network in turn, on real images.
 
     Args:
         target: Folder of a calibrated run, or of a bundle.
         batch: Batch sizes, comma-separated.
-        runtimes: Some of torch, torch-bf16, onnx and openvino, comma-separated; by default those installed. A bundle
-            has onnx and openvino.
-        seconds: How long each batch size is measured.
-        threads: CPU threads of every runtime; default: all cores.
-        images: For a bundle: a folder of images, if its data set is not available here.
-        seed: Seed of the order of the images.
+        runtimes: Some of torch, torch-bf16, onnx and openvino, comma-separated; default: those installed. Bundles run
+            in onnx and openvino.
+        seconds: Measuring time per batch size.
+        threads: CPU threads of each runtime; default: all cores.
+        images: Folder of images for a bundle whose data set is not on this machine.
+        seed: Seed of the random order of the images.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.bench import bench as run_bench
@@ -65,7 +65,7 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise ParameterError(f"--batch takes whole numbers from 1 on with commas between, such as 1,64, got {text!r}")
+        raise ParameterError(f"--batch takes comma-separated whole numbers from 1, such as 1,64, got {text!r}")
     return sizes
 
 
@@ -73,7 +73,7 @@ NAMES = {"plain": "plain", "all": "all exits", "adaptive": "adaptive", "off": "e
 
 
 def _show(result: "Benchmark") -> None:
-    """One table per batch size, then what leaving early saves."""
+    """One table per batch size, then what early exit saves."""
     from offramp.cli._console import stdout, table
     from offramp.runs.bench import MS, OFF, RATIO
 
@@ -103,8 +103,8 @@ def _show(result: "Benchmark") -> None:
             shares = " ".join(percent(share)[:-3] for share in report["shares"])
             rows.append([f"{each['batch']:<7}{runtime}", *numbers, shares])
     stdout.print()
-    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", "leave %"]
-    stdout.print(table("leaving early beside the plain network", head, rows), soft_wrap=True)
+    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", "exit %"]
+    stdout.print(table("early exit compared with the plain network", head, rows), soft_wrap=True)
     say(f"targets: measured at least {RATIO:g} of predicted;")
     say(f"with all exits off at most {OFF:g} of plain's time (networks of {MS:g} ms and more)")
 

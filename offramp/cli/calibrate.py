@@ -1,4 +1,4 @@
-"""offramp calibrate: fit the policy by which samples leave, on the split held out for nothing else."""
+"""offramp calibrate: fit the policy that decides when samples exit, on the split held out for it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,25 +31,26 @@ def calibrate(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Fit thresholds for a goal, and choose which exits to evaluate at all, down to the plain network.
+    """Fit thresholds and choose which exits to use, for one goal.
 
-    Writes `policy.json` into the run (atomically; the old one is kept as policy.json.old).
+    Writes `policy.json` into the run; the previous one is kept as policy.json.old. If no early exit pays, all are
+    disabled: the plain network remains.
 
     Args:
         run: Folder of a trained run.
-        macs: Mean operations per image: a share of the plain network such as 0.5 or 50%, or a count such as 250M.
-        ms: Mean milliseconds per image at --batch-size, measured here and now.
-        max_drop: Accuracy that may be lost against the plain network, at the least cost: 0.5% is half a point.
-        target_accuracy: Accuracy to reach at the least cost, such as 75% or 0.75.
-        risk: Bound on the expected accuracy lost against the plain network, such as 1% or 0.01.
-        delta: With --risk: the bound holds with probability 1 - delta over the calibration images.
-        save: What to save where the goal is no cost: macs (the default) or ms.
+        macs: Budget: mean multiply-adds per image, as a share of the plain network's (0.5 or 50%) or a count (250M).
+        ms: Budget: mean milliseconds per image at --batch-size, measured on this machine.
+        max_drop: Largest loss of accuracy against the plain network: 0.5% is half a percentage point.
+        target_accuracy: Accuracy to reach, such as 75% or 0.75.
+        risk: Guaranteed bound on the accuracy lost on new images, such as 1% or 0.01; see --delta.
+        delta: With --risk: the bound holds with probability 1 - delta; default: in expectation.
+        save: Cost to minimise if the goal is an accuracy or a risk; default: macs.
         batch_size: Batch size at which milliseconds are measured.
-        runtime: What milliseconds are measured in: where the network is to answer. torch in the run's own precision
-            by default.
-        score: How certain an exit is.
-        answer: What a sample takes along: the exit's own answer, or an ensemble's of the enabled exits passed.
-        temperatures: `fit` by the likelihood of cal, a number, or one per exit, comma-separated.
+        runtime: Runtime used to measure milliseconds; choose the one you will deploy. Default: torch in the run's
+            precision.
+        score: Measure of an exit's certainty, compared with its threshold.
+        answer: Prediction of a sample: that of its exit, or an ensemble of the enabled exits up to it.
+        temperatures: Divisors of the logits: `fit` on cal by likelihood, a number, or one per exit, comma-separated.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.calibrate import calibrate as calibrate_run

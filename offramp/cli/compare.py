@@ -1,4 +1,4 @@
-"""offramp compare: several methods with several seeds on the same network, data and recipe, and what differs."""
+"""offramp compare: train several methods with several seeds on the same network, data and recipe, and compare."""
 
 import dataclasses
 import re
@@ -33,23 +33,23 @@ def compare(
     config_file: ConfigFile = None,
     recipe: RecipeName = None,
 ) -> None:
-    """Train several methods with several seeds alike, and compare them on test at the last epoch.
+    """Train several methods with several seeds, and compare their accuracy on test.
 
-    Takes the options of `offramp train`, which every run shares; its method and seed give way to --methods and --seeds.
-    The same command goes on where it was stopped or killed; with more methods or seeds it trains those that are new.
+    Takes the options of `offramp train` for all runs, except --method and --seed. The same command continues a stopped
+    comparison; with more methods or seeds it trains the new ones.
 
     Args:
-        methods: Names comma-separated, parameters in parentheses: `joint,muse(alpha=0.1)`.
-        seeds: Numbers, comma-separated.
-        out: Folder of the comparison; every run is a folder in it.
-        jobs: How many runs at once, each with its share of the cores.
-        ledger: File to add a line per run to; else results.jsonl in --out. What has its line there is
-            not trained again.
-        baseline: The method that the others are compared with, seed by seed.
-        show: Train nothing; show what this ledger holds.
-        markdown: Also write the tables into this file, between the markers of an existing one.
-        metric: Accuracy of the largest logit, or of the five largest.
-        write: Also write these files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
+        methods: Comma-separated names with parameters in parentheses: `joint,muse(alpha=0.1)`.
+        seeds: Comma-separated numbers.
+        out: Folder of the comparison; each run is a folder in it.
+        jobs: Number of runs at a time, each with an equal share of the cores.
+        ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
+            trained again.
+        baseline: Method that the others are compared with, seed by seed.
+        show: Train nothing; compare the runs of this ledger.
+        markdown: Also write the tables to this file; in an existing file, between its markers.
+        metric: Top-1 or top-5 accuracy.
+        write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
         json: Print the comparison as one JSON object.
     """
     from offramp.cli._compare_progress import CompareProgress
@@ -90,7 +90,7 @@ def compare(
 def _only_show(words: list[str], trains: bool) -> None:
     if words or trains:
         what = " and ".join(words) or "options of training"
-        raise ValueError(f"--show trains nothing, it shows all that its ledger holds: leave {what} away")
+        raise ValueError(f"--show trains nothing and shows all runs of the ledger: omit {what}")
 
 
 def _shown(ledger: Path, baseline: str, metric: str, write: tuple[Path, ...]) -> "ComparisonResult":
@@ -108,15 +108,15 @@ def parse_seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     wrong = [part for part in parts if not part.isdecimal()]
     if wrong:
-        raise ParameterError(f"--seeds takes whole numbers from 0 on with commas between, such as 0,1,2, got {text!r}")
+        raise ParameterError(f"--seeds takes comma-separated whole numbers from 0, such as 0,1,2, got {text!r}")
     return [int(part) for part in parts]
 
 
 def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
-    """`joint,muse(alpha=0.1,temperature=4)` as names with parameters; a value may hold commas: `eed(teachers=0,-1)`.
+    """`joint,muse(alpha=0.1,temperature=4)` as names with parameters; a value may contain commas: `eed(teachers=0,-1)`.
 
     Raises:
-        ValueError: if a parenthesis is not closed, or something in one is no KEY=VALUE.
+        ValueError: if a parenthesis is not closed, or its content is not KEY=VALUE.
     """
     methods = []
     for word in re.split(r",(?![^()]*\))", text):
@@ -130,7 +130,7 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
             key, equals, value = part.partition("=")
             if part.strip() and not (equals and key.strip() and value.strip()):
                 raise ParameterError(
-                    f"--methods {word.strip()}: {part.strip()!r} is no KEY=VALUE, as in muse(alpha=0.1)"
+                    f"--methods {word.strip()}: {part.strip()!r} is not KEY=VALUE, as in muse(alpha=0.1)"
                 )
             if part.strip():
                 parameters[key.strip()] = value.strip()
@@ -164,10 +164,10 @@ def _print(comparison: "Comparison", number: int) -> None:
     rows = [[names[row.method], counted(row.pairs), *difference_cells(row, brackets=False)] for row in others]
     if rows:
         stdout.print()
-        head = f"less {comparison.baseline} on the same seeds, points ± half of the 95 % interval"
+        head = f"difference to {comparison.baseline} with the same seeds, points ± half of the 95 % interval"
         stdout.print(table(head, ["", "n", *comparison.columns], rows), soft_wrap=True)
     elif len(comparison.methods) > 1:
-        said = f"no differences: nothing has a seed in common with {comparison.baseline} (--baseline NAME)"
+        said = f"no differences: no method has a seed in common with {comparison.baseline} (--baseline NAME)"
         stdout.print(f"\n{said}", highlight=False, soft_wrap=True)
     if legend:
         stdout.print("\n" + "\n".join(legend), highlight=False, markup=False, soft_wrap=True)

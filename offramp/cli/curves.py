@@ -1,4 +1,4 @@
-"""offramp curves: accuracy against cost on test, anytime and for budgeted batches, as JSON and as a picture."""
+"""offramp curves: accuracy against cost on test, anytime and for budgeted batches, as JSON and as a figure."""
 
 import dataclasses
 from pathlib import Path
@@ -23,17 +23,18 @@ def curves(
     write: Files = (),
     json: Json = False,
 ) -> None:
-    """The two curves of the field: every exit on all of test, and the 39 points of budgeted batches.
+    """Accuracy against cost on test: anytime prediction and budgeted batches.
 
-    Thresholds are fitted on cal by MSDNet's geometric rule, and reported on test. Writes curves.json and curves.svg.
-    Several runs, or a comparison, are drawn into one picture, as mean and standard deviation over seeds.
+    Anytime: every exit on all of test. Budgeted batches: 39 points with thresholds fitted on cal by MSDNet's geometric
+    rule. Writes curves.json and curves.svg. Several runs, or a comparison, are drawn in one figure, with mean and
+    standard deviation over seeds.
 
     Args:
         runs: Folders of trained runs, or of comparisons.
-        cost: How operations are counted, with the branches of all earlier exits.
-        metric: Accuracy of the largest logit, or of the five largest.
-        out: Folder to write into; default: the run's own; needed for several runs.
-        write: Also write these files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
+        cost: How operations are counted; both include the branches of all earlier exits.
+        metric: Top-1 or top-5 accuracy.
+        out: Folder to write to; default: the folder of the run or comparison; required for several runs.
+        write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.curves import compare_curves

@@ -1,4 +1,4 @@
-"""offramp deploy: of several networks that were trained together, a plain run of one of them."""
+"""offramp deploy: extract one of several networks that were trained together, as a run."""
 
 import dataclasses
 from pathlib import Path
@@ -15,12 +15,12 @@ def deploy(
     keep: str = "1",
     json: Json = False,
 ) -> None:
-    """Write a run of one network out of several (dml, one), for all verbs that take a run.
+    """Extract one of several networks that were trained together (dml, one), as a run.
 
     Args:
         run: Folder of a run that trained several networks.
-        out: Folder of the plain run; it must not exist yet, or be empty.
-        keep: Number of the network or branch, `ensemble` (the gated one), or `best` (a network or branch, on val).
+        out: Folder of the new run; it must be new or empty.
+        keep: Number of the network or branch, `best` (the most accurate on val), or `ensemble` (the gated ensemble).
     """
     from offramp.cli._console import stdout
     from offramp.runs.deploy import deploy as write_run

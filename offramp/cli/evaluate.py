@@ -1,4 +1,4 @@
-"""offramp evaluate: accuracy and cost of every exit on test, and of leaving early beside the plain network."""
+"""offramp evaluate: accuracy and cost of every exit on test, and of early exit compared with the plain network."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ def evaluate(
     batch_size: int = 64,
     json: Json = False,
 ) -> None:
-    """Accuracy per exit and of the ensemble on test, costs, and the policy if there is one.
+    """Accuracy and cost of every exit on test; with a policy, early exit and the plain network.
 
     Args:
-        run: Folder of a trained run, or of a comparison, of which all finished runs are evaluated.
-        batch_size: Batch size of the measured times.
+        run: Folder of a trained run, or of a comparison (all its finished runs).
+        batch_size: Batch size at which times are measured.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.evaluate import evaluate as evaluate_run

@@ -1,4 +1,4 @@
-"""offramp export: a calibrated run as a folder that answers without torch."""
+"""offramp export: a calibrated run as a folder that runs without torch."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ def export(
     images: int = 1000,
     json: Json = False,
 ) -> None:
-    """Write segments, policy and preprocessing as a bundle, verified against the network on real images.
+    """Export segments, policy and preprocessing as a verified bundle that runs without torch.
 
     Args:
         run: Folder of a trained and calibrated run.
-        out: Folder of the bundle; it must not exist yet, or be empty.
-        images: How many images to verify and measure with, at least 1000; all where there are fewer.
+        out: Folder of the bundle; it must be new or empty.
+        images: Number of images to verify and measure with, at least 1000 (all, if there are fewer).
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.export import export as export_run

@@ -1,4 +1,4 @@
-"""offramp info: a network with its exits, drawn for a person."""
+"""offramp info: draw a network with its exits."""
 
 from typing import TYPE_CHECKING
 
@@ -27,20 +27,19 @@ def info(
     json: Json = False,
     option: Dotted = None,
 ) -> None:
-    """Stages, shapes, parameters and costs of every exit.
+    """Draw a network with its exits: stages, shapes, parameters, costs.
 
     Args:
         net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE,
             python:MODULE:FUNCTION; `--net.KEY` sets its parameters.
         branch: The structure of the exits (`offramp branches`); `--branch.KEY` sets its parameters.
-        method: The method that trains it, where it trains several networks (dml, one); `--method.KEY` sets its
-            parameters.
+        method: The method, if it trains several networks (dml, one); `--method.KEY` sets its parameters.
         width: Base channels of the network.
-        exits_after: Layers after which exits stand, such as layer1,layer2 (networks of others).
-        exits: How many exits, the final one included (networks of others: at equal shares of the operations).
+        exits_after: Layers of an external model to attach exits to, such as layer1,layer2.
+        exits: Number of exits, the final one included; external models get them at equal shares of the operations.
         classes: Number of classes.
         channels: Channels of the input.
-        image_size: Side of the input in pixels (default: what the network is made for).
+        image_size: Height and width of the input in pixels; default: the network's own.
         json: Print one JSON object.
     """
     import torch
@@ -51,7 +50,7 @@ def info(
 
     if image_size is not None and image_size < 1:
         raise ParameterError(f"--image-size must be at least 1, got {image_size}")
-    given = by_kind(option or [])
+    options = by_kind(option or [])
     config = resolve(
         Config(
             net=net,
@@ -61,7 +60,7 @@ def info(
             exits=exits,
             method=method,
             image_size=image_size,
-            **given,
+            **options,
         )
     )
     with torch.device("meta"):
@@ -99,7 +98,7 @@ def info(
 
 
 def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], classes: int, json: bool) -> None:
-    """Networks that are trained together: each one's parameters and operations, and those of all."""
+    """Networks that are trained together: parameters and operations of each, and of all."""
     from offramp.cli._console import stdout, table
     from offramp.measure import multi_net
     from offramp.multi_net import Cohort, GatedFan

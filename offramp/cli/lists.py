@@ -1,4 +1,4 @@
-"""offramp nets | branches | methods | data | recipes: what there is, and the parameters of one by name."""
+"""offramp nets | branches | methods | data | recipes: what is available, and the parameters of one by name."""
 
 import inspect
 import sys
@@ -45,7 +45,7 @@ def nets(name: str | None = None, /, *, json: Json = False) -> None:
 
 
 def branches(name: str | None = None, /, *, json: Json = False) -> None:
-    """List the structures of exits, or one structure's parameters.
+    """List the exit structures, or one structure's parameters.
 
     Args:
         name: An exit structure.
@@ -57,7 +57,7 @@ def branches(name: str | None = None, /, *, json: Json = False) -> None:
 
 
 def methods(name: str | None = None, /, *, json: Json = False) -> None:
-    """List the training methods, with family, cost of a step and what they fit; or one method's parameters.
+    """List the training methods, or one method's parameters.
 
     Args:
         name: A method.
@@ -129,10 +129,10 @@ def _times(ratio: float | None) -> str:
 
 
 def data(name: str | None = None, /, *, json: Json = False) -> None:
-    """List the kinds of data, or one kind's parameters.
+    """List the data sources, or one source's parameters.
 
     Args:
-        name: A kind of data.
+        name: A data source.
         json: Print one JSON object.
     """
     from offramp import data
@@ -223,29 +223,29 @@ def _show_one(
             say(fill(spec["about"], WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
     values = elsewhere(build)
     if values:
-        say("\nDefaults are those for CIFAR-100. Otherwise:")
+        say("\nDefaults are for CIFAR-100. For other data:")
     for data, pairs in values.items():
         words = " ".join(f"--{kind}.{key} {value}" for key, value in pairs.items())
         say(fill(f"{data}: {words}", WIDTH, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False))
 
 
-def _parameters(found: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+def _parameters(build: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     """Type, default and meaning of what `--KIND.KEY` sets."""
-    hints, meaning = hints_of(found), explained(found)
+    hints, meaning = hints_of(build), explained(build)
     return {
         key: {"type": _type(hints[key]), "default": default, "about": meaning.get(key, "")}
-        for key, default in defaults(found).items()
+        for key, default in defaults(build).items()
     }
 
 
 def _type(hint: Any) -> str:
-    """A type as one reads it: the words of a Literal, what is typed with commas, else as it is annotated."""
+    """A type as one reads it: the words of a Literal, `comma-separated` for sequences, else as annotated."""
     if typing.get_origin(hint) is Literal:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " | ".join(dict.fromkeys(_type(kind) for kind in typing.get_args(hint) if kind is not type(None)))
     if typing.get_origin(hint) in (tuple, list, Sequence):
-        return f"{_type(typing.get_args(hint)[0])}, with commas between"
+        return f"{_type(typing.get_args(hint)[0])}, comma-separated"
     return "path" if hint is Path else inspect.formatannotation(hint)
 
 

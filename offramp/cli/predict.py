@@ -1,4 +1,4 @@
-"""offramp predict: image files through a bundle, where torch does not have to exist."""
+"""offramp predict: run a bundle on image files; torch is not needed."""
 
 import csv as csv_format
 import sys
@@ -30,16 +30,18 @@ def predict(
     json: Annotated[bool, Parameter(negative="")] = False,
     csv: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Label, probability, exit and time of every image. Exit status 1 if one of them could not be read.
+    """Predict images with a bundle: label, probability, exit and time.
+
+    The exit status is 1 if an image could not be read.
 
     Args:
         bundle: Folder that `offramp export` wrote.
-        images: Image files, and folders of them.
-        runtime: What computes the segments, in float32 on the CPU.
-        batch_size: Images per batch; above 1, the times are shares of their batch's.
-        first: Run the first segments only, this many; images that do not leave there go into --state.
-        from_: Go on where this many segments have run, with the images in --state.
-        state: The file that is handed from --first to --from.
+        images: Image files, and folders of images.
+        runtime: Runtime, in float32 on the CPU.
+        batch_size: Images per batch; above 1, the time of an image is its share of the batch's.
+        first: Run only the first N segments; images that have not exited are written to --state.
+        from_: Continue after N segments with the images in --state.
+        state: File that --first writes and --from reads.
         json: Print one JSON object.
         csv: Print comma-separated values.
     """
@@ -49,7 +51,9 @@ def predict(
 
     opened = open_bundle(bundle, runtime, begin=from_ or 0, end=first)
     if first == len(opened.manifest.parts):
-        raise ValueError(f"--first {first} are all segments of {bundle}: leave it out, nothing is left for elsewhere")
+        raise ValueError(
+            f"--first {first} are all segments of {bundle}: omit --first, no segment is left to run elsewhere"
+        )
     rows, total = _rows(opened, images, batch_size, first, state)
     warm_up(opened, max(1, min(batch_size, total)))
     shown = _progress(rows, total, show=not json and not csv)
@@ -58,7 +62,7 @@ def predict(
     else:
         failed = _whole(list(shown), opened, runtime, state if first else None, json)
     if failed:
-        rest = "; the rest was answered" if failed < total else ""
+        rest = "; the others were predicted" if failed < total else ""
         print(f"offramp: {failed} of {total} could not be read{rest}", file=sys.stderr)
         raise SystemExit(1)
 
@@ -67,20 +71,20 @@ def _check(
     images: tuple[Path, ...], batch_size: int, first: int | None, from_: int | None, state: Path | None, both: bool
 ) -> None:
     if both:
-        raise ParameterError("--json and --csv are two ways to print: choose one")
+        raise ParameterError("--json and --csv exclude each other")
     if batch_size < 1:
         raise ParameterError(f"--batch-size must be at least 1, got {batch_size}")
     if first is not None and from_ is not None:
-        raise ParameterError("--first and --from are the two sides of a split: give one here and the other elsewhere")
+        raise ParameterError("--first and --from exclude each other: run one on each machine")
     for option, value in (("--first", first), ("--from", from_)):
         if value is not None and (value < 1 or state is None):
-            raise ParameterError(f"{option} takes a number of segments from 1 on, and needs --state FILE")
+            raise ParameterError(f"{option} takes a number of segments from 1, and needs --state FILE")
     if state is not None and first is None and from_ is None:
-        raise ParameterError("--state is the file between --first N and --from N: give one of them")
+        raise ParameterError("--state needs --first N or --from N")
     if from_ is not None and images:
-        raise ParameterError("--from goes on with the images in --state: name no others")
+        raise ParameterError("--from continues with the images in --state: it takes no others")
     if from_ is None and not images:
-        raise ParameterError("name image files, or folders of them")
+        raise ParameterError("name image files or folders of images")
 
 
 def _rows(
@@ -92,8 +96,8 @@ def _rows(
 
     if opened.begin:
         assert state is not None
-        found = partial_state.load(state, opened)
-        return go_on(opened, found, size), len(found.names)
+        partial = partial_state.load(state, opened)
+        return go_on(opened, partial, size), len(partial.names)
     files, empty = find(images)
 
     def rows() -> Iterator["Prediction"]:
@@ -112,10 +116,10 @@ def _rows(
 
 
 def _progress(rows: Iterable["Prediction"], total: int, show: bool) -> Iterator["Prediction"]:
-    """The same rows, with a bar where there are many; an error is said as soon as it is met."""
+    """The same rows, with a progress bar if there are many; an error is printed at once."""
     from offramp.cli._console import stderr, working
 
-    with working("answering", total, show and total > 20) as advance:
+    with working("predicting", total, show and total > 20) as advance:
         for row in rows:
             if row.error is not None:
                 stderr.print(f"offramp: {row.image}: {row.error}", highlight=False, soft_wrap=True, markup=False)
@@ -177,15 +181,15 @@ def _table(rows: list["Prediction"], exits: int, waiting: int, state: Path | Non
     lines = []
     for row in rows:
         if row.error is None:
-            exit = "goes on" if row.exit is None else "final" if row.exit + 1 == exits else f"exit {row.exit + 1}"
+            exit = "continues" if row.exit is None else "final" if row.exit + 1 == exits else f"exit {row.exit + 1}"
             ms = "–" if row.ms is None else f"{row.ms:.2f}"
             lines.append([row.image, row.label or "–", percent(row.probability), exit, ms])
     if lines:
-        made = table("", ["image", "label", "probability %", "leaves at", "ms"], lines)
-        made.columns[0].overflow = made.columns[1].overflow = "fold"  # a name that is cut off names nothing
+        output = table("", ["image", "label", "probability %", "exit", "ms"], lines)
+        output.columns[0].overflow = output.columns[1].overflow = "fold"  # a name that is cut off names nothing
         # What is piped elsewhere is one line per image, however long its path.
         out = stdout if stdout.is_terminal else console(width=10_000)
-        out.print(made, soft_wrap=True)
+        out.print(output, soft_wrap=True)
     if state is not None:
-        text = f"{waiting} of {len(lines)} go on: `offramp predict BUNDLE --from N --state {state}`"
+        text = f"{waiting} of {len(lines)} continue: `offramp predict BUNDLE --from N --state {state}`"
         stdout.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""offramp report: one HTML file that shows what one or several runs do, to be read without a network."""
+"""offramp report: one self-contained HTML file about one or several runs."""
 
 import dataclasses
 from pathlib import Path
@@ -21,14 +21,14 @@ def report(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Accuracy against cost, exits, reliability, the easiest and hardest images, costs, training: one file.
+    """Write one HTML file about trained runs: curves, exits, images, costs, training.
 
     Args:
-        runs: Folders of trained runs, or of comparisons; several share one chart.
-        out: The file to write; default: report.html in the run's folder; needed for several runs.
-        images: How many of the easiest, and of the hardest, are shown of every exit; 0 needs no data if the traces are
-            stored already.
-        batch_size: Measure the milliseconds of every stage and branch at this batch size, here and now.
+        runs: Folders of trained runs, or of comparisons; several are drawn in one chart.
+        out: File to write; default: report.html in the run's folder; required for several runs.
+        images: Number of easiest and of hardest images to show for every exit; with 0 the data are not needed if
+            traces are stored.
+        batch_size: Also measure milliseconds of every stage and branch on this machine, at this batch size.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.report import report as write_report

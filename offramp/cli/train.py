@@ -1,4 +1,4 @@
-"""offramp train: train a network with exits, and keep everything that is needed to go on or to use it."""
+"""offramp train: train a network with exits, and keep everything needed to resume or to use it."""
 
 import dataclasses
 from pathlib import Path
@@ -23,11 +23,12 @@ def train(
     """Train a network with exits.
 
     Besides the options below, `--net.KEY`, `--branch.KEY`, `--method.KEY` and `--data.KEY` set the parameters that
-    `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves; `--resume` goes on, to the bit.
+    `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves a checkpoint; `--resume` continues with identical
+    results.
 
     Args:
         out: Folder of the run: config, metrics, checkpoints, weights.
-        resume: Go on where the run in this folder stands.
+        resume: Continue the run in --out; a finished run is left as it is.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.train import train as train_run
@@ -37,7 +38,7 @@ def train(
         result = train_run(config_of(config, option), out, resume=resume, reporter=reporter)
     except KeyboardInterrupt as end:
         if end.args:
-            reporter.note(f"{end}; the same command with --resume goes on")
+            reporter.note(f"{end}; the same command with --resume continues")
         raise
     if json:
         emit(dataclasses.asdict(result))

@@ -9,10 +9,10 @@ from offramp.cli import emit
 
 
 def trust(run: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Allow a run of somebody else's to import the code that its configuration names.
+    """Allow a run from elsewhere to import the code that its configuration names.
 
-    That code runs with your rights whenever the run is opened: read it before. What is trusted is this configuration
-    with these files; where it is recorded: $OFFRAMP_STATE, default ~/.local/state/offramp.
+    That code runs with your rights whenever the run is opened, so read it first. Trust covers this configuration with
+    these source files; it is recorded in $OFFRAMP_STATE (default: ~/.local/state/offramp).
 
     Args:
         run: Folder of a run.
@@ -27,6 +27,6 @@ def trust(run: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -
         emit({"run": str(run), "modules": modules})
         return
     if not modules:
-        stdout.print(f"{run} names no code: it needs no trust", highlight=False, soft_wrap=True)
+        stdout.print(f"{run} names no code and needs no trust", highlight=False, soft_wrap=True)
     for name, source in modules.items():
         stdout.print(f"{run} may import {name} from {source}", highlight=False, soft_wrap=True)

@@ -21,21 +21,22 @@ class Config(Recipe):
             for methods that train several of them, a comma-separated list.
         branch: The structure of the exits (`offramp branches`), also python:MODULE.
         method: How the exits are trained (`offramp methods`), also python:MODULE.
-        tap: How gradients meet at the exits: the method's `own` way, or gradient equilibrium on top of any method (in
-            networks of several scales at the coarsest scale, or at all).
+        tap: How gradients of several exits are combined in the backbone: `own` as the method does it, `equilibrium`
+            adds gradient equilibrium to any method (multi-scale networks: at the coarsest scale only),
+            `equilibrium-all` at every scale.
         data: The data set (`offramp data`), folder:PATH, parquet:PATH, hub:OWNER/NAME or python:MODULE.
-        data_dir: The data set's own folder or its parent; else $OFFRAMP_DATA.
-        width: Base channels of the network, short for the parameter `width` of the network.
-        exits_after: Layers after which exits stand, such as layer1,layer2 (`timm:`, `torchvision:`, `transformers:`,
-            `python:`).
-        exits_at: Stages behind which exits stand, such as 2,3 for the second and third; default all but the last stage.
-        exits: Number of exits, the final one included; in those networks placed at equal shares of the operations.
-        weights: Start from these weights: safetensors, a PyTorch checkpoint, or those of a run.
-        image_size: Side of the images in pixels, if the data set has no size of its own.
-        per_class: Take only this many training images of each class, CIFAR(X) of DBT and HDKD.
-        holdout: Share of the training images held out, half for val and half for cal; 0 trains on all.
-        split_seed: Seed of the held-out split.
-        streaming: Decode images anew in every epoch, in bounded memory.
+        data_dir: The folder of the data set, or its parent; default: $OFFRAMP_DATA.
+        width: Base channels of the network; short for the network's parameter `width`.
+        exits_after: Layers of an external model (`timm:`, `torchvision:`, `transformers:`, `python:`) to attach exits
+            to, such as layer1,layer2.
+        exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
+        exits: Number of exits, the final one included; external models get them at equal shares of the operations.
+        weights: File to start from: safetensors, a PyTorch checkpoint, or the weights of a run.
+        image_size: Height and width of the images in pixels, for data sets without a fixed size.
+        per_class: Use only this many training images of each class (CIFAR(X) in the DBT and HDKD papers).
+        holdout: Share of the training images to hold out, half for val and half for cal; 0: none.
+        split_seed: Seed that selects the held-out images.
+        streaming: Decode the images in every epoch instead of once, in bounded memory.
         net_options: Parameters of the network (`offramp nets NAME`), such as `{"form": "cifar"}`.
         branch_options: Parameters of the exits (`offramp branches NAME`).
         method_options: Parameters of the method (`offramp methods NAME`), such as `{"alpha": 0.1}`.

@@ -94,4 +94,4 @@ def check_trace(logits: Float[ndarray, "E N C"]) -> None:
         raise ValueError("the calibration split has no samples")
     for exit in range(logits.shape[0]):
         if not np.isfinite(logits[exit].sum(dtype=np.float64)):
-            raise ValueError(f"exit {exit + 1} answers logits that are not finite numbers: the weights are damaged")
+            raise ValueError(f"exit {exit + 1} returns logits that are not finite: the weights are damaged")

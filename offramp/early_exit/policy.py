@@ -72,7 +72,7 @@ class ExitPolicy:
         ):
             raise ValueError(
                 "a policy needs positive temperatures, a patience of 1 or more and thresholds that are finite numbers "
-                f"({NEVER:g} lets nobody leave)"
+                f"({NEVER:g}: no sample exits)"
             )
 
     @property

@@ -57,7 +57,7 @@ class Stepper:
             ValueError: if no exit was passed yet.
         """
         if self.answer is None:
-            raise ValueError("no segment has run yet, so nobody has answered: advance first")
+            raise ValueError("no segment has run yet: call advance first")
         if self.done:
             return self.answer.exit[:0]
         if self._rows is not None:

@@ -56,7 +56,7 @@ def leave_early(
         advance(len(batch.ids))
     n = taken.total()
     if not n:
-        raise ValueError("there are no samples to answer")
+        raise ValueError("there are no samples to evaluate")
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     price = dict(zip(enabled, accumulate(segment_macs(net, shape, policy.enabled)), strict=True))
     ms = {side: 1000 * median(pair[side] for pair in times) / batch_size if times else None for side in SIDES}

@@ -278,14 +278,14 @@ def _table(result: Calibration) -> str:
         name = "final" if exit == last else f"exit {exit + 1}"
         rows.append([name, level, percent(result.expected["shares"][exit])])
     title = f"{result.policy}: fitted on {result.samples:,} samples of cal"
-    return text_table(title, ["exit", f"leave if {result.score}", "leave here %"], rows)
+    return text_table(title, ["exit", f"exit if {result.score}", "exits here %"], rows)
 
 
 def _level(threshold: int | float, score: str) -> str:
     from offramp.early_exit.policy import NEVER
 
     if threshold >= NEVER:
-        return "nobody"
+        return "never"
     return f">= {threshold}" if score == "patience" else f">= {threshold:.4f}"
 
 

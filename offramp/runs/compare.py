@@ -184,7 +184,7 @@ def _train(
         finally:
             reporter.stop()
     if not complete:
-        reporter.note(f"saved in {out}; the same command goes on")
+        reporter.note(f"saved in {out}; the same command continues")
         raise KeyboardInterrupt
     return entries, [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
 

@@ -56,7 +56,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
         )
     trained = run_dir.read_result(run)
     if trained is None:
-        raise ValueError(f"{run} is not finished: `offramp train --out {run} --resume` goes on with it")
+        raise ValueError(f"{run} is not finished: `offramp train --out {run} --resume` continues it")
     output = _chosen(opened, str(keep))
     with run_dir.claimed(out, flat(_plain_config(opened, output)), resume=False):
         return _write(run, out, opened, output, trained)

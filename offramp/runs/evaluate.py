@@ -63,9 +63,9 @@ class EarlyExits:
         saved, faster = self.plain.macs / self.macs, self.speedup or 1.0
         operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
         if f"{faster:.2f}" == "1.00":
-            clock = "as fast as plain on the clock"
+            clock = "as fast as plain"
         else:
-            clock = f"{faster:.2f}x faster on the clock" if faster > 1 else f"{1 / faster:.2f}x slower on the clock"
+            clock = f"{faster:.2f}x faster" if faster > 1 else f"{1 / faster:.2f}x slower"
         return f"{operations}, {clock} (median of pairs)"
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class EarlyExits:
             [name, percent(side.accuracy), count(side.macs), "–" if side.ms is None else f"{side.ms:.3f}"]
             for name, side in (("adaptive", self), ("plain", self.plain))
         ]
-        title = f"leaving early, measured at batch {self.batch_size}"
+        title = f"early exit, measured at batch size {self.batch_size}"
         text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)
         return f"{text}\n{self.gain}" if self.speedup else text
 
@@ -259,7 +259,7 @@ def _exit_early(
     net = loaded.net.eval().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)
-    with torch.inference_mode(), fabric.autocast(), progress("leaving early", len(split)) as advance:
+    with torch.inference_mode(), fabric.autocast(), progress("early exit", len(split)) as advance:
         values = leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance)
     return EarlyExits(**{**values, "plain": PlainNetwork(**values["plain"])})
 
@@ -280,7 +280,7 @@ def _exits(result: Evaluation) -> str:
         accuracies = percent(result.accuracy[exit]), percent(result.top5[exit])
         rows.append([name, *accuracies, count(result.macs[exit]), f"{relative:.2f}", share])
     rows.append(["ensemble", percent(result.ensemble), "", "", "", ""])
-    table = text_table(_title(result), ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "leave here %"], rows)
+    table = text_table(_title(result), ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "exits here %"], rows)
     return f"{table}\nno policy yet: `offramp calibrate` fits one" if adaptive is None else f"{table}\n\n{adaptive}"
 
 

@@ -59,7 +59,7 @@ def entries(
         )
     if config.devices > 1:
         raise with_parameters(
-            ValueError("compare trains every run in one process: leave devices away, jobs=N runs N at once"),
+            ValueError("compare trains every run in one process: omit devices, jobs=N runs N at once"),
             "devices",
             "jobs",
         )
@@ -183,6 +183,8 @@ def runs_of(folders: Sequence[Path | str]) -> list[Path]:
             continue
         finished = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
         if not finished:
-            raise ValueError(f"{folder} is a comparison without a finished run yet: the same `offramp compare` goes on")
+            raise ValueError(
+                f"{folder} is a comparison without a finished run yet: the same `offramp compare` continues"
+            )
         runs += finished
     return runs

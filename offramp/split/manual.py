@@ -49,7 +49,7 @@ def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int,
     if isinstance(answer, Tensor):
         head = Answering(head)
     elif not (isinstance(answer, tuple) and len(answer) == 3):
-        raise ValueError("the head must answer logits (B, C), or logits, feature (B, D) and map")
+        raise ValueError("the head must return logits (B, C), or logits, feature (B, D) and map")
     return Backbone(blocks, head, shape)
 
 

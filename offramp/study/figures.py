@@ -110,7 +110,7 @@ def over_budgets(budgeted: Sequence[Mapping[str, Any]]) -> Figure:
 
     corners = Series("", [(p["cost"] / size, 0) for p in (found[0], found[-1])], 0, None, joined=False)
     label = f"mean multiply-adds per image, {letter}".rstrip(", ")
-    title = "Where images leave at every budget"
+    title = "Where images exit at every budget"
     about = "The shares of every exit, one above the other, from the least to the largest budget."
     svg = plot(title, [corners], label, "share of images, %", size=(480, 300), up=PERCENT, under=stacked, about=about)
     return Figure(title, svg)

@@ -132,11 +132,11 @@ def _rule(policy: ExitPolicy, exit: int) -> str:
     if not policy.enabled[exit]:
         return "off"
     if exit == policy.exits - 1:
-        return "all that are left"
+        return "always"
     if policy.score == "patience":
-        return f"{policy.patience} equal answers in a row"
+        return f"{policy.patience} equal predictions in a row"
     asked = policy.thresholds[exit]
-    return "nobody" if asked >= NEVER else f"{policy.score} ≥ {asked:.4f}"
+    return "never" if asked >= NEVER else f"{policy.score} ≥ {asked:.4f}"
 
 
 def _costs(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:

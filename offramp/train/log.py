@@ -88,7 +88,10 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
     if not lost:
         return kept, ""
     state = "was shortened" if path.is_file() else "is gone"
-    return kept, f"{path} {state}: the records of {' and '.join(lost)} are lost; training goes on, and adds to the rest"
+    return (
+        kept,
+        f"{path} {state}: the records of {' and '.join(lost)} are lost; training continues, and appends to the rest",
+    )
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:

@@ -101,8 +101,8 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
         if recipe.tune == "exits" and any(part.depends_on_earlier_exits for part in _earlier_exit_users(net)):
             raise with_parameters(
                 ValueError(
-                    "tune=exits leaves the final exit as it is, but with this method it answers by what the exits "
-                    "before it say, too; take tune=all or mixed"
+                    "tune=exits freezes the final exit, but with this method its result depends on the exits before "
+                    "it; take tune=all or mixed"
                 ),
                 "tune",
             )

@@ -1,4 +1,4 @@
-"""How a run trains: epochs, optimiser, schedule, precision; the part of the configuration that the loop reads."""
+"""How a run trains: epochs, optimizer, schedule, precision; the part of the configuration that the loop reads."""
 
 import math
 from dataclasses import dataclass
@@ -16,30 +16,31 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the training split.
-        batch_size: Samples per optimiser step, over all devices together.
-        optimizer: The optimiser.
-        lr: Learning rate at its highest.
-        lr_backbone: Learning rate of stages and final exit at its highest, where it is not that of the exits.
-        tune: `all` trains as the method says, `exits` leaves the backbone as it is, `mixed` trains the backbone first
-            (half of the epochs), then as the method says.
+        batch_size: Samples per optimizer step, summed over all devices.
+        optimizer: The optimizer.
+        lr: Peak learning rate.
+        lr_backbone: Peak learning rate of the backbone (stages and final exit); default: `lr`.
+        tune: `all` trains as the method specifies, `exits` freezes the backbone, `mixed` trains the backbone alone for
+            half of the epochs, then as the method specifies.
         momentum: Momentum of SGD.
-        nesterov: Nesterov's form of momentum.
-        weight_decay: Weight decay, on all parameters.
-        schedule: `step` cuts the rate at the milestones, `cosine` anneals it to zero, `onecycle` rises, then anneals.
-        milestones: Fractions of the run at whose epoch the rate is cut, comma-separated.
-        gamma: What the rate is multiplied with at each milestone.
-        warmup: Fraction of the run over which the rate rises linearly from zero (with onecycle: to its peak).
-        label_smoothing: Share of the label spread evenly over all classes.
-        mixup: Alpha of mixup's Beta distribution; 0 is off.
-        ema: Decay of the moving average of the weights, per step; 0 is off. When on, it is what is evaluated and kept.
-        clip: Largest norm of the gradient; 0 is off.
-        precision: `auto` takes bf16 where the processor computes in it, else 32.
+        nesterov: Use Nesterov momentum.
+        weight_decay: Weight decay of all parameters.
+        schedule: `step` multiplies the rate by gamma at the milestones, `cosine` anneals it to zero, `onecycle` rises,
+            then anneals.
+        milestones: Fractions of the epochs after which `step` cuts the rate, comma-separated.
+        gamma: Factor of the rate at each milestone.
+        warmup: Fraction of the run during which the rate rises linearly from zero (with onecycle: to its peak).
+        label_smoothing: Share of the label that is spread evenly over all classes.
+        mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
+        ema: Decay per step of a moving average of the weights, which is then evaluated and saved; 0 disables it.
+        clip: Maximum norm of the gradient; 0 disables clipping.
+        precision: `auto` is bf16 if the processor supports it natively, else 32.
         compile: Compile the network with torch.compile.
-        device: Where to train; `auto` takes a GPU if there is one.
-        devices: How many processes, one per device.
-        seed: Seed of weights, order and augmentation.
+        device: Device to train on; `auto` is a GPU if there is one.
+        devices: Number of processes, one per device.
+        seed: Seed of initial weights, sample order and augmentation.
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
-        tensorboard: Also write TensorBoard events into the run (needs the extra `tensorboard`).
+        tensorboard: Also write TensorBoard events (needs the extra `tensorboard`).
     Raises:
         ParameterError: naming the parameter, if a value makes no sense.
     """

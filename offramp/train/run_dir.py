@@ -88,7 +88,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
             )
         if not resume:
             raise with_parameters(
-                ValueError(f"{folder} already holds this run; pass resume to go on with it, or take another out"),
+                ValueError(f"{folder} already holds this run; pass resume to continue it, or take another out"),
                 "resume",
                 "out",
             )
@@ -121,7 +121,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _instead(folder: Path) -> str:
     """What a folder without a configuration is, as far as one can tell, and what to do."""
     if (folder / "manifest.json").is_file():
-        return f"it is a bundle, which answers images (`offramp predict {folder} IMAGES...`); name the run it came from"
+        return f"it is a bundle (`offramp predict {folder} IMAGES...` runs it); name the run it was exported from"
     if folder.is_dir():
         runs = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
         if runs:

@@ -107,8 +107,8 @@ def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--batch", "0"), "--batch takes whole numbers from 1 on with commas between, such as 1,64, got '0'"),
-        (("--batch", "1,x"), "--batch takes whole numbers from 1 on"),
+        (("--batch", "0"), "--batch takes comma-separated whole numbers from 1, such as 1,64, got '0'"),
+        (("--batch", "1,x"), "--batch takes comma-separated whole numbers from 1"),
         (("--seconds", "0"), "--seconds must be a positive number, got 0.0"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--seed", "-1"), "--seed must be 0 or more, got -1"),

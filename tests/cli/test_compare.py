@@ -90,9 +90,9 @@ def finished(stopped: tuple[Path, str, int], tmp_path: Path) -> Path:
 def test_ctrl_c_saves_every_run(stopped: tuple[Path, str, int]) -> None:
     out, said, status = stopped
     assert status == 130
-    assert "every run saves itself" in said and f"saved in {out}; the same command goes on" in said
+    assert "every run saves itself" in said and f"saved in {out}; the same command continues" in said
     log = (out / "logs/joint-seed-0.log").read_text()
-    assert "--resume goes on" in log and "going on at epoch" in log
+    assert "--resume continues" in log and "continuing at epoch" in log
 
 
 def test_stopped_killed_and_resumed_equals_train_to_the_bit(
@@ -228,7 +228,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "muse(alhpa=1)"], "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
         (["--methods", "muse(alpha=much)"], "--method.alpha takes float, got 'much'"),
         (["--methods", "muse(alpha=0.1"], "--methods takes names such as joint,muse(alpha=0.1), got 'muse(alpha=0.1'"),
-        (["--methods", "muse(0.1)"], "--methods muse(0.1): '0.1' is no KEY=VALUE"),
+        (["--methods", "muse(0.1)"], "--methods muse(0.1): '0.1' is not KEY=VALUE"),
         (["--methods", "joint,,muse"], "--methods takes names such as"),
         (["--methods", "muse,muse(alpha=0.5)"], "--methods names muse twice"),
         (["--methods", "joint", "--seeds", "0,1,0"], "--seeds 0,1,0 names a seed twice"),
@@ -237,18 +237,18 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (
             ["--methods", "joint", "--devices", "2", "--batch-size", "2"],
-            "leave --devices away, --jobs N runs N at once",
+            "omit --devices, --jobs N runs N at once",
         ),
         (["--methods", "joint,hdkd", "--holdout", "0"], "hdkd: this method learns from the val split while it trains"),
         (["--methods", "joint,l2w", "--optimizer", "adamw"], "l2w: this method looks ahead with the optimiser"),
         (["--methods", "joint,byot(alpha=7)"], "alpha"),
         (
             ["--methods", "joint", "--show", "x.jsonl"],
-            "shows all that its ledger holds: leave --methods and --out away",
+            "shows all runs of the ledger: omit --methods and --out",
         ),
-        (["--show", "x.jsonl", "--seeds", "7", "--ledger", "y.jsonl"], "leave --out and --ledger and --seeds away"),
-        (["--methods", "joint", "--seed", "3"], "take --seeds, with commas between, not --seed"),
-        (["--method", "joint"], "take --methods, with commas between, not --method"),
+        (["--show", "x.jsonl", "--seeds", "7", "--ledger", "y.jsonl"], "omit --out and --ledger and --seeds"),
+        (["--methods", "joint", "--seed", "3"], "take --seeds (comma-separated), not --seed"),
+        (["--method", "joint"], "take --methods (comma-separated), not --method"),
         (
             ["--methods", "l2w", "--batch-size", "3"],
             "l2w: this method divides every batch into 2: --batch-size must be",

@@ -91,6 +91,6 @@ def test_ctrl_c_to_one_process_saves_at_a_step_of_all(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     status, said = finish(process, tmp_path)
     assert status == 130, said
-    assert "saving within 20 steps" in said and said.count("--resume goes on") == 1
+    assert "saving within 20 steps" in said and said.count("--resume continues") == 1
     newest = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1]
     assert newest.name == f"step-{len(steps(tmp_path / 'run')):09d}"

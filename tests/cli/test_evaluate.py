@@ -89,8 +89,8 @@ def test_the_second_table_sets_adaptive_beside_plain(offramp: Offramp, run: Path
     assert [line[-1] for line in lines if line[0] in ("exit", "final")][1:] == ["0.00", "off", "off", "100.00"]
     sides = {line[0]: line[1:] for line in lines if line[0] in ("adaptive", "plain")}
     assert sides["adaptive"][0] == sides["plain"][0] and set(sides) == {"adaptive", "plain"}
-    assert "leaving early, measured at batch 64" in ran.out
-    assert " operations, " in ran.out and " on the clock" in ran.out
+    assert "early exit, measured at batch size 64" in ran.out
+    assert " operations, " in ran.out and " (median of pairs)" in ran.out
 
 
 def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path) -> None:
@@ -137,7 +137,7 @@ def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
     for name, says in {
         "file": "it is a file, and a run is a folder",
         "runs": f"it holds runs, name one of them: {tmp_path / 'runs/a'}, {tmp_path / 'runs/b'}",
-        "bundle": "it is a bundle, which answers images (`offramp predict ",
+        "bundle": "it is a bundle (`offramp predict ",
         "empty": f"it has no config.yaml (`offramp train --out {tmp_path / 'empty'}` makes one)",
     }.items():
         for verb in (["evaluate"], ["calibrate", "--macs", "1"]):
@@ -148,10 +148,10 @@ def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("macs", "speedup", "says"),
     [
-        (50, 1.2, "2.00x fewer operations, 1.20x faster on the clock (median of pairs)"),
-        (50, 0.8, "2.00x fewer operations, 1.25x slower on the clock (median of pairs)"),
-        (50, 1.001, "2.00x fewer operations, as fast as plain on the clock (median of pairs)"),
-        (125, 0.8, "1.25x more operations, 1.25x slower on the clock (median of pairs)"),
+        (50, 1.2, "2.00x fewer operations, 1.20x faster (median of pairs)"),
+        (50, 0.8, "2.00x fewer operations, 1.25x slower (median of pairs)"),
+        (50, 1.001, "2.00x fewer operations, as fast as plain (median of pairs)"),
+        (125, 0.8, "1.25x more operations, 1.25x slower (median of pairs)"),
     ],
 )
 def test_slower_is_called_slower(macs: float, speedup: float, says: str) -> None:

@@ -152,5 +152,5 @@ def test_details_are_told_in_what_is_typed(offramp: Offramp) -> None:
             ):
                 assert word not in out, (name, word)
             assert "request: " not in out and "exit: number" not in out
-    assert "--branch.widths –   (int, with commas between)" in offramp("branches", "beed").out
+    assert "--branch.widths –   (int, comma-separated)" in offramp("branches", "beed").out
     assert "hdkd-cifar-4" in offramp("nets", "msdnet").out

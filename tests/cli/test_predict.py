@@ -120,7 +120,7 @@ def test_bad_images_are_named_and_the_rest_is_answered(
     ran = offramp("predict", bundle, *words, *([form] if form else []), "--batch-size", 2)
     assert ran.status == 1
     said = ran.err.splitlines()
-    assert len(said) == 7 and said[-1] == "offramp: 6 of 8 could not be read; the rest was answered"
+    assert len(said) == 7 and said[-1] == "offramp: 6 of 8 could not be read; the others were predicted"
     for name, reason in zip(
         [*names, "none"],
         [
@@ -162,21 +162,21 @@ def test_a_split_gives_the_same_answers(
             assert row[key] == whole[row["image"]][key]
         assert row["probability"] == pytest.approx(whole[row["image"]]["probability"], abs=1e-5)
     table = offramp("predict", bundle, pictures, *words).out
-    assert f"{len(waiting)} of 24 go on" in table and table.count("goes on") == len(waiting)
+    assert f"{len(waiting)} of 24 continue" in table and table.count("continues") == len(waiting)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "name image files, or folders of them"),
-        (("a.png", "--json", "--csv"), "two ways to print: choose one"),
+        ((), "name image files or folders of images"),
+        (("a.png", "--json", "--csv"), "--json and --csv exclude each other"),
         (("a.png", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
-        (("a.png", "--first", "1", "--from", "1"), "the two sides of a split"),
+        (("a.png", "--first", "1", "--from", "1"), "--first and --from exclude each other"),
         (("a.png", "--first", "1"), "--first takes a number of segments from 1 on, and needs --state FILE"),
         (("a.png", "--first", "0", "--state", "s"), "--first takes a number of segments from 1 on"),
         (("--from", "-1", "--state", "s"), "--from takes a number of segments from 1 on"),
         (("a.png", "--state", "s"), "--state is the file between --first N and --from N"),
-        (("a.png", "--from", "1", "--state", "s"), "--from goes on with the images in --state"),
+        (("a.png", "--from", "1", "--state", "s"), "--from continues with the images in --state"),
         (("a.png", "--first", "3", "--state", "s"), "--first 3 are all segments of"),
         (("a.png", "--first", "4", "--state", "s"), "has 3 segments: there are none from 1 to 4"),
         (("--from", "3", "--state", "s"), "has 3 segments: there are none from 4 to 3"),

@@ -160,7 +160,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(offramp, tmp_pat
     assert ran.status == 0
     assert f"{weights} is missing, truncated or changed" in ran.err
     assert "taking the checkpoint before it" in ran.err
-    assert "going on at epoch 2 of 2" in ran.err
+    assert "continuing at epoch 2 of 2" in ran.err
 
 
 def test_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(offramp, tmp_path):
@@ -200,7 +200,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     said = (tmp_path / "log").read_text()
-    assert "--resume goes on" in said
+    assert "--resume continues" in said
     newest = sorted((tmp_path / "a/checkpoints").glob("step-*"))[-1]
     step = json.loads((newest / "checkpoint.json").read_text())["step"]
     assert len(log.read(tmp_path / "a/metrics.jsonl", "step")) == step
@@ -364,7 +364,7 @@ def test_milestones_take_commas(offramp, tmp_path):
         assert (ran.status, ran.err[-12:]) == (2, "(0.9, 0.75)\n")
     ran = offramp("train", "--milestones", "0.5,x", "--out", tmp_path / "a")
     assert (ran.status, ran.err.count("\n")) == (2, 1)
-    assert "--milestones: fractions of the run are wanted, such as 0.5,0.75, got 0.5,x" in ran.err
+    assert "--milestones: fractions of the run must be numbers such as 0.5,0.75, got 0.5,x" in ran.err
 
 
 def test_a_run_is_a_folder(offramp, tmp_path):

@@ -188,7 +188,7 @@ def test_an_accuracy_out_of_reach_names_the_best() -> None:
 def test_damaged_logits_are_refused() -> None:
     z, labels = samples(0, 2, 9)
     z[1, 3, 2] = np.nan
-    with pytest.raises(ValueError, match="exit 2 answers logits that are not finite numbers"):
+    with pytest.raises(ValueError, match="exit 2 returns logits that are not finite"):
         calibrate(z, labels, segment_costs=costs(2), budget=9)
 
 

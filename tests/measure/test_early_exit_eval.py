@@ -118,7 +118,7 @@ def test_progress_is_told_in_samples() -> None:
 
 
 def test_there_must_be_something_to_answer() -> None:
-    with pytest.raises(ValueError, match="there are no samples to answer"):
+    with pytest.raises(ValueError, match="there are no samples to evaluate"):
         leave_early(network(), ExitPolicy(thresholds=(0.5,) * 3, enabled=ALL), [], SHAPE, 32)
 
 

@@ -41,7 +41,7 @@ def test_train_calibrate_evaluate_export_predict(run: Any, tmp_path: Path, capfd
     assert calibration.exit_policy == opened.policy == offramp.load_run(run.folder).policy
     assert evaluation.adaptive is not None and evaluation.folder == run.folder == calibration.folder
     assert bundle.folder == tmp_path / "bundle"
-    results = {"leaving early": evaluation, "leave here %": calibration, "verified on": bundle, "2 epochs": run}
+    results = {"early exit": evaluation, "exits here %": calibration, "verified on": bundle, "2 epochs": run}
     for words, result in results.items():
         assert words in str(result) and json.loads(json.dumps(dataclasses.asdict(result)))
 

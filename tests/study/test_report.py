@@ -169,9 +169,9 @@ def test_names_are_shown_as_they_are_and_never_run(full: str) -> None:
 
 def test_every_section_is_there(full: str) -> None:
     sections = (
-        "Accuracy against cost; Where images leave; Confidence against accuracy; exit 1, easiest; exit 1, hardest; "
+        "Accuracy against cost; Where images exit; Confidence against accuracy; exit 1, easiest; exit 1, hardest; "
         "macs_<wbr>cumulative; msdnet_ops; eed_flops; Accuracy on val; weights: exit 1 learns from; Configuration; "
-        "where the policy comes from; confidence ≥ 0.5000; nobody; all that are left"
+        "where the policy comes from; confidence ≥ 0.5000; never; always"
     )
     for words in sections.split("; "):
         assert words in full, words
@@ -193,7 +193,7 @@ def test_a_run_trained_on_everything_without_images(see: Callable[..., RunReport
     text = page([RunReport(**{**vars(run), "curves": {**run.curves, "budgeted": []}})], PROVENANCE)
     read(text)
     assert "trained on everything" in text and "Training is not finished" in text
-    assert "<img" not in text and "Where images leave" not in text
+    assert "<img" not in text and "Where images exit" not in text
 
 
 def test_milliseconds_where_they_were_measured(see: Callable[..., RunReport]) -> None:

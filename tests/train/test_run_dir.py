@@ -41,7 +41,7 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
     claim(folder, CONFIG, True)
     claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "tensorboard": True}, True)
     assert read_config(folder) == CONFIG
-    with pytest.raises(ValueError, match="already holds this run; pass resume to go on with it, or take another"):
+    with pytest.raises(ValueError, match="already holds this run; pass resume to continue it, or take another"):
         claim(folder, CONFIG, False)
 
 
