@@ -85,10 +85,14 @@ def recipes(name: str | None = None, /, *, json: Json = False) -> None:
         name: A recipe.
         json: Print one JSON object.
     """
+    from offramp.cli._console import list_offers
     from offramp.config import recipes
 
     if name is None:
-        _list("recipe", recipes.available(), None, lambda found: None, json)
+        if json:
+            emit(recipes.available())
+        else:
+            list_offers(recipes.available())
         return
     text = recipes.find(name).read_text(encoding="utf-8")
     if json:

@@ -228,7 +228,7 @@ def test_a_network_with_one_exit_and_many_classes(see: Callable[..., RunReport])
     )
     text = page([run], PROVENANCE)
     read(text)
-    assert "The 5 of 30 classes that leave earliest" in text and 'class="gap"' in text
+    assert "The 5 of 30 classes that exit earliest" in text and 'class="gap"' in text
 
 
 WRAP = """<!doctype html><body><iframe id="a" src="report.html" style="width:360px;height:900px"></iframe>

@@ -157,7 +157,7 @@ def links(branch: nn.Module) -> nn.ModuleList:
 
 def test_a_final_exit_that_hears_others_cannot_stay_as_it_is() -> None:
     for name, hyper in (("boostnet", {}), ("impr", {"links": True})):
-        with pytest.raises(ValueError, match=r"^tune=exits freezes the final exit, but with this method it "):
+        with pytest.raises(ValueError, match=r"^tune=exits freezes the final exit, but with this method its "):
             phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
     for name, hyper in (("boostnet", {"weaken": (0.0,)}), ("impr", {}), ("ztw", {})):
         phases.refuse_net(Recipe(tune="exits"), find(name).build(**hyper), linked(name, **hyper))
