@@ -14,7 +14,7 @@ from offramp.models import resnet
 
 def main(name: str = "muse", epochs: int = 4, images: int = 512) -> list[float]:
     """Train a small ResNet18 on digits; returns the loss of every step."""
-    data = load("digits", progress=False)
+    data = load("digits")
     train, held_out = (split(data, part, images) for part in ("train", "val"))
     torch.manual_seed(0)
 
