@@ -14,7 +14,8 @@ import torch
 
 from offramp.early_exit import policy
 from offramp.runs import load_data, load_run
-from offramp.runs.traces import stored_trace
+from offramp.runs.reporting import SILENT
+from offramp.runs.traces import _stored
 from offramp.train import checkpoint
 from offramp.train.run_dir import read_history, read_result
 
@@ -45,7 +46,7 @@ def opened(folder: Path) -> Any:
 
 
 def traced(folder: Path) -> Any:
-    trace = stored_trace(load_run(folder), "test", "last")
+    trace = _stored(load_run(folder), "test", "last", None, SILENT)
     return None if trace is None else [trace.logits.numpy(), trace.labels.numpy()]
 
 
@@ -59,6 +60,7 @@ def resumed(folder: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": opened,
     "last.safetensors": opened,
+    "split.safetensors": opened,
     "policy.json": lambda folder: policy.load_with_origin(folder / "policy.json")[0],
     "result.json": lambda folder: {**(read_result(folder) or {}), "digest": ""},
     "metrics.jsonl": read_history,
