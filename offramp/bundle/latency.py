@@ -85,16 +85,16 @@ def _entering(each: Sequence[ArraySegment], shape: Image, batch: int, policy: Ex
     """State, carry and what the policy looks back at, as they come to every stage."""
     state: Any = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
     carry: Any = ()
-    judged: PolicyCarry = {}
+    policy_carry: PolicyCarry = {}
     found: list[_Entering] = []
     for exit, segment in enumerate(each):
-        found.append((state, carry, judged))
+        found.append((state, carry, policy_carry))
         state, carry, logits = segment(state, carry)
-        judged = policy.step(judged, logits, exit)[0]
+        policy_carry = policy.step(policy_carry, logits, exit)[0]
     return found
 
 
 def _run(segment: ArraySegment, given: _Entering, policy: FixedStay, exit: int) -> object:
-    state, carry, judged = given
+    state, carry, policy_carry = given
     made = segment(state, carry)
-    return step_once(policy, judged, made, exit)
+    return step_once(policy, policy_carry, made, exit)

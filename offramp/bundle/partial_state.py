@@ -47,8 +47,8 @@ class Handover:
         part = bundle.manifest.parts[self.passed]
         state = tuple(self.arrays[port.name][rows] for port in part.takes_state)
         carry = tuple(self.arrays[port.name][rows] for port in part.takes_carry)
-        judged = {key[7:]: value[rows] for key, value in self.arrays.items() if key.startswith("judged_")}
-        return resume(bundle.policy, self.passed, state, carry, judged)
+        policy_carry = {key[7:]: value[rows] for key, value in self.arrays.items() if key.startswith("judged_")}
+        return resume(bundle.policy, self.passed, state, carry, policy_carry)
 
 
 def gather(
@@ -63,7 +63,7 @@ def gather(
             continue  # all of them left, perhaps before the last segment that ran
         names += [of[row] for row in stepper.alive.tolist()]
         taken = dict(zip((p.name for p in part.takes_state + part.takes_carry), (*stepper.state, *stepper.carry)))
-        taken |= {f"judged_{key}": value for key, value in stepper.judged.items()}
+        taken |= {f"judged_{key}": value for key, value in stepper.policy_carry.items()}
         for key, value in taken.items():
             rows.setdefault(key, []).append(value)
     kinds = _expected(manifest, policy, passed)

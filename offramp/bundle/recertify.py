@@ -12,7 +12,7 @@ from offramp.bundle.read import Bundle
 from offramp.data.splits import Split
 from offramp.early_exit.calibrate import TooCheap, calibrate, does
 from offramp.early_exit.certify import certify
-from offramp.early_exit.exit_scores import Rule, judge
+from offramp.early_exit.exit_scores import Rule, score_samples
 from offramp.early_exit.policy import ExitPolicy
 
 BATCH = 64
@@ -73,7 +73,9 @@ def recertified(
     if "max_drop" in goal:
         goal["accuracy"] = max(0.0, plain - goal["max_drop"])
     unit = next((name for name in ("macs", "ms") if name in goal), None)
-    outcome = does(policy, judge(logits, labels, policy.enabled, rule), np.cumsum(np.asarray(segment_costs, float)))
+    outcome = does(
+        policy, score_samples(logits, labels, policy.enabled, rule), np.cumsum(np.asarray(segment_costs, float))
+    )
     cheap = unit is None or outcome.cost <= goal[unit] * (1 + 1e-9)
     accurate = goal.get("accuracy") is None or outcome.accuracy >= goal["accuracy"] - 1e-9
     if goal and not (cheap and accurate):

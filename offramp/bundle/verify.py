@@ -115,11 +115,11 @@ def _reference(parts: Sequence[Any], policy: ExitPolicy, inputs: Tensor) -> Refe
     """Every enabled exit of the network for all samples: nobody leaves, so nothing depends on the runtime's path."""
     state: Any = inputs
     carry: Any = ()
-    judged: dict[str, Any] = {}
+    policy_carry: dict[str, Any] = {}
     rows = []
     for exit, segment in zip([exit for exit, on in enumerate(policy.enabled) if on], parts, strict=True):
         state, carry, logits = segment(state, carry)
-        judged, given, score, leaves = policy.step(judged, logits, exit)
+        policy_carry, given, score, leaves = policy.step(policy_carry, logits, exit)
         rows.append((logits, given, score, leaves))
     logits, given, score, leaves = (torch.stack(column) for column in zip(*rows, strict=True))
     return Reference(logits, given, score, leaves.int().argmax(0))

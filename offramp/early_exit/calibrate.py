@@ -9,8 +9,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
-from offramp.early_exit.exit_scores import WORKERS, Judged, Rule, check_trace, judge, looks_back, policy_of
+from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, make_table, met, point, rank
+from offramp.early_exit.exit_scores import (
+    WORKERS,
+    Rule,
+    ScoredSamples,
+    check_trace,
+    looks_back,
+    policy_of,
+    score_samples,
+)
 from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
@@ -103,44 +111,44 @@ def calibrate(
     goal = Goal(budget, accuracy)
     n = logits.shape[1]
     tables = _Tables(logits, labels, segment_costs, rule)
-    found: list[tuple[Enabled, Point, int]] = []
+    candidates: list[tuple[Enabled, Point, int]] = []
     with ThreadPoolExecutor(WORKERS) as pool:
         for enabled in _searched(tables, segment_costs, goal):
-            for patience, of in tables.of(enabled):
-                found += [(enabled, there, patience) for there in _solve(of, goal, rule, patience, pool)]
-    enabled, there, patience = max(found, key=lambda entry: rank(goal, entry[1], n))
-    if not met(goal, there, n):
-        raise _missed(goal, found, n)
-    enabled, there = _without_idle(tables, enabled, there, patience, goal)
-    return _outcome(tables, enabled, there, patience, goal)
+            for patience, table in tables.for_choice(enabled):
+                candidates += [(enabled, solution, patience) for solution in _solve(table, goal, rule, patience, pool)]
+    enabled, solution, patience = max(candidates, key=lambda entry: rank(goal, entry[1], n))
+    if not met(goal, solution, n):
+        raise _missed(goal, candidates, n)
+    enabled, solution = _without_idle(tables, enabled, solution, patience, goal)
+    return _outcome(tables, enabled, solution, patience, goal)
 
 
 def _without_idle(
-    tables: "_Tables", enabled: Enabled, there: Point, patience: int, goal: Goal
+    tables: "_Tables", enabled: Enabled, solution: Point, patience: int, goal: Goal
 ) -> tuple[Enabled, Point]:
     """The same point with the exits switched off at which nobody leaves: they cost a branch and answer nobody.
 
     Where exits look back, what they answer counts even there; such an exit goes only if nothing gets worse.
     """
-    of = dict(tables.of(enabled))[patience]
-    n = of.score.shape[1]
-    taken = exits_taken(of.score, there.thresholds)
+    table = dict(tables.for_choice(enabled))[patience]
+    n = table.score.shape[1]
+    taken = exits_taken(table.score, solution.thresholds)
     on = [exit for exit, flag in enumerate(enabled) if flag]
     for exit in [exit for place, exit in enumerate(on[:-1]) if not (taken == place).any()]:
         fewer = tuple(flag and other != exit for other, flag in enumerate(enabled))
         if fewer not in tables.costs:
             continue
-        thresholds = np.delete(there.thresholds, sum(enabled[:exit]))
-        same = [point(less, thresholds) for passed, less in tables.of(fewer) if passed == patience]
-        if same and rank(goal, same[0], n) >= rank(goal, there, n):
-            enabled, there = fewer, same[0]
-    return enabled, there
+        thresholds = np.delete(solution.thresholds, sum(enabled[:exit]))
+        same = [point(less, thresholds) for passed, less in tables.for_choice(fewer) if passed == patience]
+        if same and rank(goal, same[0], n) >= rank(goal, solution, n):
+            enabled, solution = fewer, same[0]
+    return enabled, solution
 
 
-def _missed(goal: Goal, found: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
+def _missed(goal: Goal, candidates: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
     if goal.cost is not None:
-        return TooCheap(float(goal.cost), min(there.cost for _, there, _ in found) / n)
-    best = max(there.right for _, there, _ in found) / n
+        return TooCheap(float(goal.cost), min(solution.cost for _, solution, _ in candidates) / n)
+    best = max(solution.right for _, solution, _ in candidates) / n
     return ValueError(
         f"no policy is that accurate on the calibration split: {100 * (goal.accuracy or 0):.2f} % is wanted, the most "
         f"accurate reaches {100 * best:.2f} %"
@@ -154,24 +162,24 @@ class _Tables:
         self.logits, self.labels, self.costs, self.rule = logits, labels, costs, rule
         self.alone = not looks_back(rule)
         if self.alone:
-            self.judged = judge(logits, labels, (True,) * logits.shape[0], rule)
-            self.order = descending(self.judged.score)
+            self.scored = score_samples(logits, labels, (True,) * logits.shape[0], rule)
+            self.order = descending(self.scored.score)
 
-    def judge(self, enabled: Enabled) -> Judged:
+    def score_samples(self, enabled: Enabled) -> ScoredSamples:
         if self.alone:
-            return self.judged.of(np.flatnonzero(enabled))
-        return judge(self.logits, self.labels, enabled, self.rule)
+            return self.scored.select_exits(np.flatnonzero(enabled))
+        return score_samples(self.logits, self.labels, enabled, self.rule)
 
-    def of(self, enabled: Enabled) -> Iterator[tuple[int, Table]]:
+    def for_choice(self, enabled: Enabled) -> Iterator[tuple[int, Table]]:
         """(patience, table) of a choice; more than one only where patience is the score."""
-        judged = self.judge(enabled)
+        scored = self.score_samples(enabled)
         price = np.cumsum(np.asarray(self.costs[enabled], float))
         if self.rule.score != "patience":
             order = self.order[np.flatnonzero(enabled)] if self.alone else None
-            yield 1, table(judged, price, order)
+            yield 1, make_table(scored, price, order)
             return
         for patience in range(1, len(price) + 1):
-            yield patience, table(judged, price, np.zeros(judged.score.shape, np.int32))
+            yield patience, make_table(scored, price, np.zeros(scored.score.shape, np.int32))
 
     def drawn(self, most: int) -> "_Tables":
         """The same on at most so many samples, drawn evenly from a fixed shuffle."""
@@ -182,94 +190,96 @@ class _Tables:
         few = object.__new__(_Tables)
         few.__dict__.update(self.__dict__, logits=self.logits[:, rows], labels=self.labels[rows])
         if self.alone:
-            few.judged = self.judged.at(rows)
-            few.order = descending(few.judged.score)
+            few.scored = self.scored.select_samples(rows)
+            few.order = descending(few.scored.score)
         return few
 
 
 def _searched(tables: _Tables, costs: Costs, goal: Goal) -> list[Enabled]:
     """The choices of exits worth a search in full."""
-    given = list(costs)
-    if len(given) <= ALL_CHOICES or tables.rule.score == "patience":
-        return given
+    all_choices = list(costs)
+    if len(all_choices) <= ALL_CHOICES or tables.rule.score == "patience":
+        return all_choices
     few = tables.drawn(SCREENED)
     n = few.logits.shape[1]
     scores = {}
-    for enabled in given:
-        ((_, of),) = few.of(enabled)
-        scores[enabled] = max(rank(goal, there, n) for there in _geometric(of, every=2))
-    best = sorted(given, key=lambda enabled: scores[enabled], reverse=True)[:PROMISING]
-    edges = [enabled for enabled in given if all(enabled) or sum(enabled) == 1]
+    for enabled in all_choices:
+        ((_, table),) = few.for_choice(enabled)
+        scores[enabled] = max(rank(goal, solution, n) for solution in _geometric(table, every=2))
+    best = sorted(all_choices, key=lambda enabled: scores[enabled], reverse=True)[:PROMISING]
+    edges = [enabled for enabled in all_choices if all(enabled) or sum(enabled) == 1]
     return list(dict.fromkeys([*best, *edges]))
 
 
-def _geometric(of: Table, every: int = 1) -> list[Point]:
+def _geometric(table: Table, every: int = 1) -> list[Point]:
     """The points of the geometric rule, or every second one and so on."""
-    exits = len(of.costs)
+    exits = len(table.costs)
     if exits == 1:
-        return [point(of, np.array([-NEVER]))]
+        return [point(table, np.array([-NEVER]))]
     shares = [geometric_shares(step / 20, exits) for step in range(1, POINTS + 1, every)]
-    return [point(of, geometric_thresholds(of.score, share, of.order)) for share in shares]
+    return [point(table, geometric_thresholds(table.score, share, table.order)) for share in shares]
 
 
-def _solve(of: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPoolExecutor) -> list[Point]:
+def _solve(table: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPoolExecutor) -> list[Point]:
     """Points worth comparing of one choice of exits, the best one among them."""
-    exits = len(of.costs)
+    exits = len(table.costs)
     if rule.score == "patience":
-        return [point(of, np.append(np.full(exits - 1, float(patience)), -NEVER))]
+        return [point(table, np.append(np.full(exits - 1, float(patience)), -NEVER))]
     if exits == 1:
-        return _geometric(of)
+        return _geometric(table)
     if exits == 2:
-        return [ascend(of, np.array([NEVER, -NEVER]), goal)]
+        return [ascend(table, np.array([NEVER, -NEVER]), goal)]
     if exits == 3:
-        return [pair(of, goal)]
-    return _climb(of, goal, pool)
+        return [pair(table, goal)]
+    return _climb(table, goal, pool)
 
 
-def _climb(of: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
+def _climb(table: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
     """Ascents from all points of the geometric rule; their ends, the best one no worse than any of the points."""
-    n = of.score.shape[1]
+    n = table.score.shape[1]
 
-    def up(of: Table, starts: list[Point]) -> list[Point]:
-        return list(pool.map(lambda start: ascend(of, start.thresholds, goal), starts))
+    def up(table: Table, starts: list[Point]) -> list[Point]:
+        return list(pool.map(lambda start: ascend(table, start.thresholds, goal), starts))
 
     if n <= WHOLE:
-        return up(of, _geometric(of))
+        return up(table, _geometric(table))
     rows = np.sort(np.random.default_rng(0).permutation(n)[:WHOLE])
-    few = table(Judged(of.score[:, rows], of.right[:, rows].astype(bool)), of.costs)
+    few = make_table(ScoredSamples(table.score[:, rows], table.right[:, rows].astype(bool)), table.costs)
     ends = {tuple(end.thresholds.tolist()) for end in up(few, _geometric(few))}
 
     def best(points: Iterable[Point], most: int) -> list[Point]:
-        return sorted(points, key=lambda there: rank(goal, there, n), reverse=True)[:most]
+        return sorted(points, key=lambda solution: rank(goal, solution, n), reverse=True)[:most]
 
-    begun = [point(of, np.array(thresholds)) for thresholds in sorted(ends)]
-    return up(of, [*best(begun, FINISHED), *best(_geometric(of), 1)])
+    begun = [point(table, np.array(thresholds)) for thresholds in sorted(ends)]
+    return up(table, [*best(begun, FINISHED), *best(_geometric(table), 1)])
 
 
-def _outcome(tables: _Tables, enabled: Enabled, there: Point, patience: int, goal: Goal) -> Outcome:
+def _outcome(tables: _Tables, enabled: Enabled, solution: Point, patience: int, goal: Goal) -> Outcome:
     """The policy of a point, and what it does."""
     on = np.flatnonzero(enabled)
-    of = dict(tables.of(enabled))[patience]
-    moved = there.thresholds
+    table = dict(tables.for_choice(enabled))[patience]
+    moved = solution.thresholds
     if tables.rule.score != "patience":
-        moved = between_samples(of.score, there.thresholds)
+        moved = between_samples(table.score, solution.thresholds)
     everywhere = np.full(len(enabled), NEVER)
     everywhere[on[:-1]] = moved[:-1]
     policy = policy_of(tables.rule, enabled, tuple(everywhere.tolist()), patience)
-    limit = None if tables.rule.score == "patience" else bound(of, goal)
-    return does(policy, tables.judge(enabled), of.costs, limit)
+    limit = None if tables.rule.score == "patience" else bound(table, goal)
+    return does(policy, tables.score_samples(enabled), table.costs, limit)
 
 
-def does(policy: ExitPolicy, judged: Judged, costs: Float[ndarray, "K"], limit: float | None = None) -> Outcome:
+def does(policy: ExitPolicy, scored: ScoredSamples, costs: Float[ndarray, "K"], limit: float | None = None) -> Outcome:
     """What a policy does on samples judged at its enabled exits; `costs` of leaving at each of them."""
     on = np.flatnonzero(policy.enabled)
-    n = judged.score.shape[1]
-    asked = np.full(len(on), float(policy.patience)) if policy.score == "patience" else np.array(policy.thresholds)[on]
-    passes = judged.score >= asked[:, None].astype(np.float32)
+    n = scored.score.shape[1]
+    required = (
+        np.full(len(on), float(policy.patience)) if policy.score == "patience" else np.array(policy.thresholds)[on]
+    )
+    passes = scored.score >= required[:, None].astype(np.float32)
     passes[-1] = True
     taken = passes.argmax(0)
     counts = np.bincount(taken, minlength=len(on))
     shares = np.zeros(len(policy.enabled))
     shares[on] = counts / n
-    accuracy = int(judged.right[taken, np.arange(n)].sum()) / n
+    accuracy = int(scored.right[taken, np.arange(n)].sum()) / n
     return Outcome(policy, accuracy, float(counts @ costs) / n, tuple(shares.tolist()), limit)

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from offramp.early_exit import temperature
 from offramp.early_exit.calibrate import Enabled, Outcome, does
-from offramp.early_exit.exit_scores import Judged, Rule, check_trace, judge, looks_back, policy_of
+from offramp.early_exit.exit_scores import Rule, ScoredSamples, check_trace, looks_back, policy_of, score_samples
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.risk import conformal, fixed_sequence, samples_needed
 
@@ -101,19 +101,21 @@ def certify(
         rule = rule._replace(temperatures=temperature.fit(logits[:, tune], labels[tune]))
     plain = np.asarray(logits[-1]).argmax(1) == labels
     enabled, levels = _path(logits, labels, plain, tune, segment_costs, rule, risk)
-    judged = judge(logits[:, proof], labels[proof], enabled, rule)
-    taken = _taken(judged, levels)
-    lost = plain[proof] & ~judged.right[taken, np.arange(len(proof))]
+    scored = score_samples(logits[:, proof], labels[proof], enabled, rule)
+    taken = _taken(scored, levels)
+    lost = plain[proof] & ~scored.right[taken, np.arange(len(proof))]
     counts = lost.sum(1)
-    found = fixed_sequence(counts, len(proof), risk, delta) if delta else conformal(lost, risk)
-    reached = _policy(rule, enabled, float(levels[max(found - 1, 0)]))
-    outcome = does(reached, judged, _prices(segment_costs, enabled))
+    certified = fixed_sequence(counts, len(proof), risk, delta) if delta else conformal(lost, risk)
+    reached = _policy(rule, enabled, float(levels[max(certified - 1, 0)]))
+    outcome = does(reached, scored, _prices(segment_costs, enabled))
     whole = _plain(rule, logits.shape[0])
     unchanged = does(
-        whole, Judged(np.ones((1, len(proof)), np.float32), plain[proof][None]), _prices(segment_costs, whole.enabled)
+        whole,
+        ScoredSamples(np.ones((1, len(proof)), np.float32), plain[proof][None]),
+        _prices(segment_costs, whole.enabled),
     )
-    needed = None if found else _needed(counts, len(proof), risk, delta)
-    saves = bool(found) and outcome.cost < unchanged.cost
+    needed = None if certified else _needed(counts, len(proof), risk, delta)
+    saves = bool(certified) and outcome.cost < unchanged.cost
     return Certificate(
         outcome if saves else unchanged,
         unchanged.accuracy,
@@ -121,9 +123,9 @@ def certify(
         delta,
         len(proof),
         len(tune),
-        int(counts[found - 1]) if saves else 0,
+        int(counts[certified - 1]) if saves else 0,
         len(levels),
-        found,
+        certified,
         needed,
     )
 
@@ -155,14 +157,14 @@ def _path(
     """The exits that are on, those cheapest at this risk on the tuning samples, and the levels of the path."""
     rows = tune[:: max(len(tune) // WEIGHED, 1)]
     few, truth, right = logits[:, rows], labels[rows], plain[rows]
-    everything = judge(few, truth, (True,) * logits.shape[0], rule)
+    everything = score_samples(few, truth, (True,) * logits.shape[0], rule)
     tried: list[tuple[bool, float, int, Enabled, Float[ndarray, "J"]]] = []  # of equal ones, the fewest exits
     for enabled in [enabled for enabled in costs if sum(enabled) > 1] or list(costs):
         alone = not looks_back(rule)
-        judged = everything.of(np.flatnonzero(enabled)) if alone else judge(few, truth, enabled, rule)
-        levels = _levels(judged, rule)
-        taken = _taken(judged, levels)
-        loss = (right & ~judged.right[taken, np.arange(len(rows))]).mean(1)
+        scored = everything.select_exits(np.flatnonzero(enabled)) if alone else score_samples(few, truth, enabled, rule)
+        levels = _levels(scored, rule)
+        taken = _taken(scored, levels)
+        loss = (right & ~scored.right[taken, np.arange(len(rows))]).mean(1)
         fine = np.maximum.accumulate(loss) <= risk
         price = _prices(costs, enabled)[taken].mean(1)
         value = float(price[fine].min() if fine.any() else loss[0])
@@ -171,14 +173,14 @@ def _path(
     return enabled, levels
 
 
-def _levels(judged: Judged, rule: Rule) -> Float[ndarray, "J"]:
+def _levels(scored: ScoredSamples, rule: Rule) -> Float[ndarray, "J"]:
     """What is asked of every early exit, along the path: falling scores, or falling patience."""
-    early = len(judged.score) - 1
+    early = len(scored.score) - 1
     if rule.score == "patience" or not early:
         return np.arange(max(early, 1), 0, -1, dtype=np.float32)
-    surest = judged.score[:-1].max(0)
-    wanted = np.arange(1, LEVELS + 1) / LEVELS
-    return np.asarray(np.unique(np.quantile(surest, 1 - wanted).astype(np.float32))[::-1])
+    surest = scored.score[:-1].max(0)
+    sure_shares = np.arange(1, LEVELS + 1) / LEVELS
+    return np.asarray(np.unique(np.quantile(surest, 1 - sure_shares).astype(np.float32))[::-1])
 
 
 def _policy(rule: Rule, enabled: Enabled, level: float) -> ExitPolicy:
@@ -188,10 +190,10 @@ def _policy(rule: Rule, enabled: Enabled, level: float) -> ExitPolicy:
     return policy_of(rule, enabled, tuple(level if on else NEVER for on in (*enabled[:-1], False)))
 
 
-def _taken(judged: Judged, levels: Float[ndarray, "J"]) -> Int[ndarray, "J N"]:
+def _taken(scored: ScoredSamples, levels: Float[ndarray, "J"]) -> Int[ndarray, "J N"]:
     """Which of the enabled exits every policy of the path takes for every sample."""
-    last = len(judged.score) - 1
-    taken = np.full((len(levels), judged.score.shape[1]), last, np.int8)
+    last = len(scored.score) - 1
+    taken = np.full((len(levels), scored.score.shape[1]), last, np.int8)
     for exit in range(last - 1, -1, -1):
-        taken[judged.score[exit][None] >= levels[:, None]] = exit
+        taken[scored.score[exit][None] >= levels[:, None]] = exit
     return taken

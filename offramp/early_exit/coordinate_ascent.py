@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.exit_scores import Judged
+from offramp.early_exit.exit_scores import ScoredSamples
 from offramp.early_exit.geometric import descending
 from offramp.early_exit.policy import NEVER
 
@@ -41,7 +41,7 @@ class Point(NamedTuple):
     cost: float
 
 
-def table(judged: Judged, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"] | None = None) -> Table:
+def make_table(scored: ScoredSamples, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"] | None = None) -> Table:
     """The table that the search runs on; `order` where it is known already.
 
     Raises:
@@ -49,21 +49,21 @@ def table(judged: Judged, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"]
     """
     if (np.diff(costs) <= 0).any():
         raise ValueError(f"every exit must cost more than the one before, got {costs.tolist()}")
-    ranked = descending(judged.score) if order is None else order
-    return Table(judged.score, judged.right.astype(np.int8), np.asarray(costs, float), ranked)
+    ranked = descending(scored.score) if order is None else order
+    return Table(scored.score, scored.right.astype(np.int8), np.asarray(costs, float), ranked)
 
 
-def point(of: Table, thresholds: Float[ndarray, "K"]) -> Point:
+def point(table: Table, thresholds: Float[ndarray, "K"]) -> Point:
     """What these thresholds do."""
-    last = len(of.costs) - 1
-    counts, right = np.zeros(len(of.costs), int), 0
-    staying = np.ones(of.score.shape[1], bool)
+    last = len(table.costs) - 1
+    counts, right = np.zeros(len(table.costs), int), 0
+    staying = np.ones(table.score.shape[1], bool)
     for exit in range(last + 1):
-        leaves = staying if exit == last else staying & (of.score[exit] >= thresholds[exit])
+        leaves = staying if exit == last else staying & (table.score[exit] >= thresholds[exit])
         counts[exit] = np.count_nonzero(leaves)
-        right += int(np.count_nonzero(leaves & of.right[exit].view(bool)))
+        right += int(np.count_nonzero(leaves & table.right[exit].view(bool)))
         staying = staying ^ leaves
-    return Point(thresholds, right, float(counts @ of.costs))
+    return Point(thresholds, right, float(counts @ table.costs))
 
 
 def limit(goal: Goal, n: int) -> float:
@@ -77,17 +77,17 @@ def limit(goal: Goal, n: int) -> float:
     return float(np.ceil(goal.accuracy * n - 1e-6))
 
 
-def met(goal: Goal, found: Point, n: int) -> bool:
+def met(goal: Goal, candidate: Point, n: int) -> bool:
     """Whether the point does what the goal asks."""
-    return found.cost <= limit(goal, n) if goal.cost is not None else found.right >= limit(goal, n)
+    return candidate.cost <= limit(goal, n) if goal.cost is not None else candidate.right >= limit(goal, n)
 
 
-def rank(goal: Goal, found: Point, n: int) -> tuple[float, float, float]:
+def rank(goal: Goal, candidate: Point, n: int) -> tuple[float, float, float]:
     """The larger, the better: first the goal itself (or the least distance to it), then what it leaves free."""
-    good, right = met(goal, found, n), float(found.right)
+    good, right = met(goal, candidate, n), float(candidate.right)
     if good == (goal.cost is not None):
-        return (float(good), right, -found.cost)
-    return (float(good), -found.cost, right)
+        return (float(good), right, -candidate.cost)
+    return (float(good), -candidate.cost, right)
 
 
 def choose(
@@ -110,44 +110,44 @@ def choose(
     return len(cost) - 1 - int(np.where(allowed, right, -1)[::-1].argmax())
 
 
-def ascend(of: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
+def ascend(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
     """Move one threshold at a time to its best place until none moves; the end is never worse than the start."""
-    n = of.score.shape[1]
-    best = point(of, start)
+    n = table.score.shape[1]
+    best = point(table, start)
     for _ in range(SWEEPS):
-        found = _sweep(of, best.thresholds, goal)
-        if rank(goal, found, n) <= rank(goal, best, n):
+        candidate = _sweep(table, best.thresholds, goal)
+        if rank(goal, candidate, n) <= rank(goal, best, n):
             break
-        best = found
+        best = candidate
     return best
 
 
-def _sweep(of: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
+def _sweep(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
     """One round over all thresholds, shallow to deep."""
-    last = len(of.costs) - 1
-    later_right, later_cost = [of.right[last]], [np.full(of.score.shape[1], of.costs[last])]
+    last = len(table.costs) - 1
+    later_right, later_cost = [table.right[last]], [np.full(table.score.shape[1], table.costs[last])]
     for exit in range(last - 1, 0, -1):  # what becomes of a sample that reaches this exit
-        leaves = of.score[exit] >= start[exit]
-        later_right.append(np.where(leaves, of.right[exit], later_right[-1]))
-        later_cost.append(np.where(leaves, of.costs[exit], later_cost[-1]))
+        leaves = table.score[exit] >= start[exit]
+        later_right.append(np.where(leaves, table.right[exit], later_right[-1]))
+        later_cost.append(np.where(leaves, table.costs[exit], later_cost[-1]))
     thresholds = start.copy()
-    left = np.zeros(of.score.shape[1], bool)
+    left = np.zeros(table.score.shape[1], bool)
     done_right, done_cost = 0, 0.0
     for exit in range(last):
-        here = of.order[exit][~left[of.order[exit]]]
-        if not len(here):
+        reaching = table.order[exit][~left[table.order[exit]]]
+        if not len(reaching):
             break
-        after = (later_right[last - 1 - exit][here], later_cost[last - 1 - exit][here])
-        thresholds[exit], right, cost = _move(of, exit, here, after, (done_right, done_cost), goal)
+        after = (later_right[last - 1 - exit][reaching], later_cost[last - 1 - exit][reaching])
+        thresholds[exit], right, cost = _move(table, exit, reaching, after, (done_right, done_cost), goal)
         done_right, done_cost = done_right + right, done_cost + cost
-        left |= of.score[exit] >= thresholds[exit]
-    return point(of, thresholds)
+        left |= table.score[exit] >= thresholds[exit]
+    return point(table, thresholds)
 
 
 def _move(
-    of: Table,
+    table: Table,
     exit: int,
-    here: Int[ndarray, "M"],
+    reaching: Int[ndarray, "M"],
     after: tuple[ndarray, ndarray],
     done: tuple[int, float],
     goal: Goal,
@@ -159,13 +159,13 @@ def _move(
         after: right (M,) and cost (M,) of each where it does not leave here.
         done: right answers and cost of those that left before.
     """
-    score = of.score[exit][here]
-    own = of.right[exit][here]
-    gained = np.concatenate(([0], np.cumsum(own - after[0], dtype=np.int64)))
-    saved = np.concatenate(([0.0], np.cumsum(after[1] - of.costs[exit])))
+    score = table.score[exit][reaching]
+    correct = table.right[exit][reaching]
+    gained = np.concatenate(([0], np.cumsum(correct - after[0], dtype=np.int64)))
+    saved = np.concatenate(([0.0], np.cumsum(after[1] - table.costs[exit])))
     allowed = np.concatenate(([True], score[1:] < score[:-1], [True]))  # equal ones leave together
     right = done[0] + int(after[0].sum(dtype=np.int64)) + gained
     cost = done[1] + float(after[1].sum()) - saved
-    cut = choose(goal, right, cost, allowed, of.score.shape[1])
+    cut = choose(goal, right, cost, allowed, table.score.shape[1])
     threshold = float(score[cut - 1]) if cut else NEVER
-    return threshold, int(own[:cut].sum(dtype=np.int64)), cut * float(of.costs[exit])
+    return threshold, int(correct[:cut].sum(dtype=np.int64)), cut * float(table.costs[exit])

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.exit_scores import Rule, check_trace, judge
+from offramp.early_exit.exit_scores import Rule, check_trace, score_samples
 from offramp.early_exit.geometric import POINTS, exits_taken, geometric_shares, geometric_thresholds
 
 
@@ -50,19 +50,19 @@ def budgeted(
     check_trace(held_out[0])
     check_trace(test[0])
     exits = len(costs)
-    fitted, seen = (judge(logits, labels, (True,) * exits, rule) for logits, labels in (held_out, test))
+    fitted, reported = (score_samples(logits, labels, (True,) * exits, rule) for logits, labels in (held_out, test))
     prices = np.asarray(costs, float)
     points = []
     for step in range(1, POINTS + 1):
         q = step / 20
         thresholds = geometric_thresholds(fitted.score, geometric_shares(q, exits))
-        taken = exits_taken(seen.score, thresholds)
+        taken = exits_taken(reported.score, thresholds)
         counts = np.bincount(taken, minlength=exits)
         points.append(
             {
                 "q": q,
                 "thresholds": thresholds.tolist(),
-                "accuracy": float(seen.right[taken, np.arange(len(taken))].mean()),
+                "accuracy": float(reported.right[taken, np.arange(len(taken))].mean()),
                 "cost": float(counts @ prices) / len(taken),
                 "shares": (counts / len(taken)).tolist(),
                 **{name: float(hit[taken, np.arange(len(taken))].mean()) for name, hit in (hits or {}).items()},

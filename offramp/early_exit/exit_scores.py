@@ -25,19 +25,19 @@ class Rule(NamedTuple):
     temperatures: tuple[float, ...] = ()
 
 
-class Judged(NamedTuple):
+class ScoredSamples(NamedTuple):
     """Every sample at each of the K enabled exits: its score, and whether the answer there is right."""
 
     score: Float[ndarray, "K N"]
     right: Bool[ndarray, "K N"]
 
-    def of(self, exits: Int[ndarray, "M"]) -> "Judged":
+    def select_exits(self, exits: Int[ndarray, "M"]) -> "ScoredSamples":
         """These exits alone; only where an exit's answer does not depend on those before it."""
-        return Judged(self.score[exits], self.right[exits])
+        return ScoredSamples(self.score[exits], self.right[exits])
 
-    def at(self, rows: Int[ndarray, "R"]) -> "Judged":
+    def select_samples(self, rows: Int[ndarray, "R"]) -> "ScoredSamples":
         """These samples alone."""
-        return Judged(self.score[:, rows], self.right[:, rows])
+        return ScoredSamples(self.score[:, rows], self.right[:, rows])
 
 
 def policy_of(
@@ -59,7 +59,9 @@ def looks_back(rule: Rule) -> bool:
     return rule.answer != "exit" or rule.score == "patience"
 
 
-def judge(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: tuple[bool, ...], rule: Rule) -> Judged:
+def score_samples(
+    logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: tuple[bool, ...], rule: Rule
+) -> ScoredSamples:
     """Judge every sample at every enabled exit by `ExitPolicy.step` itself, so that trace and runtime cannot differ.
 
     Raises:
@@ -69,7 +71,7 @@ def judge(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: t
     n, on = logits.shape[1], np.flatnonzero(enabled)
     score, right = np.empty((len(on), n), np.float32), np.empty((len(on), n), bool)
 
-    def some(start: int) -> None:
+    def score_rows(start: int) -> None:
         rows = slice(start, start + ROWS)
         carry: dict[str, ndarray] = {}
         for place, exit in enumerate(on.tolist()):
@@ -77,11 +79,11 @@ def judge(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: t
             score[place, rows], right[place, rows] = sure, answer.argmax(1) == labels[rows]
 
     if n <= ROWS:
-        some(0)
+        score_rows(0)
     else:
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(some, range(0, n, ROWS)))
-    return Judged(score, right)
+            list(pool.map(score_rows, range(0, n, ROWS)))
+    return ScoredSamples(score, right)
 
 
 def check_trace(logits: Float[ndarray, "E N C"]) -> None:

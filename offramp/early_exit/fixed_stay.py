@@ -46,7 +46,7 @@ def _leaving(xp: Any, device: Any, samples: int, staying: int) -> Array:
 
 
 def step_once(
-    policy: FixedStay, judged: PolicyCarry, outputs: tuple[Any, tuple[Array, ...], Array], exit: int
+    policy: FixedStay, policy_carry: PolicyCarry, outputs: tuple[Any, tuple[Array, ...], Array], exit: int
 ) -> Stepper:
     """What a `Stepper` does once a segment has run, to be timed: scores, and a batch of those that continue.
 
@@ -56,6 +56,6 @@ def step_once(
         outputs: (state, carry, logits) that the segment returned.
         exit: of that segment, from 0.
     """
-    stepper = resume(policy, sum(policy.enabled[:exit]), outputs[0], outputs[1], judged)
+    stepper = resume(policy, sum(policy.enabled[:exit]), outputs[0], outputs[1], policy_carry)
     stepper.advance(lambda state, carry: outputs)
     return stepper

@@ -37,10 +37,10 @@ def geometric_thresholds(
     left = np.zeros(n, bool)
     ranked = descending(score) if order is None else order
     for exit in range(exits - 1):
-        here = ranked[exit][~left[ranked[exit]]]
-        wanted = int(np.floor(n * shares[exit]))
-        if 0 < wanted <= len(here):
-            thresholds[exit] = score[exit][here[wanted - 1]]
+        remaining = ranked[exit][~left[ranked[exit]]]
+        count = int(np.floor(n * shares[exit]))
+        if 0 < count <= len(remaining):
+            thresholds[exit] = score[exit][remaining[count - 1]]
             left |= score[exit] >= thresholds[exit]
     thresholds[-1] = -NEVER
     return thresholds

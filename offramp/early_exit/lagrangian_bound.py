@@ -10,57 +10,57 @@ STEPS = 24
 """Rounds of golden-section search; the bound holds at every price tried, so more rounds only tighten it."""
 
 
-def bound(of: Table, goal: Goal) -> float:
+def bound(table: Table, goal: Goal) -> float:
     """What no thresholds on these exits can beat: an accuracy in [0, 1] for a cost goal, a mean cost for an accuracy.
 
     Costs are priced by λ. One exit at a time keeps a true threshold, while samples may leave at any of the others as
     suits each best; that is more than policies can do, and easy to solve. The tightest over exits and prices counts.
     """
-    if len(of.costs) == 1:
-        return float(of.right[0].mean()) if goal.cost is not None else float(of.costs[0])
-    scale = 1.0 / float(of.costs[-1] - of.costs[0])
-    found = [_best_price(of, goal, exit, scale) for exit in range(len(of.costs) - 1)]
+    if len(table.costs) == 1:
+        return float(table.right[0].mean()) if goal.cost is not None else float(table.costs[0])
+    scale = 1.0 / float(table.costs[-1] - table.costs[0])
+    bounds = [_best_price(table, goal, exit, scale) for exit in range(len(table.costs) - 1)]
     if goal.cost is not None:
-        return float(min(1.0, *found))
-    return float(max(of.costs[0], *found))
+        return float(min(1.0, *bounds))
+    return float(max(table.costs[0], *bounds))
 
 
-def _best_price(of: Table, goal: Goal, exit: int, scale: float) -> float:
+def _best_price(table: Table, goal: Goal, exit: int, scale: float) -> float:
     """The tightest bound over λ for one exit; the Lagrangian dual is unimodal in log λ up to noise that is harmless."""
     sign = 1.0 if goal.cost is not None else -1.0
     tried: dict[float, float] = {}
 
-    def at(power: float) -> float:
+    def value_at(power: float) -> float:
         if power not in tried:
-            tried[power] = sign * _dual(of, goal, exit, scale * 10.0**power)
+            tried[power] = sign * _dual(table, goal, exit, scale * 10.0**power)
         return tried[power]
 
     low, high = -4.0, 2.0
     golden = (5**0.5 - 1) / 2
     for _ in range(STEPS):
         left, right = high - golden * (high - low), low + golden * (high - low)
-        if at(left) <= at(right):
+        if value_at(left) <= value_at(right):
             high = right
         else:
             low = left
     return float(sign * min(tried.values()))
 
 
-def _dual(of: Table, goal: Goal, exit: int, price: float) -> float:
-    n = of.score.shape[1]
-    most = _relaxed(of, exit, price)
+def _dual(table: Table, goal: Goal, exit: int, price: float) -> float:
+    n = table.score.shape[1]
+    most = _relaxed(table, exit, price)
     if goal.cost is not None:
         return float(most / n + price * goal.cost)
     assert goal.accuracy is not None
     return float((goal.accuracy - most / n) / price)
 
 
-def _relaxed(of: Table, exit: int, price: float) -> float:
+def _relaxed(table: Table, exit: int, price: float) -> float:
     """The most right answers less priced costs, with a true threshold at one exit and free choice elsewhere."""
-    values: Float[ndarray, "K N"] = of.right - price * of.costs[:, None]
+    values: Float[ndarray, "K N"] = table.right - price * table.costs[:, None]
     before = values[: exit + 1].max(0)
     after = values[exit + 1 :].max(0)
     if exit:
         after = np.maximum(after, values[:exit].max(0))
-    gains = np.concatenate(([0.0], np.cumsum((before - after)[of.order[exit]])))
+    gains = np.concatenate(([0.0], np.cumsum((before - after)[table.order[exit]])))
     return float(after.sum() + gains.max())

@@ -152,11 +152,11 @@ def _certainty(xp: Any, z: Array, score: str) -> Array:
 
 def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry, Array]:
     """How many enabled exits in a row, this one included, gave this answer."""
-    said = xp.argmax(answer, axis=1)
+    prediction = xp.argmax(answer, axis=1)
     count = xp.ones_like(answer[:, 0])
     if "said" in carry:
-        count = xp.where(said == carry["said"], carry["count"] + 1, count)
-    return {**carry, "said": said, "count": count}, count
+        count = xp.where(prediction == carry["said"], carry["count"] + 1, count)
+    return {**carry, "said": prediction, "count": count}, count
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -175,23 +175,23 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
         ValueError: if it is not a policy, of another version, changed since it was written, or not valid.
     """
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not a policy: it is no JSON ({one_line(str(error), 200)})") from None
-    if not isinstance(found, dict) or found.get("format") != "offramp-policy":
+    if not isinstance(values, dict) or values.get("format") != "offramp-policy":
         raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
-    if found.get("version") != VERSION:
+    if values.get("version") != VERSION:
         raise ValueError(
-            f"{source} has policy version {quoted(found.get('version'))}; this offramp reads version {VERSION}"
+            f"{source} has policy version {quoted(values.get('version'))}; this offramp reads version {VERSION}"
         )
-    missing = [name for name in FIELDS if name not in found]
+    missing = [name for name in FIELDS if name not in values]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
     try:
-        policy = ExitPolicy(**{name: _typed(name, found[name]) for name in FIELDS})
+        policy = ExitPolicy(**{name: _typed(name, values[name]) for name in FIELDS})
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{source}: {error}") from None
-    if "digest" in found and found["digest"] != _digest(found):
+    if "digest" in values and values["digest"] != _digest(values):
         raise ValueError(
             f"{source} was changed since it was written: fit it again, or remove its `digest` to use it as it is"
         )
@@ -200,10 +200,10 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
 
 def _typed(name: str, value: Any) -> Any:
     """The value of a policy's field as JSON holds it, lists as tuples, or an error that says what it must be."""
-    many, kinds, wanted = _KINDS[name]
+    many, kinds, expected = _KINDS[name]
     parts = value if many and isinstance(value, list) else [value]
     if many != isinstance(value, list) or any(type(part) not in kinds for part in parts):
-        raise ValueError(f"{name} must be {wanted}, got {quoted(value)}")
+        raise ValueError(f"{name} must be {expected}, got {quoted(value)}")
     return tuple(map(kinds[0], value)) if many else value
 
 
@@ -240,9 +240,9 @@ def load_with_origin(path: Path) -> tuple[ExitPolicy, dict[str, Any]]:
         text = path.read_text()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a policy: it is no text") from None
-    found = parse(text, str(path))
+    policy = parse(text, str(path))
     origin = json.loads(text).get("provenance")
-    return found, origin if isinstance(origin, dict) else {}
+    return policy, origin if isinstance(origin, dict) else {}
 
 
 def stale(origin: Mapping[str, Any], weights: str, epoch: int, digest: str | None = None) -> str:

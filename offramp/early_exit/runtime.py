@@ -44,7 +44,7 @@ class Stepper:
         self.passed = 0
         self.state: Any = inputs
         self.carry: tuple[Array, ...] = ()
-        self.judged: PolicyCarry = {}
+        self.policy_carry: PolicyCarry = {}
         self.answer: Answer | None = None
         self.done = False  # whether every sample has left
         self._rows: Array | None = None  # of those still here; None: all are
@@ -77,51 +77,51 @@ class Stepper:
             raise ValueError("every sample has left: there is nothing to advance")
         exit = self.exits[self.passed]
         self.state, self.carry, logits = segment(self.state, self.carry)
-        self.judged, given, score, leaves = self.policy.step(self.judged, logits, exit)
-        xp = namespace(given)
+        self.policy_carry, answer_logits, score, leaves = self.policy.step(self.policy_carry, logits, exit)
+        xp = namespace(answer_logits)
         if self._rows is None:  # nobody has left: there is nothing to fill in
-            self.answer = Answer(given, _everyone(xp, score, exit), score)
+            self.answer = Answer(answer_logits, _everyone(xp, score, exit), score)
         else:
             assert self.answer is not None
-            self.answer.logits[self._rows], self.answer.score[self._rows] = given, score
+            self.answer.logits[self._rows], self.answer.score[self._rows] = answer_logits, score
             self.answer.exit[self._rows] = exit
         self.passed += 1
         if self.passed == len(self.exits):
             self.done = True
-        elif len(given) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
+        elif len(answer_logits) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
             self.done = bool(leaves)
         else:
             staying = xp.nonzero(~leaves)[0]
             self.done = not len(staying)
-            if 0 < len(staying) < len(given):
+            if 0 < len(staying) < len(answer_logits):
                 self._rows = staying if self._rows is None else self._rows[staying]
-                self.state, self.carry, self.judged = _onward(self.state, self.carry, self.judged, staying)
+                self.state, self.carry, self.policy_carry = _onward(self.state, self.carry, self.policy_carry, staying)
 
 
 def _onward(
-    state: Any, carry: tuple[Array, ...], judged: PolicyCarry, rows: Array
+    state: Any, carry: tuple[Array, ...], policy_carry: PolicyCarry, rows: Array
 ) -> tuple[Any, tuple[Array, ...], PolicyCarry]:
     """State, carry and what the policy looks back at, of these rows alone."""
-    return keep(state, rows), keep(carry, rows), {name: value[rows] for name, value in judged.items()}
+    return keep(state, rows), keep(carry, rows), {name: value[rows] for name, value in policy_carry.items()}
 
 
 def _everyone(xp: Any, score: Array, exit: int) -> Array:
     """(B,) the same exit for all; numpy's own `full_like` takes three times as long for few samples."""
     if xp is not np:
         return xp.full_like(score, exit, dtype=xp.int64)
-    made = np.empty(score.shape, np.int64)
-    made.fill(exit)
-    return made
+    filled = np.empty(score.shape, np.int64)
+    filled.fill(exit)
+    return filled
 
 
-def resume(policy: StepPolicy, passed: int, state: Any, carry: tuple[Array, ...], judged: PolicyCarry) -> Stepper:
+def resume(policy: StepPolicy, passed: int, state: Any, carry: tuple[Array, ...], policy_carry: PolicyCarry) -> Stepper:
     """A stepper that goes on where another one, on another machine perhaps, stopped after `passed` segments.
 
     Args:
         state, carry, judged: those of the other stepper, of the samples that were still on their way.
     """
     stepper = Stepper(policy, state)
-    stepper.passed, stepper.carry, stepper.judged = passed, carry, judged
+    stepper.passed, stepper.carry, stepper.policy_carry = passed, carry, policy_carry
     return stepper
 
 

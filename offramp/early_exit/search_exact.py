@@ -25,7 +25,7 @@ class _Prefixes:
         self.counts.ravel()[: len(values)] = 1
         self.closed = np.ones((blocks, self.size), bool)
         self.closed.ravel()[: len(values)] = ~ends
-        self.sums, self.here = self.values.sum(1), self.counts.sum(1)
+        self.sums, self.remaining = self.values.sum(1), self.counts.sum(1)
         self.peaks = np.where(self.closed, _LOW, self.values.cumsum(1)).max(1)
 
     def remove(self, places: Int[ndarray, "M"]) -> None:
@@ -33,7 +33,7 @@ class _Prefixes:
         for place in places.tolist():
             block, inside = divmod(place, self.size)
             self.sums[block] -= self.values[block, inside]
-            self.here[block] -= 1
+            self.remaining[block] -= 1
             self.values[block, inside] = self.counts[block, inside] = 0
         for block in np.unique(places // self.size).tolist():
             self.peaks[block] = self._inside(block).max()
@@ -45,8 +45,8 @@ class _Prefixes:
         """How far to cut: at least so that `least` samples leave, the most valuable place, the last of equal ones."""
         start = 0
         if least > 0:
-            block = int(np.searchsorted(self.here.cumsum(), least))
-            before = int(self.here[:block].sum())
+            block = int(np.searchsorted(self.remaining.cumsum(), least))
+            before = int(self.remaining[:block].sum())
             start = block * self.size + int(np.searchsorted(self.counts[block].cumsum() + before, least))
         block, inside = divmod(start, self.size)
         base = np.concatenate(([0], self.sums.cumsum()))
@@ -56,8 +56,8 @@ class _Prefixes:
         if least <= 0 and best < 0:
             return 0  # nobody leaves here
         if len(peaks) and peaks.max() == best:
-            found = block + len(peaks) - int(peaks[::-1].argmax())
-            return found * self.size + self._last(found, best - int(base[found]))
+            last_block = block + len(peaks) - int(peaks[::-1].argmax())
+            return last_block * self.size + self._last(last_block, best - int(base[last_block]))
         return block * self.size + inside + _last(partial, best)
 
     def last_at_least(self, value: int) -> int:
@@ -82,62 +82,63 @@ def _last(values: Int[ndarray, "S"], value: int) -> int:
     return int(np.flatnonzero(values == value)[-1]) + 1
 
 
-def pair(of: Table, goal: Goal) -> Point:
+def pair(table: Table, goal: Goal) -> Point:
     """The best point of three exits: no pair of thresholds is better on these samples.
 
     For every threshold of the first exit, from nobody leaving on, the second one's values are kept up to date and its
     best place is asked for.
     """
-    n = of.score.shape[1]
-    first, second = of.order[0], of.order[1]
-    ends = np.append(of.score[1][second][1:] < of.score[1][second][:-1], True)
-    prefixes = _Prefixes((of.right[1] - of.right[2])[second].astype(np.int64), ends)
+    n = table.score.shape[1]
+    first, second = table.order[0], table.order[1]
+    ends = np.append(table.score[1][second][1:] < table.score[1][second][:-1], True)
+    prefixes = _Prefixes((table.right[1] - table.right[2])[second].astype(np.int64), ends)
     place = np.empty(n, np.int64)
     place[second] = np.arange(n)
-    falls = of.score[0][first]
+    falls = table.score[0][first]
     cuts = [0, *(np.flatnonzero(falls[1:] < falls[:-1]) + 1).tolist(), n]
-    own = np.concatenate(([0], of.right[0][first].cumsum(dtype=np.int64)))
-    rest = np.concatenate(([0], of.right[2][first].cumsum(dtype=np.int64)))
+    first_right = np.concatenate(([0], table.right[0][first].cumsum(dtype=np.int64)))
+    rest = np.concatenate(([0], table.right[2][first].cumsum(dtype=np.int64)))
     best: Point | None = None
     gone = 0
     for cut in cuts:
         prefixes.remove(place[first[gone:cut]])
         gone = cut
-        right = int(own[cut] + rest[-1] - rest[cut])
-        found = _second(of, prefixes, cut, right, goal)
-        if found is None:
+        right = int(first_right[cut] + rest[-1] - rest[cut])
+        second_cut = _second(table, prefixes, cut, right, goal)
+        if second_cut is None:
             continue
-        there = Point(_thresholds(of, cut, found), *_does(of, prefixes, cut, found, right))
-        if best is None or rank(goal, there, n) > rank(goal, best, n):
-            best = there
+        candidate = Point(_thresholds(table, cut, second_cut), *_does(table, prefixes, cut, second_cut, right))
+        if best is None or rank(goal, candidate, n) > rank(goal, best, n):
+            best = candidate
     assert best is not None
-    return point(of, best.thresholds)
+    return point(table, best.thresholds)
 
 
-def _second(of: Table, prefixes: _Prefixes, cut: int, right: int, goal: Goal) -> int | None:
+def _second(table: Table, prefixes: _Prefixes, cut: int, right: int, goal: Goal) -> int | None:
     """The best place to cut the second exit's order, given how many leave at the first; None if no cut will do."""
-    n = of.score.shape[1]
+    n = table.score.shape[1]
     if goal.cost is None:
-        found = prefixes.last_at_least(int(limit(goal, n)) - right)
-        return found if found >= 0 else prefixes.last_best(0)
-    spent = cut * of.costs[0] + (n - cut) * of.costs[2]
-    least = int(np.ceil((spent - limit(goal, n)) / (of.costs[2] - of.costs[1]) - 1e-9))
+        second_cut = prefixes.last_at_least(int(limit(goal, n)) - right)
+        return second_cut if second_cut >= 0 else prefixes.last_best(0)
+    spent = cut * table.costs[0] + (n - cut) * table.costs[2]
+    least = int(np.ceil((spent - limit(goal, n)) / (table.costs[2] - table.costs[1]) - 1e-9))
     return prefixes.last_best(least) if least <= n - cut else n
 
 
-def _does(of: Table, prefixes: _Prefixes, cut: int, found: int, right: int) -> tuple[int, float]:
-    block, inside = divmod(found, prefixes.size)
+def _does(table: Table, prefixes: _Prefixes, cut: int, second_cut: int, right: int) -> tuple[int, float]:
+    block, inside = divmod(second_cut, prefixes.size)
     gained = int(prefixes.sums[:block].sum())
-    leaving = int(prefixes.here[:block].sum())
+    leaving = int(prefixes.remaining[:block].sum())
     if inside:
         gained += int(prefixes.values[block, :inside].sum())
         leaving += int(prefixes.counts[block, :inside].sum())
-    stay = of.score.shape[1] - cut - leaving
-    return right + gained, float(cut * of.costs[0] + leaving * of.costs[1] + stay * of.costs[2])
+    stay = table.score.shape[1] - cut - leaving
+    return right + gained, float(cut * table.costs[0] + leaving * table.costs[1] + stay * table.costs[2])
 
 
-def _thresholds(of: Table, cut: int, found: int) -> ndarray:
+def _thresholds(table: Table, cut: int, second_cut: int) -> ndarray:
     levels = [
-        float(of.score[exit][of.order[exit][place - 1]]) if place else NEVER for exit, place in ((0, cut), (1, found))
+        float(table.score[exit][table.order[exit][place - 1]]) if place else NEVER
+        for exit, place in ((0, cut), (1, second_cut))
     ]
     return np.array([*levels, -NEVER])

@@ -32,13 +32,13 @@ def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds
     runs: dict[str, Callable[[], object]] = {}
     state: State = inputs
     carry: Carry = ()
-    judged: PolicyCarry = {}
+    policy_carry: PolicyCarry = {}
     for exit, (stage, branch) in enumerate(zip(net.stages, net.branches, strict=True)):
         entering, state = state, stage(state)
         runs[f"stage {exit}"] = _stage(stage, entering)
-        runs[f"branch {exit}"] = _branch(branch, (state, carry, judged), policy, exit)
+        runs[f"branch {exit}"] = _branch(branch, (state, carry, policy_carry), policy, exit)
         logits, _, _, carry = branch(state, carry)
-        judged = policy.step(judged, logits, exit)[0]
+        policy_carry = policy.step(policy_carry, logits, exit)[0]
     per_sample = 1000 / len(inputs)
     ms = {name: per_sample * median(seconds) for name, seconds in side_by_side(runs, rounds).items()}
     exits = range(net.exits)
@@ -56,12 +56,12 @@ def _stage(stage: Any, entering: State) -> Callable[[], object]:
 def _branch(
     branch: Any, given: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int
 ) -> Callable[[], object]:
-    state, carry, judged = given
+    state, carry, policy_carry = given
     first = state[0] if isinstance(state, tuple) else state
     staying = FixedStay(policy, {exit: len(first) - 1})
 
     def run() -> object:
         logits, _, _, handed = branch(state, carry)
-        return step_once(staying, judged, (state, handed, logits), exit)
+        return step_once(staying, policy_carry, (state, handed, logits), exit)
 
     return run

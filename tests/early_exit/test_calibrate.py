@@ -10,7 +10,7 @@ import pytest
 from numpy import ndarray
 
 from offramp.early_exit.calibrate import TooCheap, calibrate, choices
-from offramp.early_exit.exit_scores import Rule, judge
+from offramp.early_exit.exit_scores import Rule, score_samples
 from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
@@ -77,7 +77,7 @@ def test_where_less_than_one_sample_is_meant_to_leave_nobody_does() -> None:
 
 
 def confidences(z: ndarray) -> ndarray:
-    return judge(z, np.zeros(z.shape[1], int), (True,) * len(z), Rule()).score
+    return score_samples(z, np.zeros(z.shape[1], int), (True,) * len(z), Rule()).score
 
 
 def test_confidences_are_the_policys_own() -> None:

@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from offramp.early_exit.calibrate import choices, does
 from offramp.early_exit.certify import Certificate, certify, parts
-from offramp.early_exit.exit_scores import Rule, judge
+from offramp.early_exit.exit_scores import Rule, score_samples
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.risk import binomial_tail
 from offramp.measure.cost import segment_macs
@@ -91,7 +91,7 @@ def check(found: Certificate, logits: ndarray, labels: ndarray, prices: Any, rul
     policy = found.outcome.policy
     _, proof = parts(len(labels))
     own = rule._replace(temperatures=policy.temperatures, answer=policy.answer, score=policy.score)
-    judged = judge(logits[:, proof], labels[proof], policy.enabled, own)
+    judged = score_samples(logits[:, proof], labels[proof], policy.enabled, own)
     again = does(policy, judged, np.cumsum(np.array(prices[policy.enabled], float)))
     assert (again.accuracy, again.cost, again.shares) == (
         found.outcome.accuracy,

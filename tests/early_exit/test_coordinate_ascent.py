@@ -8,8 +8,8 @@ import pytest
 from numpy import ndarray
 
 from offramp.early_exit.calibrate import Rule, calibrate, choices
-from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, met, point, rank, table
-from offramp.early_exit.exit_scores import Judged, judge
+from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, make_table, met, point, rank
+from offramp.early_exit.exit_scores import ScoredSamples, score_samples
 from offramp.early_exit.geometric import geometric_shares, geometric_thresholds
 from offramp.early_exit.lagrangian_bound import bound
 from offramp.early_exit.policy import NEVER
@@ -24,19 +24,19 @@ def draw(seed: int, exits: int, n: int, ties: bool) -> Table:
     sure = rng.random((exits, n))
     right = rng.random((exits, n)) < (0.3 + 0.4 * sure + 0.3 * np.linspace(0, 1, exits)[:, None])
     score = (np.round(sure, 1) if ties else sure).astype(np.float32)
-    return table(Judged(score, right), np.cumsum(rng.integers(1, 9, exits)).astype(float))
+    return make_table(ScoredSamples(score, right), np.cumsum(rng.integers(1, 9, exits)).astype(float))
 
 
-def every_point(of: Table) -> Iterator[Point]:
+def every_point(table: Table) -> Iterator[Point]:
     """All thresholds that differ in what they do."""
-    levels = [[NEVER, *np.unique(score)] for score in of.score[:-1]]
+    levels = [[NEVER, *np.unique(score)] for score in table.score[:-1]]
     for early in product(*levels):
-        yield point(of, np.array([*early, -NEVER]))
+        yield point(table, np.array([*early, -NEVER]))
 
 
-def goals(of: Table) -> list[Goal]:
-    low, high = of.costs[0], of.costs[-1]
-    final = of.right[-1].mean()
+def goals(table: Table) -> list[Goal]:
+    low, high = table.costs[0], table.costs[-1]
+    final = table.right[-1].mean()
     budgets = [Goal(cost=float(low + share * (high - low))) for share in (0.0, 0.2, 0.5, 0.8, 1.0)]
     return [*budgets, *(Goal(accuracy=float(final - drop)) for drop in (0.2, 0.05, 0.0, -0.02, -0.5))]
 
@@ -45,41 +45,41 @@ def goals(of: Table) -> list[Goal]:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("exits", "n"), [(2, 40), (3, 1), (3, 2), (3, 30), (3, 41)])
 def test_up_to_three_exits_nothing_is_better(exits: int, n: int, seed: int, ties: bool) -> None:
-    of = draw(seed, exits, n, ties)
-    everything = list(every_point(of))
-    for goal in goals(of):
-        found = pair(of, goal) if exits == 3 else ascend(of, np.array([NEVER, -NEVER]), goal)
+    table = draw(seed, exits, n, ties)
+    everything = list(every_point(table))
+    for goal in goals(table):
+        found = pair(table, goal) if exits == 3 else ascend(table, np.array([NEVER, -NEVER]), goal)
         best = max(rank(goal, there, n) for there in everything)
         if best[0]:
             assert rank(goal, found, n) == best
         else:
             assert not met(goal, found, n)
-        assert found == point(of, found.thresholds) or found.right == point(of, found.thresholds).right
+        assert found == point(table, found.thresholds) or found.right == point(table, found.thresholds).right
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_ascent_ends_where_no_single_threshold_can_be_moved_for_the_better(seed: int) -> None:
     n = 50
-    of = draw(seed, 5, n, ties=seed == 0)
-    for goal in goals(of):
-        start = geometric_thresholds(of.score, geometric_shares(0.8, 5))
-        found = ascend(of, start, goal)
-        assert rank(goal, found, n) >= rank(goal, point(of, start), n)
+    table = draw(seed, 5, n, ties=seed == 0)
+    for goal in goals(table):
+        start = geometric_thresholds(table.score, geometric_shares(0.8, 5))
+        found = ascend(table, start, goal)
+        assert rank(goal, found, n) >= rank(goal, point(table, start), n)
         for exit in range(4):
-            for level in (NEVER, *np.unique(of.score[exit])):
+            for level in (NEVER, *np.unique(table.score[exit])):
                 moved = found.thresholds.copy()
                 moved[exit] = level
-                assert rank(goal, point(of, moved), n) <= rank(goal, found, n)
+                assert rank(goal, point(table, moved), n) <= rank(goal, found, n)
 
 
 @pytest.mark.parametrize("exits", [2, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_bound_holds_for_every_policy(exits: int, seed: int) -> None:
     n = 30
-    of = draw(seed, exits, n, ties=False)
-    everything = list(every_point(of))
-    for goal in goals(of):
-        limit = bound(of, goal)
+    table = draw(seed, exits, n, ties=False)
+    everything = list(every_point(table))
+    for goal in goals(table):
+        limit = bound(table, goal)
         for there in everything:
             if not met(goal, there, n):
                 continue
@@ -90,14 +90,14 @@ def test_the_bound_holds_for_every_policy(exits: int, seed: int) -> None:
 
 
 def test_the_bound_is_no_empty_one() -> None:
-    of = draw(0, 4, 400, ties=False)
-    middle = float(of.costs.mean())
-    found = ascend(of, np.array([NEVER, NEVER, NEVER, -NEVER]), Goal(cost=middle))
-    assert found.right / 400 <= bound(of, Goal(cost=middle)) < 1
+    table = draw(0, 4, 400, ties=False)
+    middle = float(table.costs.mean())
+    found = ascend(table, np.array([NEVER, NEVER, NEVER, -NEVER]), Goal(cost=middle))
+    assert found.right / 400 <= bound(table, Goal(cost=middle)) < 1
     reached = Goal(accuracy=found.right / 400)
-    assert of.costs[0] < bound(of, reached) <= found.cost / 400
-    alone = table(Judged(of.score[-1:], of.right[-1:].astype(bool)), of.costs[-1:])
-    assert bound(alone, Goal(cost=1e9)) == of.right[-1].mean()
+    assert table.costs[0] < bound(table, reached) <= found.cost / 400
+    alone = make_table(ScoredSamples(table.score[-1:], table.right[-1:].astype(bool)), table.costs[-1:])
+    assert bound(alone, Goal(cost=1e9)) == table.right[-1].mean()
 
 
 def samples(seed: int, exits: int, n: int) -> tuple[ndarray, ndarray]:
@@ -131,8 +131,8 @@ def test_the_choice_of_exits_and_thresholds_equals_brute_force(exits: int, rule:
     for goal in (Goal(cost=0.6 * plain + 3), Goal(cost=plain), Goal(accuracy=0.5), Goal(accuracy=0.7)):
         ranks = []
         for enabled in prices:
-            of = table(judge(z, labels, enabled, rule), np.cumsum(prices[enabled]).astype(float))
-            ranks += [rank(goal, there, 25) for there in every_point(of)]
+            table = make_table(score_samples(z, labels, enabled, rule), np.cumsum(prices[enabled]).astype(float))
+            ranks += [rank(goal, there, 25) for there in every_point(table)]
         best = max(ranks)
         if not best[0]:
             with pytest.raises(ValueError, match="no policy is that"):
@@ -148,10 +148,10 @@ def test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(exits: i
     z, labels = samples(7, exits, n)
     prices = costs(exits)
     everything = (True,) * exits
-    of = table(judge(z, labels, everything, Rule()), np.cumsum(prices[everything]).astype(float))
+    table = make_table(score_samples(z, labels, everything, Rule()), np.cumsum(prices[everything]).astype(float))
     better = 0
     for step in range(1, 40, 8):
-        there = point(of, geometric_thresholds(of.score, geometric_shares(step / 20, exits)))
+        there = point(table, geometric_thresholds(table.score, geometric_shares(step / 20, exits)))
         found = calibrate(z, labels, segment_costs=prices, budget=there.cost / n)
         assert found.accuracy >= there.right / n and found.cost <= there.cost / n
         assert found.bound is None or found.accuracy <= found.bound + 1e-9
@@ -169,7 +169,7 @@ def test_of_many_samples_a_draw_begins_and_the_promise_stays(monkeypatch: pytest
 
 def test_deeper_exits_must_cost_more() -> None:
     with pytest.raises(ValueError, match=r"every exit must cost more than the one before, got \[2.0, 2.0\]"):
-        table(Judged(np.zeros((2, 3), np.float32), np.zeros((2, 3), bool)), np.array([2.0, 2.0]))
+        make_table(ScoredSamples(np.zeros((2, 3), np.float32), np.zeros((2, 3), bool)), np.array([2.0, 2.0]))
 
 
 @pytest.mark.parametrize("given", [{}, {"budget": 5.0, "accuracy": 0.5}])

@@ -72,7 +72,7 @@ def test_a_stepper_goes_on_where_another_stopped(passed: int) -> None:
     first = Stepper(POLICY, INPUTS)
     for part in parts[:passed]:
         first.advance(part)
-    second = resume(POLICY, first.passed, first.state, first.carry, first.judged)
+    second = resume(POLICY, first.passed, first.state, first.carry, first.policy_carry)
     for part in parts[passed:]:
         second.advance(part)
     assert second.done and second.answer is not None

@@ -229,7 +229,7 @@ def test_a_benchmark_policy_says_how_many_samples_continue(threshold: float, kin
     assert stepper.answer.exit.tolist() == [3, 2, 2, 2, 2, 0, 0, 0, 0]
     made = parts[0](inputs, ())
     from_there = step_once(FixedStay(policy, {0: 4}), {}, made, 0)
-    assert len(from_there.alive) == 4 and all(len(value) == 4 for value in from_there.judged.values())
+    assert len(from_there.alive) == 4 and all(len(value) == 4 for value in from_there.policy_carry.values())
     alone = parts[0](inputs[:1], ())
     assert not step_once(FixedStay(policy, {0: 0}), {}, alone, 0).done
 
