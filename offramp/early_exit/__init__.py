@@ -1,1 +1,1 @@
-"""Leaving early: policies, their calibration, and the runtime."""
+"""Early exit: policies, their calibration, and the runtime."""

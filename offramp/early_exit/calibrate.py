@@ -1,4 +1,4 @@
-"""From all exits' logits of the calibration split to a policy: the thresholds and the choice of exits for a goal."""
+"""Fits a policy, its thresholds and enabled exits, to a goal, from the logits of all exits on the calibration split."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,20 +33,20 @@ from offramp.early_exit.search_exact import pair
 
 Enabled = tuple[bool, ...]
 Costs = Mapping[Enabled, Sequence[int | float]]
-"""For every choice of enabled exits to consider, the cost of each of its segments as run (stages and branch)."""
+"""For every choice of enabled exits to consider, the cost of each of its segments (stages and branch)."""
 
 ALL_CHOICES = 8
-"""Up to so many choices of exits (four exits) are searched in full; of more, the most promising ones are."""
+"""Up to this many choices of exits (four exits), all are searched; of more, only the most promising ones."""
 PROMISING = 2
 SCREENED = 2000
-"""Samples on which every second point of the geometric rule tells which choices are promising, where there are many."""
+"""Samples on which every second point of the geometric rule selects the promising choices, if there are many."""
 WHOLE = 8000
-"""Up to so many samples every ascent runs on all of them; of more, ascents begin on a draw, and the best go on."""
+"""Up to this many samples, every ascent uses all of them; of more, ascents start on a random subset."""
 FINISHED = 2
 
 
 class TooCheap(ValueError):
-    """No policy is as cheap as the budget: mean costs per sample, in the unit of the costs given."""
+    """No policy is within the budget. `budget` and `cheapest` are mean costs per sample, in the unit of the costs."""
 
     def __init__(self, budget: float, cheapest: float) -> None:
         super().__init__(f"no policy is that cheap: the budget is {budget:.4g}, the cheapest costs {cheapest:.4g}")
@@ -55,13 +55,15 @@ class TooCheap(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy and what it does on the calibration split.
+    """A policy and its results on the calibration split.
 
     Attributes:
-        policy: What was chosen.
-        accuracy: In [0, 1]; cost: mean per sample, in the unit of the costs given; shares: leaving at each exit.
-        bound: What no thresholds on the same exits can beat on these samples (an accuracy where a cost was the goal,
-            a cost where an accuracy was); None where nothing was searched.
+        policy: The fitted policy.
+        accuracy: In [0, 1].
+        cost: Mean per sample, in the unit of the costs.
+        shares: Share of samples that take each exit.
+        bound: What no thresholds on the same exits can exceed on these samples: an accuracy if the goal is a cost, a
+            cost if it is an accuracy; None if nothing was searched.
     """
 
     policy: ExitPolicy
@@ -72,7 +74,7 @@ class Outcome:
 
 
 def choices(exits: int) -> list[Enabled]:
-    """Every choice of enabled exits; the final one is always on, and the plain network is the last."""
+    """All choices of enabled exits. The final exit is always enabled; the last choice is the plain network."""
     return [(*early, True) for early in product((True, False), repeat=exits - 1)]
 
 
@@ -87,23 +89,23 @@ def calibrate(
 ) -> Outcome:
     """The most accurate policy within a budget, or the cheapest one of at least an accuracy, on these samples.
 
-    Up to three exits no policy of the rule is better. Beyond, thresholds are moved one by one to their best places from
-    every point of MSDNet's geometric rule, so that no point of it is better at equal cost. Of more than 8,000 samples a
-    draw of 8,000 takes these ways, and the best two ends and the best point of the rule go on with all samples. Of more
-    than eight choices of exits (four exits), those are searched that the geometric rule finds best on at most 2,000
-    samples, beside all exits on and the plain network.
+    Up to three exits, no policy of the rule is better. Beyond, thresholds are moved one at a time to their best values,
+    starting from every point of MSDNet's geometric rule, so that no point of it is better at equal cost. With more than
+    8,000 samples, these ascents use a random subset of 8,000, and the best two results and the best point of the rule
+    continue on all samples. With more than eight choices of exits (four exits), the search covers those that the
+    geometric rule ranks best on at most 2,000 samples, all exits enabled, and the plain network.
 
     Args:
-        logits: all exits' logits of the calibration split; may be memory-mapped.
+        logits: of all exits on the calibration split; may be memory-mapped.
         labels: their labels.
-        segment_costs: what each choice of exits costs; the one with the final exit alone is the plain network.
+        segment_costs: costs of each choice of exits; the choice with the final exit alone is the plain network.
         budget: mean cost per sample, in the unit of the costs.
-        accuracy: in [0, 1]; exactly one of budget and accuracy is given.
+        accuracy: in [0, 1]; exactly one of budget and accuracy is required.
         rule: score, answer and temperatures.
 
     Raises:
         TooCheap: if no policy is within the budget.
-        ValueError: if none is that accurate, naming the nearest one. If the logits are empty or not finite.
+        ValueError: if no policy is that accurate, naming the best accuracy; if the logits are empty or not finite.
     """
     if (budget is None) == (accuracy is None):
         raise ValueError("exactly one goal is needed: a budget or an accuracy")
@@ -126,9 +128,9 @@ def calibrate(
 def _without_idle(
     tables: "_Tables", enabled: Enabled, solution: Point, patience: int, goal: Goal
 ) -> tuple[Enabled, Point]:
-    """The same point with the exits switched off at which nobody leaves: they cost a branch and answer nobody.
+    """The same point with exits disabled that no sample takes: they cost a branch for nothing.
 
-    Where exits look back, what they answer counts even there; such an exit goes only if nothing gets worse.
+    If results depend on earlier exits, such an exit is disabled only if nothing gets worse.
     """
     table = dict(tables.for_choice(enabled))[patience]
     n = table.score.shape[1]
@@ -156,7 +158,7 @@ def _missed(goal: Goal, candidates: list[tuple[Enabled, Point, int]], n: int) ->
 
 
 class _Tables:
-    """The samples as each choice of exits judges them; computed once where exits do not look back."""
+    """Scores and correctness for each choice of exits; computed once if results do not depend on earlier exits."""
 
     def __init__(self, logits: ndarray, labels: ndarray, costs: Costs, rule: Rule) -> None:
         self.logits, self.labels, self.costs, self.rule = logits, labels, costs, rule
@@ -171,7 +173,7 @@ class _Tables:
         return score_samples(self.logits, self.labels, enabled, self.rule)
 
     def for_choice(self, enabled: Enabled) -> Iterator[tuple[int, Table]]:
-        """(patience, table) of a choice; more than one only where patience is the score."""
+        """Yields (patience, table) of a choice; more than one only if the score is patience."""
         scored = self.score_samples(enabled)
         price = np.cumsum(np.asarray(self.costs[enabled], float))
         if self.rule.score != "patience":
@@ -182,7 +184,7 @@ class _Tables:
             yield patience, make_table(scored, price, np.zeros(scored.score.shape, np.int32))
 
     def drawn(self, most: int) -> "_Tables":
-        """The same on at most so many samples, drawn evenly from a fixed shuffle."""
+        """The same on at most `most` samples, drawn with a fixed seed."""
         n = self.logits.shape[1]
         if n <= most:
             return self
@@ -196,7 +198,7 @@ class _Tables:
 
 
 def _searched(tables: _Tables, costs: Costs, goal: Goal) -> list[Enabled]:
-    """The choices of exits worth a search in full."""
+    """The choices of exits to search."""
     all_choices = list(costs)
     if len(all_choices) <= ALL_CHOICES or tables.rule.score == "patience":
         return all_choices
@@ -212,7 +214,7 @@ def _searched(tables: _Tables, costs: Costs, goal: Goal) -> list[Enabled]:
 
 
 def _geometric(table: Table, every: int = 1) -> list[Point]:
-    """The points of the geometric rule, or every second one and so on."""
+    """The points of the geometric rule, or every n-th of them."""
     exits = len(table.costs)
     if exits == 1:
         return [point(table, np.array([-NEVER]))]
@@ -221,7 +223,7 @@ def _geometric(table: Table, every: int = 1) -> list[Point]:
 
 
 def _solve(table: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPoolExecutor) -> list[Point]:
-    """Points worth comparing of one choice of exits, the best one among them."""
+    """Candidates for one choice of exits, the best one among them."""
     exits = len(table.costs)
     if rule.score == "patience":
         return [point(table, np.append(np.full(exits - 1, float(patience)), -NEVER))]
@@ -235,7 +237,7 @@ def _solve(table: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPool
 
 
 def _climb(table: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
-    """Ascents from all points of the geometric rule; their ends, the best one no worse than any of the points."""
+    """Results of ascents from all points of the geometric rule; the best is no worse than any of these points."""
     n = table.score.shape[1]
 
     def up(table: Table, starts: list[Point]) -> list[Point]:
@@ -255,7 +257,7 @@ def _climb(table: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
 
 
 def _outcome(tables: _Tables, enabled: Enabled, solution: Point, patience: int, goal: Goal) -> Outcome:
-    """The policy of a point, and what it does."""
+    """The policy of a point, and its results."""
     on = np.flatnonzero(enabled)
     table = dict(tables.for_choice(enabled))[patience]
     moved = solution.thresholds
@@ -269,7 +271,7 @@ def _outcome(tables: _Tables, enabled: Enabled, solution: Point, patience: int, 
 
 
 def does(policy: ExitPolicy, scored: ScoredSamples, costs: Float[ndarray, "K"], limit: float | None = None) -> Outcome:
-    """What a policy does on samples judged at its enabled exits; `costs` of leaving at each of them."""
+    """Results of a policy on samples scored at its enabled exits; `costs` of a sample that takes each of them."""
     on = np.flatnonzero(policy.enabled)
     n = scored.score.shape[1]
     required = (

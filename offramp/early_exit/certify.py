@@ -1,8 +1,8 @@
-"""A policy with a promise: the cheapest one whose loss against the plain network is bounded, from held-out samples.
+"""A policy with a guarantee: the cheapest one whose loss against the plain network is bounded, from held-out samples.
 
-The samples are divided by a fixed draw. One third TUNES: it fits temperatures, chooses which exits are on and lays down
+The samples are divided with a fixed seed. One third TUNES: it fits temperatures, selects the enabled exits and defines
 the path of policies, safest first. The other two thirds CERTIFY: they decide how far along the path to go, and nothing
-else. What certifies has chosen nothing, so both promises hold as stated in `offramp.early_exit.risk`.
+else. They have selected nothing before, so that both guarantees hold as stated in `offramp.early_exit.risk`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,27 +19,29 @@ from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.risk import conformal, fixed_sequence, samples_needed
 
 LEVELS = 100
-"""Policies on the path: levels at which 1 %, 2 %, … of the tuning samples are sure enough of some early exit."""
+"""Policies on the path: levels at which 1 %, 2 %, … of the tuning samples reach the score of some early exit."""
 TUNING = 1 / 3
 WEIGHED = 4000
-"""Tuning samples that the choices of exits are compared on, at most."""
+"""Maximum tuning samples on which the choices of exits are compared."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is promised, and on what grounds.
+    """A guarantee and its basis.
 
     Attributes:
-        outcome: The policy, and what it does on the samples that certify.
+        outcome: The policy, and its results on the samples that certify.
         plain: The accuracy of the plain network on the same samples.
         risk: The bound on the share of samples that the plain network gets right and the policy wrong.
-        delta: With this probability over the draw of the samples the bound may fail; None where it is on the
+        delta: With this probability over the draw of the samples the bound may fail; None if it is on the
             expectation (conformal risk control).
-        samples: How many certify; tuning: how many tune.
-        lost: How many of those that certify are lost; path: how many policies were to be tried, certified: how many
-            of them passed.
-        needed: Where nothing passed: how many samples it would take in all at the rate of loss of the safest policy;
-            None where no number is enough, or where something passed.
+        samples: Number of samples that certify.
+        tuning: Number of samples that tune.
+        lost: Number of certifying samples that the policy loses.
+        path: Number of policies on the path.
+        certified: Number of these that passed.
+        needed: If none passed: total number of samples that would be needed, at the safest policy's rate of loss; None
+            if no number is enough, or if a policy passed.
     """
 
     outcome: Outcome
@@ -80,15 +82,15 @@ def certify(
     """The cheapest policy on a path of falling thresholds, the same at all exits, whose risk is bounded.
 
     The risk is the probability that the plain network (the final exit alone) is right and the policy is wrong; the
-    accuracy lost is never more. Where nothing can be certified, or what is certified saves nothing, the answer is the
+    accuracy lost is never more. If nothing can be certified, or what is certified saves nothing, the result is the
     plain network, which loses nothing.
 
     Args:
         risk: in (0, 1).
         delta: bound the risk with probability 1 - delta over the draw of the samples (fixed-sequence testing); None
             bounds its expectation (conformal risk control).
-        fit_temperatures: fit them on the tuning part; else those of the rule are used.
-        The others are those of `calibrate`.
+        fit_temperatures: fit them on the tuning part instead of using those of the rule.
+        The others are as in `calibrate`.
 
     Raises:
         ValueError: if risk or delta are out of range, or the trace is empty or not finite.
@@ -154,7 +156,7 @@ def _path(
     rule: Rule,
     risk: float,
 ) -> tuple[Enabled, Float[ndarray, "J"]]:
-    """The exits that are on, those cheapest at this risk on the tuning samples, and the levels of the path."""
+    """The enabled exits, the cheapest at this risk on the tuning samples, and the levels of the path."""
     rows = tune[:: max(len(tune) // WEIGHED, 1)]
     few, truth, right = logits[:, rows], labels[rows], plain[rows]
     everything = score_samples(few, truth, (True,) * logits.shape[0], rule)
@@ -174,7 +176,7 @@ def _path(
 
 
 def _levels(scored: ScoredSamples, rule: Rule) -> Float[ndarray, "J"]:
-    """What is asked of every early exit, along the path: falling scores, or falling patience."""
+    """The thresholds of all early exits along the path: falling scores, or falling patience."""
     early = len(scored.score) - 1
     if rule.score == "patience" or not early:
         return np.arange(max(early, 1), 0, -1, dtype=np.float32)
@@ -184,14 +186,14 @@ def _levels(scored: ScoredSamples, rule: Rule) -> Float[ndarray, "J"]:
 
 
 def _policy(rule: Rule, enabled: Enabled, level: float) -> ExitPolicy:
-    """The policy that asks this of every early exit."""
+    """The policy with this threshold at every early exit."""
     if rule.score == "patience":
         return policy_of(rule, enabled, patience=int(level))
     return policy_of(rule, enabled, tuple(level if on else NEVER for on in (*enabled[:-1], False)))
 
 
 def _taken(scored: ScoredSamples, levels: Float[ndarray, "J"]) -> Int[ndarray, "J N"]:
-    """Which of the enabled exits every policy of the path takes for every sample."""
+    """The enabled exit that every policy of the path takes for every sample."""
     last = len(scored.score) - 1
     taken = np.full((len(levels), scored.score.shape[1]), last, np.int8)
     for exit in range(last - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""The best thresholds for a goal: exact for one and two of them, coordinate-exact ascent from given points beyond."""
+"""The best thresholds for a goal, by exact line searches along one threshold at a time."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from offramp.early_exit.geometric import descending
 from offramp.early_exit.policy import NEVER
 
 SWEEPS = 50
-"""More rounds over all thresholds than any ascent has needed; each round improves or is the last."""
+"""Maximum rounds over all thresholds; an ascent ends with the first round that does not improve."""
 
 
 class Goal(NamedTuple):
-    """What is wanted: the most accurate policy up to this mean `cost`, or the cheapest one from this `accuracy` on.
+    """The most accurate policy up to this mean `cost`, or the cheapest one of at least this `accuracy` (in [0, 1]).
 
-    Exactly one of the two is given; accuracy is in [0, 1].
+    Exactly one of the two is set.
     """
 
     cost: int | float | None = None
@@ -25,7 +25,7 @@ class Goal(NamedTuple):
 
 
 class Table(NamedTuple):
-    """K exits judged on N samples, with the cost of leaving at each and the samples of each by falling score."""
+    """K exits on N samples: score, correctness, the cost of a sample that takes the exit, samples by falling score."""
 
     score: Float[ndarray, "K N"]
     right: Int[ndarray, "K N"]
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Thresholds (K,), and what they do: samples answered rightly, and the sum of all samples' costs."""
+    """Thresholds (K,), the number of right predictions, and the sum of all samples' costs."""
 
     thresholds: Float[ndarray, "K"]
     right: int
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 def make_table(scored: ScoredSamples, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"] | None = None) -> Table:
-    """The table that the search runs on; `order` where it is known already.
+    """The table that the search works on; `order` if it is known already.
 
     Raises:
         ValueError: if a deeper exit does not cost more.
@@ -54,7 +54,7 @@ def make_table(scored: ScoredSamples, costs: Float[ndarray, "K"], order: Int[nda
 
 
 def point(table: Table, thresholds: Float[ndarray, "K"]) -> Point:
-    """What these thresholds do."""
+    """Results of these thresholds."""
     last = len(table.costs) - 1
     counts, right = np.zeros(len(table.costs), int), 0
     staying = np.ones(table.score.shape[1], bool)
@@ -67,9 +67,9 @@ def point(table: Table, thresholds: Float[ndarray, "K"]) -> Point:
 
 
 def limit(goal: Goal, n: int) -> float:
-    """The goal as a sum over n samples: of costs at most, or of right answers at least.
+    """The goal as a sum over n samples: the highest cost, or the lowest number of right predictions.
 
-    A hair of slack, so that a budget that IS a policy's mean cost admits that policy.
+    With a small tolerance, so that a budget equal to a policy's mean cost admits that policy.
     """
     if goal.cost is not None:
         return goal.cost * n * (1 + 1e-12)
@@ -78,12 +78,12 @@ def limit(goal: Goal, n: int) -> float:
 
 
 def met(goal: Goal, candidate: Point, n: int) -> bool:
-    """Whether the point does what the goal asks."""
+    """Whether the point reaches the goal."""
     return candidate.cost <= limit(goal, n) if goal.cost is not None else candidate.right >= limit(goal, n)
 
 
 def rank(goal: Goal, candidate: Point, n: int) -> tuple[float, float, float]:
-    """The larger, the better: first the goal itself (or the least distance to it), then what it leaves free."""
+    """Sort key, larger is better: first the goal itself (or the distance to it), then the other quantity."""
     good, right = met(goal, candidate, n), float(candidate.right)
     if good == (goal.cost is not None):
         return (float(good), right, -candidate.cost)
@@ -97,7 +97,7 @@ def choose(
     allowed: Bool[ndarray, "P"],
     n: int,
 ) -> int:
-    """The best of P candidates along one threshold, from nobody leaving to everybody; their cost falls."""
+    """Index of the best of P candidates along one threshold, from no sample exiting to all; their cost falls."""
     if goal.cost is not None:
         first = int(np.searchsorted(-cost, -limit(goal, n)))  # the first one cheap enough
         open_ = np.where(allowed[first:], right[first:], -1)
@@ -111,7 +111,7 @@ def choose(
 
 
 def ascend(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
-    """Move one threshold at a time to its best place until none moves; the end is never worse than the start."""
+    """Move one threshold at a time to its best value until none moves; the result is never worse than the start."""
     n = table.score.shape[1]
     best = point(table, start)
     for _ in range(SWEEPS):
@@ -126,7 +126,7 @@ def _sweep(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
     """One round over all thresholds, shallow to deep."""
     last = len(table.costs) - 1
     later_right, later_cost = [table.right[last]], [np.full(table.score.shape[1], table.costs[last])]
-    for exit in range(last - 1, 0, -1):  # what becomes of a sample that reaches this exit
+    for exit in range(last - 1, 0, -1):  # the result of a sample that reaches this exit
         leaves = table.score[exit] >= start[exit]
         later_right.append(np.where(leaves, table.right[exit], later_right[-1]))
         later_cost.append(np.where(leaves, table.costs[exit], later_cost[-1]))
@@ -152,18 +152,18 @@ def _move(
     done: tuple[int, float],
     goal: Goal,
 ) -> tuple[float, int, float]:
-    """The best threshold of one exit: (threshold, right answers among those leaving, their cost).
+    """The best threshold of one exit: (threshold, right predictions of samples that take it, their cost).
 
     Args:
-        here: the samples that reach it, by falling score.
-        after: right (M,) and cost (M,) of each where it does not leave here.
-        done: right answers and cost of those that left before.
+        reaching: the samples that reach it, by falling score.
+        after: right (M,) and cost (M,) of each if it does not exit here.
+        done: right predictions and cost of samples that exited before.
     """
     score = table.score[exit][reaching]
     correct = table.right[exit][reaching]
     gained = np.concatenate(([0], np.cumsum(correct - after[0], dtype=np.int64)))
     saved = np.concatenate(([0.0], np.cumsum(after[1] - table.costs[exit])))
-    allowed = np.concatenate(([True], score[1:] < score[:-1], [True]))  # equal ones leave together
+    allowed = np.concatenate(([True], score[1:] < score[:-1], [True]))  # equal scores exit together
     right = done[0] + int(after[0].sum(dtype=np.int64)) + gained
     cost = done[1] + float(after[1].sum()) - saved
     cut = choose(goal, right, cost, allowed, table.score.shape[1])

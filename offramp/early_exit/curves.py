@@ -1,4 +1,4 @@
-"""The field's two curves: every exit on everything (anytime), and the 39 points of budgeted batches."""
+"""Accuracy against cost: every exit on all samples (anytime), and the 39 points of budgeted batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def anytime(
     """Accuracy in [0, 1] and cost of every exit on all samples.
 
     Args:
-        costs: what a sample costs when it leaves at each exit, all exits enabled.
+        costs: of a sample that takes each exit, with all exits enabled.
     Raises:
         ValueError: if the trace is empty or not finite.
     """
@@ -36,12 +36,12 @@ def budgeted(
     """The 39 points of MSDNet's budgeted batch classification, all exits enabled (Huang et al., ICLR 2018).
 
     Thresholds are those of the geometric rule at q = p/20, fitted on the held-out trace; accuracy in [0, 1], mean cost
-    and shares leaving per exit are those of the test trace.
+    and shares per exit are those of the test trace.
 
     Args:
         held_out: logits and labels of the split that thresholds are fitted on.
-        test: logits and labels that are reported on.
-        costs: what a sample costs when it leaves at each exit.
+        test: logits and labels of the reported split.
+        costs: of a sample that takes each exit.
         hits: further outcomes on test by name, such as whether the label is among the five largest logits of an exit;
             every point gets their means.
     Raises:

@@ -1,4 +1,4 @@
-"""What a trace says under a rule: every sample's score and rightness at each enabled exit, as the runtime sees them."""
+"""Score and correctness of every sample of a trace at each enabled exit, as the runtime computes them."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from numpy import ndarray
 from offramp.early_exit.policy import NEVER, ExitPolicy
 
 ROWS = 2048
-"""Samples judged at once: their logits stay in the cache, and a memory-mapped trace is never read whole."""
+"""Samples processed at a time: their logits fit the cache, and a memory-mapped trace is never read whole."""
 WORKERS = 2
 
 
 class Rule(NamedTuple):
-    """How certainty is measured and what is answered; see `ExitPolicy` for the words.
+    """How certainty is measured and what is predicted; see `ExitPolicy` for the values.
 
     `temperatures` are E numbers, or empty for 1 everywhere.
     """
@@ -26,24 +26,24 @@ class Rule(NamedTuple):
 
 
 class ScoredSamples(NamedTuple):
-    """Every sample at each of the K enabled exits: its score, and whether the answer there is right."""
+    """Score of every sample at each of the K enabled exits, and whether the prediction there is right."""
 
     score: Float[ndarray, "K N"]
     right: Bool[ndarray, "K N"]
 
     def select_exits(self, exits: Int[ndarray, "M"]) -> "ScoredSamples":
-        """These exits alone; only where an exit's answer does not depend on those before it."""
+        """Only these exits; valid if predictions do not depend on earlier exits."""
         return ScoredSamples(self.score[exits], self.right[exits])
 
     def select_samples(self, rows: Int[ndarray, "R"]) -> "ScoredSamples":
-        """These samples alone."""
+        """Only these samples."""
         return ScoredSamples(self.score[:, rows], self.right[:, rows])
 
 
 def policy_of(
     rule: Rule, enabled: tuple[bool, ...], thresholds: tuple[float, ...] | None = None, patience: int = 1
 ) -> ExitPolicy:
-    """A policy of this rule; without thresholds nobody leaves early."""
+    """A policy of this rule; without thresholds, no sample exits early."""
     return ExitPolicy(
         thresholds=(NEVER,) * len(enabled) if thresholds is None else thresholds,
         enabled=enabled,
@@ -55,14 +55,14 @@ def policy_of(
 
 
 def looks_back(rule: Rule) -> bool:
-    """Whether an exit's answer or score depends on which exits before it are enabled."""
+    """Whether predictions or scores depend on which earlier exits are enabled."""
     return rule.answer != "exit" or rule.score == "patience"
 
 
 def score_samples(
     logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], enabled: tuple[bool, ...], rule: Rule
 ) -> ScoredSamples:
-    """Judge every sample at every enabled exit by `ExitPolicy.step` itself, so that trace and runtime cannot differ.
+    """Score every sample at every enabled exit by `ExitPolicy.step` itself, so that trace and runtime cannot differ.
 
     Raises:
         ValueError: if the rule does not fit the number of exits (see `ExitPolicy`).
@@ -87,7 +87,7 @@ def score_samples(
 
 
 def check_trace(logits: Float[ndarray, "E N C"]) -> None:
-    """Refuse a trace that nothing can be fitted on.
+    """Refuse a trace that cannot be used to fit anything.
 
     Raises:
         ValueError: if it holds no samples, or logits that are not finite.

@@ -1,4 +1,4 @@
-"""A policy for benchmarks: it costs what the real one costs, but how many samples continue is fixed."""
+"""A policy for benchmarks: as costly as the real one, but the number of samples that continue is fixed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Array = Any
 
 @dataclass(frozen=True)
 class FixedStay:
-    """As many samples continue as `staying` says, the first of the batch, whatever their scores are.
+    """The first `staying` samples of the batch continue, whatever their scores are.
 
     Attributes:
-        policy: computes answers and scores.
-        staying: for each early exit (from 0), how many samples continue behind it; at least 1 does.
+        policy: computes predictions and scores.
+        staying: for each early exit (from 0), the number of samples that continue; at least 1 does.
     """
 
     policy: ExitPolicy
@@ -31,7 +31,7 @@ class FixedStay:
         return self.policy.enabled
 
     def step(self, carry: PolicyCarry, logits: Array, exit: int) -> tuple[PolicyCarry, Array, Array, Array]:
-        """As `ExitPolicy.step`, with other samples leaving."""
+        """As `ExitPolicy.step`, with other samples exiting."""
         carry, answer, score, leaves = self.policy.step(carry, logits, exit)
         if exit == len(self.enabled) - 1:
             return carry, answer, score, leaves
@@ -41,18 +41,18 @@ class FixedStay:
 
 @lru_cache(maxsize=256)
 def _leaving(xp: Any, device: Any, samples: int, staying: int) -> Array:
-    """(B,) which samples leave: all but the first ones. Kept, so that benchmarks do not time it."""
+    """(B,) which samples exit: all but the first ones. Cached, so that benchmarks do not time it."""
     return xp.arange(samples, device=device) >= staying
 
 
 def step_once(
     policy: FixedStay, policy_carry: PolicyCarry, outputs: tuple[Any, tuple[Array, ...], Array], exit: int
 ) -> Stepper:
-    """What a `Stepper` does once a segment has run, to be timed: scores, and a batch of those that continue.
+    """The part of `Stepper.advance` after the segment has run, to be timed: scores, and the batch that continues.
 
     Args:
         policy: enables the exit.
-        judged: what the policy looks back at.
+        policy_carry: what the policy carries from earlier exits.
         outputs: (state, carry, logits) that the segment returned.
         exit: of that segment, from 0.
     """

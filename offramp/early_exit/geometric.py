@@ -1,4 +1,4 @@
-"""The geometric rule of MSDNet (Huang et al., 2018): each exit lets q times as many leave as the one before."""
+"""The geometric rule of MSDNet (Huang et al., 2018): each exit takes q times as many samples as the one before."""
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -11,26 +11,26 @@ POINTS = 39
 
 
 def geometric_shares(q: float, exits: int) -> Float[ndarray, "E"]:
-    """P_k proportional to q^k, k = 1 … E, summing to one: the share of samples meant to leave at each exit."""
+    """P_k proportional to q^k, k = 1 … E, summing to one: the intended share of samples at each exit."""
     powers = np.exp(np.log(q) * np.arange(1, exits + 1))
     return np.asarray(powers / powers.sum())
 
 
 def descending(score: Float[ndarray, "E N"]) -> Int[ndarray, "E N"]:
-    """The samples of every exit from the surest down; equal ones in their own order."""
+    """The samples of every exit by falling score; equal ones in their original order."""
     return np.asarray(np.argsort(-score, axis=1, kind="stable").astype(np.int32))
 
 
 def geometric_thresholds(
     score: Float[ndarray, "E N"], shares: Float[ndarray, "E"], order: Int[ndarray, "E N"] | None = None
 ) -> Float[ndarray, "E"]:
-    """Thresholds that let about `shares` of the samples leave at each exit (MSDNet's dynamic evaluation).
+    """Thresholds with which about `shares` of the samples take each exit (MSDNet's dynamic evaluation).
 
-    Walking down each exit's samples by score and counting only those still here, the threshold is the score of the
-    floor(N P_k)-th. Where that is none, or fewer are left because ties left early, nobody new leaves.
+    Of each exit's remaining samples by falling score, the threshold is the score of the floor(N P_k)-th. If that is
+    none, or fewer remain because of ties at earlier exits, no further sample exits.
 
     Args:
-        order: `descending(score)`, where it is known already.
+        order: `descending(score)`, if it is known already.
     """
     exits, n = score.shape
     thresholds = np.full(exits, NEVER)
@@ -47,11 +47,10 @@ def geometric_thresholds(
 
 
 def between_samples(score: Float[ndarray, "E N"], thresholds: Float[ndarray, "E"]) -> Float[ndarray, "E"]:
-    """Thresholds that send these samples to the same exits, each halfway down to the surest sample that stays.
+    """Thresholds with which these samples take the same exits, each halfway to the next lower score.
 
-    A fitted threshold IS the score of a sample, and scores differ in the last bits with the batch and the runtime:
-    whoever a threshold was read from might stay when it runs. Numbers that the scores' precision can hold, because the
-    runtime compares in it.
+    A fitted threshold is the score of a sample, and scores differ in the last bits with the batch and the runtime, so
+    that this sample might continue. The result is rounded to the scores' precision, in which the runtime compares.
     """
     moved = thresholds.copy()
     left = np.zeros(score.shape[1], bool)

@@ -1,4 +1,4 @@
-"""How much better any thresholds could be: a Lagrangian bound on the goal, and so on what the search has missed."""
+"""A Lagrangian bound on the goal: how much better any thresholds could be than those of the search."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,14 +7,14 @@ from numpy import ndarray
 from offramp.early_exit.coordinate_ascent import Goal, Table
 
 STEPS = 24
-"""Rounds of golden-section search; the bound holds at every price tried, so more rounds only tighten it."""
+"""Rounds of golden-section search; the bound holds at every price, so more rounds only tighten it."""
 
 
 def bound(table: Table, goal: Goal) -> float:
-    """What no thresholds on these exits can beat: an accuracy in [0, 1] for a cost goal, a mean cost for an accuracy.
+    """What no thresholds on these exits can exceed: an accuracy in [0, 1] for a cost goal, else a mean cost.
 
-    Costs are priced by λ. One exit at a time keeps a true threshold, while samples may leave at any of the others as
-    suits each best; that is more than policies can do, and easy to solve. The tightest over exits and prices counts.
+    Costs are weighted by λ. One exit at a time keeps a true threshold, while each sample takes the best of the other
+    exits. This relaxation contains all policies and is easy to solve. The tightest bound over exits and λ is returned.
     """
     if len(table.costs) == 1:
         return float(table.right[0].mean()) if goal.cost is not None else float(table.costs[0])
@@ -26,7 +26,7 @@ def bound(table: Table, goal: Goal) -> float:
 
 
 def _best_price(table: Table, goal: Goal, exit: int, scale: float) -> float:
-    """The tightest bound over λ for one exit; the Lagrangian dual is unimodal in log λ up to noise that is harmless."""
+    """The tightest bound over λ for one exit; the Lagrangian dual is unimodal in log λ up to harmless noise."""
     sign = 1.0 if goal.cost is not None else -1.0
     tried: dict[float, float] = {}
 
@@ -56,7 +56,7 @@ def _dual(table: Table, goal: Goal, exit: int, price: float) -> float:
 
 
 def _relaxed(table: Table, exit: int, price: float) -> float:
-    """The most right answers less priced costs, with a true threshold at one exit and free choice elsewhere."""
+    """The most right predictions minus weighted costs, with a threshold at one exit and free choice elsewhere."""
     values: Float[ndarray, "K N"] = table.right - price * table.costs[:, None]
     before = values[: exit + 1].max(0)
     after = values[exit + 1 :].max(0)

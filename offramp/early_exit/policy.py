@@ -1,4 +1,4 @@
-"""When a sample may leave: thresholds on a score of each exit's answer, as plain JSON. Runs without torch."""
+"""When a sample exits: thresholds on a score of each exit's prediction, as plain JSON. Runs without torch."""
 
 import hashlib
 import json
@@ -18,28 +18,29 @@ VERSION = 1
 SCORES = ("confidence", "margin", "entropy", "patience")
 ANSWERS = ("exit", "arithmetic", "geometric", "sum")
 NEVER = 1e8
-"""A threshold that no score reaches: nobody leaves here (the value MSDNet's code uses)."""
+"""A threshold that no score reaches: no sample exits (the value of MSDNet's code)."""
 
 Array = Any
 PolicyCarry = dict[str, Array]
-"""What looks back over the enabled exits passed; every array has the batch first."""
+"""What a policy carries from the enabled exits passed; every array has the batch as its first dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExitPolicy:
-    """Where samples leave: at the first enabled exit whose score is at least its threshold, else at the final exit.
+    """Samples take the first enabled exit whose score is at least its threshold, else the final exit.
 
     Attributes:
         thresholds: E numbers on the scale of `score`; the final exit's is never compared.
-        enabled: E flags; an exit that is switched off is not evaluated. The final exit is always on.
+        enabled: E flags; a disabled exit is not evaluated. The final exit is always enabled.
         score: `confidence` (top probability), `margin` (top minus second), `entropy` (1 - H/log C), each in [0, 1] and
-            larger for a surer answer, or `patience` (how many enabled exits in a row gave the same answer).
-        temperatures: E positive numbers; the logits of each exit are divided by its own.
-        answer: the logits a sample takes along: those of the `exit` alone, or of the ensemble of the enabled exits
-            passed: `arithmetic` or `geometric` mean of probabilities, or `sum` of logits.
-        patience: with the score `patience`, how many equal answers let a sample leave.
+            larger for a more certain prediction, or `patience` (the number of consecutive enabled exits with the same
+            prediction).
+        temperatures: E positive numbers; divisors of each exit's logits.
+        answer: the logits that a sample returns: those of its `exit`, or over the enabled exits passed the `arithmetic`
+            or `geometric` mean of probabilities or the `sum` of logits.
+        patience: with the score `patience`, the number of equal predictions at which a sample exits.
     Raises:
-        ValueError: if the lengths differ, a name is unknown, a number is out of range or the final exit is off.
+        ValueError: if the lengths differ, a name is unknown, a number is out of range or the final exit is disabled.
     """
 
     thresholds: tuple[float, ...]
@@ -59,7 +60,7 @@ class ExitPolicy:
                 f"a policy needs one threshold, flag and temperature per exit, got {', '.join(map(str, lengths))}"
             )
         if not self.enabled[-1]:
-            raise ValueError("a policy cannot switch the final exit off")
+            raise ValueError("a policy cannot disable the final exit")
         if self.score not in SCORES or self.answer not in ANSWERS:
             raise ValueError(
                 f"a policy's score is one of {', '.join(SCORES)} and its answer one of {', '.join(ANSWERS)}, "
@@ -77,21 +78,21 @@ class ExitPolicy:
 
     @property
     def exits(self) -> int:
-        """E, the number of exits of the network this policy is for."""
+        """E, the number of exits of the network."""
         return len(self.enabled)
 
     def step(self, carry: PolicyCarry, logits: Array, exit: int) -> tuple[PolicyCarry, Array, Array, Array]:
-        """Judge the answers of one enabled exit.
+        """Score the predictions of one enabled exit, and decide which samples take it.
 
         Args:
-            carry: what the previous call answered; {} at the first enabled exit.
+            carry: returned by the previous call; {} at the first enabled exit.
             logits: (B, C), numpy or torch.
             exit: 0-based index among all E exits.
         Returns:
             (carry, answer logits (B, C), score (B,), leaves (B,) bool), in float32.
         """
         xp = namespace(logits)
-        # always a copy, because a runtime may write its next answer where this one stands
+        # always a copy, because a runtime may write its next output into the same memory
         z = logits.astype(xp.float32) if xp is np else xp.astype(logits, xp.float32)
         z = z if self.temperatures[exit] == 1 else z / self.temperatures[exit]
         carry, answer = (carry, z) if self.answer == "exit" else self._ensemble(xp, carry, z, exit)
@@ -114,14 +115,14 @@ class ExitPolicy:
         return carry, total / passed if self.answer == "geometric" else xp.log(xp.clip(total / passed, 1e-30, None))
 
     def to_json(self, provenance: dict[str, Any] | None = None) -> str:
-        """The policy as JSON text with its version, where it comes from, and the digest of all of it."""
+        """The policy as JSON text with its version, its provenance, and a digest of both."""
         values = {"format": "offramp-policy", "version": VERSION, **asdict(self), "provenance": provenance or {}}
         values = json.loads(finite.dumps(values))
         return finite.dumps({**values, "digest": _digest(values)}, indent=2)
 
 
 def namespace(array: Array) -> Any:
-    """The functions of an array's library; those of numpy are its own, found without the search that others need."""
+    """The array API functions of an array's library; for numpy without a lookup."""
     return np if type(array) is np.ndarray else array_api_compat.array_namespace(array)
 
 
@@ -151,7 +152,7 @@ def _certainty(xp: Any, z: Array, score: str) -> Array:
 
 
 def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry, Array]:
-    """How many enabled exits in a row, this one included, gave this answer."""
+    """The number of consecutive enabled exits, this one included, with this prediction."""
     prediction = xp.argmax(answer, axis=1)
     count = xp.ones_like(answer[:, 0])
     if "said" in carry:
@@ -165,7 +166,7 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 FIELDS = tuple(field.name for field in fields(ExitPolicy))
-"""What a policy consists of, as in its JSON."""
+"""The fields of a policy, as in its JSON."""
 
 
 def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
@@ -177,7 +178,7 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not a policy: it is no JSON ({one_line(str(error), 200)})") from None
+        raise ValueError(f"{source} is not a policy: it is not JSON ({one_line(str(error), 200)})") from None
     if not isinstance(values, dict) or values.get("format") != "offramp-policy":
         raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
     if values.get("version") != VERSION:
@@ -199,7 +200,7 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """The value of a policy's field as JSON holds it, lists as tuples, or an error that says what it must be."""
+    """The value of a field of a policy, lists as tuples; an error says what it must be."""
     many, kinds, expected = _KINDS[name]
     parts = value if many and isinstance(value, list) else [value]
     if many != isinstance(value, list) or any(type(part) not in kinds for part in parts):
@@ -219,7 +220,7 @@ _KINDS: dict[str, tuple[bool, tuple[type, ...], str]] = {
 
 
 def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write atomically; a policy that was there before is kept as `<name>.old`."""
+    """Write atomically; the previous policy is kept as `<name>.old`."""
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_text(policy.to_json(provenance) + "\n")
     if path.exists():  # copied, not moved: there is a policy at every moment
@@ -235,11 +236,11 @@ def load(path: Path) -> ExitPolicy:
 
 
 def load_with_origin(path: Path) -> tuple[ExitPolicy, dict[str, Any]]:
-    """Read `policy.json`, and where it says that it comes from ({} where it does not); errors as in `parse`."""
+    """Read `policy.json` and its provenance ({} if there is none); errors as in `parse`."""
     try:
         text = path.read_text()
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a policy: it is no text") from None
+        raise ValueError(f"{path} is not a policy: it is not text") from None
     policy = parse(text, str(path))
     origin = json.loads(text).get("provenance")
     return policy, origin if isinstance(origin, dict) else {}
@@ -249,7 +250,9 @@ def stale(origin: Mapping[str, Any], weights: str, epoch: int, digest: str | Non
     """A warning if a policy is used with other weights than those it was fitted on, else nothing.
 
     Args:
-        origin: where the policy says that it comes from; weights: `last` or `best`, of this epoch.
+        origin: the provenance of the policy.
+        weights: `last` or `best`.
+        epoch: of these weights.
         digest: of the weights; a policy that names one belongs to those weights alone.
     """
     fitted = origin.get("weights", weights), origin.get("epoch", epoch)

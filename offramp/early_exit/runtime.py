@@ -1,4 +1,4 @@
-"""Answers that leave early: finished samples leave the batch, the rest goes on. Runs without torch."""
+"""The early-exit loop: samples that exit leave the batch, the others continue. Runs without torch."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Array = Any
 
 
 class Answer(NamedTuple):
-    """What each sample was answered, in the order of the inputs.
+    """The result of each sample, in the order of the inputs.
 
     logits (B, C) as the policy gives them; exit (B,) 0-based among all E exits; score (B,) at that exit.
     """
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 @runtime_checkable
 class StepPolicy(Protocol):
-    """What the loop needs of a policy; `ExitPolicy` is the one that decides by scores."""
+    """What the loop needs of a policy; `ExitPolicy` decides by scores."""
 
     @property
     def enabled(self) -> tuple[bool, ...]:
@@ -36,7 +36,7 @@ class StepPolicy(Protocol):
 
 
 class Stepper:
-    """A batch on its way through the segments: resumable after every exit, with the best answer so far at hand."""
+    """A batch in the loop: resumable after every exit, with the best results so far in `answer`."""
 
     def __init__(self, policy: StepPolicy, inputs: Array) -> None:
         self.policy = policy
@@ -46,12 +46,12 @@ class Stepper:
         self.carry: tuple[Array, ...] = ()
         self.policy_carry: PolicyCarry = {}
         self.answer: Answer | None = None
-        self.done = False  # whether every sample has left
-        self._rows: Array | None = None  # of those still here; None: all are
+        self.done = False  # whether every sample has exited
+        self._rows: Array | None = None  # samples that continue; None: all
 
     @property
     def alive(self) -> Array:
-        """(A,) rows of the samples that are still here.
+        """(A,) indices of the samples that have not exited.
 
         Raises:
             ValueError: if no exit was passed yet.
@@ -66,20 +66,20 @@ class Stepper:
         return namespace(exits).arange(len(exits), device=array_api_compat.device(exits))
 
     def advance(self, segment: Any) -> None:
-        """Run the next segment on the samples still here, and let those leave that may.
+        """Run the next segment on the remaining samples, and remove those that exit.
 
         Args:
             segment: (state, carry) -> (state, carry, logits).
         Raises:
-            ValueError: if every sample has left.
+            ValueError: if every sample has exited.
         """
         if self.done:
-            raise ValueError("every sample has left: there is nothing to advance")
+            raise ValueError("every sample has exited: there is nothing to advance")
         exit = self.exits[self.passed]
         self.state, self.carry, logits = segment(self.state, self.carry)
         self.policy_carry, answer_logits, score, leaves = self.policy.step(self.policy_carry, logits, exit)
         xp = namespace(answer_logits)
-        if self._rows is None:  # nobody has left: there is nothing to fill in
+        if self._rows is None:  # no sample has exited before: the results are complete
             self.answer = Answer(answer_logits, _everyone(xp, score, exit), score)
         else:
             assert self.answer is not None
@@ -88,7 +88,7 @@ class Stepper:
         self.passed += 1
         if self.passed == len(self.exits):
             self.done = True
-        elif len(answer_logits) == 1:  # asked, not looked for: at batch 1 each operation costs as much as a small layer
+        elif len(answer_logits) == 1:  # no search: at batch 1 each operation costs as much as a small layer
             self.done = bool(leaves)
         else:
             staying = xp.nonzero(~leaves)[0]
@@ -101,7 +101,7 @@ class Stepper:
 def _onward(
     state: Any, carry: tuple[Array, ...], policy_carry: PolicyCarry, rows: Array
 ) -> tuple[Any, tuple[Array, ...], PolicyCarry]:
-    """State, carry and what the policy looks back at, of these rows alone."""
+    """State, carry and policy carry of these rows only."""
     return keep(state, rows), keep(carry, rows), {name: value[rows] for name, value in policy_carry.items()}
 
 
@@ -115,10 +115,10 @@ def _everyone(xp: Any, score: Array, exit: int) -> Array:
 
 
 def resume(policy: StepPolicy, passed: int, state: Any, carry: tuple[Array, ...], policy_carry: PolicyCarry) -> Stepper:
-    """A stepper that goes on where another one, on another machine perhaps, stopped after `passed` segments.
+    """A stepper that continues after `passed` segments, perhaps from another machine.
 
     Args:
-        state, carry, judged: those of the other stepper, of the samples that were still on their way.
+        state, carry, policy_carry: those of the other stepper, of the samples that have not exited.
     """
     stepper = Stepper(policy, state)
     stepper.passed, stepper.carry, stepper.policy_carry = passed, carry, policy_carry
@@ -128,15 +128,15 @@ def resume(policy: StepPolicy, passed: int, state: Any, carry: tuple[Array, ...]
 def answer(
     segments: Sequence[Any], policy: ExitPolicy, inputs: Array, *, deadline_ms: int | float | None = None
 ) -> Answer:
-    """Answer every sample at the first enabled exit that is sure enough of it.
+    """Predict every sample at the first enabled exit whose score reaches its threshold.
 
     Args:
         segments: one callable per enabled exit, (state, carry) -> (state, carry, logits); see `offramp.net.segments`.
-        policy: which exits are enabled and when a sample may leave.
+        policy: which exits are enabled and when a sample exits.
         inputs: (B, ...), numpy or torch, whatever the segments take.
-        deadline_ms: no segment but the first is begun once this many milliseconds have passed since the call; samples
-            still on their way are answered as at the exit they passed last. The answer comes late by at most the
-            segment that was running.
+        deadline_ms: no segment but the first starts once this many milliseconds have passed since the call; the
+            remaining samples get the result of the last exit they passed. The call exceeds the deadline by at most one
+            segment.
     Raises:
         ValueError: if there is not one segment per enabled exit, or the deadline is not a positive number.
     """
@@ -155,14 +155,14 @@ def answer(
 
 
 def keep(state: Any, rows: Array) -> Any:
-    """These rows of an array, or of every array of a tuple; a torch map stays in the order of memory that it is in."""
+    """These rows of an array, or of every array of a tuple; torch maps keep their memory format."""
     return tuple(_rows_of(part, rows) for part in state) if isinstance(state, tuple) else _rows_of(state, rows)
 
 
 def _rows_of(array: Array, rows: Array) -> Array:
     if type(array) is np.ndarray or not array_api_compat.is_torch_array(array):
         return array[rows]
-    # Plain indexing takes five times as long, and `index_select` by itself turns channels_last around.
+    # Plain indexing takes five times as long, and `index_select` alone does not keep channels_last.
     if array.ndim == 4 and array.stride(1) == 1:
         return array.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return array.index_select(0, rows)

@@ -1,4 +1,4 @@
-"""The two best thresholds together, exactly: as good as trying all pairs, in N·√N instead of N² steps."""
+"""The best pair of thresholds, exactly: as good as trying all pairs, in N·√N instead of N² steps."""
 
 from math import isqrt
 
@@ -11,9 +11,9 @@ from offramp.early_exit.policy import NEVER
 
 
 class _Prefixes:
-    """Values along the second exit's order, of which some are taken away, and the best place to cut them.
+    """Values along the second exit's order, some of them removed, and the best position to cut them.
 
-    In blocks, so that taking one away costs one block, and a question all blocks' sums and one block.
+    They are kept in blocks: a removal updates one block, a query reads all blocks' sums and one block.
     """
 
     def __init__(self, values: Int[ndarray, "N"], ends: Bool[ndarray, "N"]) -> None:
@@ -29,7 +29,7 @@ class _Prefixes:
         self.peaks = np.where(self.closed, _LOW, self.values.cumsum(1)).max(1)
 
     def remove(self, places: Int[ndarray, "M"]) -> None:
-        """Take samples away: they left at the first exit."""
+        """Remove samples that take the first exit."""
         for place in places.tolist():
             block, inside = divmod(place, self.size)
             self.sums[block] -= self.values[block, inside]
@@ -42,7 +42,7 @@ class _Prefixes:
         return np.where(self.closed[block], _LOW, self.values[block].cumsum())
 
     def last_best(self, least: int) -> int:
-        """How far to cut: at least so that `least` samples leave, the most valuable place, the last of equal ones."""
+        """The position to cut: at least `least` samples exit, with the highest value, the last of equal ones."""
         start = 0
         if least > 0:
             block = int(np.searchsorted(self.remaining.cumsum(), least))
@@ -54,14 +54,14 @@ class _Prefixes:
         peaks = self.peaks[block + 1 :] + base[block + 1 : -1]
         best = max(int(partial.max()), int(peaks.max()) if len(peaks) else _LOW)
         if least <= 0 and best < 0:
-            return 0  # nobody leaves here
+            return 0  # no sample exits here
         if len(peaks) and peaks.max() == best:
             last_block = block + len(peaks) - int(peaks[::-1].argmax())
             return last_block * self.size + self._last(last_block, best - int(base[last_block]))
         return block * self.size + inside + _last(partial, best)
 
     def last_at_least(self, value: int) -> int:
-        """How far to cut: the last place whose value is this much; -1 where there is none, 0 for nobody leaving."""
+        """The last position whose value is at least this; -1 if there is none, 0 if no sample exits."""
         base = np.concatenate(([0], self.sums.cumsum()))
         blocks = np.flatnonzero(self.peaks + base[:-1] >= value)
         if not len(blocks):
@@ -85,8 +85,8 @@ def _last(values: Int[ndarray, "S"], value: int) -> int:
 def pair(table: Table, goal: Goal) -> Point:
     """The best point of three exits: no pair of thresholds is better on these samples.
 
-    For every threshold of the first exit, from nobody leaving on, the second one's values are kept up to date and its
-    best place is asked for.
+    For every threshold of the first exit, starting with no sample exiting, the values of the second exit are
+    updated and its best cut is looked up.
     """
     n = table.score.shape[1]
     first, second = table.order[0], table.order[1]
@@ -115,7 +115,7 @@ def pair(table: Table, goal: Goal) -> Point:
 
 
 def _second(table: Table, prefixes: _Prefixes, cut: int, right: int, goal: Goal) -> int | None:
-    """The best place to cut the second exit's order, given how many leave at the first; None if no cut will do."""
+    """The best cut of the second exit's order if `cut` samples take the first exit; None if no cut reaches the goal."""
     n = table.score.shape[1]
     if goal.cost is None:
         second_cut = prefixes.last_at_least(int(limit(goal, n)) - right)

@@ -1,4 +1,4 @@
-"""Temperatures that make confidence honest: one per exit, by the likelihood of the labels (Guo et al., 2017)."""
+"""Temperature scaling: one temperature per exit, by the likelihood of the labels (Guo et al., 2017)."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from numpy import ndarray
 from offramp import finite
 
 ROWS = 5000
-"""At most so many samples are looked at: one number per exit needs no more, and it keeps the cost small."""
+"""Maximum number of samples used: enough for one number per exit."""
 STEPS = 40
 RANGE = (0.05, 20.0)
 

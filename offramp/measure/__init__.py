@@ -1,1 +1,1 @@
-"""Measuring: accuracy of every exit, costs, traces."""
+"""Measurements: accuracy of every exit, costs, traces, times."""

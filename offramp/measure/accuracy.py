@@ -1,4 +1,4 @@
-"""How often each exit is right, and how well its confidence says so; everything from a trace."""
+"""Accuracy and calibration of every exit, from a trace."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from offramp.outputs import Trace
 def in_top_k(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], k: int = 1) -> Bool[Tensor, "E N"]:
     """Whether each sample's label is among each exit's k largest logits."""
     k = min(k, logits.shape[-1])
-    # of equal logits the first counts, as everywhere that exits answer; topk takes any of them
+    # of equal logits the first counts, as in argmax; topk takes any of them
     largest = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k, dim=-1).indices
     return (largest == labels[None, :, None]).any(-1)
 
@@ -23,14 +23,14 @@ def top_k(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], k: int = 1) 
 
 
 def ensemble(logits: Float[Tensor, "E N C"]) -> Float[Tensor, "N C"]:
-    """The unweighted sum of all exits' logits (BEED's evaluation); the argmax is the ensemble's answer."""
+    """The unweighted sum of all exits' logits (BEED's evaluation); the argmax is the ensemble's prediction."""
     return logits.sum(0)
 
 
 class Bins(NamedTuple):
-    """One exit's samples by equal-width bins of confidence: how many, how sure on average, and how often right.
+    """One exit's samples in equal-width bins of confidence: count, mean confidence, accuracy.
 
-    Means are in [0, 1], and 0 where a bin is empty.
+    Means are in [0, 1], and 0 if a bin is empty.
     """
 
     samples: tuple[int, ...]
@@ -45,19 +45,19 @@ class Bins(NamedTuple):
 
 
 def reliability(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], bins: int = 15) -> list[Bins]:
-    """Confidence against accuracy of every exit, what a reliability diagram shows.
+    """Confidence and accuracy of every exit, as in a reliability diagram.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
-    found = []
+    bins_of_exits = []
     for exit in logits:  # one at a time: in float64 they are large
         confidence, answer = exit.double().softmax(-1).max(-1)
         which = (confidence * bins).ceil().long().clamp(1, bins) - 1
         count = torch.bincount(which, minlength=bins)
         sums = (torch.bincount(which, part.double(), minlength=bins) for part in (confidence, answer == labels))
         sure, right = ((total / count.clamp(min=1)).tolist() for total in sums)
-        found.append(Bins(tuple(count.tolist()), tuple(sure), tuple(right)))
-    return found
+        bins_of_exits.append(Bins(tuple(count.tolist()), tuple(sure), tuple(right)))
+    return bins_of_exits
 
 
 def calibration_error(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "N"], bins: int = 15) -> list[float]:

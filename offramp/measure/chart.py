@@ -1,4 +1,4 @@
-"""Lines in a frame with axes, as SVG that is readable in light and dark, alone or within a page."""
+"""Line charts as SVG for light and dark backgrounds, as files or within a page."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ Number = int | float
 Line = Sequence[tuple[Number, Number]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 76, 20, 16, 56
 LOOKS = 6
-"""How many colours there are, told apart by most colour-blind people; marks and dashes differ too."""
+"""Number of colours, distinguishable with most forms of colour blindness; marks and dashes differ too."""
 STYLE = """
 svg.chart { --paper: #fff; --ink: #1d2126; --grid: #dfe3e8; --axis: #6a727c }
 svg.chart .s0 { color: #0066a8 } svg.chart .s1 { color: #c75300 } svg.chart .s2 { color: #00805d }
@@ -24,11 +24,11 @@ svg.chart text { font: 13px system-ui, sans-serif; fill: var(--ink) }
 svg.chart .title { font-size: 15px; font-weight: 600 }
 svg.chart .paper { fill: var(--paper) } svg.chart .grid { stroke: var(--grid) } svg.chart .axis { stroke: var(--axis) }
 """
-"""What the classes of a chart look like; a page holds it once."""
+"""CSS of the classes of a chart; a page contains it once."""
 
 
 class Series(NamedTuple):
-    """Points that belong together.
+    """The points of one curve.
 
     `look` chooses the colour, `mark` the shape at every point (None: no marks), `joined` whether a line connects them.
     `deviations` are the half lengths of error bars (of a band, if there are no marks), one per point, or empty.
@@ -61,23 +61,23 @@ class Frame(NamedTuple):
     up: Sequence[Number]
 
     def place(self, x: Number, y: Number) -> tuple[Number, Number]:
-        """Where a point lies in the picture."""
+        """Coordinates of a point in the SVG."""
         right = LEFT + (x - self.across[0]) / (self.across[-1] - self.across[0]) * (self.width - LEFT - RIGHT)
         span = self.height - self.top - BOTTOM
         return right, self.height - BOTTOM - (y - self.up[0]) / (self.up[-1] - self.up[0]) * span
 
     def axes(self, x_label: str, y_label: str) -> list[str]:
-        """The grid with its numbers, and what both axes are."""
+        """The grid with its numbers, and the labels of both axes."""
         bottom, right = self.height - BOTTOM, self.width - RIGHT
         drawn = []
-        for value, said in zip(self.across, written(self.across), strict=True):
+        for value, label in zip(self.across, written(self.across), strict=True):
             x, _ = self.place(value, self.up[0])
             drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{bottom}"/>')
-            drawn.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{said}</text>')
-        for value, said in zip(self.up, written(self.up), strict=True):
+            drawn.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
+        for value, label in zip(self.up, written(self.up), strict=True):
             _, y = self.place(self.across[0], value)
             drawn.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{said}</text>')
+            drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
         drawn.append(f'<path class="axis" fill="none" d="M{LEFT} {self.top}V{bottom}H{right}"/>')
         middle, along = (LEFT + right) / 2, (self.top + bottom) / 2
         drawn.append(f'<text x="{middle}" y="{self.height - 12}" text-anchor="middle">{escaped(x_label)}</text>')
@@ -86,7 +86,7 @@ class Frame(NamedTuple):
 
 
 def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> str:
-    """A picture that stands alone: lines with their points marked, the legend above; one point is a mark alone.
+    """A complete SVG: lines with marked points, the legend above; a single point is only a mark.
 
     Args:
         lines: (x, y) points by the name in the legend.
@@ -98,7 +98,7 @@ def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> 
 
 
 def alone(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """A picture that stands alone: the series under their legend.
+    """A complete SVG: the series below their legend.
 
     Raises:
         ValueError: if there is no point at all, or one is not finite.
@@ -123,12 +123,13 @@ def plot(
     under: Callable[[Frame], list[str]] = lambda frame: [],
     about: str = "",
 ) -> str:
-    """A picture for a page that holds `STYLE` and says in words what the series are.
+    """A chart for a page that contains `STYLE` and its own legend.
 
     Args:
-        across: ticks of the axis below, else round numbers around the points; up: of the one at the left.
-        under: draws what lies below the series.
-        about: what is to be seen, for those who do not see it.
+        across: ticks of the horizontal axis; default: round numbers around the points.
+        up: ticks of the vertical axis.
+        under: draws what is below the series.
+        about: description for screen readers.
     Raises:
         ValueError: if there is no point at all, or one is not finite.
     """
@@ -137,7 +138,7 @@ def plot(
 
 
 def picture(frame: Frame, title: str, parts: Sequence[str], about: str = "", *, alone: bool = False) -> str:
-    """The SVG text around its parts; with a size of its own where it stands alone."""
+    """The SVG element around its parts; with a size if it is a file of its own."""
     sized = f' width="{frame.width}" height="{frame.height}"' if alone else ""
     described = f"<desc>{escaped(about)}</desc>" if about else ""
     return "\n".join(
@@ -152,7 +153,7 @@ def picture(frame: Frame, title: str, parts: Sequence[str], about: str = "", *, 
 
 
 def drawn(frame: Frame, series: Sequence[Series]) -> list[str]:
-    """Lines and marks; pointing at a mark tells its numbers."""
+    """Lines and marks; the numbers of a mark are its tooltip."""
     parts = []
     for line in series:
         places = [frame.place(x, y) for x, y in line.points]
@@ -164,7 +165,7 @@ def drawn(frame: Frame, series: Sequence[Series]) -> list[str]:
         parts += _deviations(frame, line)
         if line.mark is not None:
             tips = (escaped(f"{line.name}: {x:.5g}, {y:.5g}") for x, y in line.points)
-            parts += [mark(there, line.mark, tip) for there, tip in zip(places, tips, strict=True)]
+            parts += [mark(where, line.mark, tip) for where, tip in zip(places, tips, strict=True)]
         parts.append("</g>")
     return parts
 
@@ -182,9 +183,9 @@ def _deviations(frame: Frame, line: Series) -> list[str]:
     ]
 
 
-def mark(there: tuple[Number, Number], shape: int, tip: str = "") -> str:
-    """One of four shapes in the colour of what holds it."""
-    x, y = there
+def mark(where: tuple[Number, Number], shape: int, tip: str = "") -> str:
+    """One of four shapes, in the colour of its parent element."""
+    x, y = where
     inside = f"<title>{tip}</title>" if tip else ""
     if shape % 4 == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="currentColor">{inside}</circle>'
@@ -195,7 +196,7 @@ def mark(there: tuple[Number, Number], shape: int, tip: str = "") -> str:
 
 
 def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
-    """The names of the series in rows under the title, and where the frame may begin."""
+    """The names of the series in rows below the title, and the top of the frame."""
     parts, x, y = [], LEFT, 46
     for line in series:
         wide = 34 + round(7.2 * len(line.name))
@@ -214,16 +215,16 @@ def _around(
     across: Sequence[Number] | None = None,
     up: Sequence[Number] | None = None,
 ) -> Frame:
-    points = [there for line in series for there in line.corners]
-    if not points or not all(math.isfinite(value) for there in points for value in there):
+    points = [where for line in series for where in line.corners]
+    if not points or not all(math.isfinite(value) for where in points for value in where):
         raise ValueError("a chart needs points, all of them finite numbers")
-    xs, ys = ([there[axis] for there in points] for axis in (0, 1))
-    # a third less than what fits beside one another when the numbers below are long
+    xs, ys = ([where[axis] for where in points] for axis in (0, 1))
+    # a third fewer than fit side by side if the numbers are long
     return Frame(*size, top, across or ticks(xs, 8 if size[0] > 500 else 5), up or ticks(ys))
 
 
 def written(values: Sequence[Number]) -> list[str]:
-    """Ticks as text, all with as many decimals as the one that needs most; very large or small ones in short."""
+    """Ticks as text with equal numbers of decimals; very large or small ones in scientific notation."""
     short = [f"{value:g}" for value in values]
     if any("e" in text for text in short):
         return short
@@ -232,7 +233,7 @@ def written(values: Sequence[Number]) -> list[str]:
 
 
 def ticks(values: Sequence[Number], most: int = 8) -> list[float]:
-    """Round numbers, at most `most` steps or little more, that hold all values between the first and the last."""
+    """Round numbers, at most about `most` steps, whose range contains all values."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(high), 1) * 0.05

@@ -1,4 +1,4 @@
-"""What every exit costs: operations by several conventions (each under its own name), parameters, milliseconds."""
+"""Costs of every exit: operations by several conventions (one name each), parameters, milliseconds."""
 
 import statistics
 import time
@@ -25,9 +25,9 @@ Convention = Mapping[Any, Formula]
 
 @dataclass(frozen=True)
 class Pieces:
-    """The cost of every stage and of every branch on its own, for one sample, in operations or milliseconds.
+    """The cost of each stage and of each branch alone, for one sample, in operations or milliseconds.
 
-    `chained` marks branches that later exits need even where nobody leaves.
+    `chained` marks branches that later exits need even if their own exit is disabled.
     """
 
     stages: tuple[Any, ...]
@@ -45,10 +45,10 @@ class Parameters:
 
 
 def macs(net: MultiExitNet, shape: Image) -> list[int]:
-    """Multiply-adds of convolutions and linear layers of the trunk up to each exit plus its own branch, per sample.
+    """Multiply-adds of convolutions and linear layers of the backbone up to each exit and its own branch, per sample.
 
-    Of other branches only earlier ones are counted that it needs (chained ones); biases, norms, activations and
-    pooling cost nothing.
+    Other branches count only if the exit needs them (chained ones). Biases, norms, activations and pooling do not
+    count.
 
     Args:
         shape: one input's (channels, height, width).
@@ -56,31 +56,31 @@ def macs(net: MultiExitNet, shape: Image) -> list[int]:
     pieces = measure(net, shape)
     chained = [cost if needed else 0 for cost, needed in zip(pieces.branches, pieces.chained, strict=True)]
     costs = zip(accumulate(pieces.stages), accumulate(chained[:-1], initial=0), pieces.branches, strict=True)
-    return [trunk + before + own for trunk, before, own in costs]
+    return [trunk + before + branch_cost for trunk, before, branch_cost in costs]
 
 
 def macs_cumulative(net: MultiExitNet, shape: Image) -> list[int]:
-    """As `macs`, with every earlier exit's branch: what a sample has cost when it reaches each exit, all enabled."""
+    """As `macs`, with the branches of all earlier exits: the cost of a sample that takes each exit, all enabled."""
     return _cumulative(measure(net, shape))
 
 
 def segment_macs(net: MultiExitNet, shape: Image, enabled: Sequence[bool] | None = None) -> list[int]:
-    """The multiply-adds of every segment as run: the stages since the last enabled exit and the exit's branch.
+    """The multiply-adds of every segment: the stages since the last enabled exit, and the exit's branch.
 
-    One number per enabled exit, as `offramp.net.segments` makes them; branches of exits that are switched off are
-    counted only where later exits need them (chained ones).
+    One number per enabled exit, as in `offramp.net.segments`; branches of disabled exits count only if later exits
+    need them (chained ones).
 
     Raises:
-        ValueError: if the flags do not fit the network or the final exit is switched off.
+        ValueError: if the flags do not fit the network or the final exit is disabled.
     """
     return as_run(measure(net, shape), enabled)
 
 
 def as_run(pieces: Pieces, enabled: Sequence[bool] | None = None) -> list[Any]:
-    """The cost of every segment as run, put together from its pieces; one number per enabled exit.
+    """The cost of every segment, from the costs of its parts; one number per enabled exit.
 
     Raises:
-        ValueError: if the flags do not fit the pieces or the final exit is switched off.
+        ValueError: if the flags do not fit the pieces or the final exit is disabled.
     """
     exits = len(pieces.stages)
     flags = [True] * exits if enabled is None else list(enabled)
@@ -99,21 +99,21 @@ def msdnet_ops(net: MultiExitNet, shape: Image) -> list[int]:
     """Operations as MSDNet's code counts them (Huang et al., ICLR 2018), with all earlier exits' branches.
 
     1 per multiply-add of convolutions and linear layers, 1 per bias of a linear layer, 1 per element of a ReLU, k²
-    per output of a k×k pooling; batch norm costs nothing.
+    per output of a k×k pooling; batch norm does not count.
     """
     return _cumulative(pieces(net, shape, "msdnet_ops"))
 
 
 def eed_flops(net: MultiExitNet, shape: Image) -> list[float]:
-    """GFLOPs as Table III of Exit-Ensemble Distillation prints them: trunk up to each exit plus its own branch.
+    """GFLOPs as in Table III of Exit-Ensemble Distillation: the backbone up to each exit and its own branch.
 
     Twice the giga-operations rounded to hundredths; an operation is a multiply-add of a convolution or linear layer,
-    2 per element of a batch norm and 1 per element of an `nn.ReLU` inside an exit's branch (the authors' trunk calls
-    ReLU as a function, which their counter does not see).
+    2 per element of a batch norm and 1 per element of an `nn.ReLU` inside an exit's branch (the authors' backbone calls
+    ReLU as a function, which their counter does not count).
     """
-    found = pieces(net, shape, "eed_flops")
-    exits = zip(accumulate(found.stages), found.branches, strict=True)
-    return [round(2 * round((trunk + own) / 1e9, 2), 2) for trunk, own in exits]
+    counted = pieces(net, shape, "eed_flops")
+    exits = zip(accumulate(counted.stages), counted.branches, strict=True)
+    return [round(2 * round((trunk + branch_cost) / 1e9, 2), 2) for trunk, branch_cost in exits]
 
 
 def parameters(net: MultiExitNet) -> Parameters:
@@ -127,7 +127,7 @@ def parameters(net: MultiExitNet) -> Parameters:
 
 
 def milliseconds(run: Callable[[Any], Any], inputs: Any, repeats: int = 20) -> float:
-    """The median time of `run(inputs)` in milliseconds, after two calls to warm up; a GPU is waited for.
+    """The median time of `run(inputs)` in milliseconds, after two warm-up calls; waits for a GPU to finish.
 
     Raises:
         ValueError: if repeats is below 1.
@@ -157,8 +157,8 @@ def measure(
 
     Args:
         shape: one input's (channels, height, width).
-        convention: formulas that torch's counter uses besides its own, in half operations; none gives multiply-adds.
-        relu_modules: count 1 per element of every `nn.ReLU` inside a branch as well.
+        convention: additional formulas for torch's counter, in half operations; none: multiply-adds.
+        relu_modules: also count 1 per element of every `nn.ReLU` inside a branch.
 
     Raises:
         ValueError: if the network cannot take inputs of this shape.
@@ -169,7 +169,7 @@ def measure(
     for number, (stage, branch) in enumerate(zip(net.stages, net.branches, strict=True), 1):
         try:
             state, cost = _count(stage, convention, False, state)
-            (_, _, _, carry), own = _count(branch, convention, relu_modules, state, carry)
+            (_, _, _, carry), branch_cost = _count(branch, convention, relu_modules, state, carry)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             hint = smallest(net, shape)
@@ -177,17 +177,17 @@ def measure(
                 f"inputs of {written(shape)} do not fit stage {number} or its exit: {reason}{hint}"
             ) from error
         stages.append(cost)
-        branches.append(own)
+        branches.append(branch_cost)
     return Pieces(tuple(stages), tuple(branches), tuple(is_chained(branch) for branch in net.branches))
 
 
 def pieces(net: MultiExitNet, shape: Image, convention: str = "macs") -> Pieces:
-    """Operations of every stage and every branch on their own, by the name of a convention.
+    """Operations of each stage and each branch alone, by the name of a convention.
 
     Args:
         shape: one input's (channels, height, width).
         convention: `macs`, `msdnet_ops`, or `eed_flops` in single operations (half of what that paper prints); see the
-            functions of these names. `as_run` puts the pieces together.
+            functions of these names. `as_run` adds the pieces up.
 
     Raises:
         ValueError: if the convention is unknown, or the network cannot take inputs of this shape.
@@ -199,14 +199,17 @@ def pieces(net: MultiExitNet, shape: Image, convention: str = "macs") -> Pieces:
 
 
 def _cumulative(pieces: Pieces) -> list[int]:
-    return [trunk + own for trunk, own in zip(accumulate(pieces.stages), accumulate(pieces.branches), strict=True)]
+    return [
+        trunk + branch_cost
+        for trunk, branch_cost in zip(accumulate(pieces.stages), accumulate(pieces.branches), strict=True)
+    ]
 
 
 def _count(module: nn.Module, convention: Convention | None, relu_modules: bool, *args: Any) -> tuple[Any, int]:
-    """The module's answer on the meta device, and its cost; torch's counter counts a multiply-add as two."""
+    """The module's output on the meta device, and its cost; torch's counter counts a multiply-add as two."""
     elements: list[int] = []
     hooks = [
-        part.register_forward_hook(lambda part, given, made: elements.append(made.numel()))
+        part.register_forward_hook(lambda part, inputs, output: elements.append(output.numel()))
         for part in module.modules()
         if relu_modules and isinstance(part, nn.ReLU)
     ]
@@ -221,27 +224,27 @@ def _count(module: nn.Module, convention: Convention | None, relu_modules: bool,
 
 
 def _elements(each: int) -> Formula:
-    return lambda given, *args, **kwargs: int(2 * each * prod(given))
+    return lambda input_shape, *args, **kwargs: int(2 * each * prod(input_shape))
 
 
 def _linear_with_bias(bias: Any, left: Any, right: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     return int(2 * (left[0] * left[1] * right[1] + prod(out_shape)))
 
 
-def _window(given: Any, kernel: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    # max pooling answers (values, indices); a kernel written as one number is square
+def _window(input_shape: Any, kernel: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    # max pooling returns (values, indices); a kernel size that is one number is square
     sizes = list(kernel) if len(kernel) == 2 else [kernel[0]] * 2
     out = out_shape[0] if isinstance(out_shape[0], (tuple, list, torch.Size)) else out_shape
     return int(2 * prod(sizes) * prod(out))
 
 
-def _whole_map(given: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * prod(given))
+def _whole_map(input_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * prod(input_shape))
 
 
-def _mean_over_space(given: Any, dims: Any = None, *args: Any, **kwargs: Any) -> int:
-    over = sorted(dim % len(given) for dim in dims or ())
-    return _whole_map(given) if len(given) == 4 and over == [2, 3] else 0
+def _mean_over_space(input_shape: Any, dims: Any = None, *args: Any, **kwargs: Any) -> int:
+    over = sorted(dim % len(input_shape) for dim in dims or ())
+    return _whole_map(input_shape) if len(input_shape) == 4 and over == [2, 3] else 0
 
 
 _MSDNET: Convention = {

@@ -1,4 +1,4 @@
-"""Leaving early for real on a split: accuracy, operations and time beside the plain network of the same weights."""
+"""Early exit on a split: accuracy, operations and time, compared with the plain network of the same weights."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from offramp.net import MultiExitNet, segments
 from offramp.outputs import Batch
 
 TIMED = 30
-"""Batches that are timed: enough for a median, the first whole ones of the split."""
+"""Number of whole batches that are timed, the first ones of the split."""
 
 
 def leave_early(
@@ -27,17 +27,17 @@ def leave_early(
     batch_size: int,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, Any]:
-    """Answer all batches under the policy and by the plain network, the first ones timed in turn.
+    """Run all batches with the policy and with the plain network; the first ones are timed in turn.
 
     Args:
-        net: in eval mode and on its device; run this under inference mode and the wanted autocast.
+        net: in eval mode and on its device; call this in inference mode and under the desired autocast.
         batches: labelled with class indices; only those of `batch_size` samples are timed.
         shape: one input's (channels, height, width), for the MACs.
         advance: called with the number of samples after each batch.
 
     Returns:
-        Plain values: shares (E,) of samples leaving at each exit; accuracy in [0, 1], mean `macs` and `ms` per sample
-        of both sides (ms None where no batch was whole), and `speedup`, the median over batches of plain / adaptive.
+        Plain values: shares (E,) of samples at each exit; accuracy in [0, 1], mean `macs` and `ms` per sample
+        of both sides (ms is None if no batch was whole), and `speedup`, the median over batches of plain / adaptive.
 
     Raises:
         ValueError: if there are no samples, or the policy is for another number of exits.
@@ -47,12 +47,12 @@ def leave_early(
     right, plainly_right, taken = 0, 0, Counter[int]()
     times: list[dict[str, float]] = []
     for batch in batches:
-        given = answer(parts, policy, batch.inputs)
-        right += int((given.logits.argmax(1) == batch.labels).sum())
+        result = answer(parts, policy, batch.inputs)
+        right += int((result.logits.argmax(1) == batch.labels).sum())
         plainly_right += int((plain(batch.inputs, ())[2].argmax(1) == batch.labels).sum())
-        taken.update(given.exit.tolist())
+        taken.update(result.exit.tolist())
         if len(times) < TIMED and len(batch.ids) == batch_size:
-            times.append(_race(plain, lambda inputs: answer(parts, policy, inputs), batch.inputs))
+            times.append(_time_both(plain, lambda inputs: answer(parts, policy, inputs), batch.inputs))
         advance(len(batch.ids))
     n = taken.total()
     if not n:
@@ -75,7 +75,7 @@ def leave_early(
 SIDES = ("plain", "adaptive")
 
 
-def _race(plain: Callable[..., object], adaptive: Callable[..., object], inputs: torch.Tensor) -> dict[str, float]:
+def _time_both(plain: Callable[..., object], adaptive: Callable[..., object], inputs: torch.Tensor) -> dict[str, float]:
     """Median seconds of both on one batch, measured in turn."""
     runs = {"plain": lambda: plain(inputs, ()), "adaptive": lambda: adaptive(inputs)}
     return medians(side_by_side(runs, rounds=3, warm_up=1))

@@ -17,28 +17,28 @@ from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, answer
 
 MIN_GROUPS = 5
-"""Groups of rounds of every batch size, however little time there is."""
+"""Minimum groups of rounds for every batch size, whatever the time limit."""
 
 PROBE = (8, 64)
 """(batches, images in each) that show, before anything is timed, how many samples reach each segment."""
 
 GROUP_IMAGES = 16
-"""Images of a group: rounds of one runner in a row, at least one; fewer if time does not allow `MIN_GROUPS` groups."""
+"""Images per group: consecutive rounds of one runner, at least one; fewer if `MIN_GROUPS` would take too long."""
 
 WAYS = ("plain", "all", "adaptive", "off")
 SEGMENTS = "segments"
-"""Beside the ways: every enabled segment alone."""
+"""In addition to the variants: every enabled segment alone."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """One runtime's parts of a network, all of the same weights.
+    """One runtime's versions of a network, all with the same weights.
 
     Attributes:
         name: of the runtime and its precision.
         prepare: pixels (B, channels, height, width) as uint8 -> inputs as the segments take them.
-        plain: the whole network with its final exit alone, as one segment.
-        everything: one segment per exit that exists.
+        plain: the network with its final exit only, as one segment.
+        everything: one segment per exit of the network.
         segments: one segment per exit that the policy enables.
         scope: entered around everything that is timed, but not timed itself (inference mode, autocast).
         wait: returns when the device has finished.
@@ -57,9 +57,9 @@ class Runner:
 
 @dataclass
 class _Times:
-    """Seconds of every round, of each way and of each enabled segment; and which share of the samples reached which.
+    """Seconds of every round, of each variant and each enabled segment, and the share of samples that reached each.
 
-    A segment is timed for as many samples as `sizes` says: those expected to reach it, at least 1.
+    A segment is timed with `sizes` samples: the number expected to reach it, at least 1.
     """
 
     sizes: tuple[int, ...]
@@ -70,7 +70,7 @@ class _Times:
 
 
 def random_batches(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Batches in random order, without end: every image is drawn once before one is drawn again.
+    """Endless batches in random order: every image is drawn once before any is drawn again.
 
     Raises:
         ValueError: if there are no images.
@@ -89,18 +89,17 @@ def random_batches(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np
 def run_interleaved(
     runners: Sequence[Runner], policy: ExitPolicy, pixels: np.ndarray, batch: int, seconds: float, seed: int = 0
 ) -> dict[str, Any]:
-    """Time all runners' ways in turn, in a new random order in every round, each round on other images.
+    """Time the variants of all runners in turn, in a new random order in every round, each round on other images.
 
-    One runner follows the other. Each begins with an untimed run of its plain network, since for some milliseconds the
-    threads of the runtime before it still wait for work, and take a core from whoever comes next; then it has several
-    rounds of small batches in a row.
+    Each runner starts with an untimed run of its plain network, because for some milliseconds the threads of the
+    previous runtime still spin and occupy cores; then it has several rounds of small batches in a row.
 
     Args:
         pixels: the images to draw batches from, (N, channels, height, width) as uint8.
         batch: images per batch.
-        seconds: how long to go on; at least `MIN_GROUPS` groups are timed.
+        seconds: total time; at least `MIN_GROUPS` groups are timed.
     Returns:
-        `batch`, `rounds`, and per runtime what `_report` says.
+        `batch`, `rounds`, and the result of `_report` for each runtime.
     Raises:
         ValueError: if there are no runners or no images.
     """
@@ -123,7 +122,7 @@ def run_interleaved(
 
 
 def _sizes(runner: Runner, policy: ExitPolicy, pixels: np.ndarray, batch: int, seed: int) -> tuple[int, ...]:
-    """How many samples of a batch are expected to reach each enabled segment, at least 1."""
+    """The number of samples of a batch expected to reach each enabled segment, at least 1."""
     rounds, images = PROBE
     reached = []
     for probe in islice(random_batches(pixels, images, seed), rounds):
@@ -133,7 +132,7 @@ def _sizes(runner: Runner, policy: ExitPolicy, pixels: np.ndarray, batch: int, s
 
 
 def _reached(policy: ExitPolicy, exits: Sequence[int]) -> list[float]:
-    """The share of samples that came as far as each enabled exit."""
+    """The share of samples that reached each enabled exit."""
     return [sum(taken >= exit for taken in exits) / len(exits) for exit, on in enumerate(policy.enabled) if on]
 
 
@@ -144,7 +143,7 @@ def _time_group(
     order: random.Random,
     times: dict[str, _Times],
 ) -> None:
-    """Every way of every runner once on each of the batches; all runners see the same ones."""
+    """Time every variant of every runner once on each batch; all runners get the same batches."""
     for runner in order.sample(runners, len(runners)):
         with runner.scope():
             for place, pixels in enumerate(batches):
@@ -155,7 +154,7 @@ def _time_group(
 
 
 def _time_round(runner: Runner, policy: ExitPolicy, inputs: Any, order: random.Random, times: _Times) -> None:
-    """Every way of one runner once, on one batch."""
+    """Time every variant of one runner once, on one batch."""
     ways = _ways(runner, policy)
     names = [*ways, SEGMENTS]
     for name in order.sample(names, len(names)):
@@ -203,7 +202,7 @@ def _all_logits(segments: Sequence[Any], state: Any) -> list[Any]:
 
 
 def _time_segments(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int]) -> list[float]:
-    """Seconds of every enabled segment for `sizes` samples: of a whole step of the runtime, and of its setting out."""
+    """Seconds of every enabled segment for `sizes` samples: a whole step of the runtime, and its setup."""
     early = [exit for exit, on in enumerate(policy.enabled[:-1]) if on]
     staying = FixedStay(policy, dict(zip(early, sizes[1:], strict=True)))
     seconds = []
@@ -219,13 +218,13 @@ def _time_segments(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Seque
 
 
 def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
-    """Latency and throughput of every way; what early exit saves, beside what the segments' costs predict.
+    """Latency and throughput of every variant; the speed-up of early exit, measured and predicted from the segments.
 
     The cost of a segment is its time per sample for the number of samples that is expected to reach it
     (`segment_samples`), because a small batch takes more time per sample than a large one.
 
-    Ratios are of means over the same rounds (at batch 1 an easy image is over soon, so medians would say little), but
-    for `off_of_plain`, the median of the rounds' ratios.
+    Ratios are of means over the same rounds (at batch 1 easy images finish early, so medians would mislead), except
+    `off_of_plain`, the median of the rounds' ratios.
     """
     ways = {way: _latency(times.ways[way], batch) for way in WAYS}
     rivals = {way: seconds for way, seconds in times.ways.items() if way not in WAYS}

@@ -1,4 +1,4 @@
-"""What every stage and every exit costs on the clock, on this device, in this precision, at one batch size."""
+"""Milliseconds of every stage and every exit on this device, in this precision, at one batch size."""
 
 from collections.abc import Callable
 from statistics import median
@@ -18,16 +18,16 @@ ROUNDS = 15
 
 
 def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds: int = ROUNDS) -> Pieces:
-    """Milliseconds per sample of every stage, and of every branch with what it takes to decide who leaves there.
+    """Milliseconds per sample of every stage, and of every branch including the policy's decision.
 
-    An early branch's time holds its own layers, the score of its answer, and making a batch of those that go on, all
-    but one; the final one's its layers and the score. Medians of rounds in which all pieces take turns.
+    The time of an early branch includes its layers, the score, and the selection of samples that continue (all but
+    one); that of the final branch its layers and the score. Medians over rounds in which all parts take turns.
 
     Args:
-        inputs: one batch (B, channels, height, width) on the network's device; run this under inference mode and the
-            wanted autocast.
-        policy: a policy with the wanted score and answer; its thresholds do not matter.
-        rounds: how often everything is timed.
+        inputs: one batch (B, channels, height, width) on the network's device; call this in inference mode and under
+            the desired autocast.
+        policy: its score and answer are used, its thresholds are not.
+        rounds: number of timed rounds.
     """
     runs: dict[str, Callable[[], object]] = {}
     state: State = inputs

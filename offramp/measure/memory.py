@@ -1,4 +1,4 @@
-"""How much memory this process has needed at most."""
+"""Peak memory of this process."""
 
 import resource
 import sys
@@ -8,9 +8,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_mib() -> float:
-    """Largest resident size of this process so far, in MiB; what a GPU holds is not in it.
+    """Peak resident size of this process in MiB, without GPU memory.
 
-    On Linux it is read from /proc: what `getrusage` says there begins with the size of the process that started it.
+    On Linux it is read from /proc: there, `getrusage` includes the size of the parent process.
     """
     if _STATUS.exists():
         return int(_STATUS.read_text().split("VmHWM:")[1].split()[0]) / 2**10

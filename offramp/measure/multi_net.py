@@ -1,4 +1,4 @@
-"""What several networks cost and answer: each on its own, and all of them, which is what their training costs."""
+"""Costs and accuracy of several networks: of each alone, and of all, which is the cost of training."""
 
 from itertools import accumulate
 
@@ -18,24 +18,24 @@ def macs(net: Several, shape: Image) -> list[int]:
 
 
 def macs_cumulative(net: Several, shape: Image) -> list[int]:
-    """Multiply-adds until each output is there, those before it computed too; the last is all there is to compute."""
+    """Multiply-adds to compute each output and all before it; the last value is the total."""
     each = macs(net, shape)
     if isinstance(net, Cohort):
         return list(accumulate(each))
     shared = cost.measure(net.deploy(net.exits - 1), shape).stages[0]
-    return [shared + own for own in accumulate(branch - shared for branch in each[:-1])] + each[-1:]
+    return [shared + branches_macs for branches_macs in accumulate(branch - shared for branch in each[:-1])] + each[-1:]
 
 
 def training_cost(net: nn.Module, shape: Image) -> dict[str, int]:
-    """Of everything that is trained, every network, branch and exit: forward `macs` per sample, and `parameters`."""
+    """Forward `macs` per sample and `parameters` of everything that is trained: networks, branches and exits."""
     assert isinstance(net, MultiExitNet | Cohort | GatedFan)
     forward = cost.macs_cumulative if isinstance(net, MultiExitNet) else macs_cumulative
     return {"macs": forward(net, shape)[-1], "parameters": sum(part.numel() for part in net.parameters())}  # type: ignore[arg-type]
 
 
 def answers(net: Several, trace: Trace) -> dict[str, object]:
-    """As `offramp.measure.accuracy.summary`; the ensemble of a fan is its gated one, of a cohort the sum of logits."""
-    found = summary(trace)
-    accuracy = found["accuracy"]
+    """As `offramp.measure.accuracy.summary`; ensemble: the gated one of a fan, the sum of logits of a cohort."""
+    values = summary(trace)
+    accuracy = values["accuracy"]
     assert isinstance(accuracy, list)
-    return found if isinstance(net, Cohort) else {**found, "ensemble": accuracy[-1]}
+    return values if isinstance(net, Cohort) else {**values, "ensemble": accuracy[-1]}

@@ -1,4 +1,4 @@
-"""A network with exits in numbers, and drawn for a person: the trunk downwards, exits leaving to the right."""
+"""A summary of a network with exits, as values and as a drawing: the backbone downwards, exits to the right."""
 
 import textwrap
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _BOX, _RIGHT = 24, 47  # characters inside the trunk's boxes, and beside them: 8
 
 @dataclass(frozen=True)
 class StageLine:
-    """One stage of the trunk: its blocks in words, the shape it hands on, its own parameters and multiply-adds."""
+    """One stage of the backbone: its blocks in words, its output shape, its parameters and multiply-adds."""
 
     blocks: str
     shape: str
@@ -33,7 +33,7 @@ class StageLine:
 
 @dataclass(frozen=True)
 class ExitLine:
-    """One exit: the shapes along its branch, the width its classifier sees, what it adds and what reaching it costs.
+    """One exit: the shapes along its branch, the input width of its classifier, its own cost and the cost up to it.
 
     `branch_parameters` and `branch_macs` are the branch's own; `share` is `macs` of the exit over `macs` of the last;
     the cost conventions are those of `offramp.measure.cost`.
@@ -52,7 +52,7 @@ class ExitLine:
 
 @dataclass(frozen=True)
 class Description:
-    """Everything `offramp info` tells of a network; plain numbers, fit for `dataclasses.asdict` and JSON."""
+    """Everything that `offramp info` shows of a network; plain values for `dataclasses.asdict` and JSON."""
 
     title: str
     input: str
@@ -88,8 +88,8 @@ def describe(net: MultiExitNet, shape: tuple[int, int, int], title: str = "") ->
 def _exits(
     net: MultiExitNet, shape: tuple[int, int, int], pieces: cost.Pieces, chains: list[tuple[tuple[str, ...], int, int]]
 ) -> tuple[ExitLine, ...]:
-    macs = [trunk + own for trunk, own in zip(accumulate(pieces.stages), pieces.branches, strict=True)]
-    cumulative = accumulate(trunk + own for trunk, own in zip(pieces.stages, pieces.branches, strict=True))
+    macs = [trunk + branch for trunk, branch in zip(accumulate(pieces.stages), pieces.branches, strict=True)]
+    cumulative = accumulate(trunk + branch for trunk, branch in zip(pieces.stages, pieces.branches, strict=True))
     columns = zip(
         net.branches,
         chains,
@@ -101,8 +101,8 @@ def _exits(
         strict=True,
     )
     return tuple(
-        ExitLine(chain, width, _size(branch), own, to_here, to_here / macs[-1], as_run, ops, flops)
-        for branch, (chain, width, _), own, to_here, as_run, ops, flops in columns
+        ExitLine(chain, width, _size(branch), branch_macs, to_here, to_here / macs[-1], as_run, ops, flops)
+        for branch, (chain, width, _), branch_macs, to_here, as_run, ops, flops in columns
     )
 
 
@@ -121,18 +121,18 @@ def _blocks(stage: nn.Module) -> str:
 
 
 def _chain(branch: nn.Module, state: Any) -> tuple[str, ...]:
-    """The shapes along a branch's body, repeated ones once; the shape at the tap alone where there is no chain."""
-    found: list[Shape | tuple[Shape, ...]] = [shape_of(state)]
+    """The shapes along a branch's body, repeated ones once; only the input shape if the body is not a sequence."""
+    shapes: list[Shape | tuple[Shape, ...]] = [shape_of(state)]
     body = getattr(branch, "body", None)
     for block in body if isinstance(body, nn.Sequential) else ():
         state = run_on_meta(block, state)
-        if shape_of(state) != found[-1]:
-            found.append(shape_of(state))
-    return tuple(written(shape) for shape in found)
+        if shape_of(state) != shapes[-1]:
+            shapes.append(shape_of(state))
+    return tuple(written(shape) for shape in shapes)
 
 
 def draw(description: Description) -> RenderableType:
-    """The network as a picture and a table of costs, at most 80 columns wide."""
+    """The network as a drawing and a table of costs, at most 80 columns wide."""
     plain = f" ({_count(description.parameters_plain)} without early exits)" if len(description.exits) > 1 else ""
     lines = [
         Text(f"  {description.title or 'network'}", style="bold"),
@@ -147,8 +147,10 @@ def draw(description: Description) -> RenderableType:
 
 def _row(number: int, stage: StageLine, leaving: ExitLine, classes: int, last: int) -> Iterator[Text]:
     """One stage's box with its exit beside it."""
-    own = f"{_count(stage.parameters)} parameters"
-    box = [line for entry in (stage.blocks, stage.shape, own, _macs(stage.macs)) for line in _wrap(entry, _BOX)]
+    parameters_line = f"{_count(stage.parameters)} parameters"
+    box = [
+        line for entry in (stage.blocks, stage.shape, parameters_line, _macs(stage.macs)) for line in _wrap(entry, _BOX)
+    ]
     way = " → ".join([*leaving.chain[1:], str(leaving.feature_width), f"{classes} classes"])
     name = f"exit {number}" + (" (final)" if number == last else "")
     added = f"{_count(leaving.branch_parameters)} parameters · {_macs(leaving.branch_macs)}"

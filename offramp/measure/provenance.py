@@ -1,4 +1,4 @@
-"""Where a figure comes from: command, seed, commit, versions, hardware. Every figure we print or store carries this."""
+"""Where a number comes from: command, seed, commit, versions, hardware. Part of every stored result."""
 
 import os
 import platform

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A title, a line of column names and the rows: the first column to the left, the others to the right."""
+    """A title, a line of column names and the rows: the first column left-aligned, the others right-aligned."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)

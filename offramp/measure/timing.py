@@ -1,4 +1,4 @@
-"""Times of things measured side by side: interleaved rounds, so that a drifting machine moves all of them alike."""
+"""Interleaved timing, so that changes of the machine's speed affect all candidates alike."""
 
 import statistics
 import time
@@ -12,9 +12,9 @@ def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up:
 
     Args:
         runs: what to call, by name.
-        rounds: how many counted rounds; `warm_up` more go before.
+        rounds: number of counted rounds; `warm_up` more precede them.
     Returns:
-        Seconds of every counted round, by name. Quote medians, and ratios of medians or of pairs.
+        Seconds of every counted round, by name. Report medians, and ratios of medians or of pairs.
     Raises:
         ValueError: if there are no rounds to count.
     """

@@ -14,10 +14,10 @@ def trace(
     split: str,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> Trace:
-    """Run every exit over the batches and keep the logits, in float32 on the CPU.
+    """Run every exit on the batches and keep the logits, in float32 on the CPU.
 
     Args:
-        net: a network that answers `ExitOutputs`; it is put, and left, in eval mode.
+        net: returns `ExitOutputs`; set to eval mode, and left so.
         batches: batches with class-index labels.
         split: name of the split, kept in the trace.
         advance: called with the number of samples after each batch (for a progress bar).

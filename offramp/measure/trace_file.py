@@ -1,4 +1,4 @@
-"""Traces on disk: written while they are computed, read by mapping the file, and refused when they no longer apply."""
+"""Traces on disk: written while they are computed, read by mapping the file, and refused if they no longer apply."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from offramp.outputs import Batch, ExitOutputs, Trace
 
 FORMAT = "offramp-trace-2"
 _BLANK = "0" * 2 * digests.SIZE
-"""Stands in the header while the tensors are written."""
+"""Placeholder of the digest while the tensors are written."""
 _DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
@@ -29,18 +29,18 @@ def store(
     about: dict[str, Any],
     advance: Callable[[int], None] = lambda samples: None,
 ) -> Trace:
-    """Run every exit over the batches and write the logits, in float32, batch by batch into a safetensors file.
+    """Run every exit on the batches and write the logits, in float32, batch by batch into a safetensors file.
 
-    The file appears whole or not at all, and only one batch is ever held in memory.
+    The file is written atomically, and only one batch is in memory at a time.
 
     Args:
-        net: a network that answers `ExitOutputs`; it is put, and left, in eval mode.
-        samples: how many there are in all batches together.
-        about: what the trace depends on, plain values; `load` gives it back only for the same.
+        net: returns `ExitOutputs`; set to eval mode, and left so.
+        samples: number of samples in all batches.
+        about: what the trace depends on, plain values; `load` returns the trace only for equal values.
     Returns:
         The trace, mapped from the file.
     Raises:
-        ValueError: if there are no samples, not as many as said, or logits are not finite.
+        ValueError: if there are no samples, another number of them, or logits are not finite.
     """
     if isinstance(net, nn.Module):
         net.eval()
@@ -51,10 +51,10 @@ def store(
         finite.check([(f"the logits of {split}", tensors["logits"])], "the network")
         _finish(part, path, tensors, _digest(tensors, split, json.dumps(about)))
     finally:
-        part.unlink(missing_ok=True)  # it is there only where somebody stopped this
-    found = load(path, about)
-    assert found is not None
-    return found
+        part.unlink(missing_ok=True)  # it exists only if this was interrupted
+    trace = load(path, about)
+    assert trace is not None
+    return trace
 
 
 def _traced(
@@ -62,7 +62,7 @@ def _traced(
     net: Callable[..., ExitOutputs],
     batches: Iterable[Batch],
     samples: int,
-    said: dict[str, Any],
+    header: dict[str, Any],
     advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     """The tensors of a new file, filled batch by batch."""
@@ -73,48 +73,52 @@ def _traced(
             logits = net(batch.inputs).logits.float().cpu().numpy()
             end = start + logits.shape[1]
             if not places:
-                places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), said)
+                places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), header)
             if end > samples:
-                raise ValueError(f"the split {said['split']!r} was said to have {samples} samples, but has more")
+                raise ValueError(f"the split {header['split']!r} should have {samples} samples, but has more")
             places["logits"][:, start:end] = logits
             places["labels"][start:end], places["ids"][start:end] = batch.labels.cpu(), batch.ids.cpu()
             start = end
             advance(len(batch.ids))
     if not start:
-        raise ValueError(f"the split {said['split']!r} has no samples to trace")
+        raise ValueError(f"the split {header['split']!r} has no samples to trace")
     if start != samples:
-        raise ValueError(f"the split {said['split']!r} was said to have {samples} samples, but has {start}")
+        raise ValueError(f"the split {header['split']!r} should have {samples} samples, but has {start}")
     return places
 
 
 class Damaged(ValueError):
-    """A stored trace is not what was written; the message names the file."""
+    """A stored trace was changed after it was written; the message names the file."""
 
 
 def load(path: Path, about: dict[str, Any], ignored: Sequence[str] = ()) -> Trace | None:
     """The stored trace, mapped from the file; None if there is none, or one of other weights, data or precision.
 
     Args:
-        about: what it must have been computed from; ignored: keys of it that may differ.
+        about: what it must have been computed from.
+        ignored: keys of `about` that may differ.
 
     Raises:
-        Damaged: if it is the trace of these, but was changed since it was written.
+        Damaged: if it is this trace, but was changed after it was written.
     """
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="np") as file:
-            said = file.metadata() or {}
+            header = file.metadata() or {}
             if set(file.keys()) != {"logits", "labels", "ids"}:
                 return None
-        stored, wanted = json.loads(said["about"]), json.loads(json.dumps(about))
-        if said.get("format") != FORMAT or {**stored, **dict.fromkeys(ignored)} != {**wanted, **dict.fromkeys(ignored)}:
+        stored, expected = json.loads(header["about"]), json.loads(json.dumps(about))
+        if header.get("format") != FORMAT or {**stored, **dict.fromkeys(ignored)} != {
+            **expected,
+            **dict.fromkeys(ignored),
+        }:
             return None
-        tensors = _places(path, "c")  # copy on write: torch wants memory it may write to, the file stays as it is
-        if _digest(tensors, said["split"], said["about"]) != said["blake2b"]:
+        tensors = _places(path, "c")  # copy on write: torch needs writable memory, the file does not change
+        if _digest(tensors, header["split"], header["about"]) != header["blake2b"]:
             raise Damaged(f"{path} was changed since it was written")
         logits, labels, ids = (torch.from_numpy(tensors[name]) for name in ("logits", "labels", "ids"))
-        return Trace(logits, labels, ids, said["split"])
+        return Trace(logits, labels, ids, header["split"])
     except Damaged:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -125,9 +129,9 @@ def _digest(tensors: dict[str, np.ndarray], split: str, about: str) -> str:
     return digests.of_arrays(sorted(tensors.items()), split, about)
 
 
-def _lay_out(path: Path, shape: tuple[int, int, int], said: dict[str, Any]) -> dict[str, np.ndarray]:
+def _lay_out(path: Path, shape: tuple[int, int, int], origin: dict[str, Any]) -> dict[str, np.ndarray]:
     """A safetensors file of the right size, whose tensors are written in place."""
-    metadata = {"format": FORMAT, "split": said["split"], "about": json.dumps(said["about"]), "blake2b": _BLANK}
+    metadata = {"format": FORMAT, "split": origin["split"], "about": json.dumps(origin["about"]), "blake2b": _BLANK}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, dtype, sizes in (("labels", "I64", shape[1:2]), ("ids", "I64", shape[1:2]), ("logits", "F32", shape)):
@@ -154,7 +158,7 @@ def _places(path: Path, mode: Any) -> dict[str, np.ndarray]:
 
 
 def _finish(part: Path, path: Path, places: dict[str, np.ndarray], digest: str) -> None:
-    """Put the digest into the header, bring everything to the disk, and the file to its place."""
+    """Put the digest into the header, sync the file to disk, and move it into place."""
     for tensor in places.values():
         if isinstance(tensor, np.memmap):
             tensor.flush()

@@ -3,14 +3,15 @@
 import math
 
 LEVEL = 0.001
-"""A difference that chance brings about more rarely than this is said."""
+"""Differences with a smaller p-value are reported."""
 
 
 def fisher(right: tuple[int, int], samples: tuple[int, int]) -> float:
     """The two-sided p-value of Fisher's exact test: both groups are right equally often.
 
     Args:
-        right: how many samples of each group are right; samples: how many each group has.
+        right: number of right samples of each group.
+        samples: size of each group.
     Source: R. A. Fisher, The logic of inductive inference, J. Royal Statistical Society, 1935.
     """
     total, both = sum(right), sum(samples)
@@ -18,7 +19,7 @@ def fisher(right: tuple[int, int], samples: tuple[int, int]) -> float:
     logs = [
         _choose(samples[0], k) + _choose(samples[1], total - k) - _choose(both, total) for k in range(low, high + 1)
     ]
-    own = logs[right[0] - low] + 1e-7  # equal ones count, whatever their rounding
+    own = logs[right[0] - low] + 1e-7  # includes equal ones, whatever their rounding
     return min(1.0, math.fsum(math.exp(value) for value in logs if value <= own))
 
 

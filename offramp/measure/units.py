@@ -1,15 +1,15 @@
-"""Numbers as people read them: shares in percent, counts in thousands, millions and thousands of millions."""
+"""Readable numbers: shares in percent, counts with k, M and G."""
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def unit_of(largest: int | float) -> tuple[float, str]:
-    """The unit that a count is readable in, and its letter."""
+    """The unit of a count, and its letter."""
     return next(((size, letter) for size, letter in UNITS if largest >= size), UNITS[-1])
 
 
 def count(number: int | float | None) -> str:
-    """1234567 -> "1.23 M"; a dash for what does not exist."""
+    """1234567 -> "1.23 M"; a dash for None."""
     if number is None:
         return "–"
     size, letter = unit_of(number)
@@ -17,5 +17,5 @@ def count(number: int | float | None) -> str:
 
 
 def percent(share: int | float | None) -> str:
-    """0.7712 -> "77.12"; a dash for what does not exist."""
+    """0.7712 -> "77.12"; a dash for None."""
     return "–" if share is None else f"{100 * share:.2f}"

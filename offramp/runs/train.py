@@ -237,9 +237,9 @@ def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: 
     result = TrainedRun(
         run=str(loop.folder),
         epochs=config.recipe.epochs,
-        seconds=loop.at.seconds,
+        seconds=loop.position.seconds,
         last=_accuracy(loop.folder / "last.safetensors"),
-        best=_accuracy(loop.folder / "best.safetensors") if loop.at.best_epoch >= 0 else None,
+        best=_accuracy(loop.folder / "best.safetensors") if loop.position.best_epoch >= 0 else None,
         cost=training_cost(loop.net, loop.data.shape),
         provenance=origin,
     )

@@ -1,1 +1,1 @@
-"""Training: one step, epochs on Fabric, optimisers, checkpoints, logs."""
+"""Training: one step, epochs on Fabric, optimizers, checkpoints, logs."""

@@ -20,17 +20,17 @@ from offramp.text import quoted
 VERSION = 1
 _NAME = re.compile(r"step-\d{9}")
 KEPT = 2
-"""How many checkpoints stay: the newest and the one before, in case the newest turns out damaged."""
+"""Number of checkpoints kept: the newest, and the previous one in case the newest is damaged."""
 
 
 LARGEST = 1 << 16
-"""Side of an image in pixels, at most."""
+"""Maximum side of an image in pixels."""
 ABOUT = {"epoch": int, "classes": [str], "shape": [int], "val_accuracy": ([(float, None)], None)}
-"""What the header of weights tells of the run; see `offramp.schema`."""
+"""Content of the header of weights files; see `offramp.schema`."""
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds: the network's weights, and everything else that the run needs to go on."""
+    """The network's weights, and everything else that the run needs to continue."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -42,7 +42,7 @@ class Damaged(ValueError):
 
 
 def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write `folder/step-<step>` atomically and drop all but the newest checkpoints.
+    """Write `folder/step-<step>` atomically and delete all but the newest checkpoints.
 
     Args:
         weights: the network's state_dict.
@@ -85,7 +85,7 @@ def load(path: Path) -> Checkpoint:
     """Read one checkpoint folder.
 
     Raises:
-        Damaged: if it is not ours, of another version, or a file is missing, truncated or changed.
+        Damaged: if it is not a checkpoint of offramp, of another version, or a file is missing, truncated or changed.
     """
     try:
         manifest = read_json(path / "checkpoint.json")
@@ -97,14 +97,14 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(
             f"{path} has checkpoint version {quoted(manifest.get('version'))}; this offramp reads version {VERSION}"
         )
-    wanted = manifest.get("blake2b")
+    expected = manifest.get("blake2b")
     for name in ("weights.safetensors", "state.pt"):
-        known = wanted.get(name) if isinstance(wanted, dict) else None
+        known = expected.get(name) if isinstance(expected, dict) else None
         if known is None or not (path / name).is_file() or digests.of_file(path / name) != known:
             raise Damaged(f"{path / name} is missing, truncated or changed since it was written")
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-    except Exception:  # a file that was made to deceive fails in many ways
+    except Exception:  # a manipulated file fails in many ways
         raise Damaged(f"{path / 'state.pt'} holds something other than tensors and plain values") from None
     try:
         return Checkpoint(path, load_file(path / "weights.safetensors"), state)
@@ -113,7 +113,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and one sentence for each newer one that is not."""
+    """The newest valid checkpoint, and one sentence for each newer one that is not valid."""
     refused: list[str] = []
     for path in reversed(_all(folder)):
         try:
@@ -140,17 +140,17 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and what their header says; `about["digest"]` is that of `weights_digest`.
+    """Read weights and their header; `about["digest"]` is that of `weights_digest`.
 
     Raises:
         Damaged: if the file is missing, truncated, changed, not written by offramp, or a value is not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            if "about" not in said:
+            metadata = file.metadata() or {}
+            if "about" not in metadata:
                 raise Damaged(f"{path} was not written by offramp: its header says nothing of the run")
-            about = _about(said["about"], path)
+            about = _about(metadata["about"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Damaged(f"{path} cannot be read as safetensors: {error}") from None
@@ -158,14 +158,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         finite.check(tensors.items(), path)
     except ValueError as error:
         raise Damaged(str(error)) from None
-    digest = weights_digest(tensors, said["about"])
-    if said.get("blake2b", digest) != digest:
+    digest = weights_digest(tensors, metadata["about"])
+    if metadata.get("blake2b", digest) != digest:
         raise Damaged(f"{path} was changed since it was written: restore it, or train again")
     return tensors, {**about, "digest": digest}
 
 
 def weights_digest(tensors: Mapping[str, Tensor], about: str) -> str:
-    """The digest of weights: their names, types, shapes and values, and what their header says of the run."""
+    """The digest of weights: names, types, shapes and values, and their header."""
     parts = (
         (f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy())
         for name, tensor in sorted(tensors.items())
@@ -174,7 +174,7 @@ def weights_digest(tensors: Mapping[str, Tensor], about: str) -> str:
 
 
 def _about(text: str, path: Path) -> dict[str, Any]:
-    """What a header says of the run, checked."""
+    """The header of a weights file, checked."""
     try:
         about: dict[str, Any] = parse_json(text, f"{path}: its header", ABOUT)
         if not about["classes"] or len(about["shape"]) != 3 or not all(0 < side <= LARGEST for side in about["shape"]):
@@ -185,7 +185,7 @@ def _about(text: str, path: Path) -> dict[str, Any]:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Our checkpoints, the oldest first; what else lies there is not looked at."""
+    """The checkpoints, oldest first; other files are ignored."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
@@ -202,7 +202,7 @@ def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    """Write safetensors, readable by whom other files are: the library makes its files the owner's alone."""
+    """Write safetensors with the usual file permissions; the library restricts them to the owner."""
     with write_errors(path):
         path.touch()
         usual = path.stat().st_mode & 0o777

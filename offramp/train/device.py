@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes: Lightning Fabric, set up from the recipe."""
+"""Device and precision of a run: Lightning Fabric, configured from the recipe."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ def device_of(wish: str) -> str:
     """`cpu` or `cuda`.
 
     Raises:
-        ValueError: if a GPU is wished for and there is none.
+        ValueError: if a GPU is requested and there is none.
     """
     if wish == "cuda" and not torch.cuda.is_available():
         raise with_parameters(
@@ -28,7 +28,7 @@ def device_of(wish: str) -> str:
 
 
 def precision_of(wish: str, device: str) -> str:
-    """`bf16` or `32`: `auto` takes bf16 where the processor has instructions for it (AVX512-BF16, AMX, Ampere GPUs)."""
+    """`bf16` or `32`: `auto` is bf16 if the processor has instructions for it (AVX512-BF16, AMX, Ampere GPUs)."""
     if wish != "auto":
         return wish
     if device == "cuda":
@@ -38,7 +38,7 @@ def precision_of(wish: str, device: str) -> str:
 
 
 def check_launcher(devices: int) -> None:
-    """Refuse to be one of more, or fewer, processes of a launcher than the run has devices.
+    """Refuse a launcher that started another number of processes than the run has devices.
 
     Raises:
         ValueError: naming the launcher's variable, and the option.
@@ -57,13 +57,13 @@ def check_launcher(devices: int) -> None:
 
 
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Variables in which torchrun, srun, Open MPI and MPICH say how many processes they started."""
+"""Environment variables in which torchrun, srun, Open MPI and MPICH give the number of processes."""
 
 
 def writes(fabric: Fabric) -> bool:
-    """Whether this process will be the one that writes, known before others are started or met."""
+    """Whether this process is the one that writes; known before other processes are started or joined."""
     environment = getattr(fabric.strategy, "cluster_environment", None)
-    if environment is None:  # one process, whatever rank the environment speaks of
+    if environment is None:  # one process, whatever the environment says about ranks
         return True
     if environment.creates_processes_externally and not isinstance(environment, LightningEnvironment):
         return bool(environment.global_rank() == 0)
@@ -72,7 +72,7 @@ def writes(fabric: Fabric) -> bool:
 
 @contextmanager
 def fixed_shapes() -> Iterator[None]:
-    """In this context cuDNN measures which convolution is fastest, which pays if shapes do not change."""
+    """A context in which cuDNN selects the fastest convolutions by measuring, for inputs of constant shape."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -82,7 +82,7 @@ def fixed_shapes() -> Iterator[None]:
 
 
 def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
-    """Fabric as `set_up` makes it, launched."""
+    """Fabric as returned by `set_up`, launched."""
     fabric = set_up(recipe, parted)
     launch(fabric)
     return fabric
@@ -92,7 +92,7 @@ def set_up(recipe: Recipe, parted: bool = False) -> Fabric:
     """Fabric for the recipe's device, precision and number of processes; `launch` starts the other ones.
 
     Args:
-        parted: parts of the network are frozen for a while.
+        parted: parts of the network are frozen in some phase.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
@@ -106,7 +106,7 @@ def set_up(recipe: Recipe, parted: bool = False) -> Fabric:
 
 
 def launch(fabric: Fabric) -> None:
-    """Start the other processes of a run on several devices, or meet them."""
+    """Start the other processes of a run on several devices, or join them."""
     if not isinstance(fabric.strategy, SingleDeviceStrategy):
         fabric.launch()
 

@@ -7,10 +7,10 @@ from offramp.outputs import Batch
 
 
 class HeldOut:
-    """The batches of a split over and over, in a new order each time; a step's batch depends on (seed, step) only.
+    """Endless batches of a split, in a new order in each pass; a step's batch depends on (seed, step) only.
 
     Args:
-        make: makes the shuffled loader, when the first batch is asked for.
+        make: creates the shuffled loader when the first batch is requested.
     """
 
     def __init__(self, make: Callable[[], Loader]) -> None:
@@ -19,8 +19,8 @@ class HeldOut:
         self.next = -1
         self.batches: Iterator[Batch] = iter(())
 
-    def at(self, step: int) -> Batch:
-        """The batch of a training step; asking in order reads on, asking elsewhere starts there."""
+    def for_step(self, step: int) -> Batch:
+        """The batch of a training step; consecutive steps continue reading, any other step starts there."""
         if self.loader is None:
             self.loader = self.make()
         turn, place = divmod(step, len(self.loader))

@@ -9,11 +9,11 @@ from offramp.files import parse_json, write_errors
 from offramp.lookup import with_parameters
 from offramp.schema import check
 
-_NUMBER = (float, None)  # null where it was not finite
+_NUMBER = (float, None)  # null if it was not finite
 _STEP = {"epoch": int, "step": int, "lr?": float, "loss?": _NUMBER, "terms?": {str: _NUMBER}}
 _EPOCH = {"epoch": int, "step": int, "train": {str: _NUMBER}, "val_accuracy": ([_NUMBER], None), "seconds?": float}
 CONTENT: dict[str, Any] = {"step": _STEP, "epoch": _EPOCH}
-"""What the records of every kind hold; see `offramp.schema`."""
+"""Content of the records of every kind; see `offramp.schema`."""
 
 
 class Metrics:
@@ -21,7 +21,7 @@ class Metrics:
 
     Args:
         path: the metrics file; created if absent.
-        offset: keep only this many bytes of what is there (those that the checkpoint has seen).
+        offset: keep only this many bytes of the file (those written before the checkpoint).
         events: folder for TensorBoard events, or None.
     """
 
@@ -33,7 +33,7 @@ class Metrics:
         self.board = _board(events, step) if events else None
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; numbers that JSON lacks (NaN, infinity) are written as null."""
+        """Append one record; NaN and infinity are written as null."""
         with write_errors(self.path):
             self.file.write(finite.dumps(record).encode() + b"\n")
         if self.board:
@@ -41,7 +41,7 @@ class Metrics:
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def flush(self) -> int:
-        """Bring everything to the disk; answers the size of the file in bytes."""
+        """Sync the file to disk; returns its size in bytes."""
         with write_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -58,18 +58,20 @@ class Metrics:
 
 
 def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
-    """How much of a metrics file to keep when a run goes on, and a sentence if records are missing.
+    """How much of a metrics file to keep when a run is resumed, and a sentence if records are missing.
 
     Args:
-        size: how many bytes the checkpoint has seen; steps, epochs: how many of each it has taken and finished.
+        size: bytes of the file at the time of the checkpoint.
+        steps: number of steps taken by then.
+        epochs: number of epochs finished by then.
     Returns:
-        (bytes to keep, which end with a whole record; what to tell the user, or "").
+        (bytes to keep, which end with a whole record; a note for the user, or "").
     Raises:
-        ValueError: naming the line, if one of those holds no record.
+        ValueError: naming the line, if one of them is not a record.
     """
     text = path.read_bytes()[:size] if path.is_file() else b""
     limits = {"step": steps, "epoch": epochs}
-    seen: dict[str, set[int]] = {kind: set() for kind in limits}
+    present: dict[str, set[int]] = {kind: set() for kind in limits}
     kept = 0
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         record = _record(path, number, line)
@@ -78,12 +80,12 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
             raise ValueError(f"{path}, line {number}, is damaged: it is no record of a step or an epoch")
         if place >= limits[kind]:
             break
-        seen[kind].add(place)
+        present[kind].add(place)
         kept += len(line) + 1
     lost = [
-        f"{wanted - len(seen[kind]):,} of {wanted:,} {kind}s"
-        for kind, wanted in limits.items()
-        if len(seen[kind]) != wanted
+        f"{expected - len(present[kind]):,} of {expected:,} {kind}s"
+        for kind, expected in limits.items()
+        if len(present[kind]) != expected
     ]
     if not lost:
         return kept, ""
@@ -95,10 +97,10 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """All complete records of a metrics file, of one kind if asked for.
+    """All complete records of a metrics file, or those of one kind.
 
     Raises:
-        ValueError: naming the file and the line, if one holds no record or a value of another kind.
+        ValueError: naming the file and the line, if one is not a record or has a value of another type.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line]
@@ -113,15 +115,15 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    scalars: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{name}/")
+            scalars += _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, list):
-            found += _scalars({str(index + 1): part for index, part in enumerate(value)}, f"{prefix}{name}/")
+            scalars += _scalars({str(index + 1): part for index, part in enumerate(value)}, f"{prefix}{name}/")
         elif isinstance(value, int | float) and name not in ("step", "epoch"):
-            found.append((prefix + name, value))
-    return found
+            scalars.append((prefix + name, value))
+    return scalars
 
 
 def _board(folder: Path, step: int) -> Any:

@@ -33,11 +33,11 @@ from offramp.train.state import Position, take_up, taken
 
 
 def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
-    """Refuse what the method cannot train with, before anything is written.
+    """Refuse settings that the method cannot train with, before anything is written.
 
     Raises:
-        ValueError: if it learns from held-out batches and there is no `val`, looks ahead with another optimiser,
-            divides batches that are too small, or has phases of its own beside `--tune` or more than epochs.
+        ValueError: if it learns from held-out batches and there is no `val`, its step does not work with the optimizer,
+            batches are too small to be divided, or its phases conflict with `tune` or outnumber the epochs.
     """
     if method.needs_held_out and "val" not in data.splits:
         raise with_parameters(
@@ -67,16 +67,16 @@ def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
 
 
 class Loop:
-    """A run: what it trains and where it stands.
+    """A training run and its current state.
 
     Args:
         fabric: from `offramp.train.device.make_fabric`.
         folder: the run's folder; it exists.
         net: the network, not yet on its device.
         method: how it trains.
-        data: the splits; `val` may be absent, then only the last epoch exists.
+        data: the splits; without `val` there is no best epoch.
     Raises:
-        ValueError: if the method cannot train so (see `refuse`), or the recipe does not fit the network.
+        ValueError: if the method refuses these settings (see `refuse`), or the recipe does not fit the network.
     """
 
     def __init__(
@@ -123,22 +123,22 @@ class Loop:
             else None
         )
         self.again = HeldOut(partial(self._shuffled, **common))
-        self.at = Position()
+        self.position = Position()
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
 
     @property
     def steps(self) -> int:
-        """Optimiser steps per epoch."""
+        """Optimizer steps per epoch."""
         return len(self.train)
 
     @property
     def step_number(self) -> int:
-        """Optimiser steps taken since the run began."""
-        return self.at.epoch * self.steps + self.at.step
+        """Optimizer steps taken since the run began."""
+        return self.position.epoch * self.steps + self.position.step
 
     def run(self, resume: bool) -> Position:
-        """Train from where the newest whole checkpoint stands, if `resume`, to the end.
+        """Train to the end; if `resume`, from the newest valid checkpoint.
 
         Raises:
             Diverged: naming step and term, if a loss is not finite; the last good checkpoint stays.
@@ -150,44 +150,44 @@ class Loop:
             self.record.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
         previous = self._catch_interrupt()
         try:
-            self.reporter.start(self.recipe.epochs, self.steps, self.at.epoch, self.at.step)
+            self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
             with fixed_shapes():
-                while self.at.epoch < self.recipe.epochs:
+                while self.position.epoch < self.recipe.epochs:
                     self._epoch()
         finally:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
             if self.record.metrics:
                 self.record.metrics.close()
-        return self.at
+        return self.position
 
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
         self.context.net.train()
-        span = phases.span_at(self.spans, self.at.epoch)
+        span = phases.span_at(self.spans, self.position.epoch)
         phases.start_epoch(self.net, self.context.objective, span.phase, self.trained)
         if self.average:
             phases.set_earlier_exit_use(self.average.module, span.phase)
-        if (self.at.epoch, self.at.step) == (span.first, 0):
+        if (self.position.epoch, self.position.step) == (span.first, 0):
             self._begin(span)
         began = time.perf_counter()
-        progress = phases.progress(span, self.at.epoch)
-        for batch in self.train.epoch(self.at.epoch, self.at.step):
+        progress = phases.progress(span, self.position.epoch)
+        for batch in self.train.epoch(self.position.epoch, self.position.step):
             self.step(batch, progress)
             if self.record.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
-                self.at.seconds += time.perf_counter() - began
+                self.position.seconds += time.perf_counter() - began
                 self._save()
                 raise Interrupted
-            if self._due() and self.at.step < self.steps:
-                self.at.seconds += time.perf_counter() - began
+            if self._due() and self.position.step < self.steps:
+                self.position.seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 self._save()
         self._look()
-        self.at.seconds += time.perf_counter() - began
+        self.position.seconds += time.perf_counter() - began
         self._finish_epoch()
 
     def _begin(self, span: phases.Span) -> None:
-        """What comes before the first step of a phase: its own preparations; momentum and average start anew."""
+        """Start a phase: its own preparations; momentum and moving average start anew."""
         if span.phase.begin:
             span.phase.begin(self.net)
         self.context.optimizer.state.clear()
@@ -195,43 +195,43 @@ class Loop:
             self.average.n_averaged.zero_()
 
     def _shuffled(self, **common: Any) -> Loader:
-        """This process's share of val in an order of its own, for methods that learn from it."""
+        """This process's share of val in a separate order, for methods that learn from it."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         split, size = self.data.splits["val"], self.recipe.batch_size
         return Loader(split, self.data, batch_size=size, augment=False, shuffle=True, rank=rank, world=world, **common)
 
     def _held_out(self) -> Batch:
-        """The val batch that belongs to this step."""
-        return self.again.at(self.step_number)
+        """The val batch of this step."""
+        return self.again.for_step(self.step_number)
 
     def _due(self) -> bool:
         return self.step_number % self.recipe.checkpoint_every == 0
 
     def step(self, batch: Batch, progress: float) -> None:
-        """One optimiser step on a batch of the training split, recorded."""
-        recipe, at = self.recipe, self.at
-        span = phases.span_at(self.spans, at.epoch)
-        lr = phases.rate(recipe, span, at.epoch, self.step_number, self.steps)
+        """One optimizer step on a batch of the training split, recorded."""
+        recipe, position = self.recipe, self.position
+        span = phases.span_at(self.spans, position.epoch)
+        lr = phases.rate(recipe, span, position.epoch, self.step_number, self.steps)
         optim.set_rate(self.context.optimizer, lr)
         if recipe.label_smoothing:
             batch = soft_labels.smooth(batch, len(self.data.classes), recipe.label_smoothing)
         if recipe.mixup:
-            key = (recipe.seed, at.epoch, at.step)
+            key = (recipe.seed, position.epoch, position.step)
             batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
-        with weighing(self.train.weight(at.step)):
+        with weighing(self.train.weight(position.step)):
             terms = phases.take_step(self.method, span.phase, self.context, batch, progress)
         if self.average:
             self.average.update_parameters(self.net)
-        # What a method learns beside the network.
+        # Learned parts of a method.
         objective = self.context.objective
         logged = objective.logged_values() if isinstance(objective, LoggingObjective) else dict[str, Tensor]()
-        self.record.add(at.epoch, self.step_number, lr, terms, logged)
-        at.step += 1
+        self.record.add(position.epoch, self.step_number, lr, terms, logged)
+        position.step += 1
         if self.record.full:
             self._look()
 
     def _look(self) -> None:
-        self.record.look(self.at.epoch, self.at.step)
+        self.record.look(self.position.epoch, self.position.step)
 
     def _check_weights(self) -> None:
         for name, weight in self.net.named_parameters():
@@ -240,16 +240,16 @@ class Loop:
 
     def _finish_epoch(self) -> None:
         self._check_weights()
-        epoch, means = self.at.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
+        epoch, means = self.position.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
         accuracy = self._validate()
-        self.at.epoch, self.at.step, self.record.sums = epoch + 1, 0, {}
+        self.position.epoch, self.position.step, self.record.sums = epoch + 1, 0, {}
         record = {
             "kind": "epoch",
             "epoch": epoch,
             "step": self.step_number,
             "train": means,
             "val_accuracy": accuracy,
-            "seconds": self.at.seconds,
+            "seconds": self.position.seconds,
         }
         score = sum(accuracy) / len(accuracy) if accuracy else -1.0
         about = {
@@ -264,18 +264,18 @@ class Loop:
         if self.fabric.is_global_zero:
             if self.record.metrics:
                 self.record.metrics.write(record)
-            if accuracy and score > self.at.best:
+            if accuracy and score > self.position.best:
                 checkpoint.save_weights(self.folder / "best.safetensors", self._evaluated().state_dict(), about)
-            if self.at.epoch == self.recipe.epochs:
+            if self.position.epoch == self.recipe.epochs:
                 checkpoint.save_weights(self.folder / "last.safetensors", self._evaluated().state_dict(), about)
-        if accuracy and score > self.at.best:
-            self.at.best, self.at.best_epoch = score, epoch
-        if self._due() or self.at.epoch == self.recipe.epochs:
+        if accuracy and score > self.position.best:
+            self.position.best, self.position.best_epoch = score, epoch
+        if self._due() or self.position.epoch == self.recipe.epochs:
             self._save()
         self.reporter.epoch_done(record)
 
     def _validate(self) -> list[float] | None:
-        """Accuracy of every exit on val, in [0, 1]; None where nothing was held out."""
+        """Accuracy of every exit on val, in [0, 1]; None if nothing was held out."""
         if self.val is None:
             return None
         net = self.average.module if self.average else self.context.net
@@ -284,26 +284,26 @@ class Loop:
         return top_k(traced.logits, traced.labels)
 
     def _evaluated(self) -> nn.Module:
-        """The network whose weights count: the moving average if there is one."""
+        """The network to evaluate and save: the moving average if there is one."""
         module: nn.Module = self.average.module if self.average else self.net
         return module
 
     def _save(self) -> None:
-        """Write a checkpoint of exactly this state, after making sure that it is a good one."""
+        """Write a checkpoint of this state, after a check that losses and weights are finite."""
         self._look()
         self._check_weights()
         state = taken(self.context, self.average)
         metrics = self.record.metrics
         if not self.fabric.is_global_zero or metrics is None:
             return
-        state |= {"position": vars(self.at).copy(), "sums": self.record.sums, "metrics_offset": metrics.flush()}
+        state |= {"position": vars(self.position).copy(), "sums": self.record.sums, "metrics_offset": metrics.flush()}
         checkpoint.save(self.folder / "checkpoints", self.step_number, self.net.state_dict(), state)
 
     def _restore(self) -> int:
-        """Take everything up from the newest whole checkpoint; returns how much of the metrics it has seen.
+        """Restore everything from the newest valid checkpoint; returns how much of the metrics to keep.
 
         Raises:
-            ValueError: if there are checkpoints and none is whole, they are of another network, or a record is damaged.
+            ValueError: if there are checkpoints and none is valid, they are of another network, or a record is damaged.
         """
         found, refused = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
@@ -318,10 +318,10 @@ class Loop:
         for sentence in refused:
             self.reporter.note(f"{sentence}; taking the checkpoint before it")
         take_up(found, self.net, self.context, self.average)
-        self.at = Position(**found.state["position"])
+        self.position = Position(**found.state["position"])
         self.record.sums = dict(found.state["sums"])
         size = int(found.state["metrics_offset"])
-        kept, lost = log.seen_by(self.folder / "metrics.jsonl", size, self.step_number, self.at.epoch)
+        kept, lost = log.seen_by(self.folder / "metrics.jsonl", size, self.step_number, self.position.epoch)
         if lost:
             self.reporter.note(lost)
         return kept

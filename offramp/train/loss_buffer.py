@@ -12,17 +12,17 @@ from offramp.train.log import Metrics
 from offramp.train.reporter import Diverged, Reporter
 
 CHECK_EVERY = 20
-"""Steps between looks at the losses' values (each look waits for the device)."""
+"""Steps between reads of the losses' values (each read waits for the device)."""
 
 
 class Record:
     """The losses of a run's steps, and whether it must stop.
 
     `sums` are the terms of this epoch's steps so far; `metrics` is where records go, in the first process only. `stop`
-    is this process's wish, `stopping` what all processes have agreed on.
+    is set by this process, `stopping` once all processes have agreed.
 
     Args:
-        folder: the run's, named where it diverges.
+        folder: of the run, named in the error if it diverges.
     """
 
     def __init__(self, fabric: Any, folder: Path, reporter: Reporter) -> None:
@@ -35,21 +35,21 @@ class Record:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to look."""
+        """Whether it is time to read the losses."""
         return len(self.pending) >= CHECK_EVERY
 
     def add(self, epoch: int, step: int, lr: float, terms: dict[str, Tensor], logged: dict[str, Tensor]) -> None:
-        """Keep what a step lost (its weighted terms) and learned beside the network, still on the device."""
+        """Keep the weighted terms of a step and the values that the method learned, still on the device."""
         self.pending.append((epoch, step, lr, terms, logged))
 
     def look(self, epoch: int, step: int) -> None:
-        """Fetch what is pending, stop if a loss is not finite, and write it down.
+        """Fetch pending losses, stop if one is not finite, and record them.
 
-        Several processes look at the means over all of them, so that all stop at the same step: one that stopped alone
-        would leave the others waiting for it.
+        Several processes use the means over all of them, so that all stop at the same step: a process that stopped
+        alone would leave the others waiting.
 
         Args:
-            epoch, step: where the run stands, for the reporter.
+            epoch, step: current position, for the reporter.
         Raises:
             Diverged: naming step and term.
         """
@@ -77,20 +77,20 @@ class Record:
             )
 
     def _fetch(self) -> list[float]:
-        """The values of all pending terms, one after the other; with them processes agree on whether to stop."""
+        """The values of all pending terms; in the same exchange, processes agree on whether to stop."""
         if not self.pending:
             return []
-        own = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
+        local = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
         if self.fabric.world_size == 1:
-            return own.tolist()
-        wishes = own.new_tensor([float(self.stop.is_set())])
-        found: list[float] = self.fabric.all_reduce(torch.cat([own, wishes]), reduce_op="mean").tolist()
-        self.stopping |= found.pop() > 0
-        return found
+            return local.tolist()
+        wishes = local.new_tensor([float(self.stop.is_set())])
+        means: list[float] = self.fabric.all_reduce(torch.cat([local, wishes]), reduce_op="mean").tolist()
+        self.stopping |= means.pop() > 0
+        return means
 
 
 def kept(folder: Path) -> str:
-    """The end of the sentence about a run that diverged: what is left of it, and what may help."""
+    """The end of the message about a diverged run: what was kept, and what may help."""
     place = folder / "checkpoints"
     left = f"the last good checkpoint is kept in {place}" if any(place.glob("step-*")) else "there is no checkpoint yet"
     return f"{left}. A lower lr or clip=1 may help"

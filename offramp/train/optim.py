@@ -36,7 +36,7 @@ def rate(recipe: Recipe, epoch: int, done: float, epochs: int | None = None) -> 
     Args:
         epoch: 0-based; milestones switch at the START of the epoch, as the papers' code does.
         done: share of all steps already taken, in [0, 1).
-        epochs: of the schedule, where it is not that of the whole run.
+        epochs: of the schedule, if it is not the whole run.
     """
     if recipe.schedule == "onecycle":
         rise = recipe.warmup or 0.3

@@ -1,7 +1,7 @@
-"""Parts of a run in which different parts of the network train: which, for how long, at which rate.
+"""Phases of a run, in which different parts of the network train: which, for how long, at which rate.
 
 `--tune mixed` (backbone first, then everything) is what "How to Train Your Multi-Exit Model? Analyzing the Impact of
-Training Strategies" (ICML 2025) recommends; `--tune exits` leaves the backbone exactly as it is.
+Training Strategies" (ICML 2025) recommends; `--tune exits` freezes the backbone.
 """
 
 from collections.abc import Collection, Iterable
@@ -33,7 +33,7 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
     """The phases of a run: the method's, changed by `--tune`.
 
     Raises:
-        ValueError: if the two contradict each other, or there are fewer epochs than phases.
+        ValueError: if they contradict each other, or there are fewer epochs than phases.
     """
     phases = tuned(recipe, method)
     if recipe.epochs < len(phases):
@@ -42,35 +42,35 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
             "epochs",
         )
     total = sum(phase.share for phase in phases)
-    made: list[Span] = []
+    result: list[Span] = []
     first, share = 0, 0.0
     for left, phase in zip(range(len(phases) - 1, -1, -1), phases, strict=True):
         share += phase.share
         last = min(max(round(recipe.epochs * share / total), first + 1), recipe.epochs - left)
-        made.append(Span(phase, first, last - first))
+        result.append(Span(phase, first, last - first))
         first = last
-    return made
+    return result
 
 
 def tuned(recipe: Recipe, method: Method) -> tuple[Phase, ...]:
-    """The method's phases as `--tune` wants them.
+    """The method's phases, changed by `--tune`.
 
-    `mixed` puts the backbone alone before them, for half of the epochs. `exits` leaves out those that train the
-    backbone alone.
+    `mixed` trains the backbone alone before them, for half of the epochs. `exits` omits phases that train the backbone
+    alone.
 
     Raises:
-        ValueError: if only exits are to be trained and the method trains more in a phase of its own.
+        ValueError: if `--tune exits` is set and a phase of the method also trains the backbone.
     """
-    own = method.phases
+    phases = method.phases
     if recipe.tune == "mixed":
-        total = 2 * sum(phase.share for phase in own)
+        total = 2 * sum(phase.share for phase in phases)
         first = Phase("backbone", 0.5, objective=final_exit)
-        return (first, *(replace(phase, share=phase.share / total) for phase in own))
+        return (first, *(replace(phase, share=phase.share / total) for phase in phases))
     if recipe.tune == "all":
-        return own
-    if own == (everything,):
+        return phases
+    if phases == (everything,):
         return (Phase("exits"),)
-    if any(phase.trains == "all" for phase in own):
+    if any(phase.trains == "all" for phase in phases):
         raise with_parameters(
             ValueError(
                 "tune=exits leaves the backbone as it is, but this method trains backbone and exits together in a "
@@ -78,22 +78,22 @@ def tuned(recipe: Recipe, method: Method) -> tuple[Phase, ...]:
             ),
             "tune",
         )
-    return tuple(phase for phase in own if phase.trains != "backbone")
+    return tuple(phase for phase in phases if phase.trains != "backbone")
 
 
 def notes(recipe: Recipe, method: Method) -> tuple[str, ...]:
-    """What the user should know of a backbone that starts at random: whether it never trains."""
+    """A note for the user if a randomly initialised backbone is never trained."""
     if any(phase.trains != "exits" for phase in tuned(recipe, method)):
         return ()
     return ("the backbone stays as it starts, which is at random: the option weights brings a trained one",)
 
 
 def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
-    """Refuse a network that cannot be divided into backbone and exits as `--tune` and the method's phases want it.
+    """Refuse a network that cannot be divided into backbone and exits as `--tune` and the method's phases require.
 
     Raises:
-        ValueError: naming the option where several networks are trained side by side, or if a phase trains nothing, or
-            a final exit that is to stay as it is hears others.
+        ValueError: naming the option, if several networks are trained; if a phase trains nothing; or if a frozen final
+            exit depends on earlier exits.
     """
     if isinstance(net, MultiExitNet):
         for phase in tuned(recipe, method):
@@ -107,8 +107,8 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
                 "tune",
             )
         return
-    for option, given in (("tune", recipe.tune != "all"), ("lr_backbone", recipe.lr_backbone is not None)):
-        if given:
+    for option, is_set in (("tune", recipe.tune != "all"), ("lr_backbone", recipe.lr_backbone is not None)):
+        if is_set:
             raise with_parameters(
                 ValueError(
                     f"{option} tells a backbone from its exits, but this method trains networks side by side: leave it "
@@ -118,13 +118,13 @@ def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
             )
 
 
-def span_at(found: list[Span], epoch: int) -> Span:
+def span_at(phase_spans: list[Span], epoch: int) -> Span:
     """The phase of an epoch."""
-    return next(span for span in reversed(found) if span.first <= epoch)
+    return next(span for span in reversed(phase_spans) if span.first <= epoch)
 
 
 def progress(span: Span, epoch: int) -> float:
-    """What of a phase is done at the start of an epoch of the run, in [0, 1)."""
+    """The share of a phase that is done at the start of an epoch of the run, in [0, 1)."""
     return (epoch - span.first) / span.epochs
 
 
@@ -133,7 +133,8 @@ def rate(recipe: Recipe, span: Span, epoch: int, step: int, steps: int) -> float
 
     Args:
         epoch: of the run, from 0.
-        step: optimizer steps taken since the run began; `steps` are an epoch's.
+        step: optimizer steps taken since the run began.
+        steps: optimizer steps per epoch.
     """
     done = (step - span.first * steps) / (span.epochs * steps)
     return span.phase.rate * optim.rate(recipe, epoch - span.first, done, span.epochs)
@@ -145,12 +146,12 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
     Everything else is in training mode afterwards. The backbone is all stages and the final exit.
 
     Args:
-        trained: the parameters that the optimizer has; others stay frozen in every phase.
+        trained: the parameters in the optimizer; others are frozen in every phase.
     Raises:
         ValueError: if nothing would train.
     """
     net.train()
-    own = set(map(id, trained))
+    trainable = set(map(id, trained))
     for part in (part for part in net.modules() if isinstance(part, MultiExitNet)):
         chosen = _modules(part, phase)
         for child in part.children():
@@ -159,14 +160,14 @@ def enter(net: nn.Module, phase: Phase, trained: Collection[nn.Parameter]) -> No
         for module in chosen:
             module.train()
             for parameter in module.parameters():
-                parameter.requires_grad_(id(parameter) in own)
+                parameter.requires_grad_(id(parameter) in trainable)
 
 
 def start_epoch(net: nn.Module, objective: Objective, phase: Phase, trained: Collection[nn.Parameter]) -> None:
     """Put network and objective into training mode, except for what the phase does not train.
 
     Args:
-        trained: the network's parameters that the optimizer has.
+        trained: the network's parameters in the optimizer.
     """
     enter(net, phase, trained)
     set_earlier_exit_use(net, phase)
@@ -175,10 +176,10 @@ def start_epoch(net: nn.Module, objective: Objective, phase: Phase, trained: Col
 
 
 def take_step(method: Method, phase: Phase, context: StepContext, batch: Batch, progress: float) -> Terms:
-    """One step as the phase wants it: with its objective and step if it has them, else with the method's."""
-    own = phase.objective
-    step = phase.step or (method.step if own is None else None) or plain_step
-    objective = context.objective if own is None else own
+    """One step with the objective and step of the phase if it has them, else those of the method."""
+    phase_objective = phase.objective
+    step = phase.step or (method.step if phase_objective is None else None) or plain_step
+    objective = context.objective if phase_objective is None else phase_objective
     return step(replace(context, objective=objective, tap=tap(phase, context.tap)), batch, progress)
 
 
@@ -194,16 +195,16 @@ def _earlier_exit_users(net: MultiExitNet) -> list[EarlierExitUser]:
     return [part for part in net.branches[-1].modules() if isinstance(part, EarlierExitUser)]
 
 
-def tap(phase: Phase, own: Tap) -> Tap:
-    """How gradients meet at the exits; while the backbone trains alone none but the final exit's does."""
-    return share if phase.trains == "backbone" else own
+def tap(phase: Phase, method_tap: Tap) -> Tap:
+    """How gradients of the exits are combined; while the backbone trains alone, only the final exit has any."""
+    return share if phase.trains == "backbone" else method_tap
 
 
 def _modules(net: MultiExitNet, phase: Phase) -> list[nn.Module]:
-    """What a phase trains of a network.
+    """The modules of a network that a phase trains.
 
     Raises:
-        ValueError: if that is nothing.
+        ValueError: if there are none.
     """
     parts: dict[str, Iterable[nn.Module]] = {
         "all": net.children(),

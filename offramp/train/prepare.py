@@ -1,4 +1,4 @@
-"""Before training: the method's objective learns which exits it will train."""
+"""Prepares the method's objective for the exits of the network."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from offramp.protocols import MapCheckingObjective, PreparedObjective
 
 
 def prepare_objective(method: Method, net: nn.Module, shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Let a method's objective see the exits that it will train; returns notes for the user.
+    """Pass the exits of the network to the method's objective; returns notes for the user.
 
     Raises:
         ValueError: if the method cannot train this network, with the reason.

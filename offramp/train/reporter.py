@@ -1,17 +1,17 @@
-"""What a run tells, and to whom: progress, notes, and the two ways to end before the end."""
+"""Progress and notes of a training run, and the exceptions with which it stops early."""
 
 from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Who is told how the run goes."""
+    """What the training loop calls to report progress."""
 
     def start(self, epochs: int, steps: int, epoch: int, step: int) -> None:
-        """Training begins at this epoch and step, of so many."""
+        """Training begins at this epoch and step (from 0); `epochs` and `steps` per epoch are the totals."""
 
     def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None:
-        """A step of the epoch is done; the terms are those of the last look."""
+        """A step of the epoch is done; `terms` are the losses that were read last."""
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         """An epoch is done and evaluated."""
@@ -21,7 +21,7 @@ class Reporter(Protocol):
 
 
 class Diverged(RuntimeError):
-    """A loss term or a weight is no longer a number."""
+    """A loss term or a weight is no longer finite."""
 
 
 class Interrupted(Exception):

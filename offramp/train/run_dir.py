@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, and what lies where."""
+"""A run's folder: its files, and who may write into it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,28 +31,28 @@ RESULT_CONTENT = {
     "config?": str,
     "digest?": str,
 }
-"""What training writes into `result.json`; see `offramp.schema`."""
+"""Content of `result.json`; see `offramp.schema`."""
 FREE = {"data-dir", "checkpoint-every", "tensorboard"}
-"""What may differ when a run is resumed: it does not change what is computed."""
+"""Options that may differ when a run is resumed: they do not change the results."""
 
 
 def begun(folder: Path) -> bool:
-    """Whether a run's training has left anything in its folder yet."""
+    """Whether training has written anything into the folder yet."""
     return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", RESULT))
 
 
 def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the folder this run's own, or recognise it; errors are those of `claimed`."""
+    """Create the folder of this run, or verify that it is; errors as in `claimed`."""
     with claimed(folder, config, resume):
         pass
 
 
 @contextmanager
 def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
-    """Make the folder this run's own, or recognise it, and hold it for writing.
+    """Create the folder of this run, or verify that it is, and hold it for writing.
 
     Raises:
-        ValueError: if it holds another run, or this one without `resume`, or something that is no run.
+        ValueError: if it contains another run, this one without `resume`, or anything else.
         offramp.train.run_lock.InUse: if another process writes into it.
     """
     trust.remember(config)
@@ -65,23 +65,23 @@ def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None
 
 
 def writing_into(folder: Path) -> AbstractContextManager[None]:
-    """Hold the folder for writing if it is that of a run, see `offramp.train.run_lock.writing`; others are free."""
+    """Hold the folder for writing if it is that of a run, see `offramp.train.run_lock.writing`."""
     return writing(folder) if (folder / CONFIG).is_file() else nullcontext()
 
 
 def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
-    """Whether the folder holds this run already, begun; nothing is written. Errors are those of `claimed`."""
+    """Whether the folder already contains this run; nothing is written. Errors as in `claimed`."""
     if folder.exists() and not folder.is_dir():
         raise with_parameters(ValueError(f"{folder} is a file, and a run is a folder; take another out"), "out")
     if (folder / CONFIG).is_file() and begun(folder):
-        there = read_config(folder)
-        differing = [key for key in sorted({*there, *config} - FREE) if there.get(key) != config.get(key)]
+        stored = read_config(folder)
+        differing = [key for key in sorted({*stored, *config} - FREE) if stored.get(key) != config.get(key)]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise with_parameters(
                 ValueError(
-                    f"{folder} holds a run of another configuration: its {key} is {quoted(there.get(key))}, not "
+                    f"{folder} holds a run of another configuration: its {key} is {quoted(stored.get(key))}, not "
                     f"{quoted(config.get(key))}{more}; nothing was overwritten. Take another out"
                 ),
                 "out",
@@ -99,7 +99,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
 
 
 def put(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: beside its place first, then moved there."""
+    """Write a text file atomically."""
     part = path.with_name(f".part-{path.name}")
     with write_errors(path):
         part.write_text(text, encoding="utf-8")
@@ -110,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The resolved configuration of a run.
 
     Raises:
-        ValueError: if the folder holds no run, or its configuration cannot be read.
+        ValueError: if the folder is not a run, or its configuration cannot be read.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without a configuration is, as far as one can tell, and what to do."""
+    """What a folder without a configuration seems to be, and what to do."""
     if (folder / "manifest.json").is_file():
         return f"it is a bundle (`offramp predict {folder} IMAGES...` runs it); name the run it was exported from"
     if folder.is_dir():
@@ -134,7 +134,7 @@ def _instead(folder: Path) -> str:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What training said when it was done; None where it is not.
+    """The content of `result.json`; None if training has not finished.
 
     Raises:
         ValueError: if the file cannot be read.
@@ -149,7 +149,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def write_result(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write what training says when it is done, with the digests of itself, the configuration and the records."""
+    """Write `result.json` at the end of training, with the digests of itself, the configuration and the records."""
     metrics = folder / METRICS
     records = metrics.read_bytes() if metrics.is_file() else None
     about: dict[str, Any] = {"config": _config_digest(read_config(folder))} if (folder / CONFIG).is_file() else {}
@@ -160,7 +160,7 @@ def write_result(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that has changed since the run was trained; what only says where data lie may change.
+    """Refuse a configuration that has changed since the run was trained; the data directory may change.
 
     Raises:
         ValueError: naming the file.
@@ -179,7 +179,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records of a run, none if there is no file.
 
     Raises:
-        ValueError: naming the file and the line that holds no record, or if what training had written has changed.
+        ValueError: naming the file and the line that is not a record, or if the records have changed since training.
     """
     path, result = folder / METRICS, read_result(folder)
     known = (result or {}).get("metrics")

@@ -23,13 +23,13 @@ class InUse(ValueError):
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run for writing; verbs that call each other may enter it again.
+    """Hold the folder of a run for writing; the same thread may enter it again.
 
     The lock is the operating system's (`flock`), so that a process that is killed leaves none behind. The file shows
-    who holds it, and is removed at the end.
+    the holder, and is removed at the end.
 
     Args:
-        folder: exists already.
+        folder: an existing folder.
     Raises:
         InUse: if another process, or another thread, holds it.
         OSError: if the file system cannot lock files, or nothing may be written there.
@@ -44,7 +44,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         del _held[place]
-        (place / LOCK).unlink(missing_ok=True)  # while it is still locked
+        (place / LOCK).unlink(missing_ok=True)  # while still locked
         file.close()
 
 
@@ -65,7 +65,7 @@ def _locked(path: Path, folder: Path) -> IO[str]:
                 raise InUse(f"{folder} is being written to by {_holder(file)}: wait for it, or stop it first") from None
         if _same(file, path):
             break
-        file.close()  # the one before has just removed it
+        file.close()  # the previous holder has just removed it
     file.truncate(0)
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     json.dump({"process": os.getpid(), "host": socket.gethostname(), "started": started}, file)
@@ -74,7 +74,7 @@ def _locked(path: Path, folder: Path) -> IO[str]:
 
 
 def _same(file: IO[str], path: Path) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the file at that path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -82,12 +82,12 @@ def _same(file: IO[str], path: Path) -> bool:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who holds the lock, as the file says; it is written just after the lock was taken."""
+    """The holder of the lock, as the file says; it is written just after the lock was taken."""
     for _ in range(20):
         file.seek(0)
         try:
-            found = json.loads(file.read())
-            return f"process {int(found['process'])} on {found['host']!s} (since {found['started']!s})"
+            holder = json.loads(file.read())
+            return f"process {int(holder['process'])} on {holder['host']!s} (since {holder['started']!s})"
         except (ValueError, KeyError, TypeError):
             time.sleep(0.02)
     return "another process"

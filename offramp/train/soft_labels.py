@@ -18,7 +18,7 @@ def smooth(batch: Batch, classes: int, share: float) -> Batch:
 def mixup(batch: Batch, classes: int, alpha: float, key: tuple[int, ...], turns: int = 1) -> Batch:
     """Blend every sample with another of the batch: weight ~ Beta(alpha, alpha), one for the batch.
 
-    On several processes the other one is of the same process's slice of the batch; the weight is the same in all.
+    On several processes, both samples are of the same process's slice of the batch; the weight is the same in all.
 
     Args:
         key: (seed, epoch, step); the same key draws the same blend.

@@ -1,4 +1,4 @@
-"""Where a run stands, and everything beside the network's weights that it needs to go on from there to the bit."""
+"""The position of a run, and everything except the network's weights that it needs to continue with equal results."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from offramp.train.checkpoint import Checkpoint
 
 @dataclass
 class Position:
-    """Where a run stands: the next epoch and the next step within it, and the best epoch on val so far."""
+    """The position of a run: the next epoch and the next step within it, and the best epoch on val so far."""
 
     epoch: int = 0
     step: int = 0
@@ -23,7 +23,7 @@ class Position:
 
 
 def taken(context: StepContext, average: AveragedModel | None) -> dict[str, Any]:
-    """The state of optimiser, objective, moving average and random numbers; every process has to ask for it."""
+    """The state of optimizer, objective, moving average and random numbers; every process must call this."""
     fabric, objective = context.fabric, context.objective
     cuda = fabric.device.type == "cuda"
     return {
@@ -41,18 +41,18 @@ def _of_all(fabric: Any, state: Tensor) -> Tensor:
     return gathered.reshape(fabric.world_size, -1).cpu()
 
 
-def take_up(found: Checkpoint, net: nn.Module, context: StepContext, average: AveragedModel | None) -> None:
-    """Put weights and everything of `taken` back; random numbers last.
+def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: AveragedModel | None) -> None:
+    """Restore weights and everything of `taken`; random numbers last.
 
     Raises:
         ValueError: if the checkpoint is of another network.
     """
-    fabric, objective, state = context.fabric, context.objective, found.state
+    fabric, objective, state = context.fabric, context.objective, checkpoint.state
     try:
-        net.load_state_dict(found.weights)
+        net.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
-        raise ValueError(f"{found.path} does not fit the network, which was another then: {why}") from None
+        raise ValueError(f"{checkpoint.path} does not fit the network, which was another one then: {why}") from None
     context.optimizer.load_state_dict(state["optimizer"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(state["objective"])

@@ -1,4 +1,4 @@
-"""A method in a training loop of one's own, with one's own optimizer, data loader and precision."""
+"""Any method in your own training loop, with your own optimizer, data loader and precision."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class StepTrainer:
-    """Trains a network by a method, one batch at a time: network, tap, step and phases as the method says.
+    """Trains a network by a method, one batch at a time, with the method's network, tap, step and phases.
 
     >>> method = offramp.methods.find("muse").build()
     >>> net = method.network(backbone, branch)  # or offramp.attach(backbone(), branch), if the method needs no more
@@ -47,8 +47,8 @@ class StepTrainer:
         held_out: batches (inputs, labels) that are not trained on, for methods that learn from them; they repeat.
         autocast: creates the context in which the network runs, such as `lambda: torch.autocast("cuda",
             torch.bfloat16)`; default full precision.
-        clip: largest norm of the gradient; 0 does not clip.
-        tune: `all` trains as the method says, `exits` leaves the backbone as it is, `mixed` trains the backbone first.
+        clip: maximum norm of the gradient; 0 disables clipping.
+        tune: `all` trains as the method specifies, `exits` freezes the backbone, `mixed` trains the backbone first.
     Raises:
         ValueError: if the method cannot be carried out in full: the network was not built by it, held-out data are
             missing, its step needs another optimizer, it has more phases than epochs, or several processes train.
@@ -113,7 +113,7 @@ class StepTrainer:
         Args:
             inputs: (B, channels, H, W) on the network's device.
             labels: class indices (B,) or soft labels (B, C).
-            ids: (B,) names of the samples; default their positions.
+            ids: (B,) identifiers of the samples; default: their positions.
         Raises:
             ValueError: if `start_epoch` was not called.
         """
@@ -167,7 +167,7 @@ def _is_half(tensor: Tensor) -> bool:
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Batch]:
-    """The batches over and over.
+    """The batches, repeated endlessly.
 
     Raises:
         ValueError: if there are none.

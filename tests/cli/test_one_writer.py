@@ -110,7 +110,7 @@ def interrupted(folder: Path, offramp: Callable[..., Any], monkeypatch: pytest.M
 
     def stopped(loop: Loop) -> None:
         whole(loop)
-        if loop.at.epoch == 2:
+        if loop.position.epoch == 2:
             raise OSError("stopped")
 
     with monkeypatch.context() as patch:

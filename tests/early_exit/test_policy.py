@@ -206,7 +206,7 @@ def test_there_is_a_whole_policy_at_every_moment(tmp_path: Path) -> None:
         ({"thresholds": (1.0, 1.0)}, "one threshold, flag and temperature per exit, got 2, 4, 4"),
         ({"temperatures": (1.0,)}, "one threshold, flag and temperature per exit, got 4, 4, 1"),
         ({"thresholds": (), "enabled": ()}, "one threshold, flag and temperature per exit, got 0, 0, 0"),
-        ({"enabled": (True, True, True, False)}, "a policy cannot switch the final exit off"),
+        ({"enabled": (True, True, True, False)}, "a policy cannot disable the final exit"),
         ({"score": "luck"}, "score is one of confidence, margin, entropy, patience and its answer one of exit,"),
         ({"answer": "all"}, "got 'confidence' and 'all'"),
         ({"temperatures": (1.0, 0.0, 1.0, 1.0)}, "positive temperatures"),
@@ -231,7 +231,7 @@ def text(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("{", "x.json is not a policy: it is no JSON"),
+        ("{", "x.json is not a policy: it is not JSON"),
         ("[]", "x.json is not a policy: its `format` is not `offramp-policy`"),
         ('{"format": "other"}', "x.json is not a policy: its `format`"),
         (text(version=2), "x.json has policy version 2; this offramp reads version 1"),
@@ -244,7 +244,7 @@ def text(**changes: Any) -> str:
         (text(enabled=["no", "no", "no", "yes"]), "x.json: enabled must be a list of true or false"),
         (text(thresholds=[10**400, 1, 1, 1]), "x.json: int too large"),
         (text(temperatures=None), "x.json: temperatures must be a list of numbers, got None"),
-        ("[" * 100_000, "x.json is not a policy: it is no JSON"),
+        ("[" * 100_000, "x.json is not a policy: it is not JSON"),
         (text(patience="2"), "x.json: patience must be a whole number, got '2'"),
         (text(score=["margin"]), "x.json: score must be a text, got ['margin']"),
     ],
@@ -258,7 +258,7 @@ def test_files_that_hold_no_policy(written: str, says: str) -> None:
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(ValueError, match=r"policy\.json is not a policy: it is no text"):
+    with pytest.raises(ValueError, match=r"policy\.json is not a policy: it is not text"):
         load(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         load(tmp_path / "nowhere.json")

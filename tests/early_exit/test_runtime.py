@@ -295,5 +295,5 @@ def test_a_stepper_says_who_is_still_here_and_does_not_go_on_without_anyone(kind
     assert stepper.alive.tolist() == [] and stepper.done
     given = stepper.answer
     assert given is not None and given.exit.tolist() == [1] * 6
-    with pytest.raises(ValueError, match="every sample has left"):
+    with pytest.raises(ValueError, match="every sample has exited"):
         stepper.advance(parts[2])

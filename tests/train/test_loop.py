@@ -392,12 +392,14 @@ def test_held_out_batches_follow_the_step_and_cover_the_split(tmp_path: Path) ->
         return loop(tmp_path, how).again
 
     again = batches(recipe(batch_size=5))  # val has 12 samples: 5, 5 and 2
-    first = [again.at(step).ids.tolist() for step in range(7)]
+    first = [again.for_step(step).ids.tolist() for step in range(7)]
     assert sorted(chain(*first[:3])) == sorted(chain(*first[3:6])) == list(range(40, 52))
     assert first[:3] != first[3:6]
-    assert [batches(recipe(batch_size=5)).at(step).ids.tolist() for step in (4, 1)] == [first[4], first[1]]
-    assert batches(recipe(batch_size=5, seed=1)).at(0).ids.tolist() != first[0]
-    torch.testing.assert_close(again.at(6).inputs, batches(recipe(batch_size=5)).at(6).inputs, rtol=0, atol=0)
+    assert [batches(recipe(batch_size=5)).for_step(step).ids.tolist() for step in (4, 1)] == [first[4], first[1]]
+    assert batches(recipe(batch_size=5, seed=1)).for_step(0).ids.tolist() != first[0]
+    torch.testing.assert_close(
+        again.for_step(6).inputs, batches(recipe(batch_size=5)).for_step(6).inputs, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["hdkd", "l2w"])
@@ -446,7 +448,9 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
     loop(tmp_path, recipe(epochs=1)).run(resume=False)
     changed = loop(tmp_path, recipe())
     changed.net.stages[0].add_module("more", nn.Linear(1, 1))
-    with pytest.raises(ValueError, match=r"step-000000003 does not fit the network, which was another then: .*Missing"):
+    with pytest.raises(
+        ValueError, match=r"step-000000003 does not fit the network, which was another one then: .*Missing"
+    ):
         changed.run(resume=True)
 
 

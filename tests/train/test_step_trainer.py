@@ -53,7 +53,7 @@ def test_steps_equal_those_of_a_run(name: str, tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(own.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
     common = {"device": torch.device("cpu"), "seed": 0, "channels_last": True, "batch_size": 8}
     held = HeldOut(partial(Loader, data.splits["val"], data, augment=False, shuffle=True, **common))
-    batches = (held.at(step) for step in range(100))
+    batches = (held.for_step(step) for step in range(100))
     trainer = StepTrainer(
         method, own, optimizer, input_shape=SHAPE, epochs=recipe.epochs, held_out=batches, clip=recipe.clip
     )
