@@ -131,7 +131,7 @@ Networks of torchvision and timm, cut at equal shares of their multiply-adds by 
 images of the smallest common side that they take (at least 64 pixels). `python -m offramp.study.external_models` cuts
 and compares those that have no record in `results/external_models.jsonl`. **equal**: the cut network and the uncut one
 compute the same logits in evaluation and training, the same gradients and buffers, for batches of 1 and 3. Of
-{networks} networks {equal} are equal; the reason stands beside each of the other {rest}.
+{networks} networks {equal} are equal; the table gives the reason for each of the other {rest}.
 
 | network | side | result | exits after, or reason |
 |---|---:|---|---|"""

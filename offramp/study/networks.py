@@ -1,4 +1,4 @@
-"""docs/networks.md: every network with every exit structure that fits, its size and costs beside the papers' figures.
+"""docs/networks.md: every network with every exit structure that fits, its size, costs and printed numbers.
 
 `python -m offramp.study.networks > docs/networks.md`
 """
@@ -27,9 +27,9 @@ class Made(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Numbers as a paper prints them, digit by digit, and how we count the same, in the printed unit.
+    """Numbers as a paper prints them, and how offramp counts them, in the printed unit.
 
-    Nothing `printed`: ours are listed alone, to three digits after the point.
+    If `printed` is empty, only offramp's numbers are listed, with three decimals.
     """
 
     source: str
@@ -182,7 +182,7 @@ def _plain(value: Any) -> str:
 
 
 def _compare(row: Row, made: Made) -> tuple[str, str, str]:
-    """Printed, ours and difference, each number to the digits that are printed."""
+    """The columns printed, ours and difference, each number with the printed number of digits."""
     if row.figure is None:
         return "", "", ""
     source, unit, printed, count = row.figure
@@ -201,27 +201,28 @@ def _compare(row: Row, made: Made) -> tuple[str, str, str]:
 
 HEADER = """# Networks and exits
 
-Every network with every exit structure that fits it, as `--net` and `--branch` name them. Written by
-`python -m offramp.study.networks > docs/networks.md`; all numbers are counted on the meta device and do not depend on
-the machine.
+Every network with every exit structure that fits it, by the names for `--net` and `--branch`. This page is written by
+`python -m offramp.study.networks > docs/networks.md`. All numbers are counted without computing anything and do not
+depend on the machine.
 
 - **M plain** and **M all**: million parameters without early exits, and with all of them.
 - **MMACs of each exit**: million multiply-adds of convolutions and linear layers for one image, from the input to the
-  exit: trunk and own branch, no other exit's (`macs` in `offramp info`). Shallow to deep, the final exit last.
-- **printed**, **ours**, **difference**: a figure from a paper, and the same counted here by the paper's convention.
-- 100 classes and 32×32 images where nothing else is said; 224×224 with `--net.form imagenet` and MSDNet's ImageNet
+  exit: the backbone and the exit's own branch, without other branches (`macs` in `offramp info`). Shallow to deep, the
+  final exit last.
+- **printed**, **ours**, **difference**: a number from a paper, and offramp's count by the paper's convention.
+- 100 classes and 32×32 images unless stated otherwise; 224×224 with `--net.form imagenet` and MSDNet's ImageNet
   settings.
 
-Where a difference is not 0:
+Differences other than 0:
 
 - MUSE prints 18 % and 31 % for ResNet152. Its text (one block per group) gives 16 % and 29 %; a second block of the
-  third group, `--branch.sbc-extra 3`, gives what it prints.
-- HDKD's first figure is cut, not rounded: 6.860.
-- PyramidNet's authors print 0.2 M less; the widths that they print are ours.
+  third group, `--branch.sbc-extra 3`, gives the printed values.
+- HDKD's first number is truncated, not rounded: 6.860.
+- PyramidNet's authors print 0.2 M less, with the same widths.
 
-Readings: BEED's supplement prints no flags for its MSDNet with four exits, MUSE none for its third CIFAR network;
-`beed-4`, `muse-3` and `muse-3-deep` are candidates. A wide ResNet has 6n + 4 layers, 20 and 44 are no such depths: they
-are read with 3 and 7 blocks per group, `--net.blocks` is the other reading.
+Open points: BEED's supplement does not state the settings of its MSDNet with four exits, nor MUSE those of its third
+CIFAR network; `beed-4`, `muse-3` and `muse-3-deep` are candidates. A wide ResNet has 6n + 4 layers, so 20 and 44 are no
+valid depths: they are built with 3 and 7 blocks per group; `--net.blocks` sets another number.
 
 | network | exits | options | M plain | M all | MMACs of each exit | printed | ours | difference |
 |---|---|---|---:|---:|---|---|---|---|"""
