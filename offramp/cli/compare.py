@@ -46,7 +46,7 @@ def compare(
         ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
             trained again.
         baseline: Method that the others are compared with, seed by seed.
-        show: Train nothing; compare the runs of this ledger.
+        show: Train nothing; compare the runs of this ledger, all or those of --methods.
         markdown: Also write the tables to this file; in an existing file, between its markers.
         metric: Top-1 or top-5 accuracy.
         write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
@@ -59,9 +59,9 @@ def compare(
     if markdown is not None:
         comparison.around(markdown)  # refused before anything is trained, not after
     if show is not None:
-        options = {"--methods": methods, "--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
+        options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
         _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
-        result = _shown(show, baseline, metric, write)
+        result = _shown(show, methods, baseline, metric, write)
     elif methods is None or out is None:
         raise ValueError("compare needs --methods and --out, as in --methods joint,byot --out runs/compare; or --show")
     else:
@@ -90,13 +90,16 @@ def compare(
 def _only_show(words: list[str], trains: bool) -> None:
     if words or trains:
         what = " and ".join(words) or "options of training"
-        raise ValueError(f"--show trains nothing and shows all runs of the ledger: omit {what}")
+        raise ValueError(f"--show trains nothing and shows runs of the ledger: omit {what}")
 
 
-def _shown(ledger: Path, baseline: str, metric: str, write: tuple[Path, ...]) -> "ComparisonResult":
+def _shown(
+    ledger: Path, methods: str | None, baseline: str, metric: str, write: tuple[Path, ...]
+) -> "ComparisonResult":
     from offramp.runs.compare import compare_ledger
 
-    return compare_ledger(ledger, baseline=baseline, metric=metric, write=write)
+    labels = split_methods(methods) if methods else ()
+    return compare_ledger(ledger, methods=labels, baseline=baseline, metric=metric, write=write)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -112,6 +115,11 @@ def parse_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def split_methods(text: str) -> list[str]:
+    """The comma-separated methods, each with its parentheses: `joint,eed(teachers=0,-1)`."""
+    return [word.strip() for word in re.split(r",(?![^()]*\))", text)]
+
+
 def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
     """`joint,muse(alpha=0.1,temperature=4)` as names with parameters; a value may contain commas: `eed(teachers=0,-1)`.
 
@@ -119,12 +127,10 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
         ValueError: if a parenthesis is not closed, or its content is not KEY=VALUE.
     """
     methods = []
-    for word in re.split(r",(?![^()]*\))", text):
-        matched = re.fullmatch(r"\s*([^()\s]+?)\s*(?:\(([^()]*)\))?\s*", word)
+    for word in split_methods(text):
+        matched = re.fullmatch(r"([^()\s]+?)\s*(?:\(([^()]*)\))?", word)
         if matched is None:
-            raise ParameterError(
-                f"--methods takes names such as joint,muse(alpha=0.1), got {word.strip()!r} in {text!r}"
-            )
+            raise ParameterError(f"--methods takes names such as joint,muse(alpha=0.1), got {word!r} in {text!r}")
         parameters: dict[str, str] = {}
         for part in re.split(r",(?=[^,=]*=)", matched[2] or ""):
             key, equals, value = part.partition("=")

@@ -132,17 +132,23 @@ def compare(
 
 
 def compare_ledger(
-    ledger: Path | str, *, baseline: str = "joint", metric: str = "top1", write: Sequence[Path] = ()
+    ledger: Path | str,
+    *,
+    methods: Sequence[str] = (),
+    baseline: str = "joint",
+    metric: str = "top1",
+    write: Sequence[Path] = (),
 ) -> ComparisonResult:
     """Compare all runs that a ledger lists; nothing is trained.
 
     Args:
+        methods: labels of the methods to compare, as the tables print them; default all of the ledger.
         ledger, baseline, metric, write: as in `compare`.
     Raises:
-        ValueError: if it is no ledger, or `baseline` is not in it.
+        ValueError: if it is no ledger, or a method or `baseline` is not in it.
     """
     check_outputs(write)
-    comparisons = _comparisons(Path(ledger), baseline, metric)
+    comparisons = _comparisons(Path(ledger), baseline, metric, methods)
     return ComparisonResult(str(ledger), comparisons, [], _write(comparisons, write))
 
 
@@ -216,11 +222,15 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done)
 
 
-def _comparisons(ledger: Path, baseline: str, metric: str) -> list[Comparison]:
+def _comparisons(ledger: Path, baseline: str, metric: str, methods: Sequence[str] = ()) -> list[Comparison]:
     from offramp.study.ledger import read
 
     lines = read(ledger)
     labels = list(dict.fromkeys(line.method for line in lines))
+    for method in methods:
+        if method not in labels:
+            raise ParameterError(f"method {method} is not in {ledger}: {nearest(method, labels)}", "methods")
+    lines = [line for line in lines if not methods or line.method in methods]
     if baseline != "joint" and baseline not in labels:
         raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}", "baseline")
     if metric not in comparison.METRICS:

@@ -24,7 +24,8 @@ class MethodRow:
 
     A network with fewer exits than others has None for the shallow ones; `deviation` (n - 1) and `interval95` are None
     if one seed cannot tell. `difference` and `interval95` compare with the baseline on the seeds `pairs`, which both
-    have; all three are empty if there are none.
+    have; all three are empty if there are none. `macs` holds the multiply-adds per image up to each of its own exits,
+    empty if the ledger lacks them.
     """
 
     method: str
@@ -34,6 +35,7 @@ class MethodRow:
     pairs: list[int]
     difference: list[float | None]
     interval95: list[list[float] | None]
+    macs: list[int]
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,24 @@ def compare(lines: Iterable[Line], baseline: str = "joint", metric: str = "top1"
 def _compared(lines: Sequence[Line], baseline: str, metric: str) -> Comparison:
     exits = max(len(line.accuracy) for line in lines)
     runs: dict[str, dict[int, Values]] = {baseline: {}}
+    macs: dict[str, list[int]] = {}
     for line in lines:
         missing = (None,) * (exits - len(line.accuracy))
         measured = (*line.accuracy, line.ensemble) if metric == "top1" else line.top5 or ()
         runs.setdefault(line.method, {})[line.seed] = (*missing, *measured)
+        macs[line.method] = list(line.macs or ())
     columns = [*(exit_name(exit, exits) for exit in range(exits)), *(["ensemble"] if metric == "top1" else [])]
-    rows = [_row(method, by_seed, runs[baseline], method == baseline) for method, by_seed in runs.items() if by_seed]
+    rows = [
+        _row(method, by_seed, {} if method == baseline else runs[baseline], macs[method])
+        for method, by_seed in runs.items()
+        if by_seed
+    ]
     return Comparison(lines[0].common, columns, baseline, rows, metric)
 
 
-def _row(method: str, runs: dict[int, Values], others: dict[int, Values], is_baseline: bool) -> MethodRow:
+def _row(method: str, runs: dict[int, Values], others: dict[int, Values], macs: list[int]) -> MethodRow:
     seeds = sorted(runs)
-    shared = [] if is_baseline else [seed for seed in seeds if seed in others]
+    shared = [seed for seed in seeds if seed in others]
     means = [_mean([runs[seed][column] for seed in seeds]) for column in range(len(runs[seeds[0]]))]
     differences = [
         _difference([(runs[seed][column], others[seed][column]) for seed in shared])
@@ -90,6 +98,7 @@ def _row(method: str, runs: dict[int, Values], others: dict[int, Values], is_bas
         pairs=shared,
         difference=[one.mean if one else None for one in differences],
         interval95=[_interval(one) for one in differences],
+        macs=macs,
     )
 
 
@@ -110,12 +119,19 @@ def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> Differenc
 
 
 def title(comparison: Comparison) -> str:
-    """What was compared, in a line: network, exits, data and epochs."""
+    """What was compared, in a line: network, exits, data, epochs, and on what it was evaluated."""
+    return f"{trained(comparison)}; {comparison.common.get('evaluated')}"
+
+
+def trained(comparison: Comparison) -> str:
+    """What all runs share in training: network, exits, data and epochs."""
     config = comparison.common
     width = f" width {config['net.width']}" if config.get("net.width") else ""
     few = f", {config['per-class']} images per class" if config.get("per-class") else ""
-    trained = f"{config.get('data')}{few}, {config.get('epochs')} epochs"
-    return f"{config.get('net')}{width}, {config.get('branch')} exits, {trained}; {config.get('evaluated')}"
+    return (
+        f"{config.get('net')}{width}, {config.get('branch')} exits, {config.get('data')}{few}, "
+        f"{config.get('epochs')} epochs"
+    )
 
 
 def heading(comparison: Comparison) -> str:
@@ -216,14 +232,21 @@ def latex_of(comparisons: Sequence[Comparison]) -> str:
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Every method's mean of each exit, with standard deviations over seeds, as .svg, .pdf or .png."""
-    exits = [column for column in comparison.columns if column != "ensemble"]
+    """Every method's mean of each exit against its cost, with standard deviations over seeds: .svg, .pdf or .png.
+
+    The cost is in millions of multiply-adds per image; the number of the exit if the ledger lacks it.
+    """
+    exits = len([column for column in comparison.columns if column != "ensemble"])
+    priced = all(row.macs for row in comparison.methods)
     curves = []
     for look, row in enumerate(comparison.methods):
-        places = [place for place in range(len(exits)) if row.mean[place] is not None]
-        points = [(place + 1, 100 * (row.mean[place] or 0)) for place in places]
+        places = [place for place in range(exits) if row.mean[place] is not None]
+        costs = [count / 1e6 for count in row.macs] if priced else [place + 1 for place in places]
+        points = [(cost, 100 * (row.mean[place] or 0)) for cost, place in zip(costs, places, strict=True)]
         curves.append(Curve(row.method, points, [100 * (row.deviation[place] or 0) for place in places], look, look))
-    write_figure(path, title(comparison), curves, f"exit (1 to {len(exits)})", f"{METRICS[comparison.metric]}, %")
+    cost = "million multiply-adds per image, up to each exit" if priced else f"exit (1 to {exits})"
+    label = f"{METRICS[comparison.metric]} of the {comparison.common.get('evaluated')}, %"
+    write_figure(path, trained(comparison), curves, cost, label)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

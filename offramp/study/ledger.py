@@ -17,7 +17,8 @@ class Line(NamedTuple):
     """One measured run.
 
     `method` is its label, `common` what it shares with the runs that it may be compared with (see `common`).
-    `accuracy` holds E shares; `top5` too, None in lines that lack it.
+    `accuracy` holds E shares; `top5` too, and `macs` the multiply-adds per image up to each exit; None in lines that
+    lack them.
     """
 
     method: str
@@ -26,6 +27,7 @@ class Line(NamedTuple):
     accuracy: tuple[float, ...]
     ensemble: float
     top5: tuple[float, ...] | None = None
+    macs: tuple[int, ...] | None = None
 
 
 def label(config: Mapping[str, Any]) -> str:
@@ -157,7 +159,8 @@ def _run(text: str, where: str) -> Line:
         known = common(config, found["split"], found["weights"])
         accuracy = tuple(float(share) for share in found["accuracy"])
         top5 = tuple(float(share) for share in found["top5"]) if found.get("top5") else None
-        return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5)
+        macs = tuple(int(count) for count in found["macs"]) if found.get("macs") else None
+        return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5, macs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where} is no run ({type(error).__name__}: {error}): a line is what `offramp evaluate RUN --json` prints"

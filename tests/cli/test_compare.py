@@ -244,7 +244,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint,byot(alpha=7)"], "alpha"),
         (
             ["--methods", "joint", "--show", "x.jsonl"],
-            "shows all runs of the ledger: omit --methods and --out",
+            "shows runs of the ledger: omit --out",
         ),
         (["--show", "x.jsonl", "--seeds", "7", "--ledger", "y.jsonl"], "omit --out and --ledger and --seeds"),
         (["--methods", "joint", "--seed", "3"], "take --seeds (comma-separated), not --seed"),
