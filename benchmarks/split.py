@@ -36,7 +36,7 @@ from offramp.measure.provenance import provenance
 from offramp.net import plain
 from offramp.optional import vision
 from offramp.split import split
-from offramp.split.fx_trace import logits_of
+from offramp.split.logits import logits_of
 
 TIMES_ORIGINAL, SECONDS, EXTRA = 1.02, 5.0, 0.01
 """Targets; extra memory as a share of the weights (tables that the original computes anew in each pass may stay)."""

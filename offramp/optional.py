@@ -1,4 +1,4 @@
-"""The one door to torchvision, timm and transformers: imported when asked for, with what a CPU build of torch lacks."""
+"""Imports torchvision, timm and transformers when they are needed, beside a CPU build of torch too."""
 
 import importlib
 import importlib.util

@@ -40,7 +40,7 @@ def nets(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from offramp import models
 
-    more = {} if name or json else models.DOORS
+    more = {} if name or json else models.EXTERNAL
     _list("net", models.__name__, models.built_in(), name, models.find, json, external=more)
 
 

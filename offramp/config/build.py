@@ -151,7 +151,7 @@ def build_backbone(
 
     _require_resolved(config)
     options = config.net_options
-    if models.is_door(config.net):
+    if models.is_external(config.net):
         from offramp.split import model_sources
 
         return model_sources.build(

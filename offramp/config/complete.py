@@ -77,7 +77,7 @@ def _expected(config: ResolvedConfig) -> tuple[dict[str, Any], str]:
     """Options of the data source that the network expects, and a note on what cannot be done."""
     from offramp import data, models
 
-    if not models.is_door(config.net) or len(multi_net.names(config.net)) > 1:
+    if not models.is_external(config.net) or len(multi_net.names(config.net)) > 1:
         return {}, ""
     from offramp.split.input_contract import input_contract
 

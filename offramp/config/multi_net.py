@@ -13,8 +13,8 @@ from offramp.text import quoted
 def names(net: str) -> tuple[str, ...]:
     """The networks that `net` names, comma-separated; a comma in the path of an external model belongs to it."""
     parts = tuple(net.split(","))
-    known = models.available() if models.is_door(net) else {}
-    if known and not all(models.is_door(part) or part in known for part in parts):
+    known = models.available() if models.is_external(net) else {}
+    if known and not all(models.is_external(part) or part in known for part in parts):
         return (net,)
     return parts
 
@@ -34,7 +34,7 @@ def parameters(nets: Sequence[str], options: Mapping[str, Any], short: Mapping[s
     used: set[str] = set()
     for net in nets:
         own = of_one(net, options)
-        if models.is_door(net):
+        if models.is_external(net):
             named = {f"{net}.{key.replace('-', '_')}": value for key, value in own.items()}
             values |= {key: typed(value, f"net.{key}") for key, value in named.items()}
             continue

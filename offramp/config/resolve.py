@@ -66,7 +66,7 @@ def _net_options(config: Config) -> dict[str, Any]:
     if len(names) > 1:
         return multi_net.parameters(names, config.net_options, short)
     given = {**config.net_options, **short}
-    if models.is_door(config.net):
+    if models.is_external(config.net):
         named = {key.replace("-", "_"): value for key, value in given.items()}
         return {key: multi_net.typed(value, f"net.{key}") for key, value in named.items()}
     build = models.find(config.net).build
@@ -77,7 +77,7 @@ def _short_options(config: Config) -> dict[str, Any]:
     """Parameters of a network that have an option of their own: width, and the exits of networks of this package."""
     from offramp import models
 
-    external = len(multi_net.names(config.net)) == 1 and models.is_door(config.net)
+    external = len(multi_net.names(config.net)) == 1 and models.is_external(config.net)
     if config.exits_after and not external:
         raise ParameterError(
             f"exits_after is for external models (timm:NAME and the like); {config.net} has its own stages",

@@ -9,13 +9,13 @@ from offramp.discovery import Offer, discover, from_outside, with_plugins
 from offramp.lookup import unknown
 from offramp.python_names import parsed
 
-DOORS = {
+EXTERNAL = {
     "timm:NAME": "A network of timm, newly initialised (`pip install 'offramp[vision]'`).",
     "torchvision:NAME": "A network of torchvision, newly initialised (`pip install 'offramp[vision]'`).",
     "transformers:TYPE": "A classifier of transformers, by type or folder (`pip install 'offramp[transformers]'`).",
     "python:MODULE:FUNCTION": "What a function of yours builds: a model, or stages by `offramp.split.by_hand`.",
 }
-"""Networks of others, by what stands before the colon; `offramp.split.model_sources` builds them."""
+"""External models, by the part before the colon; `offramp.split.model_sources` builds them."""
 
 
 def form_of(image_size: int) -> str:
@@ -23,8 +23,8 @@ def form_of(image_size: int) -> str:
     return "cifar" if image_size < 64 else "imagenet"
 
 
-def is_door(name: str) -> bool:
-    """Whether a name is one of a network of others."""
+def is_external(name: str) -> bool:
+    """Whether a name is that of an external model."""
     return ":" in name
 
 
@@ -47,7 +47,7 @@ def find(name: str) -> Offer:
     for family in discover(__name__):
         if name in _nets(family):
             return importlib.import_module(f"{__name__}.{family}")
-    found = None if is_door(name) else from_outside(__name__, name)
+    found = None if is_external(name) else from_outside(__name__, name)
     if found is None:
         raise unknown("net", name, available())
     return found

@@ -9,12 +9,12 @@ from offramp.net import Backbone
 from offramp.split import equivalence, exit_placement
 from offramp.split import layers as found_layers
 from offramp.split.exit_placement import Place
-from offramp.split.fx_trace import Untraceable
 from offramp.split.layers import Image
 from offramp.split.manual import by_hand
 from offramp.split.random_state import same_random_state
 from offramp.split.supported import check_supported
 from offramp.split.to_backbone import assemble
+from offramp.split.untraceable import Untraceable
 from offramp.split.weights import load_state, state
 
 __all__ = ["Place", "Untraceable", "by_hand", "load_state", "places", "split", "state"]

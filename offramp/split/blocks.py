@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from offramp.split.fx_trace import Traced
 from offramp.split.layers import WORKING
+from offramp.split.tracer import Traced
 
 
 class Unit(NamedTuple):
@@ -114,7 +114,7 @@ def _leads_into(block: list[Unit], following: list[Unit]) -> bool:
     return lone and working[0].kind is not following[-1].kind and not any(unit.changes for unit in following)
 
 
-class Tail(NamedTuple):
+class HeadNodes(NamedTuple):
     """The end of a model: what enters the classifier, the map before pooling, the logits."""
 
     feature: fx.Node
@@ -122,7 +122,7 @@ class Tail(NamedTuple):
     logits: fx.Node
 
 
-def tail(traced: Traced, classifier: str) -> Tail:
+def head_nodes(traced: Traced, classifier: str) -> HeadNodes:
     """Follow the classifier's input back to where it still was a map.
 
     Raises:
@@ -137,7 +137,7 @@ def tail(traced: Traced, classifier: str) -> Tail:
     if found is None:
         raise ValueError(f"nothing before the classifier {classifier} is a map or a sequence that exits could stand on")
     width = max(traced.values[feature][0].shape[1:])
-    return Tail(feature, _upright(traced, found, way, width), logits)
+    return HeadNodes(feature, _upright(traced, found, way, width), logits)
 
 
 def _before_pooling(traced: Traced, way: list[fx.Node]) -> fx.Node | None:

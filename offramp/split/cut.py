@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.meta_device import written
-from offramp.split.fx_trace import BATCHES, Traced
+from offramp.split.tracer import BATCHES, Traced
 
 Node = fx.Node
 _SIZES = ("shape", "dtype", "device", "ndim")

@@ -1,7 +1,8 @@
 """Whether a model and its cut form compute the same: outputs, gradients and buffers, on real batches in both modes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,13 +11,19 @@ from torch import Tensor, nn
 
 from offramp.meta_device import restored
 from offramp.net import Backbone
-from offramp.split.fx_trace import BY_HAND, dtype_of, logits_of, where
+from offramp.split.logits import dtype_of, logits_of
 from offramp.split.random_state import same_random_state, seed
+from offramp.split.unchanged import buffers_of, same_buffers, same_tensors
+from offramp.split.untraceable import BY_HAND, where
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
 """Largest difference, as a share of the largest value; GPUs choose other algorithms from one call to the next."""
-MACS = 2_000_000_000
-"""Multiply-adds of a network for one image, up to which all batches have images of its own size."""
+MACS = 500_000_000
+"""Multiply-adds for one image, up to which all batches are compared; images of larger networks are made smaller."""
+LARGEST = 10_000_000
+"""Values of a weight up to which its gradient is compared; VGG's hidden classifiers would take most of the time."""
+STEP = 32
+"""Smaller images have sides of a multiple of this, which is by how much most networks reduce them."""
 NOISE = 1e-2
 """Gradients below this share of the model's largest gradient are compared with that, as what is left of sums to 0."""
 
@@ -31,6 +38,29 @@ class Pass(NamedTuple):
     logits: Tensor
     gradients: dict[int, Tensor | None]
     buffers: dict[str, Tensor]
+
+
+class Case(NamedTuple):
+    """A comparison: the size of the batch, the mode, and whether gradients are computed."""
+
+    batch: int
+    training: bool
+    gradients: bool
+
+    def __str__(self) -> str:
+        return f"for a batch of {self.batch} in {'training' if self.training else 'evaluation'} mode"
+
+
+ONE, THREE = Case(1, training=False, gradients=False), Case(3, training=False, gradients=False)
+TRAIN_ONE, TRAIN_THREE = Case(1, training=True, gradients=False), Case(3, training=True, gradients=True)
+
+
+class Pair(NamedTuple):
+    """A model, its cut form, and the layers at the cuts."""
+
+    model: nn.Module
+    backbone: Backbone
+    after: Sequence[str]
 
 
 Forward = Callable[[Tensor], tuple[list[Tensor], Tensor]]
@@ -49,7 +79,8 @@ def check(
 
     Weights that are all equal (zeros at the start) are made unequal for the comparison. A model that has weights on the
     meta device is not run. A network of more than `MACS` multiply-adds is compared on one image of its own size, and on
-    all other batches at half that size if both sides are equal there; otherwise at its own size as well.
+    all other batches on images that leave about `MACS`, if both sides take them. Networks of a fixed size are compared
+    on three images in evaluation and, gradients included, on one in training (on three if one is too few for them).
 
     Args:
         after: the layers at the cuts, in order.
@@ -65,90 +96,101 @@ def check(
     lost = [name for part in parts for name, tensor in part.named_parameters() if tensor.is_meta]
     if lost:
         raise ValueError(f"{type(model).__name__} cannot be cut: {lost[0]} would lose its values; {BY_HAND}")
-    with same_random_state(), _same_tensors(model, net), restored(model), restored(net):
+    with same_random_state(), same_tensors(model, net), restored(model), restored(net):
         if device is not None:
             model.to(device)
             net.to(device)
         with _unequal(model):
-            for training, batch in ((False, 1), (False, 3), (True, 3), (True, 1)):
-                first = batch == 1 and not training
-                if first or macs <= MACS or not _equal_when_small(model, backbone, after, batch, training):
-                    _compare(model, backbone, after, backbone.shape, batch, training)
+            _compare_all(Pair(model, backbone, after), macs)
 
 
-def _equal_when_small(model: nn.Module, backbone: Backbone, after: Sequence[str], batch: int, training: bool) -> bool:
-    channels, height, width = backbone.shape
-    try:
-        return _compare(model, backbone, after, (channels, height // 2, width // 2), batch, training)
-    except ValueError:
-        return False
+def _compare_all(pair: Pair, macs: int) -> None:
+    """Compare evaluation and training, one image and three, at a cost that does not grow with the network."""
+    shape = pair.backbone.shape
+    if macs <= MACS:
+        for case in (ONE, THREE, TRAIN_THREE, TRAIN_ONE):
+            _compare(pair, shape, case)
+    elif _equal_when_small(pair, macs):
+        _compare(pair, shape, ONE)
+    else:
+        _compare(pair, shape, THREE)
+        _compare(pair, shape, TRAIN_ONE._replace(gradients=True)) or _compare(pair, shape, TRAIN_THREE)
+
+
+def _equal_when_small(pair: Pair, macs: int) -> bool:
+    """Whether both sides take images that leave about `MACS`, or some larger ones, and compute the same then."""
+    channels, *sides = pair.backbone.shape
+    factor = math.sqrt(MACS / macs)
+    small = [STEP * max(1, round(side * factor / STEP)) for side in sides]
+    while all(less < side for less, side in zip(small, sides, strict=True)):
+        with suppress(ValueError):
+            for case in (THREE, TRAIN_THREE, TRAIN_ONE):
+                _compare(pair, (channels, *small), case)
+            return True
+        small = [2 * less for less in small]
+    return False
 
 
 def _parts(backbone: Backbone) -> list[nn.Module]:
     return [*(block for stage in backbone.stages for block in stage), backbone.head]
 
 
-def _compare(
-    model: nn.Module, backbone: Backbone, after: Sequence[str], shape: tuple[int, ...], batch: int, training: bool
-) -> bool:
+def _compare(pair: Pair, shape: tuple[int, ...], case: Case) -> bool:
     """Raise ValueError if both sides differ; whether the model can be run on this batch."""
+    model, backbone, after = pair
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(batch)
-    images = torch.randn(batch, *shape, generator=generator).to(device, dtype_of(model))
-    name, when = type(model).__name__, f"for a batch of {batch} in {'training' if training else 'evaluation'} mode"
+    generator = torch.Generator().manual_seed(case.batch)
+    images = torch.randn(case.batch, *shape, generator=generator).to(device, dtype_of(model))
+    name = type(model).__name__
 
     def run_model() -> Pass:
-        return _run([model], partial(_forward_model, model, after), images, training)
+        return _run([model], partial(_forward_model, model, after), images, case)
 
     try:
         expected = run_model()
     except Exception as error:  # a model may fail in any way
         reason = " ".join(str(error).split())[:200]
-        if training and "more than 1 value per channel" in reason:
+        if case.training and "more than 1 value per channel" in reason:
             return False  # a batch norm cannot train on this batch
-        raise ValueError(f"{name} itself fails {when}: {where(error)}: {reason}") from error
+        raise ValueError(f"{name} itself fails {case}: {where(error)}: {reason}") from error
     try:
-        difference = _difference(
-            expected, _run(_parts(backbone), partial(_forward, backbone), images, training), backbone
-        )
+        difference = _difference(expected, _run(_parts(backbone), partial(_forward, backbone), images, case), backbone)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the cut form of {name} fails {when}, the model itself does not: {reason}; {BY_HAND}"
+            f"the cut form of {name} fails {case}, the model itself does not: {reason}; {BY_HAND}"
         ) from error
     if difference is None:
         return True
     if _difference(expected, run_model(), backbone) is not None:
         raise ValueError(
-            f"the cut form of {name} cannot be checked: {when}, the model itself computes something else in every "
+            f"the cut form of {name} cannot be checked: {case}, the model itself computes something else in every "
             "pass, even with the same random numbers; split(..., check=False) cuts it unchecked"
         )
     stage, what = difference
     part = f"stage {stage + 1} (up to {after[stage]})" if stage < len(after) else "the last stage or the head"
-    raise ValueError(f"the cut form of {name} is not the model: {when}, {part} {what}; {BY_HAND}")
+    raise ValueError(f"the cut form of {name} is not the model: {case}, {part} {what}; {BY_HAND}")
 
 
-def _run(parts: Sequence[nn.Module], forward: Forward, images: Tensor, training: bool) -> Pass:
-    """A pass that begins with the same random numbers and buffers as any other; gradients of more than one image."""
+def _run(parts: Sequence[nn.Module], forward: Forward, images: Tensor, case: Case) -> Pass:
+    """A pass that begins with the same random numbers and buffers as any other."""
     net = nn.ModuleList(parts)
     parameters = list(net.parameters())
     for parameter in parameters:
         parameter.grad = None
     seed(0)
-    with _same_buffers(parts), restored(net):
+    with same_buffers(parts), restored(net):
+        for parameter in parameters:
+            parameter.requires_grad_(parameter.requires_grad and parameter.numel() <= LARGEST)
         for part in parts:
-            part.train(training)
-        with torch.set_grad_enabled(training):
+            part.train(case.training)
+        with torch.set_grad_enabled(case.gradients):
             states, logits = forward(images)
-            if logits.requires_grad and len(images) > 1:
+            if case.gradients and logits.requires_grad:
                 logits.square().sum().backward()  # type: ignore[no-untyped-call]
         gradients = {id(parameter): parameter.grad for parameter in parameters}
-        buffers = {name: buffer.clone() for name, buffer in _buffers(parts).items()}
+        buffers = {name: buffer.clone() for name, buffer in buffers_of(parts).items()}
     return Pass(states, logits.detach(), gradients, buffers)
-
-
-def _buffers(parts: Sequence[nn.Module]) -> dict[str, Tensor]:
-    return {name: buffer for part in parts for name, buffer in part.named_buffers(remove_duplicate=False)}
 
 
 def _forward(backbone: Backbone, images: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -183,12 +225,10 @@ def _difference(expected: Pass, found: Pass, backbone: Backbone) -> tuple[int, s
             return stage, "returns other values"
     if not _close(expected.logits, found.logits):
         return len(expected.states), "returns other logits"
-    largest = max((float(grad.abs().max()) for grad in expected.gradients.values() if grad is not None), default=0.0)
     last = [*backbone.stages[-1], backbone.head]
     for stage, blocks in enumerate([*(list(stage) for stage in backbone.stages[:-1]), last]):
         for name, parameter in (named for block in blocks for named in block.named_parameters()):
-            grad, found_grad = (_gradient(each, parameter) for each in (expected, found))
-            if not _close(grad, found_grad, NOISE * largest):
+            if not _same_gradient(expected, found, parameter):
                 return stage, f"computes another gradient of {name}"
         for name in (name for block in blocks for name, _ in block.named_buffers()):
             if (
@@ -200,9 +240,14 @@ def _difference(expected: Pass, found: Pass, backbone: Backbone) -> tuple[int, s
     return None
 
 
-def _gradient(of_pass: Pass, parameter: Tensor) -> Tensor:
-    grad = of_pass.gradients.get(id(parameter))
-    return torch.zeros_like(parameter) if grad is None else grad
+def _same_gradient(expected: Pass, found: Pass, parameter: Tensor) -> bool:
+    """Whether a parameter has the same gradient in both; none is as good as zeros."""
+    own, cut = (each.gradients.get(id(parameter)) for each in (expected, found))
+    if own is cut or (own is not None and cut is not None and torch.equal(own, cut)):
+        return True
+    own, cut = (torch.zeros_like(parameter) if each is None else each for each in (own, cut))
+    largest = max((float(grad.abs().max()) for grad in expected.gradients.values() if grad is not None), default=0.0)
+    return _close(own, cut, NOISE * largest)
 
 
 def _close(own: Tensor, cut: Tensor, least: float = 0.0) -> bool:
@@ -219,36 +264,12 @@ def _close(own: Tensor, cut: Tensor, least: float = 0.0) -> bool:
 
 
 @contextmanager
-def _same_buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Restore the values of all buffers afterwards."""
-    buffers = _buffers(parts)
-    before = {name: buffer.clone() for name, buffer in buffers.items()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in buffers.items():
-                buffer.copy_(before[name])
-
-
-@contextmanager
-def _same_tensors(*modules: nn.Module) -> Iterator[None]:
-    """Restore the values' places and gradients of all parameters afterwards."""
-    before = [(tensor, tensor.data, tensor.grad) for module in modules for tensor in module.parameters()]
-    try:
-        yield
-    finally:
-        for tensor, data, grad in before:
-            tensor.data, tensor.grad = data, grad
-
-
-@contextmanager
 def _unequal(model: nn.Module) -> Iterator[None]:
     """Within, weights of which all are equal are not, so that none of them hides a difference (layer scale of 0)."""
     changed: list[tuple[Tensor, float]] = []
     with torch.no_grad():
         for tensor in model.parameters():
-            if tensor.is_floating_point() and tensor.numel():
+            if tensor.is_floating_point() and tensor.numel() and tensor.flatten()[0] == tensor.flatten()[-1]:
                 lowest, highest = tensor.aminmax()
                 if lowest == highest:
                     changed.append((tensor, float(lowest)))

@@ -16,12 +16,12 @@ NEAR = 0.05
 class Place(NamedTuple):
     """Where an exit can stand: the layer before it, the share of the multiply-adds up to it.
 
-    `turns` says that the shape of the state changes behind it.
+    `shape_changes` says whether the shape of the state changes behind it.
     """
 
     layer: str
     share: float
-    turns: bool
+    shape_changes: bool
 
 
 def places(layers: Layers) -> list[Place]:
@@ -30,12 +30,14 @@ def places(layers: Layers) -> list[Place]:
     nodes = list(traced.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
     spent = list(accumulate(traced.macs.get(node, 0) for node in nodes))
-    limit = order[blocks.tail(traced, layers.classifier).map]
+    limit = order[blocks.head_nodes(traced, layers.classifier).map]
     found: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in layers.ends]
     found = [(name, node) for name, node in found if order[node] < limit and spent[order[node]] > 0]
     shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in found]
-    turns = [index + 1 == len(found) or shape != shapes[index + 1] for index, shape in enumerate(shapes)]
-    return [Place(name, spent[order[node]] / spent[-1], turn) for (name, node), turn in zip(found, turns, strict=True)]
+    changes = [index + 1 == len(found) or shape != shapes[index + 1] for index, shape in enumerate(shapes)]
+    return [
+        Place(name, spent[order[node]] / spent[-1], change) for (name, node), change in zip(found, changes, strict=True)
+    ]
 
 
 def equal(layers: Layers, exits: int) -> list[str]:
@@ -66,4 +68,4 @@ def equal(layers: Layers, exits: int) -> list[str]:
 
 def _score(place: Place, wanted: float) -> tuple[bool, bool, float]:
     distance = abs(place.share - wanted)
-    return distance > NEAR, not place.turns and distance <= NEAR, distance
+    return distance > NEAR, not place.shape_changes and distance <= NEAR, distance

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from offramp.split.fx_trace import Traced
+from offramp.split.tracer import Traced
 
 _number = count()
 

@@ -10,7 +10,10 @@ from torch import Tensor, fx, nn
 from offramp.lookup import nearest
 from offramp.meta_device import run_on_meta, written
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.fx_trace import BATCHES, NoLogits, Traced, Untraceable, dtype_of, logits_of, trace, where
+from offramp.split.fx_trace import trace
+from offramp.split.logits import NoLogits, dtype_of, logits_of
+from offramp.split.tracer import BATCHES, Traced
+from offramp.split.untraceable import Untraceable, where
 
 Image = tuple[int, int, int]
 WORKING = (nn.Linear, nn.modules.conv._ConvNd)

@@ -9,8 +9,8 @@ from offramp.net import Backbone
 from offramp.outputs import State
 
 
-class Answering(nn.Module):
-    """A head that answers logits alone, completed with what goes into it: (B, C) -> (logits, feature, map)."""
+class CompletedHead(nn.Module):
+    """A head that returns logits alone, completed with its input: (B, C) -> (logits, feature, map)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -25,12 +25,12 @@ class Answering(nn.Module):
 
 
 def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int, int]) -> Backbone:
-    """A network from its stages: the first takes the images, each hands on a state, the head turns the last to logits.
+    """A network from its stages: the first takes the images, each returns a state, the head turns the last to logits.
 
     A state is a tensor, or a tuple of tensors, with the batch first everywhere.
 
     Args:
-        head: answers logits (B, C), or (logits, feature (B, D), map).
+        head: returns logits (B, C), or (logits, feature (B, D), map).
         shape: (channels, height, width) of the images.
 
     Raises:
@@ -47,7 +47,7 @@ def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int,
             raise ValueError(f"stage {number} hands on something else than tensors with the batch first")
     answer = _next("the head", head, state)
     if isinstance(answer, Tensor):
-        head = Answering(head)
+        head = CompletedHead(head)
     elif not (isinstance(answer, tuple) and len(answer) == 3):
         raise ValueError("the head must return logits (B, C), or logits, feature (B, D) and map")
     return Backbone(blocks, head, shape)

@@ -14,7 +14,8 @@ from offramp.lookup import ParameterError, nearest, unknown, with_parameters
 from offramp.net import Backbone
 from offramp.optional import vision
 from offramp.python_names import import_module, working_directory
-from offramp.split.fx_trace import dtype_of, where
+from offramp.split.logits import dtype_of
+from offramp.split.untraceable import where
 
 EXITS = 4
 """Exits, the final one included, where neither their number nor their places were asked for."""
@@ -41,7 +42,7 @@ def build(
     """Build an external model, newly initialised, and cut it; nothing is fetched.
 
     Args:
-        name: as in `offramp.models.DOORS`.
+        name: as in `offramp.models.EXTERNAL`.
         classes: number of classes C.
         channels: channels of the images.
         size: (height, width) of the images; default what the network is made for.

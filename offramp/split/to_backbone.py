@@ -10,9 +10,9 @@ from offramp.meta_device import written
 from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.fx_trace import Traced
 from offramp.split.graph_module import Rebuilder, Subgraph, plan, put_tensor
 from offramp.split.layers import Image, Layers, main, own_names
+from offramp.split.tracer import Traced
 
 
 def assemble(
@@ -23,7 +23,7 @@ def assemble(
     Raises:
         ValueError: if the layers are not in order, not before the pooling, or something cannot pass a cut.
     """
-    end = blocks.tail(layers.traced, layers.classifier)
+    end = blocks.head_nodes(layers.traced, layers.classifier)
     after = own_names(model, after)
     groups = _groups(model, layers, _in_order(layers, after, end), end)
     parts = _parts(model, layers.traced, groups, end, shape, after)
@@ -63,7 +63,7 @@ def order_of(traced: Traced) -> dict[fx.Node, int]:
     return {node: index for index, node in enumerate(traced.graph.nodes)}
 
 
-def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx.Node]:
+def _in_order(layers: Layers, after: Sequence[str], end: blocks.HeadNodes) -> list[fx.Node]:
     """The nodes behind which to cut, checked."""
     traced, order = layers.traced, order_of(layers.traced)
     cuts: list[fx.Node] = []
@@ -94,7 +94,7 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.Tail) -> list[fx
     return cuts
 
 
-def _choice(layers: Layers, end: blocks.Tail) -> str:
+def _choice(layers: Layers, end: blocks.HeadNodes) -> str:
     """The end of a sentence about a wrong place: the layers at whose end only their own value passes on."""
     order = order_of(layers.traced)
     names = [name for name, node in layers.ends if order[main(layers.traced, node)] < order[end.map]]
@@ -103,7 +103,7 @@ def _choice(layers: Layers, end: blocks.Tail) -> str:
     return f"exits can stand after {', '.join(names if len(names) <= 12 else [*names[:5], '…', *names[-6:]])}"
 
 
-def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.Tail) -> list[list[fx.Node]]:
+def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.HeadNodes) -> list[list[fx.Node]]:
     """The last nodes of the blocks of every stage; behind the last of them the head begins."""
     traced, order = layers.traced, order_of(layers.traced)
     ends = {main(traced, node) for _, node in layers.ends} | set(cuts)
@@ -118,7 +118,12 @@ def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.T
 
 
 def _parts(
-    model: nn.Module, traced: Traced, groups: list[list[fx.Node]], end: blocks.Tail, shape: Image, after: Sequence[str]
+    model: nn.Module,
+    traced: Traced,
+    groups: list[list[fx.Node]],
+    end: blocks.HeadNodes,
+    shape: Image,
+    after: Sequence[str],
 ) -> list[Subgraph]:
     flat = [node for group in groups for node in group]
     last = {group[-1]: name for group, name in zip(groups, after, strict=False)}

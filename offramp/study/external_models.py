@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from offramp.optional import vision
-from offramp.split import exit_placement, layers, model_sources, split
+from offramp.split import equivalence, exit_placement, layers, model_sources
+from offramp.split.supported import check_supported
+from offramp.split.to_backbone import assemble
 
 TIMM = """
     test_convnext test_efficientnet test_vit test_nfnet test_mambaout test_byobnet test_resnet starnet_s050
@@ -84,11 +86,13 @@ def survey(name: str) -> dict[str, Any]:
     if size > GIB:
         return {**record, "result": "too large", "reason": f"{size:.1f} GiB of weights"}
     torch.manual_seed(0)
-    model = _model(name, side)
+    model, shape = _model(name, side), (3, side, side)
     try:
-        found = layers.find(model, (3, side, side))
+        check_supported(model)
+        found = layers.find(model, shape)
         after = exit_placement.equal(found, min(EXITS, len(exit_placement.places(found)) + 1))
-        split(model, after, (3, side, side))
+        backbone = assemble(model, found, after, shape, None)
+        equivalence.check(model, backbone, after, macs=sum(found.traced.macs.values()))
     except ValueError as error:
         return {**record, "result": "refused", "reason": str(error)}
     return {**record, "result": "equal", "after": after}

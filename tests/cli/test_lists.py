@@ -126,7 +126,7 @@ def test_the_document_shows_the_costs_that_the_list_shows() -> None:
 @pytest.mark.parametrize("verb", ["nets", "branches", "data"])
 def test_a_narrow_terminal_is_enough(offramp: Offramp, verb: str) -> None:
     lines = offramp(verb).out.splitlines()
-    names = {*OFFERS[verb], *models.DOORS}
+    names = {*OFFERS[verb], *models.EXTERNAL}
     assert all(len(line) <= 80 for line in lines)
     assert all(line.startswith(" ") or line.split()[0] in names for line in lines)
 

@@ -137,5 +137,5 @@ def test_a_missing_package_names_the_command(
 
 
 def test_every_door_is_listed() -> None:
-    assert {name.partition(":")[0] for name in models.DOORS} == {"timm", "torchvision", "transformers", "python"}
-    assert not any(models.is_door(name) for name in models.available())
+    assert {name.partition(":")[0] for name in models.EXTERNAL} == {"timm", "torchvision", "transformers", "python"}
+    assert not any(models.is_external(name) for name in models.available())

@@ -18,7 +18,7 @@ from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, segments
 from offramp.optional import vision
 from offramp.outputs import State
 from offramp.split import exit_placement, layers, load_state, split, state
-from offramp.split.fx_trace import logits_of
+from offramp.split.logits import logits_of
 
 CLASSES = 5
 
