@@ -127,8 +127,12 @@ def _owners(group: str) -> dict[str, list[Plugin]]:
 
 
 def scan(group: str) -> Scan:
-    """All entries of a group among what is installed, in the order of `sys.path`; nothing is imported."""
-    return _scan(group, tuple(sys.path))
+    """All entries of a group among what is installed, in the order of `sys.path`; nothing is imported.
+
+    The working directory is left out, although it may be on `sys.path`: what lies there was not installed.
+    """
+    here = Path.cwd()
+    return _scan(group, tuple(path for path in sys.path if Path(path).absolute() != here))
 
 
 @cache

@@ -179,6 +179,18 @@ def test_an_installation_that_hides_another_is_no_double(install: Install) -> No
     assert methods.about()["mine"].package == "same.name 2.0"
 
 
+@pytest.mark.parametrize("here", ["", "."])
+def test_the_working_directory_installs_nothing(install: Install, monkeypatch: pytest.MonkeyPatch, here: str) -> None:
+    """A folder that was downloaded may hold the metadata of a package."""
+    folder = install("downloaded", JOINT.format(name="mine", value="mine"), mine=GOOD)
+    assert "mine" in methods.available()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [here, *sys.path])
+    assert "mine" not in methods.available()
+    with pytest.raises(ParameterError, match="unknown method 'mine'"):
+        methods.find("mine")
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -379,6 +391,7 @@ def test_the_names_of_networks_are_those_of_this_package_without_plugins() -> No
 WALK = """
 import json, sys
 from offramp.cli import main
+sys.path.append(sys.argv[2])
 for words in json.loads(sys.argv[1]):
     print("$", *words, flush=True)
     try:
@@ -412,18 +425,23 @@ def test_a_plugin_in_a_fresh_environment_from_methods_to_export(tmp_path: Path) 
         "train --out run --resume",
         "evaluate run",
         "calibrate run --macs 0.9",
-        f"compare {compared} {shared} --methods joint,neighbour(weight=0.5) --out compared --jobs 1",
+        f"compare {compared} {shared} --methods joint,neighbour(weight=0.5),python:own_method --out compared --jobs 1",
         "export run --out bundle",
     ]
     words = json.dumps([command.split() for command in commands])
     environment = {**os.environ, "OFFRAMP_STATE": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [python, "-c", WALK, words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+        [python, "-c", WALK, words, ROOT / "examples"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert ran.returncode == 0, ran.stderr
     assert "(package offramp-example 0.1.0)" in ran.stdout
     lines = [json.loads(line) for line in (tmp_path / "compared/results.jsonl").read_text().splitlines()]
-    assert [line["config"]["method"] for line in lines] == ["joint", "neighbour"]
+    assert [line["config"]["method"] for line in lines] == ["joint", "neighbour", "python:own_method"]
     assert all(line["provenance"]["versions"]["offramp-example"] == "0.1.0" for line in lines)
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["provenance"]["versions"]["offramp-example"] == "0.1.0"

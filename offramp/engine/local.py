@@ -117,9 +117,10 @@ def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
 def _start(job: Job, at_once: int, keep_open: int) -> None:
     """Start the job's process; it is told that we are gone by the end of its standard input."""
     program = "from offramp.engine.local import child; child()"
-    here = str(Path(__file__).parents[2])
-    paths = os.pathsep.join(path for path in (here, os.environ.get("PYTHONPATH")) if path)
-    environment = {**os.environ, "PYTHONPATH": paths}
+    paths = dict.fromkeys(
+        (str(Path(__file__).parents[2]), *filter(None, sys.path))
+    )  # it finds the modules that we find
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if at_once > 1:
         threads = max(1, _cores() // at_once)
         environment["OMP_NUM_THREADS"] = str(min(threads, _number(os.environ.get("OMP_NUM_THREADS"), threads)))
