@@ -18,6 +18,9 @@ from offramp.text import one_line, quoted
 PREFIX = "python:"
 """Names that begin so import a module of the user's."""
 
+_folders: set[str] = set()
+"""Where the source files of imported modules lie; see `failing_line`."""
+
 
 class Builder(NamedTuple):
     """Code from outside the package.
@@ -57,9 +60,11 @@ def import_module(name: str) -> ModuleType:
         ParameterError: with the reason, if it cannot be imported.
     """
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # code of the user's fails in many ways
         raise ParameterError(f"python:{name} cannot be imported: {reason(error)}") from error
+    _remember(module)
+    return module
 
 
 def builder(
@@ -76,6 +81,7 @@ def builder(
     Raises:
         ParameterError: if the module has no such function, with the nearest name.
     """
+    _remember(module)
     build = getattr(module, function, None)
     if not callable(build):
         names = [name for name in dir(module) if not name.startswith("_")]
@@ -96,7 +102,8 @@ def _with_place(
         except (ValueError, OSError, MemoryError):
             raise
         except Exception as error:
-            raise ValueError(f"{owner} failed: {_place(error, build)}{reason(error)}") from error
+            line = failing_line(error)
+            raise ValueError(f"{owner} failed: {f'{line}: ' if line else ''}{reason(error)}") from error
 
     return call
 
@@ -109,14 +116,17 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: Exception, build: Callable[..., Any]) -> str:
-    """`my_methods.py, line 12: `: the deepest line of the folder that `build` is defined in."""
-    code = getattr(build, "__code__", None)
-    folder = str(Path(code.co_filename).parent) if code else ""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if str(Path(frame.filename).parent) == folder
-    ]
-    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: `{frames[-1].line}`: " if frames else ""
+def _remember(module: ModuleType) -> None:
+    file = getattr(module, "__file__", None)  # modules that are built into Python have none
+    if file:
+        _folders.add(str(Path(file).parent))
+
+
+def failing_line(error: BaseException) -> str | None:
+    """The deepest line of code from outside that an error passed: `my_methods.py, line 12: ...`; None if it did not."""
+    calls = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in calls if str(Path(frame.filename).parent) in _folders]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else None
 
 
 @contextmanager

@@ -270,6 +270,12 @@ def build(*, scale=2, words: "NotThere" = ()):
         raise ValueError("scale must not be 3")
     return joint() if scale == 2 else sibling.wrong(scale)
 
+def fails():
+    from offramp import Method
+    def objective(outputs, batch, progress):
+        return {"ce": outputs.logit.sum()}
+    return Method(objective)
+
 def nothing(*values):
     return "nothing"
 '''
@@ -300,6 +306,7 @@ def test_modules_from_the_working_directory(mine: Path) -> None:
         ("python:a:b:c", "python:a:b:c must be python:package.module or python:package.module:function"),
         ("python:mine:", "python:mine: must be python:package.module or python:package.module:function"),
         ("python:no_such_module", "python:no_such_module cannot be imported: No module named 'no_such_module'"),
+        ("python:sys:exiit", "python:sys:exiit: sys has no function 'exiit'; the nearest is 'exit'"),
         ("python:mine:nothin", "python:mine:nothin: mine has no function 'nothin'; the nearest is 'nothing'"),
     ],
 )
@@ -334,6 +341,15 @@ def test_what_does_not_return_the_right_thing(mine: Path) -> None:
     config = resolve(offramp.Config(branch="python:mine:nothing", method="joint", device="cpu"))
     with pytest.raises(ValueError, match=r"^python:mine:nothing: build must return a module or None, got str"):
         build_net(config, build_method(config), classes=3, shape=(3, 8, 8))
+
+
+def test_an_error_while_training_names_the_line_of_the_users(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "train --method python:mine:fails --net resnet18 --width 4 --branch linear --precision 32 --device cpu"
+    status, _, err = run(capsys, *words.split(), "--out", "run")
+    line = next(number for number, text in enumerate(MINE.splitlines(), 1) if "outputs.logit.sum" in text)
+    said = "AttributeError: 'ExitOutputs' object has no attribute 'logit' (mine.py, line"
+    assert status == 1 and f'{said} {line}: `return {{"ce": outputs.logit.sum()}}`; OFFRAMP_DEBUG=1' in err
+    assert "please report" not in err
 
 
 def test_a_module_is_documented(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:

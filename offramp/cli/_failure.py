@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offramp.cli._errors import as_typed
 from offramp.lookup import ParameterError
+from offramp.python_names import failing_line
 from offramp.text import one_line
 
 DEBUG = "OFFRAMP_DEBUG"
@@ -33,7 +34,7 @@ def explain(error: Exception) -> tuple[str, int]:
     """(what went wrong, the exit status): 2 if a word of the command was not understood, else 1.
 
     Errors of the user's files and machine are told as they are. What nobody expected, a mistake of ours or of a
-    library, is told with its type and the line that it was raised at.
+    library, is told with its type and the line that it was raised at; one of code from outside with the line there.
     """
     if isinstance(error, ParameterError):
         return as_typed(error), 2
@@ -44,6 +45,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"there is not enough memory{f': {error}' if str(error) else ''}", 1
     if _expected(error):
         return as_typed(error), getattr(error, "status", 1)
+    line = failing_line(error)
+    if line:
+        return f"{type(error).__name__}: {one_line(str(error), 300)} ({line}; {DEBUG}=1 shows the calls)", 1
     return (
         f"unexpected {type(error).__name__}: {one_line(str(error), 300)} (raised at {_place(error)}; {DEBUG}=1 shows "
         "the calls; please report it)",
