@@ -1,4 +1,4 @@
-"""The command line: one file per verb; torch is imported inside the verbs, so that --help answers at once."""
+"""The command line: one file per verb; torch is imported inside the verbs, so that --help is fast."""
 
 import dataclasses
 import inspect
@@ -45,7 +45,7 @@ def app(*names: str) -> "App":
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; exit status 0 if it did what was asked, 1 if it could not, 2 if it was not understood."""
+    """Run one command; exit status 0 on success, 1 on failure, 2 if it was not understood."""
     words = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -54,16 +54,16 @@ def main(argv: list[str] | None = None) -> None:
         try:
             status = _run(words)
         finally:
-            print(end="", flush=True)  # while somebody can still be told that it failed
+            print(end="", flush=True)  # while a failure can still be reported
     except KeyboardInterrupt:
         status = 130
     except OSError as error:
-        status = _unheard(error)
+        status = _unwritable(error)
     sys.exit(status)
 
 
-def _unheard(error: OSError) -> int:
-    """Standard output takes no more: where its reader has seen enough, nothing is to be said."""
+def _unwritable(error: OSError) -> int:
+    """Standard output cannot be written; if its reader has closed it, that is no error to report."""
     if not isinstance(error, BrokenPipeError):
         print(f"offramp: standard output cannot be written: {error.strerror}", file=sys.stderr)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
@@ -98,7 +98,7 @@ def _run(words: list[str]) -> int:
             keep_freed_memory()
         app(*named)(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return fail(words, _said(error, typed), 2)
+        return fail(words, _parser_message(error, typed), 2)
     except ParameterError as error:
         return fail(words, blamed(words, as_typed(error)), 2)
     except BrokenPipeError:
@@ -113,8 +113,8 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _said(error: "CycloptsError", typed: list[str]) -> str:
-    """What was wrong with the words that were typed, in one line."""
+def _parser_message(error: "CycloptsError", typed: list[str]) -> str:
+    """The parser's error, in one line."""
     from cyclopts.exceptions import MissingArgumentError, ValidationError
 
     argument, verb = error.argument, " ".join(error.command_chain or ())
@@ -129,12 +129,16 @@ def _said(error: "CycloptsError", typed: list[str]) -> str:
         return f"{error.keyword or argument.name} needs a value"
     if misspelt := _misspelt(typed):
         return misspelt
-    goes = "where the run goes, such as --out runs/a" if verb == "train" else "the folder to write, such as --out made"
+    goes = (
+        "the folder of the run, such as --out runs/a"
+        if verb == "train"
+        else "the folder to write, such as --out bundle"
+    )
     return f"{argument.name} is missing: {goes}"
 
 
 def _misspelt(typed: list[str]) -> str:
-    """An option that the verb does not have, and the nearest: what is missing may be there under another name."""
+    """An unknown option and the nearest one: a missing option may be there, misspelt."""
     known = [name for argument in app(typed[0])[typed[0]].assemble_argument_collection() for name in argument.names]
     for word in typed[1:]:
         name = word.partition("=")[0].replace("_", "-")
@@ -144,7 +148,7 @@ def _misspelt(typed: list[str]) -> str:
 
 
 def _usage(verb: Callable[..., Any]) -> str:
-    """What is typed after the verb, arguments by their names."""
+    """The usage line of a verb."""
     needed, placed = [], []
     for name, spec in inspect.signature(verb).parameters.items():
         if spec.kind is spec.VAR_POSITIONAL:

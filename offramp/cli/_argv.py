@@ -1,4 +1,4 @@
-"""What people type, made ready for the parser: dotted parameters gathered, the config file merged (options win)."""
+"""Prepares the command line for the parser: collects dotted parameters and merges the config file (options win)."""
 
 import dataclasses
 from collections.abc import Callable

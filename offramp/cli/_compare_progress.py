@@ -1,4 +1,4 @@
-"""What the terminal shows while several runs train: a line for each that is at work, and one for all of them."""
+"""Progress of several trainings in the terminal: a line for each that is running, and one for all of them."""
 
 import json
 import time
@@ -17,7 +17,7 @@ TAIL = 2**20
 
 
 class CompareProgress:
-    """Who is told how the runs of a comparison go; at most 80 columns wide, for names of usual length."""
+    """The reporter of a comparison; at most 80 columns wide, for names of usual length."""
 
     def __init__(self, show: bool) -> None:
         self.quiet, self.live = not show, show and stderr.is_terminal
@@ -37,7 +37,7 @@ class CompareProgress:
         self.began: dict[str, float] = {}
 
     def begin(self, runs: int, finished: int, epochs: int) -> None:
-        """So many runs, of which some are finished already."""
+        """Show the number of runs, of which `finished` are finished already."""
         self.runs, self.ended_runs, self.epochs = runs, finished, epochs
         before = f", {finished} of them finished before" if finished else ""
         self.note(f"{runs} {'run' if runs == 1 else 'runs'} of {epochs} epochs{before}")
@@ -51,10 +51,10 @@ class CompareProgress:
         if self.live:
             self.tasks[job.name] = self.bar.add_task(_short(job.name), total=self.epochs, state="starts")
         else:
-            self.note(f"{job.name}: starts; what it says goes to {job.log}")
+            self.note(f"{job.name}: started, log in {job.log}")
 
     def running(self, job: Job) -> None:
-        """Move the bars to the last epoch that the run has said."""
+        """Move the bars to the last epoch that the run has recorded."""
         if not self.live:
             return
         epoch, exits = last_epoch(job.folder)
@@ -64,7 +64,7 @@ class CompareProgress:
         self._move()
 
     def ended(self, job: Job) -> None:
-        """A line with what came of the run."""
+        """Print a line with the result of the run."""
         self.ended_runs += 1
         seconds = time.monotonic() - self.began[job.name]
         _, exits = last_epoch(job.folder)
@@ -92,7 +92,7 @@ class CompareProgress:
         return working(text, total, self.live)
 
     def stop(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self.total is not None:
             self.bar.stop()
 

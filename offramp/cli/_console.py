@@ -1,4 +1,4 @@
-"""What the terminal shows: progress while training, tables, lists of what there is."""
+"""Terminal output: progress of tasks, tables, lists of names."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,11 +21,11 @@ WIDTH = 78
 
 
 def console(**options: Any) -> Console:
-    """A console that prints texts as they are: no markup or emoji codes in them, control characters as escapes."""
-    made = Console(markup=False, emoji=False, **options)
-    render = made.render_str
-    made.render_str = lambda text, **more: render(printable(text, lines=True), **more)  # type: ignore[method-assign]
-    return made
+    """A console that prints texts literally: no markup or emoji codes, control characters escaped."""
+    result = Console(markup=False, emoji=False, **options)
+    render = result.render_str
+    result.render_str = lambda text, **more: render(printable(text, lines=True), **more)  # type: ignore[method-assign]
+    return result
 
 
 stdout = console()
@@ -33,7 +33,7 @@ stderr = console(stderr=True)
 
 
 def warn_of_stale(run: "LoadedRun", weights: str) -> None:
-    """Say so where a run's policy was fitted on other weights than those that are used."""
+    """Warn if a run's policy was fitted on other weights than those in use."""
     said = stale(run.fitted, weights, run.about["epoch"]) if run.policy else ""
     if said:
         stderr.print(f"offramp: {said}", highlight=False, soft_wrap=True)
@@ -52,7 +52,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Tab
 
 
 def list_offers(offers: Mapping[str, str]) -> None:
-    """One entry for each line: its name before it, or above it the names of all that share it."""
+    """One entry per line of text: its name before it, or above it the names of all that share it."""
     groups: dict[str, list[str]] = {}
     for name, line in offers.items():
         groups.setdefault(line, []).append(name)
@@ -73,7 +73,7 @@ def list_offers(offers: Mapping[str, str]) -> None:
 
 
 class ConsoleReporter:
-    """Shows on stderr how a task goes: for training a bar with ETA and losses, and a line per epoch with every exit."""
+    """Shows progress on stderr: for training a bar with ETA and losses, and a line per epoch with every exit."""
 
     def __init__(self, show: bool) -> None:
         self.show = show and stderr.is_terminal
@@ -122,7 +122,7 @@ class ConsoleReporter:
             (self.bar.console if self.show else stderr).print(text, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.task is not None:
             self.bar.stop()
 

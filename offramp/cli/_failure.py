@@ -12,7 +12,7 @@ from offramp.python_names import failing_line
 from offramp.text import one_line
 
 DEBUG = "OFFRAMP_DEBUG"
-"""Set it to see where an error comes from."""
+"""Set this variable to see tracebacks."""
 
 
 def fail(words: list[str], message: str, status: int) -> int:
@@ -33,8 +33,8 @@ def fail(words: list[str], message: str, status: int) -> int:
 def explain(error: Exception) -> tuple[str, int]:
     """(what went wrong, the exit status): 2 if a word of the command was not understood, else 1.
 
-    Errors of the user's files and machine are told as they are. What nobody expected, a mistake of ours or of a
-    library, is told with its type and the line that it was raised at; one of code from outside with the line there.
+    Errors of the user's files and machine are shown as they are. Unexpected ones, mistakes of offramp or of a library,
+    are shown with their type and the line that raised them; errors in code from outside with the line there.
     """
     if isinstance(error, ParameterError):
         return as_typed(error), 2
@@ -56,7 +56,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _expected(error: Exception) -> bool:
-    """Whether this is something that went wrong in the user's world rather than in our code."""
+    """Whether this is an error of the user's input or machine rather than of the code."""
     # Raised by us, with the command that installs.
     missing_extra = isinstance(error, ImportError) and error.name is None
     ours = type(error).__module__.startswith("offramp.")
