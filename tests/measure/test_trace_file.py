@@ -92,7 +92,7 @@ def test_logits_that_are_not_finite_are_refused_and_leave_no_trace(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("said", "message"), [(N + 1, "to have 12 samples, but has 11"), (9, "but has more")])
+@pytest.mark.parametrize(("said", "message"), [(N + 1, "should have 12 samples, but has 11"), (9, "but has more")])
 def test_a_wrong_number_of_samples_leaves_no_trace(tmp_path: Path, said: int, message: str) -> None:
     path = tmp_path / "cal.safetensors"
     with pytest.raises(ValueError, match=message):
