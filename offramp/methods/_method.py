@@ -79,7 +79,7 @@ class Method:
     samples of the same part only.
     `check_network` raises ValueError for a network that `network` did not build; for methods with a `network` of their
     own.
-    `scheduled` names the terms whose weight changes over a run.
+    `scheduled` names the terms whose weight changes over a run, `annealed` what else its step changes with progress.
     """
 
     objective: Objective
@@ -93,6 +93,7 @@ class Method:
     turns: int = 1
     check_network: Callable[[nn.Module], None] | None = None
     scheduled: tuple[str, ...] = ()
+    annealed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.phases:

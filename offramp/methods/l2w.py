@@ -81,7 +81,8 @@ def build(**parameters: Any) -> Method:
     Raises:
         ValueError: if a value is out of range.
     """
-    return Method(SampleWeights(Settings(**parameters)), step=learn, optimizers=("sgd",), turns=2)
+    objective = SampleWeights(Settings(**parameters))
+    return Method(objective, step=learn, optimizers=("sgd",), turns=2, annealed=("meta_lr",))
 
 
 class SampleWeights(nn.Module):

@@ -102,7 +102,8 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
     Args:
         config: network, exits, method, data and recipe.
         out: folder of the run: config, metrics, checkpoints, weights.
-        resume: continue the run in this folder; a finished one is returned as it is.
+        resume: continue the run in this folder; a finished one is returned as it is. `epochs` may be larger than
+            it was if nothing that was trained depends on it: a constant rate and one phase.
         reporter: called as training goes on; by default nothing is shown.
     Raises:
         ValueError: if the configuration makes no sense, the data cannot be read or have changed, the folder holds
@@ -119,7 +120,8 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
     resumed = resume and run_dir.begun(folder)
     if resumed:
         resolved = keep_choices(resolved, run_dir.read_config(folder))
-    if resume and (result := _finished(resolved, folder, reporter)):
+    longer = resumed and run_dir.epochs_before(folder, flat(resolved))
+    if resume and not longer and (result := _finished(resolved, folder, reporter)):
         return result
     return _train(complete(resolved, resumed=resumed, progress=reporter.working), folder, resume, reporter)
 
@@ -149,13 +151,18 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
     from offramp.runs import split
     from offramp.train import device, run_dir
     from offramp.train.loop import Loop
+    from offramp.train.more_epochs import refuse_more_epochs
 
     config = completed.config
     method, net, data, first, notes = _build(completed)
+    before = run_dir.epochs_before(folder, flat(config)) if resume else None
+    if before:
+        refuse_more_epochs(config.recipe, method, before)
+        notes += (f"the run had {_epochs(before)}, and goes on to {config.recipe.epochs}",)
     origin = provenance()
     fabric = device.set_up(config.recipe, parted=method.parted)
     writes = device.writes(fabric)
-    with run_dir.claimed(folder, flat(config), resume) if writes else nullcontext():
+    with run_dir.claimed(folder, flat(config), resume, extend=bool(before)) if writes else nullcontext():
         if writes and resume and (result := _finished(config, folder, reporter)):  # another process was quicker
             return result
         if writes:

@@ -48,18 +48,21 @@ def claim(folder: Path, config: dict[str, Any], resume: bool) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
+def claimed(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool = False) -> Iterator[None]:
     """Create the folder of this run, or verify that it is, and hold it for writing.
 
+    Args:
+        extend: the run may get more epochs than it had; it is then no longer finished.
     Raises:
         ValueError: if it contains another run, this one without `resume`, or anything else.
         offramp.train.run_lock.InUse: if another process writes into it.
     """
     trust.remember(config)
-    check_folder(folder, config, resume)
+    check_folder(folder, config, resume, extend=extend)
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder):
-        if not check_folder(folder, config, resume):
+        if not check_folder(folder, config, resume, extend=extend) or epochs_before(folder, config):
+            (folder / RESULT).unlink(missing_ok=True)  # first: a result of fewer epochs must not meet the new config
             put(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
         yield
 
@@ -69,13 +72,22 @@ def writing_into(folder: Path) -> AbstractContextManager[None]:
     return writing(folder) if (folder / CONFIG).is_file() else nullcontext()
 
 
-def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> bool:
+def epochs_before(folder: Path, config: dict[str, Any]) -> int | None:
+    """The epochs that the run in the folder has by its configuration; None unless `config` has more of them."""
+    if not ((folder / CONFIG).is_file() and begun(folder)):
+        return None
+    epochs = read_config(folder).get("epochs")
+    return epochs if isinstance(epochs, int) and epochs < config["epochs"] else None
+
+
+def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool = False) -> bool:
     """Whether the folder already contains this run; nothing is written. Errors as in `claimed`."""
     if folder.exists() and not folder.is_dir():
         raise with_parameters(ValueError(f"{folder} is a file, and a run is a folder; take another out"), "out")
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
-        differing = [key for key in sorted({*stored, *config} - FREE) if stored.get(key) != config.get(key)]
+        free = {*FREE, "epochs"} if extend and epochs_before(folder, config) else FREE
+        differing = [key for key in sorted({*stored, *config} - free) if stored.get(key) != config.get(key)]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""

@@ -36,7 +36,7 @@ CLASSES, SIDE, HELD = 4, 16, 8
 NETS: dict[str, dict[str, Any]] = {
     "resnet18": {"net": "resnet18", "branch": "sketch", "width": 4},
     "wrn16-4": {"net": "wrn16-4", "branch": "sketch", "width": 4},
-    "msdnet": {"net": "msdnet", "branch": "own", "options": {"net": {"exits": 4, "base": 1, "step": 1, "growth": 2}}},
+    "msdnet": {"net": "msdnet", "branch": "own", "net_options": {"exits": 4, "base": 1, "step": 1, "growth": 2}},
 }
 LOSSES = Path(__file__).with_name("losses.json")
 """Losses of the thirty steps of `test_thirty_steps_lower_its_loss` by method, as they were when it was written."""
