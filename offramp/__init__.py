@@ -4,7 +4,10 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a type checker would take `offramp.train` for the package of the training loop, see `_Package`
+    from offramp.runs.train import train as train
 
 __version__ = "0.1.0"
 
@@ -48,6 +51,9 @@ _HOME = {
     "deploy": "offramp.runs.deploy",
     "evaluate_comparison": "offramp.runs.evaluate",
     "fresh": "offramp.net",
+    "info": "offramp.runs.info",
+    "NetworkInfo": "offramp.runs.info",
+    "NetworksInfo": "offramp.runs.info",
     "plain": "offramp.net",
     "report": "offramp.runs.report",
     "segments": "offramp.net",

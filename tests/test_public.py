@@ -1,5 +1,6 @@
 """The public names: all of them are there, and importing the package costs nothing until one is used."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,19 @@ def test_every_public_name_is_there(name: str) -> None:
     assert found is not None and name in dir(offramp)
     if name != "__version__":
         assert found.__doc__ and found.__module__.startswith("offramp.") and found.__name__ == name
+
+
+def test_train_is_the_function_after_its_package_is_imported() -> None:
+    importlib.import_module("offramp.train.loop")
+    assert offramp.train is importlib.import_module("offramp.runs.train").train
+    assert sys.modules["offramp.train"].__path__  # and the package is still a package
+
+
+def test_info_is_the_result_that_is_printed() -> None:
+    info = offramp.info(offramp.Config(net="resnet18", branch="linear", width=4), classes=10)
+    assert isinstance(info, offramp.NetworkInfo) and len(info.macs) == len(info.summary.exits) == 4
+    with pytest.raises(ValueError, match=r"^image_size must be at least 1, got 0"):
+        offramp.info(offramp.Config(image_size=0))
 
 
 def test_from_offramp_import_star() -> None:

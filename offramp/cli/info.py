@@ -1,16 +1,16 @@
 """offramp info: draw a network with its exits."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from offramp.cli import emit
 from offramp.cli._options import Dotted, Json, Layers, by_kind
-from offramp.lookup import ParameterError
 from offramp.measure.units import count
 
 if TYPE_CHECKING:
-    from torch import nn
+    from rich.table import Table
 
-    from offramp.config import Config
+    from offramp.runs.info import NetworksInfo
 
 
 def info(
@@ -42,86 +42,38 @@ def info(
         image_size: Height and width of the input in pixels; default: the network's own.
         json: Print one JSON object.
     """
-    import torch
-
-    from offramp.config import Config, build_backbone, build_method, build_net, multi_net, of_kind, resolve
-    from offramp.measure import cost, network_summary
-    from offramp.net import MultiExitNet
-
-    if image_size is not None and image_size < 1:
-        raise ParameterError(f"--image-size must be at least 1, got {image_size}")
-    options = by_kind(option or [])
-    config = resolve(
-        Config(
-            net=net,
-            branch=branch,
-            width=width,
-            exits_after=exits_after,
-            exits=exits,
-            method=method,
-            image_size=image_size,
-            **options,
-        )
-    )
-    with torch.device("meta"):
-        size = None if image_size is None else (image_size, image_size)
-        first = of_kind(config, multi_net.names(net)[0])
-        shape = build_backbone(first, classes=classes, channels=channels, size=size).shape
-        shape = (channels, image_size or shape[1], image_size or shape[2])
-        built = build_net(config, build_method(config), classes=classes, shape=shape)
-    if not isinstance(built, MultiExitNet):
-        _several(built, config, shape, classes, json)
-        return
-    if json:
-        parameters = cost.parameters(built)
-        emit(
-            {
-                "net": net,
-                "branch": branch,
-                "shape": shape,
-                "classes": classes,
-                "macs": cost.macs(built, shape),
-                "macs_cumulative": cost.macs_cumulative(built, shape),
-                "msdnet_ops": cost.msdnet_ops(built, shape),
-                "eed_flops": cost.eed_flops(built, shape),
-                "parameters": {"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
-                "options": config.options,
-            }
-        )
-        return
     from offramp.cli._console import stdout
+    from offramp.config import Config
+    from offramp.measure import network_summary
+    from offramp.runs.info import NetworkInfo
+    from offramp.runs.info import info as describe
 
-    stdout.print(
-        network_summary.draw(network_summary.describe(built, shape, f"{net} with {branch} exits, {classes} classes")),
-        soft_wrap=True,
+    config = Config(
+        net=net,
+        branch=branch,
+        width=width,
+        exits_after=exits_after,
+        exits=exits,
+        method=method,
+        image_size=image_size,
+        **by_kind(option or []),
     )
-
-
-def _several(net: "nn.Module", config: "Config", shape: tuple[int, int, int], classes: int, json: bool) -> None:
-    """Networks that are trained together: parameters and operations of each, and of all."""
-    from offramp.cli._console import stdout, table
-    from offramp.measure import multi_net
-    from offramp.multi_net import Cohort, GatedFan
-
-    assert isinstance(net, Cohort | GatedFan)
-    parameters = [sum(part.numel() for part in net.deploy(output).parameters()) for output in range(net.exits)]
-    macs, trained = multi_net.macs(net, shape), multi_net.training_cost(net, shape)
+    result = describe(config, classes=classes, channels=channels)
     if json:
-        emit(
-            {
-                "net": config.net,
-                "method": config.method,
-                "shape": shape,
-                "classes": classes,
-                "outputs": net.names,
-                "macs": macs,
-                "macs_cumulative": multi_net.macs_cumulative(net, shape),
-                "parameters": {"outputs": parameters, "total": trained["parameters"]},
-                "options": config.options,
-            }
-        )
-        return
-    rows = [[name, count(size), count(cost)] for name, size, cost in zip(net.names, parameters, macs, strict=True)]
-    rows.append(["all that is trained", count(trained["parameters"]), count(trained["macs"])])
-    title = f"{config.method} on {config.net}, {classes} classes, input {'×'.join(map(str, shape))}"
-    stdout.print(table(title, ["", "parameters", "MACs"], rows), soft_wrap=True)
+        emit(dataclasses.asdict(result))
+    elif isinstance(result, NetworkInfo):
+        stdout.print(network_summary.draw(result.summary), soft_wrap=True)
+    else:
+        stdout.print(_table(result), soft_wrap=True)
+
+
+def _table(result: "NetworksInfo") -> "Table":
+    """Networks that are trained together: parameters and operations of each one and of all."""
+    from offramp.cli._console import table
+
+    columns = zip(result.outputs, result.parameters["outputs"], result.macs, strict=True)
+    rows = [[name, count(size), count(macs)] for name, size, macs in columns]
+    rows.append(["all that is trained", count(result.cost["parameters"]), count(result.cost["macs"])])
+    shape = "×".join(map(str, result.shape))
+    title = f"{result.method} on {result.net}, {result.classes} classes, input {shape}"
+    return table(title, ["", "parameters", "MACs"], rows)

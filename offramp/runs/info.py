@@ -1,0 +1,149 @@
+"""The stages, exits, shapes and costs of a network before anything is trained; computed on the meta device."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from offramp.config import Config, ResolvedConfig, build_backbone, build_method, build_net, multi_net, of_kind, resolve
+from offramp.lookup import ParameterError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offramp.measure.network_summary import Description
+    from offramp.multi_net import Cohort, GatedFan
+    from offramp.net import MultiExitNet
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """A network with exits.
+
+    Attributes:
+        net: name of the network.
+        branch: name of the exit structure.
+        shape: (channels, height, width) of the input.
+        classes: number of classes.
+        macs: multiply-adds of the backbone up to each exit and of the exit's own branch.
+        macs_cumulative: the same with the branches of all earlier exits.
+        msdnet_ops: operations as MSDNet's paper counts them.
+        eed_flops: operations as EED's paper counts them.
+        parameters: numbers of parameters: `main` (without early exits), `branches` (of each early exit), `total`.
+        options: all parameters of network, branch and method.
+        summary: every stage and exit in words and numbers; `offramp info` draws it.
+    """
+
+    net: str
+    branch: str
+    shape: tuple[int, int, int]
+    classes: int
+    macs: list[int]
+    macs_cumulative: list[int]
+    msdnet_ops: list[int]
+    eed_flops: list[float]
+    parameters: dict[str, Any]
+    options: dict[str, dict[str, Any]]
+    summary: "Description"
+
+
+@dataclass(frozen=True)
+class NetworksInfo:
+    """Several networks, or branches with a gated ensemble, that are trained together.
+
+    Attributes:
+        net: names of the networks.
+        method: name of the method.
+        shape: (channels, height, width) of the input.
+        classes: number of classes.
+        outputs: names of the outputs.
+        macs: multiply-adds of the network behind each output.
+        macs_cumulative: multiply-adds of the networks up to each output.
+        parameters: `outputs`, the number of parameters behind each one, and `total`.
+        cost: forward multiply-adds per image and parameters of everything that is trained.
+        options: all parameters of network, branch and method.
+    """
+
+    net: str
+    method: str
+    shape: tuple[int, int, int]
+    classes: int
+    outputs: tuple[str, ...]
+    macs: list[int]
+    macs_cumulative: list[int]
+    parameters: dict[str, Any]
+    cost: dict[str, Any]
+    options: dict[str, dict[str, Any]]
+
+
+def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInfo | NetworksInfo:
+    """The stages, shapes, parameters and costs of a network; nothing is computed or written.
+
+    Args:
+        config: network, exits and method; `image_size` is the side of the input, by default the network's own.
+        classes: number of classes.
+        channels: channels of the input.
+    Raises:
+        ValueError: if a name is unknown or a value makes no sense.
+    """
+    from offramp.net import MultiExitNet
+
+    if config.image_size is not None and config.image_size < 1:
+        raise ParameterError(f"image_size must be at least 1, got {config.image_size}", "image_size")
+    resolved = resolve(config)
+    net, shape = _build(resolved, classes, channels)
+    if isinstance(net, MultiExitNet):
+        return _network(net, resolved, shape, classes)
+    return _networks(net, resolved, shape, classes)  # type: ignore[arg-type]  # what methods build otherwise
+
+
+def _build(config: ResolvedConfig, classes: int, channels: int) -> tuple["nn.Module", tuple[int, int, int]]:
+    """The network on the meta device and the shape of its input."""
+    import torch
+
+    side = config.image_size
+    with torch.device("meta"):
+        size = None if side is None else (side, side)
+        first = of_kind(config, multi_net.names(config.net)[0])
+        _, height, width = build_backbone(first, classes=classes, channels=channels, size=size).shape
+        shape = (channels, side or height, side or width)
+        return build_net(config, build_method(config), classes=classes, shape=shape), shape
+
+
+def _network(net: "MultiExitNet", config: ResolvedConfig, shape: tuple[int, int, int], classes: int) -> NetworkInfo:
+    from offramp.measure import cost, network_summary
+
+    parameters = cost.parameters(net)
+    title = f"{config.net} with {config.branch} exits, {classes} classes"
+    return NetworkInfo(
+        net=config.net,
+        branch=config.branch,
+        shape=shape,
+        classes=classes,
+        macs=list(cost.macs(net, shape)),
+        macs_cumulative=list(cost.macs_cumulative(net, shape)),
+        msdnet_ops=list(cost.msdnet_ops(net, shape)),
+        eed_flops=list(cost.eed_flops(net, shape)),
+        parameters={"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
+        options=config.options,
+        summary=network_summary.describe(net, shape, title),
+    )
+
+
+def _networks(
+    net: "Cohort | GatedFan", config: ResolvedConfig, shape: tuple[int, int, int], classes: int
+) -> NetworksInfo:
+    from offramp.measure import multi_net as measure
+
+    parameters = [sum(part.numel() for part in net.deploy(output).parameters()) for output in range(net.exits)]
+    cost = measure.training_cost(net, shape)
+    return NetworksInfo(
+        net=config.net,
+        method=config.method,
+        shape=shape,
+        classes=classes,
+        outputs=tuple(net.names),
+        macs=list(measure.macs(net, shape)),
+        macs_cumulative=list(measure.macs_cumulative(net, shape)),
+        parameters={"outputs": parameters, "total": cost["parameters"]},
+        cost=cost,
+        options=config.options,
+    )
