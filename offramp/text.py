@@ -1,6 +1,7 @@
 """Text from elsewhere (file names, class names, values of files) in a form that is safe to print."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -40,6 +41,12 @@ def quoted(value: Any, limit: int = QUOTED) -> str:
     """`repr` of a value, at most `limit` characters of it."""
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def shell_word(path: Any) -> str:
+    """A path as one word of a command that can be copied into a shell: quoted, and never taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def one_line(text: str, limit: int = LINE) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from offramp.files import read_json, user_folder
 from offramp.python_names import PREFIX, source
-from offramp.text import quoted
+from offramp.text import quoted, shell_word
 
 
 class NotTrusted(ValueError):
@@ -68,7 +68,7 @@ def check(values: Mapping[str, Any], owner: Path) -> None:
     names = code_names(values)
     if not names:
         return
-    command = f"look at that code, then `offramp trust {owner}`, or add --trust to this command"
+    command = f"look at that code, then `offramp trust {shell_word(owner)}`, or add --trust to this command"
     known = _known(values)
     if known is None:
         raise NotTrusted(

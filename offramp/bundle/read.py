@@ -17,6 +17,7 @@ from offramp.early_exit.policy import parse as parse_policy
 from offramp.early_exit.runtime import Answer, answer
 from offramp.files import LARGEST_TEXT
 from offramp.lookup import ParameterError
+from offramp.text import shell_word
 
 if TYPE_CHECKING:
     from offramp.bundle.predict import Prediction
@@ -113,8 +114,12 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         if (folder / "config.yaml").is_file():
-            raise ValueError(f"{folder} is a run, no bundle: `offramp export {folder} --out DIR` makes one of it")
-        raise ValueError(f"{folder} is no bundle: it has no {MANIFEST} (`offramp export RUN --out {folder}` makes one)")
+            raise ValueError(
+                f"{folder} is a run, no bundle: `offramp export {shell_word(folder)} --out DIR` makes one of it"
+            )
+        raise ValueError(
+            f"{folder} is no bundle: it has no {MANIFEST} (`offramp export RUN --out {shell_word(folder)}` makes one)"
+        )
     if path.is_symlink():
         raise ValueError(f"{path} is a link: a bundle is a folder of plain files; copy what it links to")
     if path.stat().st_size > LARGEST_TEXT:

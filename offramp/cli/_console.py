@@ -3,19 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Span, Text
 
-from offramp.early_exit.policy import stale
+from offramp.cli._errors import dashed
 from offramp.text import printable
 
-if TYPE_CHECKING:
-    from offramp.runs import LoadedRun
-
+NOTED = ("data_dir",)
+"""Parameters that notes of the library name: the command line writes them as options."""
 WIDTH = 78
 """Columns of running text: it fits a terminal of 80."""
 
@@ -30,13 +29,6 @@ def console(**options: Any) -> Console:
 
 stdout = console()
 stderr = console(stderr=True)
-
-
-def warn_of_stale(run: "LoadedRun", weights: str) -> None:
-    """Warn if a run's policy was fitted on other weights than those in use."""
-    said = stale(run.fitted, weights, run.about["epoch"]) if run.policy else ""
-    if said:
-        stderr.print(f"offramp: {said}", highlight=False, soft_wrap=True)
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -119,6 +111,7 @@ class ConsoleReporter:
     def note(self, text: str) -> None:
         """One line beside the bar."""
         if not self.quiet:
+            text = dashed(text, NOTED)
             (self.bar.console if self.show else stderr).print(text, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:

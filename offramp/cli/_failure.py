@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,7 @@ from offramp.lookup import ParameterError
 from offramp.python_names import failing_line
 from offramp.text import one_line
 
+_ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory", re.IGNORECASE)
 DEBUG = "OFFRAMP_DEBUG"
 """Set this variable to see tracebacks."""
 
@@ -41,8 +43,9 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         return named + error.strerror, 1
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory{f': {error}' if str(error) else ''}", 1
+    if _out_of_memory(error):
+        said = one_line(str(error), 300)
+        return f"there is not enough memory{f': {said}' if said else ''}", 1
     if _expected(error):
         return as_typed(error), getattr(error, "status", 1)
     line = failing_line(error)
@@ -53,6 +56,12 @@ def explain(error: Exception) -> tuple[str, int]:
         "the calls; please report it)",
         1,
     )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's, that of PyTorch's allocator for CPUs or GPUs, or of ONNX Runtime."""
+    named = isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "_ArrayMemoryError")
+    return named or (isinstance(error, RuntimeError) and bool(_ALLOCATOR.search(str(error))))
 
 
 def _expected(error: Exception) -> bool:

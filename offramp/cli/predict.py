@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from offramp.cli import emit
 from offramp.lookup import ParameterError
 from offramp.measure.units import percent
-from offramp.text import csv_cell
+from offramp.text import csv_cell, shell_word
 
 if TYPE_CHECKING:
     from offramp.bundle.predict import Prediction
@@ -191,5 +191,5 @@ def _table(rows: list["Prediction"], exits: int, waiting: int, state: Path | Non
         out = stdout if stdout.is_terminal else console(width=10_000)
         out.print(output, soft_wrap=True)
     if state is not None:
-        text = f"{waiting} of {len(lines)} continue: `offramp predict BUNDLE --from N --state {state}`"
+        text = f"{waiting} of {len(lines)} continue: `offramp predict BUNDLE --from N --state {shell_word(state)}`"
         stdout.print(text, highlight=False, soft_wrap=True, markup=False)

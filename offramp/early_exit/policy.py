@@ -255,6 +255,8 @@ def stale(origin: Mapping[str, Any], weights: str, epoch: int, digest: str | Non
         epoch: of these weights.
         digest: of the weights; a policy that names one belongs to those weights alone.
     """
+    if digest is not None and origin.get("weights_digest") == digest:  # `best` may be the very weights of `last`
+        return ""
     fitted = origin.get("weights", weights), origin.get("epoch", epoch)
     if fitted == (weights, epoch):
         if origin.get("weights_digest", digest) == digest:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import load_data, load_run, warn_if_stale
+from offramp.text import shell_word
 
 if TYPE_CHECKING:
     from offramp.runs.backends import Sides
@@ -115,7 +116,9 @@ def _sides(
         message = "images is for a bundle; a run is measured on its own test split (data_dir)"
         raise with_parameters(ValueError(message), "images", "data_dir")
     if loaded.policy is None:
-        raise ValueError(f"{target} has no policy yet: fit one with `offramp calibrate {target} --max-drop 0.5%`")
+        raise ValueError(
+            f"{target} has no policy yet: fit one with `offramp calibrate {shell_word(target)} --max-drop 0.5%`"
+        )
     warn_if_stale(loaded, weights, reporter)
     data = load_data(loaded, data_dir, reporter)
     return backends.of_run(loaded, runtimes, threads, data, largest, reporter.working)

@@ -9,6 +9,7 @@ from typing import Any
 from offramp.config import Config, flat, multi_net
 from offramp.lookup import with_parameters
 from offramp.runs.run import SeveralRun, open_run
+from offramp.text import shell_word
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
         )
     trained = run_dir.read_result(run)
     if trained is None:
-        raise ValueError(f"{run} is not finished: `offramp train --out {run} --resume` continues it")
+        raise ValueError(f"{run} is not finished: `offramp train --out {shell_word(run)} --resume` continues it")
     output = _chosen(opened, str(keep))
     with run_dir.claimed(out, flat(_plain_config(opened, output)), resume=False):
         return _write(run, out, opened, output, trained)

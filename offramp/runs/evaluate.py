@@ -11,6 +11,7 @@ from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run, warn_if_stale
 from offramp.runs.sweep import runs_of
+from offramp.text import shell_word
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -297,6 +298,6 @@ def _networks(result: Evaluation, names: list[str]) -> str:
         (
             text_table(_title(result), ["", "accuracy %", "top-5 %", "MACs"], rows),
             f"trained: {count(trained)} MACs per image (forward), {count(result.parameters)} parameters",
-            f"`offramp deploy {result.run} --keep 1 --out DIR` makes a plain run of one of them",
+            f"`offramp deploy {shell_word(result.run)} --keep 1 --out DIR` makes a plain run of one of them",
         )
     )

@@ -8,6 +8,7 @@ from offramp.lookup import ParameterError
 from offramp.measure.units import count, percent
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, RunLike, Weights, folder_of, load_data, load_run, warn_if_stale
+from offramp.text import shell_word
 
 LEAST = 1000
 """Images to verify and measure with, at least."""
@@ -82,7 +83,9 @@ def export(
     folder = folder_of(run)
     loaded = load_run(folder, weights)
     if loaded.policy is None:
-        raise ValueError(f"{folder} has no policy yet: fit one with `offramp calibrate {folder} --max-drop 0.5%`")
+        raise ValueError(
+            f"{folder} has no policy yet: fit one with `offramp calibrate {shell_word(folder)} --max-drop 0.5%`"
+        )
     return _write(loaded, Path(out), weights, data_dir, images, reporter or SILENT)
 
 

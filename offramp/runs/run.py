@@ -11,7 +11,7 @@ from offramp import trust
 from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.text import one_line
+from offramp.text import one_line, shell_word
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -110,7 +110,7 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     if isinstance(opened, SeveralRun):
         raise ValueError(
             f"{folder} was trained with {opened.config.method}: its networks are not a chain of depth, so there are no "
-            f"exits to leave at; `offramp deploy {folder} --out DIR` makes a plain run of one of them"
+            f"exits to leave at; `offramp deploy {shell_word(folder)} --out DIR` makes a plain run of one of them"
         )
     return opened
 

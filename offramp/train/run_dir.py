@@ -11,7 +11,7 @@ import yaml
 from offramp import digests, trust
 from offramp.files import read_json, read_yaml, write_errors
 from offramp.lookup import with_parameters
-from offramp.text import quoted
+from offramp.text import quoted, shell_word
 from offramp.train import log
 from offramp.train.run_lock import LOCK, writing
 
@@ -105,9 +105,21 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
                 "out",
             )
         return True
+    if (owner := _within(folder)) is not None:
+        raise with_parameters(ValueError(f"{folder} lies within {owner}; take another out"), "out")
     if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}", LOCK) for entry in folder.iterdir()):
         raise with_parameters(ValueError(f"{folder} is not empty and holds no run of offramp; take another out"), "out")
     return False
+
+
+def _within(folder: Path) -> str | None:
+    """The run or bundle that a folder lies in: whoever moves or deletes that one does not expect another in it."""
+    for parent in folder.resolve().parents:
+        if (parent / CONFIG).is_file() and begun(parent):
+            return f"the run {parent}"
+        if (parent / "manifest.json").is_file() and (parent / POLICY).is_file():
+            return f"the bundle {parent}"
+    return None
 
 
 def put(path: Path, text: str) -> None:
@@ -133,16 +145,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _instead(folder: Path) -> str:
     """What a folder without a configuration seems to be, and what to do."""
     if (folder / "manifest.json").is_file():
-        return f"it is a bundle (`offramp predict {folder} IMAGES...` runs it); name the run it was exported from"
+        command = f"offramp predict {shell_word(folder)} IMAGES..."
+        return f"it is a bundle (`{command}` runs it); name the run it was exported from"
     if folder.is_dir():
         runs = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
         if runs:
             more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
             return f"it holds runs, name one of them: {', '.join(runs[:4])}{more}"
-        return f"it has no {CONFIG} (`offramp train --out {folder}` makes one)"
+        return f"it has no {CONFIG} (`offramp train --out {shell_word(folder)}` makes one)"
     if folder.exists():
         return "it is a file, and a run is a folder"
-    return f"there is no such folder (`offramp train --out {folder}` makes one)"
+    return f"there is no such folder (`offramp train --out {shell_word(folder)}` makes one)"
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import offramp as package
 from offramp.cli import _overview, app, verb
 from offramp.cli._errors import as_typed, dashed
+from offramp.cli._failure import explain
 from offramp.lookup import ParameterError, with_parameters
 
 Offramp = Callable[..., Any]
@@ -258,3 +261,11 @@ def test_what_nobody_expected_is_one_line_that_says_where() -> None:
     assert ran.returncode == 1 and ran.stderr.startswith("offramp: unexpected KeyError: 'a bug\\x1b[31m' (raised at")
     assert "__init__.py:" in ran.stderr and ran.stderr.count("\n") == 1
     assert "Traceback" in bug(OFFRAMP_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 48), lambda: np.empty(1 << 50)], ids=["torch", "numpy"])
+def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        ask()
+    text, status = explain(raised.value)
+    assert status == 1 and text.startswith("there is not enough memory: ") and "report" not in text

@@ -1,6 +1,7 @@
 """A run's folder: claimed once, recognised when resumed, and never taken from anyone else."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,29 @@ def test_what_changes_after_training_is_noticed(tmp_path: Path) -> None:
 def test_the_configuration_is_yaml_that_a_person_can_read(tmp_path: Path) -> None:
     claim(tmp_path, CONFIG, False)
     assert (tmp_path / "config.yaml").read_text() == yaml.safe_dump(CONFIG, sort_keys=False)
+
+
+def test_commands_in_messages_can_be_copied_whatever_the_path(tmp_path: Path) -> None:
+    """Paths with spaces, quotes and a leading dash."""
+    for name in ("my run", "it's", "a;b", "-r"):
+        folder = Path(name)
+        with pytest.raises(ValueError, match="there is no such folder") as raised:
+            read_config(folder)
+        command = str(raised.value).split("`")[1]
+        assert shlex.split(command) == ["offramp", "train", "--out", "./-r" if name == "-r" else name]
+
+
+def test_no_run_begins_within_another_run_or_a_bundle(tmp_path: Path) -> None:
+    for name, files in (("run", ("config.yaml", "metrics.jsonl")), ("bundle", ("manifest.json", "policy.json"))):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        for file in files:
+            (tmp_path / name / file).write_text("")
+        for inner in (tmp_path / name / "deep/new", tmp_path / name / "deep"):
+            with pytest.raises(
+                ValueError, match=rf"{inner} lies within the {name} {tmp_path / name}; take another out"
+            ):
+                claim(inner, CONFIG, False)
+        assert not (tmp_path / name / "deep/new").exists()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/config.yaml").write_text("")  # settings that runs share: no run
+    claim(tmp_path / "runs/new", CONFIG, False)
