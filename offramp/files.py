@@ -121,6 +121,18 @@ def write_errors(path: Path) -> Iterator[None]:
         _raise_named(path, error)
 
 
+def reserve(descriptor: int, size: int) -> None:
+    """Make an open file this long and take its space: a disk that fills up under a mapping kills the process.
+
+    Raises:
+        OSError: if the disk has not that much space.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
 def _raise_named(path: Path, error: BaseException) -> None:
     if isinstance(error, OSError) and error.filename is not None:
         raise error

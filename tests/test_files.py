@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.files import read_json, read_text, read_yaml, user_folder, write_errors
+from offramp.files import read_json, read_text, read_yaml, reserve, user_folder, write_errors
 
 FULL = Path("/dev/full")
 DOUBLING = "a: &a [1, 1]\n" + "".join(f"{chr(k)}: &{chr(k)} [*{chr(k - 1)}, *{chr(k - 1)}]\n" for k in range(98, 120))
@@ -69,3 +69,12 @@ def test_a_user_without_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch
         user_folder("OFFRAMP_STATE", "XDG_STATE_HOME", ".local/state")
     monkeypatch.setenv("OFFRAMP_STATE", "/a")
     assert user_folder("OFFRAMP_STATE", "XDG_STATE_HOME", ".local/state") == Path("/a")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space")
+def test_reserved_space_is_really_taken(tmp_path: Path) -> None:
+    """A file that is merely long has no blocks: writing it through a mapping on a full disk is a bus error."""
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file.fileno(), 1 << 20)
+        stat = os.fstat(file.fileno())
+    assert stat.st_size == 1 << 20 and stat.st_blocks * 512 >= 1 << 20

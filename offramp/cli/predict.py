@@ -99,6 +99,7 @@ def _rows(
         partial = partial_state.load(state, opened)
         return go_on(opened, partial, size), len(partial.names)
     files, empty = find(images)
+    size = min(size, max(1, len(files)))
 
     def rows() -> Iterator["Prediction"]:
         yield from empty

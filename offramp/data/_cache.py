@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from offramp.data._duplicates import groups_of, pixel_digests
+from offramp.files import reserve
 
 try:
     import fcntl
@@ -172,9 +173,8 @@ def _is_free(lock_file: Path) -> bool:
 def _mapped(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A new array on disk. Its space is taken at once: a disk that fills up under a mapping kills the process."""
     pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    with file.open("r+b") as stream:
+        reserve(stream.fileno(), file.stat().st_size)
     return pixels
 
 

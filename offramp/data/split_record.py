@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from offramp import digests
 from offramp.data.splits import SPLITS, DataSet, Indices, Source, Split
+from offramp.files import write_errors
 from offramp.lookup import with_parameters
 
 FORMAT = "offramp-split-1"
@@ -121,11 +122,12 @@ def save(record: SplitRecord, path: Path) -> None:
     said = json.dumps({"kind": record.kind, "start": record.start})
     digest = digests.of_arrays(sorted(arrays.items()), said)
     part = path.with_name(f".part-{path.name}")
-    part.touch()
-    mode = part.stat().st_mode & 0o777
-    save_file(arrays, part, {"format": FORMAT, "about": said, "blake2b": digest})
-    part.chmod(mode)  # the library makes its files the owner's alone
-    part.replace(path)
+    with write_errors(path):
+        part.touch()
+        mode = part.stat().st_mode & 0o777
+        save_file(arrays, part, {"format": FORMAT, "about": said, "blake2b": digest})
+        part.chmod(mode)  # the library makes its files the owner's alone
+        part.replace(path)
 
 
 def load(path: Path) -> SplitRecord | None:

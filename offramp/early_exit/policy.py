@@ -12,6 +12,7 @@ import array_api_compat
 import numpy as np
 
 from offramp import finite
+from offramp.files import write_errors
 from offramp.text import one_line, quoted
 
 VERSION = 1
@@ -222,12 +223,13 @@ _KINDS: dict[str, tuple[bool, tuple[type, ...], str]] = {
 def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = None) -> None:
     """Write atomically; the previous policy is kept as `<name>.old`."""
     fresh = path.with_suffix(path.suffix + ".new")
-    fresh.write_text(policy.to_json(provenance) + "\n")
-    if path.exists():  # copied, not moved: there is a policy at every moment
-        copy = path.with_suffix(path.suffix + ".part")
-        copy.write_bytes(path.read_bytes())
-        copy.replace(path.with_suffix(path.suffix + ".old"))
-    fresh.replace(path)
+    with write_errors(path):
+        fresh.write_text(policy.to_json(provenance) + "\n")
+        if path.exists():  # copied, not moved: there is a policy at every moment
+            copy = path.with_suffix(path.suffix + ".part")
+            copy.write_bytes(path.read_bytes())
+            copy.replace(path.with_suffix(path.suffix + ".old"))
+        fresh.replace(path)
 
 
 def load(path: Path) -> ExitPolicy:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from offramp import digests, finite
+from offramp.files import reserve, write_errors
 from offramp.outputs import Batch, ExitOutputs, Trace
 
 FORMAT = "offramp-trace-2"
@@ -139,9 +140,10 @@ def _lay_out(path: Path, shape: tuple[int, int, int], origin: dict[str, Any]) ->
         header[name] = {"dtype": dtype, "shape": list(sizes), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with write_errors(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        file.flush()
+        reserve(file.fileno(), 8 + len(text) + end)
     return _places(path, "r+")
 
 

@@ -121,7 +121,7 @@ def _compute(loaded: Run, data: "DataSet", split: str, digest: str, weights: str
                 with writing(loaded.folder):
                     path, about = _place(loaded, split, weights), _depends(loaded, digest)
                     return store(path, net, loader.epoch(0), len(rows), split, about, advance)
-            except InUse as error:
+            except (InUse, OSError) as error:  # the answer matters more than keeping it: a full disk is no reason
                 reporter.note(f"{error}; the trace of {split} is not stored")
         computed = trace(net, loader.epoch(0), split, advance)
         finite.check([(f"the logits of {split}", computed.logits)], "the network")

@@ -57,12 +57,13 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
         with write_errors(part / "state.pt"):
             torch.save(state, part / "state.pt")
+        written = {name: digests.of_file(part / name) for name in ("weights.safetensors", "state.pt")}
+        manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": written}
+        with write_errors(part / "checkpoint.json"):
+            (part / "checkpoint.json").write_text(json.dumps(manifest, indent=2))
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    written = {name: digests.of_file(part / name) for name in ("weights.safetensors", "state.pt")}
-    manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": written}
-    (part / "checkpoint.json").write_text(json.dumps(manifest, indent=2))
     for file in part.iterdir():
         _sync(file)
     if final.exists():

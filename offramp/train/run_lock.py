@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from offramp.files import write_errors
+
 LOCK = ".lock"
 _held: dict[Path, int] = {}
 """Folders that this process has locked, and the thread of each: the same thread may enter again."""
@@ -68,8 +70,9 @@ def _locked(path: Path, folder: Path) -> IO[str]:
         file.close()  # the previous holder has just removed it
     file.truncate(0)
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    json.dump({"process": os.getpid(), "host": socket.gethostname(), "started": started}, file)
-    file.flush()
+    with write_errors(path):
+        json.dump({"process": os.getpid(), "host": socket.gethostname(), "started": started}, file)
+        file.flush()
     return file
 
 

@@ -2,11 +2,13 @@
 
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,30 @@ def test_a_copy_of_a_locked_run_is_free(run: Path, tmp_path: Path, offramp: Call
     with writing(run):
         copy = Path(shutil.copytree(run, tmp_path / "copy"))
         assert offramp("calibrate", copy, "--macs", "0.7").status == 0
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a disk with no space left: no file can grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_results_are_shown_and_files_are_named(run: Path, offramp: Callable[..., Any]) -> None:
+    shown = offramp("evaluate", run, "--json").json
+    shutil.rmtree(run / "traces")
+    with files_of_at_most(1000):
+        full = offramp("evaluate", run)
+        calibrated = offramp("calibrate", run, "--macs", "60%")
+    assert full.status == 0 and f"{100 * shown['accuracy'][-1]:.2f}" in full.out
+    assert "last-test.safetensors" in full.err and full.err.endswith("; the trace of test is not stored\n")
+    assert calibrated.status == 1 and f"{run / 'policy.json'} cannot be written: File too large" in calibrated.err
+    assert not [*(run / "traces").glob("*")] and not (run / ".lock").exists()
+    with files_of_at_most(10):
+        ran = offramp("calibrate", run, "--macs", "60%")
+    assert ran.status == 1 and f"{run / '.lock'} cannot be written" in ran.err and ran.err.count("\n") == 1
+    assert not offramp("calibrate", run, "--macs", "60%").status
