@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -69,11 +69,22 @@ def _locked(path: Path, folder: Path) -> IO[str]:
             break
         file.close()  # the previous holder has just removed it
     file.truncate(0)
-    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    with write_errors(path):
-        json.dump({"process": os.getpid(), "host": socket.gethostname(), "started": started}, file)
-        file.flush()
+    _describe(file, path)
     return file
+
+
+def _describe(file: IO[str], path: Path) -> None:
+    """Write into the lock file who holds it; on a full disk it is given up."""
+    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        with write_errors(path):
+            json.dump({"process": os.getpid(), "host": socket.gethostname(), "started": started}, file)
+            file.flush()
+    except OSError:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # closing tries once more to write
+            file.close()
+        raise
 
 
 def _same(file: IO[str], path: Path) -> bool:
