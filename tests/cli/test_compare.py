@@ -185,7 +185,7 @@ def test_show_and_markdown_come_from_the_ledger_alone(offramp: Offramp, finished
     ledger = finished / "results.jsonl"
     ran = offramp("compare", "--show", ledger, "--markdown", tmp_path / "x.md", "--baseline", "byot")
     assert ran.status == 0, ran.err
-    assert "less byot on the same seeds" in ran.out
+    assert "difference to byot with the same seeds" in ran.out
     text = (tmp_path / "x.md").read_text()
     assert "| `joint` | one seed |" in text and "Difference to `byot`" in text
     more = ["--metric", "top5", "--write", f"{tmp_path / 'x.csv'},{tmp_path / 'x.tex'},{tmp_path / 'x.svg'}"]
@@ -232,7 +232,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint,,muse"], "--methods takes names such as"),
         (["--methods", "muse,muse(alpha=0.5)"], "--methods names muse twice"),
         (["--methods", "joint", "--seeds", "0,1,0"], "--seeds 0,1,0 names a seed twice"),
-        (["--methods", "joint", "--seeds", "0..3"], "--seeds takes whole numbers from 0 on"),
+        (["--methods", "joint", "--seeds", "0..3"], "--seeds takes comma-separated whole numbers from 0"),
         (["--methods", "joint,muse", "--method.alpha", "0.1"], "write --methods 'NAME(alpha=0.1)'"),
         (["--methods", "joint", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (
@@ -289,7 +289,7 @@ def test_long_names_are_told_apart_in_80_columns(offramp: Offramp, tmp_path: Pat
         [method, f"({number}):"] for number, (method, _) in enumerate(given, 1)
     ]
     assert [row[2] for row in said[3:]] == [f"{method}(alpha={alpha})" for method, alpha in given]
-    assert "no differences: nothing has a seed in common with joint (--baseline NAME)" in ran.out
+    assert "no differences: no method has a seed in common with joint (--baseline NAME)" in ran.out
     assert (
         "no differences" not in offramp("compare", "--show", tmp_path / "x.jsonl", "--baseline", "byot(alpha=0.2)").out
     )
