@@ -19,6 +19,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # for `forked`
 
 ALONE = """
 import sys

@@ -67,11 +67,10 @@ def _write(run: Path, out: Path, opened: SeveralRun, output: int, trained: dict[
     """Weights, split and result of the plain run."""
     from offramp.measure.multi_net import training_cost
     from offramp.measure.provenance import provenance
-    from offramp.runs import split
     from offramp.train import run_dir
 
-    if (run / split.FILE).is_file():
-        (out / split.FILE).write_bytes((run / split.FILE).read_bytes())
+    if (run / run_dir.SPLIT).is_file():
+        (out / run_dir.SPLIT).write_bytes((run / run_dir.SPLIT).read_bytes())
     about = {
         name: _save(run, out, name, output) for name in ("last", "best") if (run / f"{name}.safetensors").is_file()
     }

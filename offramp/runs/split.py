@@ -10,11 +10,11 @@ from offramp import digests
 from offramp.data import split_record
 from offramp.data.split_record import Keys, SplitRecord, Start
 from offramp.lookup import with_parameters
+from offramp.train.run_dir import SPLIT
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
 
-FILE = "split.safetensors"
 NEW_IMAGES = (
     "images of val, cal and test must be new to these weights, or accuracies and certificates say nothing about other "
     "images"
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
 def read(folder: Path) -> SplitRecord | None:
     """The recorded split of a run; None for runs that were trained before splits were recorded. Errors: `load`."""
-    return split_record.load(folder / FILE)
+    return split_record.load(folder / SPLIT)
 
 
 def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[str, ...]:
@@ -44,11 +44,11 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
         ValueError: if the images are not those that the run began with, with what changed.
     """
     if not begun:
-        split_record.save(split_record.record_of(data, origin.start, origin.before), folder / FILE)
+        split_record.save(split_record.record_of(data, origin.start, origin.before), folder / SPLIT)
         return ()
     record = read(folder)
     if record is None:
-        return (f"{folder} has no record of its split ({FILE}): whether its data have changed cannot be checked",)
+        return (f"{folder} has no record of its split ({SPLIT}): whether its data have changed cannot be checked",)
     difference = split_record.changed(data, record, str(folder))
     if difference:
         raise with_parameters(
@@ -66,7 +66,7 @@ def summary(folder: Path) -> dict[str, Any] | None:
     if record is None:
         return None
     sizes = {name: len(keys) for name, keys in record.splits.items()}
-    return {"by": record.kind, "images": sizes, "start": record.start, "digest": digests.of_file(folder / FILE)}
+    return {"by": record.kind, "images": sizes, "start": record.start, "digest": digests.of_file(folder / SPLIT)}
 
 
 def restore(data: "DataSet", folder: Path, use_new: bool) -> tuple["DataSet", tuple[str, ...]]:

@@ -32,6 +32,9 @@ RESULT_CONTENT = {
     "digest?": str,
 }
 """Content of `result.json`; see `offramp.schema`."""
+SPLIT = "split.safetensors"
+BEFORE_TRAINING = (CONFIG, SPLIT, LOCK)
+"""What a run may hold that was stopped before its first step, or is just being started by another process."""
 FREE = {"data-dir", "checkpoint-every", "tensorboard"}
 """Options that may differ when a run is resumed: they do not change the results."""
 
@@ -107,7 +110,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
         return True
     if (owner := _within(folder)) is not None:
         raise with_parameters(ValueError(f"{folder} lies within {owner}; take another out"), "out")
-    if folder.is_dir() and any(entry.name not in (CONFIG, f".part-{CONFIG}", LOCK) for entry in folder.iterdir()):
+    if folder.is_dir() and any(entry.name.removeprefix(".part-") not in BEFORE_TRAINING for entry in folder.iterdir()):
         raise with_parameters(ValueError(f"{folder} is not empty and holds no run of offramp; take another out"), "out")
     return False
 

@@ -3,16 +3,14 @@
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,14 +35,12 @@ def words(methods: str, seeds: str, out: Path, *more: object) -> list[str]:
     return [str(word) for word in given]
 
 
-def start(folder: Path, given: list[str]) -> subprocess.Popen[bytes]:
+def start(folder: Path, given: list[str]) -> forked.Program:
     """The program in a process of its own; what it says goes into a file."""
-    with (folder / "said").open("ab") as said:
-        command = [sys.executable, "-c", "from offramp.cli import main; main()", *given]
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said)
+    return forked.start(*given, out=folder / "said")
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+def wait_for(what: Callable[[], Any], process: forked.Program) -> None:
     end = time.monotonic() + 300
     while not what():
         assert process.poll() is None and time.monotonic() < end

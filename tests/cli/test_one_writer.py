@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from offramp.digests import of_file
@@ -36,20 +37,22 @@ WORDS = [
 ]
 
 
-def start(folder: Path, epochs: int, *words: str) -> "subprocess.Popen[str]":
-    """`offramp train` in a process of its own."""
-    command = [sys.executable, "-m", "offramp", "train", *WORDS, "--epochs", str(epochs), "--out", str(folder), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+def start(folder: Path, epochs: int, log: Path, *words: str) -> forked.Program:
+    """`offramp train` in a process of its own; what it says on standard error goes into `log`."""
+    given = ["train", *WORDS, "--epochs", epochs, "--out", folder, *words]
+    return forked.start(*given, out=Path(os.devnull), err=log)
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed < 3 else pytest.mark.full) for seed in range(20)])
 def test_of_two_that_start_at_once_one_trains_and_nothing_is_doubled(tmp_path: Path, seed: int) -> None:
     folder, epochs = tmp_path / "run", 4
-    first = start(folder, epochs, "--resume", "--checkpoint-every", "7")
-    time.sleep(random.Random(seed).uniform(0, 3) if seed else 0)
-    second = start(folder, epochs, "--resume", "--checkpoint-every", "7")
-    said = [process.communicate(timeout=200)[1] for process in (first, second)]
+    logs = [tmp_path / "first", tmp_path / "second"]
+    first = start(folder, epochs, logs[0], "--resume", "--checkpoint-every", "7")
+    time.sleep(random.Random(seed).uniform(0, 1) if seed else 0)
+    second = start(folder, epochs, logs[1], "--resume", "--checkpoint-every", "7")
+    for process in (first, second):
+        process.wait(200)
+    said = [path.read_text() for path in logs]
     assert not any("Traceback" in text for text in said), said
     statuses = [first.returncode, second.returncode]
     assert 0 in statuses, said

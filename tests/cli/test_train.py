@@ -1,11 +1,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -32,10 +31,8 @@ def without_seconds(path: Path) -> list[dict]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in log.read(path)]
 
 
-def start(log: Path, *words: object) -> subprocess.Popen:
-    command = [sys.executable, "-c", "from offramp.cli import main; main()", *map(str, words)]
-    with log.open("a") as said:
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=said)
+def start(log: Path, *words: object) -> forked.Program:
+    return forked.start(*words, out=Path(os.devnull), err=log)
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -171,3 +171,14 @@ def test_no_run_begins_within_another_run_or_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/config.yaml").write_text("")  # settings that runs share: no run
     claim(tmp_path / "runs/new", CONFIG, False)
+
+
+def test_a_run_stopped_before_its_first_step_is_resumed(tmp_path: Path) -> None:
+    """Its folder holds the configuration and the record of the split, and nothing of training yet."""
+    config = {"net": "resnet18", "epochs": 1}
+    claim(tmp_path, config, resume=False)
+    (tmp_path / "split.safetensors").write_bytes(b"")
+    claim(tmp_path, config, resume=True)
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run of offramp"):
+        claim(tmp_path, config, resume=True)
