@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.bundle import partial_state
 from offramp.bundle.partial_state import Handover
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle
@@ -128,6 +129,21 @@ def answers(
             left(stepper, names)
         given = iter(_rows(bundle, stepper, names, ms))
         yield from (row if row.error is not None else next(given) for row in rows)
+
+
+def begin(bundle: Bundle, files: Iterable[Path], size: int, state: Path) -> Iterator[Prediction]:
+    """A row for every file by the first segments; at the end, images that have not exited are written to a file.
+
+    Args:
+        bundle: opened with its first segments only.
+        size: images per batch.
+        state: the file, which `offramp.bundle.partial_state.load` reads.
+    """
+    steppers: list[tuple[Stepper, list[str]]] = []
+    yield from answers(bundle, files, size, lambda stepper, names: steppers.append((stepper, names)))
+    partial_state.save(
+        partial_state.gather(bundle.manifest, bundle.policy, steppers, len(bundle.segments)), state, bundle.manifest
+    )
 
 
 def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Prediction]:

@@ -40,7 +40,6 @@ def info(
         classes: Number of classes.
         channels: Channels of the input.
         image_size: Height and width of the input in pixels; default: the network's own.
-        json: Print one JSON object.
     """
     from offramp.cli._console import stdout
     from offramp.config import Config

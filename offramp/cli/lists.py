@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any, Literal
 
 from offramp import plugins
 from offramp.cli import emit
+from offramp.cli._options import Json
 from offramp.config import keys
 from offramp.discovery import discover, first_line, from_outside, with_plugins
 from offramp.docstrings import elsewhere, explained, summary
@@ -28,15 +27,12 @@ if TYPE_CHECKING:
 
 WIDTH = 79
 
-Json = Annotated[bool, Parameter(negative="")]
-
 
 def nets(name: str | None = None, /, *, json: Json = False) -> None:
     """List the networks, or one network's parameters.
 
     Args:
         name: A network.
-        json: Print one JSON object.
     """
     from offramp import models
 
@@ -49,7 +45,6 @@ def branches(name: str | None = None, /, *, json: Json = False) -> None:
 
     Args:
         name: An exit structure.
-        json: Print one JSON object.
     """
     from offramp import branches
 
@@ -61,7 +56,6 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
 
     Args:
         name: A method.
-        json: Print one JSON object.
     """
     from offramp import methods
 
@@ -83,7 +77,6 @@ def recipes(name: str | None = None, /, *, json: Json = False) -> None:
 
     Args:
         name: A recipe.
-        json: Print one JSON object.
     """
     from offramp.cli._console import list_offers
     from offramp.config import recipes
@@ -137,7 +130,6 @@ def data(name: str | None = None, /, *, json: Json = False) -> None:
 
     Args:
         name: A data source.
-        json: Print one JSON object.
     """
     from offramp import data
 

@@ -3,12 +3,14 @@
 import csv as csv_format
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from offramp.cli import emit
+from offramp.cli._options import Json
 from offramp.lookup import ParameterError
 from offramp.measure.units import percent
 from offramp.text import csv_cell, shell_word
@@ -16,7 +18,6 @@ from offramp.text import csv_cell, shell_word
 if TYPE_CHECKING:
     from offramp.bundle.predict import Prediction
     from offramp.bundle.read import Bundle
-    from offramp.early_exit.runtime import Stepper
 
 
 def predict(
@@ -27,7 +28,7 @@ def predict(
     first: int | None = None,
     from_: Annotated[int | None, Parameter(name="--from")] = None,
     state: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
     csv: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict images with a bundle: label, probability, exit and time.
@@ -42,7 +43,6 @@ def predict(
         first: Run only the first N segments; images that have not exited are written to --state.
         from_: Continue after N segments with the images in --state.
         state: File that --first writes and --from reads.
-        json: Print one JSON object.
         csv: Print comma-separated values.
     """
     _check(images, batch_size, first, from_, state, json and csv)
@@ -54,7 +54,7 @@ def predict(
         raise ValueError(
             f"--first {first} are all segments of {bundle}: omit --first, no segment is left to run elsewhere"
         )
-    rows, total = _rows(opened, images, batch_size, first, state)
+    rows, total = _rows(opened, images, batch_size, state)
     warm_up(opened, max(1, min(batch_size, total)))
     shown = _progress(rows, total, show=not json and not csv)
     if csv:
@@ -88,32 +88,20 @@ def _check(
 
 
 def _rows(
-    opened: "Bundle", images: tuple[Path, ...], size: int, first: int | None, state: Path | None
+    opened: "Bundle", images: tuple[Path, ...], size: int, state: Path | None
 ) -> tuple[Iterable["Prediction"], int]:
     """The rows as they come, and how many there will be."""
     from offramp.bundle import partial_state
-    from offramp.bundle.predict import answers, find, go_on
+    from offramp.bundle.predict import answers, begin, find, go_on
 
     if opened.begin:
         assert state is not None
         partial = partial_state.load(state, opened)
         return go_on(opened, partial, size), len(partial.names)
     files, empty = find(images)
-    size = min(size, max(1, len(files)))
-
-    def rows() -> Iterator["Prediction"]:
-        yield from empty
-        if first is None:
-            yield from answers(opened, files, size)
-            return
-        steppers: list[tuple[Stepper, list[str]]] = []
-        yield from answers(opened, files, size, lambda stepper, names: steppers.append((stepper, names)))
-        assert state is not None
-        partial_state.save(
-            partial_state.gather(opened.manifest, opened.policy, steppers, first), state, opened.manifest
-        )
-
-    return rows(), len(files) + len(empty)
+    size = max(1, min(size, len(files)))
+    rows = answers(opened, files, size) if state is None else begin(opened, files, size, state)
+    return chain(empty, rows), len(files) + len(empty)
 
 
 def _progress(rows: Iterable["Prediction"], total: int, show: bool) -> Iterator["Prediction"]:

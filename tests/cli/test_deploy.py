@@ -143,7 +143,7 @@ def test_nothing_is_overwritten_and_nothing_half_trained_is_deployed(
     for name in ("config.yaml", "last.safetensors"):
         (half / name).write_bytes((runs / "dml" / name).read_bytes())
     ran = offramp("deploy", half, "--out", tmp_path / "plain")
-    assert ran.status == 1 and f"{half} is not finished: `offramp train` with --resume continues it" in ran.err
+    assert ran.status == 1 and f"{half} is not finished: `offramp train --out {half} --resume` continues it" in ran.err
 
 
 def test_info_counts_all_that_is_trained(offramp: Offramp) -> None:
