@@ -25,7 +25,7 @@ FLOORS = """
     runs
     serve
     cli
-    __main__
+    __main__ __init__
 """
 LEVEL = {name: level for level, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 
