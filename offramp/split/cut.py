@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,35 +23,60 @@ class Crossing(ValueError):
         self.cut = cut
 
 
+class Relations(NamedTuple):
+    """What is true of a graph's nodes wherever it is cut.
+
+    `order` is the place of each; `source` the node that a node only looks into (parts of a tuple, sizes); `data`
+    whether its value depends on the samples.
+    """
+
+    order: dict[Node, int]
+    source: dict[Node, Node]
+    data: dict[Node, bool]
+
+    @classmethod
+    def of(cls, traced: Traced) -> "Relations":
+        """Those of a traced graph."""
+        found = cls({node: index for index, node in enumerate(traced.graph.nodes)}, {}, {})
+        for node in found.order:
+            source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+            if source is not None and _looks_into(node, traced.values.get(source)):
+                found.source[node] = source
+            sized = _is_size(node) or not _has_tensor(traced.values.get(node))
+            found.data[node] = node.op == "placeholder" or (
+                not sized and any(found.data[before] for before in node.all_input_nodes)
+            )
+        return found
+
+
+def _looks_into(node: Node, value: Any) -> bool:
+    """Whether a node only looks into the value of its first argument: parts of a tuple, sizes."""
+    return _is_size(node) or (node.target is operator.getitem and not isinstance((value or (None,))[0], Tensor))
+
+
 class Cutter:
     """A traced graph with cuts behind some of its nodes.
 
     Args:
         cuts: the nodes behind which to cut, in the order of the graph; each is a tensor with the batch first.
         channels_last: whether maps (B, H, W, D) among the cuts are to be handed on as (B, D, H, W).
+        relations: those of the graph, if they are known already.
     """
 
     def __init__(
-        self, model: nn.Module, traced: Traced, cuts: Sequence[Node], channels_last: Callable[[Node], bool]
+        self,
+        model: nn.Module,
+        traced: Traced,
+        cuts: Sequence[Node],
+        channels_last: Callable[[Node], bool],
+        relations: "Relations | None" = None,
     ) -> None:
         self.model, self.traced, self.cuts, self.channels_last = model, traced, list(cuts), channels_last
-        self.order = {node: index for index, node in enumerate(traced.graph.nodes)}
+        self.order, source, self.data = relations or Relations.of(traced)
         self.piece: dict[Node, int] = {}
-        self.data: dict[Node, bool] = {}
         ends = [self.order[cut] for cut in cuts]
         for node, index in self.order.items():
-            source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-            of_source = source is not None and self._belongs(node, source)
-            self.piece[node] = self.piece[source] if source and of_source else sum(end < index for end in ends)
-            sized = _is_size(node) or not _has_tensor(traced.values.get(node))
-            self.data[node] = node.op == "placeholder" or (
-                not sized and any(self.data[before] for before in node.all_input_nodes)
-            )
-
-    def _belongs(self, node: Node, source: Node) -> bool:
-        """Whether a node only looks into what another made: parts of a tuple, sizes."""
-        value = self.traced.values.get(source)
-        return _is_size(node) or (node.target is operator.getitem and not isinstance((value or (None,))[0], Tensor))
+            self.piece[node] = self.piece[source[node]] if node in source else sum(end < index for end in ends)
 
     def crossing(self, index: int) -> list[Node]:
         """What is handed on behind cut `index`: tensors with the batch first, the cut's own last.

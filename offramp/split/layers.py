@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from offramp.lookup import nearest
 from offramp.meta_device import run_on_meta, written
-from offramp.split.cut import Crossing, Cutter, has_batch
+from offramp.split.cut import Crossing, Cutter, Relations, has_batch
 from offramp.split.fx_trace import trace
 from offramp.split.logits import NoLogits, dtype_of, logits_of
 from offramp.split.tracer import BATCHES, Traced
@@ -220,9 +220,10 @@ def _trace_what_can_be(model: nn.Module, shape: Image, opened: set[str], needed:
 
 def _clean(model: nn.Module, traced: Traced, opened: set[str]) -> list[tuple[str, fx.Node]]:
     """The ends of blocks: layers behind which only their own value passes on."""
-    order = {node: index for index, node in enumerate(traced.graph.nodes)}
+    relations = Relations.of(traced)
+    order = relations.order
     ends = sorted(traced.ends.items(), key=lambda end: (order[end[1]], end[0].count("."), end[0]))
-    state = {name: _passes_alone(model, traced, node) for name, node in ends}
+    state = {name: _passes_alone(model, traced, node, relations) for name, node in ends}
     closed: set[type] = set()
     while True:
         hidden = {name for name in opened if type(model.get_submodule(name)) in closed}
@@ -246,9 +247,9 @@ def _distinct(ends: list[tuple[str, fx.Node]]) -> list[tuple[str, fx.Node]]:
     return [(name, node) for node, name in found.items()]
 
 
-def _passes_alone(model: nn.Module, traced: Traced, node: fx.Node) -> bool:
+def _passes_alone(model: nn.Module, traced: Traced, node: fx.Node, relations: Relations) -> bool:
     try:
-        return len(Cutter(model, traced, [main(traced, node)], lambda node: False).crossing(0)) == 1
+        return len(Cutter(model, traced, [main(traced, node)], lambda node: False, relations).crossing(0)) == 1
     except Crossing:
         return False
 
