@@ -1,4 +1,4 @@
-"""Any model as a network that exits can be attached to: cut behind named layers, or given in stages by hand."""
+"""Any model as a network that exits can be attached to: cut after named layers, or given in stages by hand."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,9 +31,9 @@ def split(
 ) -> Backbone:
     """Cut a model into stages; they hold the model's own modules under their own names, nothing is copied.
 
-    The graph of the forward pass is cut, with everything that has to pass a cut. A state is one map or sequence, or a
-    tuple with the layer's own value last; maps (B, H, W, D) are handed on as (B, D, H, W). What does not depend on the
-    samples is computed again behind the cut. Image size and conditions on shapes are those of `shape`, the number of
+    The graph of the forward pass is cut. A state is one map or sequence, or a
+    tuple with the layer's own value last; maps (B, H, W, D) are passed on as (B, D, H, W). What does not depend on the
+    samples is computed again after the cut. Image size and conditions on shapes are those of `shape`, the number of
     samples is free.
 
     Args:
@@ -47,7 +47,7 @@ def split(
             compare outputs, gradients and buffers. A model on the meta device is not run.
 
     Raises:
-        ValueError: naming the nearest layer, the right order, the smallest image size, what cannot pass a cut, or the
+        ValueError: naming the nearest layer, the right order, the smallest image size, what cannot cross a cut, or the
             first stage whose output, gradients or buffers are not the model's.
         Untraceable: naming the line that could not be traced; `by_hand` takes stages then.
     """

@@ -10,7 +10,7 @@ from offramp.split.tracer import Traced
 
 
 class Unit(NamedTuple):
-    """What lies between two ends of layers: the node it ends with, its heaviest module's class, the shapes around it.
+    """The part between the ends of two layers: its last node, its heaviest module's class, the shapes around it.
 
     `works` says whether it has a convolution or linear layer; `pointwise` that these look at one position at a time.
     """
@@ -88,8 +88,8 @@ def _positions(enters: tuple[int, ...], leaves: tuple[int, ...]) -> bool:
 def join(found: Sequence[Unit]) -> list[fx.Node]:
     """The last nodes of a stage's blocks.
 
-    Norms and activations belong to the layer before them, pooling to the layer behind it; a layer that only changes
-    the shape (ConvNeXt's and Swin's downsampling) belongs to the block behind it.
+    Norms and activations belong to the layer before them, pooling to the layer after it; a layer that only changes
+    the shape (ConvNeXt's and Swin's downsampling) belongs to the block after it.
     """
     blocks: list[list[Unit]] = []
     waiting: list[Unit] = []

@@ -1,4 +1,4 @@
-"""A traced graph cut into pieces: what has to cross each cut, and what is computed again behind it."""
+"""A traced graph cut into pieces: what has to cross each cut, and what is computed again after it."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _SIZE_METHODS = ("size", "dim", "numel")
 
 
 class Crossing(ValueError):
-    """A cut through which something would have to pass that cannot; `cut` is the node behind which it is."""
+    """A value that a cut would have to hand on and cannot; `cut` is the node before the cut."""
 
     def __init__(self, message: str, cut: Node) -> None:
         super().__init__(message)
@@ -55,11 +55,11 @@ def _looks_into(node: Node, value: Any) -> bool:
 
 
 class Cutter:
-    """A traced graph with cuts behind some of its nodes.
+    """A traced graph with cuts after some of its nodes.
 
     Args:
-        cuts: the nodes behind which to cut, in the order of the graph; each is a tensor with the batch first.
-        channels_last: whether maps (B, H, W, D) among the cuts are to be handed on as (B, D, H, W).
+        cuts: the nodes to cut after, in the order of the graph; each is a tensor with the batch first.
+        channels_last: whether maps (B, H, W, D) among the cuts are passed on as (B, D, H, W).
         relations: those of the graph, if they are known already.
     """
 
@@ -79,7 +79,7 @@ class Cutter:
             self.piece[node] = self.piece[source[node]] if node in source else sum(end < index for end in ends)
 
     def crossing(self, index: int) -> list[Node]:
-        """What is handed on behind cut `index`: tensors with the batch first, the cut's own last.
+        """The values that cross cut `index`: tensors with the batch first, the cut's own last.
 
         Raises:
             Crossing: if a value that depends on the samples has no batch in front.
@@ -93,7 +93,7 @@ class Cutter:
         return [*found, main]
 
     def _carried(self, node: Node, cut: Node) -> bool:
-        """Whether a value crosses cuts as it is (or spread over the batch); others are computed again behind them."""
+        """Whether a value crosses cuts as it is (or expanded over the batch); others are computed again after them."""
         value = self.traced.values[node]
         if node.target == "training" or not _has_tensor(value):
             return False
@@ -122,21 +122,21 @@ class Cutter:
     def _tensor(self, path: str) -> Any:
         return self.traced.constants[path] if path in self.traced.constants else operator.attrgetter(path)(self.model)
 
-    def graph(self, index: int, answers: tuple[Node, Node, Node] | None = None) -> tuple[fx.Graph, set[str]]:
+    def graph(self, index: int, outputs: tuple[Node, Node, Node] | None = None) -> tuple[fx.Graph, set[str]]:
         """The graph of piece `index`, (state) -> state, and the buffers that it borrows from earlier pieces.
 
         Args:
-            answers: logits, feature and map, which the last piece answers; no cut is behind it.
+            outputs: logits, feature and map, which the last piece returns; no cut follows it.
         """
         made = _Piece(self, index)
         for node in self.order:
             wanted = self.data[node] or not node.users  # the others when something here asks for them
             if self.piece[node] == index and wanted and node.op not in ("placeholder", "output"):
                 made.copy(node)
-        if answers is None:
+        if outputs is None:
             made.hand_on(self.crossing(index))
         else:
-            made.answer(*answers)
+            made.return_head(*outputs)
         made.graph.eliminate_dead_code(_must_stay)
         return made.graph, made.borrowed
 
@@ -169,10 +169,10 @@ class _Piece:
 
     def copy(self, node: Node) -> Node:
         """Write a node of the traced graph."""
-        self.made[node] = self.graph.node_copy(node, self.look)
+        self.made[node] = self.graph.node_copy(node, self.lookup)
         return self.made[node]
 
-    def look(self, node: Node) -> Any:
+    def lookup(self, node: Node) -> Any:
         """The value of a traced node in this piece: written here, handed on, or computed again."""
         if node in self.made:
             return self.made[node]
@@ -200,28 +200,28 @@ class _Piece:
         return all(value == values[0] for value in values), values[0]
 
     def hand_on(self, nodes: Sequence[Node]) -> None:
-        """Answer a state: one tensor, or a tuple whose last is the cut's own."""
+        """Return a state: one tensor, or a tuple whose last entry is the cut's own value."""
         values = []
         for node in nodes:
-            value = self.look(node)
+            value = self.lookup(node)
             if node is nodes[-1] and self.cutter.channels_last(node):
                 value = self.graph.call_method("permute", (value, 0, 3, 1, 2))
             elif not has_batch(self.cutter.traced.values[node]):
-                value = self.graph.call_function(_spread, (value, self.look(nodes[-1])))
+                value = self.graph.call_function(_spread, (value, self.lookup(nodes[-1])))
             values.append(value)
         self.graph.output(values[0] if len(values) == 1 else tuple(values))
 
-    def answer(self, logits: Node, feature: Node, maps: Node) -> None:
-        """Answer as a head does: logits (B, C), feature (B, D), and the map as exits see it."""
-        pooled, before = self.look(feature), self.look(maps)
+    def return_head(self, logits: Node, feature: Node, maps: Node) -> None:
+        """Return what a head returns: logits (B, C), feature (B, D), and the map as exits see it."""
+        pooled, before = self.lookup(feature), self.lookup(maps)
         sizes = self.cutter.traced.values[feature][0].shape[1:]
-        if len(sizes) == 3 and feature is maps:  # the model pools behind its classifier
+        if len(sizes) == 3 and feature is maps:  # the model pools after its classifier
             pooled = self.graph.call_method("mean", (pooled, (1, 2) if self.cutter.channels_last(maps) else (2, 3)))
         elif len(sizes) > 1:
             pooled = self.graph.call_method("flatten", (pooled, 1))
         if self.cutter.channels_last(maps):
             before = self.graph.call_method("permute", (before, 0, 3, 1, 2))
-        self.graph.output((self.look(logits), pooled, before))
+        self.graph.output((self.lookup(logits), pooled, before))
 
 
 def _spread(value: Tensor, like: Tensor) -> Tensor:

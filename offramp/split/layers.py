@@ -1,4 +1,4 @@
-"""Where a model can be cut cleanly: the ends of its blocks, found by what would have to pass each of them."""
+"""Where a model can be cut cleanly: at ends of its blocks that only one value crosses."""
 
 from collections.abc import Collection, Iterable
 from itertools import pairwise
@@ -30,7 +30,7 @@ class Layers(NamedTuple):
 
 
 def find(model: nn.Module, shape: Image, after: Collection[str] = ()) -> Layers:
-    """Trace a model so that it can be cut at the ends of its blocks, and behind the layers named in `after`.
+    """Trace a model so that it can be cut at the ends of its blocks, and after the layers named in `after`.
 
     Blocks are found through the model's containers. A class of modules in which something else than its last value
     passes on (a residual block) is a block itself, wherever it occurs.
@@ -88,7 +88,7 @@ def find_classifier(model: nn.Module, shape: Image) -> str:
     """The name of the layer that computes the logits.
 
     It is the last layer with a weight matrix (norms have none) that returns as many values as there are logits; in
-    models that pool behind their classifier (SqueezeNet), the last one that returns as many channels.
+    models that pool after their classifier (SqueezeNet), the last one that returns as many channels.
 
     Raises:
         ValueError: if the model cannot take images of this shape (the smallest that works is named), or there is none.
@@ -219,7 +219,7 @@ def _trace_what_can_be(model: nn.Module, shape: Image, opened: set[str], needed:
 
 
 def _clean(model: nn.Module, traced: Traced, opened: set[str]) -> list[tuple[str, fx.Node]]:
-    """The ends of blocks: layers behind which only their own value passes on."""
+    """The ends of blocks: layers after which only their own value is used."""
     relations = Relations.of(traced)
     order = relations.order
     ends = sorted(traced.ends.items(), key=lambda end: (order[end[1]], end[0].count("."), end[0]))

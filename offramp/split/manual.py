@@ -45,10 +45,10 @@ def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int,
         tensors = state if isinstance(state, tuple) else (state,)
         if not all(isinstance(tensor, Tensor) and tensor.shape[:1] == (1,) for tensor in tensors):
             raise ValueError(f"stage {number} hands on something else than tensors with the batch first")
-    answer = _next("the head", head, state)
-    if isinstance(answer, Tensor):
+    output = _next("the head", head, state)
+    if isinstance(output, Tensor):
         head = CompletedHead(head)
-    elif not (isinstance(answer, tuple) and len(answer) == 3):
+    elif not (isinstance(output, tuple) and len(output) == 3):
         raise ValueError("the head must return logits (B, C), or logits, feature (B, D) and map")
     return Backbone(blocks, head, shape)
 

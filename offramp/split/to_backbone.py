@@ -18,10 +18,10 @@ from offramp.split.tracer import Traced
 def assemble(
     model: nn.Module, layers: Layers, after: Sequence[str], shape: Image, make: Callable[[], nn.Module] | None
 ) -> Backbone:
-    """Cut a traced model behind the layers named in `after`; the stages hold the model's own modules.
+    """Cut a traced model after the layers named in `after`; the stages hold the model's own modules.
 
     Raises:
-        ValueError: if the layers are not in order, not before the pooling, or something cannot pass a cut.
+        ValueError: if the layers are not in order, not before the pooling, or a value cannot cross a cut.
     """
     end = blocks.head_nodes(layers.traced, layers.classifier)
     after = own_names(model, after)
@@ -64,7 +64,7 @@ def order_of(traced: Traced) -> dict[fx.Node, int]:
 
 
 def _in_order(layers: Layers, after: Sequence[str], end: blocks.HeadNodes) -> list[fx.Node]:
-    """The nodes behind which to cut, checked."""
+    """The nodes to cut after, checked."""
     traced, order = layers.traced, order_of(layers.traced)
     cuts: list[fx.Node] = []
     for name in after:
@@ -104,7 +104,7 @@ def _choice(layers: Layers, end: blocks.HeadNodes) -> str:
 
 
 def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.HeadNodes) -> list[list[fx.Node]]:
-    """The last nodes of the blocks of every stage; behind the last of them the head begins."""
+    """The last nodes of the blocks of every stage; the head begins after the last of them."""
     traced, order = layers.traced, order_of(layers.traced)
     ends = {main(traced, node) for _, node in layers.ends} | set(cuts)
     ends = {node for node in ends if order[node] <= order[end.map]}

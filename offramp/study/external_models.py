@@ -81,8 +81,7 @@ def survey(name: str) -> dict[str, Any]:
     if side is None:
         return {"name": name, "result": "refused", "reason": "no square image of up to 512 pixels fits"}
     record: dict[str, Any] = {"name": name, "side": side}
-    with torch.device("meta"):
-        size = sum(p.numel() for p in _model(name, side).parameters()) * 4 / 2**30
+    size = sum(p.numel() for p in _without_values(name, side).parameters()) * 4 / 2**30
     if size > GIB:
         return {**record, "result": "too large", "reason": f"{size:.1f} GiB of weights"}
     torch.manual_seed(0)
@@ -102,13 +101,20 @@ def smallest_side(name: str) -> int | None:
     """The first of `SIDES` that a network takes."""
     for side in SIDES:
         try:
-            with torch.device("meta"):
-                model = _model(name, side)
-            layers.logits_on_meta(model, (3, side, side), search=False)
+            layers.logits_on_meta(_without_values(name, side), (3, side, side), search=False)
         except ValueError:
             continue
         return side
     return None
+
+
+def _without_values(name: str, side: int) -> nn.Module:
+    """A network on the meta device; with values if its constructor reads some (RegNets of torchvision)."""
+    try:
+        with torch.device("meta"):
+            return _model(name, side)
+    except ValueError:
+        return _model(name, side)
 
 
 def _model(name: str, side: int) -> nn.Module:
