@@ -108,7 +108,7 @@ def load(
     split_seed: int = 0,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     augmentation: str | None = None,
     normalise: str | None = None,
     mean: Sequence[float] | None = None,
@@ -133,7 +133,7 @@ def load(
         split_seed: decides which images are held out; independent of the training seed.
         streaming: decode images anew for every batch instead of keeping them all (folder only).
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
-        progress: called while images are decoded; see `offramp.progress`.
+        progress: called while images are decoded; see `offramp.progress`. Nothing is shown by default.
         augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised, random-resized-crop or
             resize-crop-flip (needs `streaming`) instead of the source's own.
         normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.
@@ -161,7 +161,7 @@ def load(
         image_size=image_size,
         streaming=streaming,
         cache_dir=None if cache_dir is None else str(cache_dir),
-        progress=progress,
+        progress=progress or no_progress,
     )
     found = source.build(request, **arguments("data", head, source.build, options))
     if not isinstance(found, Found):
