@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from offramp.cli import main
+from offramp.train.run_dir import read_result, write_result
 
 
 class Ran(NamedTuple):
@@ -57,3 +58,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., Non
 def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of it that a test may change, outside of the test's own folder."""
     return Path(shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "run"))
+
+
+@pytest.fixture(scope="session")
+def reconfigure() -> Callable[[Path, str, str], None]:
+    """Makes a run as if it had been trained with another value of an option, such as `holdout: 0`."""
+
+    def run(folder: Path, old: str, new: str) -> None:
+        result, config = read_result(folder), (folder / "config.yaml").read_text()
+        assert result is not None and config.count(f"\n{old}\n") == 1
+        (folder / "config.yaml").write_text(config.replace(f"\n{old}\n", f"\n{new}\n"))
+        write_result(folder, result)
+
+    return run

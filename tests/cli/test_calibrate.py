@@ -246,10 +246,12 @@ def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
     assert f"measured in {runtime} at batch 4 on " in ran.out
 
 
-def test_milliseconds_are_those_of_the_run_s_own_precision_unless_told_otherwise(offramp: Offramp, run: Path) -> None:
-    config = (run / "config.yaml").read_text()
+def test_milliseconds_are_those_of_the_run_s_own_precision_unless_told_otherwise(
+    offramp: Offramp, run: Path, reconfigure: Any
+) -> None:
     for precision, runtime in {"32": "torch", "bf16": "torch-bf16"}.items():
-        (run / "config.yaml").write_text(config.replace("precision: '32'", f"precision: '{precision}'"))
+        if precision != "32":
+            reconfigure(run, "precision: '32'", f"precision: {precision}")
         assert offramp("calibrate", run, "--ms", "1000", "--batch-size", "4", "--json").json["runtime"] == runtime
 
 
@@ -332,9 +334,8 @@ def test_the_best_weights_are_calibrated_if_asked_for(offramp: Offramp, run: Pat
     assert found["epoch"] == json.loads((run / "result.json").read_text())["best"]["epoch"]
 
 
-def test_a_run_without_a_calibration_split_is_refused(offramp: Offramp, run: Path) -> None:
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("holdout: 0.3", "holdout: 0"))
+def test_a_run_without_a_calibration_split_is_refused(offramp: Offramp, run: Path, reconfigure: Any) -> None:
+    reconfigure(run, "holdout: 0.3", "holdout: 0")
     ran = offramp("calibrate", run, "--macs", "0.9")
     assert ran.status == 1
     assert "was trained on everything (holdout 0): there is no split to calibrate on" in ran.err

@@ -56,12 +56,10 @@ def test_a_run_without_a_calibration_split_has_the_anytime_curve(offramp: Offram
 
 
 @pytest.fixture
-def seeds(run: Path, tmp_path: Path) -> list[Path]:
+def seeds(run: Path, tmp_path: Path, reconfigure: Callable[[Path, str, str], None]) -> list[Path]:
     """Runs that differ in their seed, and (so that there is a deviation) in their weights."""
     other = Path(shutil.copytree(run, tmp_path / "runs" / "seed-1"))
-    config = (other / "config.yaml").read_text()
-    assert "\nseed: 0\n" in config
-    (other / "config.yaml").write_text(config.replace("\nseed: 0\n", "\nseed: 1\n"))
+    reconfigure(other, "seed: 0", "seed: 1")
     tensors, about = load_weights(other / "last.safetensors")
     save_weights(other / "last.safetensors", {name: tensor.flip(0) for name, tensor in tensors.items()}, about)
     return [Path(shutil.copytree(run, tmp_path / "runs" / "seed-0")), other]
