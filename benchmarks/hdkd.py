@@ -31,7 +31,7 @@ from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
-from offramp.methods._loss_weights import learn
+from offramp.methods._bilevel import learn
 from offramp.models import resnet
 from offramp.net import attach, share
 from offramp.outputs import Batch

@@ -5,7 +5,8 @@ Family: learned weights. Fits: any network with 2 exits or more; needs a val spl
 
 from typing import Any
 
-from offramp.methods._loss_weights import Bilevel, Init, method
+from offramp.methods._bilevel import method
+from offramp.methods._loss_weights import Bilevel, Init
 from offramp.methods._method import Method
 from offramp.methods._parameters import parameters_of
 

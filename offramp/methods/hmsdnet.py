@@ -5,8 +5,9 @@ Family: learned weights. Fits: any network; needs a val split (--holdout).
 
 from typing import Any, Literal
 
+from offramp.methods._bilevel import method
 from offramp.methods._check import choice
-from offramp.methods._loss_weights import Bilevel, method
+from offramp.methods._loss_weights import Bilevel
 from offramp.methods._method import Method
 from offramp.methods._parameters import parameters_of
 

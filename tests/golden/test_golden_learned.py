@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.dense_distillation import pairs
 from offramp.methods import find
-from offramp.methods._loss_weights import learn, weight_gradient
+from offramp.methods._bilevel import learn, weight_gradient
 from offramp.methods._taps import equilibrium
 from offramp.methods.ofa import OneForAll
 from offramp.net import Branch, MultiExitNet, share

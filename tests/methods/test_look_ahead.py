@@ -17,7 +17,7 @@ from offramp.blocks import Conv
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
-from offramp.methods._loss_weights import learn, weight_gradient
+from offramp.methods._bilevel import learn, weight_gradient
 from offramp.methods._taps import equilibrium
 from offramp.net import Branch, Head, MultiExitNet, Tap, share
 from offramp.outputs import Batch

@@ -11,6 +11,7 @@ from offramp.branches import linear, own
 from offramp.measure import cost
 from offramp.meta_device import blank, run_on_meta, shape_of
 from offramp.models import msdnet
+from offramp.models._msdnet_layers import Layer, Transition
 from offramp.net import Backbone, MultiExitNet, attach, fresh, plain, segments
 
 
@@ -97,8 +98,8 @@ def test_widths_of_features_and_scales() -> None:
 def test_transitions_follow_layers_13_and_25() -> None:
     layer, after = 0, []
     for block in (part for stage in published("hdkd-cifar-8")[0].stages for part in stage):  # type: ignore[union-attr]
-        layer += isinstance(block, msdnet.Layer)
-        if isinstance(block, msdnet.Transition):
+        layer += isinstance(block, Layer)
+        if isinstance(block, Transition):
             after.append(layer)
     assert (layer, after) == (36, [13, 25])
 
@@ -113,7 +114,7 @@ def test_any_number_of_exits(exits: int) -> None:
 
 
 def layers(backbone: Backbone) -> list[int]:
-    return [sum(isinstance(block, msdnet.Layer) for block in stage) for stage in backbone.stages]
+    return [sum(isinstance(block, Layer) for block in stage) for stage in backbone.stages]
 
 
 def test_steps_between_exits() -> None:
@@ -126,7 +127,7 @@ def live(backbone: Backbone) -> list[int]:
     state, found = torch.randn(2, *backbone.shape), []
     for block in (part for stage in backbone.stages for part in stage):
         state = block(state)
-        if isinstance(block, msdnet.Layer):
+        if isinstance(block, Layer):
             found.append(len(state))
     return found
 
@@ -137,7 +138,7 @@ def test_pruning() -> None:
     assert live(tiny(prune="min")) == [3, 3, 3, 3, 3, 3, 3, 3, 2, 1]
 
     def narrowed(backbone: Backbone) -> int:
-        return sum(isinstance(block, msdnet.Transition) for stage in backbone.stages for block in stage)
+        return sum(isinstance(block, Transition) for stage in backbone.stages for block in stage)
 
     assert narrowed(tiny()) == narrowed(tiny(prune="min")) == 2
     assert narrowed(tiny(reduction=0.0)) == 0
