@@ -145,8 +145,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
     Raises:
         ValueError: naming the method and why it cannot train this network on these data.
     """
-    from offramp.train import phases
-    from offramp.train.loop import refuse
+    from offramp.train.check import refuse
 
     first, data, completed = complete(entries[0].config, progress=progress)
     entries = [
@@ -161,8 +160,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
         method = build_method(entry.config)
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
-            phases.refuse_net(entry.config.recipe, method, net)
-            refuse(method, entry.config.recipe, data)
+            refuse(method, entry.config.recipe, net, data)
             told = (*load_weights(entry.config, net), *prepare(method, net, data.shape))
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:

@@ -181,15 +181,14 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
 
     from offramp.runs.split import keep_apart
     from offramp.train import phases
-    from offramp.train.loop import refuse
+    from offramp.train.check import refuse
 
     config, data, chosen = completed
     data, first = keep_apart(data, config.weights)
     torch.manual_seed(config.recipe.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
-    phases.refuse_net(config.recipe, method, net)
-    refuse(method, config.recipe, data)
+    refuse(method, config.recipe, net, data)
     notes = (*chosen, *data.notes, *load_weights(config, net), *first.notes, *prepare(method, net, data.shape))
     if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
         notes += phases.notes(config.recipe, method)

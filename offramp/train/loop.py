@@ -1,11 +1,8 @@
 """Epochs on Fabric: every step recorded, every state restorable to the bit, the best and the last epoch kept."""
 
-import signal
-import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,47 +20,15 @@ from offramp.outputs import Batch
 from offramp.protocols import LoggingObjective
 from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
+from offramp.train.check import refuse
 from offramp.train.device import fixed_shapes
 from offramp.train.held_out import HeldOut
+from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.log import Metrics
 from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
 from offramp.train.state import Position, take_up, taken
-
-
-def refuse(method: Method, recipe: Recipe, data: DataSet) -> None:
-    """Refuse settings that the method cannot train with, before anything is written.
-
-    Raises:
-        ValueError: if it learns from held-out batches and there is no `val`, its step does not work with the optimizer,
-            batches are too small to be divided, or its phases conflict with `tune` or outnumber the epochs.
-    """
-    if method.needs_held_out and "val" not in data.splits:
-        raise with_parameters(
-            ValueError(
-                "this method learns from the val split while it trains, but nothing is held out: set holdout above 0"
-            ),
-            "holdout",
-        )
-    if method.optimizers and recipe.optimizer not in method.optimizers:
-        raise with_parameters(
-            ValueError(
-                f"this method looks ahead with the optimiser's own step, which is made for "
-                f"{', '.join(method.optimizers)}: take optimizer={method.optimizers[0]}, got {recipe.optimizer}"
-            ),
-            "optimizer",
-        )
-    least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
-    if method.turns > 1 and recipe.batch_size < least:
-        raise with_parameters(
-            ValueError(
-                f"this method divides every batch into {method.turns}: batch_size must be at least {least}, got "
-                f"{recipe.batch_size}"
-            ),
-            "batch_size",
-        )
-    phases.spans(recipe, method)
 
 
 class Loop:
@@ -91,8 +56,7 @@ class Loop:
     ) -> None:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        phases.refuse_net(recipe, method, net)
-        refuse(method, recipe, data)
+        refuse(method, recipe, self.net, data)
         self.method, self.spans = method, phases.spans(recipe, method)
         parameters = list(self.net.parameters())
         if isinstance(method.objective, nn.Module):
@@ -107,25 +71,28 @@ class Loop:
             fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip, bare=self.net, held_out=held_out
         )
         self.average = _moving_average(self.net, recipe.ema) if recipe.ema else None
-        common = {"device": fabric.device, "seed": recipe.seed, "channels_last": True}
-        self.train = Loader(
-            data.splits["train"],
-            data,
-            batch_size=recipe.batch_size,
-            augment=True,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
-            **common,
-        )
-        self.val = (
-            Loader(data.splits["val"], data, batch_size=max(recipe.batch_size, 256), augment=False, **common)
-            if "val" in data.splits
-            else None
-        )
-        self.again = HeldOut(partial(self._shuffled, **common))
+        rank, world = fabric.global_rank, fabric.world_size
+        self.train = self._loader("train", augment=True, rank=rank, world=world)
+        evaluated = max(recipe.batch_size, 256)
+        self.val = self._loader("val", batch_size=evaluated) if "val" in data.splits else None
+        # This process's share of val in a separate order, for methods that learn from it.
+        self.again = HeldOut(partial(self._loader, "val", shuffle=True, rank=rank, world=world))
         self.position = Position()
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
+
+    def _loader(self, split: str, *, augment: bool = False, batch_size: int | None = None, **order: Any) -> Loader:
+        """Batches of a split on the run's device."""
+        return Loader(
+            self.data.splits[split],
+            self.data,
+            batch_size=batch_size or self.recipe.batch_size,
+            augment=augment,
+            device=self.fabric.device,
+            seed=self.recipe.seed,
+            channels_last=True,
+            **order,
+        )
 
     @property
     def steps(self) -> int:
@@ -148,15 +115,13 @@ class Loop:
         if self.fabric.is_global_zero:
             events = self.folder / "events" if self.recipe.tensorboard else None
             self.record.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
-        previous = self._catch_interrupt()
+        when = "after this step" if self.fabric.world_size == 1 else f"within {CHECK_EVERY} steps"
         try:
-            self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
-            with fixed_shapes():
+            with stopping_on_interrupt(self.stop, self.reporter.note, when), fixed_shapes():
+                self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
                 while self.position.epoch < self.recipe.epochs:
                     self._epoch()
         finally:
-            if previous is not None:
-                signal.signal(signal.SIGINT, previous)
             if self.record.metrics:
                 self.record.metrics.close()
         return self.position
@@ -193,12 +158,6 @@ class Loop:
         self.context.optimizer.state.clear()
         if self.average:
             self.average.n_averaged.zero_()
-
-    def _shuffled(self, **common: Any) -> Loader:
-        """This process's share of val in a separate order, for methods that learn from it."""
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        split, size = self.data.splits["val"], self.recipe.batch_size
-        return Loader(split, self.data, batch_size=size, augment=False, shuffle=True, rank=rank, world=world, **common)
 
     def _held_out(self) -> Batch:
         """The val batch of this step."""
@@ -239,21 +198,38 @@ class Loop:
                 raise Diverged(f"the weight {name} is no longer finite at step {self.step_number}; {kept(self.folder)}")
 
     def _finish_epoch(self) -> None:
+        """Evaluate and record the epoch; keep its weights if they are the best or the last."""
         self._check_weights()
-        epoch, means = self.position.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
+        position = self.position
+        epoch, means = position.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
         accuracy = self._validate()
-        self.position.epoch, self.position.step, self.record.sums = epoch + 1, 0, {}
+        position.epoch, position.step, self.record.sums = epoch + 1, 0, {}
         record = {
             "kind": "epoch",
             "epoch": epoch,
             "step": self.step_number,
             "train": means,
             "val_accuracy": accuracy,
-            "seconds": self.position.seconds,
+            "seconds": position.seconds,
         }
+        if self.fabric.is_global_zero and self.record.metrics:
+            self.record.metrics.write(record)
         score = sum(accuracy) / len(accuracy) if accuracy else -1.0
+        if accuracy and score > position.best:
+            self._save_weights("best", accuracy)
+            position.best, position.best_epoch = score, epoch
+        if position.epoch == self.recipe.epochs:
+            self._save_weights("last", accuracy)
+        if self._due() or position.epoch == self.recipe.epochs:
+            self._save()
+        self.reporter.epoch_done(record)
+
+    def _save_weights(self, name: str, accuracy: list[float] | None) -> None:
+        """Write the network to evaluate, with what is needed to use it; the first process only."""
+        if not self.fabric.is_global_zero:
+            return
         about = {
-            "epoch": epoch + 1,
+            "epoch": self.position.epoch,
             "val_accuracy": accuracy,
             "data": self.data.name,
             "classes": self.data.classes,
@@ -261,18 +237,7 @@ class Loop:
             "mean": self.data.mean,
             "std": self.data.std,
         }
-        if self.fabric.is_global_zero:
-            if self.record.metrics:
-                self.record.metrics.write(record)
-            if accuracy and score > self.position.best:
-                checkpoint.save_weights(self.folder / "best.safetensors", self._evaluated().state_dict(), about)
-            if self.position.epoch == self.recipe.epochs:
-                checkpoint.save_weights(self.folder / "last.safetensors", self._evaluated().state_dict(), about)
-        if accuracy and score > self.position.best:
-            self.position.best, self.position.best_epoch = score, epoch
-        if self._due() or self.position.epoch == self.recipe.epochs:
-            self._save()
-        self.reporter.epoch_done(record)
+        checkpoint.save_weights(self.folder / f"{name}.safetensors", self._evaluated().state_dict(), about)
 
     def _validate(self) -> list[float] | None:
         """Accuracy of every exit on val, in [0, 1]; None if nothing was held out."""
@@ -325,20 +290,6 @@ class Loop:
         if lost:
             self.reporter.note(lost)
         return kept
-
-    def _catch_interrupt(self) -> Any:
-        """Let Ctrl-C end the run after the current step; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            return None
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            if self.stop.is_set():
-                raise KeyboardInterrupt
-            self.stop.set()
-            when = "after this step" if self.fabric.world_size == 1 else f"within {CHECK_EVERY} steps"
-            self.reporter.note(f"Ctrl-C: saving {when} (again: stop at once)")
-
-        return signal.signal(signal.SIGINT, handle)
 
 
 def _moving_average(net: nn.Module, decay: float) -> AveragedModel:

@@ -1,0 +1,39 @@
+"""What cannot be trained is refused before anything is written."""
+
+from torch import nn
+
+from offramp.data.splits import DataSet
+from offramp.lookup import ParameterError
+from offramp.methods._method import Method
+from offramp.train import phases
+from offramp.train.recipe import Recipe
+
+
+def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> None:
+    """Refuse settings that the method, the network and the data cannot be trained with.
+
+    Raises:
+        ValueError: if the method learns from held-out batches and there is no `val`, its step does not work with the
+            optimizer, batches are too small to be divided, its phases conflict with `tune` or outnumber the epochs, or
+            the network cannot be divided into backbone and exits as `tune` requires.
+    """
+    phases.refuse_net(recipe, method, net)
+    if method.needs_held_out and "val" not in data.splits:
+        raise ParameterError(
+            "this method learns from the val split while it trains, but nothing is held out: set holdout above 0",
+            "holdout",
+        )
+    if method.optimizers and recipe.optimizer not in method.optimizers:
+        raise ParameterError(
+            f"this method looks ahead with the optimiser's own step, which is made for {', '.join(method.optimizers)}: "
+            f"take optimizer={method.optimizers[0]}, got {recipe.optimizer}",
+            "optimizer",
+        )
+    least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
+    if method.turns > 1 and recipe.batch_size < least:
+        raise ParameterError(
+            f"this method divides every batch into {method.turns}: batch_size must be at least {least}, got "
+            f"{recipe.batch_size}",
+            "batch_size",
+        )
+    phases.spans(recipe, method)
