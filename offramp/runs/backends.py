@@ -1,4 +1,4 @@
-"""What `bench` measures: the runtimes that are there, each with the parts of one network, and images to run them on."""
+"""What `bench` measures: the runtimes that are installed, each with the parts of one network."""
 
 import copy
 import importlib.util
@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp import trust
-from offramp.lookup import unknown, with_parameters
+from offramp.lookup import unknown
 from offramp.progress import Progress, no_progress
-from offramp.runs.run import LoadedRun, check_data, moved
+from offramp.runs import bench_images
+from offramp.runs.reporting import SILENT, Reporter
+from offramp.runs.run import LoadedRun
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,6 @@ NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
-POOL = 2**28
-"""Bytes of images that are held in memory and drawn from."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def of_run(
         plain = {name: fuse(*_exported([_plain(net)], data.shape, progress)) for name, net in others.items()}
         normalise = preprocessing_of(data).normalise
         runners += [_foreign(models, parts, loaded.policy, normalise, name, threads, plain) for name in foreign]
-    return Sides("run", tuple(runners), loaded.policy, _of_test(data, largest), "test", threads, left_out)
+    return Sides("run", tuple(runners), loaded.policy, bench_images.of_test(data, largest), "test", threads, left_out)
 
 
 def of_bundle(
@@ -120,7 +119,7 @@ def of_bundle(
     images: Path | None,
     data_dir: Path | None,
     largest: int,
-    progress: Progress = no_progress,
+    reporter: Reporter = SILENT,
 ) -> Sides:
     """The segments of a bundle, and images of a folder or of the data set that it was made of.
 
@@ -138,12 +137,7 @@ def of_bundle(
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
-    if images is not None:
-        pixels, source = _of_files(manifest.preprocessing, images, largest), str(images)
-    else:
-        data = _data_of(folder, manifest.provenance, data_dir, progress)
-        data = check_data(data, manifest.classes, manifest.preprocessing.shape, str(folder))
-        pixels, source = _of_test(data, largest), "test"
+    pixels, source = bench_images.of_bundle(folder, manifest, images, data_dir, largest, reporter)
     normalise = manifest.preprocessing.normalise
     runners = [_foreign(models, manifest.parts, policy, normalise, name, threads) for name in chosen]
     return Sides("bundle", tuple(runners), policy, pixels, source, threads, left_out)
@@ -248,57 +242,3 @@ def _foreign(
     enabled = [everything[begin] if end == begin + 1 else opened(begin, end) for begin, end in zip([0, *ends], ends)]
     others = {key: open_segment(*made, name, threads) for key, made in (rivals or {}).items()}
     return Runner(name, normalise, opened(0, len(parts)), everything, enabled, rivals=others)
-
-
-def _of_test(data: "DataSet", largest: int) -> "ndarray":
-    """Images of test: all, or as many as fit the memory for them, drawn with a fixed seed."""
-    import numpy as np
-
-    split = data.splits["test"]
-    count = min(len(split), max(largest, POOL // int(np.prod(data.shape))))
-    rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
-    return split.source.batch(split.indices[rows])
-
-
-def _of_files(preprocessing: Any, folder: Path, largest: int) -> "ndarray":
-    """The readable images of a folder."""
-    import sys
-
-    import numpy as np
-
-    from offramp.bundle.predict import find, read
-
-    files, empty = find([folder])
-    count = max(largest, POOL // int(np.prod(preprocessing.shape)))
-    rows, pixels = next(read(preprocessing, files[:count], count), ([], []))
-    bad = [row for row in rows + empty if row.error is not None]
-    if not pixels:
-        reason = f": {bad[0].image}: {bad[0].error}" if bad else ""
-        raise ValueError(f"there is no image to measure on in {folder}{reason}")
-    if bad:
-        print(f"offramp: {len(bad)} of {len(rows)} images could not be read and are left out", file=sys.stderr)
-    return np.stack(pixels)
-
-
-def _data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress = no_progress) -> "DataSet":
-    """The data set that a bundle was made of; one that would have to be fetched is not.
-
-    Raises:
-        ValueError: asking for --images.
-    """
-    from offramp.config import build_data, unflat
-
-    given = about.get("config")
-    if not isinstance(given, dict) or _fetched(given.get("data")) or (not data_dir and _fetched(given.get("data-dir"))):
-        raise with_parameters(
-            ValueError(f"{folder} does not say which data here it was made of: name a folder of images"), "images"
-        )
-    kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
-    trust.check(kept, folder)
-    config = unflat(kept, str(folder))
-    return build_data(moved(config, data_dir), progress=progress)
-
-
-def _fetched(place: object) -> bool:
-    """Whether data would be looked for in the network, which is not for the maker of a bundle to decide."""
-    return str(place).startswith("hub:")

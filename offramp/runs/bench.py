@@ -110,7 +110,7 @@ def _sides(
     from offramp.runs import backends
 
     if (target / MANIFEST).is_file():
-        return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, reporter.working)
+        return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, reporter)
     loaded = load_run(target, weights)
     if images is not None:
         message = "images is for a bundle; a run is measured on its own test split (data_dir)"

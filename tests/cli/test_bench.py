@@ -196,16 +196,16 @@ def near(found: Any, wanted: torch.Tensor, name: str) -> None:
 
 
 def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
-    from offramp.runs.backends import _data_of
+    from offramp.runs.bench_images import data_of
 
     hub = {"data": "cifar10", "data-dir": "hub:somebody/something"}
     for about in ({}, {"config": [1]}, {"config": {"data": "hub:somebody/something"}}, {"config": hub}):
         with pytest.raises(ValueError, match="does not say which data here it was made of: name a folder of images"):
-            _data_of(bundle, about, None)
+            data_of(bundle, about, None)
 
 
 def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> None:
-    from offramp.runs.backends import _data_of
+    from offramp.runs.bench_images import data_of
 
     draw = np.random.RandomState(0)
     for name in ("a", "b"):
@@ -215,7 +215,7 @@ def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> N
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     elsewhere = tmp_path / "elsewhere"
     config = {"data": f"folder:{tmp_path / 'images'}", "holdout": 0, "data.cache-dir": str(elsewhere)}
-    data = _data_of(bundle, {"config": config}, None)
+    data = data_of(bundle, {"config": config}, None)
     assert len(data.splits["test"]) == 4 and not elsewhere.exists()
 
 

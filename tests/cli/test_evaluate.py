@@ -15,7 +15,7 @@ from offramp.config import build_data
 from offramp.data.loading import Loader
 from offramp.early_exit.policy import NEVER, ExitPolicy, load, save
 from offramp.runs import load_run
-from offramp.runs.evaluate import EarlyExits, PlainNetwork
+from offramp.runs.evaluation import EarlyExits, PlainNetwork
 
 Offramp = Callable[..., Any]
 

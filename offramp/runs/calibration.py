@@ -1,0 +1,172 @@
+"""What calibrating a run results in, as numbers and as text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.measure.text_table import text_table
+from offramp.measure.units import count, percent
+
+if TYPE_CHECKING:
+    from offramp.early_exit.policy import ExitPolicy
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A policy that was fitted, and what it does on the calibration split; `print` shows it as a table.
+
+    Attributes:
+        run: folder of the run.
+        policy: file that the policy was written to; `exit_policy` is the policy itself.
+        unit: of costs: `macs` (multiply-adds per image) or `ms` (milliseconds per image).
+        thresholds, enabled, score, temperatures, answer, patience: as in `offramp.ExitPolicy`.
+        goal: what was asked for, in plain numbers.
+        rule: `search`, or `certified path` for a goal of risk.
+        split: always `cal`.
+        samples: how many.
+        weights: `last` or `best`.
+        epoch: that the weights are of, counted from 1.
+        weights_digest: of the weights, to which the policy belongs.
+        segment_costs: of each segment between enabled exits, in `unit`.
+        expected: accuracy, cost, and shares of the samples leaving at each exit.
+        plain: accuracy and cost of the plain network.
+        bound: what no thresholds on these exits can exceed on these samples; None if nothing was searched.
+        certificate: what is promised and on what grounds, for a goal of risk; else None.
+        command, date, commit, versions, hardware: provenance.
+        batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.
+    """
+
+    run: str
+    policy: str
+    unit: str
+    thresholds: tuple[float, ...]
+    enabled: tuple[bool, ...]
+    score: str
+    temperatures: tuple[float, ...]
+    answer: str
+    patience: int
+    goal: dict[str, Any]
+    rule: str
+    split: str
+    samples: int
+    weights: str
+    epoch: int
+    weights_digest: str
+    segment_costs: list[int | float]
+    expected: dict[str, Any]
+    plain: dict[str, Any]
+    bound: float | None
+    certificate: dict[str, Any] | None
+    command: str
+    date: str
+    commit: str | None
+    versions: dict[str, Any]
+    hardware: dict[str, Any]
+    batch_size: int | None = None
+    runtime: str | None = None
+    device: str | None = None
+    threads: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.run)
+
+    @property
+    def exit_policy(self) -> "ExitPolicy":
+        """The policy that was fitted."""
+        from offramp.early_exit.policy import FIELDS, ExitPolicy
+
+        return ExitPolicy(**{name: getattr(self, name) for name in FIELDS})
+
+    def __str__(self) -> str:
+        lines = (_table(self), _goal(self), _expectation(self), _measured(self), _gap(self), _promise(self))
+        return "\n".join(line for line in lines if line)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
+
+def _table(result: Calibration) -> str:
+    last = len(result.enabled) - 1
+    levels = [result.patience] * last if result.score == "patience" else result.thresholds
+    rows = []
+    for exit, on in enumerate(result.enabled):
+        level = "off" if not on else "all" if exit == last else _level(levels[exit], result.score)
+        name = "final" if exit == last else f"exit {exit + 1}"
+        rows.append([name, level, percent(result.expected["shares"][exit])])
+    title = f"{result.policy}: fitted on {result.samples:,} samples of cal"
+    return text_table(title, ["exit", f"exit if {result.score}", "exits here %"], rows)
+
+
+def _level(threshold: int | float, score: str) -> str:
+    from offramp.early_exit.policy import NEVER
+
+    if threshold >= NEVER:
+        return "never"
+    return f">= {threshold}" if score == "patience" else f">= {threshold:.4f}"
+
+
+def cost_text(value: int | float, unit: str) -> str:
+    """Operations or milliseconds, with the unit."""
+    return f"{count(value)} MACs" if unit == "macs" else f"{value:.4g} ms"
+
+
+def _goal(result: Calibration) -> str:
+    """What was asked for, with its unit."""
+    goal = result.goal
+    if "max_drop" in goal or "risk" in goal:
+        points = 100 * (goal["max_drop"] if "max_drop" in goal else goal["risk"])
+        return f"goal: at most {points:g} percentage point{'' if points == 1 else 's'} of accuracy below plain"
+    if "accuracy" in goal:
+        return f"goal: accuracy of at least {percent(goal['accuracy'])} %"
+    return f"goal: at most {cost_text(goal[result.unit], result.unit)} per image"
+
+
+def _expectation(result: Calibration) -> str:
+    expected, plain, unit, certificate = result.expected, result.plain, result.unit, result.certificate
+    where = "" if certificate is None else f" on the {certificate['samples']:,} samples that certify"
+    return (
+        f"expected{where}: accuracy {percent(expected['accuracy'])} % at {cost_text(expected[unit], unit)}; "
+        f"plain: {percent(plain['accuracy'])} % at {cost_text(plain[unit], unit)}"
+    )
+
+
+def _measured(result: Calibration) -> str:
+    """Where milliseconds come from."""
+    if result.unit != "ms":
+        return ""
+    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'} of the CPU"
+    where = "the GPU" if result.device == "cuda" else threads
+    return f"measured in {result.runtime} at batch {result.batch_size} on {where}"
+
+
+def _gap(result: Calibration) -> str:
+    """How much better any thresholds on the same exits could be on these samples."""
+    if result.bound is None:
+        return ""
+    if result.unit in result.goal:
+        return f"no thresholds on these exits exceed {percent(result.bound)} % within it (Lagrangian bound)"
+    return f"no thresholds on these exits cost less than {cost_text(result.bound, result.unit)} (Lagrangian bound)"
+
+
+def _promise(result: Calibration) -> str:
+    """What is certified, or what it would take."""
+    certificate = result.certificate
+    if certificate is None:
+        return ""
+    risk = f"{100 * certificate['risk']:g} point{'' if certificate['risk'] == 0.01 else 's'}"
+    delta = certificate["delta"]
+    how = "in expectation" if delta is None else f"with probability {1 - delta:g}"
+    basis = f"{certificate['samples']:,} samples that chose nothing else"
+    if certificate["certified"]:
+        if any(result.enabled[:-1]):
+            return f"certified {how}: at most {risk} of accuracy lost against the plain network ({basis})"
+        return f"the plain network is kept: what can be certified at {risk} ({how}) saves nothing ({basis})"
+    needed = certificate["needed"]
+    more = (
+        f"about {needed:,} calibration samples would do, there are {result.samples:,}"
+        if needed
+        else "no number of samples would do, because even the safest policy loses more than that"
+    )
+    return f"the plain network is kept: a loss of at most {risk} {how} cannot be certified; {more}"
