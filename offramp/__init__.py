@@ -43,6 +43,8 @@ _HOME = {
     "Head": "offramp.net",
     "MultiExitNet": "offramp.net",
     "attach": "offramp.net",
+    "Analysis": "offramp.runs.analyse",
+    "analyse": "offramp.runs.analyse",
     "bench": "offramp.runs.bench",
     "compare": "offramp.runs.compare",
     "compare_curves": "offramp.runs.curves",

@@ -70,7 +70,7 @@ def _unwritable(error: OSError) -> int:
     return 1
 
 
-COMPUTING = {"train", "evaluate", "calibrate", "curves", "report", "bench"}
+COMPUTING = {"train", "evaluate", "calibrate", "curves", "report", "bench", "analyse"}
 """Verbs that run networks with PyTorch in this process."""
 
 

@@ -17,9 +17,9 @@ from offramp.measure.accuracy import Bins, reliability
 from offramp.measure.chart import STYLE
 from offramp.measure.cost import as_run
 from offramp.measure.units import count, percent
-from offramp.study import figures
+from offramp.study import analyses, figures
 from offramp.study.curve_tables import cell
-from offramp.study.exit_decisions import by_class, extremes, stay
+from offramp.study.exit_decisions import Left, by_class, extremes, stay
 from offramp.study.report_groups import groups_of
 from offramp.study.run_report import RunReport
 from offramp.study.thumbnails import SIDE, thumbnail
@@ -96,9 +96,33 @@ def _view(run: RunReport) -> dict[str, Any]:
         "diagrams": [figures.diagram(found, name) for found, name in zip(bins, names, strict=True)],
         "bins": bins,
         "images": _images(run, names) if run.pictures and run.images else [],
+        "deeper": _deeper(run, names),
         "training": figures.training(run.history),
         "learned": figures.learned(run.history, run.exits),
     }
+
+
+def _deeper(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per exit: later errors, agreement with the final exit, softmax statistics, images only it gets right."""
+    logits, ids = run.trace.logits.numpy(), run.trace.ids.numpy()
+    right = analyses.correct(logits, run.labels)
+    wrong, agreement = [*analyses.go_wrong(right), None], [*analyses.agreement(right), None]
+    rows = []
+    for exit, places in enumerate(analyses.only_correct(right)):
+        shown = places[: run.images] if run.pictures else places[:0]
+        pixels = run.pictures(ids[shown]) if run.pictures and len(shown) else []
+        alone = stay(logits[exit], run.labels, exit)
+        rows.append(
+            {
+                "name": names[exit],
+                "wrong": wrong[exit],
+                "agreement": agreement[exit],
+                "softmax": analyses.softmax_statistics(logits[exit]),
+                "alone": len(places),
+                "cards": [_card(run, alone, place, image) for place, image in zip(shown.tolist(), pixels, strict=True)],
+            }
+        )
+    return rows
 
 
 def _exits(run: RunReport, names: Sequence[str], bins: Sequence[Bins]) -> list[dict[str, Any]]:
@@ -196,18 +220,20 @@ def _images(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
         chosen = extremes(left, exit, run.images)
         places = np.array([*chosen[0], *chosen[1]], np.int64)
         pixels = run.pictures(ids[places]) if len(places) else []
-        cards = [
-            {
-                "src": thumbnail(image),
-                "small": max(image.shape[1:]) < SIDE,
-                "true": run.classes[run.labels[place]],
-                "said": run.classes[left.answer[place]],
-                "right": bool(left.answer[place] == run.labels[place]),
-                "probability": float(np.exp(left.likelihood[place])),
-                "score": float(left.score[place]),
-                "id": int(ids[place]),
-            }
-            for place, image in zip(places, pixels, strict=True)
-        ]
+        cards = [_card(run, left, place, image) for place, image in zip(places.tolist(), pixels, strict=True)]
         shown.append({"name": name, "easy": cards[: len(chosen[0])], "hard": cards[len(chosen[0]) :]})
     return shown
+
+
+def _card(run: RunReport, left: Left, place: int, image: Any) -> dict[str, Any]:
+    """One image with what was predicted where it left."""
+    return {
+        "src": thumbnail(image),
+        "small": max(image.shape[1:]) < SIDE,
+        "true": run.classes[run.labels[place]],
+        "said": run.classes[left.answer[place]],
+        "right": bool(left.answer[place] == run.labels[place]),
+        "probability": float(np.exp(left.likelihood[place])),
+        "score": float(left.score[place]),
+        "id": int(run.trace.ids[place]),
+    }
