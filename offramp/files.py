@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLProblem as problem:
         raise ValueError(f"{path} is damaged: it is {problem}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it holds no options")
+        raise ValueError(f"{path} is damaged: it contains no options")
     return {str(key): part for key, part in value.items()}
 
 

@@ -83,8 +83,8 @@ def left_out(root: Path, walks: Sequence[Walk]) -> tuple[str, ...]:
     reasons = [
         (
             [file for file in others if file not in {*unread}],
-            "{} is no image by its name and was left out",
-            "files are no images by their names and were left out",
+            "{} was left out: its name does not end like that of an image",
+            "files were left out: their names do not end like those of images",
         ),
         (
             unread,

@@ -100,20 +100,18 @@ def open_image(data: bytes | Path) -> Image.Image:
         BadImage: if it is no image of `FORMATS`, or larger than `LIMIT` pixels (an image bomb).
     """
     if isinstance(data, bytes) and not data:
-        raise BadImage("there are no image bytes")
+        raise BadImage("it is empty")
     try:
         image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"an image bomb? it has more than the {LIMIT // 10**6} megapixels allowed") from error
+        raise BadImage(f"it has more than the {LIMIT // 10**6} megapixels allowed") from error
     except UnidentifiedImageError as error:
         raise BadImage(f"no {', '.join(FORMATS)} image") from error
     except Exception as error:  # parsers fail in many ways; every one of them is a bad image
         raise BadImage(_reason(error)) from error
     if image.width * image.height > LIMIT:
         image.close()
-        raise BadImage(
-            f"an image bomb? it is {image.width}x{image.height}, more than the {LIMIT // 10**6} megapixels allowed"
-        )
+        raise BadImage(f"it is {image.width}x{image.height}, more than the {LIMIT // 10**6} megapixels allowed")
     return image
 
 

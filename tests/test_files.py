@@ -37,7 +37,7 @@ def test_json_that_is_none(tmp_path: Path, content: bytes, says: str) -> None:
         ("[" * 5000, "it is not YAML"),
         ("a: &a [*a]", "it is more than 100,000 values"),
         (DOUBLING, "it is more than 100,000 values"),
-        ("3", "it holds no options"),
+        ("3", "it contains no options"),
     ],
 )
 def test_yaml_that_is_none(tmp_path: Path, content: str, says: str) -> None:

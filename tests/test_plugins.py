@@ -321,7 +321,7 @@ def test_a_name_that_leads_nowhere(mine: Path, name: str, sentence: str, capsys:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"scale": 3}, "scale must not be 3"),
+        ({"scale": 3}, "method.scale must not be 3"),
         ({"scale": 1}, "python:mine failed: sibling.py, line 2: `return {}[scale]`: KeyError: 1"),
         ({"scael": 1}, "unknown parameter of method python:mine 'scael'; the nearest is 'scale' (see"),
     ],
@@ -391,7 +391,7 @@ def test_types_of_parameters_without_annotations() -> None:
     given = {"whole": "3", "half": "1e-3", "words": "a,b", "free": "[1]", "odd": "false"}
     found = {"whole": 3, "half": 0.001, "words": ("a", "b"), "free": [1], "odd": False}
     assert arguments("method", "mine", build, given) == found
-    with pytest.raises(ParameterError, match=r"^method\.whole takes int, got 'x'"):
+    with pytest.raises(ParameterError, match=r"^method\.whole takes a whole number, got 'x'"):
         arguments("method", "mine", build, {"whole": "x"})
 
 

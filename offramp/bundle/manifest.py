@@ -96,7 +96,7 @@ def parse(data: bytes, source: str) -> Manifest:
         text = data.decode()
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is damaged: it is no JSON ({one_line(str(error), 200)})") from None
+        raise ValueError(f"{source} is damaged: it is not JSON ({one_line(str(error), 200)})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{source} is not the manifest of a bundle: its `format` is not `{FORMAT}`")
     if found.get("version") != VERSION:
@@ -110,7 +110,7 @@ def parse(data: bytes, source: str) -> Manifest:
         return _consistent(_manifest(found, digest))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(str(error), 500)
-        raise ValueError(f"{source} makes no sense: {reason}") from None
+        raise ValueError(f"{source} is inconsistent: {reason}") from None
 
 
 def _digest(text: str) -> str:
@@ -147,7 +147,7 @@ def _consistent(manifest: Manifest) -> Manifest:
         raise ValueError(f"it has {manifest.exits} exits and {len(manifest.classes)} classes")
     order = [part.exit for part in manifest.parts]
     if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] != manifest.exits - 1:
-        raise ValueError(f"segments of the exits {order} do not lead to the last of {manifest.exits}")
+        raise ValueError(f"segments of the exits {order} do not end with the last of {manifest.exits}")
     for name in (POLICY, *(part.file for part in manifest.parts)):
         if name not in manifest.files:
             raise ValueError(f"{name} has no digest")
@@ -174,14 +174,14 @@ def _port(value: Any) -> Port:
         raise ValueError(f"a tensor of shape {quoted(shape)} is none, or larger than {LARGEST:,} values for an image")
     name = _text(value["name"])
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"{quoted(name)} is no name of a tensor")
+        raise ValueError(f"{quoted(name)} is not a tensor name")
     return Port(name, shape, value["dtype"])
 
 
 def _plain(name: Any) -> str:
     """A file name that stays in the folder, whatever the system."""
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or name.endswith("."):
-        raise ValueError(f"{quoted(name)} is no plain file name of the bundle's own folder")
+        raise ValueError(f"{quoted(name)} is not the name of a file in the bundle's folder")
     return name
 
 

@@ -134,14 +134,14 @@ def _expected(manifest: Manifest, policy: ExitPolicy, passed: int) -> dict[str, 
 def _arrays(path: Path) -> dict[str, Array]:
     """The arrays of an uncompressed .npz, so that no small file becomes large in memory."""
     if not path.is_file():
-        raise ValueError(f"there is no state file {path}")
+        raise ValueError(f"there is no such state file: {path}")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} is larger than the {LARGEST >> 30} GiB that a state file may have")
     try:
         with zipfile.ZipFile(path) as archive:
             return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
     except Exception as error:  # damaged archives fail in many ways
-        raise ValueError(f"{path} is no state file or damaged: {one_line(str(error), 200)}") from None
+        raise ValueError(f"{path} is not a state file, or is damaged: {one_line(str(error), 200)}") from None
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
@@ -166,5 +166,5 @@ def _header(path: Path, text: Array | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path} is no state file of offramp")
+        raise ValueError(f"{path} is not an offramp state file")
     return header

@@ -83,7 +83,7 @@ def read(
 
 def _pixels(preprocessing: Preprocessing, file: Path) -> Pixels:
     if not file.exists():
-        raise BadImage("there is no such file")
+        raise BadImage("the file does not exist")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a decoder, about oddities that it could deal with
         return preprocessing.read(file)

@@ -115,10 +115,11 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         if (folder / "config.yaml").is_file():
             raise ValueError(
-                f"{folder} is a run, no bundle: `offramp export {shell_word(folder)} --out DIR` makes one of it"
+                f"{folder} is a run, not a bundle: `offramp export {shell_word(folder)} --out DIR` creates one from it"
             )
         raise ValueError(
-            f"{folder} is no bundle: it has no {MANIFEST} (`offramp export RUN --out {shell_word(folder)}` makes one)"
+            f"{folder} is not a bundle: it has no {MANIFEST} "
+            f"(`offramp export RUN --out {shell_word(folder)}` creates one)"
         )
     if path.is_symlink():
         raise ValueError(f"{path} is a link: a bundle is a folder of plain files; copy what it links to")

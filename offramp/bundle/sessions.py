@@ -59,7 +59,7 @@ def _refuse_external_data(model: bytes, name: str) -> None:
     try:
         external = external_tensor(model)
     except ValueError as error:
-        raise ValueError(f"{name} is no ONNX model: {error}") from None
+        raise ValueError(f"{name} is not an ONNX model: {error}") from None
     if external:
         raise ValueError(f"{name} keeps tensors in other files, which a bundle must not: export it anew")
 
@@ -99,7 +99,7 @@ def _onnx(model: bytes, name: str, threads: int | None) -> tuple[Run, set[str], 
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class of their own
-        raise ValueError(f"{name} is no model that ONNX Runtime can run: {_line(error)}") from None
+        raise ValueError(f"{name} is not a model that ONNX Runtime can run: {_line(error)}") from None
     gives = [port.name for port in session.get_outputs()]
 
     def run(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -124,7 +124,7 @@ def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[st
     try:
         compiled = openvino.Core().compile_model(openvino.Core().read_model(model), "CPU", hints)
     except RuntimeError as error:
-        raise ValueError(f"{name} is no model that OpenVINO can run: {_line(error)}") from None
+        raise ValueError(f"{name} is not a model that OpenVINO can run: {_line(error)}") from None
     takes = [port.get_any_name() for port in compiled.inputs]
     gives = [port.get_any_name() for port in compiled.outputs]
 

@@ -125,7 +125,7 @@ def _shipped(
 def _in_place(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` if all goes well, and is gone if not."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise with_parameters(ValueError(f"{out} is there already and not an empty folder; take another out"), "out")
+        raise with_parameters(ValueError(f"{out} already exists and is not an empty folder; choose another out"), "out")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.parent / f".part-{out.name}-{os.getpid()}"
     part.mkdir()

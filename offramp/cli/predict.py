@@ -52,7 +52,7 @@ def predict(
     opened = open_bundle(bundle, runtime, begin=from_ or 0, end=first)
     if first == len(opened.manifest.parts):
         raise ValueError(
-            f"--first {first} are all segments of {bundle}: omit --first, no segment is left to run elsewhere"
+            f"--first {first} are all segments of {bundle}: omit --first, there would be nothing left to run elsewhere"
         )
     rows, total = _rows(opened, images, batch_size, state)
     warm_up(opened, max(1, min(batch_size, total)))

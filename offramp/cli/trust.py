@@ -27,6 +27,6 @@ def trust(run: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -
         emit({"run": str(run), "modules": modules})
         return
     if not modules:
-        stdout.print(f"{run} names no code and needs no trust", highlight=False, soft_wrap=True)
+        stdout.print(f"{run} names no code, so that it needs no trust", highlight=False, soft_wrap=True)
     for name, source in modules.items():
         stdout.print(f"{run} may import {name} from {source}", highlight=False, soft_wrap=True)

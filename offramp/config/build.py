@@ -59,10 +59,18 @@ def build_method(config: ResolvedConfig) -> "Method":
     except ParameterError:
         raise
     except ValueError as error:
-        raise ParameterError(str(error)) from None
+        raise _naming_parameter(str(error), config) from None
     if not isinstance(method, Method):
         raise ValueError(f"{config.method}: build must return an offramp.Method, got {type(method).__name__}")
     return dataclasses.replace(method, tap=tap_named(config.tap, method.tap))
+
+
+def _naming_parameter(message: str, config: ResolvedConfig) -> ParameterError:
+    """The error of a method; `alpha must …` becomes `method.alpha must …`."""
+    parameter = f"method.{message.split(' ')[0]}"
+    if parameter.removeprefix("method.") not in config.method_options:
+        return ParameterError(message)
+    return ParameterError(f"method.{message}", parameter)
 
 
 def build_net(

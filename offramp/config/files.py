@@ -81,7 +81,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLProblem as problem:
         raise ValueError(f"{path} is {problem}") from None
     if not isinstance(mapping, dict):
-        raise ValueError(f"{path} holds no options: it must be a mapping such as `net: resnet18`")
+        raise ValueError(f"{path} contains no options: it must be a mapping such as `net: resnet18`")
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, dict):

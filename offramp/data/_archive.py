@@ -34,10 +34,10 @@ def members(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
                 if content is None:
                     continue
                 if name in contents:
-                    raise ValueError(f"{path} holds {name} twice: get it from its original source")
+                    raise ValueError(f"{path} holds {name} twice: download it from its original source")
                 contents[name] = content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged archive ({error}): get it again") from error
+        raise ValueError(f"{path} is a damaged archive ({error}): download it again") from error
     return contents
 
 
@@ -68,13 +68,13 @@ class _Bounded:
 
 def _too_large(path: Path) -> ValueError:
     return ValueError(
-        f"{path} is refused: it unpacks to over {RATIO} times its size; get the archive from its original source"
+        f"{path} is refused: it unpacks to over {RATIO} times its size; download the archive from its original source"
     )
 
 
 def _refuse(path: Path, member: tarfile.TarInfo) -> None:
     parts = PurePosixPath(member.name.replace("\\", "/"))
-    advice = "get the archive from its original source"
+    advice = "download the archive from its original source"
     if parts.is_absolute() or ".." in parts.parts or (parts.parts and parts.parts[0].endswith(":")):
         raise ValueError(f"{path} is refused: its member {member.name!r} leaves the folder; {advice}")
     if not (member.isfile() or member.isdir()):

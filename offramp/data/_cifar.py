@@ -138,7 +138,9 @@ def _parquet_form(
     split = shards_by_split(home, files)
     for part in ("train", "test"):
         if part not in split:
-            raise FileNotFoundError(f"{home} holds no {part} shards of {cifar.name} ({part}-*.parquet): get them too")
+            raise FileNotFoundError(
+                f"{home} holds no {part} shards of {cifar.name} ({part}-*.parquet): download them too"
+            )
     parts = {part: [open_shard(file) for file in split[part]] for part in ("train", "test")}
     return [(file.name, file) for part in parts for file in split[part]], _shards_fill(cifar, parts, progress)
 
@@ -160,7 +162,7 @@ def _checked(labels: Any, classes: int, where: str) -> Int64[np.ndarray, "N"]:
             raise TypeError("it must be a flat list of them")  # nested lists could claim any amount of memory
         array = np.asarray(labels, dtype=np.int64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where}: its labels are no integers ({error}); get the file again") from error
+        raise ValueError(f"{where}: its labels are not integers ({error}); download the file again") from error
     bad = np.flatnonzero((array < 0) | (array >= classes))
     if len(bad):
         row = int(bad[0])
@@ -184,7 +186,7 @@ def _content(place: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     found = members(place, wanted)
     for name in wanted[:-1]:
         if name not in found:
-            raise FileNotFoundError(f"{place} has no {name}: get the whole data set")
+            raise FileNotFoundError(f"{place} has no {name}: download the whole data set")
     return found
 
 
@@ -197,7 +199,7 @@ def _python_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:
             raise ValueError(f"{where} has no {cifar.label_key!r}: is it {cifar.name}?")
         labels = _checked(batch[cifar.label_key], cifar.classes, where)
         if labels.shape != (len(pixels),):
-            raise ValueError(f"{where} has {len(pixels)} images but labels of shape {labels.shape}: get it again")
+            raise ValueError(f"{where} has {len(pixels)} images but labels of shape {labels.shape}: download it again")
         return pixels, labels
 
     def fill(allocate: Allocate) -> tuple[np.ndarray, dict[str, Any]]:
@@ -220,7 +222,7 @@ def _binary_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:
         where = str(place / name)
         rows, rest = divmod(len(content), record)
         if rest:
-            raise ValueError(f"{where}, row {rows}: the record ends early, so the file is truncated; get it again")
+            raise ValueError(f"{where}, row {rows}: the record ends early, so the file is truncated; download it again")
         table = np.frombuffer(content, dtype=np.uint8).reshape(rows, record)
         labels = _checked(table[:, cifar.label_byte], cifar.classes, where)
         return table[:, cifar.label_bytes :].reshape(rows, 3, 32, 32), labels

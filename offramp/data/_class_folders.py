@@ -46,7 +46,9 @@ def scan(root: Path, layout: Layout = "auto") -> Listing:
         ValueError: if images are in no class folder, or a split or a class has none.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: name one that holds train/ and test/, or one folder per class")
+        raise FileNotFoundError(
+            f"{root} is not a folder: name one that holds train/ and test/, or one folder per class"
+        )
     splits = {"all": root} if layout == "classes" else _splits(root)
     folders = _class_folders(splits)
     if not folders.of:

@@ -102,11 +102,11 @@ def read_pickle(content: bytes, where: str) -> dict[str, Any]:
         _check_claims(content)
         value = _Unpickler(content).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{where} is refused: {error}; get the file from its original source") from error
+        raise ValueError(f"{where} is refused: {error}; download the file from its original source") from error
     except Exception as error:  # damaged pickles fail in many ways
-        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}): get it again") from error
+        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}): download it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} holds no dictionary, as CIFAR's files do: get it from its original source")
+        raise ValueError(f"{where} holds no dictionary, as CIFAR's files do: download it from its original source")
     return {text_of(key, f"{where}: a key"): _plain(item) for key, item in value.items()}
 
 
@@ -117,7 +117,7 @@ def text_of(value: object, what: str) -> str:
         ValueError: if it is something else.
     """
     if not isinstance(value, bytes | str):
-        raise ValueError(f"{what} is no text: get the file from its original source")
+        raise ValueError(f"{what} is not text: download the file from its original source")
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
@@ -134,5 +134,5 @@ def pixels_in(content: dict[str, Any], where: str, key: str = "data") -> UInt8[n
     data = content.get(key)
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
         shape = data.shape if isinstance(data, np.ndarray) else type(data).__name__
-        raise ValueError(f"{where} should hold {key!r} of N x 3072 bytes, but has {shape}: get it again")
+        raise ValueError(f"{where} should hold {key!r} of N x 3072 bytes, but has {shape}: download it again")
     return data.reshape(-1, 3, 32, 32)

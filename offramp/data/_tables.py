@@ -39,7 +39,7 @@ def open_shard(file: Path) -> Shard:
 
     def broken(error: Exception) -> ValueError:
         reason = str(error).splitlines()[0]
-        return ValueError(f"{file} is not a whole Parquet file ({reason}): it may be truncated, get it again")
+        return ValueError(f"{file} is not a whole Parquet file ({reason}): it may be truncated, download it again")
 
     try:
         table = pq.ParquetFile(file)
@@ -90,4 +90,4 @@ def _check_series(files: Sequence[Path]) -> None:
             assert numbered is not None
             fellow = str(file).replace(numbered[0], f"-{number:0{len(numbered[1])}}-of-{numbered[2]}")
             if fellow not in names:
-                raise ValueError(f"{fellow} is missing, one of {int(numbered[2])} shards: get it again")
+                raise ValueError(f"{fellow} is missing, one of {int(numbered[2])} shards: download it again")

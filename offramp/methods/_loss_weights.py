@@ -217,12 +217,12 @@ def weights_of(run: Path) -> list[float]:
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"fixed: {run} is no run: it has no {path.name}")
+        raise ValueError(f"fixed: {run} is not a run: it has no {path.name}")
     lines = [line for line in path.read_bytes().split(b"\n")[:-1] if b'"kind": "step"' in line]
     try:
         record = json.loads(lines[-1]) if lines else {}
     except ValueError:
-        raise ValueError(f"fixed: the last step in {path} is damaged: it is no JSON") from None
+        raise ValueError(f"fixed: the last step in {path} is damaged: it is not JSON") from None
     if not {"weights", "averages"} <= record.keys():  # `eed` writes weights too, of another kind
         raise ValueError(f"fixed: {run} has no weights of losses: it must be a run of hdkd, hdbt or hmsdnet")
     return [float(weight) for weight in record["weights"]]

@@ -166,7 +166,7 @@ def _write(comparisons: list[Comparison], paths: Sequence[Path]) -> list[str]:
 
 def _check_writable(ledger: Path) -> None:
     if ledger.exists() and not ledger.is_file():
-        raise with_parameters(ValueError(f"ledger {ledger} is no file"), "ledger")
+        raise with_parameters(ValueError(f"ledger {ledger} is not a file"), "ledger")
     parent = next(path for path in (ledger, *ledger.parents) if path.exists())
     if not os.access(parent, os.W_OK):
         raise ValueError(f"{ledger} cannot be written: there is no permission for {parent}")
@@ -205,7 +205,7 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     if result is not None and holds(ledger, flat(config), result):
         return None
     if not begun(folder) and lists(ledger, flat(config)):
-        note(f"{entry.name}: has its line in {ledger}; to train it again, take another ledger")
+        note(f"{entry.name}: has its line in {ledger}; to train it again, choose another ledger")
         return None
     place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
     train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]

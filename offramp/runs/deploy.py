@@ -52,9 +52,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
     run, out = Path(run), Path(out)
     opened = open_run(run)
     if not isinstance(opened, SeveralRun):
-        raise ValueError(
-            f"{run} was trained with {opened.config.method}, one network: there is nothing to take out of it"
-        )
+        raise ValueError(f"{run} was trained with {opened.config.method}, one network: there is nothing to extract")
     trained = run_dir.read_result(run)
     if trained is None:
         raise ValueError(f"{run} is not finished: `offramp train --out {shell_word(run)} --resume` continues it")

@@ -53,7 +53,7 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
     if difference:
         raise with_parameters(
             ValueError(
-                f"{data.name} has changed since {folder} was begun: {difference}; restore the data, or take another out"
+                f"{data.name} changed after {folder} was begun: {difference}; restore the data, or choose another out"
             ),
             "out",
         )

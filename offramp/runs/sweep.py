@@ -112,7 +112,7 @@ def claim(out: Path, entries: Sequence[Entry]) -> None:
             raise with_parameters(
                 ValueError(
                     f"{out} holds a comparison of another configuration: its {key} is {there.get(key)!r}, not "
-                    f"{shared.get(key)!r}{more}; nothing was trained. Take another out"
+                    f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
                 ),
                 "out",
             )
@@ -130,10 +130,10 @@ def check_folder(out: Path) -> None:
     """
     ours = {COMPARISON, f".part-{COMPARISON}", ".lock"}
     if out.exists() and not out.is_dir():
-        raise with_parameters(ValueError(f"{out} is no folder; take another out"), "out")
+        raise with_parameters(ValueError(f"{out} is not a folder; choose another out"), "out")
     if out.is_dir() and not (out / COMPARISON).is_file() and any(entry.name not in ours for entry in out.iterdir()):
         raise with_parameters(
-            ValueError(f"{out} is not empty and holds no comparison of offramp; take another out"), "out"
+            ValueError(f"{out} is not empty and does not contain an offramp comparison; choose another out"), "out"
         )
 
 

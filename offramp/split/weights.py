@@ -160,11 +160,11 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         raise ValueError(f"weights={path} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run")
     if not path.is_file():
-        raise ValueError(f"weights={path}: there is no such file")
+        raise ValueError(f"weights={path}: the file does not exist")
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except SafetensorError as error:
-        raise ValueError(f"weights={path} is no safetensors file: {error}") from None
+        raise ValueError(f"weights={path} is not a safetensors file: {error}") from None
     except Exception as error:  # what PyTorch says is about its options
         raise ValueError(f"weights={path} {_why_unreadable(error, path)}") from None
     for key in CONTAINERS:
@@ -186,7 +186,7 @@ def _why_unreadable(error: Exception, path: Path) -> str:
     foreign = re.search(r"GLOBAL ([\w.]+)", text)
     if foreign is None:
         return (
-            "cannot be read as weights alone: it is no checkpoint of PyTorch, is damaged, or holds more than tensors "
+            "cannot be read as weights alone: it is not a PyTorch checkpoint, is damaged, or holds more than tensors "
             "and plain values; torch.save(model.state_dict(), FILE) writes what can"
         )
     return (

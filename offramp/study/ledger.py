@@ -138,7 +138,7 @@ def _lines(path: Path) -> list[str]:
     except FileNotFoundError:
         raise ValueError(f"there is no ledger {path}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no ledger: it is not text ({error.reason})") from None
+        raise ValueError(f"{path} is not a ledger: it is not text ({error.reason})") from None
     return text.splitlines()
 
 
@@ -146,9 +146,9 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON, as after a write that was cut ({error}): remove that line") from None
+        raise ValueError(f"{where} is not JSON, as after an interrupted write ({error}): remove that line") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{where} is no JSON object")
+        raise ValueError(f"{where} is not a JSON object")
     return found
 
 
@@ -163,7 +163,8 @@ def _run(text: str, where: str) -> Line:
         return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5, macs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{where} is no run ({type(error).__name__}: {error}): a line is what `offramp evaluate RUN --json` prints"
+            f"{where} is not a run ({type(error).__name__}: {error}): "
+            "a line is the output of `offramp evaluate RUN --json`"
         ) from None
 
 

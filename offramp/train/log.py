@@ -77,7 +77,7 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
         record = _record(path, number, line)
         kind, place = record["kind"], record.get(record["kind"])
         if kind not in limits or not isinstance(place, int):
-            raise ValueError(f"{path}, line {number}, is damaged: it is no record of a step or an epoch")
+            raise ValueError(f"{path}, line {number}, is damaged: it is not a record of a step or an epoch")
         if place >= limits[kind]:
             break
         present[kind].add(place)

@@ -86,7 +86,7 @@ def epochs_before(folder: Path, config: dict[str, Any]) -> int | None:
 def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool = False) -> bool:
     """Whether the folder already contains this run; nothing is written. Errors as in `claimed`."""
     if folder.exists() and not folder.is_dir():
-        raise with_parameters(ValueError(f"{folder} is a file, and a run is a folder; take another out"), "out")
+        raise with_parameters(ValueError(f"{folder} is a file, but a run is a folder; choose another out"), "out")
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
         free = {*FREE, "epochs"} if extend and epochs_before(folder, config) else FREE
@@ -97,21 +97,23 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
             raise with_parameters(
                 ValueError(
                     f"{folder} holds a run of another configuration: its {key} is {quoted(stored.get(key))}, not "
-                    f"{quoted(config.get(key))}{more}; nothing was overwritten. Take another out"
+                    f"{quoted(config.get(key))}{more}; nothing was overwritten. Choose another out"
                 ),
                 "out",
             )
         if not resume:
             raise with_parameters(
-                ValueError(f"{folder} already holds this run; pass resume to continue it, or take another out"),
+                ValueError(f"{folder} already holds this run; pass resume to continue it, or choose another out"),
                 "resume",
                 "out",
             )
         return True
     if (owner := _within(folder)) is not None:
-        raise with_parameters(ValueError(f"{folder} lies within {owner}; take another out"), "out")
+        raise with_parameters(ValueError(f"{folder} lies within {owner}; choose another out"), "out")
     if folder.is_dir() and any(entry.name.removeprefix(".part-") not in BEFORE_TRAINING for entry in folder.iterdir()):
-        raise with_parameters(ValueError(f"{folder} is not empty and holds no run of offramp; take another out"), "out")
+        raise with_parameters(
+            ValueError(f"{folder} is not empty and does not contain an offramp run; choose another out"), "out"
+        )
     return False
 
 
@@ -141,7 +143,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} is no run: {_instead(folder)}")
+        raise ValueError(f"{folder} is not a run: {_instead(folder)}")
     return read_yaml(path)
 
 
@@ -155,10 +157,10 @@ def _instead(folder: Path) -> str:
         if runs:
             more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
             return f"it holds runs, name one of them: {', '.join(runs[:4])}{more}"
-        return f"it has no {CONFIG} (`offramp train --out {shell_word(folder)}` makes one)"
+        return f"it has no {CONFIG} (`offramp train --out {shell_word(folder)}` creates one)"
     if folder.exists():
-        return "it is a file, and a run is a folder"
-    return f"there is no such folder (`offramp train --out {shell_word(folder)}` makes one)"
+        return "it is a file, but a run is a folder"
+    return f"the folder does not exist (`offramp train --out {shell_word(folder)}` creates one)"
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -204,7 +206,7 @@ def _config_digest(config: Mapping[str, Any]) -> str:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, none if there is no file.
+    """The records of a run, none if the file is missing.
 
     Raises:
         ValueError: naming the file and the line that is not a record, or if the records have changed since training.

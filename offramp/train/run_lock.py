@@ -62,7 +62,7 @@ def _locked(path: Path, folder: Path) -> IO[str]:
             with file:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise OSError(
-                        f"{folder}: its file system cannot lock files ({error.strerror}); take another folder"
+                        f"{folder}: its file system cannot lock files ({error.strerror}); choose another folder"
                     ) from None
                 raise InUse(f"{folder} is being written to by {_holder(file)}: wait for it, or stop it first") from None
         if _same(file, path):

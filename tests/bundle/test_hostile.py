@@ -77,7 +77,7 @@ def test_they_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("data", [b"\x0b", b"\x80" * 11, b"\x0a\x05ab"])
 def test_bytes_that_are_no_message(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^segment-1\.onnx is no ONNX model: it is (not a protobuf|truncated)"):
+    with pytest.raises(ValueError, match=r"^segment-1\.onnx is not an ONNX model: it is (not a protobuf|truncated)"):
         open_segment(data, PART)
 
 
@@ -154,5 +154,7 @@ def claiming(path: Path, shape: str) -> None:
 @pytest.mark.parametrize("shape", ["(1000000000000,)", "(3,)", "(-2,)", "(1, 1)"])
 def test_a_state_file_takes_no_more_memory_than_it_has_bytes(made: Any, tmp_path: Path, shape: str) -> None:
     claiming(tmp_path / "s.npz", shape)
-    with pytest.raises(ValueError, match=r"s\.npz is no state file or damaged: 'state_0\.npy' does not hold the plain"):
+    with pytest.raises(
+        ValueError, match=r"s\.npz is not a state file, or is damaged: 'state_0\.npy' does not hold the plain"
+    ):
         partial_state.load(tmp_path / "s.npz", open_bundle(made.folder, begin=1))

@@ -115,17 +115,17 @@ def test_a_changed_byte_anywhere_in_the_arrays(made: Any, cut: Path) -> None:
     content = bytearray(cut.read_bytes())
     content[len(content) // 2] ^= 1
     cut.write_bytes(content)
-    assert "is no state file or damaged: " in says(cut, made)
+    assert "is not a state file, or is damaged: " in says(cut, made)
 
 
 def test_a_file_that_is_truncated_or_something_else(made: Any, cut: Path, tmp_path: Path) -> None:
     content = cut.read_bytes()
     for length in (0, 1, 100, len(content) // 2, len(content) - 1):
         cut.write_bytes(content[:length])
-        assert "is no state file or damaged: " in says(cut, made)
+        assert "is not a state file, or is damaged: " in says(cut, made)
     np.savez(cut, something=np.zeros(3))
-    assert "is no state file of offramp" in says(cut, made)
-    assert "there is no state file" in says(tmp_path / "nowhere.npz", made)
+    assert "is not an offramp state file" in says(cut, made)
+    assert "there is no such state file" in says(tmp_path / "nowhere.npz", made)
 
 
 def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
@@ -140,7 +140,7 @@ def test_nothing_is_unpickled_or_blown_up(made: Any, cut: Path) -> None:
     header = np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text
     with zipfile.ZipFile(cut, "w") as archive:
         archive.writestr("huge.npy", header)
-    assert "is no state file or damaged" in says(cut, made)
+    assert "is not a state file, or is damaged" in says(cut, made)
 
 
 def test_a_file_that_is_too_large(made: Any, cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_a_huge_image_is_refused_by_its_header(tmp_path: Path, side: int) -> Non
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
     (tmp_path / "bomb.png").write_bytes(bomb)
     reading = Preprocessing(channels=3, size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(BadImage, match=r"an image bomb\?"):
+    with pytest.raises(BadImage, match=r"more than the"):
         reading.read(tmp_path / "bomb.png")
 
 

@@ -102,23 +102,23 @@ def resized(found: dict[str, Any]) -> None:
         (damaged(version=2), "has bundle version 2; this offramp reads version 1"),
         (damaged(version="1"), "has bundle version '1'"),
         (damaged(format="zip"), "is not the manifest of a bundle"),
-        (renamed("../segment-1.onnx"), "'../segment-1.onnx' is no plain file name of the bundle's own folder"),
-        (renamed("/etc/passwd"), "'/etc/passwd' is no plain file name"),
-        (renamed("a\\b.onnx"), "is no plain file name"),
-        (renamed(".."), "is no plain file name"),
-        (renamed("C:x"), "is no plain file name"),
-        (renamed("a.onnx."), "is no plain file name"),
-        (renamed("a.onnx/"), "is no plain file name"),
-        (renamed("a" * 102), "is no plain file name"),
-        (renamed(7), "7 is no plain file name"),
+        (renamed("../segment-1.onnx"), "'../segment-1.onnx' is not the name of a file in the bundle's folder"),
+        (renamed("/etc/passwd"), "'/etc/passwd' is not the name of a file"),
+        (renamed("a\\b.onnx"), "is not the name of a file"),
+        (renamed(".."), "is not the name of a file"),
+        (renamed("C:x"), "is not the name of a file"),
+        (renamed("a.onnx."), "is not the name of a file"),
+        (renamed("a.onnx/"), "is not the name of a file"),
+        (renamed("a" * 102), "is not the name of a file"),
+        (renamed(7), "7 is not the name of a file"),
         (renamed("other.onnx"), "other.onnx has no digest"),
-        (damaged(files={"../x": "0"}), "'../x' is no plain file name"),
-        (damaged(files=[]), "makes no sense"),
-        (damaged(parts=[]), "segments of the exits [] do not lead to the last of 4"),
-        (damaged(exits=5), "segments of the exits [0, 2, 3] do not lead to the last of 5"),
-        (ordered(2, 0, 3), "segments of the exits [2, 0, 3] do not lead"),
-        (ordered(0, 0, 3), "segments of the exits [0, 0, 3] do not lead"),
-        (ordered(-1, 2, 3), "segments of the exits [-1, 2, 3] do not lead"),
+        (damaged(files={"../x": "0"}), "'../x' is not the name of a file"),
+        (damaged(files=[]), "is inconsistent"),
+        (damaged(parts=[]), "segments of the exits [] do not end with the last of 4"),
+        (damaged(exits=5), "segments of the exits [0, 2, 3] do not end with the last of 5"),
+        (ordered(2, 0, 3), "segments of the exits [2, 0, 3] do not end with"),
+        (ordered(0, 0, 3), "segments of the exits [0, 0, 3] do not end with"),
+        (ordered(-1, 2, 3), "segments of the exits [-1, 2, 3] do not end with"),
         (damaged(classes="ab"), "'ab' should be a list"),
         (damaged(classes=[1]), "1 should be a text"),
         (damaged(exits=True), "True should be a whole number"),
@@ -141,7 +141,7 @@ def test_a_manifest_that_says_what_cannot_be(made: Any, change: Callable[[dict[s
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"{", b"[" * 100_000, b"{}"])
 def test_what_is_no_manifest(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^m\.json is (damaged: it is no JSON|not the manifest of a bundle)"):
+    with pytest.raises(ValueError, match=r"^m\.json is (damaged: it is not JSON|not the manifest of a bundle)"):
         parse(data, "m.json")
 
 
@@ -151,7 +151,7 @@ def test_a_manifest_reads_as_it_was_written(made: Any) -> None:
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"is no bundle: it has no manifest\.json"):
+        with pytest.raises(ValueError, match=r"is not a bundle: it has no manifest\.json"):
             open_bundle(folder)
 
 

@@ -13,7 +13,9 @@ from offramp.bundle.sessions import open_segment
 
 
 def test_a_file_that_is_no_model(made: Any) -> None:
-    with pytest.raises(ValueError, match=r"^segment-1.onnx is no ONNX model: it is not a protobuf message") as caught:
+    with pytest.raises(
+        ValueError, match=r"^segment-1.onnx is not an ONNX model: it is not a protobuf message"
+    ) as caught:
         open_segment(b"hello", made.manifest.parts[0])
     assert "\n" not in str(caught.value)
 
@@ -65,7 +67,7 @@ def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
     part = made.manifest.parts[0]
     run = open_segment((made.folder / part.file).read_bytes(), part, "openvino")
     for what, says in (
-        (lambda: open_segment(b"hello", part, "openvino"), "segment-1.onnx is no ONNX model: "),
+        (lambda: open_segment(b"hello", part, "openvino"), "segment-1.onnx is not an ONNX model: "),
         (lambda: run(np.zeros((2, 3, 8, 8), np.float32), ()), "segment-1.onnx failed in OpenVINO: "),
     ):
         with pytest.raises(ValueError) as caught:

@@ -188,7 +188,7 @@ def test_what_is_there_already_is_left_alone(made: Any, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("x")
     for out in (tmp_path / "b", tmp_path / "b" / "mine"):
-        with pytest.raises(ValueError, match="is there already and not an empty folder; take another out"):
+        with pytest.raises(ValueError, match="already exists and is not an empty folder; choose another out"):
             write(out, made.net, made.policy, made.data)
     assert (tmp_path / "b" / "mine").read_text() == "x"
 

@@ -141,7 +141,7 @@ def test_a_run_without_a_policy_and_no_run(offramp: Offramp, trained: Path, tmp_
     ran = offramp("bench", run, "--weights", "best")
     assert ran.status == 1 and "has no best.safetensors yet" in ran.err
     ran = offramp("bench", tmp_path)
-    assert ran.status == 1 and "is no run: it holds runs, name one of them" in ran.err
+    assert ran.status == 1 and "is not a run: it holds runs, name one of them" in ran.err
 
 
 def test_when_nothing_is_installed(offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
         ),
         ("--max-drop 0.5", "--max-drop 0.5 is ambiguous: write 0.5% or 50% (percentage points of accuracy)"),
         ("--max-drop few", "--max-drop takes a share such as 0.01, or percent such as 1%, got 'few'"),
-        ("--target-accuracy 60", "--target-accuracy 60 is no share: write 60%, or 0.6"),
+        ("--target-accuracy 60", "--target-accuracy 60 is not a share: write 60%, or 0.6"),
         ("--ms 50%", "--ms takes milliseconds per image such as 0.5, not a share, got '50%'"),
         ("--target-accuracy 101%", "--target-accuracy must be a share in (0, 1], such as 0.75, got 1.01"),
         ("--risk 1", "--risk must be a share in (0, 1), such as 0.01, got 1.0"),

@@ -136,7 +136,7 @@ def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
     elsewhere, ledger = tmp_path / "elsewhere", finished / "results.jsonl"
     ran = offramp(*words("joint,byot", "0", elsewhere, "--ledger", ledger))
     assert ran.status == 0, ran.err
-    assert f"joint seed 0: has its line in {ledger}; to train it again, take another ledger" in " ".join(
+    assert f"joint seed 0: has its line in {ledger}; to train it again, choose another ledger" in " ".join(
         ran.err.split()
     )
     assert "2 runs of 4 epochs, 2 of them finished before" in ran.err and not list(elsewhere.glob("*/*.safetensors"))
@@ -203,7 +203,7 @@ def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Of
     assert "its clip is 0.0, not 1.0 (and 1 more)" in more.err
     assert (finished / "comparison.yaml").read_bytes() == before
     (finished / "comparison.yaml").write_text("- a\n")
-    assert "comparison.yaml is damaged: it holds no options" in offramp(*words("joint", "0", finished)).err
+    assert "comparison.yaml is damaged: it contains no options" in offramp(*words("joint", "0", finished)).err
     (finished / "comparison.yaml").write_text("a: [\n")
     assert "comparison.yaml is damaged: it is not YAML" in offramp(*words("joint", "0", finished)).err
 
@@ -211,9 +211,9 @@ def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Of
 def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     ran = offramp(*words("joint", "0", tmp_path))
-    assert ran.status == 1 and f"{tmp_path} is not empty and holds no comparison of offramp" in ran.err
+    assert ran.status == 1 and f"{tmp_path} is not empty and does not contain an offramp comparison" in ran.err
     ran = offramp(*words("joint", "0", tmp_path / "thesis.txt"))
-    assert ran.status == 1 and "thesis.txt is no folder" in ran.err
+    assert ran.status == 1 and "thesis.txt is not a folder" in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -222,7 +222,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
     [
         (["--methods", "joint,muze"], "unknown method 'muze'; the nearest is 'muse'"),
         (["--methods", "muse(alhpa=1)"], "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
-        (["--methods", "muse(alpha=much)"], "--method.alpha takes float, got 'much'"),
+        (["--methods", "muse(alpha=much)"], "--method.alpha takes a number, got 'much'"),
         (["--methods", "muse(alpha=0.1"], "--methods takes names such as joint,muse(alpha=0.1), got 'muse(alpha=0.1'"),
         (["--methods", "muse(0.1)"], "--methods muse(0.1): '0.1' is not KEY=VALUE"),
         (["--methods", "joint,,muse"], "--methods takes names such as"),
@@ -250,7 +250,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
             "l2w: this method divides every batch into 2: --batch-size must be",
         ),
         (["--methods", "hdkd(weights=1,1,-5)"], "weights must be finite and, as clamp holds them there, at least 0"),
-        (["--methods", "joint", "--ledger", "."], "--ledger . is no file"),
+        (["--methods", "joint", "--ledger", "."], "--ledger . is not a file"),
         (["--methods", "joint", "--markdown", __file__], "is left as it is: the table goes between a line"),
         (["--methods", "joint", "--write", "x.doc"], "--write takes files ending in .csv, .tex, .svg, .pdf or .png"),
         ([], "compare needs --methods and --out"),

@@ -113,14 +113,14 @@ def test_verbs_that_need_exits_refuse(offramp: Offramp, runs: Path, name: str, w
 
 def test_predict_wants_a_bundle(offramp: Offramp, runs: Path) -> None:
     ran = offramp("predict", runs / "one", "image.png")
-    says = f"{runs / 'one'} is a run, no bundle: `offramp export {runs / 'one'} --out DIR` makes one of it"
+    says = f"{runs / 'one'} is a run, not a bundle: `offramp export {runs / 'one'} --out DIR` creates one from it"
     assert (ran.status, ran.err) == (1, f"offramp: {says}\n")
 
 
 @pytest.mark.parametrize(
     ("name", "keep", "says"),
     [
-        ("joint", "1", "was trained with joint, one network: there is nothing to take out of it"),
+        ("joint", "1", "was trained with joint, one network: there is nothing to extract"),
         ("dml", "3", "has network 1 to 2; take a number, best\n"),
         ("dml", "0", "has network 1 to 2; take a number, best\n"),
         ("dml", "ensemble", "has network 1 to 2; take a number, best\n"),
@@ -137,7 +137,7 @@ def test_nothing_is_overwritten_and_nothing_half_trained_is_deployed(
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     ran = offramp("deploy", runs / "dml", "--out", tmp_path)
-    assert ran.status == 1 and "is not empty and holds no run" in ran.err
+    assert ran.status == 1 and "is not empty and does not contain an offramp run" in ran.err
     half = tmp_path / "half"
     half.mkdir()
     for name in ("config.yaml", "last.safetensors"):

@@ -105,9 +105,9 @@ def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path)
     ("file", "text", "says"),
     [
         ("policy.json", "{}", "policy.json is not a policy"),
-        ("config.yaml", "- a\n", "config.yaml is damaged: it holds no options"),
+        ("config.yaml", "- a\n", "config.yaml is damaged: it contains no options"),
         ("config.yaml", "a: [1\n", "config.yaml is damaged: it is not YAML"),
-        ("config.yaml", "lr: fast\n", "config.yaml: lr takes float, got 'fast'"),
+        ("config.yaml", "lr: fast\n", "config.yaml: lr takes a number, got 'fast'"),
         ("config.yaml", "width: 8\nnet.width: 8\n", "last.safetensors does not fit the network"),
         ("last.safetensors", "x", "last.safetensors cannot be read as safetensors"),
         ("result.json", "{", "result.json is damaged: it is not JSON"),
@@ -123,7 +123,7 @@ def test_what_is_damaged_is_named(offramp: Offramp, run: Path, file: str, text: 
 def test_no_run_at_all(offramp: Offramp, tmp_path: Path) -> None:
     ran = offramp("evaluate", tmp_path / "nowhere", "--json")
     assert ran.status == 1
-    assert "is no run: there is no such folder (`offramp train --out" in ran.json["error"]
+    assert "is not a run: the folder does not exist (`offramp train --out" in ran.json["error"]
 
 
 def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
@@ -135,14 +135,14 @@ def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for name, says in {
-        "file": "it is a file, and a run is a folder",
+        "file": "it is a file, but a run is a folder",
         "runs": f"it holds runs, name one of them: {tmp_path / 'runs/a'}, {tmp_path / 'runs/b'}",
         "bundle": "it is a bundle (`offramp predict ",
-        "empty": f"it has no config.yaml (`offramp train --out {tmp_path / 'empty'}` makes one)",
+        "empty": f"it has no config.yaml (`offramp train --out {tmp_path / 'empty'}` creates one)",
     }.items():
         for verb in (["evaluate"], ["calibrate", "--macs", "1"]):
             ran = offramp(*verb, tmp_path / name)
-            assert ran.status == 1 and f"{tmp_path / name} is no run: {says}" in ran.err, ran.err
+            assert ran.status == 1 and f"{tmp_path / name} is not a run: {says}" in ran.err, ran.err
 
 
 @pytest.mark.parametrize(

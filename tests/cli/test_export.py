@@ -42,7 +42,7 @@ def test_a_run_becomes_a_bundle(offramp: Offramp, run: Path, tmp_path: Path) -> 
     about = bundle.manifest.provenance
     assert about["config"]["net"] == "resnet18" and about["weights"] == "last" and about["versions"]["torch"]
     again = offramp("export", run, "--out", out)
-    assert again.status == 1 and "is there already and not an empty folder; take another --out" in again.err
+    assert again.status == 1 and "already exists and is not an empty folder; choose another --out" in again.err
 
 
 def test_a_run_without_a_policy(offramp: Offramp, run: Path, tmp_path: Path) -> None:
@@ -56,4 +56,4 @@ def test_too_few_images_and_no_run(offramp: Offramp, run: Path, tmp_path: Path) 
     ran = offramp("export", run, "--out", tmp_path / "b", "--images", 999)
     assert ran.status == 2 and "--images must be at least 1000, got 999" in ran.err
     ran = offramp("export", run.parent, "--out", tmp_path / "b")
-    assert ran.status == 1 and "is no run: it holds runs, name one of them" in ran.err
+    assert ran.status == 1 and "is not a run: it holds runs, name one of them" in ran.err

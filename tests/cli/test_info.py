@@ -51,7 +51,7 @@ def test_size_width_channels_and_parameters_count(offramp: Offramp) -> None:
         (("--net", "resnet81"), "unknown net 'resnet81'; the nearest is 'resnet18' (see `offramp nets`)"),
         (("--branch", "skech"), "unknown branch 'skech'; the nearest is 'sketch' (see `offramp branches`)"),
         (("--net.widht", "8"), "the nearest is 'width'"),
-        (("--net.width", "wide"), "--net.width takes int, got 'wide'"),
+        (("--net.width", "wide"), "--net.width takes a whole number, got 'wide'"),
         (("--classes", "0"), "classes of at least 1, got 0"),
         (("--width", "0"), "width of at least 1, got 0"),
         (("--image-size", "0"), "--image-size must be at least 1, got 0"),

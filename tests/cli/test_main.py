@@ -151,7 +151,7 @@ def test_a_verb_that_needs_torch_says_so(offramp: Offramp, monkeypatch: pytest.M
             ("batch_size", "devices"),
             "--batch-size 7 does not divide over --devices 2",
         ),
-        ("method.beta_end takes float, got 'x'", ("method.beta_end",), "--method.beta_end takes float, got 'x'"),
+        ("method.beta_end takes a number, got 'x'", ("method.beta_end",), "--method.beta_end takes a number, got 'x'"),
         (
             "runtime=onnx goes with ms or save=ms",
             ("runtime", "ms", "save"),

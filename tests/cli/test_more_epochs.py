@@ -58,5 +58,5 @@ def test_the_command_line_says_why_not_and_changes_nothing(offramp: Offramp, run
 )
 def test_reasons(method: str, changes: dict[str, Any], says: str) -> None:
     recipe = Recipe(**{"schedule": "constant", "epochs": 4, **changes})
-    with pytest.raises(ValueError, match=f"epochs cannot grow from 2 to 4 on a resume: .*{says}.*; take another out"):
+    with pytest.raises(ValueError, match=f"epochs cannot grow from 2 to 4 on a resume: .*{says}.*; choose another out"):
         refuse_more_epochs(recipe, find(method).build(), 2)

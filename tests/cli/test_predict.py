@@ -127,8 +127,8 @@ def test_bad_images_are_named_and_the_rest_is_answered(
             "no PNG, JPEG",
             "no PNG, JPEG",
             "truncated",
-            "an image bomb? it is 9000x9000",
-            "there is no such file",
+            "it is 9000x9000",
+            "the file does not exist",
             "holds",
         ],
     ):
@@ -180,7 +180,7 @@ def test_a_split_gives_the_same_answers(
         (("a.png", "--first", "3", "--state", "s"), "--first 3 are all segments of"),
         (("a.png", "--first", "4", "--state", "s"), "has 3 segments: there are none from 1 to 4"),
         (("--from", "3", "--state", "s"), "has 3 segments: there are none from 4 to 3"),
-        (("--from", "1", "--state", "nowhere.npz"), "there is no state file nowhere.npz"),
+        (("--from", "1", "--state", "nowhere.npz"), "there is no such state file: nowhere.npz"),
     ],
 )
 def test_words_that_make_no_sense(offramp: Offramp, bundle: Path, words: tuple[str, ...], says: str) -> None:
@@ -212,7 +212,7 @@ def test_large_logits_are_no_hindrance(bundle: Path) -> None:
 def test_a_run_is_no_bundle(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("net: resnet18\n")
     ran = offramp("predict", tmp_path, "a.png")
-    says = f"{tmp_path} is a run, no bundle: `offramp export {tmp_path} --out DIR` makes one of it"
+    says = f"{tmp_path} is a run, not a bundle: `offramp export {tmp_path} --out DIR` creates one from it"
     assert (ran.status, ran.err) == (1, f"offramp: {says}\n")
 
 

@@ -116,7 +116,7 @@ def test_a_comparison_stands_for_its_runs(offramp: Offramp, run: Path, tmp_path:
         ([], "name at least one run, as in `offramp report RUN`"),
         (["{run}", "{run}/."], "is named twice: name every run once"),
         (["{run}", "{other}"], "a report of 2 runs needs --out FILE"),
-        (["{other}"], "{other} is no run: it has no config.yaml"),
+        (["{other}"], "{other} is not a run: it has no config.yaml"),
         (["{run}", "--out", "{other}"], "--out {other} is a folder: name a file in it, such as {other}/report.html"),
         (["{run}", "--out", "{other}/no/a.html"], "cannot be written: there is no folder {other}/no; make it first"),
         (["{run}", "--images", "-1"], "--images must be 0 or more, got -1"),

@@ -95,9 +95,9 @@ def test_a_grown_folder_keeps_its_split(place: Path, made: Path, offramp: Callab
     ran = offramp("train", "--config", config, "--out", run, "--resume")
     assert ran.status == 1
     assert (
-        "has changed since" in ran.err
+        "changed after" in ran.err
         and "3 images are new, 0 are gone," in ran.err
-        and "take another --out" in ran.err
+        and "choose another --out" in ran.err
     )
 
 

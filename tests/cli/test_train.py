@@ -142,7 +142,7 @@ def test_folder_that_is_no_run_is_left_alone(offramp, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     ran = offramp("train", *TINY, "--out", tmp_path)
     assert ran.status == 1
-    assert "is not empty and holds no run" in ran.err
+    assert "is not empty and does not contain an offramp run" in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -307,7 +307,8 @@ def test_every_option_of_the_recipe_trains(offramp, tmp_path):
         (("--data", "digitz"), "digits"),
         (("--method.alhpa", "1"), "the nearest is 'alpha'"),
         (("--net.widht", "1"), "the nearest is 'width'"),
-        (("--method.alpha", "much"), "--method.alpha takes float, got 'much'"),
+        (("--method.alpha", "much"), "--method.alpha takes a number, got 'much'"),
+        (("--method.alpha", "3"), "--method.alpha must lie in [0, 1], got 3.0"),
         (("--method.schedule", "wave"), "takes one of cosine, constant, off"),
         (("--method.temperature", "0"), "temperature"),
         (("--lr", "-1"), "--lr must be positive"),
@@ -330,9 +331,9 @@ def test_mistakes_get_one_clear_sentence_and_start_nothing(offramp, tmp_path, wo
     ("text", "says"),
     [
         ("nett: resnet18\n", "x.yaml: unknown key 'nett'; the nearest is 'net'"),
-        ("- a\n- b\n", "x.yaml holds no options"),
+        ("- a\n- b\n", "x.yaml contains no options"),
         ("a: [1\n", "x.yaml is not YAML: line 2, column 1: expected ',' or ']', but got '<stream end>'"),
-        ("lr: fast\n", "x.yaml: lr takes float, got 'fast'"),
+        ("lr: fast\n", "x.yaml: lr takes a number, got 'fast'"),
         ("milestones: soon\n", "x.yaml: milestones takes comma-separated numbers, got 'soon'"),
         (
             "method: {name: muse, alhpa: 1}\n",
@@ -368,7 +369,7 @@ def test_a_run_is_a_folder(offramp, tmp_path):
     (tmp_path / "ok.png").write_text("x")
     ran = offramp("train", *TINY, "--out", tmp_path / "ok.png")
     assert ran.err.splitlines()[-1] == (
-        f"offramp: {tmp_path / 'ok.png'} is a file, and a run is a folder; take another --out"
+        f"offramp: {tmp_path / 'ok.png'} is a file, but a run is a folder; choose another --out"
     )
 
 

@@ -73,7 +73,7 @@ def test_what_is_stored_builds_the_same() -> None:
         ({"depth": "3"}, "net.depth: none of the networks resnet18, wrn16-4 takes it.*is net.resnet18.KEY"),
         ({"resnet18.widht": "3"}, "unknown parameter of net resnet18 'widht'; the nearest is 'width'"),
         ({"resnet34.width": "3"}, "net.resnet34.width: none of the networks"),
-        ({"wrn16-4.width": "x"}, "net.width takes int, got 'x'"),
+        ({"wrn16-4.width": "x"}, "net.width takes a whole number, got 'x'"),
     ],
 )
 def test_parameters_that_no_network_takes(options: dict[str, str], says: str) -> None:

@@ -121,7 +121,9 @@ def test_files_that_are_no_images_are_told_and_hidden_ones_are_not(tmp_path, wri
     (tmp_path / ".git").mkdir()
     write.image_folder(tmp_path, {"train/cat/.thumbnails": 2})
     data = load(f"folder:{tmp_path}", holdout=0)
-    assert data.notes == (f"{tmp_path}: 2 files are no images by their names and were left out (labels.csv, …)",)
+    assert data.notes == (
+        f"{tmp_path}: 2 files were left out: their names do not end like those of images (labels.csv, …)",
+    )
     assert len(data.splits["train"]) == 24
 
 
@@ -143,7 +145,7 @@ def test_missing_and_empty(tmp_path):
     (tmp_path / "test/cat").mkdir(parents=True)
     refused(tmp_path, ValueError, "train holds no images")
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", FileNotFoundError, "is no folder")
+    refused(tmp_path / "file", FileNotFoundError, "is not a folder")
 
 
 def test_split_without_samples(tmp_path, write):
@@ -208,11 +210,11 @@ def test_image_bomb(tmp_path, write):
     bad = tmp_path / "train/dog/bomb.png"
     Image.new("1", (8001, 8000)).save(bad)
     assert bad.stat().st_size < 100_000
-    message = rf"1 of 29 images cannot be decoded: {bad} \(an image bomb\? it is 8001x8000"
+    message = rf"1 of 29 images cannot be decoded: {bad} \(it is 8001x8000"
     refused(tmp_path, ValueError, message)
     refused(tmp_path, ValueError, message, streaming=True)
     Image.new("1", (30001, 8000)).save(bad)  # beyond what Pillow itself allows
-    refused(tmp_path, ValueError, "an image bomb")
+    refused(tmp_path, ValueError, "megapixels allowed")
 
 
 def test_a_disguised_program_is_not_started(tmp_path, write):
@@ -259,7 +261,7 @@ def test_one_stranger_is_one_file(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT)
     (tmp_path / "train/notes.txt").write_text("mine")
     assert load(f"folder:{tmp_path}", holdout=0).notes == (
-        f"{tmp_path}: notes.txt is no image by its name and was left out",
+        f"{tmp_path}: notes.txt was left out: its name does not end like that of an image",
     )
 
 

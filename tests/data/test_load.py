@@ -82,7 +82,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
         ("digits", {"normalise": "imagenet"}, "is for 3 channels, but digits has 1"),
         ("digits", {"label_column": "x"}, "unknown parameter of data digits 'label_column'; there are none"),
         ("parquet:x", {"label_colum": "x"}, "parameter of data parquet 'label_colum'; the nearest is 'label_column'"),
-        ("parquet:x", {"resize": "many"}, "data.resize takes int, got 'many'"),
+        ("parquet:x", {"resize": "many"}, "data.resize takes a whole number, got 'many'"),
         ("folder:x", {"image_size": 0}, "image_size must be at least 1, got 0"),
         ("digits", {"streaming": True}, "only folder:PATH does"),
         ("digits", {"image_size": 32}, "image_size=32 is not possible"),

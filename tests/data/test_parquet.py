@@ -88,7 +88,7 @@ def test_bad_labels_name_file_and_row(tmp_path, write, pictures):
 def test_a_path_beside_the_bytes_is_never_followed(tmp_path, write, pictures):
     pictures[7] = None
     file = write.shard(tmp_path / "a.parquet", pictures, [0, 1] * 20, label="label")
-    refused(file, r"1 of 40 images cannot be decoded: .*row 7 \(there are no image bytes\)")
+    refused(file, r"1 of 40 images cannot be decoded: .*row 7 \(it is empty\)")
 
 
 def test_places(tmp_path, write, pictures):

@@ -106,7 +106,7 @@ def test_nested_labels_and_keys_are_refused_before_they_are_multiplied(tmp_path,
     inner = [0] * 100
     batch = {b"data": write.random_images(100).reshape(-1, 3072), b"fine_labels": [inner] * 100}
     (tmp_path / "train").write_bytes(pickle.dumps(batch, 2))
-    with pytest.raises(ValueError, match=r"train: its labels are no integers \(it must be a flat list of them\)"):
+    with pytest.raises(ValueError, match=r"train: its labels are not integers \(it must be a flat list of them\)"):
         load("cifar100", data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"^f: a key is no text"):
+    with pytest.raises(ValueError, match=r"^f: a key is not text"):
         read_pickle(pickle.dumps({(1, 2): 3}, 2), "f")

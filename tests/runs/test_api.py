@@ -37,7 +37,7 @@ def test_train_calibrate_evaluate_export_predict(run: Any, tmp_path: Path, capfd
     predictions = list(opened.predict([tmp_path / "a.png", tmp_path / "b.png", tmp_path / "none.png"]))
     assert [Path(prediction.image).name for prediction in predictions] == ["a.png", "b.png", "none.png"]
     assert predictions[0].label in run.trace("test").classes and 0 < predictions[0].probability <= 1
-    assert predictions[0].exit in range(4) and predictions[2].error == "there is no such file"
+    assert predictions[0].exit in range(4) and predictions[2].error == "the file does not exist"
     assert calibration.exit_policy == opened.policy == offramp.load_run(run.folder).policy
     assert evaluation.adaptive is not None and evaluation.folder == run.folder == calibration.folder
     assert bundle.folder == tmp_path / "bundle"

@@ -44,7 +44,7 @@ def test_a_run_trained_on_more_devices_opens_on_one(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere is no run: there is no such folder"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run: the folder does not exist"):
         load_run(tmp_path / "nowhere")
     folder = a_run(tmp_path / "a")
     with pytest.raises(ValueError, match=r"has no best\.safetensors yet: train it to the end"):

@@ -158,9 +158,12 @@ def test_a_ledger_does_not_say_where_this_machine_keeps_its_data(tmp_path: Path)
     ("text", "says"),
     [
         ("", "x.jsonl holds no runs yet"),
-        ('{"a": 1\n', "x.jsonl line 1 is no JSON"),
-        ("[1]\n", "x.jsonl line 1 is no JSON object"),
-        ('{"benchmark": "losses"}\n', r"x.jsonl line 1 is no run \(KeyError: 'config'\): a line is what `offramp eval"),
+        ('{"a": 1\n', "x.jsonl line 1 is not JSON"),
+        ("[1]\n", "x.jsonl line 1 is not a JSON object"),
+        (
+            '{"benchmark": "losses"}\n',
+            r"x.jsonl line 1 is not a run \(KeyError: 'config'\): a line is the output of",
+        ),
     ],
 )
 def test_what_is_no_ledger_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
@@ -173,7 +176,7 @@ def test_a_ledger_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no ledger .*x\.jsonl"):
         read(tmp_path / "x.jsonl")
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"x\.jsonl is no ledger: it is not text"):
+    with pytest.raises(ValueError, match=r"x\.jsonl is not a ledger: it is not text"):
         read(tmp_path / "x.jsonl")
 
 

@@ -376,7 +376,7 @@ def test_where_no_checkpoint_is_whole_it_says_so(tmp_path: Path) -> None:
     loop(tmp_path, recipe()).run(resume=False)
     for state in (tmp_path / "checkpoints").glob("*/state.pt"):
         state.write_bytes(b"")
-    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is whole; take another out to start anew"):
+    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is whole; choose another out to start anew"):
         loop(tmp_path, recipe()).run(resume=True)
 
 
@@ -431,7 +431,7 @@ def test_weights_of_a_finished_run_are_taken_and_kept(tmp_path: Path) -> None:
     learned, kept = (log.read(tmp_path / run / "metrics.jsonl", "step") for run in "ab")
     assert all(record["weights"] == learned[-1]["weights"] for record in kept)
     loop(tmp_path / "c", recipe(epochs=1)).run(resume=False)
-    for folder, says in (("c", "has no weights of losses: it must be a run of hdkd"), ("d", "is no run: it has no")):
+    for folder, says in (("c", "has no weights of losses: it must be a run of hdkd"), ("d", "is not a run: it has no")):
         with pytest.raises(ValueError, match=says):
             loop(tmp_path / "e", recipe(), find("hdkd").build(fixed=tmp_path / folder))
     with pytest.raises(ValueError, match="gives 6 weights, but hmsdnet with 3 exits has 3 losses"):
@@ -440,7 +440,7 @@ def test_weights_of_a_finished_run_are_taken_and_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no weights of losses"):  # three weights, of another kind
         loop(tmp_path / "e", recipe(), find("hmsdnet").build(fixed=tmp_path / "f"))
     (tmp_path / "c/metrics.jsonl").write_text('{"kind": "step", "wei\n')
-    with pytest.raises(ValueError, match=r"^fixed: the last step in .*metrics\.jsonl is damaged: it is no JSON$"):
+    with pytest.raises(ValueError, match=r"^fixed: the last step in .*metrics\.jsonl is damaged: it is not JSON$"):
         loop(tmp_path / "e", recipe(), find("hdkd").build(fixed=tmp_path / "c"))
 
 

@@ -42,7 +42,7 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
     claim(folder, CONFIG, True)
     claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "tensorboard": True}, True)
     assert read_config(folder) == CONFIG
-    with pytest.raises(ValueError, match="already holds this run; pass resume to continue it, or take another"):
+    with pytest.raises(ValueError, match="already holds this run; pass resume to continue it, or choose another"):
         claim(folder, CONFIG, False)
 
 
@@ -50,7 +50,7 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lr": 0.2}, "its lr is 0.1, not 0.2; nothing was overwritten. Take another out"),
+        ({"lr": 0.2}, "its lr is 0.1, not 0.2; nothing was overwritten. Choose another out"),
         ({"lr": 0.2, "net": "resnet34"}, r"its lr is 0.1, not 0.2 \(and 1 more\); nothing was overwritten"),
         ({"mixup": 0.2}, "its mixup is None, not 0.2"),
     ],
@@ -66,24 +66,24 @@ def test_another_run_is_never_overwritten(tmp_path: Path, changes: dict[str, Any
 def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     for resume in (True, False):
-        with pytest.raises(ValueError, match="is not empty and holds no run of offramp; take another out"):
+        with pytest.raises(ValueError, match="is not empty and does not contain an offramp run; choose another out"):
             claim(tmp_path, CONFIG, resume)
     (tmp_path / "config.yaml").write_text("theirs: 1")
-    with pytest.raises(ValueError, match="is not empty and holds no run of offramp"):
+    with pytest.raises(ValueError, match="is not empty and does not contain an offramp run"):
         claim(tmp_path, CONFIG, False)
     assert (tmp_path / "config.yaml").read_text() == "theirs: 1"
 
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(ValueError, match="a is a file, and a run is a folder"):
+    with pytest.raises(ValueError, match="a is a file, but a run is a folder"):
         claim(tmp_path / "a", CONFIG, False)
     assert (tmp_path / "a").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("a: [1", "is damaged: it is not YAML"), ("- a", "is damaged: it holds no options"), ("", "holds no options")],
+    [("a: [1", "it is not YAML"), ("- a", "is damaged: it contains no options"), ("", "contains no options")],
 )
 def test_a_configuration_that_cannot_be_read(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
@@ -93,7 +93,9 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path, text: str, says: st
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run: it has no config\.yaml \(`offramp train --out .*` makes one\)"):
+    with pytest.raises(
+        ValueError, match=r"is not a run: it has no config\.yaml \(`offramp train --out .*` creates one\)"
+    ):
         read_config(tmp_path)
 
 
@@ -153,7 +155,7 @@ def test_commands_in_messages_can_be_copied_whatever_the_path(tmp_path: Path) ->
     """Paths with spaces, quotes and a leading dash."""
     for name in ("my run", "it's", "a;b", "-r"):
         folder = Path(name)
-        with pytest.raises(ValueError, match="there is no such folder") as raised:
+        with pytest.raises(ValueError, match="the folder does not exist") as raised:
             read_config(folder)
         command = str(raised.value).split("`")[1]
         assert shlex.split(command) == ["offramp", "train", "--out", "./-r" if name == "-r" else name]
@@ -180,5 +182,5 @@ def test_a_run_stopped_before_its_first_step_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "split.safetensors").write_bytes(b"")
     claim(tmp_path, config, resume=True)
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(ValueError, match="is not empty and holds no run of offramp"):
+    with pytest.raises(ValueError, match="is not empty and does not contain an offramp run"):
         claim(tmp_path, config, resume=True)
