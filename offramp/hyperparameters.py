@@ -13,7 +13,7 @@ from offramp.text import quoted
 KINDS = ("net", "branch", "method", "data")
 """What takes parameters of its own: `net.KEY`, `branch.KEY`, `method.KEY`, `data.KEY`."""
 
-_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Path: "a path"}
+_NAMES: dict[Any, str] = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Path: "a path"}
 """Types as messages name them."""
 
 LISTINGS = {"net": "offramp nets", "branch": "offramp branches", "method": "offramp methods", "data": "offramp data"}
@@ -76,7 +76,7 @@ def convert(value: Any, hint: Any, parameter: str) -> Any:
             return made
     choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] if union else [hint]
-    named = " or ".join(_NAMES.get(kind) or getattr(kind, "__name__", str(kind)) for kind in kinds)
+    named = " or ".join(_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
     wants = f"one of {', '.join(map(str, choice))}" if choice else named
     if typing.get_origin(hint) in (tuple, list, Sequence):
         items = {int: "whole numbers", float: "numbers"}.get(typing.get_args(hint)[0], "words")

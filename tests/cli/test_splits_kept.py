@@ -95,9 +95,7 @@ def test_a_grown_folder_keeps_its_split(place: Path, made: Path, offramp: Callab
     ran = offramp("train", "--config", config, "--out", run, "--resume")
     assert ran.status == 1
     assert (
-        "changed after" in ran.err
-        and "3 images are new, 0 are gone," in ran.err
-        and "choose another --out" in ran.err
+        "changed after" in ran.err and "3 images are new, 0 are gone," in ran.err and "choose another --out" in ran.err
     )
 
 
