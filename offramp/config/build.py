@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -181,15 +182,20 @@ def build_backbone(
     return backbone
 
 
-def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
-    """Start the network, and every one of several, from the file `weights`; returns notes for the user.
+def load_weights(config: Config, net: "nn.Module", shape: tuple[int, int, int] | None = None) -> tuple[str, ...]:
+    """Start the network, and every one of several, from `weights` or its pretrained ones; returns notes for the user.
 
+    Args:
+        shape: (channels, height, width) of the inputs, that pretrained weights are adapted to; default: the network's
+            usual one.
     Raises:
-        ValueError: if the file cannot be read as weights, or does not fit, naming what is missing or of another shape.
+        ValueError: if weights cannot be read or fetched, or do not fit, naming what is missing or of another shape.
     """
     from offramp.multi_net import single
     from offramp.split import weights
 
+    if config.pretrained:
+        return _load_pretrained(config, net, shape)
     if config.weights is None:
         return ()
     try:
@@ -197,8 +203,26 @@ def load_weights(config: Config, net: "nn.Module") -> tuple[str, ...]:
         fresh = [weights.load_state(part, tensors, f"weights={config.weights}", classes=True) for part in single(net)]
     except ValueError as error:
         raise with_parameters(error, "weights") from None
-    name = config.weights.name
-    notes = [f"the classifier starts anew: {name} has other classes ({', '.join(names)})" for names in fresh if names]
+    return _fresh_classifiers(fresh, config.weights.name)
+
+
+def _load_pretrained(config: Config, net: "nn.Module", shape: tuple[int, int, int] | None) -> tuple[str, ...]:
+    from offramp.multi_net import single
+    from offramp.split.pretrained import pretrained_weights
+    from offramp.split.weights import load_state
+
+    names, fresh = multi_net.names(config.net), []
+    channels, size = (shape[0], shape[1:]) if shape else (3, None)
+    parts = single(net)
+    for name, part in zip(names * (len(parts) // len(names)), parts, strict=True):
+        options = config.net_options if len(names) == 1 else multi_net.of_one(name, config.net_options)
+        tensors = pretrained_weights(name, channels=channels, size=size, options=options)
+        fresh.append(load_state(part, tensors, f"the pretrained weights of {name}", classes=True))
+    return _fresh_classifiers(fresh, "the pretrained network")
+
+
+def _fresh_classifiers(fresh: Sequence[Sequence[str]], source: str) -> tuple[str, ...]:
+    notes = [f"the classifier starts anew: {source} has other classes ({', '.join(names)})" for names in fresh if names]
     return tuple(dict.fromkeys(notes))
 
 

@@ -83,7 +83,9 @@ def _expected(config: ResolvedConfig) -> tuple[dict[str, Any], str]:
 
     contract = input_contract(config.net)
     resizes = "crop" in inspect.signature(data.find(config.data).build).parameters
-    if contract is None or not (resizes or (config.weights and config.data in ("cifar10", "cifar100"))):
+    if contract is None or not (
+        resizes or ((config.weights or config.pretrained) and config.data in ("cifar10", "cifar100"))
+    ):
         return {}, ""
     given = {key.replace("-", "_") for key in config.data_options}
     values = {"mean": list(contract.mean), "std": list(contract.std)}

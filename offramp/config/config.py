@@ -32,6 +32,8 @@ class Config(Recipe):
         exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
         exits: Number of exits, the final one included; external models get them at equal shares of the operations.
         weights: File to start from: safetensors, a PyTorch checkpoint, or the weights of a run.
+        pretrained: Start from the pretrained weights of a timm: or torchvision: network, which its library downloads
+            unless they are installed or in its cache.
         image_size: Height and width of the images in pixels, for data sets without a fixed size.
         per_class: Use only this many training images of each class (CIFAR(X) in the DBT and HDKD papers).
         holdout: Share of the training images to hold out, half for val and half for cal; 0: none.
@@ -56,6 +58,7 @@ class Config(Recipe):
     exits_at: tuple[int, ...] = ()
     exits: int | None = None
     weights: Path | None = None
+    pretrained: bool = False
     image_size: int | None = None
     per_class: int | None = None
     holdout: float = 0.1

@@ -27,10 +27,26 @@ def resolve(config: Config) -> ResolvedConfig:
     """
     from offramp.train.device import device_of, precision_of
 
+    _check_pretrained(config)
     device: Any = device_of(config.device)
     precision: Any = precision_of(config.precision, device)
     values = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(Config)}
     return ResolvedConfig(**{**values, **_options(config), "device": device, "precision": precision})
+
+
+def _check_pretrained(config: Config) -> None:
+    """Refuse pretrained weights of networks that have none, or beside a file of weights."""
+    if not config.pretrained:
+        return
+    if config.weights is not None:
+        raise ParameterError("pretrained and weights exclude each other: give one of them", "pretrained", "weights")
+    for name in multi_net.names(config.net):
+        if not name.startswith(("timm:", "torchvision:")):
+            raise ParameterError(
+                f"pretrained is for networks of timm and torchvision, got net={name}; take weights=FILE",
+                "pretrained",
+                "weights",
+            )
 
 
 def _options(config: Config) -> dict[str, dict[str, Any]]:

@@ -161,7 +161,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
             refuse(method, entry.config.recipe, net, data)
-            told = (*load_weights(entry.config, net), *prepare(method, net, data.shape))
+            told = (*load_weights(entry.config, net, data.shape), *prepare(method, net, data.shape))
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
             raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None

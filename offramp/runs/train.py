@@ -189,8 +189,16 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
     refuse(method, config.recipe, net, data)
-    notes = (*chosen, *data.notes, *load_weights(config, net), *first.notes, *prepare(method, net, data.shape))
-    if config.weights is None and not config.net.startswith("python:"):  # functions may load weights themselves
+    notes = (
+        *chosen,
+        *data.notes,
+        *load_weights(config, net, data.shape),
+        *first.notes,
+        *prepare(method, net, data.shape),
+    )
+    if (
+        config.weights is None and not config.pretrained and not config.net.startswith("python:")
+    ):  # functions may load weights themselves
         notes += phases.notes(config.recipe, method)
     return method, net, data, first, notes
 
