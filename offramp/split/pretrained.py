@@ -79,12 +79,11 @@ def _torchvision(name: str, channels: int, size: tuple[int, int] | None, options
     models = vision("torchvision.models")
     if name not in models.list_models(module=models):
         raise ParameterError(f"torchvision has no network {name}", "pretrained")
-    if name in ("googlenet", "inception_v3"):  # their second classifier is left out, as in `model_sources`
-        model: Any = models.get_model(name, weights="DEFAULT", **options)
-        model.aux_logits, model.AuxLogits, model.aux1, model.aux2 = False, None, None, None
-        return model
-    built: nn.Module = models.get_model(name, weights="DEFAULT", **options)
-    return built
+    model: nn.Module = models.get_model(name, weights="DEFAULT", **options)
+    for second in ("AuxLogits", "aux1", "aux2"):  # classifiers that only training has, left out as in `model_sources`
+        if hasattr(model, second):
+            setattr(model, second, None)
+    return model
 
 
 def _unreachable(name: str, package: str | None, error: Exception) -> str:
