@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from offramp.discovery import Offer, load, offers
+from offramp.discovery import Offer, discover, load, offers
 
 _SHAPES = ("check_exit", "maps")
 """What exit structures from outside need to know of a backbone; it imports torch, so it is imported when used."""
@@ -12,6 +12,11 @@ _SHAPES = ("check_exit", "maps")
 def available() -> dict[str, str]:
     """{branch: first line of its file} of this package and of plugins, without importing any of them."""
     return offers(__name__)
+
+
+def built_in() -> dict[str, str]:
+    """{name: first line of its file} of the exit structures of this package, without importing any of them."""
+    return discover(__name__)
 
 
 def find(name: str) -> Offer:

@@ -108,7 +108,7 @@ def load(path: Path, bundle: Bundle) -> Handover:
     passed, names = header.get("passed"), header.get("names")
     if passed != bundle.begin:
         raise with_parameters(
-            ValueError(f"{path} passed {passed} segments: continue with from={passed}, not {bundle.begin}"), "from"
+            ValueError(f"{path} passed {passed} segments: continue with from_={passed}, not {bundle.begin}"), "from_"
         )
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} is damaged: it names no images")

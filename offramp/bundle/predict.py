@@ -42,6 +42,19 @@ class Prediction:
     ms: float | None = None
     error: str | None = None
 
+    def record(self, exits: int) -> dict[str, Any]:
+        """Plain values as the command line writes them: exits counted from 1, the last of `exits` is `final`."""
+        return {
+            "image": self.image,
+            "label": self.label,
+            "class": self.index,
+            "probability": self.probability,
+            "exit": None if self.exit is None else self.exit + 1,
+            "final": None if self.exit is None else self.exit + 1 == exits,
+            "ms": self.ms,
+            "error": self.error,
+        }
+
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[Prediction]]:
     """The image files of all paths, those of a folder in the order of their names, and an error for each empty folder.

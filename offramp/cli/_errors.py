@@ -31,6 +31,6 @@ def _form(name: str, message: str) -> str:
 
 
 def _option(name: str) -> str:
-    """`batch_size` -> `--batch-size`; the key in `method.beta_begin` stays as the method writes it."""
+    """`batch_size` -> `--batch-size`, `from_` -> `--from`; the key in `method.beta_begin` stays as it is."""
     kind, dot, key = name.partition(".")
-    return f"--{kind}.{key}" if dot else f"--{kind.replace('_', '-')}"
+    return f"--{kind}.{key}" if dot else f"--{kind.rstrip('_').replace('_', '-')}"

@@ -56,9 +56,9 @@ NORMALISE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Means and standard deviations of the papers, for pixels in 0..1 (methods and their released code)."""
 
 
-def available() -> list[tuple[str, str]]:
-    """(name, what it is) of every data source: the files of this folder that define `build`, and plugins."""
-    return list(with_plugins(PACKAGE, built_in()).items())
+def available() -> dict[str, str]:
+    """{name: what it is} of every data source: the files of this folder that define `build`, and plugins."""
+    return with_plugins(PACKAGE, built_in())
 
 
 def built_in() -> dict[str, str]:
@@ -84,7 +84,7 @@ def find(name: str) -> Offer:
         return import_module(f"{PACKAGE}.{head}")
     found = from_outside(PACKAGE, head)
     if found is None:
-        raise unknown("data set", head, dict(available()), listing="offramp data")
+        raise unknown("data set", head, available(), listing="offramp data")
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from offramp import plugins
-from offramp.discovery import Offer, docstrings, load, offers
+from offramp.discovery import Offer, discover, docstrings, load, offers
 
 COSTS = Path(__file__).parent / "_costs.json"
 """What a step of each method takes, relative to `joint`; measured and written by `benchmarks/methods.py`."""
@@ -30,6 +30,11 @@ class About(NamedTuple):
 def available() -> dict[str, str]:
     """{name: what it is, in one sentence} of all methods, those of plugins too, without importing any."""
     return offers(__name__)
+
+
+def built_in() -> dict[str, str]:
+    """{name: first line of its file} of the methods of this package, without importing any of them."""
+    return discover(__name__)
 
 
 def about() -> dict[str, About]:

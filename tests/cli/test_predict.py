@@ -172,10 +172,10 @@ def test_a_split_gives_the_same_answers(
         (("a.png", "--json", "--csv"), "--json and --csv exclude each other"),
         (("a.png", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
         (("a.png", "--first", "1", "--from", "1"), "--first and --from exclude each other"),
-        (("a.png", "--first", "1"), "--first takes a number of segments from 1, and needs --state FILE"),
+        (("a.png", "--first", "1"), "--first takes a number of segments from 1, and needs --state, a file"),
         (("a.png", "--first", "0", "--state", "s"), "--first takes a number of segments from 1"),
         (("--from", "-1", "--state", "s"), "--from takes a number of segments from 1"),
-        (("a.png", "--state", "s"), "--state needs --first N or --from N"),
+        (("a.png", "--state", "s"), "--state needs --first or --from, a number of segments"),
         (("a.png", "--from", "1", "--state", "s"), "--from continues with the images in --state"),
         (("a.png", "--first", "3", "--state", "s"), "--first 3 are all segments of"),
         (("a.png", "--first", "4", "--state", "s"), "has 3 segments: there are none from 1 to 4"),
@@ -186,6 +186,23 @@ def test_a_split_gives_the_same_answers(
 def test_words_that_make_no_sense(offramp: Offramp, bundle: Path, words: tuple[str, ...], says: str) -> None:
     ran = offramp("predict", bundle, *words)
     assert ran.status in (1, 2) and says in ran.err and ran.err.count("\n") == 1
+
+
+def test_python_predicts_the_same(offramp: Offramp, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    seen: list[package.Prediction] = []
+    result = package.predict(bundle, [pictures], batch_size=5, each=seen.append)
+    wanted = offramp("predict", bundle, pictures, "--batch-size", 5, "--json").json
+    untimed = [{**row, "ms": None} for row in wanted["images"]]
+    assert tuple(seen) == result.images and result.failed == result.continuing == 0
+    assert {**result.record(), "images": [{**row, "ms": None} for row in result.record()["images"]]} == {
+        **wanted,
+        "images": untimed,
+    }
+    first = package.predict(bundle, [pictures], first=1, state=tmp_path / "s.npz")
+    rest = package.predict(bundle, from_=1, state=tmp_path / "s.npz")
+    assert first.continuing == len(rest.images) > 0 and rest.continuing == 0
+    with pytest.raises(ValueError, match=r"^first and from_ exclude each other"):
+        package.predict(bundle, [pictures], first=1, from_=1)
 
 
 def test_what_could_not_be_read_is_told_in_plain_words(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
