@@ -87,8 +87,8 @@ def work(method: str, given: argparse.Namespace) -> None:
     data = images(given.batch * given.steps, given.batch)
     parted = {"parted": True} if phases > 1 else {}
     with tempfile.TemporaryDirectory() as folder:
-        fabric = make_fabric(config.recipe, **parted)
-        loop = Loop(fabric, Path(folder), config.recipe, net, built, data, InTurn(given.steps))
+        fabric = make_fabric(config, **parted)
+        loop = Loop(fabric, Path(folder), config, net, built, data, InTurn(given.steps))
         whole = sum(span.phase.share for span in loop.spans)
         print(json.dumps([[span.first, span.epochs, span.phase.share / whole] for span in loop.spans]), flush=True)
         loop.run(resume=False)
@@ -215,7 +215,7 @@ def losses(names: list[str], given: argparse.Namespace) -> tuple[dict[str, float
     batch, runs, seen = Batch(inputs, labels, labels), {}, {}
     config, joint, net = made("joint", given, given.loss_width)
     net = net.to(given.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    precision = config.recipe.precision
+    precision = config.precision
     with torch.no_grad():
         seen[joint.network] = answered(net, inputs, precision)
         for name in names:
@@ -287,7 +287,7 @@ def main() -> None:
     result = {
         "benchmark": "methods",
         **{name: getattr(given, name) for name in ("width", "loss_width", "batch", "rounds", "steps", "device")},
-        "precision": resolve(Config(device=given.device)).recipe.precision,
+        "precision": resolve(Config(device=given.device)).precision,
         "methods": rows,
         "step_seconds": step,
         "target_met": all(row["loss"] <= LOSS for row in rows.values()),

@@ -101,7 +101,7 @@ CUTS = {
 
 @every_recipe
 def test_the_rate_is_cut_where_the_papers_cut_it(path: Path) -> None:
-    recipe = parsed(path).recipe
+    recipe = parsed(path)
     if recipe.schedule != "step":
         pytest.skip("has no milestones")
     rates = [rate(recipe, epoch, epoch / recipe.epochs) for epoch in range(recipe.epochs)]
@@ -113,7 +113,7 @@ def test_the_rate_is_cut_where_the_papers_cut_it(path: Path) -> None:
 @every_recipe
 def test_what_is_typed_wins_over_the_recipe(path: Path) -> None:
     config = parsed(path, "--epochs", "3", "--holdout", "0.5", "--branch.sbc_extra", "3")
-    assert (config.recipe.epochs, config.holdout, config.branch_options) == (3, 0.5, {"sbc_extra": "3"})
+    assert (config.epochs, config.holdout, config.branch_options) == (3, 0.5, {"sbc_extra": "3"})
 
 
 def test_a_key_that_does_not_exist_is_named_with_its_file(tmp_path: Path) -> None:

@@ -75,11 +75,6 @@ class Config(Recipe):
             raise ParameterError(f"holdout must be a share in [0, 1), got {self.holdout}", "holdout")
 
     @property
-    def recipe(self) -> Recipe:
-        """What the training loop reads of it."""
-        return self
-
-    @property
     def options(self) -> dict[str, dict[str, Any]]:
         """Parameters of network, branch, method and data source by kind; kinds without any are absent."""
         options = {kind: dict(getattr(self, f"{kind}_options")) for kind in KINDS}

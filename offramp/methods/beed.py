@@ -3,7 +3,8 @@
 Family: ensemble. Fits: 2 exits or more that end in maps of one size; others by --method.beta 0.
 """
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,29 +18,17 @@ from offramp.losses.softmax import exact
 from offramp.methods._check import choice, has_peers, not_negative, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms
+from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
 
 Mode = Literal["beed", "eed", "kd"]
 
 
-def build(
-    *,
-    mode: Mode = "beed",
-    importance: float = 1.6,
-    balance: float | None = None,
-    temperature: float = 3.0,
-    alpha: float | None = None,
-    beta: float | None = None,
-    adapt: Adapt = "off",
-) -> Method:
-    """L = sum_k [ (2-a_k) CE_k + a_k alpha T^2 KL_T(G_z -> z_k) ] + beta sum_k mean (F_k - G_f)^2.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Parameters of BEED and of its code's two other modes.
 
-    F_k are the maps before pooling; G_z and G_f are detached means weighted by w_k ~ B^(k-1); a_k = A^(K-k): what
-    hjdw2/BEED computes, whose three modes these are. Its mode EED weights the ensemble by B too (plain EED: importance
-    1), and until March 2023 gave exits 2 and 3 no imitation. Mode kd: sum_k CE_k + alpha sum_{k<K} T^2 KL_T(sg z_K ->
-    z_k) + beta sum_{k<K} mean (F_k - sg F_K)^2.
-
-    Args:
+    Attributes:
         mode: beed; eed (all a_k = 1); kd (the final exit alone teaches).
         importance: B (lambda in the supplement, --beta in the code): how much more each deeper exit counts as teacher.
         balance: A (gamma in the supplement, --alpha in the code) of mode beed; default 1.520875^(1/(K-1)), 1.15 at K=4.
@@ -48,32 +37,50 @@ def build(
         beta: weight of the distillation of maps; default 0.1, in mode kd 0.025; 0 disables it.
         adapt: maps whose width differs from the final exit's are left out (off) or compared through a learned layer
             (linear); all gives every early exit such a layer.
+    """
+
+    mode: Mode = "beed"
+    importance: float = 1.6
+    balance: float | None = None
+    temperature: float = 3.0
+    alpha: float | None = None
+    beta: float | None = None
+    adapt: Adapt = "off"
+
+    def __post_init__(self) -> None:
+        choice("mode", self.mode, Mode)
+        positive("importance", self.importance)
+        positive("temperature", self.temperature)
+        if self.balance is not None:
+            positive("balance", self.balance)
+        not_negative("alpha", self.logits_weight)
+        not_negative("beta", self.maps_weight)
+
+    @property
+    def logits_weight(self) -> float:
+        """`alpha`, or the mode's default."""
+        return (0.1 if self.mode == "kd" else 1.0) if self.alpha is None else self.alpha
+
+    @property
+    def maps_weight(self) -> float:
+        """`beta`, or the mode's default."""
+        return (0.025 if self.mode == "kd" else 0.1) if self.beta is None else self.beta
+
+
+@parameters_of(Settings)
+def build(**parameters: Any) -> Method:
+    """L = sum_k [ (2-a_k) CE_k + a_k alpha T^2 KL_T(G_z -> z_k) ] + beta sum_k mean (F_k - G_f)^2.
+
+    F_k are the maps before pooling; G_z and G_f are detached means weighted by w_k ~ B^(k-1); a_k = A^(K-k): what
+    hjdw2/BEED computes, whose three modes these are. Its mode EED weights the ensemble by B too (plain EED: importance
+    1), and until March 2023 gave exits 2 and 3 no imitation. Mode kd: sum_k CE_k + alpha sum_{k<K} T^2 KL_T(sg z_K ->
+    z_k) + beta sum_{k<K} mean (F_k - sg F_K)^2.
 
     Raises:
         ValueError: if a value is out of range.
     """
-    choice("mode", mode, Mode)
-    positive("importance", importance)
-    positive("temperature", temperature)
-    if balance is not None:
-        positive("balance", balance)
-    alpha = (0.1 if mode == "kd" else 1.0) if alpha is None else alpha
-    beta = (0.025 if mode == "kd" else 0.1) if beta is None else beta
-    not_negative("alpha", alpha)
-    not_negative("beta", beta)
-    settings = Settings(mode, importance, balance, temperature, alpha, beta)
-    return Method(WeightedEnsemble(settings, Match(adapt)))
-
-
-class Settings(NamedTuple):
-    """What BEED is given, with the mode's defaults."""
-
-    mode: Mode
-    importance: float
-    balance: float | None
-    temperature: float
-    alpha: float
-    beta: float
+    settings = Settings(**parameters)
+    return Method(WeightedEnsemble(settings, Match(settings.adapt)))
 
 
 def balancing(balance: float | None, exits: int) -> float:
@@ -112,7 +119,7 @@ class WeightedEnsemble(nn.Module):
         has_peers("beed", exits)
         if self.settings.mode == "beed":
             balancing(self.settings.balance, exits)
-        return self.match.prepare(widths) if self.settings.beta else ()
+        return self.match.prepare(widths) if self.settings.maps_weight else ()
 
     def check_exit_maps(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Called once after `prepare_for_exits`, with the shape of every exit's map without its batch.
@@ -122,7 +129,7 @@ class WeightedEnsemble(nn.Module):
         """
         last = shapes[-1]
         compared = [shape for shape in shapes if self.match.adapt != "off" or shape[0] == last[0]]
-        if self.settings.beta and len({shape[1:] for shape in compared if len(shape) == 3}) > 1:
+        if self.settings.maps_weight and len({shape[1:] for shape in compared if len(shape) == 3}) > 1:
             written = ", ".join("×".join(map(str, shape[1:])) for shape in compared)
             raise ValueError(
                 f"beed compares the maps of the exits, but theirs are of different sizes: {written}; take exits that "
@@ -138,9 +145,9 @@ class WeightedEnsemble(nn.Module):
             terms = {"ce": ce.sum(), "kl": kl(logits[:-1], logits[-1:], temperature=settings.temperature).sum()}
         else:
             terms = self._from_ensemble(logits, ce)
-        terms["kl"] = settings.alpha * settings.temperature**2 * terms["kl"]
-        if settings.beta:
-            terms["features"] = settings.beta * self._features(outputs)
+        terms["kl"] = settings.logits_weight * settings.temperature**2 * terms["kl"]
+        if settings.maps_weight:
+            terms["features"] = settings.maps_weight * self._features(outputs)
         return terms
 
     def _from_ensemble(self, logits: Float[Tensor, "E B C"], ce: Float[Tensor, "E"]) -> Terms:

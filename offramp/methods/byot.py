@@ -4,7 +4,8 @@ Family: final exit. Fits: any network with 2 exits or more; features are compare
 exit's.
 """
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,31 +16,17 @@ from offramp.losses.hint import Reduction, distance, total
 from offramp.methods._check import choice, exit_numbers, fraction, has_peers, not_negative, positions, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms
+from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
 
 Imitation = Literal["soft-ce", "kl"]
 
 
-def build(
-    *,
-    alpha: float = 0.1,
-    temperature: float = 3.0,
-    beta: float = 1e-6,
-    t2: bool = True,
-    final_ce_weight: float | None = None,
-    imitation: Imitation = "soft-ce",
-    features: Reduction = "sum",
-    without_features: tuple[int, ...] = (),
-    adapt: Adapt = "off",
-) -> Method:
-    """L = (1-a) sum_k CE_k + a T^2 sum_{k<K} H_T(sg z_K -> z_k) + beta sum_{k<K} Phi(F_k, sg F_K).
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Parameters of BYOT.
 
-    Phi is the sum of squared differences over batch and width, wherever one of the two features is positive. Defaults
-    are what luanyunteng/pytorch-be-your-own-teacher runs, the code that MSD, MUSE and EED build on. The conference
-    paper gives the final exit's cross-entropy the weight 1: final_ce_weight 1. The authors' later journal code: alpha
-    .3, beta .03, t2 off, final_ce_weight 1, features norm, without_features -2, adapt all.
-
-    Args:
+    Attributes:
         alpha: share a of the distillation term; the cross-entropy has 1 - a (the first commit of that code had 0.5).
         temperature: temperature T of the distillation.
         beta: weight of the feature term.
@@ -51,34 +38,52 @@ def build(
         without_features: exits with no feature term, 1 the shallowest, -1 the final one.
         adapt: features whose width differs from the final exit's are left out (off) or compared through a learned
             layer (linear); all gives every early exit such a layer.
+    """
+
+    alpha: float = 0.1
+    temperature: float = 3.0
+    beta: float = 1e-6
+    t2: bool = True
+    final_ce_weight: float | None = None
+    imitation: Imitation = "soft-ce"
+    features: Reduction = "sum"
+    without_features: tuple[int, ...] = ()
+    adapt: Adapt = "off"
+
+    def __post_init__(self) -> None:
+        fraction("alpha", self.alpha)
+        positive("temperature", self.temperature)
+        not_negative("beta", self.beta)
+        choice("imitation", self.imitation, Imitation)
+        choice("features", self.features, Reduction)
+        exit_numbers("without_features", self.without_features)
+        not_negative("final_ce_weight", self.final_ce)
+
+    @property
+    def final_ce(self) -> float:
+        """Weight of the final exit's cross-entropy."""
+        return 1.0 - self.alpha if self.final_ce_weight is None else self.final_ce_weight
+
+    @property
+    def imitate(self) -> float:
+        """Weight of the distillation term."""
+        return self.alpha * (self.temperature**2 if self.t2 else 1.0)
+
+
+@parameters_of(Settings)
+def build(**parameters: Any) -> Method:
+    """L = (1-a) sum_k CE_k + a T^2 sum_{k<K} H_T(sg z_K -> z_k) + beta sum_{k<K} Phi(F_k, sg F_K).
+
+    Phi is the sum of squared differences over batch and width, wherever one of the two features is positive. Defaults
+    are what luanyunteng/pytorch-be-your-own-teacher runs, the code that MSD, MUSE and EED build on. The conference
+    paper gives the final exit's cross-entropy the weight 1: final_ce_weight 1. The authors' later journal code: alpha
+    .3, beta .03, t2 off, final_ce_weight 1, features norm, without_features -2, adapt all.
 
     Raises:
         ValueError: if a value is out of range.
     """
-    fraction("alpha", alpha)
-    positive("temperature", temperature)
-    not_negative("beta", beta)
-    choice("imitation", imitation, Imitation)
-    choice("features", features, Reduction)
-    exit_numbers("without_features", without_features)
-    final = 1.0 - alpha if final_ce_weight is None else final_ce_weight
-    not_negative("final_ce_weight", final)
-    factor = alpha * (temperature**2 if t2 else 1.0)
-    settings = Settings(1.0 - alpha, final, factor, temperature, beta, imitation, features, tuple(without_features))
-    return Method(OwnTeacher(settings, Match(adapt)))
-
-
-class Settings(NamedTuple):
-    """The parameters of `build` as factors of the terms."""
-
-    ce: float
-    final_ce: float
-    imitate: float
-    temperature: float
-    beta: float
-    imitation: Imitation
-    features: Reduction
-    without_features: tuple[int, ...]
+    settings = Settings(**parameters)
+    return Method(OwnTeacher(settings, Match(settings.adapt)))
 
 
 class OwnTeacher(nn.Module):
@@ -103,7 +108,7 @@ class OwnTeacher(nn.Module):
         form = soft_cross_entropy if settings.imitation == "soft-ce" else kl
         imitated = form(logits[:-1], logits[-1:], temperature=settings.temperature)
         terms = {
-            "ce": settings.ce * ce[:-1].sum() + settings.final_ce * ce[-1],
+            "ce": (1.0 - settings.alpha) * ce[:-1].sum() + settings.final_ce * ce[-1],
             settings.imitation: settings.imitate * imitated.sum(),
         }
         if settings.beta:

@@ -4,7 +4,8 @@ Family: ensemble. Fits: any network with 2 exits or more; features are compared 
 exit's.
 """
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,23 +18,58 @@ from offramp.losses.softmax import exact
 from offramp.methods._check import choice, exit_numbers, has_peers, not_negative, positions, positive
 from offramp.methods._feature_adapter import Adapt, Match
 from offramp.methods._method import Method, Terms
+from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
 
 Imitation = Literal["soft-ce", "kl", "mse"]
 Weights = Literal["equal", "learned"]
 
 
-def build(
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    imitation: Imitation = "soft-ce",
-    temperature: float = 3.0,
-    teachers: tuple[int, ...] | None = None,
-    final_learns: bool = True,
-    adapt: Adapt = "off",
-    weights: Weights = "equal",
-) -> Method:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Parameters of EED.
+
+    Attributes:
+        alpha: weight of the distillation of logits.
+        beta: weight of the distillation of features; 0 disables it.
+        imitation: soft cross-entropy (soft-ce) or kl, which have the same gradient, or mse of raw logits.
+        temperature: temperature T of soft-ce and kl.
+        teachers: exits whose mean is the teacher, 1 the shallowest, -1 the final one; default all.
+        final_learns: whether the final exit learns from the teacher too.
+        adapt: features whose width differs from the final exit's are left out (off) or compared through a learned
+            layer (linear); all gives every early exit such a layer.
+        weights: weights of the teachers: equal, or learned during training.
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    imitation: Imitation = "soft-ce"
+    temperature: float = 3.0
+    teachers: tuple[int, ...] | None = None
+    final_learns: bool = True
+    adapt: Adapt = "off"
+    weights: Weights = "equal"
+
+    def __post_init__(self) -> None:
+        not_negative("alpha", self.alpha)
+        not_negative("beta", self.beta)
+        positive("temperature", self.temperature)
+        choice("imitation", self.imitation, Imitation)
+        choice("weights", self.weights, Weights)
+        if self.teachers is not None:
+            exit_numbers("teachers", self.teachers)
+            if not self.teachers:
+                raise ValueError(
+                    "teachers must name at least one exit, 1 the shallowest and -1 the final one, got none"
+                )
+
+    def positions(self, exits: int) -> tuple[int, ...]:
+        """0-based positions of the teachers among that many exits."""
+        return tuple(range(exits)) if self.teachers is None else positions("teachers", self.teachers, exits)
+
+
+@parameters_of(Settings)
+def build(**parameters: Any) -> Method:
     """Eq. 8: L = sum_k { CE_k + alpha l_z(z_k, G_z) + beta l_f(F_k, G_f) }, G the detached mean over the teachers.
 
     l_z is T^2 H_T(G_z -> z_k), the paper's "KL" (softmax of the mean logits), or the mean squared difference of raw
@@ -45,48 +81,11 @@ def build(
     What moves a is CE(sum_k w_k sg z_k), the term `ensemble`, and nothing else: imitation would make the teacher easy
     instead of good. Every step's record has w as `weights`.
 
-    Args:
-        alpha: weight of the distillation of logits.
-        beta: weight of the distillation of features; 0 disables it.
-        imitation: soft cross-entropy (soft-ce) or kl, which have the same gradient, or mse of raw logits.
-        temperature: temperature T of soft-ce and kl.
-        teachers: exits whose mean is the teacher, 1 the shallowest, -1 the final one; default all.
-        final_learns: whether the final exit learns from the teacher too.
-        adapt: features whose width differs from the final exit's are left out (off) or compared through a learned
-            layer (linear); all gives every early exit such a layer.
-        weights: weights of the teachers: equal, or learned during training.
-
     Raises:
         ValueError: if a value is out of range or no teacher is left.
     """
-    not_negative("alpha", alpha)
-    not_negative("beta", beta)
-    positive("temperature", temperature)
-    choice("imitation", imitation, Imitation)
-    choice("weights", weights, Weights)
-    if teachers is not None:
-        exit_numbers("teachers", teachers)
-        if not teachers:
-            raise ValueError("teachers must name at least one exit, 1 the shallowest and -1 the final one, got none")
-        teachers = tuple(teachers)
-    settings = Settings(alpha, beta, imitation, temperature, teachers, final_learns, weights == "learned")
-    return Method(EnsembleTeacher(settings, Match(adapt)))
-
-
-class Settings(NamedTuple):
-    """Parameters of EED."""
-
-    alpha: float
-    beta: float
-    imitation: Imitation
-    temperature: float
-    teachers: tuple[int, ...] | None
-    final_learns: bool
-    learned: bool = False
-
-    def positions(self, exits: int) -> tuple[int, ...]:
-        """0-based positions of the teachers among that many exits."""
-        return tuple(range(exits)) if self.teachers is None else positions("teachers", self.teachers, exits)
+    settings = Settings(**parameters)
+    return Method(EnsembleTeacher(settings, Match(settings.adapt)))
 
 
 class EnsembleTeacher(nn.Module):
@@ -96,13 +95,15 @@ class EnsembleTeacher(nn.Module):
         super().__init__()
         self.settings = settings
         self.match = match
-        self.mix = nn.Parameter(torch.zeros(0)) if settings.learned else None  # logarithms, up to a constant
+        self.mix = (
+            nn.Parameter(torch.zeros(0)) if settings.weights == "learned" else None
+        )  # logarithms, up to a constant
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers("eed", exits)
         teachers = self.settings.positions(exits)
-        if self.settings.learned:
+        if self.settings.weights == "learned":
             self.mix = nn.Parameter(torch.zeros(len(teachers)))
         return self.match.prepare(widths) if self.settings.beta else ()
 

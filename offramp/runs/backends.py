@@ -152,7 +152,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     from offramp.net import segments
     from offramp.train.device import device_of
 
-    device, half = torch.device(device_of(loaded.config.recipe.device)), name == "torch-bf16"
+    device, half = torch.device(device_of(loaded.config.device)), name == "torch-bf16"
 
     def prepare(pixels: "ndarray") -> Any:
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)

@@ -129,7 +129,7 @@ def _exit_early(
     from offramp.measure.early_exit_eval import leave_early
     from offramp.train.device import make_fabric
 
-    fabric = make_fabric(loaded.config.recipe)
+    fabric = make_fabric(loaded.config)
     net = loaded.net.eval().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)

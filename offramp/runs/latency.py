@@ -39,7 +39,7 @@ def timed(
         device = "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
     else:
-        runtime, device = runtime or _own(loaded), device_of(loaded.config.recipe.device)
+        runtime, device = runtime or _own(loaded), device_of(loaded.config.device)
         pieces = timed_pieces(loaded, batch_size, rule, runtime)
 
         def choose(enabled: Sequence[bool]) -> list[float]:
@@ -61,7 +61,7 @@ def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str 
     from offramp.runs.backends import in_precision, inference
     from offramp.train.device import device_of
 
-    device = torch.device(device_of(loaded.config.recipe.device))
+    device = torch.device(device_of(loaded.config.device))
     inputs = torch.randn(batch_size, *loaded.about["shape"], device=device).to(memory_format=torch.channels_last)
     half = (runtime or _own(loaded)) == "torch-bf16"
     net = in_precision(loaded.net, device, half)
@@ -73,8 +73,8 @@ def _own(loaded: LoadedRun) -> str:
     """The runtime that computes in the run's own precision."""
     from offramp.train.device import device_of, precision_of
 
-    recipe = loaded.config.recipe
-    return "torch-bf16" if precision_of(recipe.precision, device_of(recipe.device)) == "bf16" else "torch"
+    config = loaded.config
+    return "torch-bf16" if precision_of(config.precision, device_of(config.device)) == "bf16" else "torch"
 
 
 def _all(loaded: LoadedRun, rule: "Rule") -> "ExitPolicy":

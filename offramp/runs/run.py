@@ -42,6 +42,21 @@ def folder_of(run: RunLike) -> Path:
     return run.folder if isinstance(run, HasFolder) else Path(run)
 
 
+def trace_of_run(
+    run: RunLike,
+    split: str = "test",
+    *,
+    weights: Weights = "last",
+    features: bool = False,
+    data_dir: Path | str | None = None,
+    reporter: Reporter | None = None,
+) -> "TraceData":
+    """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`. The method `trace` of all runs."""
+    from offramp.runs.trace_data import load_trace
+
+    return load_trace(run, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+
+
 @dataclass(frozen=True)
 class LoadedRun:
     """A trained run: its configuration, its network in eval mode, and what its weights' header says.
@@ -56,19 +71,7 @@ class LoadedRun:
     policy: "ExitPolicy | None"
     fitted: Mapping[str, Any]
 
-    def trace(
-        self,
-        split: str = "test",
-        *,
-        weights: Weights = "last",
-        features: bool = False,
-        data_dir: Path | str | None = None,
-        reporter: "Reporter | None" = None,
-    ) -> "TraceData":
-        """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`."""
-        from offramp.runs.trace_data import load_trace
-
-        return load_trace(self, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+    trace = trace_of_run
 
 
 @dataclass(frozen=True)
@@ -80,19 +83,7 @@ class SeveralRun:
     net: "Several"
     about: dict[str, Any]
 
-    def trace(
-        self,
-        split: str = "test",
-        *,
-        weights: Weights = "last",
-        features: bool = False,
-        data_dir: Path | str | None = None,
-        reporter: "Reporter | None" = None,
-    ) -> "TraceData":
-        """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`."""
-        from offramp.runs.trace_data import load_trace
-
-        return load_trace(self, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+    trace = trace_of_run
 
 
 def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun:

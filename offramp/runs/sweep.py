@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     @property
     def name(self) -> str:
         """What it is called while it runs."""
-        return f"{self.method} seed {self.config.recipe.seed}"
+        return f"{self.method} seed {self.config.seed}"
 
 
 def entries(
@@ -160,7 +160,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
         method = build_method(entry.config)
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
-            refuse(method, entry.config.recipe, net, data)
+            refuse(method, entry.config, net, data)
             told = (*load_weights(entry.config, net, data.shape), *prepare(method, net, data.shape))
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:

@@ -133,7 +133,7 @@ def loader_of(loaded: Run, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
     from offramp.data.loading import Loader
     from offramp.train.device import make_fabric
 
-    fabric = make_fabric(loaded.config.recipe)
+    fabric = make_fabric(loaded.config)
     net, rows = fabric.setup_module(loaded.net), data.splits[split]
     return net, Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
 
@@ -149,13 +149,12 @@ def _depends(loaded: Run, data: str | None) -> dict[str, Any]:
     from offramp.train.device import device_of, precision_of
     from offramp.train.run_dir import CONFIG
 
-    recipe = loaded.config.recipe
-    device = device_of(recipe.device)
+    device = device_of(loaded.config.device)
     return {
         "weights": loaded.about["digest"],
         "config": of_file(loaded.folder / CONFIG),
         "data": data,
         "device": device,
-        "precision": precision_of(recipe.precision, device),
+        "precision": precision_of(loaded.config.precision, device),
         "version": __version__,
     }

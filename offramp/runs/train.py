@@ -21,7 +21,7 @@ from offramp.config import (
     resolve,
 )
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Weights
+from offramp.runs.run import trace_of_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
     from offramp.runs.split import Origin
-    from offramp.runs.trace_data import TraceData
     from offramp.train.loop import Loop
 
 WIDTH = 78
@@ -76,19 +75,7 @@ class TrainedRun:
         """Folder of the run."""
         return Path(self.run)
 
-    def trace(
-        self,
-        split: str = "test",
-        *,
-        weights: Weights = "last",
-        features: bool = False,
-        data_dir: Path | str | None = None,
-        reporter: Reporter | None = None,
-    ) -> "TraceData":
-        """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`."""
-        from offramp.runs.trace_data import load_trace
-
-        return load_trace(self, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+    trace = trace_of_run
 
     def __str__(self) -> str:
         return f"{_epochs(self.epochs)} in {self.seconds:.0f} s, kept in {self.run}"
@@ -97,7 +84,7 @@ class TrainedRun:
 def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
     """Train a network with exits.
 
-    With several processes (`config.recipe.devices`) only the first one returns; the others end here.
+    With several processes (`config.devices`) only the first one returns; the others end here.
 
     Args:
         config: network, exits, method, data and recipe.
@@ -116,7 +103,7 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
     from offramp.train.device import check_launcher
 
     resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
-    check_launcher(resolved.recipe.devices)
+    check_launcher(resolved.devices)
     resumed = resume and run_dir.begun(folder)
     if resumed:
         resolved = keep_choices(resolved, run_dir.read_config(folder))
@@ -157,10 +144,10 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
     method, net, data, first, notes = _build(completed)
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
-        refuse_more_epochs(config.recipe, method, before)
-        notes += (f"the run had {_epochs(before)}, and goes on to {config.recipe.epochs}",)
+        refuse_more_epochs(config, method, before)
+        notes += (f"the run had {_epochs(before)}, and goes on to {config.epochs}",)
     origin = provenance()
-    fabric = device.set_up(config.recipe, parted=method.parted)
+    fabric = device.set_up(config, parted=method.parted)
     writes = device.writes(fabric)
     with run_dir.claimed(folder, flat(config), resume, extend=bool(before)) if writes else nullcontext():
         if writes and resume and (result := _finished(config, folder, reporter)):  # another process was quicker
@@ -170,7 +157,7 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
         device.launch(fabric)
         reporter = reporter if fabric.is_global_zero else SILENT
         _introduce(reporter, config, net, data, notes)
-        loop = Loop(fabric, folder, config.recipe, net, method, data, reporter)
+        loop = Loop(fabric, folder, config, net, method, data, reporter)
         _run(loop, resume, reporter)
         return _conclude(loop, config, reporter, origin)
 
@@ -185,10 +172,10 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
 
     config, data, chosen = completed
     data, first = keep_apart(data, config.weights)
-    torch.manual_seed(config.recipe.seed)
+    torch.manual_seed(config.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
-    refuse(method, config.recipe, net, data)
+    refuse(method, config, net, data)
     notes = (
         *chosen,
         *data.notes,
@@ -199,7 +186,7 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
     if (
         config.weights is None and not config.pretrained and not config.net.startswith("python:")
     ):  # functions may load weights themselves
-        notes += phases.notes(config.recipe, method)
+        notes += phases.notes(config, method)
     return method, net, data, first, notes
 
 
@@ -240,7 +227,7 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
         values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
         if values:
             reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
-    reporter.note(f"  {config.recipe.device}, {config.recipe.precision}, seed {config.recipe.seed}")
+    reporter.note(f"  {config.device}, {config.precision}, seed {config.seed}")
 
 
 def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: dict[str, Any]) -> TrainedRun:
@@ -250,7 +237,7 @@ def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: 
 
     result = TrainedRun(
         run=str(loop.folder),
-        epochs=config.recipe.epochs,
+        epochs=config.epochs,
         seconds=loop.position.seconds,
         last=_accuracy(loop.folder / "last.safetensors"),
         best=_accuracy(loop.folder / "best.safetensors") if loop.position.best_epoch >= 0 else None,

@@ -53,8 +53,8 @@ def test_resolving_fills_in_every_parameter_and_what_auto_means() -> None:
     found = resolve(TINY)
     assert found.options["net"]["form"] == "cifar" and found.options["method"]["temperature"] == 3.0
     assert found.options["branch"] == {"sbc_extra": 0}
-    assert (found.recipe.device, found.recipe.precision) == ("cpu", "32")
-    assert resolve(Config()).recipe.precision in ("32", "bf16")
+    assert (found.device, found.precision) == ("cpu", "32")
+    assert resolve(Config()).precision in ("32", "bf16")
     assert resolve(found) == found
 
 

@@ -28,7 +28,7 @@ def trains(net: str, branch: str, method: str, folder: Path) -> None:
     network = build_net(config, made, classes=CLASSES, shape=data.shape)
     prepare(made, network, data.shape)
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    loop = Loop(make_fabric(config.recipe), folder, config.recipe, network, made, data, SilentReporter())
+    loop = Loop(make_fabric(config), folder, config, network, made, data, SilentReporter())
     loop.context.net.train()
     for batch in loop.train.epoch(0):
         loop.step(batch, 0.0)

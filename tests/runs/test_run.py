@@ -40,7 +40,7 @@ def test_a_run_trained_on_more_devices_opens_on_one(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "a")
     values = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**values, "device": "cuda", "devices": 2}))
-    assert load_run(folder).config.recipe.devices == 1
+    assert load_run(folder).config.devices == 1
 
 
 def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -42,23 +42,22 @@ def built(config: ResolvedConfig) -> tuple[Any, nn.Module]:
 @pytest.mark.parametrize("name", methods.available())
 def test_steps_equal_those_of_a_run(name: str, tmp_path: Path) -> None:
     config, data = configured(name), patterns(train=16)
-    recipe = config.recipe
     method, net = built(config)
     prepare(method, net, SHAPE)
-    fabric = make_fabric(recipe, parted=method.parted)
-    Loop(fabric, tmp_path, recipe, net, method, data, SilentReporter()).run(resume=False)
+    fabric = make_fabric(config, parted=method.parted)
+    Loop(fabric, tmp_path, config, net, method, data, SilentReporter()).run(resume=False)
     expected = [record["terms"] for record in log.read(tmp_path / "metrics.jsonl", "step")]
 
     method, own = built(config)
-    optimizer = torch.optim.SGD(own.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(own.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
     common = {"device": torch.device("cpu"), "seed": 0, "channels_last": True, "batch_size": 8}
     held = HeldOut(partial(Loader, data.splits["val"], data, augment=False, shuffle=True, **common))
     batches = (held.for_step(step) for step in range(100))
     trainer = StepTrainer(
-        method, own, optimizer, input_shape=SHAPE, epochs=recipe.epochs, held_out=batches, clip=recipe.clip
+        method, own, optimizer, input_shape=SHAPE, epochs=config.epochs, held_out=batches, clip=config.clip
     )
     terms = []
-    for epoch in range(recipe.epochs):
+    for epoch in range(config.epochs):
         trainer.start_epoch(epoch)
         for batch in Loader(data.splits["train"], data, augment=True, **common).epoch(epoch):
             taken = trainer.step(batch.inputs, batch.labels, batch.ids)
