@@ -63,13 +63,17 @@ class Description:
     exits: tuple[ExitLine, ...]
 
 
-def describe(net: MultiExitNet, shape: tuple[int, int, int], title: str = "") -> Description:
+def describe(
+    net: MultiExitNet, shape: tuple[int, int, int], title: str = "", *, running: MultiExitNet | None = None
+) -> Description:
     """Measure a network for one input of shape (channels, height, width); nothing is computed (meta device).
 
+    Args:
+        running: the network whose multiply-adds count, if it is not run as it is trained; see `offramp.split.lazy`.
     Raises:
         ValueError: if the network cannot take inputs of this shape.
     """
-    pieces = cost.measure(net, shape)
+    pieces = cost.measure(running or net, shape)
     sizes = cost.parameters(net)
     stages: list[StageLine] = []
     chains: list[tuple[tuple[str, ...], int, int]] = []

@@ -148,14 +148,14 @@ def _analyse(
 ) -> RunAnalysis:
     import torch
 
+    from offramp.measure import cost
     from offramp.measure.accuracy import calibration_error, ensemble, top_k
-    from offramp.measure.network_summary import describe
     from offramp.study import analyses
 
     logits, labels = torch.from_numpy(trace.logits), torch.from_numpy(trace.labels)
     right = analyses.correct(trace.logits, trace.labels)
     accuracies = [float(exit.mean()) for exit in right]
-    macs = [exit.macs for exit in describe(loaded.net, tuple(loaded.about["shape"])).exits]
+    macs = cost.macs(loaded.inference_net, tuple(loaded.about["shape"]))
     relative = analyses.relative(accuracies, macs)
     ms = _milliseconds(loaded, batch_size)
     wrong, agree = [*analyses.go_wrong(right), None], [*analyses.agreement(right), None]

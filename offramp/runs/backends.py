@@ -94,7 +94,7 @@ def of_run(
 
     chosen, left_out = choose(runtimes, RUNTIMES)
     assert loaded.policy is not None
-    others = {name: run.net for name, run in (rivals or {}).items()}
+    others = {name: run.inference_net for name, run in (rivals or {}).items()}
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
@@ -105,7 +105,7 @@ def of_run(
         from offramp.bundle.write import preprocessing_of
         from offramp.net import segments
 
-        models, parts = _exported(segments(loaded.net), data.shape, progress)
+        models, parts = _exported(segments(loaded.inference_net), data.shape, progress)
         plain = {name: fuse(*_exported([_plain(net)], data.shape, progress)) for name, net in others.items()}
         normalise = preprocessing_of(data).normalise
         runners += [_foreign(models, parts, loaded.policy, normalise, name, threads, plain) for name in foreign]
@@ -163,7 +163,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
             torch.cuda.synchronize(device)
 
     assert loaded.policy is not None
-    net = in_precision(loaded.net, device, half)
+    net = in_precision(loaded.inference_net, device, half)
     others = {key: _plain(in_precision(rival, device, half)) for key, rival in rivals.items()}
     enabled = segments(net, loaded.policy.enabled)
     scope = partial(inference, device, half)

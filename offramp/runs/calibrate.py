@@ -187,5 +187,5 @@ def _costs(loaded: LoadedRun, goal: Goal, rule: "Rule", progress: Progress) -> t
     if goal.unit == "ms":
         priced, about = timed(loaded, goal.batch_size, rule, goal.runtime, progress)
     else:
-        priced, about = partial(as_run, measure(loaded.net, tuple(loaded.about["shape"]))), {}
+        priced, about = partial(as_run, measure(loaded.inference_net, tuple(loaded.about["shape"]))), {}
     return {enabled: priced(enabled) for enabled in choices(loaded.net.exits)}, about

@@ -184,7 +184,10 @@ def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost
     from offramp.measure.accuracy import in_top_k
 
     shape = tuple(loaded.about["shape"])
-    prices = (costs.macs_cumulative if cost == "macs_cumulative" else costs.msdnet_ops)(loaded.net, shape)
+    if cost == "macs_cumulative":
+        prices = costs.macs_cumulative(loaded.inference_net, shape)
+    else:
+        prices = costs.msdnet_ops(loaded.net, shape)
     cal, evaluated = _arrays(held_out) if held_out else None, _arrays(test)
     assert test.labels is not None
     top5 = in_top_k(test.logits, test.labels, 5).numpy()
@@ -197,7 +200,7 @@ def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost
         "budgeted": budgeted(cal, evaluated, prices, hits={"top5": top5}) if cal else [],
         "plain": {
             "accuracy": float((evaluated[0][-1].argmax(1) == evaluated[1]).mean()),
-            "cost": costs.macs(loaded.net, shape)[-1],
+            "cost": costs.macs(loaded.inference_net, shape)[-1],
             "top5": shares[-1],
         },
     }

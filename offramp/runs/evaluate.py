@@ -111,8 +111,8 @@ def _accuracies_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape
         }
     return {
         **summary(traced),
-        "macs": cost.macs(loaded.net, shape),
-        "macs_cumulative": cost.macs_cumulative(loaded.net, shape),
+        "macs": cost.macs(loaded.inference_net, shape),
+        "macs_cumulative": cost.macs_cumulative(loaded.inference_net, shape),
         "parameters": cost.parameters(loaded.net).total,
     }
 
@@ -130,7 +130,7 @@ def _exit_early(
     from offramp.train.device import make_fabric
 
     fabric = make_fabric(loaded.config)
-    net = loaded.net.eval().to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = loaded.inference_net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)
     with torch.inference_mode(), fabric.autocast(), progress("early exit", len(split)) as advance:

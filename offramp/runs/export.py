@@ -113,7 +113,7 @@ def _write(
     with reporter.working("verifying", total) as advance:
         manifest = write(
             out,
-            loaded.net,
+            loaded.inference_net,
             loaded.policy,
             data,
             images=images,

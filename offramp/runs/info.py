@@ -110,21 +110,23 @@ def _build(config: ResolvedConfig, classes: int, channels: int) -> tuple["nn.Mod
 
 def _network(net: "MultiExitNet", config: ResolvedConfig, shape: tuple[int, int, int], classes: int) -> NetworkInfo:
     from offramp.measure import cost, network_summary
+    from offramp.split.lazy import lazy
 
     parameters = cost.parameters(net)
+    running = lazy(net, shape)
     title = f"{config.net} with {config.branch} exits, {classes} classes"
     return NetworkInfo(
         net=config.net,
         branch=config.branch,
         shape=shape,
         classes=classes,
-        macs=list(cost.macs(net, shape)),
-        macs_cumulative=list(cost.macs_cumulative(net, shape)),
+        macs=list(cost.macs(running, shape)),
+        macs_cumulative=list(cost.macs_cumulative(running, shape)),
         msdnet_ops=list(cost.msdnet_ops(net, shape)),
         eed_flops=list(cost.eed_flops(net, shape)),
         parameters={"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
         options=config.options,
-        summary=network_summary.describe(net, shape, title),
+        summary=network_summary.describe(net, shape, title, running=running),
     )
 
 

@@ -64,7 +64,7 @@ def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str 
     device = torch.device(device_of(loaded.config.device))
     inputs = torch.randn(batch_size, *loaded.about["shape"], device=device).to(memory_format=torch.channels_last)
     half = (runtime or _own(loaded)) == "torch-bf16"
-    net = in_precision(loaded.net, device, half)
+    net = in_precision(loaded.inference_net, device, half)
     with inference(device, half):
         return piece_ms(net, inputs, _all(loaded, rule))
 
@@ -93,5 +93,5 @@ def _foreign(
 
     shape, threads = tuple(loaded.about["shape"]), torch.get_num_threads()
     with progress("exporting", loaded.net.exits) as advance:
-        ms = segment_ms(loaded.net, shape, batch_size, policy, runtime, threads=threads, advance=advance)
+        ms = segment_ms(loaded.inference_net, shape, batch_size, policy, runtime, threads=threads, advance=advance)
     return lambda enabled: as_run(ms, enabled)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -70,6 +71,13 @@ class LoadedRun:
     about: dict[str, Any]
     policy: "ExitPolicy | None"
     fitted: Mapping[str, Any]
+
+    @cached_property
+    def inference_net(self) -> "MultiExitNet":
+        """The network as it is run where samples exit: it shares all weights with `net`; see `offramp.split.lazy`."""
+        from offramp.split.lazy import lazy
+
+        return lazy(self.net, tuple(self.about["shape"]))
 
     trace = trace_of_run
 

@@ -216,9 +216,7 @@ def _postpone(trunk: Trunk) -> list[Part] | None:
     for exit, part in enumerate(chosen):
         known |= part & trunk.batched
         later = {source for other in chosen[exit + 1 :] for node in other for source in node.all_input_nodes}
-        wanted = {
-            trunk.states[other][place] for other in range(exit, len(chosen)) for place in trunk.needed[other]
-        }
+        wanted = {trunk.states[other][place] for other in range(exit, len(chosen)) for place in trunk.needed[other]}
         handed = sorted(known & (later | wanted), key=position.__getitem__)
         parts.append(Part(reads, sorted(part, key=position.__getitem__), handed))
         reads = handed
