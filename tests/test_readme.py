@@ -69,20 +69,6 @@ def test_every_training_command_is_understood(command, monkeypatch):
     assert resolve(config_of(config, bound.arguments.get("option")))
 
 
-def test_python_block_runs(tmp_path):
-    code = README.split("```python\n")[1].split("```")[0]
-    assert "epochs=15" in code
-    ran = subprocess.run(
-        [sys.executable, "-c", code.replace("epochs=15", "epochs=1")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "ensemble" in ran.stdout and (tmp_path / "bundle/manifest.json").is_file()
-
-
 def test_the_short_runs_are_those_of_the_ledger():
     document = (ROOT / "docs/speed.md").read_text()
     lines = [json.loads(line) for line in (ROOT / "results/cifar100-cpu.jsonl").read_text().splitlines()]
