@@ -15,6 +15,7 @@ SMALLER = {
     "docs/python.md": {
         "width=8, branch": "width=4, branch",
         "epochs=5": "epochs=1",
+        "epochs=2": "epochs=1",
         "width=8, method": "width=4, method",
         "macs=0.8": "macs=1.0",
         'methods=["joint", "muse"]': 'methods=["joint"]',
@@ -71,7 +72,7 @@ def _check(document: str, namespace: dict[str, object], folder: Path, out: str) 
     if document == "docs/python.md":
         assert ("early exit, measured" in out and "goal: at most" in out and "difference" in out) or "joint" in out
         assert "(4, 359, 10) (359,) (359,)" in out and "torch.Size([4, 8, 10])" in out
-        assert "holdout must be a share in [0, 1), got 2" in out
+        assert "holdout must be a share in [0, 1), got 1.5" in out
         assert isinstance(namespace["EpochPrinter"], type) and issubclass(namespace["EpochPrinter"], Silent)
         bundle = namespace["bundle"]
         assert [each.error for each in bundle.predict(["a.jpg", "b.png"])] == [None, None]  # type: ignore[attr-defined]

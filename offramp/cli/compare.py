@@ -12,7 +12,6 @@ from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
     from offramp.runs.compare import ComparisonResult
-    from offramp.study.comparison import Comparison
 
 
 def compare(
@@ -145,46 +144,11 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _print_result(result: "ComparisonResult") -> None:
-    from offramp.cli._console import stderr
+    from offramp.cli._console import stderr, stdout
 
-    for number, comparison in enumerate(result.comparisons):
-        _print(comparison, number)
+    if result.comparisons:
+        stdout.print(str(result), highlight=False, markup=False, soft_wrap=True)
     for file in result.files:
         stderr.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
     for run in result.failed:
         stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _print(comparison: "Comparison", number: int) -> None:
-    from offramp.cli._console import stdout, table
-    from offramp.study.comparison import METRICS, counted, difference_cells, mean_cells, title
-
-    if number:
-        stdout.print()
-    stdout.print(title(comparison), style="bold", highlight=False, markup=False)
-    names, legend = _names([row.method for row in comparison.methods])
-    rows = [[names[row.method], counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
-    head = f"{METRICS[comparison.metric]} %, mean ± standard deviation over seeds"
-    stdout.print(table(head, ["", "n", *comparison.columns], rows), soft_wrap=True)
-    others = [row for row in comparison.methods if row.difference]
-    rows = [[names[row.method], counted(row.pairs), *difference_cells(row, brackets=False)] for row in others]
-    if rows:
-        stdout.print()
-        head = f"difference to {comparison.baseline} with the same seeds, points ± half of the 95 % interval"
-        stdout.print(table(head, ["", "n", *comparison.columns], rows), soft_wrap=True)
-    elif len(comparison.methods) > 1:
-        said = f"no differences: no method has a seed in common with {comparison.baseline} (--baseline NAME)"
-        stdout.print(f"\n{said}", highlight=False, soft_wrap=True)
-    if legend:
-        stdout.print("\n" + "\n".join(legend), highlight=False, markup=False, soft_wrap=True)
-
-
-def _names(methods: list[str]) -> tuple[dict[str, str], list[str]]:
-    """What each method is called in a narrow table, and what the numbers in these names stand for."""
-    long = [method for method in methods if len(method) > WIDEST]
-    short = {method: f"{method.partition('(')[0]} ({number})" for number, method in enumerate(long, 1)}
-    return {method: short.get(method, method) for method in methods}, [f"{short[one]}: {one}" for one in long]
-
-
-WIDEST = 11
-"""Columns that a table of five exits leaves for a method's name in a terminal of 80."""

@@ -2,12 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
 from offramp.cli._options import DataDir, Files, Json, Weights
 from offramp.lookup import with_parameters
-from offramp.measure.units import count, percent
 
 if TYPE_CHECKING:
     from offramp.runs.curves import CurveComparison, Curves
@@ -37,7 +36,7 @@ def curves(
         write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
     """
     from offramp.cli._console import ConsoleReporter
-    from offramp.runs.curves import compare_curves
+    from offramp.runs.curves import METRICS, compare_curves
     from offramp.runs.curves import curves as draw_curves
     from offramp.runs.sweep import runs_of
 
@@ -74,61 +73,19 @@ def curves(
     if json:
         emit(dataclasses.asdict(result))
     else:
-        _show(result, "top5" if metric == "top5" else "accuracy")
+        _show(result, METRICS[metric])
 
 
 def _show(result: "Curves | CurveComparison", key: str) -> None:
-    from offramp.cli._console import stdout
+    from offramp.cli._console import stderr, stdout
     from offramp.runs.curves import Curves
-
-    def say(text: str) -> None:
-        stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+    from offramp.runs.curves_text import comparison_text, curves_text
 
     if isinstance(result, Curves):
-        _show_run(result, key)
+        text = curves_text(result, key)
     else:
-        _show_groups(result, key)
-    say(f"all points: {Path(result.picture).with_suffix('.json')}, {result.picture}")
-    for file in result.files:
-        say(f"wrote {file}")
-
-
-def _show_run(result: "Curves", key: str) -> None:
-    from offramp.cli._console import stdout, table
-    from offramp.study.curve_tables import NAMES
-    from offramp.study.figures import exit_name
-
-    head = [f"{NAMES[key]} %", result.cost]
-    exits = len(result.anytime)
-    rows = [[exit_name(exit, exits), *_point(point, key)] for exit, point in enumerate(result.anytime)]
-    title = f"{result.run}: every exit on test, {result.samples['test']:,} samples"
-    stdout.print(table(title, ["exit", *head], rows), soft_wrap=True)
-    stdout.print()
-    if result.refused:
-        stdout.print(result.refused, highlight=False, markup=False, soft_wrap=True)
-        return
-    rows = [[f"{point['q']:.2f}", *_point(point, key)] for point in result.budgeted if round(point["q"] * 20) % 4 == 0]
-    title = f"{result.run}: budgeted batch on test, {result.samples['test']:,} samples"
-    stdout.print(table(title, ["q", *head], rows), soft_wrap=True)
-    stdout.print("q: how many times as many leave at each exit as at the one before", highlight=False, soft_wrap=True)
-
-
-def _point(point: dict[str, Any], key: str) -> tuple[str, str]:
-    return percent(point[key]), count(point["cost"])
-
-
-def _show_groups(result: "CurveComparison", key: str) -> None:
-    from offramp.cli._console import stderr, stdout, table
-    from offramp.study.curve_tables import NAMES, cell
-    from offramp.study.figures import exit_name
-
-    for run in result.runs:
-        if run.refused:
-            stderr.print(run.refused, highlight=False, markup=False, soft_wrap=True)
-    rows = [
-        [group.name if not exit else "", exit_name(exit, len(group.anytime)), cell(point, key), count(point["cost"])]
-        for group in result.groups
-        for exit, point in enumerate(group.anytime)
-    ]
-    title = f"every exit on test, {NAMES[key]} %, mean ± standard deviation over seeds"
-    stdout.print(table(title, ["", "exit", f"{NAMES[key]} %", result.cost], rows), soft_wrap=True)
+        text = comparison_text(result, key)
+        for run in result.runs:
+            if run.refused:
+                stderr.print(run.refused, highlight=False, markup=False, soft_wrap=True)
+    stdout.print(text, highlight=False, markup=False, soft_wrap=True)

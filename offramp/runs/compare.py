@@ -18,6 +18,7 @@ from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.sweep import Entry
 from offramp.study import comparison
 from offramp.study.comparison import Comparison
+from offramp.study.comparison_text import comparison_text
 from offramp.study.ledger import common as common_of
 
 LEDGER = "results.jsonl"
@@ -41,6 +42,12 @@ class ComparisonResult:
     comparisons: list[Comparison]
     failed: list[dict[str, str]]
     files: list[str]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(comparison_text, self.comparisons))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
 @runtime_checkable

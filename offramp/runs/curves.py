@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from offramp import finite
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_run
@@ -53,6 +54,12 @@ class Curves:
     picture: str
     files: list[str]
 
+    def __str__(self) -> str:
+        return curves_text(self, "accuracy")
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
 
 @dataclass(frozen=True)
 class CurveComparison:
@@ -73,6 +80,12 @@ class CurveComparison:
     provenance: dict[str, Any]
     picture: str
     files: list[str]
+
+    def __str__(self) -> str:
+        return comparison_text(self, METRICS[self.metric])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
 def curves(
