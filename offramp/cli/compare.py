@@ -12,6 +12,7 @@ from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
     from offramp.runs.compare import ComparisonResult
+    from offramp.study.comparison import Comparison
 
 
 def compare(
@@ -144,11 +145,27 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _print_result(result: "ComparisonResult") -> None:
-    from offramp.cli._console import stderr, stdout
+    from offramp.cli._console import stderr
 
-    if result.comparisons:
-        stdout.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    for number, comparison in enumerate(result.comparisons):
+        _print(comparison, number)
     for file in result.files:
         stderr.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
     for run in result.failed:
         stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print(comparison: "Comparison", number: int) -> None:
+    """As `comparison_text` writes it, with cells that fold where the terminal is narrow."""
+    from offramp.cli._console import stdout, table
+    from offramp.study.comparison import title
+    from offramp.study.comparison_text import comparison_parts
+
+    if number:
+        stdout.print()
+    stdout.print(title(comparison), style="bold", highlight=False, markup=False)
+    for place, part in enumerate(comparison_parts(comparison)):
+        if place:
+            stdout.print()
+        text = part if isinstance(part, str) else table(*part)
+        stdout.print(text, highlight=False, soft_wrap=True)

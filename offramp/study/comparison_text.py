@@ -1,4 +1,6 @@
-"""A comparison as text, for a terminal of 80 columns and for notebooks."""
+"""A comparison as text: tables and notes."""
+
+from typing import NamedTuple
 
 from offramp.measure.text_table import text_table
 from offramp.study.comparison import METRICS, Comparison, counted, difference_cells, mean_cells, title
@@ -7,22 +9,38 @@ WIDEST = 11
 """Columns that a table of five exits leaves for a method's name in a terminal of 80."""
 
 
+class Table(NamedTuple):
+    """One table: its title, the names of its columns, and its rows."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
 def comparison_text(comparison: Comparison) -> str:
+    """What is compared, and all tables and notes about it."""
+    parts = (part if isinstance(part, str) else text_table(*part) for part in comparison_parts(comparison))
+    return f"{title(comparison)}\n" + "\n\n".join(parts)
+
+
+def comparison_parts(comparison: Comparison) -> list[Table | str]:
     """Means over seeds, differences to the baseline, and what shortened names of methods stand for."""
     names, legend = _names([row.method for row in comparison.methods])
+    columns = ["", "n", *comparison.columns]
     rows = [[names[row.method], counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
-    head = f"{METRICS[comparison.metric]} %, mean ± standard deviation over seeds"
-    parts = [f"{title(comparison)}\n{text_table(head, ['', 'n', *comparison.columns], rows)}"]
+    parts: list[Table | str] = [
+        Table(f"{METRICS[comparison.metric]} %, mean ± standard deviation over seeds", columns, rows)
+    ]
     others = [row for row in comparison.methods if row.difference]
     if others:
         rows = [[names[row.method], counted(row.pairs), *difference_cells(row, brackets=False)] for row in others]
         head = f"difference to {comparison.baseline} with the same seeds, points ± half of the 95 % interval"
-        parts.append(text_table(head, ["", "n", *comparison.columns], rows))
+        parts.append(Table(head, columns, rows))
     elif len(comparison.methods) > 1:
         parts.append(f"no differences: no method has a seed in common with {comparison.baseline} (--baseline NAME)")
     if legend:
         parts.append("\n".join(legend))
-    return "\n\n".join(parts)
+    return parts
 
 
 def _names(methods: list[str]) -> tuple[dict[str, str], list[str]]:
