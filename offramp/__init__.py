@@ -25,6 +25,8 @@ _HOME = {
     "load_bundle": "offramp.bundle.read",
     "Bundle": "offramp.bundle.read",
     "Prediction": "offramp.bundle.predict",
+    "AsyncPredictor": "offramp.serve.predictor",
+    "Server": "offramp.serve.server",
     "load_trace": "offramp.runs.trace_data",
     "TraceData": "offramp.runs.trace_data",
     "Reporter": "offramp.runs.reporting",

@@ -32,6 +32,7 @@ class Prediction:
     """The result for one image: an answer, or `error`, or neither if it continues elsewhere.
 
     `exit` is counted from 0 among all exits; `ms` is the time in the network, its batch's shared equally.
+    `at_deadline`: a server answered it by the best exit so far, because its deadline came before it could exit.
     """
 
     image: str
@@ -41,6 +42,7 @@ class Prediction:
     exit: int | None = None
     ms: float | None = None
     error: str | None = None
+    at_deadline: bool = False
 
     def record(self, exits: int) -> dict[str, Any]:
         """Plain values as the command line writes them: exits counted from 1, the last of `exits` is `final`."""

@@ -17,6 +17,7 @@ from offramp.bundle.recertify import exported_trace, recertified
 from offramp.bundle.verify import verify
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.score_bins import exit_counts
 from offramp.images import default_fit
 from offramp.lookup import with_parameters
 from offramp.measure.cost import segment_macs
@@ -113,8 +114,10 @@ def _shipped(
     """Put the policy that reaches its goal with the exported segments into the bundle; see `recertified`."""
     bundle, cal = open_files(folder, manifest, "onnx"), data.splits["cal"]
     costs = origin.get("segment_costs") or segment_macs(net, data.shape, policy.enabled)
-    shipped = recertified(policy, origin, *exported_trace(bundle, cal), costs)
-    about = {"runtime": "onnxruntime", "precision": "float32", **shipped.about}
+    logits, labels = exported_trace(bundle, cal)
+    shipped = recertified(policy, origin, logits, labels, costs)
+    scores = exit_counts(shipped.policy, logits)
+    about = {"runtime": "onnxruntime", "precision": "float32", **shipped.about, "scores": scores}
     text = shipped.policy.to_json({**origin, "shipped": about}) + "\n"
     (folder / POLICY).write_text(text)
     files = {**manifest.files, POLICY: hashlib.sha256(text.encode()).hexdigest()}

@@ -10,7 +10,7 @@ ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 GROUPS = {
     "Train": {"train": "train", "compare": "compare", "analyse": "analyse", "report": "report"},
     "Exit early": {"calibrate": "calibrate", "evaluate": "evaluate", "curves": "curves", "bench": "bench"},
-    "Ship": {"export": "export", "predict": "predict", "deploy": "deploy", "trust": "trust"},
+    "Ship": {"export": "export", "predict": "predict", "serve": "serve", "deploy": "deploy", "trust": "trust"},
     "Look up": dict.fromkeys(("nets", "branches", "methods", "data", "recipes"), "lists") | {"info": "info"},
 }
 """{title: {verb: the file in this folder that holds the function of that name}}."""

@@ -21,7 +21,7 @@ from offramp.lookup import ParameterError, with_parameters
 Offramp = Callable[..., Any]
 VERBS = (
     *("train", "evaluate", "calibrate", "compare", "curves", "deploy", "bench", "report", "export", "predict"),
-    *("info", "trust", "nets", "branches", "methods", "data", "recipes"),
+    *("serve", "info", "trust", "nets", "branches", "methods", "data", "recipes"),
 )
 PROGRAM = "from offramp.cli import main; main()"
 
@@ -68,7 +68,7 @@ def test_whole_numbers_may_have_a_point(offramp: Offramp) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb_explains_every_option(offramp: Offramp, verb: str) -> None:
     ran = offramp(verb, "--help")
-    assert ran.status == 0 and "--json" in ran.out
+    assert ran.status == 0 and (verb == "serve" or "--json" in ran.out)
     assert "--option" not in ran.out
 
 

@@ -1,0 +1,177 @@
+"""The scheduler of `offramp serve` on a simulated clock: early exits with re-batching against whole batches.
+
+The scheduler is that of the server; only the clock and the segments are simulated. A segment takes the seconds of a
+cost curve; every request leaves at an exit that is drawn from given shares. Load is an open-loop Poisson process of
+single images. Reported: the highest rate at which the 99th percentile of the latency stays below a bound, for
+
+a. early exit with re-batching (`offramp.serve.scheduler.Scheduler`),
+b. early exit with whole batches: a batch passes all segments, those that exit leave the computation, and everyone is
+   answered when the last one is,
+c. the plain network with dynamic batching: all requests go to the end, in the same scheduler.
+
+    python benchmarks/serve_simulation.py [--json]
+"""
+
+import argparse
+import json
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from offramp.serve.costs import CostCurve, linear
+from offramp.serve.scheduler import Scheduler
+
+
+class Request(NamedTuple):
+    """Arrival in seconds and the number of segments that it passes."""
+
+    arrival: float
+    leaves: int
+
+
+def load(rate: float, shares: Sequence[float], seconds: float, seed: int = 0) -> list[Request]:
+    """Poisson arrivals at `rate` per second."""
+    generator, now, result = random.Random(seed), 0.0, []
+    for leaves in generator.choices(range(1, len(shares) + 1), shares, k=round(rate * seconds)):
+        now += generator.expovariate(rate)
+        result.append(Request(now, leaves))
+    return result
+
+
+def rebatched(requests: Sequence[Request], costs: Sequence[CostCurve], most: int) -> list[float]:
+    """Latency of every request in seconds, by the scheduler of the server with one worker."""
+    scheduler = Scheduler(costs, most=most, capacity=len(requests))
+    latencies, now, index = [0.0] * len(requests), 0.0, 0
+    while True:
+        while index < len(requests) and requests[index].arrival <= now:
+            scheduler.submit([index], requests[index].arrival)
+            index += 1
+        work = scheduler.next(now).work
+        if work is None:
+            if index == len(requests):
+                return latencies
+            now = requests[index].arrival
+            continue
+        now += costs[work.segment](len(work.samples))
+        staying = [n for n, s in enumerate(work.samples) if requests[s.payload].leaves > work.segment + 1]
+        for sample in scheduler.finish(work, staying):
+            latencies[sample.payload] = now - requests[sample.payload].arrival
+
+
+def whole_batches(requests: Sequence[Request], costs: Sequence[CostCurve], most: int) -> list[float]:
+    """Latency of every request in seconds, if a batch is answered when its last sample is."""
+    latencies, now, index = [0.0] * len(requests), 0.0, 0
+    largest = costs[0].useful(most)
+    queue: deque[int] = deque()
+    while index < len(requests) or queue:
+        if not queue:
+            now = max(now, requests[index].arrival)
+        while index < len(requests) and requests[index].arrival <= now:
+            queue.append(index)
+            index += 1
+        batch = [queue.popleft() for _ in range(min(len(queue), largest))]
+        for segment, curve in enumerate(costs):
+            going = sum(requests[n].leaves > segment for n in batch)
+            now += curve(going) if going else 0.0
+        for n in batch:
+            latencies[n] = now - requests[n].arrival
+    return latencies
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of the values lies."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def highest_rate(p99: Callable[[float], float], bound: float, low: float, high: float, steps: int = 8) -> float:
+    """The highest rate between two whose 99th percentile is at most the bound, by bisection."""
+    for _ in range(steps):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if p99(middle) <= bound else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A device and a network: cost curves, shares of the exits, the largest batch and the bound of the latency."""
+
+    name: str
+    costs: tuple[CostCurve, ...]
+    shares: tuple[float, ...]
+    most: int
+    bound: float
+
+
+def gpu(most: int = 64) -> tuple[CostCurve, ...]:
+    """Four segments as on a GPU: a call takes 1 ms, and 64 samples take about twice as long as one."""
+    return tuple(linear(0.001, each, most) for each in (1.2e-5, 1.2e-5, 2e-5, 2e-5))
+
+
+def cpu(most: int = 32) -> tuple[CostCurve, ...]:
+    """Four segments as on a CPU: a call takes 0.05 ms, and each sample 0.7 ms or more."""
+    return tuple(linear(0.00005, each, most) for each in (7e-4, 7e-4, 9e-4, 9e-4))
+
+
+SHARES = ((0.5, 0.25, 0.15, 0.1), (0.4, 0.3, 0.2, 0.1), (0.7, 0.2, 0.07, 0.03))
+SETTINGS = [
+    Setting(f"{name} {shares}", costs, shares, most, bound)
+    for name, costs, most, bound in (("GPU", gpu(), 64, 0.05), ("CPU", cpu(), 32, 0.1))
+    for shares in SHARES
+]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Requests per second with p99 below the bound, and p50 and p99 in ms at half of the rate of (a)."""
+
+    setting: str
+    rebatched: float
+    whole: float
+    plain: float
+    rebatched_ms: tuple[float, float]
+    whole_ms: tuple[float, float]
+
+
+def measure(setting: Setting, seconds: float) -> Rates:
+    """The three ways under one setting, on the same arrivals."""
+    costs, most = setting.costs, setting.most
+    last = (*(0.0 for _ in setting.shares[1:]), 1.0)
+
+    def p99(run: Callable[..., list[float]], shares: Sequence[float]) -> Callable[[float], float]:
+        return lambda rate: percentile(run(load(rate, shares, seconds), costs, most), 0.99)
+
+    limit = 1 / (costs[0](most) / most)
+    rates = [
+        highest_rate(p99(run, shares), setting.bound, limit / 20, limit)
+        for run, shares in ((rebatched, setting.shares), (whole_batches, setting.shares), (rebatched, last))
+    ]
+    half = load(rates[0] / 2, setting.shares, seconds)
+    both = [
+        tuple(1000 * percentile(values, share) for share in (0.5, 0.99))
+        for values in (rebatched(half, costs, most), whole_batches(half, costs, most))
+    ]
+    return Rates(setting.name, *rates, *both)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="simulated time of every load")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    for setting in SETTINGS:
+        rates = measure(setting, options.seconds)
+        if options.json:
+            print(json.dumps({**asdict(rates), "bound_ms": 1000 * setting.bound, "seconds": options.seconds}))
+            continue
+        print(
+            f"{rates.setting:32} (a) {rates.rebatched:7.0f}/s  (b) {rates.whole:7.0f}/s  (c) {rates.plain:7.0f}/s  "
+            f"a/b {rates.rebatched / rates.whole:.2f}  a/c {rates.rebatched / rates.plain:.2f}  at half: "
+            f"a p50 {rates.rebatched_ms[0]:.2f} p99 {rates.rebatched_ms[1]:.2f}  "
+            f"b {rates.whole_ms[0]:.2f} {rates.whole_ms[1]:.2f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()

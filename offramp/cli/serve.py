@@ -1,0 +1,89 @@
+"""offramp serve: bundles over HTTP, with early exits under load; torch is not needed."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from offramp.lookup import ParameterError
+
+TOKEN = "OFFRAMP_TOKEN"
+
+
+def serve(
+    *bundles: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    runtime: Literal["onnx", "openvino"] = "onnx",
+    deadline_ms: float | None = None,
+    max_batch: int = 32,
+    queue: int = 1024,
+    workers: int = 1,
+    max_images: int = 64,
+    max_body: int = 32 << 20,
+    body_timeout: float = 30.0,
+    drain_timeout: float = 30.0,
+    token_file: Path | None = None,
+    cors: Annotated[str, Parameter(show_default=False)] = "",
+    log: Literal["all", "errors", "none"] = "all",
+    false_alarm: float = 0.01,
+) -> None:
+    """Serve bundles over HTTP: survivors are batched again at every exit, answers leave at their exit.
+
+    Ends with Ctrl-C or SIGTERM, after all requests in progress are answered.
+
+    Args:
+        bundles: Folders that `offramp export` wrote, or NAME=FOLDER; a folder of bundles with numbers as names holds
+            the versions of a model.
+        host: Address to listen on; 0.0.0.0 listens on all of the machine's.
+        port: Port to listen on; 0 takes a free one.
+        runtime: Runtime, in float32 on the CPU.
+        deadline_ms: Milliseconds after which an image is answered by the best exit so far. Default: never.
+        max_batch: Images of the largest batch.
+        queue: Images that may wait; beyond, requests are refused with status 429.
+        workers: Batches that run at the same time.
+        max_images: Images of one request.
+        max_body: Bytes of one request's body.
+        body_timeout: Seconds in which a request's body must arrive.
+        drain_timeout: Seconds that requests in progress get at the end.
+        token_file: File with a bearer token that requests must carry; or set OFFRAMP_TOKEN.
+        cors: Origins whose pages may call the server, comma-separated. Default: none.
+        log: What is logged as JSON lines on standard error.
+        false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
+    """
+    from offramp.serve.server import Server
+
+    server = Server(
+        *bundles,
+        host=host,
+        port=port,
+        runtime=runtime,
+        deadline_ms=deadline_ms,
+        max_batch=max_batch,
+        queue=queue,
+        workers=workers,
+        max_images=max_images,
+        max_body=max_body,
+        body_timeout=body_timeout,
+        drain_timeout=drain_timeout,
+        token=_token(token_file),
+        cors=tuple(origin for origin in cors.split(",") if origin),
+        log=log,
+        false_alarm=false_alarm,
+    )
+    print(f"serving {', '.join(server.models.folders)} at {server.url}", file=sys.stderr, flush=True)
+    server.run()
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of a file or of the environment; never an option, which every user of the machine can read."""
+    if file is None:
+        return os.environ.get(TOKEN) or None
+    if not file.is_file():
+        raise ParameterError(f"there is no file {file}", "token_file")
+    token = file.read_text().strip()
+    if not token:
+        raise ParameterError(f"{file} holds no token", "token_file")
+    return token

@@ -1,0 +1,1 @@
+"""Serving a bundle: early exits under load. Runs without torch."""

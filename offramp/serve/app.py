@@ -1,0 +1,102 @@
+"""The HTTP application: Open Inference Protocol, images, health, metrics, drift. Runs without torch."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from offramp import __version__
+from offramp.serve import infer, manage, predict
+from offramp.serve.bodies import Budget
+from offramp.serve.errors import RequestError
+from offramp.serve.logs import Log
+from offramp.serve.metrics import Requests
+from offramp.serve.middleware import Guard
+from offramp.serve.models import Models
+from offramp.serve.options import ServeOptions
+from offramp.serve.page import PAGE, POLICY
+
+BODIES = 8
+"""Largest bodies that all requests being read may hold together."""
+
+
+class Context:
+    """What the endpoints share."""
+
+    def __init__(self, models: Models, options: ServeOptions) -> None:
+        self.models, self.options = models, options
+        self.requests, self.log = Requests(), Log(options.log)
+        self.budget = Budget(BODIES * options.max_body)
+        self.alone = asyncio.Semaphore(1)
+        """For work beside the scheduler, such as every exit of an image: one at a time."""
+        self.ready = False
+
+
+def build(models: Models, options: ServeOptions) -> FastAPI:
+    """The application of a server; it opens the models when it starts and closes them when it ends."""
+    context = Context(models, options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for name in models.folders:
+            if name not in models.open:
+                await models.load(name)
+        context.ready = True
+        yield
+        context.ready = False
+        await models.close()
+        context.log.info("stopped")
+
+    app = FastAPI(
+        title="offramp",
+        version=__version__,
+        description="Image classification with early exits.",
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.context = context
+    _errors(app, context)
+    for router in (infer.router, predict.router, manage.router):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return Response(PAGE, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
+
+    if options.cors:
+        app.add_middleware(CORSMiddleware, allow_origins=options.cors, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Guard, options=options, requests=context.requests, log=context.log)
+    return app
+
+
+def _errors(app: FastAPI, context: Context) -> None:
+    """Every error is a JSON object with one sentence, as the Open Inference Protocol has it."""
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        context.requests.refused[error.reason] += 1
+        _note(request, error.reason)
+        return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        context.requests.refused["malformed"] += 1
+        _note(request, "malformed")
+        first: Any = error.errors()[0]
+        field = ".".join(map(str, first["loc"][1:]))
+        return JSONResponse({"error": f"{field}: {first['msg']}"}, 400)
+
+    @app.exception_handler(HTTPException)
+    async def missing(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+def _note(request: Request, reason: str) -> None:
+    request.state.noted = {**getattr(request.state, "noted", {}), "reason": reason}

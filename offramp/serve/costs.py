@@ -1,0 +1,64 @@
+"""What a segment costs for every batch size, and the largest batch that is worth waiting for. Runs without torch."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+USEFUL = 1.05
+"""A batch is large enough if its cost per sample is at most this many times the lowest."""
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Seconds of one segment for a batch, linear between the sizes that were measured.
+
+    Attributes:
+        sizes: batch sizes in ascending order; the first is 1.
+        seconds: of a whole batch of each size.
+    Raises:
+        ValueError: if the sizes do not ascend from 1 or a time is not positive.
+    """
+
+    sizes: tuple[int, ...]
+    seconds: tuple[int | float, ...]
+
+    def __post_init__(self) -> None:
+        ascending = all(one < other for one, other in zip(self.sizes, self.sizes[1:]))
+        if len(self.sizes) != len(self.seconds) or self.sizes[:1] != (1,) or not ascending:
+            raise ValueError(f"a cost curve needs sizes that ascend from 1 and as many times, got {self}")
+        if not all(second > 0 for second in self.seconds):
+            raise ValueError(f"a cost curve needs positive times, got {self.seconds}")
+
+    def __call__(self, batch: int) -> int | float:
+        """Seconds of a batch; beyond the largest size measured, proportional to it."""
+        if batch >= self.sizes[-1]:
+            return self.seconds[-1] * batch / self.sizes[-1]
+        above = bisect_left(self.sizes, batch)
+        if self.sizes[above] == batch:
+            return self.seconds[above]
+        low, high = self.sizes[above - 1], self.sizes[above]
+        share = (batch - low) / (high - low)
+        return (1 - share) * self.seconds[above - 1] + share * self.seconds[above]
+
+    def useful(self, most: int) -> int:
+        """The smallest batch of at most `most` samples whose cost per sample is within `USEFUL` of the lowest."""
+        sizes = [size for size in (*self.sizes, most) if size <= most]
+        lowest = min(self(size) / size for size in sizes)
+        return min(size for size in sizes if self(size) / size <= USEFUL * lowest)
+
+
+def linear(fixed: int | float, each: int | float, most: int) -> CostCurve:
+    """A curve of `fixed` seconds for a batch and `each` seconds for each of its samples, up to `most` samples."""
+    sizes = powers(most)
+    return CostCurve(sizes, tuple(fixed + each * size for size in sizes))
+
+
+def powers(most: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `most` itself."""
+    sizes = [1 << power for power in range(most.bit_length()) if 1 << power < most]
+    return (*sizes, most)
+
+
+def shortest(curves: Sequence[CostCurve], most: int) -> int | float:
+    """Seconds per sample of a path through all segments in useful batches."""
+    return sum(curve(curve.useful(most)) / curve.useful(most) for curve in curves)

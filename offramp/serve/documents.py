@@ -1,0 +1,107 @@
+"""What `/openapi.json` says about bodies and answers. Runs without torch."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def _object(required: list[str] | None = None, **properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties) if required is None else required}
+
+
+def _list(items: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def _or_null(kind: str) -> Schema:
+    return {"type": [kind, "null"]}
+
+
+TEXT, WHOLE, NUMBER, FLAG = ({"type": kind} for kind in ("string", "integer", "number", "boolean"))
+ERROR = _object(error=TEXT)
+SERVER = _object(name=TEXT, version=TEXT, extensions=_list(TEXT))
+MODEL: Schema = {"type": "object"}
+LOADED = _object(name=TEXT, versions=_list(TEXT))
+INDEX = _list(_object(name=TEXT, version=TEXT, state=TEXT, reason=TEXT))
+DRIFT = _object(["model", "version", "tested"], model=TEXT, version=TEXT, tested=FLAG)
+RECALIBRATED = _object(model=TEXT, version=TEXT, file=TEXT, samples=WHOLE, accuracy=NUMBER, cost=NUMBER)
+STATUS = _list(_object(model=TEXT, version=TEXT, exits=_list(WHOLE), answered=_list(WHOLE), waiting=_list(WHOLE)))
+FEEDBACK = _object(model=TEXT, version=TEXT, accepted=WHOLE, right=WHOLE, kept=WHOLE, errors=_list({"type": "object"}))
+PREDICTION = {
+    "type": "object",
+    "properties": {
+        "image": TEXT,
+        "label": _or_null("string"),
+        "class": _or_null("integer"),
+        "probability": _or_null("number"),
+        "exit": _or_null("integer"),
+        "final": _or_null("boolean"),
+        "ms": _or_null("number"),
+        "error": _or_null("string"),
+        "at_deadline": FLAG,
+        "rejected": FLAG,
+        "top": _list({"type": "object"}),
+        "exits": _list({"type": "object"}),
+    },
+    "required": ["image", "label", "class", "probability", "exit", "final", "ms", "error", "at_deadline"],
+}
+PREDICTIONS = _object(model=TEXT, version=TEXT, predictions=_list(PREDICTION))
+
+FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+def _form(schema: Schema) -> Schema:
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+FORM = _form(_object(images=_list(FILE, minItems=1)))
+FEEDBACK_FORM = _form(_object(images=_list(FILE, minItems=1), labels=_list(TEXT, minItems=1)))
+TENSOR = _object(
+    ["name", "shape", "datatype"],
+    name={"const": "image"},
+    shape=_list(WHOLE),
+    datatype={"enum": ["FP32", "UINT8", "BYTES"]},
+    data={"type": "array"},
+    parameters={"type": "object"},
+)
+INFER = {
+    "requestBody": {
+        "required": True,
+        "description": "JSON; with the header Inference-Header-Content-Length, followed by binary data.",
+        "content": {
+            "application/json": {
+                "schema": _object(
+                    ["inputs"],
+                    id=TEXT,
+                    inputs=_list(TENSOR, minItems=1, maxItems=1),
+                    outputs=_list(_object(["name"], name=TEXT, parameters={"type": "object"})),
+                    parameters={"type": "object"},
+                )
+            },
+        },
+    }
+}
+STATUSES = {
+    400: "The request makes no sense; the error names the field.",
+    401: "The token is missing or wrong.",
+    403: "The request comes from a page of another origin.",
+    404: "There is no such model or version.",
+    408: "The body did not arrive in time.",
+    413: "The body, the images or the batch are too large.",
+    415: "The body is of another kind.",
+    429: "The queue is full; Retry-After says when to come back.",
+    500: "A segment of the network failed.",
+    503: "The server is not ready.",
+}
+
+
+def answers(schema: Schema | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of an endpoint: its own, 401 and 403, and these statuses."""
+    own: dict[str, Any] = {"description": "The answer."}
+    if schema is not None:
+        own["content"] = {"application/json": {"schema": schema}}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": STATUSES[status], "content": {"application/json": {"schema": ERROR}}}
+        for status in (*statuses, 401, 403, 500)
+    }
+    return {200: own, **errors, 422: {"description": "Not used."}}

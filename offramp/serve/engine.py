@@ -1,0 +1,174 @@
+"""Runs a bundle's segments in a thread, as the scheduler says. Runs without torch."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.read import Bundle
+from offramp.early_exit.runtime import Answer
+from offramp.serve.rows import Block, Row, gather, run
+from offramp.serve.scheduler import Sample, Scheduler, Work
+from offramp.serve.statistics import Statistics
+
+
+class Outcome(NamedTuple):
+    """The result of one sample.
+
+    Attributes:
+        logits: (C,), as the policy gives them.
+        exit: counted from 0 among all exits.
+        score: at that exit.
+        ms: time in the network, every batch's shared equally.
+        late: whether it was answered at its deadline, before the policy let it exit.
+    """
+
+    logits: NDArray[np.float32]
+    exit: int
+    score: int | float
+    ms: int | float
+    late: bool
+
+
+class Failed(Exception):
+    """A segment failed; the message says which and why."""
+
+
+Result = Outcome | Failed
+Sink = Callable[[Sequence[tuple[Any, Result]]], None]
+"""Takes the results of some samples, with the keys that they were submitted under; called in the engine's thread."""
+
+
+class Ticket:
+    """What the engine keeps of a sample: where its data are, who waits for it, the result so far."""
+
+    __slots__ = ("best", "key", "ms", "row", "sink", "submitted")
+
+    def __init__(self, key: Any, sink: Sink, row: Row, submitted: int | float) -> None:
+        self.key, self.sink, self.row, self.submitted = key, sink, row, submitted
+        self.ms = 0.0
+        self.best: tuple[Answer, int] | None = None
+
+    def outcome(self, late: bool) -> Outcome:
+        """Its result at the last exit that it passed."""
+        assert self.best is not None
+        answer, index = self.best
+        return Outcome(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), self.ms, late)
+
+
+class Engine:
+    """One bundle, its scheduler, and the thread that runs its segments; errors of a batch end that batch alone."""
+
+    def __init__(
+        self, bundle: Bundle, scheduler: Scheduler, clock: Callable[[], int | float] = time.perf_counter
+    ) -> None:
+        self.bundle, self.scheduler, self.clock = bundle, scheduler, clock
+        self.statistics = Statistics(bundle.policy.exits, len(bundle.segments))
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"offramp-{bundle.folder.name}-{number}", daemon=True)
+            for number in range(scheduler.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, inputs: NDArray[np.float32], keys: Sequence[Any], sink: Sink, deadline_ms: int | float | None = None
+    ) -> None:
+        """Accept a request, as a whole or not at all.
+
+        Args:
+            inputs: (B, channels, size, size) as `Preprocessing.normalise` makes them.
+            keys: one per sample, given to the sink with its result.
+            deadline_ms: milliseconds from now in which the samples should be answered.
+        Raises:
+            QueueFull: if too many samples wait.
+            RuntimeError: if the engine is stopped.
+        """
+        block, now = Block(inputs), self.clock()
+        tickets = [Ticket(key, sink, Row(block, index), now) for index, key in enumerate(keys)]
+        with self._changed:
+            if self._stopping:
+                raise RuntimeError(f"the server of {self.bundle.folder} is stopped")
+            self.scheduler.submit(tickets, now, None if deadline_ms is None else now + deadline_ms / 1000)
+            self._changed.notify()
+
+    def check(self, samples: int) -> None:
+        """Refuse a request that does not fit now, before anything is done for it; see `Scheduler.check`."""
+        with self._changed:
+            self.scheduler.check(samples)
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads are running."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def stop(self) -> None:
+        """Answer everything that was accepted, then end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                decision = self.scheduler.next(self.clock())
+                if not decision.late and decision.work is None:
+                    if self._stopping and not self.scheduler.unanswered:
+                        self._changed.notify_all()
+                        return
+                    self._changed.wait()
+                    continue
+            self._deliver(decision.late, late=True)
+            if decision.work is not None:
+                self._run(decision.work)
+
+    def _run(self, work: Work) -> None:
+        began = self.clock()
+        try:
+            block = gather([sample.payload.row for sample in work.samples])
+            stepper, onward = run(self.bundle.policy, self.bundle.segments[work.segment], work.segment, block)
+        except Exception as error:  # whatever a runtime raises: the batch has failed, the server lives on
+            self._fail(work, error)
+            return
+        seconds, staying = self.clock() - began, stepper.alive.tolist()
+        self.statistics.ran(work.segment, len(work.samples), seconds)
+        assert stepper.answer is not None
+        for index, sample in enumerate(work.samples):
+            sample.payload.ms += 1000 * seconds / len(work.samples)
+            sample.payload.best = stepper.answer, index
+        for place, index in enumerate(staying):
+            work.samples[index].payload.row = Row(onward, place)
+        with self._changed:
+            answered = self.scheduler.finish(work, staying)
+            self._changed.notify()
+        self._deliver(answered, late=False)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        with self._changed:
+            samples = self.scheduler.finish(work, ())
+        self.statistics.failed += len(samples)
+        failed = Failed(str(error) or type(error).__name__)
+        self._hand_over([(sample.payload, failed) for sample in samples])
+
+    def _deliver(self, samples: Sequence[Sample], late: bool) -> None:
+        now, results = self.clock(), list[tuple[Ticket, Result]]()
+        for sample in samples:
+            outcome = sample.payload.outcome(late)
+            self.statistics.answer(outcome.exit, late, now - sample.payload.submitted, outcome.score)
+            results.append((sample.payload, outcome))
+        self._hand_over(results)
+
+    def _hand_over(self, results: Sequence[tuple[Ticket, Result]]) -> None:
+        """One call per sink."""
+        by_sink: dict[Sink, list[tuple[Any, Result]]] = {}
+        for ticket, result in results:
+            by_sink.setdefault(ticket.sink, []).append((ticket.key, result))
+        for sink, each in by_sink.items():
+            sink(each)

@@ -1,0 +1,41 @@
+"""What a request can end with instead of an answer: a status, one sentence, and headers. Runs without torch."""
+
+from collections.abc import Mapping
+
+
+class RequestError(Exception):
+    """A request that is not answered.
+
+    Attributes:
+        status: of HTTP.
+        reason: one word, for the metrics.
+        headers: to send.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.reason, self.headers = status, reason, dict(headers or {})
+
+
+CLOSE = {"Connection": "close"}
+"""For a request whose body was not read."""
+
+
+def malformed(message: str) -> RequestError:
+    """The request makes no sense; the message names the field."""
+    return RequestError(400, "malformed", message)
+
+
+def too_large(message: str) -> RequestError:
+    """The body is larger than it may be."""
+    return RequestError(413, "too_large", message, CLOSE)
+
+
+def busy(message: str, seconds: int | float) -> RequestError:
+    """There is no room now; come back in some seconds."""
+    return RequestError(429, "queue_full", message, {"Retry-After": str(max(1, round(seconds))), **CLOSE})
+
+
+def unknown(message: str) -> RequestError:
+    """There is no such model or version."""
+    return RequestError(404, "unknown", message)

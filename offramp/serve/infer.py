@@ -1,0 +1,116 @@
+"""Endpoints of the Open Inference Protocol, version 2. Runs without torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from offramp import __version__
+from offramp.images import BadImage
+from offramp.serve.answers import probabilities
+from offramp.serve.documents import INFER, MODEL, SERVER, answers
+from offramp.serve.engine import Outcome
+from offramp.serve.models import Version
+from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
+from offramp.serve.receive import context_of, full, outcomes, received
+from offramp.serve.scheduler import QueueFull
+
+router = APIRouter(tags=["Open Inference Protocol"])
+
+
+@router.get("/v2", responses=answers(SERVER))
+async def server() -> dict[str, Any]:
+    """Name, version and extensions of the server."""
+    return {"name": "offramp", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+@router.get("/v2/health/live", responses=answers(None))
+async def live(request: Request) -> Response:
+    """Whether the server works; if not, it should be started again."""
+    alive = all(version.predictor.alive for version in context_of(request).models.all())
+    return Response(status_code=200 if alive else 503)
+
+
+@router.get("/v2/health/ready", responses=answers(None, 503))
+async def ready(request: Request) -> Response:
+    """Whether the server answers requests."""
+    context = context_of(request)
+    return Response(status_code=200 if context.ready and context.models.open else 503)
+
+
+@router.get("/v2/models/{model}/ready", responses=answers(MODEL, 404))
+@router.get("/v2/models/{model}/versions/{version}/ready", responses=answers(MODEL, 404))
+async def model_ready(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Whether a model answers requests."""
+    context_of(request).models.get(model, version)
+    return {"name": model, "ready": True}
+
+
+@router.get("/v2/models/{model}", responses=answers(MODEL, 404))
+@router.get("/v2/models/{model}/versions/{version}", responses=answers(MODEL, 404))
+async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Inputs and outputs of a model."""
+    models = context_of(request).models
+    return metadata(model, list(models.open.get(model, ())), models.get(model, version).bundle)
+
+
+@router.post("/v2/models/{model}/infer", openapi_extra=INFER, responses=answers(MODEL, 400, 404, 408, 413, 415, 429))
+@router.post(
+    "/v2/models/{model}/versions/{version}/infer",
+    openapi_extra=INFER,
+    responses=answers(MODEL, 400, 404, 408, 413, 415, 429),
+)
+async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
+    async with received(request, model, version) as (served, body):
+        shape = served.bundle.manifest.preprocessing.shape
+        asked = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
+        inputs, errors = await _inputs(served, asked)
+        request.state.noted["images"] = len(errors)
+        try:
+            results = await served.predictor.infer(inputs, deadline_ms=asked.deadline_ms)
+        except QueueFull as error:
+            raise full(error) from None
+        content, headers = render(served.model, served.version, asked, _columns(served, outcomes(results), errors))
+        return Response(content, headers=headers)
+
+
+async def _inputs(served: Version, asked: InferRequest) -> tuple[NDArray[np.float32], list[str]]:
+    """Inputs of the network of all images that could be read, and per image what was wrong with it, or nothing."""
+    preprocessing = served.bundle.manifest.preprocessing
+    if not isinstance(asked.inputs, list):
+        pixels = asked.inputs.dtype == np.uint8
+        inputs = preprocessing.normalise(asked.inputs) if pixels else asked.inputs.astype(np.float32)
+        return inputs, [""] * len(inputs)
+    parts, errors = [np.zeros((0, *preprocessing.shape), np.float32)], []
+    for image in asked.inputs:
+        try:
+            parts.append(await served.predictor.decode(image))
+            errors.append("")
+        except BadImage as error:
+            errors.append(str(error))
+    return np.concatenate(parts), errors
+
+
+def _columns(
+    served: Version, given: Sequence[Outcome], errors: Sequence[str]
+) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
+    """Every output; images that could not be read have class -1 and exit 0."""
+    classes = served.bundle.manifest.classes
+    outcome = iter(given)
+    rows = [None if error else next(outcome) for error in errors]
+    logits = np.stack([np.zeros(len(classes), np.float32) if row is None else row.logits for row in rows])
+    indices = [-1 if row is None else int(row.logits.argmax()) for row in rows]
+    return {
+        "logits": logits,
+        "probability": [0.0 if row is None else float(probabilities(row.logits).max()) for row in rows],
+        "class": indices,
+        "label": ["" if index < 0 else classes[index] for index in indices],
+        "exit": [0 if row is None else row.exit + 1 for row in rows],
+        "score": [0.0 if row is None else row.score for row in rows],
+        "ms": [0.0 if row is None else row.ms for row in rows],
+        "at_deadline": [row is not None and row.late for row in rows],
+        "error": list(errors),
+    }

@@ -1,0 +1,35 @@
+"""Structured logs: one JSON object per line on standard error. Runs without torch."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from offramp import finite
+from offramp.text import unicode_only
+
+
+def write(event: str, level: str = "info", **fields: Any) -> None:
+    """Log one event; a log that cannot be written stops nothing."""
+    values: Mapping[str, Any] = {"time": round(time.time(), 3), "level": level, "event": event, **fields}
+    try:
+        print(finite.dumps(unicode_only(values)), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+class Log:
+    """A log that keeps what its level asks for: `all`, `errors` or `none`."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log what is as it should be."""
+        if self.level == "all":
+            write(event, **fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Log what is not."""
+        if self.level != "none":
+            write(event, "error", **fields)

@@ -1,0 +1,98 @@
+"""Models, drift, new calibrations, metrics. Runs without torch."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from offramp.serve.documents import DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, answers
+from offramp.serve.errors import RequestError, malformed
+from offramp.serve.metrics import render
+from offramp.serve.models import Version
+from offramp.serve.predict import Model, VersionName
+from offramp.serve.receive import context_of
+
+router = APIRouter(tags=["management"])
+
+
+@router.post("/v2/repository/index", responses=answers(INDEX))
+async def index(request: Request) -> list[dict[str, Any]]:
+    """Every model that is known, with its versions."""
+    models = context_of(request).models
+    served = [{"name": each.model, "version": each.version, "state": "READY", "reason": ""} for each in models.all()]
+    others = [name for name in models.folders if name not in models.open]
+    return served + [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for name in others]
+
+
+@router.post("/v2/repository/models/{model}/load", responses=answers(LOADED, 400, 404))
+async def load(request: Request, model: str) -> dict[str, Any]:
+    """Open a model as its folder is now; requests in progress are answered by the old one."""
+    context = context_of(request)
+    try:
+        versions = await context.models.load(model)
+    except (ValueError, OSError) as error:
+        context.log.error("load", model=model, error=str(error))
+        raise RequestError(400, "malformed", f"{model} was not loaded: {error}") from None
+    context.log.info("load", model=model, versions=versions)
+    return {"name": model, "versions": versions}
+
+
+@router.post("/v2/repository/models/{model}/unload", responses=answers(LOADED, 404))
+async def unload(request: Request, model: str) -> dict[str, Any]:
+    """Serve a model no longer; requests in progress are answered."""
+    context = context_of(request)
+    context.models.unload(model)
+    context.log.info("unload", model=model)
+    return {"name": model, "versions": []}
+
+
+@router.get("/drift", responses=answers(DRIFT, 404))
+async def drift(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
+    """Whether the answers still look like those on cal: exit shares, scores and a sequential test."""
+    served = context_of(request).models.get(model, version)
+    return {"model": served.model, "version": served.version, **served.drift.report()}
+
+
+@router.post("/feedback/recalibrate", responses=answers(RECALIBRATED, 400, 404))
+async def recalibrate(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
+    """Fit a policy to the bundle's goal on the labelled images; it is written as a new version, to be loaded."""
+    context = context_of(request)
+    with context.models.get(model, version).use() as served:
+        async with context.alone:
+            try:
+                file, about = await asyncio.to_thread(served.feedback.recalibrate)
+            except (ValueError, ImportError) as error:
+                raise malformed(str(error)) from None
+        base = served.version.partition(".")[0]
+        new = f"{base}.{file.removeprefix('policy-').removesuffix('.json')}"
+        context.log.info("recalibrated", model=served.model, version=new, **about)
+        return {"model": served.model, "version": new, "file": file, **about}
+
+
+@router.get("/status", responses=answers(STATUS))
+async def status(request: Request) -> list[dict[str, Any]]:
+    """Shares of the exits and lengths of the queues of every version, for the page."""
+    return [_status(each) for each in context_of(request).models.all()]
+
+
+def _status(served: Version) -> dict[str, Any]:
+    counts, manifest = served.predictor.statistics, served.bundle.manifest
+    answered = [counts.answered[part.exit] for part in manifest.parts]
+    return {
+        "model": served.model,
+        "version": served.version,
+        "classes": len(manifest.classes),
+        "exits": [part.exit + 1 for part in manifest.parts],
+        "answered": answered,
+        "shares": [count / max(1, sum(answered)) for count in answered],
+        "waiting": served.predictor.waiting,
+        "drift_alarm": served.drift.alarm is not None,
+    }
+
+
+@router.get("/metrics", response_class=Response, responses=answers(None))
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    context = context_of(request)
+    return Response(render(context.models, context.requests), media_type=CONTENT_TYPE_LATEST)

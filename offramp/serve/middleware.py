@@ -1,0 +1,94 @@
+"""What happens to every request: who may send it, how it is counted and logged. Runs without torch."""
+
+import hmac
+import time
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from offramp.serve.errors import CLOSE
+from offramp.serve.logs import Log
+from offramp.serve.metrics import Requests
+from offramp.serve.options import ServeOptions
+
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")
+"""Paths that need no token: the page, which holds no data, and what orchestrators ask for."""
+
+
+class Guard:
+    """Checks the token and the origin, counts and logs."""
+
+    def __init__(self, app: ASGIApp, options: ServeOptions, requests: Requests, log: Log) -> None:
+        self.app, self.options, self.requests, self.log = app, options, requests, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refused = self._refusal(scope)
+            await (self.app if refused is None else refused)(scope, receive, counted)
+        finally:
+            self._record(scope, status, time.perf_counter() - began)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        if self.options.token is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
+            wanted = f"Bearer {self.options.token}".encode()
+            if not hmac.compare_digest(headers.get("authorization", b""), wanted):
+                return _refused(401, "this server wants a bearer token", {"WWW-Authenticate": "Bearer"})
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not self._same_origin(headers):
+            return _refused(403, "requests from pages of other origins are refused")
+        return None
+
+    def _same_origin(self, headers: Mapping[str, bytes]) -> bool:
+        """Whether a request comes from no page, from a page of this server or of an origin that is allowed.
+
+        A page of any site may send simple requests to a server on its reader's machine, whatever CORS says.
+        """
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site", b"none") in (b"none", b"same-origin")
+        text = origin.decode("latin-1")
+        own = headers.get("host", b"").decode("latin-1")
+        return text.partition("://")[2] == own or text in self.options.cors
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route: Any = scope.get("route")
+        path = getattr(route, "path", "other")  # never the path as it was sent: labels would grow without bound
+        self.requests.served[path, str(status)] += 1
+        if status in (401, 403):
+            self.requests.refused["forbidden"] += 1
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "ms": round(1000 * seconds, 3),
+            "client": (scope.get("client") or ("",))[0],
+            **_noted(scope),
+        }
+        if status >= 400:
+            self.log.error("request", **fields)
+        else:
+            self.log.info("request", **fields)
+
+
+def _noted(scope: MutableMapping[str, Any]) -> dict[str, Any]:
+    """What the endpoint noted about the request: model, version, images, the reason of a refusal."""
+    noted: dict[str, Any] = scope.get("state", {}).get("noted", {})
+    return noted
+
+
+def _refused(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, {**CLOSE, **(headers or {})})

@@ -1,0 +1,280 @@
+"""The models of a server, each with its versions: opened, replaced and closed without losing a request.
+
+Runs without torch. All methods but `open_model` belong to the event loop's thread.
+
+A model is a bundle's folder (version 1), or a folder of them with numbers as names (their versions). A policy that was
+fitted later lies beside a bundle's own as `policy-2.json` and so on, and is the version `1.2`.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.manifest import MANIFEST
+from offramp.bundle.read import Bundle, open_bundle
+from offramp.early_exit.policy import load as load_policy
+from offramp.lookup import ParameterError
+from offramp.serve.drift import DriftMonitor, reference
+from offramp.serve.engine import Result
+from offramp.serve.errors import unknown
+from offramp.serve.feedback import Feedback
+from offramp.serve.logs import Log
+from offramp.serve.options import ServeOptions
+from offramp.serve.predictor import AsyncPredictor
+from offramp.serve.statistics import Statistics
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
+LATER_POLICY = re.compile(r"policy-([1-9][0-9]{0,8})\.json")
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What the HTTP application needs to answer; `AsyncPredictor`, or replicas elsewhere."""
+
+    bundle: Bundle
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted so far."""
+
+    @property
+    def waiting(self) -> list[int]:
+        """How many samples wait for each segment."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer."""
+
+    def check(self, samples: int) -> None:
+        """Raise `QueueFull` if a request of this many samples would not fit now."""
+
+    async def decode(self, image: Path | str | bytes) -> NDArray[np.float32]:
+        """The inputs (1, channels, size, size) of one image; raises `BadImage`."""
+
+    async def infer(self, inputs: NDArray[np.float32], *, deadline_ms: int | float | None = None) -> list[Result]:
+        """The outcome of every input, in order."""
+
+    def close(self) -> None:
+        """Answer what was accepted, then stop."""
+
+
+class Version:
+    """One version of a model that is served.
+
+    Attributes:
+        predictor: what answers.
+        drift: compares what it answers with cal.
+        feedback: labelled images.
+    """
+
+    def __init__(self, model: str, version: str, predictor: Predictor, options: ServeOptions) -> None:
+        self.model, self.version, self.predictor = model, version, predictor
+        self.bundle = predictor.bundle
+        log = Log(options.log)
+        self.drift = DriftMonitor(
+            reference(self.bundle.manifest),
+            options.false_alarm,
+            lambda: log.error("drift", model=model, version=version, **self.drift.report()),
+        )
+        self.feedback = Feedback(self.bundle, options.feedback)
+        predictor.statistics.listener = self.drift.add
+        self._uses = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def use(self) -> Iterator["Version"]:
+        """Keep it open for the duration of a request."""
+        self._uses += 1
+        self._idle.clear()
+        try:
+            yield self
+        finally:
+            self._uses -= 1
+            if not self._uses:
+                self._idle.set()
+
+    async def retire(self) -> None:
+        """Close it when its last request is answered."""
+        await self._idle.wait()
+        await asyncio.to_thread(self.predictor.close)
+
+
+class Models:
+    """Every model that is served, by name.
+
+    Args:
+        folders: of the models, by name.
+        options: of the server.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], options: ServeOptions) -> None:
+        self.folders, self.options = dict(folders), options
+        self.open: dict[str, dict[str, Version]] = {}
+        self._locks = {name: asyncio.Lock() for name in folders}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def default(self) -> str:
+        """The model of requests that name none: the first."""
+        return next(iter(self.folders))
+
+    def get(self, name: str | None = None, version: str | None = None) -> Version:
+        """A version of a model; by default, the latest of the first.
+
+        Raises:
+            RequestError: 404, if there is none.
+        """
+        name = self.default if name is None else name
+        versions = self.open.get(name)
+        if not versions:
+            known = ", ".join(self.open) or "none"
+            raise unknown(f"there is no model {name!r} here; served are: {known}")
+        version = list(versions)[-1] if version is None else version
+        if version not in versions:
+            raise unknown(f"the model {name} has no version {version!r}; served are: {', '.join(versions)}")
+        return versions[version]
+
+    def all(self) -> list[Version]:
+        """Every version of every model."""
+        return [version for versions in self.open.values() for version in versions.values()]
+
+    async def load(self, name: str) -> list[str]:
+        """Open a model as its folder is now; what is being answered by the old one is answered by the old one.
+
+        Returns:
+            Its versions.
+        Raises:
+            RequestError: 404, if no model has that name.
+            ValueError: if the folder cannot be opened; the old one stays then.
+        """
+        if name not in self.folders:
+            raise unknown(f"there is no model {name!r} here; known are: {', '.join(self.folders)}")
+        async with self._locks[name]:
+            predictors = await asyncio.to_thread(open_model, self.folders[name], self.options)
+            old = self.open.get(name, {})
+            self.open[name] = {
+                version: Version(name, version, predictor, self.options) for version, predictor in predictors.items()
+            }
+            self._retire(old)
+            return list(self.open[name])
+
+    def unload(self, name: str) -> None:
+        """Serve a model no longer.
+
+        Raises:
+            RequestError: 404, if it is not served.
+        """
+        self.get(name)
+        self._retire(self.open.pop(name))
+
+    def _retire(self, versions: Mapping[str, Version]) -> None:
+        for version in versions.values():
+            task = asyncio.create_task(version.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Close all models when their last requests are answered."""
+        for name in list(self.open):
+            self._retire(self.open.pop(name))
+        await asyncio.gather(*self._retiring)
+
+
+def named(words: list[str]) -> dict[str, Path]:
+    """Models by name from `NAME=FOLDER` or `FOLDER`, whose own name is taken.
+
+    Raises:
+        ParameterError: if a name is unsuitable or given twice, or a folder is none.
+    """
+    result: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        folder = Path(path if equals else word)
+        if not folder.is_dir():
+            raise ParameterError(f"there is no folder {folder}", "bundles")
+        name = name if equals else folder.resolve().name
+        if not NAME.fullmatch(name):
+            raise ParameterError(
+                f"{name!r} cannot be the name of a model in an address: write NAME={folder}, with letters, digits, "
+                "`_`, `.` and `-`",
+                "bundles",
+            )
+        if name in result:
+            raise ParameterError(f"two models are named {name}: write NAME=FOLDER to tell them apart", "bundles")
+        result[name] = folder
+    if not result:
+        raise ParameterError("name at least one bundle", "bundles")
+    return result
+
+
+def open_model(folder: Path, options: ServeOptions) -> dict[str, AsyncPredictor]:
+    """A predictor for every version of a model, the oldest first; takes a second or more.
+
+    Raises:
+        ValueError: if there is no bundle, or one of them cannot be opened.
+    """
+    result: dict[str, AsyncPredictor] = {}
+    try:
+        for number, path in _bundles(folder):
+            result |= _policies(number, path, options)
+    except Exception:
+        for predictor in result.values():
+            predictor.close()
+        raise
+    return result
+
+
+def _bundles(folder: Path) -> list[tuple[int, Path]]:
+    """The bundles of a model's folder by version."""
+    if (folder / MANIFEST).is_file():
+        return [(1, folder)]
+    numbered = [
+        path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit() and (path / MANIFEST).is_file()
+    ]
+    if not numbered:
+        return [(1, folder)]  # opening it says what is wrong
+    return sorted((int(path.name), path) for path in numbered)
+
+
+def _policies(number: int, folder: Path, options: ServeOptions) -> dict[str, AsyncPredictor]:
+    """A predictor for a bundle's own policy, and for each that was fitted later; they share the segments."""
+    bundle = open_bundle(folder, options.runtime)
+    first = _predictor(bundle, options, None)
+    result = {str(number): first}
+    try:
+        for later, path in later_policies(folder):
+            policy = load_policy(path)
+            if policy.enabled != bundle.policy.enabled:
+                raise ValueError(f"{path} enables other exits than {folder / MANIFEST} has segments for")
+            result[f"{number}.{later}"] = _predictor(replace(bundle, policy=policy), options, first)
+    except Exception:
+        for predictor in result.values():
+            predictor.close()
+        raise
+    return result
+
+
+def later_policies(folder: Path) -> list[tuple[int, Path]]:
+    """The policies that were fitted after the bundle was written, by number."""
+    matches = [(LATER_POLICY.fullmatch(path.name), path) for path in folder.iterdir() if not path.is_symlink()]
+    return sorted((int(match[1]), path) for match, path in matches if match and path.is_file())
+
+
+def _predictor(bundle: Bundle, options: ServeOptions, like: AsyncPredictor | None) -> AsyncPredictor:
+    """A predictor with the costs of another one, if they have the same segments."""
+    return AsyncPredictor(
+        bundle,
+        deadline_ms=options.deadline_ms,
+        max_batch=options.max_batch,
+        queue=options.queue,
+        workers=options.workers,
+        costs=None if like is None else like.engine.scheduler.costs,
+    )

@@ -1,0 +1,172 @@
+"""Images by multipart: predictions, labelled feedback. Runs without torch."""
+
+import asyncio
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+
+from offramp.bundle.predict import Prediction
+from offramp.images import BadImage
+from offramp.serve.answers import all_exits, prediction, probabilities, top
+from offramp.serve.bodies import Part, multipart
+from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, answers
+from offramp.serve.engine import Outcome
+from offramp.serve.errors import malformed, too_large
+from offramp.serve.models import Version
+from offramp.serve.receive import context_of, full, outcomes, received
+from offramp.serve.scheduler import QueueFull
+from offramp.text import quoted
+
+router = APIRouter(tags=["images"])
+Model = Annotated[str | None, Query(description="Name of the model; by default, the first.")]
+VersionName = Annotated[str | None, Query(description="Version of the model; by default, the latest.")]
+Top = Annotated[int, Query(ge=1, le=1000, description="How many of the most probable classes to list.")]
+Reject = Annotated[float, Query(ge=0, le=1, description="Least probability of an answer; others get no label.")]
+Deadline = Annotated[
+    float | None,
+    Query(gt=0, lt=1e9, description="Milliseconds after which an image is answered by the best exit so far."),
+]
+Every = Annotated[bool, Query(description="Also compute what every exit says; takes longer.")]
+
+
+@router.post("/predict", openapi_extra=FORM, responses=answers(PREDICTIONS, 400, 404, 408, 413, 415, 429))
+async def predict(
+    request: Request,
+    model: Model = None,
+    version: VersionName = None,
+    top: Top = 1,
+    reject: Reject = 0.0,
+    deadline_ms: Deadline = None,
+    all_exits: Every = False,
+) -> dict[str, Any]:
+    """Predict images that are sent as files in the field `images`: JPEG, PNG, WebP and others."""
+    async with received(request, model, version) as (served, body):
+        parts = _images(request, body)
+        request.state.noted["images"] = len(parts)
+        inputs, errors = await _decoded(served, parts)
+        try:
+            results = await served.predictor.infer(_stacked(served, inputs), deadline_ms=deadline_ms)
+        except QueueFull as refused:
+            raise full(refused) from None
+        given, rows = iter(outcomes(results)), []
+        for part, each, error in zip(parts, inputs, errors, strict=True):
+            if each is None:
+                rows.append(_unread(served, part, error))
+                continue
+            row = _row(served, part, next(given), top, reject)
+            if all_exits:
+                async with context_of(request).alone:
+                    row["exits"] = await asyncio.to_thread(_every_exit, served, each)
+            rows.append(row)
+        return {"model": served.model, "version": served.version, "predictions": rows}
+
+
+@router.post("/feedback", openapi_extra=FEEDBACK_FORM, responses=answers(FEEDBACK, 400, 404, 408, 413, 415, 429))
+async def feedback(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
+    """Keep labelled images, to calibrate again: files in `images`, and for each its class name in `labels`."""
+    async with received(request, model, version) as (served, body):
+        context = context_of(request)
+        sent = multipart(request.headers.get("content-type", ""), body, context.options.max_images)
+        parts, labels = _named(sent, "images", context.options.max_images), [p.text for p in sent if p.name == "labels"]
+        if len(labels) != len(parts):
+            raise malformed(f"`labels` must be one class name per image, got {len(labels)} for {len(parts)} images")
+        numbers = [_class(served, label) for label in labels]
+        inputs, errors = await _decoded(served, parts)
+        right = []
+        for each, number in zip(inputs, numbers, strict=True):
+            if each is not None:
+                async with context.alone:
+                    right.append(await asyncio.to_thread(served.feedback.add, each, number))
+        wrong = [{"image": part.filename, "error": error} for part, error in zip(parts, errors, strict=True) if error]
+        return {
+            "model": served.model,
+            "version": served.version,
+            "accepted": len(right),
+            "right": sum(right),
+            "kept": len(served.feedback),
+            "errors": wrong,
+        }
+
+
+def _images(request: Request, body: bytes) -> list[Part]:
+    most = context_of(request).options.max_images
+    return _named(multipart(request.headers.get("content-type", ""), body, most), "images", most)
+
+
+def _named(parts: list[Part], name: str, most: int) -> list[Part]:
+    """The files of a field."""
+    images = [part for part in parts if part.name == name]
+    if not images:
+        raise malformed(f"send one or several files in the field `{name}`")
+    if len(images) > most:
+        raise too_large(f"the request has {len(images)} images, more than the {most} allowed")
+    return images
+
+
+async def _decoded(served: Version, parts: list[Part]) -> tuple[list[np.ndarray | None], list[str]]:
+    """The inputs of every image, or None and what is wrong with it."""
+    inputs: list[np.ndarray | None] = []
+    errors: list[str] = []
+    for part in parts:
+        try:
+            inputs.append(await served.predictor.decode(part.data))
+            errors.append("")
+        except BadImage as error:
+            inputs.append(None)
+            errors.append(str(error))
+    return inputs, errors
+
+
+def _stacked(served: Version, inputs: list[np.ndarray | None]) -> np.ndarray:
+    empty = np.zeros((0, *served.bundle.manifest.preprocessing.shape), np.float32)
+    return np.concatenate([empty, *(each for each in inputs if each is not None)])
+
+
+def _unread(served: Version, part: Part, error: str) -> dict[str, Any]:
+    return {**Prediction(part.filename, error=error).record(served.bundle.manifest.exits), "at_deadline": False}
+
+
+def _row(served: Version, part: Part, outcome: Outcome, count: int, reject: float) -> dict[str, Any]:
+    """The keys of `predict --json`, and what was asked for."""
+    manifest = served.bundle.manifest
+    answer = prediction(manifest.classes, part.filename, outcome)
+    row = {**answer.record(manifest.exits), "at_deadline": answer.at_deadline}
+    if count > 1:
+        row["top"] = top(manifest.classes, outcome.logits, count)
+    if reject:
+        rejected = not (answer.probability is not None and answer.probability >= reject)
+        row |= {"rejected": rejected} | ({"label": None, "class": None} if rejected else {})
+    return row
+
+
+def _every_exit(served: Version, inputs: np.ndarray) -> list[dict[str, Any]]:
+    """What every exit says about one image, and its cost as a share of the whole network's."""
+    classes = served.bundle.manifest.classes
+    macs = served.bundle.manifest.measured.get("segment_macs")
+    costs = (
+        np.cumsum(macs) / np.sum(macs) if isinstance(macs, list) and len(macs) == len(served.bundle.segments) else None
+    )
+    rows = []
+    for index, (exit, _, answer, score, leaves) in enumerate(all_exits(served.bundle, inputs)):
+        shares = probabilities(answer[0])
+        number = int(shares.argmax())
+        rows.append(
+            {
+                "exit": exit + 1,
+                "label": classes[number],
+                "class": number,
+                "probability": float(shares[number]),
+                "score": float(score[0]),
+                "leaves": bool(leaves[0]),
+                "cost": None if costs is None else float(costs[index]),
+            }
+        )
+    return rows
+
+
+def _class(served: Version, label: str) -> int:
+    classes = served.bundle.manifest.classes
+    if label not in classes:
+        raise malformed(f"labels holds {quoted(label)}, which is no class of {served.model}")
+    return classes.index(label)

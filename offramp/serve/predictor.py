@@ -1,0 +1,196 @@
+"""Await one image, get one prediction: batches form behind, answers leave at their exits. Runs without torch."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.predict import Prediction
+from offramp.bundle.preprocess import Preprocessing
+from offramp.bundle.read import Bundle, open_bundle
+from offramp.images import BadImage, open_image
+from offramp.lookup import ParameterError
+from offramp.serve.answers import prediction
+from offramp.serve.costs import CostCurve
+from offramp.serve.engine import Engine, Failed, Outcome, Result, Sink
+from offramp.serve.measure import measure
+from offramp.serve.scheduler import Scheduler
+from offramp.serve.statistics import Statistics
+
+Inputs = NDArray[np.float32]
+QUICK_BYTES, QUICK_PIXELS = 1 << 14, 1 << 14
+"""Images of at most this size are decoded in the event loop's thread."""
+
+
+class AsyncPredictor:
+    """A bundle that answers many callers of an event loop at once, each as soon as its image exits.
+
+    Survivors of different calls are batched again at every exit. Use it as `async with AsyncPredictor("bundle") as p:
+    prediction = await p.predict("a.jpg")`, or call `close` at the end.
+
+    Args:
+        bundle: folder that `offramp export` wrote, or an open bundle.
+        runtime: `onnx` or `openvino`, in float32 on the CPU.
+        deadline_ms: milliseconds after which an image is answered by the best exit so far; by default, never.
+        max_batch: images of the largest batch.
+        queue: how many images may be accepted and not answered; beyond, calls raise `QueueFull`.
+        workers: batches that run at the same time.
+        costs: one curve per segment; measured at the start by default, which takes a second or more.
+    Raises:
+        ValueError: if the bundle cannot be opened or a number makes no sense.
+        ImportError: if the runtime is not installed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | Path | str,
+        *,
+        runtime: str = "onnx",
+        deadline_ms: int | float | None = None,
+        max_batch: int = 32,
+        queue: int = 1024,
+        workers: int = 1,
+        costs: Sequence[CostCurve] | None = None,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("queue", queue), ("workers", workers)):
+            if value < 1:
+                raise ParameterError(f"{name} must be at least 1, got {value}", name)
+        self.deadline_ms = check_deadline(deadline_ms)
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, runtime)
+        curves = measure(self.bundle, max_batch) if costs is None else costs
+        scheduler = Scheduler(curves, most=max_batch, capacity=queue, workers=workers)
+        self.engine = Engine(self.bundle, scheduler)
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="offramp-decode")
+        self._sinks: tuple[asyncio.AbstractEventLoop, Sink] | None = None
+
+    async def predict(self, image: Path | str | bytes, *, deadline_ms: int | float | None = None) -> Prediction:
+        """Label, probability and exit of one image.
+
+        Args:
+            image: a file or the encoded bytes of one.
+            deadline_ms: instead of that of the predictor.
+        Returns:
+            The prediction; if the image could not be read, it has an `error` and no label. `at_deadline` says that its
+            deadline came before the policy let it exit.
+        Raises:
+            QueueFull: if too many images wait.
+            Failed: if a segment failed.
+        """
+        name = "" if isinstance(image, bytes) else str(image)
+        try:
+            inputs = await self.decode(image)
+        except BadImage as error:
+            return Prediction(name, error=str(error))
+        result = (await self.infer(inputs, deadline_ms=deadline_ms))[0]
+        if isinstance(result, Failed):
+            raise result
+        return prediction(self.bundle.manifest.classes, name, result)
+
+    async def decode(self, image: Path | str | bytes) -> Inputs:
+        """The inputs (1, channels, size, size) of one image.
+
+        Raises:
+            BadImage: whatever is wrong with it.
+        """
+        preprocessing = self.bundle.manifest.preprocessing
+        if isinstance(image, bytes) and _quick(image):
+            return read_input(preprocessing, image)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, read_input, preprocessing, image)
+
+    async def infer(self, inputs: Inputs, *, deadline_ms: int | float | None = None) -> list[Result]:
+        """The outcome of each input (B, channels, size, size), in order; `Failed` for those whose segment failed.
+
+        Raises:
+            QueueFull: if they do not fit into the queue; none of them was accepted then.
+            ParameterError: if the deadline is not positive.
+        """
+        if not len(inputs):
+            return []
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in range(len(inputs))]
+        deadline = self.deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
+        self.engine.submit(inputs, futures, self._sink(loop), deadline)
+        return [await future for future in futures]
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted since the start."""
+        return self.engine.statistics
+
+    @property
+    def waiting(self) -> list[int]:
+        """How many images wait for each segment."""
+        return self.engine.scheduler.waiting
+
+    @property
+    def alive(self) -> bool:
+        """Whether the threads that compute are running."""
+        return self.engine.alive
+
+    def check(self, samples: int) -> None:
+        """Raise `QueueFull` if a request of this many images would not fit now."""
+        self.engine.check(samples)
+
+    def close(self) -> None:
+        """Answer everything that was accepted, then stop; waits for it."""
+        self.engine.stop()
+        self._decoders.shutdown(wait=True)
+
+    async def __aenter__(self) -> "AsyncPredictor":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _sink(self, loop: asyncio.AbstractEventLoop) -> Sink:
+        """What resolves futures of an event loop: one call into the loop for all results of a batch."""
+        if self._sinks is None or self._sinks[0] is not loop:
+            self._sinks = loop, lambda results: _hand_over(loop, results)
+        return self._sinks[1]
+
+
+def read_input(preprocessing: Preprocessing, image: Path | str | bytes) -> Inputs:
+    """The inputs (1, channels, size, size) of one image; see `AsyncPredictor.decode`."""
+    if not isinstance(image, bytes) and not Path(image).is_file():
+        raise BadImage("there is no such file")
+    return preprocessing.normalise(preprocessing.read(image if isinstance(image, bytes) else Path(image))[None])
+
+
+def _quick(image: bytes) -> bool:
+    """Whether decoding takes less time than handing the image to another thread."""
+    if len(image) > QUICK_BYTES:
+        return False
+    with open_image(image) as header:
+        return header.width * header.height <= QUICK_PIXELS
+
+
+def check_deadline(deadline_ms: int | float | None) -> int | float | None:
+    """The deadline itself.
+
+    Raises:
+        ParameterError: if it is not a positive number.
+    """
+    if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
+        raise ParameterError(f"deadline_ms must be a positive number, got {deadline_ms}", "deadline_ms")
+    return deadline_ms
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, results: Sequence[tuple[Any, Result]]) -> None:
+    if not loop.is_closed():  # else nobody waits any more
+        loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: Sequence[tuple[Any, Result]]) -> None:
+    for future, result in results:
+        if not future.done():  # its caller may have given up
+            future.set_result(result)
+
+
+__all__ = ["AsyncPredictor", "Failed", "Outcome", "Prediction"]

@@ -1,0 +1,277 @@
+"""The Open Inference Protocol, version 2: tensors in and out, as JSON and as binary data. Runs without torch.
+
+https://github.com/kserve/open-inference-protocol, with the binary tensor data extension of Triton. Nothing is
+unpickled; BYTES tensors are encoded images.
+"""
+
+import base64
+import binascii
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp import finite
+from offramp.bundle.read import Bundle
+from offramp.serve.errors import malformed, too_large
+from offramp.text import quoted
+
+INPUT = "image"
+INPUT_TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+OUTPUTS = {
+    "logits": "FP32",
+    "probability": "FP32",
+    "class": "INT64",
+    "label": "BYTES",
+    "exit": "INT64",
+    "score": "FP32",
+    "ms": "FP32",
+    "at_deadline": "BOOL",
+    "error": "BYTES",
+}
+"""Every output with its type; exits are counted from 1."""
+_TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+LENGTH = "inference-header-content-length"
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request that was understood.
+
+    Attributes:
+        id: to send back.
+        inputs: what the network takes, (N, channels, size, size) float32; or pixels, uint8; or N encoded images.
+        deadline_ms: of the request.
+        outputs: the wanted outputs, and whether each is sent as binary data.
+    """
+
+    id: str | None
+    inputs: NDArray[Any] | list[bytes]
+    deadline_ms: int | float | None
+    outputs: dict[str, bool]
+
+
+def metadata(name: str, versions: Sequence[str], bundle: Bundle) -> dict[str, Any]:
+    """What a model takes and gives."""
+    shape, classes = list(bundle.manifest.preprocessing.shape), len(bundle.manifest.classes)
+    return {
+        "name": name,
+        "versions": list(versions),
+        "platform": "offramp_bundle",
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *shape]}],
+        "outputs": [
+            {"name": output, "datatype": kind, "shape": [-1, classes] if output == "logits" else [-1]}
+            for output, kind in OUTPUTS.items()
+        ],
+    }
+
+
+def parse(body: bytes, header_length: str | None, shape: tuple[int, ...], most: int) -> InferRequest:
+    """Read a request.
+
+    Args:
+        body: JSON, perhaps followed by binary data.
+        header_length: of the JSON in bytes, if binary data follow.
+        shape: of one input.
+        most: images that a request may have.
+    Raises:
+        RequestError: 400 or 413, naming the field and what it should be.
+    """
+    text, binary = _divided(body, header_length)
+    try:
+        request = json.loads(text)
+    except (ValueError, RecursionError):
+        raise malformed("the body is no JSON object of the Open Inference Protocol") from None
+    if not isinstance(request, dict):
+        raise malformed("the body must be a JSON object with `inputs`")
+    identity, parameters = request.get("id"), _mapping(request.get("parameters"), "parameters")
+    if identity is not None and not isinstance(identity, str):
+        raise malformed(f"id must be a text, got {quoted(identity)}")
+    inputs = request.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        raise malformed(f"inputs must be a list of one tensor, named `{INPUT}`")
+    tensor = _tensor(inputs[0], binary, shape, most)
+    return InferRequest(identity, tensor, _deadline(parameters), _outputs(request.get("outputs"), parameters))
+
+
+def _divided(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    if header_length is None:
+        return body, b""
+    if not header_length.isdigit() or int(header_length) > len(body):
+        raise malformed(
+            f"Inference-Header-Content-Length must be a number up to the {len(body)} bytes of the body, got "
+            f"{quoted(header_length)}"
+        )
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise malformed(f"{name} must be an object, got {quoted(value)}")
+    return value or {}
+
+
+def _deadline(parameters: Mapping[str, Any]) -> int | float | None:
+    value = parameters.get("deadline_ms")
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < 1e9:
+        raise malformed(f"parameters.deadline_ms must be a positive number of milliseconds, got {quoted(value)}")
+    number: int | float = value
+    return number
+
+
+def _outputs(wanted: Any, parameters: Mapping[str, Any]) -> dict[str, bool]:
+    binary = _flag(parameters, "binary_data_output", "parameters")
+    if wanted is None or wanted == []:
+        return dict.fromkeys(OUTPUTS, binary)
+    if not isinstance(wanted, list):
+        raise malformed(f"outputs must be a list, got {quoted(wanted)}")
+    result = {}
+    for index, output in enumerate(wanted):
+        field = f"outputs[{index}]"
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str) or name not in OUTPUTS:
+            raise malformed(f"{field}.name must be one of {', '.join(OUTPUTS)}, got {quoted(name)}")
+        options = _mapping(output.get("parameters"), f"{field}.parameters")
+        if options.get("classification"):
+            raise malformed(f"{field}.parameters.classification is not supported: ask for `class` and `probability`")
+        result[name] = _flag(options, "binary_data", f"{field}.parameters", binary)
+    return result
+
+
+def _flag(parameters: Mapping[str, Any], name: str, field: str, default: bool = False) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise malformed(f"{field}.{name} must be true or false, got {quoted(value)}")
+    return value
+
+
+def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> NDArray[Any] | list[bytes]:
+    if not isinstance(tensor, dict) or tensor.get("name") != INPUT:
+        name = tensor.get("name") if isinstance(tensor, dict) else tensor
+        raise malformed(f"inputs[0].name must be `{INPUT}`, got {quoted(name)}")
+    kind, given = tensor.get("datatype"), tensor.get("shape")
+    if kind not in (*INPUT_TYPES, "BYTES"):
+        raise malformed(
+            "inputs[0].datatype must be FP32 (inputs of the network), UINT8 (pixels) or BYTES (encoded images), got "
+            f"{quoted(kind)}"
+        )
+    wanted = "[N]" if kind == "BYTES" else f"[N, {', '.join(map(str, shape))}]"
+    if not isinstance(given, list) or any(type(size) is not int for size in given):
+        raise malformed(f"inputs[0].shape must be {wanted} for the datatype {kind}, got {quoted(given)}")
+    if kind == "BYTES" and len(given) == 2 and given[1] == 1:
+        given = given[:1]
+    if len(given) != len(wanted.split(",")) or (kind != "BYTES" and tuple(given[1:]) != shape) or given[0] < 1:
+        raise malformed(f"inputs[0].shape must be {wanted} for the datatype {kind}, got {given}")
+    if given[0] > most:
+        raise too_large(f"inputs[0].shape holds {given[0]} images, more than the {most} allowed in a request")
+    size = _mapping(tensor.get("parameters"), "inputs[0].parameters").get("binary_data_size")
+    if size is not None:
+        if type(size) is not int or size != len(binary):
+            raise malformed(
+                f"inputs[0].parameters.binary_data_size must be the {len(binary)} bytes that follow the JSON, got "
+                f"{quoted(size)}"
+            )
+        return _images(binary, given[0]) if kind == "BYTES" else _array(binary, kind, tuple(given))
+    if binary:
+        raise malformed(f"inputs[0].parameters.binary_data_size is missing, though {len(binary)} bytes follow the JSON")
+    data = tensor.get("data")
+    return _from_texts(data, given[0]) if kind == "BYTES" else _from_json(data, kind, tuple(given))
+
+
+def _array(data: bytes, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    dtype = INPUT_TYPES[kind]
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(data) != wanted:
+        raise malformed(f"inputs[0] has {len(data)} bytes of binary data, its shape {list(shape)} needs {wanted}")
+    return _checked(np.frombuffer(data, dtype).reshape(shape))
+
+
+def _from_json(data: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if not isinstance(data, list):
+        raise malformed(f"inputs[0].data must be a list of numbers, got {quoted(data)}")
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        raise malformed("inputs[0].data must be a flat list or lists of equal lengths") from None
+    if array.dtype.kind not in "iuf":
+        raise malformed(f"inputs[0].data must hold numbers only, for the datatype {kind}")
+    if array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
+        raise malformed(
+            f"inputs[0].data has {array.size} values in the shape {list(array.shape)}, but inputs[0].shape is "
+            f"{list(shape)}"
+        )
+    if kind == "UINT8" and (array.dtype.kind == "f" or array.min() < 0 or array.max() > 255):
+        raise malformed("inputs[0].data must be whole numbers from 0 to 255 for the datatype UINT8")
+    with np.errstate(over="ignore"):
+        return _checked(array.astype(INPUT_TYPES[kind]).reshape(shape))
+
+
+def _checked(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise malformed("inputs[0].data holds values that are not finite, or too large for FP32")
+    return array
+
+
+def _images(data: bytes, count: int) -> list[bytes]:
+    """Encoded images, each after its length in four bytes."""
+    result: list[bytes] = []
+    place = 0
+    while place + 4 <= len(data) and len(result) < count:
+        length = int(struct.unpack_from("<I", data, place)[0])
+        result.append(data[place + 4 : place + 4 + length])
+        place += 4 + length
+    if len(result) != count or place != len(data):
+        raise malformed(f"inputs[0] has no {count} images in its binary data: each is preceded by its length")
+    return result
+
+
+def _from_texts(data: Any, count: int) -> list[bytes]:
+    """Encoded images as base64 texts."""
+    if not isinstance(data, list) or len(data) != count or not all(isinstance(text, str) for text in data):
+        raise malformed(f"inputs[0].data must be {count} images as base64 texts for the datatype BYTES")
+    try:
+        return [base64.b64decode(text, validate=True) for text in data]
+    except (binascii.Error, ValueError):
+        raise malformed("inputs[0].data must be base64 texts for the datatype BYTES; or send binary data") from None
+
+
+def render(
+    name: str, version: str, request: InferRequest, columns: Mapping[str, Sequence[Any] | NDArray[Any]]
+) -> tuple[bytes, dict[str, str]]:
+    """The response with the wanted outputs: its body and headers.
+
+    Args:
+        columns: every output of N images.
+    """
+    outputs, parts = [], []
+    for output, binary in request.outputs.items():
+        kind = OUTPUTS[output]
+        values = columns[output]
+        array = values if kind == "BYTES" else np.asarray(values, _TYPES[kind])
+        tensor: dict[str, Any] = {"name": output, "datatype": kind}
+        tensor["shape"] = [len(values)] if isinstance(array, Sequence) else list(array.shape)
+        if binary:
+            parts.append(_packed(array) if isinstance(array, Sequence) else array.tobytes())
+            tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            tensor["data"] = list(array) if isinstance(array, Sequence) else array.ravel().tolist()
+        outputs.append(tensor)
+    answer = {"model_name": name, "model_version": version, "outputs": outputs}
+    text = finite.dumps(answer if request.id is None else {**answer, "id": request.id}).encode()
+    if not parts:
+        return text, {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(text))}
+    return b"".join([text, *parts]), headers
+
+
+def _packed(texts: Sequence[str]) -> bytes:
+    parts = [text.encode() for text in texts]
+    return b"".join(struct.pack("<I", len(part)) + part for part in parts)

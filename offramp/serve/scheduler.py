@@ -1,0 +1,242 @@
+"""Which segment runs next, on which samples. Runs without torch, without a clock and without threads of its own.
+
+Samples wait in one queue per segment. Of all queues, the one with the largest product of two numbers runs next:
+
+- the pressure of its first sample: its waiting time since it arrived, as a share of the time it has (its deadline, or
+  `PATIENCE`). It grows without bound, so that no sample waits for ever.
+- the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
+  survivors gather before a segment for which large batches pay, and run at once where they do not.
+
+This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
+link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
+the sample that is due first comes first (earliest deadline first; Liu and Layland, JACM 20(1), 1973).
+
+The driver reports the time and runs the work: threads (`offramp.serve.engine`) or a simulation.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, NamedTuple
+
+from offramp.serve.costs import CostCurve, shortest
+
+PATIENCE = 1.0
+"""Seconds in which a sample without a deadline gathers the pressure that one with a deadline has when it is due."""
+
+
+class QueueFull(Exception):
+    """Too many samples wait; `retry_after` is the number of seconds in which they are expected to be answered."""
+
+    def __init__(self, waiting: int, capacity: int, retry_after: int | float) -> None:
+        super().__init__(f"the queue is full: {waiting} of at most {capacity} samples wait")
+        self.retry_after = retry_after
+
+
+class Sample:
+    """One sample on its way.
+
+    Attributes:
+        payload: what the driver keeps with it.
+        arrived: when it counts as arrived, in seconds: the images of a large request come one after the other, as far
+            apart as their computation takes, so that a large request does not hold up small ones.
+        deadline: when it should be answered at the latest, or None.
+        passed: how many segments it has passed.
+    """
+
+    __slots__ = ("arrived", "deadline", "passed", "payload")
+
+    def __init__(self, payload: Any, arrived: int | float, deadline: int | float | None) -> None:
+        self.payload, self.arrived, self.deadline, self.passed = payload, arrived, deadline, 0
+
+    @property
+    def due(self) -> int | float:
+        """When its pressure is 1, in seconds."""
+        return self.arrived + PATIENCE if self.deadline is None else self.deadline
+
+    def pressure(self, now: int | float) -> int | float:
+        """Its waiting time as a share of the time that it has."""
+        return max(0.0, now - self.arrived) / max(1e-6, self.due - self.arrived)
+
+
+class Work(NamedTuple):
+    """A batch to run: the number of the segment, counted from 0, and its samples."""
+
+    segment: int
+    samples: list[Sample]
+
+
+class Decision(NamedTuple):
+    """What happens now: samples to answer with the best exit so far, and the batch to run, if any waits."""
+
+    late: list[Sample]
+    work: Work | None
+
+
+class Scheduler:
+    """The queues of one bundle; not safe for several threads at once.
+
+    Args:
+        costs: one curve per segment.
+        most: samples of the largest batch.
+        capacity: how many samples may be accepted and not answered.
+        workers: how many batches run at the same time.
+    """
+
+    def __init__(self, costs: Sequence[CostCurve], *, most: int = 32, capacity: int = 1024, workers: int = 1) -> None:
+        self.costs = tuple(costs)
+        self.capacity, self.workers = capacity, workers
+        self.useful = tuple(curve.useful(most) for curve in costs)
+        self.unanswered = 0
+        self._each = [curve(size) / size for curve, size in zip(self.costs, self.useful)]
+        self._path = shortest(costs, most)
+        self._queues = [_Queue() for _ in costs]
+
+    @property
+    def waiting(self) -> list[int]:
+        """How many samples wait for each segment."""
+        return [len(queue) for queue in self._queues]
+
+    def retry_after(self) -> int | float:
+        """Seconds in which everything that waits is expected to be answered, if no sample exits early."""
+        remaining = [sum(self._each[segment:]) for segment in range(len(self.costs))]
+        return sum(n * seconds for n, seconds in zip(self.waiting, remaining)) + self._path
+
+    def check(self, samples: int) -> None:
+        """Refuse a request of this many samples that does not fit.
+
+        Raises:
+            QueueFull: if it does not.
+        """
+        if self.unanswered + samples > self.capacity:
+            raise QueueFull(self.unanswered, self.capacity, self.retry_after())
+
+    def submit(self, payloads: Iterable[Any], now: int | float, deadline: int | float | None = None) -> list[Sample]:
+        """Accept a request, as a whole or not at all.
+
+        Args:
+            payloads: one per sample.
+            now: in seconds.
+            deadline: in seconds, on the same clock.
+        Raises:
+            QueueFull: if it does not fit.
+        """
+        samples = [
+            Sample(payload, now + index * self._path, None if deadline is None else max(deadline, now))
+            for index, payload in enumerate(payloads)
+        ]
+        self.check(len(samples))
+        self.unanswered += len(samples)
+        for sample in samples:
+            self._queues[0].add(sample)
+        return samples
+
+    def next(self, now: int | float) -> Decision:
+        """What to answer and what to run at this time, for a worker that is idle; the driver must do both."""
+        late = self._drop_late(now)
+        segment = self._choose(now)
+        if segment is None:
+            return Decision(late, None)
+        samples = self._take(segment, now, late)
+        if not samples:  # all of its samples would have come too late
+            more = self.next(now)
+            return Decision(late + more.late, more.work)
+        if self.workers == 1:  # nothing else runs before this batch ends
+            late += self._drop_late(now + self.costs[segment](len(samples)))
+        return Decision(late, Work(segment, samples))
+
+    def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
+        """The samples of a batch that has run and are answered; the others (their indices in it) go on."""
+        kept = set(staying)
+        for index in kept:
+            sample = work.samples[index]
+            sample.passed = work.segment + 1
+            self._queues[sample.passed].add(sample)
+        self.unanswered -= len(work.samples) - len(kept)
+        return [sample for index, sample in enumerate(work.samples) if index not in kept]
+
+    def _choose(self, now: int | float) -> int | None:
+        """The segment that runs next, or None if nobody waits."""
+        waiting = [segment for segment, queue in enumerate(self._queues) if len(queue)]
+        if not waiting:
+            return None
+        segment = max(waiting, key=lambda segment: (self._weight(segment, now), segment))
+        ends = now + self._cost(segment)
+        first, cost = self._queues[0].deadline, self._cost(0)
+        if segment and now + cost <= first < ends + cost:
+            return 0  # these have no answer yet: run after the other batch, they would miss their deadline
+        return segment
+
+    def _cost(self, segment: int) -> int | float:
+        """Seconds of the batch that this segment would run now."""
+        return self.costs[segment](max(1, min(len(self._queues[segment]), self.useful[segment])))
+
+    def _weight(self, segment: int, now: int | float) -> int | float:
+        queue = self._queues[segment]
+        batch = min(len(queue), self.useful[segment])
+        return queue.first.pressure(now) * self._each[segment] * batch / self.costs[segment](batch)
+
+    def _take(self, segment: int, now: int | float, late: list[Sample]) -> list[Sample]:
+        """The next batch of a segment; samples with an answer that this batch would delay too long become late."""
+        queue = self._queues[segment]
+        batch = [queue.pop() for _ in range(min(len(queue), self.useful[segment]))]
+        if segment:
+            ends = now + self.costs[segment](len(batch))
+            cut = [sample for sample in batch if sample.deadline is not None and sample.deadline < ends]
+            self.unanswered -= len(cut)
+            late += cut
+            batch = [sample for sample in batch if sample.deadline is None or sample.deadline >= ends]
+        return batch
+
+    def _drop_late(self, start: int | float) -> list[Sample]:
+        """Remove the samples with an answer whose next segment, started at this time, would end after their deadline.
+
+        Samples without an answer stay: the first segment runs in any case.
+        """
+        late = []
+        for segment, queue in enumerate(self._queues[1:], 1):
+            while queue.deadline < start + self.costs[segment](1):
+                late.append(queue.pop_dated())
+        self.unanswered -= len(late)
+        return late
+
+
+class _Queue:
+    """Samples in the order in which they are due; those with a deadline also by themselves."""
+
+    def __init__(self) -> None:
+        self._dated: list[tuple[int | float, int, Sample]] = []
+        self._others: list[tuple[int | float, int, Sample]] = []
+        self._number = count()
+
+    def __len__(self) -> int:
+        return len(self._dated) + len(self._others)
+
+    def add(self, sample: Sample) -> None:
+        """Take a sample in; of equal ones, the first stays first."""
+        heappush(self._others if sample.deadline is None else self._dated, (sample.due, next(self._number), sample))
+
+    @property
+    def deadline(self) -> int | float:
+        """The earliest deadline; infinite if there is none."""
+        return self._dated[0][0] if self._dated else math.inf
+
+    @property
+    def first(self) -> Sample:
+        """The sample that is due first."""
+        return self._fuller()[0][2]
+
+    def pop(self) -> Sample:
+        """Remove the sample that is due first."""
+        return heappop(self._fuller())[2]
+
+    def pop_dated(self) -> Sample:
+        """Remove the sample with the earliest deadline."""
+        return heappop(self._dated)[2]
+
+    def _fuller(self) -> list[tuple[int | float, int, Sample]]:
+        """The heap whose first sample is due first."""
+        if not self._dated or (self._others and self._others[0][:1] < self._dated[0][:1]):
+            return self._others
+        return self._dated

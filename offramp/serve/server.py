@@ -1,0 +1,161 @@
+"""A server in this process: in the foreground until it is told to stop, or in a thread. Runs without torch."""
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from offramp.lookup import ParameterError, nearest
+from offramp.serve.models import Models, named
+from offramp.serve.options import ServeOptions
+
+FIELDS = [field.name for field in fields(ServeOptions)]
+KEEP_ALIVE = 5
+"""Seconds that a connection without requests stays open."""
+
+
+class Server:
+    """Serves bundles over HTTP.
+
+    `Server("bundle").run()` blocks until SIGTERM or Ctrl-C, and then answers what is in progress. As a context,
+    `with Server("bundle", port=0) as server: ...` serves from a thread at `server.url`.
+
+    Args:
+        bundles: folders of bundles, or `NAME=FOLDER`; a folder of bundles with numbers as names holds versions.
+        options: fields of `offramp.serve.options.ServeOptions`.
+    Raises:
+        ParameterError: if a value makes no sense.
+        OSError: if the address is in use.
+        ImportError: if a package of the extra `serve` is missing.
+    """
+
+    def __init__(self, *bundles: Path | str, **options: Any) -> None:
+        for name in options:
+            if name not in FIELDS:
+                raise ParameterError(f"there is no option {name}; {nearest(name, FIELDS)}")
+        self.options = ServeOptions(**options)
+        try:
+            import fastapi as fastapi
+            import prometheus_client as prometheus_client
+            import python_multipart as python_multipart
+            import uvicorn
+        except ImportError as error:
+            raise ImportError(f"serving needs {error.name}: pip install 'offramp[serve]'") from None
+        from offramp.serve.app import build
+
+        self.models = Models(named([str(bundle) for bundle in bundles]), self.options)
+        self._socket = _listen(self.options)
+        self.options = replace(self.options, port=self._socket.getsockname()[1])
+        self.app = build(self.models, self.options)
+        config = uvicorn.Config(
+            self.app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=int(self.options.drain_timeout),
+            ws="none",
+        )
+        self._server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = self.options.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.options.port}"
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C; then answer what is in progress, at most for `drain_timeout` seconds.
+
+        Raises:
+            ValueError: if a bundle cannot be opened.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it has ended
+        asyncio.run(self._serve())
+
+    def stop(self) -> None:
+        """Begin to stop; `run` returns when everything in progress is answered."""
+        self._server.should_exit = True
+
+    def __enter__(self) -> "Server":
+        self._thread = threading.Thread(target=self._in_thread, name="offramp-server", daemon=True)
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.01)
+        if not self._server.started:
+            raise self._failure or RuntimeError("the server did not start")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _in_thread(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:  # given to whoever waits for the start
+            self._failure = error
+
+    async def _serve(self) -> None:
+        """Open the models here, so that what is wrong with them is raised; then listen."""
+        try:
+            for name in self.models.folders:
+                await self.models.load(name)
+            reaper = asyncio.create_task(_close_silent(self._server.server_state, self.options.header_timeout))
+            await self._server.serve(sockets=[self._socket])
+            reaper.cancel()
+        finally:
+            await self.models.close()
+            self._socket.close()
+
+
+def _leave(number: int, frame: object) -> None:
+    """End with status 0: being told to stop is no failure."""
+    raise SystemExit(0)
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    """A listening socket, bound before anything is opened."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio does not set TCP_NODELAY
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((options.host, options.port))
+    except OSError as error:
+        listening.close()
+        raise OSError(f"cannot listen on {options.host} port {options.port}: {error.strerror}") from None
+    return listening
+
+
+async def _close_silent(state: Any, seconds: int | float) -> None:
+    """Close connections that have sent no complete request for some seconds; uvicorn would keep them for ever.
+
+    A connection between two requests is closed by uvicorn itself, unless the next one has begun and never ends.
+    """
+    since: dict[Any, tuple[Any, float]] = {}
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(min(1.0, seconds / 4))
+        silent = [each for each in state.connections if each.cycle is None or each.cycle.response_complete]
+        since = {each: since.get(each, (each.cycle, loop.time())) for each in silent}
+        for each, (cycle, begun) in since.items():
+            if each.cycle is not cycle:
+                since[each] = each.cycle, loop.time()
+            elif loop.time() - begun > seconds and not each.transport.is_closing():
+                each.transport.close()
+
+
+def serve(bundles: Sequence[Path | str], **options: Any) -> None:
+    """Serve bundles until SIGTERM or Ctrl-C; see `Server`."""
+    Server(*bundles, **options).run()

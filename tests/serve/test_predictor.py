@@ -1,0 +1,283 @@
+"""AsyncPredictor: every image answered once, as `predict` answers it, whatever batches it passes through."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import offramp
+from offramp.bundle.read import Bundle, open_bundle
+from offramp.early_exit.policy import ExitPolicy
+from offramp.serve.costs import CostCurve
+from offramp.serve.engine import Failed, Outcome
+from offramp.serve.measure import measure
+from offramp.serve.predictor import AsyncPredictor
+from offramp.serve.rows import Block, Row, gather
+from offramp.serve.scheduler import QueueFull
+
+Costs = tuple[CostCurve, ...]
+
+
+def same(outcome: Outcome, bundle: Bundle, inputs: np.ndarray) -> None:
+    """An outcome is that of the bundle for this input alone, unless its score lies at a threshold."""
+    alone = bundle.answer(inputs[None])
+    scale = max(1.0, float(np.abs(alone.logits).max()))
+    if outcome.exit != alone.exit[0]:
+        first = min(outcome.exit, int(alone.exit[0]))
+        assert bundle.policy.score == "patience" or abs(alone.score[0] - bundle.policy.thresholds[first]) < 1e-4
+        return
+    assert np.abs(outcome.logits - alone.logits[0]).max() <= 1e-5 * scale
+    assert abs(outcome.score - alone.score[0]) <= 1e-5 and not outcome.late
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {},
+        {"answer": "arithmetic", "temperatures": (1.0, 0.8, 0.5), "thresholds": (0.4, 0.5, 0.5)},
+        {"score": "patience", "patience": 2},
+        {"score": "entropy", "answer": "geometric"},
+        {"score": "margin", "answer": "sum"},
+    ],
+    ids=str,
+)
+def test_as_predict_answers(folder: Path, pixels: np.ndarray, costs: Costs, policy: dict[str, Any]) -> None:
+    bundle = open_bundle(folder)
+    values = {"thresholds": (0.6, 0.7, 0.5), "enabled": (True,) * 3, **policy}
+    bundle = replace(bundle, policy=ExitPolicy(**values))
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:80])
+
+    async def ask() -> list[Any]:
+        async with AsyncPredictor(bundle, costs=costs, max_batch=16) as predictor:
+            cuts = [0, 1, 2, 9, 10, 40, 41, 80]
+            requests = [predictor.infer(inputs[begin:end]) for begin, end in pairwise(cuts)]
+            return [outcome for result in await asyncio.gather(*requests) for outcome in result]
+
+    outcomes = asyncio.run(ask())
+    assert len({outcome.exit for outcome in outcomes}) > 1
+    for outcome, row in zip(outcomes, inputs, strict=True):
+        same(outcome, bundle, row)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**32))
+def test_every_request_is_answered_once(bundle: Bundle, pixels: np.ndarray, costs: Costs, seed: int) -> None:
+    """Random requests in random order from random moments; each gets its own answers."""
+    rng = random.Random(seed)
+    inputs = bundle.manifest.preprocessing.normalise(pixels)
+
+    async def ask() -> int:
+        answered = 0
+
+        async def one(predictor: AsyncPredictor) -> None:
+            nonlocal answered
+            rows = [rng.randrange(len(inputs)) for _ in range(rng.randint(1, 7))]
+            await asyncio.sleep(rng.uniform(0, 0.01))
+            outcomes = await predictor.infer(inputs[rows])
+            for row, outcome in zip(rows, outcomes, strict=True):
+                assert isinstance(outcome, Outcome)
+                same(outcome, bundle, inputs[row])
+                answered += 1
+
+        async with AsyncPredictor(bundle, costs=costs, max_batch=rng.randint(1, 16)) as predictor:
+            await asyncio.gather(*(one(predictor) for _ in range(20)))
+        assert sum(predictor.engine.statistics.answered) == answered
+        return answered
+
+    assert asyncio.run(ask())
+
+
+def test_one_image_one_prediction(folder: Path, images: list[bytes], costs: Costs, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(images[0])
+    (tmp_path / "b.txt").write_text("no image")
+
+    async def ask() -> list[Any]:
+        async with offramp.AsyncPredictor(folder, costs=costs) as predictor:
+            files = [tmp_path / "a.png", str(tmp_path / "b.txt"), images[0], tmp_path / "none.png"]
+            return await asyncio.gather(*(predictor.predict(file) for file in files))
+
+    right, bad, again, missing = asyncio.run(ask())
+    wanted = next(iter(offramp.load_bundle(folder).predict([tmp_path / "a.png"])))
+    assert (right.image, right.label, right.exit) == (wanted.image, wanted.label, wanted.exit)
+    assert right.probability == pytest.approx(wanted.probability, abs=1e-5) and right.ms > 0 and not right.at_deadline
+    assert again == replace(right, image="", ms=again.ms)
+    assert bad.label is None and "image" in bad.error and missing.error == "there is no such file"
+
+
+def slow(bundle: Bundle, number: int, ready: threading.Event, seen: list[int]) -> Bundle:
+    """A bundle whose segment waits for an event."""
+    inner = bundle.segments[number]
+
+    def segment(state: Any, carry: Any) -> Any:
+        seen.append(len(state[0]) if isinstance(state, tuple) else len(state))
+        assert ready.wait(10)
+        return inner(state, carry)
+
+    return replace(bundle, segments=(*bundle.segments[:number], segment, *bundle.segments[number + 1 :]))
+
+
+def never(bundle: Bundle) -> Bundle:
+    """A bundle whose policy lets no sample exit early."""
+    return replace(bundle, policy=ExitPolicy(thresholds=(1e8,) * 3, enabled=(True,) * 3))
+
+
+def test_answers_leave_as_soon_as_their_exit_lets_them(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+    """While the second segment is held up, samples that exited at the first are answered already."""
+    inputs, ready = bundle.manifest.preprocessing.normalise(pixels[:40]), threading.Event()
+    exits = bundle.answer(inputs).exit
+    early, late = int(np.flatnonzero(exits == 0)[0]), int(np.flatnonzero(exits > 0)[0])
+
+    async def ask() -> None:
+        async with AsyncPredictor(slow(bundle, 1, ready, []), costs=costs) as predictor:
+            one = asyncio.create_task(predictor.infer(inputs[[early]]))
+            other = asyncio.create_task(predictor.infer(inputs[[late]]))
+            assert isinstance((await one)[0], Outcome) and not other.done()
+            ready.set()
+            assert isinstance((await other)[0], Outcome)
+
+    asyncio.run(ask())
+
+
+def test_the_best_exit_so_far_at_the_deadline(bundle: Bundle, pixels: np.ndarray) -> None:
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:3])
+    expensive = (CostCurve((1,), (0.001,)), CostCurve((1,), (3600.0,)), CostCurve((1,), (3600.0,)))
+
+    async def ask() -> tuple[list[Any], Any, Any]:
+        async with AsyncPredictor(never(bundle), costs=expensive, deadline_ms=60000) as predictor:
+            first = await predictor.infer(inputs)
+            return first, await predictor.infer(inputs, deadline_ms=1e9), predictor.engine.statistics
+
+    cut, whole, statistics = asyncio.run(ask())
+    assert [(outcome.exit, outcome.late) for outcome in cut] == [(0, True)] * 3
+    assert [(outcome.exit, outcome.late) for outcome in whole] == [(2, False)] * 3
+    assert (statistics.answered, statistics.late) == ([3, 0, 3], [3, 0, 0])
+    first = bundle.segments[0](inputs, ())[2]
+    assert np.abs(np.stack([outcome.logits for outcome in cut]) - first).max() < 1e-5
+
+
+def test_a_segment_that_fails_fails_its_batch_alone(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:4])
+    calls: list[int] = []
+    inner = bundle.segments[1]
+
+    def segment(state: Any, carry: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("segment-2.onnx failed in ONNX Runtime: out of memory")
+        return inner(state, carry)
+
+    broken = replace(never(bundle), segments=(bundle.segments[0], segment, bundle.segments[2]))
+
+    async def ask() -> tuple[list[Any], list[Any], Any]:
+        async with AsyncPredictor(broken, costs=costs) as predictor:
+            return await predictor.infer(inputs), await predictor.infer(inputs), predictor.engine.statistics
+
+    failed, right, statistics = asyncio.run(ask())
+    assert all(isinstance(result, Failed) for result in failed) and statistics.failed == 4
+    assert str(failed[0]) == "segment-2.onnx failed in ONNX Runtime: out of memory"
+    assert [outcome.exit for outcome in right] == [2] * 4
+
+
+def test_a_full_queue_and_the_survivors_of_a_stop(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+    inputs, ready = bundle.manifest.preprocessing.normalise(pixels[:5]), threading.Event()
+
+    async def ask() -> None:
+        predictor = AsyncPredictor(slow(bundle, 0, ready, []), costs=costs, queue=4)
+        held = asyncio.create_task(predictor.infer(inputs[:3]))
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull, match="3 of at most 4"):
+            await predictor.infer(inputs[3:])
+        closing = asyncio.create_task(asyncio.to_thread(predictor.close))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="is stopped"):
+            await predictor.infer(inputs[3:4])
+        ready.set()
+        await closing
+        assert [type(result) for result in await held] == [Outcome] * 3
+
+    asyncio.run(ask())
+
+
+def test_survivors_of_different_requests_share_a_batch(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+    inputs, ready, seen = bundle.manifest.preprocessing.normalise(pixels[:12]), threading.Event(), list[int]()
+
+    async def ask() -> None:
+        held = slow(never(bundle), 0, ready, seen)
+        async with AsyncPredictor(held, costs=costs, max_batch=16) as predictor:
+            tasks = [asyncio.create_task(predictor.infer(inputs[[0]]))]
+            while not seen:
+                await asyncio.sleep(0.001)
+            tasks += [asyncio.create_task(predictor.infer(inputs[[row]])) for row in range(1, 12)]
+            await asyncio.sleep(0.001)
+            ready.set()
+            await asyncio.gather(*tasks)
+            assert predictor.engine.statistics.batches[1].counts[:1] == [0]  # the lone first one waited for the others
+
+    asyncio.run(ask())
+    assert seen == [1, 11]
+
+
+def test_several_workers(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:64])
+
+    async def ask() -> list[Any]:
+        async with AsyncPredictor(bundle, costs=costs, workers=2, max_batch=4) as predictor:
+            return [(await task)[0] for task in [predictor.infer(inputs[[row]]) for row in range(64)]]
+
+    for outcome, row in zip(asyncio.run(ask()), inputs, strict=True):
+        same(outcome, bundle, row)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
+        ({"queue": -1}, "queue must be at least 1, got -1"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"deadline_ms": 0.0}, "deadline_ms must be a positive number, got 0.0"),
+        ({"deadline_ms": float("nan")}, "deadline_ms must be a positive number, got nan"),
+        ({"max_batch": 10**9}, "batch_size 1000000000 needs"),
+    ],
+)
+def test_numbers_that_make_no_sense(bundle: Bundle, values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        AsyncPredictor(bundle, **values)
+
+
+def test_measured_costs(bundle: Bundle) -> None:
+    curves = measure(bundle, 4)
+    assert [curve.sizes for curve in curves] == [(1, 2, 4)] * 3
+
+
+def test_rows_of_one_block_stay_one_block() -> None:
+    block = Block((np.arange(6).reshape(3, 2),), (np.arange(3),), {"total": np.arange(3)})
+    assert gather([Row(block, index) for index in range(3)]) is block
+    both = gather(
+        [Row(block, 2), Row(block, 0), Row(Block((np.full((1, 2), 9),), (np.array([7]),), {"total": np.array([5])}), 0)]
+    )
+    assert both.state[0].tolist() == [[4, 5], [0, 1], [9, 9]]
+    assert both.carry[0].tolist() == [2, 0, 7] and both.policy_carry["total"].tolist() == [2, 0, 5]
+
+
+def test_it_runs_without_torch(
+    folder: Path, images: list[bytes], tmp_path: Path, without_torch: Callable[..., str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(images[0])
+    program = """
+import asyncio, offramp
+async def ask():
+    async with offramp.AsyncPredictor(sys.argv[1], max_batch=2) as predictor:
+        return await predictor.predict(sys.argv[2])
+print(asyncio.run(ask()).label)
+"""
+    wanted = next(iter(offramp.load_bundle(folder).predict([tmp_path / "a.png"])))
+    assert without_torch(program, folder, tmp_path / "a.png").strip() == wanted.label
