@@ -1,6 +1,7 @@
 """Segments of a bundle as foreign runtimes run them: ONNX Runtime, OpenVINO. Runs without torch."""
 
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -126,14 +127,16 @@ def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[st
     except RuntimeError as error:
         raise ValueError(f"{name} is not a model that OpenVINO can run: {_line(error)}") from None
     takes = [port.get_any_name() for port in compiled.inputs]
+    alone = Lock()  # a compiled model has one request of its own, which refuses a second thread
     gives = [port.get_any_name() for port in compiled.outputs]
 
     def run(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-        try:
-            made = compiled({port: tensors[port] for port in takes})
-        except RuntimeError as error:
-            raise ValueError(f"{name} failed in OpenVINO: {_line(error)}") from None
-        return {output: np.array(made[index]) for index, output in enumerate(gives)}  # its next run writes there again
+        with alone:
+            try:
+                made = compiled({port: tensors[port] for port in takes})
+            except RuntimeError as error:
+                raise ValueError(f"{name} failed in OpenVINO: {_line(error)}") from None
+            return {output: np.array(made[index]) for index, output in enumerate(gives)}  # its next run writes there
 
     return run, set(takes), set(gives)
 

@@ -73,8 +73,8 @@ def serve(
         log=log,
         false_alarm=false_alarm,
     )
-    print(f"serving {', '.join(server.models.folders)} at {server.url}", file=sys.stderr, flush=True)
-    server.run()
+    text = f"serving {', '.join(server.models.folders)} at {server.url}"
+    server.run(lambda: print(text, file=sys.stderr, flush=True))
 
 
 def _token(file: Path | None) -> str | None:

@@ -93,6 +93,11 @@ def _errors(app: FastAPI, context: Context) -> None:
         field = ".".join(map(str, first["loc"][1:]))
         return JSONResponse({"error": f"{field}: {first['msg']}"}, 400)
 
+    @app.exception_handler(Exception)
+    async def mistake(request: Request, error: Exception) -> Response:
+        context.log.error("mistake", path=request.url.path, error=f"{type(error).__name__}: {error}")
+        return JSONResponse({"error": "the server made a mistake, which its log names"}, 500)
+
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)

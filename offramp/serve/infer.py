@@ -14,7 +14,7 @@ from offramp.serve.documents import INFER, MODEL, SERVER, answers
 from offramp.serve.engine import Outcome
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
-from offramp.serve.receive import context_of, full, outcomes, received
+from offramp.serve.receive import context_of, decoded, full, outcomes, received, stacked
 from offramp.serve.scheduler import QueueFull
 
 router = APIRouter(tags=["Open Inference Protocol"])
@@ -82,16 +82,10 @@ async def _inputs(served: Version, asked: InferRequest) -> tuple[NDArray[np.floa
     preprocessing = served.bundle.manifest.preprocessing
     if not isinstance(asked.inputs, list):
         pixels = asked.inputs.dtype == np.uint8
-        inputs = preprocessing.normalise(asked.inputs) if pixels else asked.inputs.astype(np.float32)
-        return inputs, [""] * len(inputs)
-    parts, errors = [np.zeros((0, *preprocessing.shape), np.float32)], []
-    for image in asked.inputs:
-        try:
-            parts.append(await served.predictor.decode(image))
-            errors.append("")
-        except BadImage as error:
-            errors.append(str(error))
-    return np.concatenate(parts), errors
+        given = preprocessing.normalise(asked.inputs) if pixels else asked.inputs.astype(np.float32)
+        return given, [""] * len(given)
+    inputs = await decoded(served, asked.inputs)
+    return stacked(served, inputs), [str(each) if isinstance(each, BadImage) else "" for each in inputs]
 
 
 def _columns(

@@ -22,7 +22,7 @@ class ServeOptions:
         queue: Images that may be accepted and not answered, for each version of a model; beyond, requests are refused
             with status 429.
         workers: Batches that run at the same time.
-        max_images: Images of one request.
+        max_images: Images of one request; never more than fit into the queue.
         max_body: Bytes of one request's body; requests being read may hold eight times as much together.
         body_timeout: Seconds in which a request's body must arrive.
         header_timeout: Seconds in which a request's headers must arrive.
@@ -58,6 +58,7 @@ class ServeOptions:
         for name in ("max_batch", "queue", "workers", "max_images", "max_body", "feedback"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}", name)
+        object.__setattr__(self, "max_images", min(self.max_images, self.queue))
         for name in ("deadline_ms", "body_timeout", "header_timeout", "drain_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -1,6 +1,5 @@
 """Images by multipart: predictions, labelled feedback. Runs without torch."""
 
-import asyncio
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, 
 from offramp.serve.engine import Outcome
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
-from offramp.serve.receive import context_of, full, outcomes, received
+from offramp.serve.receive import beside, context_of, decoded, full, outcomes, received, stacked
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 
@@ -44,20 +43,19 @@ async def predict(
     async with received(request, model, version) as (served, body):
         parts = _images(request, body)
         request.state.noted["images"] = len(parts)
-        inputs, errors = await _decoded(served, parts)
+        inputs = await decoded(served, [part.data for part in parts])
         try:
-            results = await served.predictor.infer(_stacked(served, inputs), deadline_ms=deadline_ms)
+            results = await served.predictor.infer(stacked(served, inputs), deadline_ms=deadline_ms)
         except QueueFull as refused:
             raise full(refused) from None
         given, rows = iter(outcomes(results)), []
-        for part, each, error in zip(parts, inputs, errors, strict=True):
-            if each is None:
-                rows.append(_unread(served, part, error))
+        for part, each in zip(parts, inputs, strict=True):
+            if isinstance(each, BadImage):
+                rows.append(_unread(served, part, str(each)))
                 continue
             row = _row(served, part, next(given), top, reject)
             if all_exits:
-                async with context_of(request).alone:
-                    row["exits"] = await asyncio.to_thread(_every_exit, served, each)
+                row["exits"] = await beside(context_of(request), _every_exit, served, each)
             rows.append(row)
         return {"model": served.model, "version": served.version, "predictions": rows}
 
@@ -72,20 +70,20 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
         if len(labels) != len(parts):
             raise malformed(f"`labels` must be one class name per image, got {len(labels)} for {len(parts)} images")
         numbers = [_class(served, label) for label in labels]
-        inputs, errors = await _decoded(served, parts)
-        right = []
-        for each, number in zip(inputs, numbers, strict=True):
-            if each is not None:
-                async with context.alone:
-                    right.append(await asyncio.to_thread(served.feedback.add, each, number))
-        wrong = [{"image": part.filename, "error": error} for part, error in zip(parts, errors, strict=True) if error]
+        inputs = await decoded(served, [part.data for part in parts])
+        right, errors = [], []
+        for part, each, number in zip(parts, inputs, numbers, strict=True):
+            if isinstance(each, BadImage):
+                errors.append({"image": part.filename, "error": str(each)})
+                continue
+            right.append(await beside(context, served.feedback.add, each, number))
         return {
             "model": served.model,
             "version": served.version,
             "accepted": len(right),
             "right": sum(right),
             "kept": len(served.feedback),
-            "errors": wrong,
+            "errors": errors,
         }
 
 
@@ -102,25 +100,6 @@ def _named(parts: list[Part], name: str, most: int) -> list[Part]:
     if len(images) > most:
         raise too_large(f"the request has {len(images)} images, more than the {most} allowed")
     return images
-
-
-async def _decoded(served: Version, parts: list[Part]) -> tuple[list[np.ndarray | None], list[str]]:
-    """The inputs of every image, or None and what is wrong with it."""
-    inputs: list[np.ndarray | None] = []
-    errors: list[str] = []
-    for part in parts:
-        try:
-            inputs.append(await served.predictor.decode(part.data))
-            errors.append("")
-        except BadImage as error:
-            inputs.append(None)
-            errors.append(str(error))
-    return inputs, errors
-
-
-def _stacked(served: Version, inputs: list[np.ndarray | None]) -> np.ndarray:
-    empty = np.zeros((0, *served.bundle.manifest.preprocessing.shape), np.float32)
-    return np.concatenate([empty, *(each for each in inputs if each is not None)])
 
 
 def _unread(served: Version, part: Part, error: str) -> dict[str, Any]:

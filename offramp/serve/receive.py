@@ -1,11 +1,15 @@
 """From a request to its body: refused before it is read, if it could not be answered. Runs without torch."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 
+from offramp.images import BadImage
 from offramp.serve.bodies import declared, read_body
 from offramp.serve.engine import Failed, Outcome, Result
 from offramp.serve.errors import RequestError, busy
@@ -40,6 +44,34 @@ async def received(request: Request, model: str | None, version: str | None) -> 
             raise full(error) from None
         with context.budget.take(declared(request, options.max_body)):
             yield served, await read_body(request, options.max_body, options.body_timeout)
+
+
+async def decoded(served: Version, images: Sequence[bytes]) -> list[NDArray[np.float32] | BadImage]:
+    """The inputs (1, channels, size, size) of every image, or what is wrong with it."""
+    results = await asyncio.gather(*(served.predictor.decode(image) for image in images), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, BadImage):
+            raise result
+    return [result for result in results if isinstance(result, np.ndarray | BadImage)]
+
+
+def stacked(served: Version, inputs: Sequence[NDArray[np.float32] | BadImage]) -> NDArray[np.float32]:
+    """The inputs of all images that could be read, as one array."""
+    empty = np.zeros((0, *served.bundle.manifest.preprocessing.shape), np.float32)
+    return np.concatenate([empty, *(each for each in inputs if not isinstance(each, BadImage))])
+
+
+async def beside(context: "Context", function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function that computes beside the scheduler, in a thread; one at a time.
+
+    Raises:
+        RequestError: 500 with the reason, if a segment failed.
+    """
+    async with context.alone:
+        try:
+            return await asyncio.to_thread(function, *arguments)
+        except ValueError as error:
+            raise RequestError(500, "failed", f"the network failed: {error}") from None
 
 
 def full(error: QueueFull) -> RequestError:

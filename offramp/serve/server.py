@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -71,15 +71,17 @@ class Server:
         host = self.options.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.options.port}"
 
-    def run(self) -> None:
+    def run(self, opened: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or Ctrl-C; then answer what is in progress, at most for `drain_timeout` seconds.
 
+        Args:
+            opened: called when all models are open.
         Raises:
             ValueError: if a bundle cannot be opened.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it has ended
-        asyncio.run(self._serve())
+        asyncio.run(self._serve(opened))
 
     def stop(self) -> None:
         """Begin to stop; `run` returns when everything in progress is answered."""
@@ -107,11 +109,12 @@ class Server:
         except BaseException as error:  # given to whoever waits for the start
             self._failure = error
 
-    async def _serve(self) -> None:
+    async def _serve(self, opened: Callable[[], None]) -> None:
         """Open the models here, so that what is wrong with them is raised; then listen."""
         try:
             for name in self.models.folders:
                 await self.models.load(name)
+            opened()
             reaper = asyncio.create_task(_close_silent(self._server.server_state, self.options.header_timeout))
             await self._server.serve(sockets=[self._socket])
             reaper.cancel()
@@ -154,8 +157,3 @@ async def _close_silent(state: Any, seconds: int | float) -> None:
                 since[each] = each.cycle, loop.time()
             elif loop.time() - begun > seconds and not each.transport.is_closing():
                 each.transport.close()
-
-
-def serve(bundles: Sequence[Path | str], **options: Any) -> None:
-    """Serve bundles until SIGTERM or Ctrl-C; see `Server`."""
-    Server(*bundles, **options).run()

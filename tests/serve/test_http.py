@@ -178,7 +178,7 @@ class TestPredict:
         rows = response.json()["predictions"]
         assert response.status_code == 200 and rows[0]["error"] is None and rows[0]["label"]
         assert [row["label"] for row in rows[1:]] == [None] * 3 and all(row["error"] for row in rows[1:])
-        assert rows[2]["error"] == "there are no image bytes"
+        assert rows[2]["error"] == "it is empty"
 
     def test_top_and_reject(self, client: httpx.Client, images: list[bytes]) -> None:
         row = client.post("/predict?top=3", files=files(images[0])).json()["predictions"][0]
@@ -405,8 +405,8 @@ class TestLimits:
             ready.set()
             assert [row["error"] for row in first.result().json()["predictions"]] == [None, None]
             three = client.post("/predict", files=files(*images[:3]))
-            assert three.status_code == 429 and client.post("/predict", files=files(images[0])).status_code == 200
-            assert 'offramp_refused_total{reason="queue_full"} 3.0' in client.get("/metrics").text
+            assert three.status_code == 413 and client.post("/predict", files=files(images[0])).status_code == 200
+            assert 'offramp_refused_total{reason="queue_full"} 2.0' in client.get("/metrics").text
 
     def test_slow_clients(self, folder: Path, images: list[bytes]) -> None:
         """Neither a body nor headers that never end hold anything for long; others are answered meanwhile."""
@@ -619,7 +619,7 @@ class TestStart:
             Server(*(word.format(folder=folder) for word in words), **{"port": 0, **options})
 
     def test_a_folder_that_is_no_bundle(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"is no bundle: it has no manifest.json"), Server(tmp_path, port=0):
+        with pytest.raises(ValueError, match=r"is not a bundle: it has no manifest.json"), Server(tmp_path, port=0):
             pass
 
     def test_an_address_in_use(self, server: Server, folder: Path) -> None:
