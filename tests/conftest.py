@@ -10,16 +10,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OFFRAMP_STATE"] = tempfile.mkdtemp(prefix="offramp-state-")  # what tests train is trusted in tests alone
 
-from jaxtyping import install_import_hook
+import pytest
 
-install_import_hook("offramp", "beartype.beartype")
-
-import pytest  # noqa: E402 (the hook must come first)
-import torch  # noqa: E402
-
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # for `forked`
+sys.path.insert(0, str(ROOT / "tests"))  # for `forked` and `shape_checks`
+
+import shape_checks  # noqa: E402
+
+shape_checks.install()
 
 ALONE = """
 import sys

@@ -1,0 +1,65 @@
+"""Checks the annotated types and shapes of every function of offramp at run time.
+
+jaxtyping's import hook applies `jaxtyping.jaxtyped(typechecker=...)` to every function. That decorator binds all
+arguments and checks them twice in every call, also where no shape is annotated: half of the time of a small training.
+Here, beartype checks arguments and result once, and axes are compared only in functions that annotate shapes.
+"""
+
+import functools
+import types
+import typing
+from typing import Any
+
+import jaxtyping
+from beartype import beartype
+from jaxtyping import AbstractArray, install_import_hook, jaxtyped
+
+
+def install() -> None:
+    """Check every module of offramp that is imported from now on."""
+    jaxtyping.jaxtyped = lambda *, typechecker: checked  # what the code of the hook calls
+    install_import_hook("offramp", "beartype.beartype")
+
+
+def checked(function: Any) -> Any:
+    """The function with types and shapes checked in every call; a dataclass with the types of its fields checked."""
+    if isinstance(function, type):
+        return jaxtyped(typechecker=beartype)(function)
+    written = function.__annotations__
+    function.__annotations__ = {name: _resolved(hint, function.__globals__) for name, hint in written.items()}
+    types_checked = beartype(function)
+    has_shapes = any(map(_has_shape, function.__annotations__.values()))
+    function.__annotations__ = types_checked.__annotations__ = written
+    if not has_shapes:
+        return types_checked
+
+    @functools.wraps(function)
+    def shapes_checked(*args: Any, **kwargs: Any) -> Any:
+        with jaxtyped("context"):
+            return types_checked(*args, **kwargs)
+
+    return shapes_checked
+
+
+def _resolved(hint: Any, names: dict[str, Any]) -> Any:
+    """Names in quotes are replaced by what they mean; Any if they mean nothing outside a type checker."""
+    if not _is_quoted(hint):
+        return hint
+    try:
+        return typing.get_type_hints(types.SimpleNamespace(__annotations__={"": hint}), names, include_extras=True)[""]
+    except NameError:
+        return Any
+
+
+def _is_quoted(hint: Any) -> bool:
+    return isinstance(hint, str | typing.ForwardRef) or any(map(_is_quoted, _arguments(hint)))
+
+
+def _has_shape(hint: Any) -> bool:
+    return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(map(_has_shape, _arguments(hint)))
+
+
+def _arguments(hint: Any) -> tuple[Any, ...]:
+    if isinstance(hint, list):  # of Callable[[...], ...]
+        return tuple(hint)
+    return () if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)
