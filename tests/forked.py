@@ -1,47 +1,43 @@
-"""The program in a process of its own, forked from one that has already imported torch: 0.1 s instead of 3.3.
+"""Processes that are forked from one that has already imported torch and offramp: 0.1 CPU seconds instead of 3.3.
 
-For tests in which a process must be killed, interrupted or run beside another. Where starting Python is itself what is
-tested (imports, options of the interpreter, launchers), use `subprocess`.
+For tests in which a process must be killed, interrupted or run beside another, or must run without the checks of shapes
+that tests put around every function. Where starting Python is itself what is tested (imports, options of the
+interpreter, launchers), use `subprocess`.
 """
 
 import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-PRELOAD = ["torch", "torch._dynamo", "lightning.fabric", "safetensors.torch", "yaml", "rich.progress", "forked"]
+ROOT = Path(__file__).parents[1]
+PRELOAD = [
+    *("torch", "torch._dynamo", "lightning_fabric", "safetensors.torch", "yaml", "rich.progress", "sklearn.datasets"),
+    *("offramp.cli", "offramp.cli.train", "offramp.cli.evaluate", "offramp.cli.calibrate", "offramp.runs.train"),
+    *("offramp.runs.evaluate", "offramp.runs.calibrate", "offramp.train.loop", "offramp.early_exit.runtime"),
+    *("offramp.models.resnet", "offramp.branches.sketch", "offramp.data.digits", "forked"),
+]
+"""Python skips without a word what it cannot import here: tests/test_forked.py asks whether all are there."""
 
 
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
+class Ran(NamedTuple):
+    """How a process ended, and what it printed."""
 
-
-def _enter(words: Sequence[str], cwd: str, env: Mapping[str, str], out: str, err: str, path: Sequence[str]) -> None:
-    """In the child: become `offramp WORDS` in `cwd`, with standard output and error appended to files."""
-    for number, file in ((1, out), (2, err)):
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.path[:] = path
-    sys.argv = ["offramp", *words]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    from offramp.cli import main
-
-    main(list(words))
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Program:
-    """A running `offramp`, with the part of `subprocess.Popen` that tests need."""
+    """A running process, with the part of `subprocess.Popen` that tests need."""
 
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
@@ -82,9 +78,124 @@ def start(
         cwd: working directory, default the present one.
         env: the whole environment, default this one with one thread.
     """
+    return _start(_offramp, words, out, err, cwd, env)
+
+
+def run_code(code: str, *arguments: object, cwd: Path | None = None) -> Ran:
+    """Run `python -c CODE ARGUMENTS`."""
+    return _run([{}], _code, code, *arguments, cwd=cwd)[0]
+
+
+def run_offramp(*words: object, cwd: Path | None = None, processes: int = 1) -> list[Ran]:
+    """Run `offramp WORDS`, in several processes as if started by a launcher."""
+    return _run(_launched(processes), _offramp, *words, cwd=cwd)
+
+
+def run_ranks(file: str, *arguments: object, processes: int = 2) -> None:
+    """Run `python FILE ARGUMENTS` in several processes as if started by a launcher."""
+    for ran in _run(_launched(processes), _file, file, *arguments):
+        assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+def _launched(processes: int) -> list[dict[str, str]]:
+    """What a launcher adds to the environment of each, so that they find each other."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    return [{**common, "LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(processes)]
+
+
+def _offramp(*words: str) -> None:
+    from offramp.cli import main
+
+    sys.argv = ["offramp", *words]
+    main(list(words))
+
+
+def _code(code: str, *arguments: str) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<code of a test>", "exec"), {"__name__": "__main__"})
+
+
+def _file(file: str, *arguments: str) -> None:
+    sys.argv = [file, *arguments]
+    runpy.run_path(file, run_name="__main__")
+
+
+def _run(
+    environments: Sequence[Mapping[str, str]],
+    target: Callable[..., None],
+    *words: object,
+    cwd: Path | None = None,
+    timeout: float = 280,
+) -> list[Ran]:
+    """One process with each of these additions to the environment; all are ended if one fails."""
+    with tempfile.TemporaryDirectory(prefix="forked-") as name:
+        files = [(Path(name) / f"{number}.out", Path(name) / f"{number}.err") for number in range(len(environments))]
+        processes = [
+            _start(target, words, out, err, cwd, {**os.environ, "OMP_NUM_THREADS": "1", **more})
+            for (out, err), more in zip(files, environments, strict=True)
+        ]
+        try:
+            return [
+                Ran(process.wait(timeout), out.read_text(), err.read_text())
+                for process, (out, err) in zip(processes, files, strict=True)
+            ]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+
+
+def _start(
+    target: Callable[..., None],
+    words: Sequence[object],
+    out: Path,
+    err: Path | None,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+) -> Program:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if env is None else dict(env)
     here = str(cwd or Path.cwd())
-    arguments = ([str(word) for word in words], here, environment, str(out), str(err or out), list(sys.path))
-    process = _context().Process(target=_enter, args=arguments)
+    given = ([str(word) for word in words], here, environment, str(out), str(err or out), list(sys.path))
+    process = _context().Process(target=_enter, args=(target, *given))
     process.start()
     return Program(process)
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def _enter(
+    target: Callable[..., None],
+    words: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    out: str,
+    err: str,
+    path: Sequence[str],
+) -> None:
+    """In the child: run the target in `cwd`, with standard output and error appended to files."""
+    for number, file in ((1, out), (2, err)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:] = path
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    target(*words)

@@ -1,8 +1,6 @@
 """Shared layers: strided convolutions on maps narrower than the stride."""
 
-import subprocess
-import sys
-
+import forked
 import pytest
 import torch
 from torch import nn
@@ -50,7 +48,7 @@ for _ in range(30):
 exact = torch.nn.functional.conv2d(inputs.double(), layer.weight.double(), None, 2)
 torch.testing.assert_close(layer(inputs).double(), exact, atol=1e-5, rtol=1e-5)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = forked.run_code(code)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -127,7 +125,7 @@ for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
     found.append([part.grad.clone() for part in net.parameters()])
 torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.005)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = forked.run_code(code)
     assert ran.returncode == 0, ran.stderr
 
 

@@ -1,14 +1,12 @@
 """The README's commands run as printed, and its figures are those of the results they come from."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 
@@ -20,12 +18,6 @@ from offramp.config import Config, resolve
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^\$ (offramp .*)$", README, re.MULTILINE)
-
-
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", "from offramp.cli import main; main()", *shlex.split(command)[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def test_first_thirty_lines_show_a_picture_results_and_python():
@@ -53,7 +45,7 @@ def test_the_five_commands_run_as_printed(tmp_path):
     commands = re.findall(r"^\$ (offramp .*)$", block, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
-        ran = run(command, tmp_path)
+        (ran,) = forked.run_offramp(*shlex.split(command)[1:], cwd=tmp_path)
         assert ran.returncode == 0, f"{command}: {ran.stderr}"
         assert ran.stdout or "train" in command
 

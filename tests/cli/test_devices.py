@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,13 +51,14 @@ def steps(run: Path) -> list[dict[str, Any]]:
     "tune",
     [pytest.param(tune, marks=() if tune == "exits" else pytest.mark.full) for tune in ("exits", "mixed", "all")],
 )
-def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, tune: str) -> None:
+def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, own: str, tune: str) -> None:
     """Frozen parts have no gradients, in one phase or in both; the last batch of 1,437 samples is uneven."""
-    common = f"--tune {tune} --lr-backbone 0.005 --epochs 2 --batch-size 254 --holdout 0"
+    common = f"{WORDS} --tune {tune} --lr-backbone 0.005 --epochs 2 --batch-size 254 --holdout 0"
     for devices in (1, 2):
-        status, said = finish(start(tmp_path, f"{common} --out run{devices}", devices), tmp_path)
-        assert status == 0, said
-        assert said.count("done: 2 epochs") == 1
+        words = f"{common} --devices {devices} --out run{devices}".split()
+        processes = forked.run_offramp(*words, cwd=tmp_path, processes=devices)
+        assert all(process.returncode == 0 for process in processes), processes
+        assert sum(process.stderr.count("done: 2 epochs") for process in processes) == 1
     one, two = (load_file(tmp_path / f"run{devices}/last.safetensors") for devices in (1, 2))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     assert [record["loss"] for record in steps(tmp_path / "run2")] == pytest.approx(

@@ -1,18 +1,14 @@
 """Leaving early on real networks answers what all exits and then the policy would, in every way segments are run."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 
-import offramp as package
 from offramp.branches import eed, own
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.runtime import answer
@@ -137,9 +133,7 @@ def test_compiled_segments(kind: str, backend: str) -> None:
         "spec.loader.exec_module(module)\n"
         "module.compiled(*sys.argv[2:])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
-    words = [sys.executable, "-c", code, __file__, kind, backend]
-    ran = subprocess.run(words, capture_output=True, text=True, env=environment)
+    ran = forked.run_code(code, __file__, kind, backend)
     assert ran.returncode == 0, ran.stderr
 
 

@@ -1,13 +1,18 @@
-"""Two processes that train together get the gradients of one process with the whole batch."""
+"""Two processes that train together get the gradients of one process with the whole batch.
+
+Run as a program, this file is what the two processes do.
+"""
 
 import copy
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from offramp.losses.distributed import gathered, global_mean, global_sum, least, processes, weighing, weight, weight_of
@@ -78,7 +83,7 @@ def _work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, list[Tensor]], list[float]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_work, (str(folder),), nprocs=2)
+    forked.run_ranks(__file__, folder)
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -111,3 +116,7 @@ def test_the_weight_of_a_share_is_this_thread_s_alone() -> None:
     with weighing(0.5), ThreadPoolExecutor(1) as pool:
         assert (weight(), pool.submit(weight).result()) == (0.5, 1.0)
     assert weight() == 1.0
+
+
+if __name__ == "__main__":
+    _work(int(os.environ["LOCAL_RANK"]), sys.argv[1])

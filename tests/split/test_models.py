@@ -1,13 +1,12 @@
 """Every model that must be splittable: the same answers, gradients and names; segments, export, blocks made afresh."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 import torch
 from torch import Tensor, nn
@@ -302,7 +301,8 @@ def test_channels_last_gives_the_same_answer(case: Case) -> None:
 
 
 COMPILE = """
-import sys
+import sys, warnings
+warnings.simplefilter("error")
 sys.path.insert(0, {folder!r})
 import torch
 import {module} as these
@@ -326,7 +326,7 @@ def test_compiles_as_one_graph(name: str) -> None:
     """In a process of its own: torch cannot trace the run-time shape checks that tests put around everything."""
     here = Path(__file__)
     source = COMPILE.format(folder=str(here.parent), module=here.stem, name=name)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", source], capture_output=True, text=True)
+    done = forked.run_code(source)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

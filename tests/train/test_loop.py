@@ -10,6 +10,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -461,16 +462,12 @@ def test_resuming_what_never_saved_starts_at_the_beginning(tmp_path: Path) -> No
 
 
 def in_processes(folder: Path, devices: int) -> None:
-    """`train_all` as a program of its own, since processes are started from a script: the first part of this file."""
+    """`train_all` as a program of its own, from a script without pytest: the first part of this file."""
     source = Path(__file__).read_text(encoding="utf-8")
     script = folder / "script.py"
     begins = source[: source.index("def loop(")].replace("import pytest\n", "")
     script.write_text(begins + f"train_all(Path(sys.argv[1]), {devices})\n")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=200, env=env
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    forked.run_ranks(str(script), folder)
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:

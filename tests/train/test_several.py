@@ -4,13 +4,12 @@ Run as a program, this file is what the two processes do.
 """
 
 import dataclasses
-import os
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -112,10 +111,7 @@ def train_all(folder: Path, devices: int) -> None:
 
 def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:
     train_all(tmp_path, 1)
-    words = [sys.executable, __file__, str(tmp_path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=400, env=env)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    forked.run_ranks(__file__, tmp_path)
     for way in WAYS:
         one, two = (checkpoint.latest(tmp_path / f"{way}-{devices}/checkpoints")[0] for devices in (1, 2))
         assert one is not None and two is not None
