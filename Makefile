@@ -26,6 +26,9 @@ demo: setup
 	@test -f runs/demo/policy.json || $(BIN)/offramp calibrate runs/demo --macs 0.7
 	@$(BIN)/offramp evaluate runs/demo
 
+# Bytecode is kept, whatever the environment says: every worker and child imports the package and the tests.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not full"
 

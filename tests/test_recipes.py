@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,15 @@ SHAPES = {"digits": ((1, 8, 8), 10), "cifar100": ((3, 32, 32), 100), "folder:ima
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
+@cache
+def program() -> Any:
+    return app("train")
+
+
+@cache
 def parsed(path: Path, *words: str) -> Config:
     """The configuration that `offramp train --config PATH` would train, before names are looked up."""
-    _, bound, *_ = app().parse_args(
+    _, bound, *_ = program().parse_args(
         prepare(["train", "--config", str(path), "--out", "nowhere", *words]), exit_on_error=False, print_error=False
     )
     config: Config = bound.arguments.get("config", Config())
@@ -137,7 +144,7 @@ def fidelity() -> list[Any]:
             words = shlex.split(span)
             where = [f"--{kind}", name] if kind and name and f"--{kind}" not in words else []
             found.append(pytest.param([*where, *words], id=f"{name}{span}"))
-    return found
+    return list({tuple(each.values[0]): each for each in found}.values())
 
 
 @pytest.mark.parametrize("words", fidelity())

@@ -1,6 +1,7 @@
 """Milliseconds of every segment in a foreign runtime: one for each choice of where it begins and ends."""
 
 import importlib.util
+from itertools import product
 from typing import Any
 
 import pytest
@@ -48,9 +49,21 @@ class Chained(Branch):
         return logits, features, pooled, (logits,)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("branch", [Branch, Chained])
+CASES = list(product(RUNTIMES, [1, 8], [Branch, Chained]))
+QUICK = [("onnx", 1, Chained), ("openvino", 8, Branch)]
+"""Every value of every option; all of their combinations are for the full grid, since each exports a network."""
+
+
+@pytest.mark.parametrize(
+    ("runtime", "batch", "branch"),
+    [
+        pytest.param(
+            runtime.values[0], batch, branch,
+            marks=[*runtime.marks, *([] if (runtime.values[0], batch, branch) in QUICK else [pytest.mark.full])],
+        )
+        for runtime, batch, branch in CASES
+    ],
+)  # fmt: skip
 def test_every_segment_that_a_policy_can_ask_for_has_its_price(runtime: str, batch: int, branch: type[Branch]) -> None:
     stages = [nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), Pair()]
     heads = [branch(nn.Identity(), Head(24, 5)), branch(nn.Identity(), Head(24, 5)), branch(First(), Head(24, 5))]

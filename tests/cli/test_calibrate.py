@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_the_policy_is_written_with_where_it_comes_from(offramp: Offramp, run: P
     assert {"goal", "rule", "expected", "plain", "command", "commit", "versions", "hardware"} <= set(stored)
 
 
-@pytest.mark.parametrize("fraction", ["0.7", "0.85", "1"])
+@pytest.mark.parametrize("fraction", ["0.7", *(pytest.param(more, marks=pytest.mark.full) for more in ("0.85", "1"))])
 @torch.inference_mode()
 def test_the_promise_is_kept_to_the_last_operation(offramp: Offramp, run: Path, fraction: str) -> None:
     promised = offramp("calibrate", run, "--macs", fraction, "--json").json
@@ -215,7 +216,10 @@ def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> N
     assert offramp("calibrate", run, "--ms", "1e-9").status == 1
 
 
-@pytest.mark.parametrize("runtime", ["torch", "torch-bf16", "onnx", "openvino"])
+@pytest.mark.parametrize(
+    "runtime",
+    ["torch-bf16", "onnx", *(pytest.param(name, marks=pytest.mark.full) for name in ("torch", "openvino"))],
+)
 def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
     offramp: Offramp, run: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,8 +268,14 @@ def test_a_runtime_that_is_not_installed_is_named_before_anything_is_exported(
     assert "--runtime openvino is not installed: pip install 'offramp[export,openvino]'" in ran.err
 
 
-@pytest.mark.parametrize("score", ["margin", "entropy", "patience"])
-@pytest.mark.parametrize("answer", ["exit", "arithmetic", "geometric", "sum"])
+SCORES, ANSWERS = ("margin", "entropy", "patience"), ("exit", "arithmetic", "geometric", "sum")
+QUICK = {("margin", "exit"), ("entropy", "arithmetic"), ("patience", "geometric"), ("margin", "sum")}
+
+
+@pytest.mark.parametrize(
+    ("score", "answer"),
+    [pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.full) for pair in product(SCORES, ANSWERS)],
+)
 @torch.inference_mode()
 def test_every_score_and_answer_does_what_was_promised(offramp: Offramp, run: Path, score: str, answer: str) -> None:
     words = ("--macs", "0.9", "--score", score, "--answer", answer, "--temperatures", "fit")

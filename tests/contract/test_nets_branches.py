@@ -86,7 +86,22 @@ def shape_of(net: str) -> tuple[int, int, int]:
 every_pair = pytest.mark.parametrize(("net", "branch"), list(pairs()))
 
 
-@every_pair
+def cross() -> Iterator[Any]:
+    """One family with every branch, and every family with the branch that it is meant for; all pairs in full."""
+    quick = {tuple(parameters.values) for parameters in representatives()}
+    for parameters in pairs():
+        net, branch = parameters.values
+        more = [] if family(net) == "resnet" or (net, branch) in quick else [pytest.mark.full]
+        yield pytest.param(net, branch, id=parameters.id, marks=[*parameters.marks, *more])
+
+
+def representatives() -> Iterator[Any]:
+    """The branch that each family is meant for, once per family."""
+    found = {family(net): (net, "sketch" if fits(net, "sketch") else "own") for net in reversed(models.available())}
+    yield from (pytest.param(*pair, id="-".join(pair)) for pair in found.values())
+
+
+@pytest.mark.parametrize(("net", "branch"), list(cross()))
 @pytest.mark.parametrize("check", NETWORK_CHECKS, ids=[check.__name__ for check in NETWORK_CHECKS])
 def test_the_contract(check: Callable[..., None], net: str, branch: str) -> None:
     check(made(net, branch), shape_of(net))
@@ -119,12 +134,6 @@ def test_without_early_exits(net: str) -> None:
     assert network.exits == 1
     with_exits = made(net, "linear").eval()
     assert torch.equal(network(images(net)).logits[0], with_exits(images(net)).logits[-1])
-
-
-def representatives() -> Iterator[Any]:
-    """The branch that each family is meant for, once per family."""
-    found = {family(net): (net, "sketch" if fits(net, "sketch") else "own") for net in reversed(models.available())}
-    yield from (pytest.param(*pair, id="-".join(pair)) for pair in found.values())
 
 
 COMPILE = """

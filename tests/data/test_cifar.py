@@ -199,6 +199,7 @@ def test_options_that_make_no_sense(tmp_path):
         load("cifar100:x")
 
 
+@pytest.mark.full
 def test_the_real_one(cifar100_dir):
     data = load("cifar100", data_dir=cifar100_dir.parent)
     assert {name: len(split) for name, split in data.splits.items()} == {

@@ -1,7 +1,7 @@
 """What every training method must keep (`offramp.testing`), in many settings; and which exits only teach."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offramp.methods import available, find
 from offramp.testing import METHOD_CHECKS
-from offramp.testing.methods import batch, outputs, prepared
+from offramp.testing.methods import batch, outputs, prepared, steps_lower_the_loss
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in available()),
@@ -37,11 +37,18 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ztw", {"norm": "layer", "combine": "arithmetic", "ensemble_final": False}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper))}" if hyper else name for name, hyper in VARIANTS]
-EVERY = pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 
 
-@EVERY
-@pytest.mark.parametrize("check", METHOD_CHECKS, ids=[check.__name__ for check in METHOD_CHECKS])
+def checks() -> Iterator[Any]:
+    """Every check of every setting; that steps lower the loss of a method as it is, tests/contract shows as well."""
+    for (name, hyper), id in zip(VARIANTS, IDS, strict=True):
+        for check in METHOD_CHECKS:
+            twice = check is steps_lower_the_loss and not hyper
+            marks = [pytest.mark.full] if twice else []
+            yield pytest.param(check, name, hyper, id=f"{check.__name__}-{id}", marks=marks)
+
+
+@pytest.mark.parametrize(("check", "name", "hyper"), list(checks()))
 def test_the_contract(check: Callable[..., None], name: str, hyper: dict[str, Any]) -> None:
     check(find(name).build, hyper)
 

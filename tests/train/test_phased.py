@@ -238,7 +238,11 @@ CUT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "hyper", "how"), CUT, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "hyper", "how"),
+    [CUT[0], CUT[3], *(pytest.param(*more, marks=pytest.mark.full) for more in CUT[1:3])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_run_in_phases_that_is_cut_is_the_same_to_the_bit(
     tmp_path: Path, name: str, hyper: dict[str, Any], how: dict[str, Any]
 ) -> None:
