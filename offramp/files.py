@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.schema import Spec, check
-from offramp.text import one_line
+from offramp.text import one_line, quoted
 
 LARGEST_TEXT = 64 << 20
 """Bytes of a text file of a run or bundle that is read at once."""
@@ -46,11 +46,23 @@ def read_json(path: Path, spec: Spec = {str: object}) -> Any:  # noqa: B006 (nev
 def parse_json(text: str | bytes, source: str, spec: Spec = {str: object}) -> Any:  # noqa: B006
     """JSON text, checked; `source` names it in errors. Errors as in `read_json`."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: it is not JSON ({one_line(str(error), 200)})") from None
     check(value, spec, f"{source} is damaged")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):  # readers differ in which of two values they take
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {quoted(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -30,11 +30,12 @@ class Walk(NamedTuple):
     others: list[Path]  # files that are no images by their names
     broken: list[Path]  # links that lead nowhere
     repeated: list[Path]  # folders that were not entered: links to a folder that contains them or was read already
+    special: list[Path]  # pipes, sockets and devices: to read them may take for ever
 
 
 def walk(root: Path) -> Walk:
     """Lists all files below a folder, each folder's own first, by name. Links are followed, no folder is read twice."""
-    result = Walk([], [], [], [])
+    result = Walk([], [], [], [], [])
     seen: set[str] = set()
     for place, folders, files in os.walk(root, followlinks=True):
         here, real = Path(place), os.path.realpath(place)
@@ -69,6 +70,8 @@ def is_broken(file: Path) -> bool:
 def _sort_in(result: Walk, file: Path) -> None:
     if is_broken(file):
         result.broken.append(file)
+    elif not file.is_file():
+        result.special.append(file)
     elif file.suffix.lower() in ENDINGS:
         result.images.append(file)
     else:
@@ -100,6 +103,11 @@ def left_out(root: Path, walks: Sequence[Walk]) -> tuple[str, ...]:
             [file for walked in walks for file in walked.repeated],
             "{} links to a folder that contains it or was read already, and was left out",
             "links to folders that contain them or were read already were left out",
+        ),
+        (
+            [file for walked in walks for file in walked.special],
+            "{} is a pipe, socket or device and was left out",
+            "pipes, sockets and devices were left out",
         ),
     ]
     return tuple(

@@ -36,6 +36,38 @@ def run_on_meta(module: nn.Module, *args: Any, training: bool = False, whole: bo
         return module(*args, **kwargs)
 
 
+class TooLarge(Exception):
+    """A network has more parameters than it may have."""
+
+
+@contextmanager
+def at_most(values: int, tensors: int) -> Iterator[None]:
+    """Within, modules are built on the meta device, and no more of them than have so many parameters.
+
+    Args:
+        values: of all parameters; tensors: how many parameters.
+    Raises:
+        TooLarge: at the end, if one more was registered; nothing is built after that.
+    """
+    left = [values, tensors]
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is not None:
+            left[0] -= parameter.numel()
+            left[1] -= 1
+            if min(left) < 0:
+                raise TooLarge
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
+        if min(left) < 0:
+            raise TooLarge
+
+
 def refuse_scripted(module: nn.Module) -> None:
     """Refuse a module that is, or holds, one compiled by `torch.jit.script` or `torch.jit.trace`.
 

@@ -1,10 +1,11 @@
 """What a file of a run or a bundle must look like, checked where it is read: a small language of types for JSON."""
 
-import math
 from typing import Any
 
 from offramp.text import quoted
 
+LARGEST = 1e300
+"""Numbers from here on are as good as infinite: whole ones need not fit into a float."""
 Spec = Any
 """What a value must be:
 
@@ -65,7 +66,7 @@ def _same_kind(value: Any, spec: Spec) -> bool:
     if spec is None or isinstance(spec, list | dict):
         return type(value) is type(spec)
     if spec is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) < LARGEST
     return type(value) is spec
 
 

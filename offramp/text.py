@@ -39,7 +39,10 @@ def unicode_only(value: Any) -> Any:
 
 def quoted(value: Any, limit: int = QUOTED) -> str:
     """`repr` of a value, at most `limit` characters of it."""
-    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    try:
+        text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of many levels"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.files import read_json, user_folder
+from offramp.files import read_json, user_folder, write_errors
 from offramp.python_names import PREFIX, source
 from offramp.text import quoted, shell_word
 
@@ -52,8 +52,9 @@ def grant(values: Mapping[str, Any]) -> dict[str, str]:
         path = _record(values)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         part = path.with_name(f"{path.name}.{os.getpid()}")
-        part.write_text(json.dumps({"modules": sources}, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        with write_errors(path):
+            part.write_text(json.dumps({"modules": sources}, indent=2) + "\n", encoding="utf-8")
+            part.replace(path)
     return sources
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from offramp.bundle.preprocess import Preprocessing
+from offramp.files import parse_json
 from offramp.text import one_line, quoted
 
 FORMAT, VERSION = "offramp-bundle", 1
@@ -92,11 +93,7 @@ def parse(data: bytes, source: str) -> Manifest:
     Raises:
         ValueError: if it is none, of another version, changed since it was written, or says what cannot be.
     """
-    try:
-        text = data.decode()
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is damaged: it is not JSON ({one_line(str(error), 200)})") from None
+    found = parse_json(data, source, object)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{source} is not the manifest of a bundle: its `format` is not `{FORMAT}`")
     if found.get("version") != VERSION:
@@ -104,7 +101,7 @@ def parse(data: bytes, source: str) -> Manifest:
             f"{source} has bundle version {quoted(found.get('version'))}; this offramp reads version {VERSION}"
         )
     digest = found.get("digest")
-    if not isinstance(digest, str) or _digest(text.replace(digest, _BLANK, 1)) != digest:
+    if not isinstance(digest, str) or _digest(data.decode().replace(digest, _BLANK, 1)) != digest:
         raise ValueError(f"{source} was changed since it was written: export the bundle again")
     try:
         return _consistent(_manifest(found, digest))

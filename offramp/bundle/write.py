@@ -18,6 +18,7 @@ from offramp.bundle.verify import verify
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.score_bins import exit_counts
+from offramp.files import write_errors
 from offramp.images import default_fit
 from offramp.lookup import with_parameters
 from offramp.measure.cost import segment_macs
@@ -89,7 +90,7 @@ def write(
             manifest = _shipped(part, manifest, net, policy, origin, data)
         verified, measured = verify(open_files(part, manifest, "onnx"), net, data, images, advance)
         manifest = replace(manifest, verified=verified, measured=measured)
-        (part / MANIFEST).write_text(render(manifest))
+        _put(part / MANIFEST, render(manifest).encode())
         return open_bundle(part).manifest
 
 
@@ -97,11 +98,11 @@ def _files(
     folder: Path, net: MultiExitNet, policy: ExitPolicy, preprocessing: Preprocessing, classes: tuple[str, ...]
 ) -> Manifest:
     """Write segments and policy, and answer the manifest that names them."""
-    (folder / POLICY).write_text(policy.to_json() + "\n")
+    _put(folder / POLICY, (policy.to_json() + "\n").encode())
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     parts = []
     for model, part in export_segments(segments(net, policy.enabled), enabled, preprocessing.shape):
-        (folder / part.file).write_bytes(model)
+        _put(folder / part.file, model)
         parts.append(part)
     names = (POLICY, *(part.file for part in parts))
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
@@ -113,15 +114,22 @@ def _shipped(
 ) -> Manifest:
     """Put the policy that reaches its goal with the exported segments into the bundle; see `recertified`."""
     bundle, cal = open_files(folder, manifest, "onnx"), data.splits["cal"]
-    costs = origin.get("segment_costs") or segment_macs(net, data.shape, policy.enabled)
+    costs = origin.get("segment_costs") or ()
+    if len(costs) != sum(policy.enabled):  # a policy that was written by hand
+        costs = segment_macs(net, data.shape, policy.enabled)
     logits, labels = exported_trace(bundle, cal)
     shipped = recertified(policy, origin, logits, labels, costs)
     scores = exit_counts(shipped.policy, logits)
     about = {"runtime": "onnxruntime", "precision": "float32", **shipped.about, "scores": scores}
     text = shipped.policy.to_json({**origin, "shipped": about}) + "\n"
-    (folder / POLICY).write_text(text)
+    _put(folder / POLICY, text.encode())
     files = {**manifest.files, POLICY: hashlib.sha256(text.encode()).hexdigest()}
     return replace(manifest, files=files, provenance={**manifest.provenance, "policy": about})
+
+
+def _put(path: Path, content: bytes) -> None:
+    with write_errors(path):
+        path.write_bytes(content)
 
 
 @contextlib.contextmanager

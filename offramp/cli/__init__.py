@@ -5,6 +5,7 @@ import inspect
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def app(*names: str) -> "App":
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exit status 0 on success, 1 on failure, 2 if it was not understood."""
     words = sys.argv[1:] if argv is None else argv
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; offramp refuses such images itself
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text that a terminal can show

@@ -13,7 +13,7 @@ from rich.text import Span, Text
 from offramp.cli._errors import dashed
 from offramp.text import printable
 
-NOTED = ("data_dir",)
+NOTED = ("data_dir", "method.adapt")
 """Parameters that notes of the library name: the command line writes them as options."""
 WIDTH = 78
 """Columns of running text: it fits a terminal of 80."""

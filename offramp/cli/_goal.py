@@ -1,4 +1,7 @@
-"""Goals of `offramp calibrate` as they are typed: one rule for units, `0.6` is a share and `60%` the same."""
+"""Goals of `offramp calibrate` as they are typed: one rule for units, `0.6` is a share and `60%` the same.
+
+Of losses (`max_drop`, `risk`), which are small, a plain number that may as well be meant in percent is refused.
+"""
 
 from typing import Literal, cast
 
@@ -6,8 +9,8 @@ from offramp.lookup import ParameterError
 from offramp.runs.goal import Goal
 
 SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
-LARGEST_DROP = 0.1
-"""From here on a plain `max_drop` is refused: who types 0.5 means half a point more often than half of all images."""
+AMBIGUOUS = 0.1
+"""From here on a plain number for a loss is refused: 0.5 may be half a point or half of all images."""
 
 
 def goal_of(
@@ -17,7 +20,7 @@ def goal_of(
     max_drop: str | None,
     target_accuracy: str | None,
     risk: str | None,
-    delta: float | None,
+    delta: str | None,
     save: Literal["macs", "ms"] | None,
     batch_size: int,
     runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None,
@@ -31,10 +34,10 @@ def goal_of(
     return Goal(
         macs=None if macs is None else _macs(macs),
         ms=None if ms is None else _ms(ms),
-        max_drop=None if max_drop is None else _share("max_drop", max_drop, LARGEST_DROP),
+        max_drop=None if max_drop is None else _share("max_drop", max_drop, AMBIGUOUS),
         target_accuracy=None if target_accuracy is None else _share("target_accuracy", target_accuracy),
-        risk=None if risk is None else _share("risk", risk),
-        delta=delta,
+        risk=None if risk is None else _share("risk", risk, AMBIGUOUS),
+        delta=None if delta is None else _share("delta", delta),
         save=save,
         batch_size=batch_size,
         runtime=runtime,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-OPENS = ("bench", "calibrate", "curves", "deploy", "evaluate", "export", "report", "train")
+OPENS = ("analyse", "bench", "calibrate", "curves", "deploy", "evaluate", "export", "report", "train")
 """Verbs that open runs, and take `--trust`."""
 OPTION = "--trust: trust the run first, like `offramp trust RUN`."
 

@@ -20,7 +20,7 @@ def calibrate(
     max_drop: Annotated[str | None, Parameter(group=GOAL)] = None,
     target_accuracy: Annotated[str | None, Parameter(group=GOAL)] = None,
     risk: Annotated[str | None, Parameter(group=GOAL)] = None,
-    delta: float | None = None,
+    delta: str | None = None,
     save: Literal["macs", "ms"] | None = None,
     batch_size: int = 64,
     runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None,
@@ -33,6 +33,9 @@ def calibrate(
 ) -> None:
     """Fit thresholds and choose which exits to use, for one goal.
 
+    Shares are plain numbers or percent: 0.6 is 60%. --max-drop and --risk refuse plain numbers from 0.1, which may be
+    meant in percent: write 0.5% or 50%.
+
     Writes `policy.json` into the run; the previous one is kept as policy.json.old. If no early exit pays, all are
     disabled: the plain network remains.
 
@@ -40,10 +43,10 @@ def calibrate(
         run: Folder of a trained run.
         macs: Budget: mean multiply-adds per image, as a share of the plain network's (0.5 or 50%) or a count (250M).
         ms: Budget: mean milliseconds per image at --batch-size, measured on this machine.
-        max_drop: Largest loss of accuracy against the plain network: 0.5% is half a percentage point.
+        max_drop: Largest loss of accuracy against the plain network: 0.5% (or 0.005) is half a percentage point.
         target_accuracy: Accuracy to reach, such as 75% or 0.75.
         risk: Guaranteed bound on the accuracy lost on new images, such as 1% or 0.01; see --delta.
-        delta: With --risk: the bound holds with probability 1 - delta; default: in expectation.
+        delta: With --risk: the bound holds with probability 1 - delta, such as 0.05 or 5%; default: in expectation.
         save: Cost to minimise if the goal is an accuracy or a risk; default: macs.
         batch_size: Batch size at which milliseconds are measured.
         runtime: Runtime used to measure milliseconds; choose the one you will deploy. Default: torch in the run's

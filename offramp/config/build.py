@@ -85,10 +85,22 @@ def build_net(
     Raises:
         ValueError: naming the nearest net, branch or parameter, or why they do not fit.
     """
+    from offramp.meta_device import check_input, check_single
+
+    net = assemble_net(config, method, classes=classes, shape=shape, check=check)
+    check_input(net, shape)
+    if config.batch_size == config.devices:
+        check_single(net, shape)
+    return net
+
+
+def assemble_net(
+    config: ResolvedConfig, method: "Method", *, classes: int, shape: tuple[int, int, int], check: bool = True
+) -> "nn.Module":
+    """The network of `build_net`, before it is tried whether it takes the inputs; arguments and errors as there."""
     from torch import nn
 
     from offramp import branches
-    from offramp.meta_device import check_input, check_single
     from offramp.net import MultiExitNet, only_behind
 
     _require_resolved(config)
@@ -130,9 +142,6 @@ def build_net(
             ),
             "tap",
         )
-    check_input(net, shape)
-    if config.batch_size == config.devices:
-        check_single(net, shape)
     return net
 
 

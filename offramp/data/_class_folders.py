@@ -166,7 +166,7 @@ def _is_loop(folder: Path) -> bool:
 
 def _beside(home: Path) -> Walk:
     """What is beside the class folders; an image among them is an error, since its class is unknown."""
-    result = Walk([], [], [], [])
+    result = Walk([], [], [], [], [])
     for child in sorted(home.iterdir()):
         if child.name.startswith("."):
             continue
@@ -176,6 +176,6 @@ def _beside(home: Path) -> Walk:
             result.repeated.extend([child] if _is_loop(child) else [])
         elif child.suffix.lower() in ENDINGS:
             raise ValueError(f"{child} lies in no class folder: move it into {home}/CLASS/")
-        elif child.is_file():
-            result.others.append(child)
+        else:
+            (result.others if child.is_file() else result.special).append(child)
     return result

@@ -33,13 +33,23 @@ def label_kind(kind: Any) -> str | None:
 
 
 def class_names(shard: Shard, column: str) -> tuple[str, ...] | None:
-    """The class names that the Hub writes into its shards (ClassLabel), or None."""
+    """The class names that the Hub writes into its shards (ClassLabel), or None.
+
+    Raises:
+        ValueError: naming the shard, if two classes have one name.
+    """
     try:
         features = json.loads((shard.schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+    if not isinstance(names, list):
+        return None
+    known = tuple(str(name) for name in names)
+    if len(set(known)) < len(known):
+        twice = next(name for name in known if known.count(name) > 1)
+        raise ValueError(f"{shard.where} gives two classes in {column!r} the name {twice!r}: give them different names")
+    return known
 
 
 def read_labels(shards: Sequence[Shard], column: str, count: int | None = None) -> Labels:
@@ -126,7 +136,8 @@ def _distinct(shards: Sequence[Shard], values: Sequence[Sequence[Any]], column: 
 
 def _renumbered(shard: Shard, other: Shard, names: Sequence[str], classes: Sequence[str]) -> Int64[np.ndarray, "_"]:
     """The class index for every number of a shard whose names differ from those of another shard."""
-    place = {name: index for index, name in enumerate(classes)}
+    place = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
+    names = [unicodedata.normalize("NFC", name) for name in names]
     unknown = [name for name in names if name not in place]
     if unknown:
         raise ValueError(

@@ -38,6 +38,8 @@ def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, imag
         error = ValueError(f"{shard.where} has no column {given!r} ({option}): it has {', '.join(columns)}")
         raise with_parameters(error, option)
     fitting = [field.name for field in shard.schema if fits(field.type)]
+    if not fitting:  # the error says what the column with the usual name holds
+        given = next((name for name in usual if name in columns), given)
     if given is not None:
         if given not in fitting:
             kind = shard.schema.field(given).type

@@ -28,3 +28,13 @@ def respelled(data: DataSet, classes: Sequence[str]) -> DataSet:
     splits = {name: dataclasses.replace(split, source=renamed) for name, split in data.splits.items()}
     note = f"{data.name}: its class names are in another Unicode form (NFC, NFD): they are taken as the same classes"
     return dataclasses.replace(data, classes=tuple(classes), splits=splits, notes=(*data.notes, note))
+
+
+def look_alikes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """A line for each of the first groups of class names that differ in case or spaces only."""
+    groups: dict[str, list[str]] = {}
+    for one in classes:
+        groups.setdefault(" ".join(one.split()).casefold(), []).append(one)
+    alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    why = "are different classes, though their names differ in case or spaces only"
+    return tuple(f"{name}: {group} {why}" for group in alike[:3])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from offramp.data._duplicates import duplicate_notes
+from offramp.data.class_names import look_alikes
 from offramp.data.cut_splits import check_splits, cut_splits
 from offramp.data.splits import (
     SPLITS,
@@ -222,6 +223,7 @@ def _notes(name: str, found: Found, rows: dict[str, Indices]) -> tuple[str, ...]
     counts = np.bincount(labels[rows["train"]], minlength=len(found.source.classes))
     most, least = int(counts.argmax()), int(counts.argmin())
     notes = duplicate_notes(name, found.duplicates, labels, rows)
+    notes += look_alikes(name, found.source.classes)
     if counts[most] < IMBALANCE * counts[least]:
         return notes
     return *notes, (

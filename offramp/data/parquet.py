@@ -37,7 +37,7 @@ def build(
     if request.streaming:
         raise ValueError(f"{request.name} does not stream: only folder:PATH does")
     root = located(request)
-    files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
+    files = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if root.is_dir() else [root]
     if not files:
         raise FileNotFoundError(f"{root} holds no *.parquet files: name the folder of the shards")
     split = shards_by_split(root, files)

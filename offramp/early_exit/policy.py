@@ -12,8 +12,9 @@ import array_api_compat
 import numpy as np
 
 from offramp import finite
-from offramp.files import write_errors
-from offramp.text import one_line, quoted
+from offramp.files import parse_json, write_errors
+from offramp.schema import check
+from offramp.text import quoted, shell_word
 
 VERSION = 1
 SCORES = ("confidence", "margin", "entropy", "patience")
@@ -166,6 +167,17 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+ORIGIN = {
+    "goal?": ({str: (float, None)}, None),
+    "samples?": int,
+    "weights?": str,
+    "epoch?": int,
+    "weights_digest?": str,
+    "segment_costs?": [float],
+    "plain?": {str: float},
+    "certificate?": ({"samples": int}, None),
+}
+"""Content of the provenance of a policy; see `offramp.schema`."""
 FIELDS = tuple(field.name for field in fields(ExitPolicy))
 """The fields of a policy, as in its JSON."""
 
@@ -176,10 +188,7 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
     Raises:
         ValueError: if it is not a policy, of another version, changed since it was written, or not valid.
     """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not a policy: it is not JSON ({one_line(str(error), 200)})") from None
+    values = parse_json(text, source, object)
     if not isinstance(values, dict) or values.get("format") != "offramp-policy":
         raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
     if values.get("version") != VERSION:
@@ -238,21 +247,23 @@ def load(path: Path) -> ExitPolicy:
 
 
 def load_with_origin(path: Path) -> tuple[ExitPolicy, dict[str, Any]]:
-    """Read `policy.json` and its provenance ({} if there is none); errors as in `parse`."""
+    """Read `policy.json` and its provenance ({} if there is none), checked; errors as in `parse`."""
     try:
         text = path.read_text()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a policy: it is not text") from None
     policy = parse(text, str(path))
-    origin = json.loads(text).get("provenance")
-    return policy, origin if isinstance(origin, dict) else {}
+    origin = parse_json(text, str(path)).get("provenance") or {}
+    check(origin, ORIGIN, f"{path} is damaged", "provenance")
+    return policy, origin
 
 
-def stale(origin: Mapping[str, Any], weights: str, epoch: int, digest: str | None = None) -> str:
+def stale(origin: Mapping[str, Any], run: object, weights: str, epoch: int, digest: str | None = None) -> str:
     """A warning if a policy is used with other weights than those it was fitted on, else nothing.
 
     Args:
         origin: the provenance of the policy.
+        run: folder of the run, for the command that fits it again.
         weights: `last` or `best`.
         epoch: of these weights.
         digest: of the weights; a policy that names one belongs to those weights alone.
@@ -260,14 +271,38 @@ def stale(origin: Mapping[str, Any], weights: str, epoch: int, digest: str | Non
     if digest is not None and origin.get("weights_digest") == digest:  # `best` may be the very weights of `last`
         return ""
     fitted = origin.get("weights", weights), origin.get("epoch", epoch)
+    again = f"fit it again with `{fitting_command(origin, run, weights)}`."
     if fitted == (weights, epoch):
         if origin.get("weights_digest", digest) == digest:
             return ""
         return (
-            f"The policy was fitted on other weights than these {weights} ones, which have been replaced since: fit it "
-            f"again with `offramp calibrate --weights {weights}`."
+            f"The policy was fitted on other weights than these {weights} ones, which have been replaced since: {again}"
         )
     return (
         f"The policy was fitted on the {fitted[0]} weights of epoch {fitted[1]}; these are the {weights} ones of epoch "
-        f"{epoch}: fit it again with `offramp calibrate --weights {weights}`."
+        f"{epoch}: {again}"
     )
+
+
+def fitting_command(origin: Mapping[str, Any], run: object, weights: str = "last") -> str:
+    """The command that fits a policy for the same goal again; a loss of half a point if the goal is unknown.
+
+    Args:
+        origin: the provenance of the policy.
+        run: folder of the run.
+        weights: `last` or `best`.
+    """
+    words = ["offramp calibrate", shell_word(run), *_goal_words(origin)]
+    return " ".join([*words, "--weights best"] if weights == "best" else words)
+
+
+def _goal_words(origin: Mapping[str, Any]) -> list[str]:
+    goal = origin.get("goal")
+    known = {key: value for key, value in goal.items() if type(value) in (int, float)} if isinstance(goal, dict) else {}
+    for key in ("max_drop", "risk", "macs", "ms", "accuracy"):
+        if key in known:
+            name = "target-accuracy" if key == "accuracy" else key.replace("_", "-")
+            value = f"{known[key]:.12g}" if key in ("macs", "ms") else f"{100 * known[key]:.12g}%"
+            delta = [f"--delta {known['delta']:g}"] if key == "risk" and "delta" in known else []
+            return [f"--{name} {value}", *delta]
+    return ["--max-drop 0.5%"]

@@ -28,7 +28,7 @@ class Match(nn.Module):
         self.layers = nn.ModuleDict()
 
     def prepare(
-        self, widths: Sequence[int], unused: Collection[int] = (), *, without: str = "beta 0"
+        self, widths: Sequence[int], unused: Collection[int] = (), *, without: str = "method.beta=0"
     ) -> tuple[str, ...]:
         """Create the layers that features of these widths (one per exit) need; returns notes on what is left out.
 
@@ -50,11 +50,12 @@ class Match(nn.Module):
                     f"{without} leaves the term out"
                 ),
                 "method.adapt",
+                without.partition("=")[0],
             )
         if self.adapt == "off":
             return tuple(
                 f"exit {exit + 1} has features of width {widths[exit]}, the final exit {last}: its feature term is "
-                "left out (the parameter adapt=linear compares them through a learned layer)"
+                "left out (method.adapt=linear compares them through a learned layer)"
                 for exit in differing
             )
         adapted = early if self.adapt == "all" else differing

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp.lookup import with_parameters
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl
 from offramp.losses.hint import distance, total
@@ -131,10 +132,11 @@ class WeightedEnsemble(nn.Module):
         compared = [shape for shape in shapes if self.match.adapt != "off" or shape[0] == last[0]]
         if self.settings.maps_weight and len({shape[1:] for shape in compared if len(shape) == 3}) > 1:
             written = ", ".join("×".join(map(str, shape[1:])) for shape in compared)
-            raise ValueError(
+            message = (
                 f"beed compares the maps of the exits, but theirs are of different sizes: {written}; take exits that "
-                "end in equal maps (branch beed or sketch), or beta 0"
+                "end in equal maps (branch=beed or branch=sketch), or method.beta=0"
             )
+            raise with_parameters(ValueError(message), "branch", "method.beta")
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `kl`, and `features` unless beta is 0."""

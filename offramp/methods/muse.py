@@ -114,7 +114,7 @@ class Mutual(nn.Module):
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers(self.settings.name, exits)
-        return self.match.prepare(widths, without="schedule off") if self.settings.compares_features else ()
+        return self.match.prepare(widths, without="method.schedule=off") if self.settings.compares_features else ()
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `kl`, and `features` unless their weight is 0 for the whole run."""

@@ -6,8 +6,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp import finite
+from offramp import digests, finite
 from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.made_from import made_from
 from offramp.runs.report import names
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, Weights, load_run
@@ -55,7 +56,10 @@ class ExitAnalysis:
 
 @dataclass(frozen=True)
 class RunAnalysis:
-    """The exits of one run, from shallow to deep, the final one last; `samples` of test; accuracy of the ensemble."""
+    """The exits of one run, from shallow to deep, the final one last; `samples` of test; accuracy of the ensemble.
+
+    `made_from` are digests of configuration, weights and the trace of test.
+    """
 
     name: str
     run: str
@@ -64,6 +68,7 @@ class RunAnalysis:
     samples: int
     ensemble: float
     exits: list[ExitAnalysis]
+    made_from: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,10 @@ def analyse(
                 files.append(_write_matrices(folder, name, trace, dissimilarity))
         files += _write_curves(folder, results)
         result = Analysis(results, [str(folder / "analysis.json"), *map(str, files)], provenance())
-        put(folder / "analysis.json", finite.dumps(asdict(result), indent=2) + "\n")
+        for file in files:
+            put(file, digests.signed(file.read_text(encoding="utf-8"), {run.name: run.made_from for run in results}))
+        stored = {**asdict(result), "digest": digests.of_bytes(finite.dumps(asdict(result)).encode())}
+        put(folder / "analysis.json", finite.dumps(stored, indent=2) + "\n")
     return result
 
 
@@ -178,7 +186,8 @@ def _analyse(
         for exit, output in enumerate(trace.outputs)
     ]
     whole = top_k(ensemble(logits)[None], labels)[0]
-    return RunAnalysis(name, str(loaded.folder), weights, loaded.about["epoch"], len(labels), whole, exits)
+    origin = made_from(loaded, test=trace)
+    return RunAnalysis(name, str(loaded.folder), weights, loaded.about["epoch"], len(labels), whole, exits, origin)
 
 
 def _milliseconds(loaded: LoadedRun, batch_size: int | None) -> list[float] | None:

@@ -61,6 +61,7 @@ def _fit(
     loaded: LoadedRun, goal: Goal, rule: "Rule", weights: str, data_dir: Path | str | None, reporter: Reporter
 ) -> Calibration:
     from offramp.early_exit import temperature
+    from offramp.runs.made_from import made_from
     from offramp.runs.split import caution
     from offramp.runs.traces import calibration_trace
     from offramp.train.run_dir import POLICY
@@ -83,6 +84,7 @@ def _fit(
         "weights": weights,
         "epoch": loaded.about["epoch"],
         "weights_digest": loaded.about["digest"],
+        "made_from": made_from(loaded, cal=traced),
         "segment_costs": list(costs[outcome.policy.enabled]),
         **_achieved(goal.unit, outcome, certificate, logits, labels, costs),
         **measured,

@@ -27,6 +27,7 @@ class Calibration:
         weights: `last` or `best`.
         epoch: that the weights are of, counted from 1.
         weights_digest: of the weights, to which the policy belongs.
+        made_from: digests of configuration, weights and the trace of cal.
         segment_costs: of each segment between enabled exits, in `unit`.
         expected: accuracy, cost, and shares of the samples leaving at each exit.
         plain: accuracy and cost of the plain network.
@@ -52,6 +53,7 @@ class Calibration:
     weights: str
     epoch: int
     weights_digest: str
+    made_from: dict[str, Any]
     segment_costs: list[int | float]
     expected: dict[str, Any]
     plain: dict[str, Any]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp import finite
+from offramp import digests, finite
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.curves_text import comparison_text, curves_text
@@ -37,6 +37,7 @@ class Curves:
         budgeted: 39 points of MSDNet's budgeted batches; empty if nothing was held out to fit thresholds on.
         plain: the network with its final exit alone.
         refused: why there are no budgeted batches; None if there are.
+        made_from: digests of configuration, weights, and the traces of cal and test.
         picture: the SVG file.
         files: further files that were written.
     """
@@ -50,6 +51,7 @@ class Curves:
     budgeted: list[dict[str, Any]]
     plain: dict[str, Any]
     refused: str | None
+    made_from: dict[str, Any]
     provenance: dict[str, Any]
     picture: str
     files: list[str]
@@ -172,6 +174,7 @@ def _measured(
     loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, reporter: Reporter
 ) -> Curves:
     from offramp.measure.provenance import provenance
+    from offramp.runs.made_from import made_from
     from offramp.runs.traces import both_traces
 
     held_out, test = both_traces(loaded, weights, data_dir, reporter)
@@ -184,6 +187,7 @@ def _measured(
         if held_out
         else f"no budgeted batches: {run} was trained on everything (holdout 0), so there are "
         "no images to fit thresholds on",
+        made_from=made_from(loaded, cal=held_out, test=test),
         provenance=provenance(),
         picture=str(folder / "curves.svg"),
         files=[],
@@ -237,7 +241,7 @@ def _write(
     metric: str,
     paths: Sequence[Path],
 ) -> list[str]:
-    """curves.json, curves.svg, and what else is asked for; returns the latter."""
+    """curves.json and curves.svg, signed with what they were made from, and what else is asked for; returns that."""
 
     def figure(path: Path) -> list[Path]:
         curve_tables.draw(groups, title, result.cost, METRICS[metric], path)
@@ -245,8 +249,11 @@ def _write(
 
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value for key, value in asdict(result).items() if key not in ("picture", "files")}
-    put(folder / "curves.json", finite.dumps(stored, indent=2) + "\n")
-    figure(folder / "curves.svg")
+    digest = digests.of_bytes(finite.dumps(stored).encode())
+    put(folder / "curves.json", finite.dumps({**stored, "digest": digest}, indent=2) + "\n")
+    (picture,) = figure(folder / "curves.svg")
+    runs = [result] if isinstance(result, Curves) else result.runs
+    put(picture, digests.signed(picture.read_text(encoding="utf-8"), {one.run: one.made_from for one in runs}))
     return write_outputs(
         paths,
         lambda: curve_tables.csv_of(groups, result.cost),

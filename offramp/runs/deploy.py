@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.config import Config, flat, multi_net
+from offramp.files import write_errors
 from offramp.lookup import with_parameters
 from offramp.runs.run import SeveralRun, open_run
 from offramp.text import shell_word
@@ -68,7 +69,8 @@ def _write(run: Path, out: Path, opened: SeveralRun, output: int, trained: dict[
     from offramp.train import run_dir
 
     if (run / run_dir.SPLIT).is_file():
-        (out / run_dir.SPLIT).write_bytes((run / run_dir.SPLIT).read_bytes())
+        with write_errors(out / run_dir.SPLIT):
+            (out / run_dir.SPLIT).write_bytes((run / run_dir.SPLIT).read_bytes())
     about = {
         name: _save(run, out, name, output) for name in ("last", "best") if (run / f"{name}.safetensors").is_file()
     }

@@ -87,12 +87,12 @@ def _compare_with_cal(loaded: LoadedRun | SeveralRun, test: "Trace", reporter: R
     from offramp.measure.two_samples import warning
 
     fitted = loaded.fitted if isinstance(loaded, LoadedRun) else {}
-    if fitted.get("weights_digest") != loaded.about["digest"]:
+    if fitted.get("weights_digest") != loaded.about["digest"] or not {"plain", "samples"} <= {*fitted}:
         return
     assert test.labels is not None
-    samples = (fitted["certificate"] or fitted)["samples"]
+    samples = (fitted.get("certificate") or fitted)["samples"]
     accuracy = top_k(test.logits[-1:], test.labels)[0]
-    if text := warning(fitted["plain"]["accuracy"], samples, accuracy, len(test.labels)):
+    if text := warning(fitted["plain"].get("accuracy", accuracy), samples, accuracy, len(test.labels)):
         reporter.warn(text)
 
 

@@ -52,6 +52,7 @@ def report(
     Raises:
         ValueError: if no run is named, one is named twice, or the file cannot be written.
     """
+    from offramp import digests
     from offramp.measure.provenance import provenance
     from offramp.study.report import page
     from offramp.train.run_dir import put, writing_into
@@ -70,7 +71,7 @@ def report(
             _see(loaded, name, weights, data_dir, images, batch_size, reporter or SILENT)
             for loaded, name in zip(opened, names(folders), strict=True)
         ]
-        put(target, page(reports, provenance()))
+        put(target, digests.signed(page(reports, provenance()), {one.name: one.made_from for one in reports}))
     return Report(str(target), target.stat().st_size, [run.numbers for run in reports], groups_of(reports))
 
 
@@ -121,6 +122,7 @@ def _see(
     from offramp.measure.network_summary import describe
     from offramp.runs.curves import both_curves
     from offramp.runs.latency import timed_pieces
+    from offramp.runs.made_from import made_from
     from offramp.runs.traces import both_traces
     from offramp.study.run_report import RunReport
     from offramp.train.run_dir import read_history, read_result
@@ -156,4 +158,14 @@ def _see(
         history=history,
         pictures=data().splits["test"].source.batch if images else None,
         images=images,
+        made_from={**made_from(loaded, cal=held_out, test=test), **_digests(loaded.folder)},
     )
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    """Digests of the policy, the records and the result of a run; None for what it lacks."""
+    from offramp import digests
+    from offramp.train.run_dir import METRICS, POLICY, RESULT
+
+    files = {"policy": folder / POLICY, "records": folder / METRICS, "result": folder / RESULT}
+    return {name: digests.of_file(path) if path.is_file() else None for name, path in files.items()}

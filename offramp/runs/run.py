@@ -15,8 +15,11 @@ from offramp.runs.reporting import SILENT, Reporter
 from offramp.text import one_line, shell_word
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
+    from offramp.methods._method import Method
     from offramp.multi_net import Several
     from offramp.net import MultiExitNet
     from offramp.runs.trace_data import TraceData
@@ -138,7 +141,10 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     tensors, about = checkpoint.load_weights(path)
     shape = tuple(about["shape"])
     with _naming(folder):
-        net = build_net(config, build_method(config), classes=len(about["classes"]), shape=shape, check=False)
+        method = build_method(config)
+        if not trust.code_names(values):  # who trusts code lets it take what it wants
+            _check_size(config, method, tensors, about, path)
+        net = build_net(config, method, classes=len(about["classes"]), shape=shape, check=False)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -152,9 +158,45 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     if found is not None and found.exits != net.exits:
         raise ValueError(
             f"{folder / POLICY} is for {found.exits} exits, but this network has {net.exits}: fit it again with "
-            "`offramp calibrate`"
+            f"`{policy.fitting_command(fitted, folder, weights)}`"
         )
     return LoadedRun(folder, config, net.eval(), about, found, fitted)
+
+
+ROOM = 4
+"""How many times as many parameters as its weights have a network may register while it is built."""
+
+
+def _check_size(
+    config: ResolvedConfig, method: "Method", tensors: Mapping[str, "Tensor"], about: dict[str, Any], path: Path
+) -> None:
+    """Refuse a configuration that asks for a much larger network than the weights are of, before it takes memory.
+
+    Raises:
+        ValueError: naming the weights.
+    """
+    from offramp.config.build import assemble_net
+    from offramp.meta_device import TooLarge, at_most
+    from offramp.models import is_external
+    from offramp.split.model_sources import construct
+
+    classes, (channels, *size) = len(about["classes"]), about["shape"]
+    values = sum(tensor.numel() for tensor in tensors.values())
+    for key, count in config.net_options.items():
+        if isinstance(count, int) and count > values:  # of blocks, say, which are listed before they are built
+            raise ValueError(f"net.{key} is {count}, but there are only {values:,} values in {path.name}")
+    try:
+        with at_most(ROOM * values, ROOM * len(tensors)):
+            if is_external(config.net):  # to cut it takes longer, and memory in proportion to it
+                construct(config.net, classes=classes, channels=channels, size=tuple(size), **config.net_options)
+            else:
+                assemble_net(config, method, classes=classes, shape=tuple(about["shape"]), check=False)
+    except TooLarge:
+        raise ValueError(
+            f"it asks for a network of more than {ROOM} times the {values:,} values in {path.name}"
+        ) from None
+    except Exception:
+        return  # it fails again, with its message, when the network is built
 
 
 @contextmanager
@@ -204,7 +246,7 @@ def warn_if_stale(run: LoadedRun | SeveralRun, weights: str, reporter: "Reporter
 def _stale(run: LoadedRun, weights: str) -> str:
     from offramp.early_exit.policy import stale
 
-    return stale(run.fitted, weights, run.about["epoch"], run.about["digest"])
+    return stale(run.fitted, run.folder, weights, run.about["epoch"], run.about["digest"])
 
 
 def moved(config: Config, data_dir: Path | None) -> Config:

@@ -97,13 +97,23 @@ def keep_apart(data: "DataSet", weights: Path | None) -> tuple["DataSet", Origin
     """
     if weights is None:
         return data, Origin("new", {}, ())
-    record = read(weights.parent) if weights.name in ("last.safetensors", "best.safetensors") else None
+    run = _run_of(weights)
+    record = None if run is None else read(run)
     source = data.splits["train"].source
     trained = None if record is None else record.trained(record.kind)
     if record is None or trained is None or record.kind not in split_record.kinds(source):
         why = "do not say what they were trained on" if record is None else "were trained on images of another kind"
         return data, Origin("elsewhere", {}, (f"--weights {weights} {why}: {NEW_IMAGES}",))
     return _without(data, weights, record, trained)
+
+
+def _run_of(weights: Path) -> Path | None:
+    """The folder of the run that weights lie in, or those of one of its checkpoints, links followed."""
+    place = weights.resolve()
+    if place.name in ("last.safetensors", "best.safetensors"):
+        return place.parent
+    checkpoints = place.parent.parent
+    return checkpoints.parent if checkpoints.name == "checkpoints" and place.name == "weights.safetensors" else None
 
 
 def _without(data: "DataSet", weights: Path, record: SplitRecord, trained: Keys) -> tuple["DataSet", Origin]:

@@ -20,6 +20,8 @@ TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
 """Largest difference, as a share of the largest value; GPUs choose other algorithms from one call to the next."""
 MACS = 500_000_000
 """Multiply-adds for one image, up to which all batches are compared; images of larger networks are made smaller."""
+FIXED = 2_000_000_000
+"""As `MACS`, of networks that take images of one size only."""
 LARGEST = 10_000_000
 """Values of a weight up to which its gradient is compared; VGG's hidden classifiers would take most of the time."""
 STEP = 32
@@ -41,18 +43,17 @@ class Pass(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A comparison: the size of the batch, the mode, and whether gradients are computed."""
+    """A comparison: the size of the batch, and the mode; in training gradients are compared too."""
 
     batch: int
     training: bool
-    gradients: bool
 
     def __str__(self) -> str:
         return f"for a batch of {self.batch} in {'training' if self.training else 'evaluation'} mode"
 
 
-ONE, THREE = Case(1, training=False, gradients=False), Case(3, training=False, gradients=False)
-TRAIN_ONE, TRAIN_THREE = Case(1, training=True, gradients=False), Case(3, training=True, gradients=True)
+ONE, THREE = Case(1, training=False), Case(3, training=False)
+TRAIN_ONE, TRAIN_THREE = Case(1, training=True), Case(3, training=True)
 
 
 class Pair(NamedTuple):
@@ -78,9 +79,10 @@ def check(
     """Compare a model with the network that was cut from it; both are left as they were, random numbers included.
 
     Weights that are all equal (zeros at the start) are made unequal for the comparison. A model that has weights on the
-    meta device is not run. A network of more than `MACS` multiply-adds is compared on one image of its own size, and on
-    all other batches on images that leave about `MACS`, if both sides take them. Networks of a fixed size are compared
-    on three images in evaluation and, gradients included, on one in training (on three if one is too few for them).
+    meta device is not run. Batches of 1 and 3 are compared, in evaluation and, gradients and buffers included, in
+    training. A network of more than `MACS` multiply-adds is compared on one image of its own size, and on all other
+    batches on images that leave about `MACS`, if both sides take them. If they take one size only, a network of more
+    than `FIXED` is compared on three images in evaluation and on one in training (on three if one is too few for it).
 
     Args:
         after: the layers at the cuts, in order.
@@ -108,13 +110,19 @@ def _compare_all(pair: Pair, macs: int) -> None:
     """Compare evaluation and training, one image and three, at a cost that does not grow with the network."""
     shape = pair.backbone.shape
     if macs <= MACS:
-        for case in (ONE, THREE, TRAIN_THREE, TRAIN_ONE):
-            _compare(pair, shape, case)
+        _compare_each(pair, shape)
     elif _equal_when_small(pair, macs):
         _compare(pair, shape, ONE)
+    elif macs <= FIXED:
+        _compare_each(pair, shape)
     else:
         _compare(pair, shape, THREE)
-        _compare(pair, shape, TRAIN_ONE._replace(gradients=True)) or _compare(pair, shape, TRAIN_THREE)
+        _compare(pair, shape, TRAIN_ONE) or _compare(pair, shape, TRAIN_THREE)
+
+
+def _compare_each(pair: Pair, shape: tuple[int, ...]) -> None:
+    for case in (ONE, THREE, TRAIN_THREE, TRAIN_ONE):
+        _compare(pair, shape, case)
 
 
 def _equal_when_small(pair: Pair, macs: int) -> bool:
@@ -184,9 +192,9 @@ def _run(parts: Sequence[nn.Module], forward: Forward, images: Tensor, case: Cas
             parameter.requires_grad_(parameter.requires_grad and parameter.numel() <= LARGEST)
         for part in parts:
             part.train(case.training)
-        with torch.set_grad_enabled(case.gradients):
+        with torch.set_grad_enabled(case.training):
             states, logits = forward(images)
-            if case.gradients and logits.requires_grad:
+            if case.training and logits.requires_grad:
                 logits.square().sum().backward()  # type: ignore[no-untyped-call]
         gradients = {id(parameter): parameter.grad for parameter in parameters}
         buffers = {name: buffer.clone() for name, buffer in buffers_of(parts).items()}

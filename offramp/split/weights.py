@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from offramp import finite
+from offramp import digests, finite
 from offramp.net import Backbone, MultiExitNet
 from offramp.split.graph_module import Subgraph
 
@@ -155,14 +154,15 @@ def read(path: Path) -> dict[str, Tensor]:
     (DataParallel) or `_orig_mod.` (torch.compile).
 
     Raises:
-        ValueError: if there is no such file, it holds something else, or a value is not finite.
+        ValueError: if there is no such file, it holds something else, a value is not finite, or weights of a run have
+            changed since they were written.
     """
     if path.is_dir():
         raise ValueError(f"weights={path} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run")
     if not path.is_file():
         raise ValueError(f"weights={path}: the file does not exist")
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content, whole = _content(path)
     except SafetensorError as error:
         raise ValueError(f"weights={path} is not a safetensors file: {error}") from None
     except Exception as error:  # what PyTorch says is about its options
@@ -173,7 +173,20 @@ def read(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content or not all(isinstance(each, Tensor) for each in content.values()):
         raise ValueError(f"weights={path} holds no weights: it must be a mapping of names to tensors")
     finite.check(content.items(), f"weights={path}")
+    if not whole:
+        raise ValueError(f"weights={path} was changed since it was written: restore it, or train again")
     return {_WRAPPERS.sub("", str(name)): tensor for name, tensor in content.items()}
+
+
+def _content(path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether it is what the digest in its header is of, which weights of a run have."""
+    if path.suffix != ".safetensors":
+        return torch.load(path, "cpu", weights_only=True), True
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    digest = header.get("blake2b")
+    return tensors, digest is None or digest == digests.of_weights(tensors, header.get("about", ""))
 
 
 def _why_unreadable(error: Exception, path: Path) -> str:

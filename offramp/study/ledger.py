@@ -145,7 +145,7 @@ def _lines(path: Path) -> list[str]:
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON, as after an interrupted write ({error}): remove that line") from None
     if not isinstance(found, dict):
         raise ValueError(f"{where} is not a JSON object")

@@ -29,6 +29,7 @@ class RunReport:
         history: the records of `metrics.jsonl`.
         pictures: ids of samples -> images uint8 (B, channels, H, W).
         images: how many of the easiest, and of the hardest, are shown of every exit.
+        made_from: digests of the files and traces that all this was read from.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunReport:
     history: Sequence[Mapping[str, Any]]
     pictures: Callable[[Any], Any] | None
     images: int
+    made_from: Mapping[str, Any]
 
     @property
     def exits(self) -> int:
@@ -89,7 +91,7 @@ class RunReport:
     @property
     def stale(self) -> str:
         """What to say where the policy is of other weights than these."""
-        return stale(self.fitted, self.weights, self.epoch)
+        return stale(self.fitted, self.folder, self.weights, self.epoch, self.made_from.get("weights"))
 
     @property
     def numbers(self) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any
     part = path.with_name(f".part-{path.name}")
     tensors = _contiguous(weights)
     text = json.dumps({key: value for key, value in about.items() if key != "digest"})
-    digest = weights_digest(tensors, text)
+    digest = digests.of_weights(tensors, text)
     _save_tensors(tensors, part, {"format": "offramp-weights", "about": text, "blake2b": digest})
     _sync(part)
     part.replace(path)
@@ -141,7 +141,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and their header; `about["digest"]` is that of `weights_digest`.
+    """Read weights and their header; `about["digest"]` is that of `digests.of_weights`.
 
     Raises:
         Damaged: if the file is missing, truncated, changed, not written by offramp, or a value is not finite.
@@ -159,19 +159,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         finite.check(tensors.items(), path)
     except ValueError as error:
         raise Damaged(str(error)) from None
-    digest = weights_digest(tensors, metadata["about"])
+    digest = digests.of_weights(tensors, metadata["about"])
     if metadata.get("blake2b", digest) != digest:
         raise Damaged(f"{path} was changed since it was written: restore it, or train again")
     return tensors, {**about, "digest": digest}
-
-
-def weights_digest(tensors: Mapping[str, Tensor], about: str) -> str:
-    """The digest of weights: names, types, shapes and values, and their header."""
-    parts = (
-        (f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy())
-        for name, tensor in sorted(tensors.items())
-    )
-    return digests.of_arrays(parts, about)
 
 
 def _about(text: str, path: Path) -> dict[str, Any]:

@@ -71,8 +71,9 @@ def claimed(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool 
 
 
 def writing_into(folder: Path) -> AbstractContextManager[None]:
-    """Hold the folder for writing if it is that of a run, see `offramp.train.run_lock.writing`."""
-    return writing(folder) if (folder / CONFIG).is_file() else nullcontext()
+    """Hold the folder for writing if it is that of a run, or lies in one; see `offramp.train.run_lock.writing`."""
+    run = next((place for place in (folder, folder.parent) if (place / CONFIG).is_file()), None)
+    return nullcontext() if run is None else writing(run)
 
 
 def epochs_before(folder: Path, config: dict[str, Any]) -> int | None:

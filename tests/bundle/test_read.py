@@ -123,7 +123,7 @@ def resized(found: dict[str, Any]) -> None:
         (damaged(classes=[1]), "1 should be a text"),
         (damaged(exits=True), "True should be a whole number"),
         (averaged(True), "True should be a finite number"),
-        (averaged(float("nan")), "nan should be a finite number"),
+        (averaged(float("nan")), "NaN is no number of JSON"),
         (damaged(preprocessing={}), "'channels' is missing"),
         (reshaped, "segment-2.onnx does not take what segment-1.onnx gives"),
         (retyped, "tensors are of float32, float16, int64, int32, bool, not 'object'"),

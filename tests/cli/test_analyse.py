@@ -24,6 +24,8 @@ def test_one_run(offramp: Offramp, run: Path) -> None:
         "probabilities.svg",
     }
     (stored,) = json.loads((folder / "analysis.json").read_text())["runs"]
+    for picture in folder.glob("*.svg"):
+        assert stored["made_from"]["weights"] in picture.read_text().splitlines()[-1]
     said = offramp("evaluate", run, "--json").json
     assert [exit["accuracy"] for exit in stored["exits"]] == pytest.approx(said["accuracy"])
     assert [exit["calibration_error"] for exit in stored["exits"]] == pytest.approx(said["calibration_error"])

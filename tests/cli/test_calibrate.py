@@ -131,7 +131,7 @@ def test_nonsense_is_refused_by_the_program_too(offramp: Offramp, run: Path, typ
 
 @pytest.mark.parametrize(
     ("goals", "given"),
-    [((), "none"), (("--macs", 1, "--risk", "0.1"), "--macs and --risk"), (("--delta", 0.1), "none")],
+    [((), "none"), (("--macs", 1, "--risk", "10%"), "--macs and --risk"), (("--delta", 0.1), "none")],
 )
 def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[object, ...], given: str) -> None:
     ran = offramp("calibrate", run, *goals)
@@ -157,12 +157,14 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
             "--max-drop must be a share of accuracy in [0, 1), such as 0.005 for half a point, got 1.5",
         ),
         ("--max-drop 0.5", "--max-drop 0.5 is ambiguous: write 0.5% or 50% (percentage points of accuracy)"),
+        ("--risk 0.1", "--risk 0.1 is ambiguous: write 0.1% or 10% (percentage points of accuracy)"),
+        ("--risk 1% --delta 5", "--delta 5 is no share: write 5%, or 0.05"),
         ("--max-drop few", "--max-drop takes a share such as 0.01, or percent such as 1%, got 'few'"),
         ("--target-accuracy 60", "--target-accuracy 60 is not a share: write 60%, or 0.6"),
         ("--ms 50%", "--ms takes milliseconds per image such as 0.5, not a share, got '50%'"),
         ("--target-accuracy 101%", "--target-accuracy must be a share in (0, 1], such as 0.75, got 1.01"),
-        ("--risk 1", "--risk must be a share in (0, 1), such as 0.01, got 1.0"),
-        ("--risk 0.1 --delta 0", "--delta must be a probability in (0, 1), such as 0.05, got 0.0"),
+        ("--risk 100%", "--risk must be a share in (0, 1), such as 0.01, got 1.0"),
+        ("--risk 10% --delta 0", "--delta must be a probability in (0, 1), such as 0.05, got 0.0"),
         ("--macs 1 --delta 0.1", "--delta goes with --risk, which is missing"),
         ("--ms 1 --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--macs 1 --save ms", "--save ms contradicts --macs"),
@@ -294,11 +296,11 @@ def test_every_score_and_answer_does_what_was_promised(offramp: Offramp, run: Pa
 
 def test_a_risk_that_can_be_certified_is_promised(offramp: Offramp, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    found = offramp("calibrate", run, "--risk", "0.3", "--delta", "0.1", "--json").json
+    found = offramp("calibrate", run, "--risk", "30%", "--delta", "0.1", "--json").json
     made = found["certificate"]
     assert made["certified"] > 0 and made["samples"] + made["tuning"] == found["samples"]
     assert found["expected"]["macs"] <= found["plain"]["macs"] and found["rule"] == "certified path"
-    said = offramp("calibrate", run, "--risk", "0.3").out
+    said = offramp("calibrate", run, "--risk", "30%").out
     assert "certified in expectation: at most 30 points" in said or "the plain network is kept" in said
 
 

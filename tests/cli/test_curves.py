@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from offramp import digests
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
@@ -23,8 +24,14 @@ def test_both_curves_are_written_and_printed(offramp: Offramp, run: Path) -> Non
     found = ran.json
     assert len(found["budgeted"]) == 39 and len(found["anytime"]) == 4
     stored = json.loads((run / "curves.json").read_text())
+    assert stored.pop("digest") == digests.of_bytes(json.dumps(stored).encode())
     assert {**stored, "picture": found["picture"], "files": []} == found and found["refused"] is None
-    picture = ElementTree.fromstring((run / "curves.svg").read_text())
+    made_from = found["made_from"]
+    assert made_from["weights"] == load_weights(run / "last.safetensors")[1]["digest"]
+    assert made_from["cal"] != made_from["test"]
+    text = (run / "curves.svg").read_text()
+    assert text == digests.signed(text.rpartition("<!--")[0], {str(run): made_from})
+    picture = ElementTree.fromstring(text)
     assert picture.tag.endswith("svg") and Path(found["picture"]) == run / "curves.svg"
     accuracy = offramp("evaluate", run, "--json").json
     assert [point["accuracy"] for point in found["anytime"]] == pytest.approx(accuracy["accuracy"])

@@ -185,7 +185,7 @@ def test_a_policy_of_other_weights_is_told(offramp: Offramp, run: Path) -> None:
     ran = offramp("evaluate", run, "--json")
     assert ran.status == 0 and ran.json["adaptive"]
     assert ran.err.startswith("offramp: The policy was fitted on the best weights of epoch 1; these are the last ones")
-    assert f"of epoch {epoch}: fit it again with `offramp calibrate --weights last`" in ran.err
+    assert f"of epoch {epoch}: fit it again with `offramp calibrate {run} --" in ran.err
 
 
 def pictures(folder: Path, *classes: str) -> Path:

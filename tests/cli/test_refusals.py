@@ -33,7 +33,7 @@ def refused(offramp: Offramp, tmp_path: Path, words: str) -> str:
 @pytest.mark.parametrize("method", HAVE_TEMPERATURE)
 def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, method: str, temperature: str) -> None:
     said = refused(offramp, tmp_path, f"--method {method} --method.temperature {temperature}")
-    assert said.startswith(f"temperature must be greater than 0 and finite, got {float(temperature)}")
+    assert said.startswith(f"--method.temperature must be greater than 0 and finite, got {float(temperature)}")
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
             "--method byot --branch linear",
             "this method compares features, but no early exit's are as wide as the final",
         ),
-        ("--method muse --branch linear", "schedule off leaves the term out"),
+        ("--method muse --branch linear", "--method.schedule off leaves the term out"),
         ("--method eed --branch linear", "4, 8, 16 against 32; --method.adapt linear compares them"),
         (
             "--method beed --branch linear --method.adapt linear",
-            "beed compares the maps of the exits, but theirs are of",
+            "end in equal maps (--branch beed or --branch sketch), or --method.beta 0",
         ),
         ("--method hdkd --method.weights 1,2", "weights gives 2 weights, but hdkd with 4 exits has 10 losses"),
         ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),

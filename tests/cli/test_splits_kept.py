@@ -191,9 +191,9 @@ def test_weights_from_elsewhere_come_with_a_sentence(place: Path, made: Path, of
     )
     sentence = "images of val, cal and test must be new to these weights"
     assert ran.status == 0 and sentence in " ".join(ran.err.split())
-    ran = offramp("calibrate", place / "b", "--risk", "0.3")
+    ran = offramp("calibrate", place / "b", "--risk", "30%")
     assert ran.status == 0 and sentence in " ".join(ran.err.split())
-    assert sentence not in offramp("calibrate", place / "r", "--risk", "0.3").err
+    assert sentence not in offramp("calibrate", place / "r", "--risk", "30%").err
 
 
 def test_class_names_in_another_unicode_form_are_the_same_classes(tmp_path: Path, offramp: Callable[..., Any]) -> None:
@@ -220,7 +220,7 @@ def test_risk_is_not_certified_on_images_that_chose_epochs(
 ) -> None:
     data = ["--data", f"folder:{made / 'p'}", *QUICK, "--holdout", 0.3, "--data.shared_holdout", "true"]
     offramp("train", *data, "--out", tmp_path / "r", "--json")
-    ran = offramp("calibrate", tmp_path / "r", "--risk", "0.1")
+    ran = offramp("calibrate", tmp_path / "r", "--risk", "10%")
     assert ran.status == 1 and not (tmp_path / "r/policy.json").exists()
     assert ran.err == (
         f"offramp: {tmp_path / 'r'} was trained with --data.shared_holdout true: its cal images are its val images "

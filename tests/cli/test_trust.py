@@ -145,7 +145,7 @@ def test_the_way_of_a_run_from_there_to_here(
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"net": "python:evil:f", "width": None}))
     mark = evil(folder)
     monkeypatch.chdir(folder)
-    for verb in ("evaluate", "calibrate", "report", "curves", "export", "deploy", "bench"):
+    for verb in ("evaluate", "calibrate", "report", "curves", "analyse", "export", "deploy", "bench"):
         more = {"calibrate": ("--macs", "0.5"), "export": ("--out", "b"), "deploy": ("--out", "d", "--keep", "1")}
         ran = offramp(verb, ".", *more.get(verb, ()))
         assert ran.status == 1 and ran.err.count("\n") == 1 and "`offramp trust .`, or add --trust" in ran.err, verb

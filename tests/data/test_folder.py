@@ -300,6 +300,12 @@ def test_broken_links_and_formats_that_are_not_read(tmp_path, write):
     )
 
 
+def test_pipes_are_left_out_instead_of_waited_for(tmp_path, write):
+    write.image_folder(tmp_path, LAYOUT)
+    os.mkfifo(tmp_path / "train/cat/pipe.png")
+    assert notes(tmp_path) == (f"{tmp_path}: pipe.png is a pipe, socket or device and was left out",)
+
+
 def test_one_name_in_two_unicode_forms_is_one_class(tmp_path, write):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     write.image_folder(tmp_path, {f"train/{composed}": 9, "train/dog": 9, f"test/{decomposed}": 2, "test/dog": 2})

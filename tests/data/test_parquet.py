@@ -131,6 +131,19 @@ def test_class_names_in_another_order_are_matched_by_name(tmp_path, write, pictu
     )
     hub_shard(write, tmp_path / "test.parquet", pictures[:30], [2, 0, 1] * 10, ["dog", "owl", "cat"])
     refused(tmp_path, r"test.parquet names the class 'owl' in its labels, which .*train.parquet does not have")
+    hub_shard(write, tmp_path / "test.parquet", pictures[:30], [2, 0, 1] * 10, ["dog", "dog", "cat"])
+    refused(tmp_path, r"test.parquet gives two classes in 'label' the name 'dog': give them different names")
+
+
+def test_one_shard_of_a_split_may_number_its_classes_in_another_order_or_unicode_form(tmp_path, write, pictures):
+    names = ["caf\u00e9", "dog", "ewe"]
+    for split, count in (("train", 40), ("test", 30)):
+        for shard, (numbers, own) in enumerate((([0, 1, 2], names), ([2, 0, 1], ["dog", "ewe", "cafe\u0301"]))):
+            file = tmp_path / f"{split}-0000{shard}-of-00002.parquet"
+            hub_shard(write, file, pictures[: count // 2], (numbers * 10)[: count // 2], own)
+    data = load(f"parquet:{tmp_path}", holdout=0)
+    assert data.classes == tuple(names)
+    assert data.splits["test"].labels.tolist() == (([0, 1, 2] * 10)[:15]) * 2
 
 
 def test_labels_of_another_kind_name_the_file(tmp_path, pictures):
@@ -139,6 +152,18 @@ def test_labels_of_another_kind_name_the_file(tmp_path, pictures):
     refused(
         tmp_path, r"test.parquet: its labels \(label\) are strings, but those of .*train.parquet are numbers: store"
     )
+
+
+def test_classes_that_look_alike_are_said(tmp_path, pictures):
+    file = table(tmp_path / "a.parquet", pictures, ["cat", "Cat ", "dog", "dog"] * 10)
+    assert load(f"parquet:{file}", holdout=0).notes == (
+        f"parquet:{file}: 'Cat ' and 'cat' are different classes, though their names differ in case or spaces only",
+    )
+
+
+def test_labels_that_are_fractions_name_the_column(tmp_path, pictures):
+    file = table(tmp_path / "a.parquet", pictures, [0.0, 1.0] * 20)
+    refused(file, r"column 'label' \(data.label_column\) holds double, not integers, strings, categories or booleans")
 
 
 @pytest.mark.parametrize(

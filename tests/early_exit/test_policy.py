@@ -162,10 +162,57 @@ def test_a_policy_that_was_changed_is_refused_unless_its_digest_is_removed() -> 
 
 def test_a_policy_belongs_to_the_weights_it_was_fitted_on() -> None:
     origin = {"weights": "last", "epoch": 2, "weights_digest": "aa"}
-    assert stale(origin, "last", 2, "aa") == stale({"weights": "last", "epoch": 2}, "last", 2, "aa") == ""
-    assert stale(origin, "last", 2, "bb").startswith("The policy was fitted on other weights than these last ones")
-    assert "of epoch 2; these are the best ones" in stale(origin, "best", 1, "bb")
-    assert stale(origin, "best", 1, "aa") == "", "best may be the very weights of last"
+    older = {"weights": "last", "epoch": 2}
+    assert stale(origin, "r", "last", 2, "aa") == stale(older, "r", "last", 2, "aa") == ""
+    assert stale(origin, "r", "last", 2, "bb").startswith("The policy was fitted on other weights than these last ones")
+    assert "of epoch 2; these are the best ones" in stale(origin, "r", "best", 1, "bb")
+    assert stale(origin, "r", "best", 1, "aa") == "", "best may be the very weights of last"
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ({"max_drop": 0.005, "accuracy": 0.7}, "--max-drop 0.5%"),
+        ({"accuracy": 0.75}, "--target-accuracy 75%"),
+        ({"risk": 0.01, "delta": 0.05}, "--risk 1% --delta 0.05"),
+        ({"risk": 0.01, "delta": None}, "--risk 1%"),
+        ({"macs": 1234567.0}, "--macs 1234567"),
+        ({"ms": 0.25}, "--ms 0.25"),
+        ({"macs": "$(rm)"}, "--max-drop 0.5%"),
+        (None, "--max-drop 0.5%"),
+    ],
+)
+def test_a_stale_policy_names_the_whole_command(goal: object, words: str) -> None:
+    origin = {"weights": "last", "epoch": 1, "goal": goal}
+    said = stale(origin, "my run", "best", 2)
+    assert said.endswith(f"fit it again with `offramp calibrate 'my run' {words} --weights best`.")
+
+
+@pytest.mark.parametrize(
+    ("origin", "says"),
+    [
+        ({"samples": "many"}, "provenance.samples must be a whole number, got 'many'"),
+        ({"goal": {"macs": "few"}}, "provenance.goal.'macs' must be a finite number or null, got 'few'"),
+        ({"plain": [0.5]}, "provenance.plain must be an object"),
+        ({"certificate": {}}, "provenance.certificate.samples is missing"),
+    ],
+)
+def test_the_provenance_of_a_policy_is_checked(tmp_path: Path, origin: dict[str, Any], says: str) -> None:
+    save(policy(), tmp_path / "policy.json", origin)
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path / "policy.json")
+    assert f"policy.json is damaged: {says}" in str(caught.value)
+
+
+def test_a_key_that_stands_twice_and_numbers_that_json_lacks_are_refused() -> None:
+    whole = policy().to_json()
+    for old, new, says in (
+        ('"patience": 1', '"patience": 2, "patience": 1', "the key 'patience' stands there twice"),
+        ('"patience": 1', '"patience": NaN', "NaN is no number of JSON"),
+    ):
+        assert old in whole
+        with pytest.raises(ValueError, match=f"^x.json is damaged: it is not JSON .{says}"):
+            parse(whole.replace(old, new, 1), "x.json")
 
 
 def test_the_policy_that_was_there_is_kept(tmp_path: Path) -> None:
@@ -232,7 +279,7 @@ def text(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("{", "x.json is not a policy: it is not JSON"),
+        ("{", "x.json is damaged: it is not JSON"),
         ("[]", "x.json is not a policy: its `format` is not `offramp-policy`"),
         ('{"format": "other"}', "x.json is not a policy: its `format`"),
         (text(version=2), "x.json has policy version 2; this offramp reads version 1"),
@@ -245,7 +292,7 @@ def text(**changes: Any) -> str:
         (text(enabled=["no", "no", "no", "yes"]), "x.json: enabled must be a list of true or false"),
         (text(thresholds=[10**400, 1, 1, 1]), "x.json: int too large"),
         (text(temperatures=None), "x.json: temperatures must be a list of numbers, got None"),
-        ("[" * 100_000, "x.json is not a policy: it is not JSON"),
+        ("[" * 100_000, "x.json is damaged: it is not JSON"),
         (text(patience="2"), "x.json: patience must be a whole number, got '2'"),
         (text(score=["margin"]), "x.json: score must be a text, got ['margin']"),
     ],

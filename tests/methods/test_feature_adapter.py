@@ -35,9 +35,9 @@ def test_other_widths_are_left_out_with_a_note(name: str) -> None:
     assert not list(objective.parameters())
 
 
-@pytest.mark.parametrize(("name", "off"), [("byot", "beta 0"), ("muse", "schedule off"), ("msd", "schedule off")])
+@pytest.mark.parametrize(("name", "off"), [("byot", "beta=0"), ("muse", "schedule=off"), ("msd", "schedule=off")])
 def test_where_no_early_exit_can_be_compared_it_is_refused(name: str, off: str) -> None:
-    says = rf"no early exit's are as wide as the final exit's: 3, 4 against 5; .* {off} leaves the term out"
+    says = rf"no early exit's are as wide as the final exit's: 3, 4 against 5; .* method.{off} leaves the term out"
     with pytest.raises(ValueError, match=says):
         find(name).build().objective.prepare_for_exits(exits=3, widths=(3, 4, 5))
 

@@ -63,15 +63,38 @@ def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
         load_run(folder)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"net": "resnet18", "net.width": 100_000},
+        {"net": "wrn16-4", "net.blocks": 1_000_000},
+        {"net": "timm:vit_tiny_patch16_224", "net.depth": 20_000},
+        {"net": "timm:vit_tiny_patch16_224", "net.depth": 10**9},
+    ],
+)
+def test_a_configuration_that_asks_for_far_more_than_its_weights_takes_no_memory(
+    tmp_path: Path, asked: dict[str, object]
+) -> None:
+    folder = a_run(tmp_path / "a")
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    kept = {name: part for name, part in values.items() if name != "width" and not name.startswith("net")}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**kept, **asked}))
+    says = (
+        r"config\.yaml: (it asks for a network of more than 4 times the|net\.\w+ is \d+, but there are only) [\d,]+ v"
+    )
+    with pytest.raises(ValueError, match=says):
+        load_run(folder)
+
+
 def test_a_policy_that_does_not_fit_is_named_and_not_needed_to_make_a_new_one(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "a")
     policy = folder / "policy.json"
     for text, says in (
-        ("{", r"policy\.json is not a policy"),
+        ("{", r"policy\.json is damaged: it is not JSON"),
         (
             '{"format": "offramp-policy", "version": 1, "thresholds": [0.5, 0.5], "enabled": [true, true], '
             '"score": "margin", "temperatures": [1, 1], "answer": "exit", "patience": 1}',
-            r"policy\.json is for 2 exits, but this network has 4: fit it again with `offramp calibrate`",
+            r"policy\.json is for 2 exits, but this network has 4: fit it again with `offramp calibrate .*a --max",
         ),
     ):
         policy.write_text(text)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from offramp.models import resnet
 from offramp.split import weights
+from offramp.train.checkpoint import save_weights
 
 
 class Block(nn.Module):
@@ -94,6 +95,17 @@ def test_a_whole_pickled_model_names_the_way_that_works(tmp_path: Path, usual: R
     ) as error:
         weights.read(tmp_path / "model.pth")
     assert "torch.save(model.state_dict(), FILE)" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_of_a_run_that_were_changed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    about = {"epoch": 1, "val_accuracy": None, "classes": ["a"], "shape": [1, 8, 8]}
+    save_weights(path, {"weight": torch.ones(3)}, about)
+    assert torch.equal(weights.read(path)["weight"], torch.ones(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"^weights=.*last\.safetensors was changed since it was written"):
+        weights.read(path)
 
 
 def test_other_weights_are_refused_with_their_names(tmp_path: Path, usual: ResNet18) -> None:

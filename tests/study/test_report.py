@@ -88,6 +88,7 @@ def see() -> Callable[..., RunReport]:
                 "history": [*STEPS, *EPOCHS],
                 "pictures": lambda ids: pixels[ids - 100],
                 "images": 3,
+                "made_from": {},
                 **given,
             }
         )
