@@ -72,6 +72,7 @@ _CONVERTERS = {
     "exits_at": Parameter(negative="", show_default=False, converter=_stages),
     "exits_after": Parameter(negative="", show_default=False, converter=_words),
     "milestones": Parameter(negative="", converter=_fractions),
+    "log_accuracy": Parameter(negative="", show_default=False, converter=_words),
 }
 
 

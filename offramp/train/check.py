@@ -14,8 +14,9 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
 
     Raises:
         ValueError: if the method learns from held-out batches and there is no `val`, its step does not work with the
-            optimizer, batches are too small to be divided, its phases conflict with `tune` or outnumber the epochs, or
-            the network cannot be divided into backbone and exits as `tune` requires.
+            optimizer, accuracies of a split that does not exist are to be logged, batches are too small to be divided,
+            its phases conflict with `tune` or outnumber the epochs, or the network cannot be divided into backbone and
+            exits as `tune` requires.
     """
     phases.refuse_net(recipe, method, net)
     if method.needs_held_out and "val" not in data.splits:
@@ -29,6 +30,11 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             f"take optimizer={method.optimizers[0]}, got {recipe.optimizer}",
             "optimizer",
         )
+    for split in recipe.log_accuracy:
+        if split not in data.splits:
+            raise ParameterError(
+                f"log_accuracy names {split}, and these data have {', '.join(data.splits)} alone", "log_accuracy"
+            )
     least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
     if method.turns > 1 and recipe.batch_size < least:
         raise ParameterError(

@@ -11,7 +11,14 @@ from offramp.schema import check
 
 _NUMBER = (float, None)  # null if it was not finite
 _STEP = {"epoch": int, "step": int, "lr?": float, "loss?": _NUMBER, "terms?": {str: _NUMBER}}
-_EPOCH = {"epoch": int, "step": int, "train": {str: _NUMBER}, "val_accuracy": ([_NUMBER], None), "seconds?": float}
+_EPOCH = {
+    "epoch": int,
+    "step": int,
+    "train": {str: _NUMBER},
+    "val_accuracy": ([_NUMBER], None),
+    "seconds?": float,
+    "logged_only?": {str: {"exits": [_NUMBER], "ensemble": _NUMBER}},
+}
 CONTENT: dict[str, Any] = {"step": _STEP, "epoch": _EPOCH}
 """Content of the records of every kind; see `offramp.schema`."""
 

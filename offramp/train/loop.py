@@ -22,6 +22,7 @@ from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.check import refuse
 from offramp.train.device import fixed_shapes
+from offramp.train.epoch_accuracy import epoch_accuracies
 from offramp.train.held_out import HeldOut
 from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.log import Metrics
@@ -75,6 +76,7 @@ class Loop:
         self.train = self._loader("train", augment=True, rank=rank, world=world)
         evaluated = max(recipe.batch_size, 256)
         self.val = self._loader("val", batch_size=evaluated) if "val" in data.splits else None
+        self.logged = {split: self._loader(split, batch_size=evaluated) for split in recipe.log_accuracy}
         # This process's share of val in a separate order, for methods that learn from it.
         self.again = HeldOut(partial(self._loader, "val", shuffle=True, rank=rank, world=world))
         self.position = Position()
@@ -212,6 +214,8 @@ class Loop:
             "val_accuracy": accuracy,
             "seconds": position.seconds,
         }
+        if self.logged:
+            record["logged_only"] = epoch_accuracies(self._validated(), self.logged)
         if self.fabric.is_global_zero and self.record.metrics:
             self.record.metrics.write(record)
         score = sum(accuracy) / len(accuracy) if accuracy else -1.0
@@ -243,10 +247,14 @@ class Loop:
         """Accuracy of every exit on val, in [0, 1]; None if nothing was held out."""
         if self.val is None:
             return None
-        net = self.average.module if self.average else self.context.net
-        traced = trace(net, self.val.epoch(0), "val")
+        traced = trace(self._validated(), self.val.epoch(0), "val")
         assert traced.labels is not None
         return top_k(traced.logits, traced.labels)
+
+    def _validated(self) -> nn.Module:
+        """The network whose accuracy is measured each epoch, in the run's precision."""
+        module: nn.Module = self.average.module if self.average else self.context.net
+        return module
 
     def _evaluated(self) -> nn.Module:
         """The network to evaluate and save: the moving average if there is one."""

@@ -41,6 +41,8 @@ class Recipe:
         seed: Seed of initial weights, sample order and augmentation.
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events (needs the extra `tensorboard`).
+        log_accuracy: Also record the accuracy of every exit and of the ensemble after each epoch on these splits:
+            train, val, test, comma-separated; it is only logged, nothing is selected by it.
     Raises:
         ParameterError: naming the parameter, if a value makes no sense.
     """
@@ -69,6 +71,7 @@ class Recipe:
     seed: int = 0
     checkpoint_every: int = 500
     tensorboard: bool = False
+    log_accuracy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices", "checkpoint_every"):
@@ -82,6 +85,8 @@ class Recipe:
         self._refuse("seed", self.seed >= 2**63, "be below 2^63")
         wrong = any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones)
         self._refuse("milestones", wrong, "be rising fractions of the run between 0 and 1")
+        for split in self.log_accuracy:
+            self._refuse("log_accuracy", split not in ("train", "val", "test"), "name train, val or test")
         self._check_pairs()
 
     def _refuse(self, name: str, wrong: bool, rule: str) -> None:

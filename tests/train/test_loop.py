@@ -499,3 +499,29 @@ def test_the_program_trains_on_two_devices_and_says_so_once(tmp_path: Path) -> N
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert json.loads(ran.stdout)["last"]["epoch"] == 1
     assert [record["step"] for record in log.read(tmp_path / "run" / "metrics.jsonl", "step")] == list(range(6))
+
+
+def test_logged_accuracies_are_those_of_the_weights_and_change_nothing(tmp_path: Path) -> None:
+    how = recipe(log_accuracy=("train", "test"))
+    logged, plain = loop(tmp_path / "logged", how), loop(tmp_path / "plain", recipe())
+    for one in (logged, plain):
+        one.run(resume=False)
+    for a, b in zip(logged.net.state_dict().values(), plain.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    lines = [json.loads(line) for line in (tmp_path / "logged" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line["logged_only"] for line in lines if line["kind"] == "epoch"]
+    assert len(epochs) == how.epochs
+    toy = data()
+    for split in ("train", "test"):
+        traced = trace(
+            logged._validated(), Loader(toy.splits[split], toy, batch_size=64, augment=False, seed=0).epoch(0), split
+        )
+        assert traced.labels is not None
+        assert epochs[-1][split]["exits"] == pytest.approx(top_k(traced.logits, traced.labels))
+        assert epochs[-1][split]["ensemble"] == pytest.approx(top_k(traced.logits.sum(0)[None], traced.labels)[0])
+    assert "logged_only" not in (tmp_path / "plain" / "metrics.jsonl").read_text()
+
+
+def test_accuracies_of_a_split_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="log_accuracy names val, and these data have train, test alone"):
+        loop(tmp_path, recipe(log_accuracy=("val",)), of=data(held_out=False))

@@ -23,6 +23,7 @@ def test_the_defaults_are_those_of_the_papers_on_cifar() -> None:
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"devices": 0}, "devices must be at least 1, got 0"),
+        ({"log_accuracy": ("tset",)}, "log_accuracy must name train, val or test, got ('tset',)"),
         ({"checkpoint_every": -1}, "checkpoint_every must be at least 1, got -1"),
         ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
         ({"lr": math.nan}, "lr must be positive and finite, got nan"),
