@@ -36,7 +36,7 @@ def budgeted(
     """The 39 points of MSDNet's budgeted batch classification, all exits enabled (Huang et al., ICLR 2018).
 
     Thresholds are those of the geometric rule at q = p/20, fitted on the held-out trace; accuracy in [0, 1], mean cost
-    and shares per exit are those of the test trace.
+    and shares per exit are those of the test trace; `held_out_accuracy` and `held_out_cost` those of the held-out one.
 
     Args:
         held_out: logits and labels of the split that thresholds are fitted on.
@@ -58,6 +58,7 @@ def budgeted(
         thresholds = geometric_thresholds(fitted.score, geometric_shares(q, exits))
         taken = exits_taken(reported.score, thresholds)
         counts = np.bincount(taken, minlength=exits)
+        before = exits_taken(fitted.score, thresholds)
         points.append(
             {
                 "q": q,
@@ -65,7 +66,32 @@ def budgeted(
                 "accuracy": float(reported.right[taken, np.arange(len(taken))].mean()),
                 "cost": float(counts @ prices) / len(taken),
                 "shares": (counts / len(taken)).tolist(),
+                "held_out_accuracy": float(fitted.right[before, np.arange(len(before))].mean()),
+                "held_out_cost": float(prices[before].mean()),
                 **{name: float(hit[taken, np.arange(len(taken))].mean()) for name, hit in (hits or {}).items()},
             }
         )
     return points
+
+
+def best_per_budget(
+    models: Mapping[str, Sequence[Mapping[str, Any]]], budgets: Sequence[float]
+) -> list[dict[str, Any] | None]:
+    """For every budget the point of any model that is right most often on held-out data and costs no more there.
+
+    Args:
+        models: points of budgeted batches, as `budgeted` returns them, by name of the model.
+        budgets: mean costs per image.
+    Returns:
+        The point with the name of its `model` and the `budget`; None if every point costs more. Nothing is chosen on
+        test.
+
+    Source: HDKD (Wang & Li, AAAI 2021), Fig. 2: one model per depth, at each budget the best one.
+    """
+    every = [{**point, "model": name} for name, points in models.items() for point in points]
+    chosen: list[dict[str, Any] | None] = []
+    for budget in budgets:
+        affordable = [point for point in every if point["held_out_cost"] <= budget]
+        best = max(affordable, key=lambda point: (point["held_out_accuracy"], -point["held_out_cost"]), default=None)
+        chosen.append(None if best is None else {**best, "budget": budget})
+    return chosen

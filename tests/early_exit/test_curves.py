@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from offramp.early_exit.curves import anytime, budgeted
+from offramp.early_exit.curves import anytime, best_per_budget, budgeted
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden/golden.json").read_text())["dynamic_eval"]
 LABELS = (2 * np.arange(12) + 1) % 5
@@ -50,3 +50,28 @@ def test_the_published_curve_ends_at_39_twentieths() -> None:
     shares = budgeted((z, labels), (z, labels), GOLDEN["flops"])[-1]["shares"]
     wanted = np.floor(n * 1.95 ** np.arange(1, 5) / sum(1.95 ** np.arange(1, 5))) / n
     np.testing.assert_allclose(shares[:-1], wanted[:-1])
+
+
+def test_the_held_out_values_of_a_point_are_its_values_where_it_was_fitted() -> None:
+    here = (logits(0), LABELS)
+    for point in budgeted(here, here, GOLDEN["flops"]):
+        assert point["held_out_accuracy"] == point["accuracy"]
+        assert point["held_out_cost"] == pytest.approx(point["cost"])
+
+
+def test_the_best_model_of_a_budget_is_chosen_on_held_out_data() -> None:
+    def point(held_out: float, cost: float, test: float) -> dict[str, float]:
+        return {"held_out_accuracy": held_out, "held_out_cost": cost, "accuracy": test, "cost": cost + 1}
+
+    models = {
+        "small": [point(0.5, 10, 0.9), point(0.6, 20, 0.55)],
+        "large": [point(0.4, 15, 0.99), point(0.8, 30, 0.7)],
+    }
+    cheap, middle, dear = best_per_budget(models, [10, 29, 100])
+    assert cheap == {**point(0.5, 10, 0.9), "model": "small", "budget": 10}
+    assert middle is not None and (middle["model"], middle["accuracy"]) == ("small", 0.55)  # not the best on test
+    assert dear is not None and (dear["model"], dear["accuracy"]) == ("large", 0.7)
+    assert best_per_budget(models, [9]) == [None]
+    tie = {"a": [point(0.5, 20, 0.1)], "b": [point(0.5, 10, 0.2)]}
+    (cheaper,) = best_per_budget(tie, [50])
+    assert cheaper is not None and cheaper["model"] == "b"
