@@ -2,8 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from offramp.cli import emit
 from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Files, Json, RecipeName, config_of
@@ -20,6 +23,7 @@ def compare(
     *,
     methods: str | None = None,
     seeds: str = "0",
+    grid: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None,
     out: Path | None = None,
     jobs: int = 1,
     ledger: Path | None = None,
@@ -41,6 +45,8 @@ def compare(
     Args:
         methods: Comma-separated names with parameters in parentheses: `joint,muse(alpha=0.1)`.
         seeds: Comma-separated numbers.
+        grid: Values of another option, as in `net=resnet18,resnet34`; repeat it for further options. All methods and
+            seeds are trained with every combination, and compared within it.
         out: Folder of the comparison; each run is a folder in it.
         jobs: Number of runs at a time, each with an equal share of the cores.
         ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
@@ -59,7 +65,7 @@ def compare(
     if markdown is not None:
         comparison.around(markdown)  # refused before anything is trained, not after
     if show is not None:
-        options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1}
+        options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1, "--grid": grid}
         _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
         result = _shown(show, methods, baseline, metric, write)
     elif methods is None or out is None:
@@ -72,6 +78,7 @@ def compare(
             seeds=parse_seeds(seeds),
             jobs=jobs,
             ledger=ledger,
+            grid=parse_grid(grid or []),
             baseline=baseline,
             metric=metric,
             write=write,
@@ -113,6 +120,23 @@ def parse_seeds(text: str) -> list[int]:
     if wrong:
         raise ParameterError(f"--seeds takes comma-separated whole numbers from 0, such as 0,1,2, got {text!r}")
     return [int(part) for part in parts]
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
+    """`["net=resnet18,resnet34", "lr=0.1,0.05"]` as values by option.
+
+    Raises:
+        ValueError: if a word is not OPTION=VALUE,VALUE, or an option is there twice.
+    """
+    grid: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, values = word.removeprefix("--").partition("=")
+        if not (key and equals and values):
+            raise ParameterError(f"--grid takes an option with its values, such as net=resnet18,resnet34, got {word!r}")
+        if key in grid:
+            raise ParameterError(f"--grid names {key} twice: write all its values behind one another")
+        grid[key] = [value.strip() for value in values.split(",")]
+    return grid
 
 
 def split_methods(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from offramp.lookup import ParameterError, nearest, with_parameters
 from offramp.progress import Advance, no_progress
 from offramp.runs import sweep
 from offramp.runs.outputs import check_outputs, write_outputs
-from offramp.runs.sweep import Entry
+from offramp.runs.sweep import NO_GRID, Entry, Grid
 from offramp.study import comparison
 from offramp.study.comparison import Comparison
 from offramp.study.comparison_text import comparison_text
@@ -98,6 +98,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     jobs: int = 1,
     ledger: Path | None = None,
+    grid: Grid | None = None,
     baseline: str = "joint",
     metric: str = "top1",
     write: Sequence[Path] = (),
@@ -114,6 +115,8 @@ def compare(
         seeds: of every method.
         jobs: how many runs at once, each with its share of the cores.
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
+        grid: values of further options, such as {"net": ["resnet18", "resnet34"], "branch": ["sketch", "byot"]}: all
+            methods and seeds are trained with every combination, and compared within it.
         baseline: the method that the others are compared with, seed by seed.
         metric: `top1` or `top5`.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
@@ -127,14 +130,14 @@ def compare(
         raise ParameterError(f"jobs must be at least 1, got {jobs}", "jobs")
     folder = Path(out)
     kept = ledger or folder / LEDGER
-    _check_writable(kept)
+    check_writable(kept)
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
-    asked = sweep.entries(config, pairs, seeds, folder)
-    entries, failed = _train(asked, folder, jobs, kept, reporter or Silent())
-    common = common_of(flat(entries[0].config))
+    asked = sweep.entries(config, pairs, seeds, folder, grid or NO_GRID)
+    entries, failed = train_all(asked, folder, jobs, kept, reporter or Silent(), grid or NO_GRID)
+    commons = [common_of(flat(entry.config)) for entry in entries]
     comparisons = _comparisons(kept, baseline, metric) if kept.is_file() else []
-    comparisons = [one for one in comparisons if one.common == common]
+    comparisons = [one for one in comparisons if one.common in commons]
     return ComparisonResult(str(kept), comparisons, failed, _write(comparisons, write))
 
 
@@ -171,7 +174,8 @@ def _write(comparisons: list[Comparison], paths: Sequence[Path]) -> list[str]:
     )
 
 
-def _check_writable(ledger: Path) -> None:
+def check_writable(ledger: Path) -> None:
+    """Refuse a ledger that is no file, or in a folder that cannot be written."""
     if ledger.exists() and not ledger.is_file():
         raise with_parameters(ValueError(f"ledger {ledger} is not a file"), "ledger")
     parent = next(path for path in (ledger, *ledger.parents) if path.exists())
@@ -179,19 +183,32 @@ def _check_writable(ledger: Path) -> None:
         raise ValueError(f"{ledger} cannot be written: there is no permission for {parent}")
 
 
-def _train(
-    asked: list[Entry], out: Path, jobs: int, ledger: Path, reporter: CompareReporter
+def train_all(
+    asked: list[Entry],
+    out: Path,
+    jobs: int,
+    ledger: Path,
+    reporter: CompareReporter,
+    grid: Grid = NO_GRID,
+    shared: Mapping[str, Any] | None = None,
 ) -> tuple[list[Entry], list[dict[str, str]]]:
-    """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why."""
+    """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why.
+
+    Args:
+        grid: in what else than method and seed the runs differ.
+        shared: what tells this folder from others; default the configuration that all runs share.
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
+    """
     sweep.check_folder(out)
     entries, notes = sweep.check(asked, reporter.working)
     for note in notes:
         reporter.note(note)
     out.mkdir(parents=True, exist_ok=True)
     with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
-        sweep.claim(out, entries)
+        sweep.claim(out, entries, sweep.shared_by(entries, grid) if shared is None else shared)
         waiting = [job for entry in entries if (job := job_of(entry, out, ledger, reporter.note))]
-        reporter.begin(len(entries), len(entries) - len(waiting), entries[0].config.epochs)
+        reporter.begin(len(entries), len(entries) - len(waiting), max(entry.config.epochs for entry in entries))
         try:
             complete = local.run(waiting, jobs, reporter, lock.fileno())
         finally:
@@ -218,6 +235,7 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]
     train += ["--checkpoint-every", str(config.checkpoint_every)]
     train += ["--tensorboard" if config.tensorboard else "--no-tensorboard"]
+    train += ["--log-accuracy", ",".join(config.log_accuracy)] if config.log_accuracy else []
     evaluate = ["evaluate", str(folder), *place, "--json"]
     logs = out / "logs"
     answer = logs / f"{folder.name}.json"

@@ -3,7 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from offramp.config import (
@@ -11,11 +13,13 @@ from offramp.config import (
     ResolvedConfig,
     build_method,
     build_net,
+    check_key,
     complete,
     flat,
     load_weights,
     prepare,
     resolve,
+    unflat,
 )
 from offramp.files import read_yaml
 from offramp.lookup import ParameterError, with_parameters
@@ -26,22 +30,32 @@ COMPARISON = "comparison.yaml"
 
 
 class Entry(NamedTuple):
-    """One run of a comparison: the method's label, its resolved configuration, and where it lies."""
+    """One run of a comparison: the method's label, its resolved configuration, where it lies, its point of a grid."""
 
     method: str
     config: ResolvedConfig
     folder: Path
+    point: str = ""
 
     @property
     def name(self) -> str:
         """What it is called while it runs."""
-        return f"{self.method} seed {self.config.seed}"
+        return f"{f'{self.point} ' if self.point else ''}{self.method} seed {self.config.seed}"
+
+
+Grid = Mapping[str, Sequence[Any]]
+"""Values of options by name, such as {"net": ["resnet18", "resnet34"], "lr": [0.1, 0.05]}."""
+NO_GRID: Grid = MappingProxyType({})
 
 
 def entries(
-    config: Config, methods: Sequence[tuple[str, Mapping[str, Any]]], seeds: Sequence[int], out: Path
+    config: Config,
+    methods: Sequence[tuple[str, Mapping[str, Any]]],
+    seeds: Sequence[int],
+    out: Path,
+    grid: Grid = NO_GRID,
 ) -> list[Entry]:
-    """Every method with every seed, all methods of a seed before the next seed; nothing is written.
+    """Every method with every seed at every point of a grid, all of a seed before the next seed; nothing is written.
 
     Raises:
         ValueError: for names and parameters that do not exist, with the nearest, and for what is there twice.
@@ -63,46 +77,84 @@ def entries(
             "devices",
             "jobs",
         )
-    chosen: dict[str, ResolvedConfig] = {}
-    for name, parameters in methods:
-        resolved = resolve(dataclasses.replace(config, method=name, method_options=parameters))
-        labelled = label(flat(resolved))
-        if labelled in chosen:
-            raise ParameterError(f"methods names {labelled} twice", "methods")
-        chosen[labelled] = resolved
     if not methods or not seeds:
         raise ParameterError(f"{'seeds' if methods else 'methods'} needs at least one", "methods", "seeds")
     if len(set(seeds)) < len(seeds):
         raise ParameterError(f"seeds {','.join(map(str, seeds))} names a seed twice", "seeds")
+    chosen: dict[tuple[str, str], ResolvedConfig] = {}
+    for point, variant in variants(config, grid).items():
+        for name, parameters in methods:
+            resolved = resolve(dataclasses.replace(variant, method=name, method_options=parameters))
+            labelled = label(flat(resolved))
+            if (point, labelled) in chosen:
+                raise ParameterError(f"methods names {labelled} twice", "methods")
+            chosen[point, labelled] = resolved
     return [
-        Entry(labelled, _seeded(resolved, seed), out / folder_name(labelled, seed))
+        Entry(labelled, _seeded(resolved, seed), out / folder_name(labelled, seed, point), point)
         for seed in seeds
-        for labelled, resolved in chosen.items()
+        for (point, labelled), resolved in chosen.items()
     ]
 
 
-def folder_name(method: str, seed: int) -> str:
-    """The folder of a run: `joint-seed-0`, `muse-alpha=0.1-seed-0`."""
-    return re.sub(r"[^\w.=,+-]", "_", method.replace("(", "-").replace(")", "")) + f"-seed-{seed}"
+def variants(config: Config, grid: Grid) -> dict[str, Config]:
+    """The configuration at every point of a grid, by the point's name: `net=resnet18,branch=sketch`; one for no grid.
+
+    Raises:
+        ValueError: for an option that does not exist, with the nearest, a value twice, or what is no axis.
+    """
+    for key, values in grid.items():
+        kind = key.partition(".")[0]
+        if kind in ("method", "seed"):
+            raise ParameterError(f"grid has no axis {key}: methods and seeds have arguments of their own", "grid")
+        check_key(key, "grid")
+        if not values or len({str(value) for value in values}) < len(values):
+            raise ParameterError(
+                f"grid {key} needs values, each once, got {','.join(map(str, values)) or 'none'}", "grid"
+            )
+    base = {key: value for key, value in flat(config).items() if not key.startswith("method.")}
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    if not grid:
+        return {"": config}
+    return {
+        ",".join(f"{key}={value}" for key, value in point.items()): unflat({**base, **point}, "grid")
+        for point in points
+    }
+
+
+def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:
+    """What all runs have in common: everything but method, seed, the axes of a grid, and what goes with them."""
+    from offramp.study.ledger import common
+
+    axes = {key.replace("_", "-") for key in grid}
+    own = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in axes)
+    values = common(flat(entries[0].config))
+    kept = {key: value for key, value in values.items() if key not in axes and not (own and key.startswith(own))}
+    return kept | ({"grid": sorted(axes)} if axes else {})
+
+
+def folder_name(method: str, seed: int, point: str = "") -> str:
+    """The folder of a run: `joint-seed-0`, `muse-alpha=0.1-seed-0`, `net=resnet34,joint-seed-0` of a grid."""
+    name = f"{point},{method}" if point else method
+    return re.sub(r"[^\w.=,+-]", "_", name.replace("(", "-").replace(")", "")) + f"-seed-{seed}"
 
 
 def _seeded(config: ResolvedConfig, seed: int) -> ResolvedConfig:
     return dataclasses.replace(config, seed=seed)
 
 
-def claim(out: Path, entries: Sequence[Entry]) -> None:
+def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> None:
     """Make the folder this comparison's own, or recognise it, and every run's folder within it.
 
+    Args:
+        shared: what all runs of the folder have in common.
     Raises:
         ValueError: if it holds another comparison, naming the option that differs, or something else.
     """
     import yaml
 
-    from offramp.study.ledger import common
     from offramp.train import run_dir
 
     path = out / COMPARISON
-    shared = common(flat(entries[0].config))
     if path.is_file():
         there = read_yaml(path)
         differing = [key for key in sorted({*there, *shared}) if there.get(key) != shared.get(key)]
@@ -117,7 +169,7 @@ def claim(out: Path, entries: Sequence[Entry]) -> None:
                 "out",
             )
     else:
-        run_dir.put(path, yaml.safe_dump(shared, sort_keys=False))
+        run_dir.put(path, yaml.safe_dump(dict(shared), sort_keys=False))
     for entry in entries:
         run_dir.claim(entry.folder, flat(entry.config), resume=True)
 
@@ -145,6 +197,24 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
     Raises:
         ValueError: naming the method and why it cannot train this network on these data.
     """
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(_inputs(entry.config), []).append(entry)
+    checked = [_check_group(group, progress) for group in groups.values()]
+    by_folder = {entry.folder: entry for group, _ in checked for entry in group}
+    notes = dict.fromkeys(note for _, told in checked for note in told)
+    return [by_folder[entry.folder] for entry in entries], tuple(notes)
+
+
+def _inputs(config: ResolvedConfig) -> str:
+    """The network, and what decides the images that a run reads; runs that share both share what `complete` says."""
+    keys = ("net", "weights", "data", "per-class", "holdout", "split-seed", "image-size", "streaming", "data-dir")
+    values = flat(config)
+    return str([values[key] for key in keys] + [config.data_options, config.net_options])
+
+
+def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Entry], list[str]]:
+    """`check` for runs of one network on the same images."""
     from offramp.train.check import refuse
 
     first, data, completed = complete(entries[0].config, progress=progress)
@@ -156,7 +226,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
     ]
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     notes = [f"{entries[0].config.data}: {sizes}", *completed, *data.notes]
-    for entry in {entry.method: entry for entry in reversed(entries)}.values():
+    for entry in {str({**flat(entry.config), "seed": 0}): entry for entry in reversed(entries)}.values():
         method = build_method(entry.config)
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
@@ -165,7 +235,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
             raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None
-    return list(entries), tuple(notes)
+    return list(entries), notes
 
 
 def runs_of(folders: Sequence[Path | str]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Comparison:
     """Methods that were trained alike: what they share, the columns' names, and a row each, the baseline first.
 
     `metric` is `top1` or `top5`, the share of samples whose label is among the five largest logits (exits only).
+    `apart` holds the options that tell it from other comparisons of the ledger, but for those that every title names.
     """
 
     common: dict[str, Any]
@@ -50,6 +51,7 @@ class Comparison:
     baseline: str
     methods: list[MethodRow]
     metric: str = "top1"
+    apart: dict[str, Any] = field(default_factory=dict)
 
 
 def compare(lines: Iterable[Line], baseline: str = "joint", metric: str = "top1") -> list[Comparison]:
@@ -61,7 +63,20 @@ def compare(lines: Iterable[Line], baseline: str = "joint", metric: str = "top1"
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(json.dumps(line.common, sort_keys=True), []).append(line)
-    return [_compared(group, baseline, metric) for group in groups.values()]
+    return _told_apart([_compared(group, baseline, metric) for group in groups.values()])
+
+
+TITLE = ("net", "net.width", "width", "branch", "data", "per-class", "epochs", "evaluated")
+"""Options that every title names."""
+
+
+def _told_apart(comparisons: list[Comparison]) -> list[Comparison]:
+    """The comparisons, each with the options in which they differ; a network's own options go with its name."""
+    keys = list(dict.fromkeys(key for one in comparisons for key in one.common))
+    differing = [key for key in keys if len({json.dumps(one.common.get(key)) for one in comparisons}) > 1]
+    own = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in differing)
+    kept = [key for key in differing if key not in TITLE and not (own and key.startswith(own))]
+    return [replace(one, apart={key: one.common.get(key) for key in kept if key in one.common}) for one in comparisons]
 
 
 def _compared(lines: Sequence[Line], baseline: str, metric: str) -> Comparison:
@@ -128,9 +143,10 @@ def trained(comparison: Comparison) -> str:
     config = comparison.common
     width = f" width {config['net.width']}" if config.get("net.width") else ""
     few = f", {config['per-class']} images per class" if config.get("per-class") else ""
+    apart = "".join(f", {key} {value}" for key, value in comparison.apart.items())
     return (
         f"{config.get('net')}{width}, {config.get('branch')} exits, {config.get('data')}{few}, "
-        f"{config.get('epochs')} epochs"
+        f"{config.get('epochs')} epochs{apart}"
     )
 
 
@@ -253,7 +269,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
 
 
-def around(path: Path) -> tuple[str, str]:
+def around(path: Path, markers: tuple[str, str] = (BEGIN, END)) -> tuple[str, str]:
     """What stands before and after the two markers of a document; nothing where there is none yet.
 
     Raises:
@@ -261,18 +277,20 @@ def around(path: Path) -> tuple[str, str]:
     """
     if not path.exists():
         return "", ""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
+    begin_marker, end_marker = markers
+    before, begin, rest = path.read_text(encoding="utf-8").partition(begin_marker)
+    _, end, after = rest.partition(end_marker)
+    if not (begin and end) or begin_marker in rest or end_marker in before + after:
         raise ValueError(
-            f"{path} is left as it is: the table goes between a line `{BEGIN}` and a line `{END}`, once each"
+            f"{path} is left as it is: the table goes between a line `{begin_marker}` and a line `{end_marker}`, once "
+            "each"
         )
     return before, after
 
 
-def write_block(path: Path, text: str) -> None:
+def write_block(path: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the text between the two markers of a document, or into a new one; see `around` for what is refused."""
-    before, after = around(path)
-    block = f"{before}{BEGIN}\n{text}{END}" + (after or "\n")
+    before, after = around(path, markers)
+    block = f"{before}{markers[0]}\n{text}{markers[1]}" + (after or "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     put(path, block)

@@ -69,7 +69,7 @@ def read(path: Path) -> list[Line]:
         ValueError: naming the file and the line, if it is no ledger of runs.
     """
     found: dict[str, Line] = {}
-    for made in _runs(path):
+    for made, _ in runs(path):
         key = json.dumps([made.method, made.seed, made.common], sort_keys=True)
         found.pop(key, None)
         found[key] = made
@@ -78,7 +78,12 @@ def read(path: Path) -> list[Line]:
     return list(found.values())
 
 
-def _runs(path: Path) -> list[Line]:
+def runs(path: Path) -> list[tuple[Line, dict[str, Any]]]:
+    """All lines of a ledger in its order, each with the object that is stored there.
+
+    Raises:
+        ValueError: naming the file and the line, if it is no ledger of runs.
+    """
     return [_run(line, f"{path} line {number}") for number, line in enumerate(_lines(path), 1)]
 
 
@@ -103,7 +108,7 @@ def lists(path: Path, config: Mapping[str, Any]) -> bool:
         ValueError: as `read`.
     """
     wanted = label(config), int(config["seed"]), common(config)
-    return path.is_file() and any((line.method, line.seed, line.common) == wanted for line in _runs(path))
+    return path.is_file() and any((line.method, line.seed, line.common) == wanted for line, _ in runs(path))
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -152,7 +157,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _run(text: str, where: str) -> Line:
+def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
     found = _json(text, where)
     try:
         config = found["config"]
@@ -160,7 +165,8 @@ def _run(text: str, where: str) -> Line:
         accuracy = tuple(float(share) for share in found["accuracy"])
         top5 = tuple(float(share) for share in found["top5"]) if found.get("top5") else None
         macs = tuple(int(count) for count in found["macs"]) if found.get("macs") else None
-        return Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5, macs)
+        line = Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5, macs)
+        return line, found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where} is not a run ({type(error).__name__}: {error}): "

@@ -335,3 +335,40 @@ def test_a_run_that_is_killed_is_reported(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a\nofframp: no room\n")
     assert reason(tmp_path / "log", -9) == "it was killed by signal 9"
     assert reason(tmp_path / "log", 1) == "no room"
+
+
+def test_a_grid_trains_every_combination_and_compares_within_it(offramp: Offramp, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    short = [*RECIPE[:2], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
+    given = ["compare", *short, "--methods", "joint", "--out", out, "--json"]
+    first = offramp(*given, "--grid", "branch=linear,byot", "--grid", "lr=0.1,0.05")
+    assert first.status == 0
+    runs = sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != "logs")
+    assert runs == [
+        *("branch=byot,lr=0.05,joint-seed-0", "branch=byot,lr=0.1,joint-seed-0"),
+        *("branch=linear,lr=0.05,joint-seed-0", "branch=linear,lr=0.1,joint-seed-0"),
+    ]
+    made = [(one["common"]["branch"], one["apart"]["lr"]) for one in first.json["comparisons"]]
+    assert sorted(made) == [("byot", 0.05), ("byot", 0.1), ("linear", 0.05), ("linear", 0.1)]
+    again = offramp(*given, "--grid", "branch=linear", "--grid", "lr=0.1")
+    assert again.status == 0 and len(again.json["comparisons"]) == 1
+    assert len(lines(out / "results.jsonl")) == 4
+    other = offramp(*given, "--grid", "branch=linear")
+    assert other.status == 2 and "holds a comparison of another configuration" in other.err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("net", "--grid takes an option with its values, such as net=resnet18,resnet34, got 'net'"),
+        ("method=joint,muse", "--grid has no axis method: methods and seeds have arguments of their own"),
+        ("netz=a,b", "unknown key 'netz'; the nearest is 'net'"),
+        ("lr=0.1,0.1", "--grid lr needs values, each once, got 0.1,0.1"),
+        ("epochs=one,2", "epochs"),
+        ("net=resnet18,resnet19", "unknown net 'resnet19'; the nearest is"),
+    ],
+)
+def test_mistakes_in_a_grid_are_named(word: str, said: str, offramp: Offramp, tmp_path: Path) -> None:
+    ran = offramp("compare", "--methods", "joint", "--out", tmp_path / "out", "--grid", word)
+    assert ran.status == 2 and said in ran.err and ran.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
