@@ -65,6 +65,8 @@ _HOME = {
     "predict": "offramp.bundle.predict_files",
     "Predictions": "offramp.bundle.predict_files",
     "report": "offramp.runs.report",
+    "reproduce": "offramp.papers.reproduce",
+    "Reproduction": "offramp.papers.reproduce",
     "segments": "offramp.net",
     "Method": "offramp.methods._method",
     "Phase": "offramp.methods._method",

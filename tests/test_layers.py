@@ -23,6 +23,7 @@ FLOORS = """
     study config
     engine
     runs
+    papers
     serve
     cli
     __main__ __init__

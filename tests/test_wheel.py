@@ -46,6 +46,7 @@ def test_an_installed_wheel_runs_the_readmes_commands(tmp_path: Path) -> None:
     )
     assert Path(where.strip()).is_relative_to(tmp_path / "site")
     assert "digits" in offramp("offramp recipes")
+    assert "muse-table-2" in offramp("offramp reproduce")
     block = (ROOT / "README.md").read_text().split("```console")[1].split("```")[0]
     for command in re.findall(r"^\$ (offramp .*)$", block, re.MULTILINE):
         offramp(command)

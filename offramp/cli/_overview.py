@@ -8,7 +8,13 @@ from pathlib import Path
 ABOUT = "Train vision networks with early exits, calibrate when samples exit, and deploy them."
 ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 GROUPS = {
-    "Train": {"train": "train", "compare": "compare", "analyse": "analyse", "report": "report"},
+    "Train": {
+        "train": "train",
+        "compare": "compare",
+        "reproduce": "reproduce",
+        "analyse": "analyse",
+        "report": "report",
+    },
     "Exit early": {"calibrate": "calibrate", "evaluate": "evaluate", "curves": "curves", "bench": "bench"},
     "Ship": {"export": "export", "predict": "predict", "serve": "serve", "deploy": "deploy", "trust": "trust"},
     "Look up": dict.fromkeys(("nets", "branches", "methods", "data", "recipes"), "lists") | {"info": "info"},

@@ -1,0 +1,126 @@
+"""offramp reproduce: the papers' tables, figures and claims, printed beside measured values."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from offramp.cli import emit
+from offramp.cli._options import Json
+from offramp.cli.compare import parse_seeds
+from offramp.lookup import ParameterError
+
+if TYPE_CHECKING:
+    from offramp.papers.reproduce import Reproduction
+
+Format = Literal["text", "markdown", "latex", "csv", "json"]
+
+
+def reproduce(
+    name: str | None = None,
+    /,
+    *,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    protocol: str | None = None,
+    seeds: str = "0",
+    rows: str | None = None,
+    plan: Annotated[bool, Parameter(negative="")] = False,
+    show: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+    ledger: Path | None = None,
+    data_dir: Annotated[Path | None, Parameter(help="Folder of the data sets; default: $OFFRAMP_DATA.")] = None,
+    jobs: int = 1,
+    format: Format = "text",
+    document: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Reproduce a table, a figure or a claim of the papers: train what is missing, print printed and measured values.
+
+    Without NAME, list everything, with how many of its trainings the ledger has. The same command continues what was
+    stopped.
+
+    Args:
+        name: A table, figure or claim; a paper (muse, msd, eed, beed, hdkd); `claims`, or `all`.
+        quick: Train by the reduced protocol (recipe quick-cifar100-resnet18): narrow networks, few epochs, for CPUs.
+        protocol: Train by another reduced protocol: a recipe's name or a YAML file.
+        seeds: Comma-separated numbers.
+        rows: Comma-separated words that choose rows of a table, such as `resnet18`; its claims are then left out.
+        plan: Train nothing; print the missing trainings and what they would cost, by steps measured on this machine.
+        show: Train nothing; print what the ledger has.
+        out: Folder of the runs; default: runs/reproduce, with the name of a reduced protocol.
+        ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
+            trained again.
+        jobs: Number of runs at a time, each with an equal share of the cores.
+        format: How the result is printed.
+        document: Also write the whole result into this Markdown file; in an existing file, between its markers.
+        json: The same as --format json.
+    """
+    from offramp.cli._compare_progress import CompareProgress
+    from offramp.papers.reproduce import overview
+    from offramp.papers.reproduce import reproduce as run_reproduction
+
+    format = "json" if json else format
+    if name is None:
+        given = {"seeds": seeds != "0", "rows": rows, "plan": plan, "show": show, "document": document}
+        for option, value in given.items():
+            if value:
+                raise ParameterError(f"{option} needs the name of a table, figure or claim", option)
+        entries = overview(quick=quick, protocol=protocol, out=out, ledger=ledger)
+        _print_overview(entries, format)
+        return
+    result = run_reproduction(
+        name,
+        quick=quick,
+        protocol=protocol,
+        seeds=parse_seeds(seeds),
+        rows=[word.strip() for word in rows.split(",") if word.strip()] if rows else (),
+        plan=plan,
+        show=show,
+        out=out,
+        ledger=ledger,
+        data_dir=data_dir,
+        jobs=jobs,
+        reporter=CompareProgress(format != "json"),
+    )
+    if document is not None:
+        from offramp.papers.document import write_document
+
+        write_document(result, document)
+    _print(result, format)
+    if result.failed:
+        raise SystemExit(1)
+
+
+def _print(result: "Reproduction", format: Format) -> None:
+    from offramp.cli._console import stderr, stdout
+    from offramp.papers import render
+
+    if format == "json":
+        emit(dataclasses.asdict(result))
+    else:
+        written = {
+            "text": render.as_text,
+            "markdown": render.as_markdown,
+            "latex": render.as_latex,
+            "csv": render.as_csv,
+        }[format](result)
+        stdout.print(written, highlight=False, markup=False, soft_wrap=True, end="" if written.endswith("\n") else "\n")
+    for run in result.failed:
+        stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_overview(entries: list, format: Format) -> None:  # type: ignore[type-arg]
+    from offramp.cli._console import stdout
+    from offramp.papers.render import overview_text, pipes
+
+    if format == "json":
+        emit({"available": [dataclasses.asdict(one) for one in entries]})
+        return
+    if format not in ("text", "markdown"):
+        raise ParameterError("format of the list must be text, markdown or json", "format")
+    text = overview_text(entries)
+    if format == "markdown":
+        rows = [[one.name, one.kind, f"{one.measured}/{one.trainings}", str(one.runs), one.title] for one in entries]
+        text = pipes(["name", "kind", "trainings", "runs", "title"], rows)
+    stdout.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,119 @@
+"""Analyses of runs for the figures, one JSON line per run beside the ledger, so that they outlive the runs' folders."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.config import read_yaml
+from offramp.files import parse_json, read_text
+from offramp.papers.catalog import Protocol, Training, runnable, training, values_of
+from offramp.papers.figures import BEST, BY_EPOCH, PER_EXIT, RunValues
+from offramp.papers.lines import identity
+from offramp.papers.selection import Figure
+from offramp.study.ledger import append
+from offramp.train.run_dir import CONFIG, METRICS, RESULT
+
+LARGEST = 2**30
+"""Bytes of a file of lines at most."""
+LINE = {
+    "training": str,
+    "protocol": str,
+    "seed": int,
+    "exits": [{"name": str, "relative_ms": (float, None)}],
+    "epochs": [{str: object}],
+    "budgeted": [{str: object}],
+}
+"""What a line holds, beside configuration and provenance."""
+
+
+def file_of(ledger: Path) -> Path:
+    """The file of analyses of a ledger: `results-analyses.jsonl` beside `results.jsonl`."""
+    return ledger.with_name(f"{ledger.stem}-analyses.jsonl")
+
+
+def read(ledger: Path, trainings: Sequence[Training], protocol: Protocol) -> dict[str, dict[int, RunValues]]:
+    """The analyses of these trainings in this protocol, by name and seed.
+
+    Raises:
+        ValueError: naming the file and the line that is no analysis.
+    """
+    path = file_of(ledger)
+    result: dict[str, dict[int, RunValues]] = {}
+    if not path.is_file():
+        return result
+    wanted = {one.name for one in trainings}
+    for number, text in enumerate(read_text(path, LARGEST).splitlines(), 1):
+        line = parse_json(text, f"{path} line {number}", LINE)
+        if line["training"] in wanted and line["protocol"] == protocol.name:
+            result.setdefault(line["training"], {})[line["seed"]] = RunValues(
+                line["exits"], line["epochs"], line["budgeted"]
+            )
+    return result
+
+
+def analyse_runs(
+    figures: Sequence[Figure], folder: Path, ledger: Path, protocol: Protocol, data_dir: Path | None
+) -> list[str]:
+    """Analyse the finished runs in a folder that figures need and that have no line yet; returns the runs' names.
+
+    Latencies, if a figure needs them, are those of single images on this machine.
+    """
+    from offramp.runs.analyse import analyse
+
+    wanted = dict.fromkeys(_needed(figures, protocol, *PER_EXIT, BY_EPOCH, BEST))
+    budgeted, timed = (set(_needed(figures, protocol, kind)) for kind in (BEST, "relative_cost"))
+    trainings = [one for one in map(training, wanted) if runnable(one, protocol)]
+    there = read(ledger, trainings, protocol)
+    done = []
+    for one, seed, run in runs_in(folder, trainings, protocol):
+        if (known := there.get(one.name, {}).get(seed)) and (known.exits[0]["relative_ms"] or one.name not in timed):
+            continue
+        result = analyse(run, dissimilarity=0, data_dir=data_dir, batch_size=1 if one.name in timed else None)
+        exits = [_plain(exit) for exit in result.runs[0].exits]
+        config = read_yaml(run / CONFIG)
+        config["data-dir"] = str(data_dir) if data_dir else config.get("data-dir")  # left out of the line, see `append`
+        line = {"training": one.name, "protocol": protocol.name, "seed": seed, "samples": result.runs[0].samples}
+        points = _budgeted(run, data_dir) if one.name in budgeted else []
+        values = {"exits": exits, "epochs": _epochs(run), "budgeted": points}
+        append(file_of(ledger), {**line, **values, "config": config, "provenance": result.provenance})
+        done.append(f"{one.name} seed {seed}")
+    return done
+
+
+def _needed(figures: Sequence[Figure], protocol: Protocol, *kinds: str) -> Iterator[str]:
+    """Names of the trainings that figures of these analyses need."""
+    yield from (name for one in figures if one.analysis in kinds for name in one.trainings(protocol))
+
+
+def _epochs(run: Path) -> list[dict[str, Any]]:
+    """What a run logged after every epoch, on train and test; nothing if it did not."""
+    records = [json.loads(line) for line in read_text(run / METRICS, LARGEST).splitlines()]
+    logged = [record["logged_only"] for record in records if record["kind"] == "epoch" and "logged_only" in record]
+    return [one for one in logged if {"train", "test"} <= set(one)]
+
+
+def _budgeted(run: Path, data_dir: Path | None) -> list[dict[str, Any]]:
+    """The points of budgeted batches, without thresholds; operations are counted as MSDNet's code does."""
+    from offramp.runs.curves import curves
+
+    points = curves(run, cost="msdnet_ops", metric="top5", data_dir=data_dir).budgeted
+    return [{key: value for key, value in point.items() if key not in ("thresholds", "shares")} for point in points]
+
+
+def runs_in(folder: Path, trainings: Sequence[Training], protocol: Protocol) -> Iterator[tuple[Training, int, Path]]:
+    """The finished runs in a folder, or in comparisons within it, that are runs of these trainings."""
+    wanted = {identity(values_of(one, protocol)): one for one in trainings}
+    for path in sorted([*folder.glob(f"*/{RESULT}"), *folder.glob(f"*/*/{RESULT}")]):
+        config = read_yaml(path.with_name(CONFIG))
+        if (key := identity(config)) in wanted and key is not None:
+            yield wanted[key], int(config["seed"]), path.parent
+
+
+def _plain(exit: Any) -> dict[str, Any]:
+    """An exit's analysis without the long lists."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(exit)))
+    values["only_correct"] = len(values["only_correct"])
+    values["softmax"]["rank_means"] = values["softmax"]["rank_means"][:5]
+    return values

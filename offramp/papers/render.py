@@ -1,0 +1,227 @@
+"""A reproduction as text, Markdown, LaTeX and CSV: printed, measured and difference below each other, per exit."""
+
+from collections.abc import Iterable, Sequence
+
+from offramp.measure.text_table import text_table
+from offramp.papers.claims import ClaimResult, ContrastResult
+from offramp.papers.figures import FigureResult
+from offramp.papers.plan import PlannedTraining
+from offramp.papers.reproduce import Available, Reproduction
+from offramp.papers.values import CellResult, RowResult, TableResult
+from offramp.study.tables import Cell, csv_text, latex_text
+
+NOTHING = "–"
+UNITS = {"top1": "top-1 accuracy, percent", "top5": "top-5 accuracy, percent", "gflops": "GFLOPs"}
+
+
+def protocol_line(result: Reproduction) -> str:
+    """Which protocol the measured values are of."""
+    if not result.recipe:
+        return "Protocol full: the papers' own recipes."
+    options = ", ".join(f"{key} {value}" for key, value in result.recipe.items())
+    return (
+        f"Protocol {result.protocol}: REDUCED ({options}). It shows whether an ordering holds there, "
+        "not whether a printed number is right."
+    )
+
+
+def as_text(result: Reproduction) -> str:
+    """For a terminal."""
+    parts = [protocol_line(result), *_left_out(result)]
+    for table in result.tables:
+        parts.append(text_table(f"{table.title} ({UNITS[table.metric]})", *table_grid(table)))
+        parts += [table.note] if table.note else []
+    for figure in result.figures:
+        head = f"{figure.name}: {figure.title}"
+        parts.append(text_table(head, *figure_grid(figure)) if figure.rows else f"{head}\n  {figure.state}")
+    parts += [_claim_text(one) for one in result.claims]
+    parts += [_plan_text(result.plan)] if result.plan else []
+    return "\n\n".join(parts)
+
+
+def as_markdown(result: Reproduction) -> str:
+    """For a document."""
+    parts = [protocol_line(result), *_left_out(result)]
+    for table in result.tables:
+        parts += [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", pipes(*table_grid(table))]
+        parts += [table.note] if table.note else []
+    for figure in result.figures:
+        parts += [f"### {figure.name}", *figure_markdown(figure)]
+    if result.claims:
+        parts += ["### Claims", claims_markdown(result.claims)]
+    if result.plan:
+        parts += ["### Plan", pipes(*_plan_grid(result.plan)), _total(result.plan)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_latex(result: Reproduction) -> str:
+    """One `table` of booktabs for each table, and one of the claims."""
+    parts = [
+        latex_text(f"{table.title} ({UNITS[table.metric]}). {protocol_line(result)}", *table_grid(table))
+        for table in result.tables
+    ]
+    if result.claims:
+        rows = [[one.text, one.verdict] for one in result.claims]
+        parts.append(latex_text(f"Claims. {protocol_line(result)}", ["claim", "verdict"], rows))
+    return "\n".join(parts)
+
+
+CSV_HEAD = [
+    *("protocol", "table", "data", "network", "method", "variant", "training", "metric", "exit", "published"),
+    *("measured", "deviation", "runs", "difference", "state"),
+]
+
+
+def as_csv(result: Reproduction) -> str:
+    """A line per cell, then a line per contrast of a claim: `table` is the claim's name, `state` its verdict."""
+    return csv_text(CSV_HEAD, [*_cell_lines(result), *_contrast_lines(result)])
+
+
+def _cell_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
+    for table in result.tables:
+        for row in table.rows:
+            head = (result.protocol, table.name, row.data, row.network, row.method, row.variant, row.training)
+            for cell in row.cells:
+                values = (cell.published, cell.measured, cell.deviation, cell.runs, cell.difference)
+                yield (*head, table.metric, cell.exit, *values, row.state)
+
+
+def _contrast_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
+    for claim in result.claims:
+        for one in claim.contrasts:
+            half = None if one.interval95 is None else (one.interval95[1] - one.interval95[0]) / 2
+            head = (result.protocol, claim.name, "", "", "", one.contrast, "", "points ± half of the 95 % interval")
+            yield (*head, "", None, one.difference, half, len(one.seeds), None, one.verdict)
+
+
+def overview_text(entries: Sequence[Available]) -> str:
+    """Every table, figure and claim, with how many of its trainings are measured."""
+    parts = []
+    for kind in dict.fromkeys(one.kind for one in entries):
+        lines = [f"{kind}s"]
+        for one in entries:
+            if one.kind == kind:
+                have = f"{one.measured}/{one.trainings}" if one.trainings else "computed"
+                runs = f", {one.runs} runs" if one.runs else ""
+                lines.append(f"  {one.name:32} {have + runs:16}  {one.title}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def pipes(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table_grid(table: TableResult) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: what was printed, what was measured, and the difference, below each other."""
+    columns = [f"exit {exit}" if isinstance(exit, int) else exit for exit in table.columns]
+    rows = [line for row in table.rows for line in _lines(table, row)]
+    return ["", "", *columns], rows
+
+
+def _lines(table: TableResult, row: RowResult) -> Iterable[list[str]]:
+    cells = {cell.exit: cell for cell in row.cells}
+
+    def line(head: str, what: str, written: dict[int | str, str]) -> list[str]:
+        return [head, what, *(written.get(exit, "") for exit in table.columns)]
+
+    measured = any(cell.measured is not None for cell in row.cells)
+    printed = "printed" if measured else f"printed; {row.state}"
+    yield line(label(table, row), printed, {exit: f"{cell.published:.2f}" for exit, cell in cells.items()})
+    if not measured:
+        return
+    runs = f" ({len(row.seeds)} seed{'s' * (len(row.seeds) != 1)})" if row.seeds else ""
+    yield line("", f"{row.state}{runs}", {exit: _measured(cell) for exit, cell in cells.items()})
+    yield line("", "difference", {exit: _signed(cell.difference) for exit, cell in cells.items()})
+
+
+def figure_grid(figure: FigureResult) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a figure: training, exit, number of seeds, and its columns."""
+    rows = []
+    for row in figure.rows:
+        values = [_with_deviation(*pair) for pair in zip(row.means, row.deviations, strict=True)]
+        rows.append([row.training, row.exit, str(len(row.seeds)), *values])
+    return ["training", "exit", "seeds", *figure.columns], rows
+
+
+def figure_markdown(figure: FigureResult) -> list[str]:
+    """A figure's title, and its table or why there is none."""
+    if not figure.rows:
+        return [f"{figure.title}: {figure.state}."]
+    state = "" if figure.state == "measured" else f" ({figure.state})"
+    return [f"{figure.title}{state}.", pipes(*figure_grid(figure))]
+
+
+def _with_deviation(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def label(table: TableResult, row: RowResult) -> str:
+    """How a row is called: data and network only if they differ within the table."""
+    several = {name: len({getattr(one, name) for one in table.rows}) > 1 for name in ("data", "network")}
+    parts = [row.data if several["data"] else "", row.network if several["network"] else "", row.method, row.variant]
+    return " ".join(filter(None, parts))
+
+
+def _measured(cell: CellResult) -> str:
+    return _with_deviation(cell.measured, cell.deviation)
+
+
+def _signed(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:+.2f}"
+
+
+def contrast_cell(one: ContrastResult) -> str:
+    """Points: `+0.42 [-0.10, +0.94]`, n seeds."""
+    if one.difference is None:
+        return "not run"
+    interval = "" if one.interval95 is None else f" [{one.interval95[0]:+.2f}, {one.interval95[1]:+.2f}]"
+    return f"{one.difference:+.2f}{interval} (n = {len(one.seeds)})"
+
+
+def _claim_text(claim: ClaimResult) -> str:
+    lines = [f"{claim.name}: {claim.text}", f"  {claim.verdict.upper()}"]
+    lines += [f"  {one.contrast}: {contrast_cell(one)}" for one in claim.contrasts if one.difference is not None]
+    return "\n".join(lines)
+
+
+def claims_markdown(claims: Sequence[ClaimResult]) -> str:
+    """A table of claims with their verdicts, and the differences they stand on."""
+    rows = []
+    for claim in claims:
+        measured = [contrast_cell(one) for one in claim.contrasts if one.difference is not None]
+        rows.append([claim.text, claim.verdict, "; ".join(measured) or NOTHING])
+    head = ["claim", "verdict", "differences in points [95 % confidence interval] (seeds)"]
+    return pipes(head, rows)
+
+
+def _left_out(result: Reproduction) -> list[str]:
+    return [f"{count} lines of {result.ledger} are not used: {reason}" for reason, count in result.left_out.items()]
+
+
+def _plan_grid(plan: Sequence[PlannedTraining]) -> tuple[list[str], list[list[str]]]:
+    head = ["training", "in the ledger", "to train", "epochs", "s per step", "hours", "needs"]
+    rows = []
+    for one in plan:
+        seeds = [",".join(map(str, some)) or NOTHING for some in (one.present, one.missing)]
+        step = NOTHING if one.step_seconds is None else f"{one.step_seconds:.3g}"
+        hours = NOTHING if one.hours is None else f"{one.hours:.3g}"
+        rows.append([one.training, *seeds, str(one.epochs), step, hours, one.needs])
+    return head, rows
+
+
+def _plan_text(plan: Sequence[PlannedTraining]) -> str:
+    return f"{text_table('what is left to train', *_plan_grid(plan))}\n{_total(plan)}"
+
+
+def _total(plan: Sequence[PlannedTraining]) -> str:
+    hours = sum(one.hours or 0.0 for one in plan)
+    runs = sum(len(one.missing) for one in plan)
+    return (
+        f"{runs} runs, {hours:.3g} hours one after the other on this machine as it is now: steps measured here, "
+        "without evaluation"
+    )
