@@ -75,7 +75,7 @@ def budgeted(
 
 
 def best_per_budget(
-    models: Mapping[str, Sequence[Mapping[str, Any]]], budgets: Sequence[float]
+    models: Mapping[str, Sequence[Mapping[str, Any]]], budgets: Sequence[int | float]
 ) -> list[dict[str, Any] | None]:
     """For every budget the point of any model that is right most often on held-out data and costs no more there.
 

@@ -14,7 +14,7 @@ from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_run
 from offramp.runs.sweep import runs_of
 from offramp.study import curve_tables
-from offramp.study.seeds import CurveGroup, group_curves
+from offramp.study.seeds import CurveGroup, best_of_models, group_curves
 from offramp.train.run_dir import put
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class CurveComparison:
         cost: how operations are counted; metric: what is drawn, `top1` or `top5`.
         groups: one for each set of runs that differ only in their seed.
         runs: the curves of each run.
+        best: the best model of every budget, for each method of which there are several, such as one per depth.
         provenance: of the comparison.
         picture: the SVG file; files: further files that were written.
     """
@@ -79,6 +80,7 @@ class CurveComparison:
     metric: str
     groups: list[CurveGroup]
     runs: list[Curves]
+    best: dict[str, list[dict[str, Any]]]
     provenance: dict[str, Any]
     picture: str
     files: list[str]
@@ -154,8 +156,9 @@ def compare_curves(
         loaded = load_run(path, weights, with_policy=False)
         results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, reporter or SILENT))
         configs.append(flat(loaded.config))
-    groups = group_curves(configs, [one.run for one in results], [asdict(one) for one in results])
-    result = CurveComparison(cost, metric, groups, results, provenance(), str(folder / "curves.svg"), [])
+    measured = configs, [one.run for one in results], [asdict(one) for one in results]
+    groups, best = group_curves(*measured), best_of_models(*measured)
+    result = CurveComparison(cost, metric, groups, results, best, provenance(), str(folder / "curves.svg"), [])
     return replace(result, files=_write(folder, result, groups, f"{len(results)} runs", metric, write))
 
 

@@ -27,14 +27,19 @@ def curves_text(result: "Curves", key: str) -> str:
 
 
 def comparison_text(result: "CurveComparison", key: str) -> str:
-    """Groups of runs: anytime, mean and standard deviation over seeds."""
+    """Groups of runs: anytime, mean and standard deviation over seeds; the best of several models at each budget."""
     rows = [
         [group.name if not exit else "", exit_name(exit, len(group.anytime)), cell(point, key), count(point["cost"])]
         for group in result.groups
         for exit, point in enumerate(group.anytime)
     ]
     title = f"every exit on test, {NAMES[key]} %, mean ± standard deviation over seeds"
-    return _with_files(text_table(title, ["", "exit", f"{NAMES[key]} %", result.cost], rows), result)
+    tables = [text_table(title, ["", "exit", f"{NAMES[key]} %", result.cost], rows)]
+    for method, points in result.best.items():
+        rows = [[count(point["budget"]), cell(point, key), count(point["cost"])] for point in points]
+        title = f"{method}: the best model of each budget, chosen on cal"
+        tables.append(text_table(title, ["budget", f"{NAMES[key]} %", result.cost], rows))
+    return _with_files("\n\n".join(tables), result)
 
 
 def _point(point: dict[str, Any], key: str) -> tuple[str, str]:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from offramp.config import (
     Config,
@@ -26,6 +26,7 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.train.run_dir import RESULT
 
+T = TypeVar("T")
 COMPARISON = "comparison.yaml"
 
 
@@ -106,7 +107,7 @@ def variants(config: Config, grid: Grid) -> dict[str, Config]:
         kind = key.partition(".")[0]
         if kind in ("method", "seed"):
             raise ParameterError(f"grid has no axis {key}: methods and seeds have arguments of their own", "grid")
-        check_key(key, "grid")
+        _as_parameter(check_key, key, "grid")
         if not values or len({str(value) for value in values}) < len(values):
             raise ParameterError(
                 f"grid {key} needs values, each once, got {','.join(map(str, values)) or 'none'}", "grid"
@@ -116,9 +117,17 @@ def variants(config: Config, grid: Grid) -> dict[str, Config]:
     if not grid:
         return {"": config}
     return {
-        ",".join(f"{key}={value}" for key, value in point.items()): unflat({**base, **point}, "grid")
+        ",".join(f"{key}={value}" for key, value in point.items()): _as_parameter(unflat, {**base, **point}, "grid")
         for point in points
     }
+
+
+def _as_parameter(read: Callable[..., T], *values: Any) -> T:
+    """What a reader of configurations returns; its errors are about an argument, not a file."""
+    try:
+        return read(*values)
+    except ValueError as error:
+        raise ParameterError(str(error), "grid") from None
 
 
 def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offramp.early_exit.curves import best_per_budget
 from offramp.study.ledger import common, label
 from offramp.study.statistics import mean
 
@@ -82,3 +83,43 @@ def group_curves(
             )
         )
     return groups
+
+
+def _without_q(point: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key != "q"}
+
+
+BUDGETS = 20
+"""Budgets at which the best of several models is taken."""
+
+
+def best_of_models(
+    configs: Sequence[Mapping[str, Any]], runs: Sequence[str], curves: Sequence[Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The best model of every budget, for each method of which there are several models: mean over seeds.
+
+    Args:
+        configs, runs: flat configurations and folders of the runs.
+        curves: with the points of budgeted batches (`budgeted`) of each run.
+    Returns:
+        By method, points with `budget`, mean `cost`, `accuracy` and `top5` on test with their deviations, and the
+        folders of the `models`, which are chosen on held-out data.
+    """
+    methods: dict[str, dict[int, dict[str, Sequence[Mapping[str, Any]]]]] = {}
+    for config, run, curve in zip(configs, runs, curves, strict=True):
+        if curve["budgeted"]:
+            methods.setdefault(label(config), {}).setdefault(int(config.get("seed", 0)), {})[run] = curve["budgeted"]
+    costs = [point["held_out_cost"] for curve in curves for point in curve["budgeted"]]
+    budgets = (
+        [min(costs) + (max(costs) - min(costs)) * (step + 1) / BUDGETS for step in range(BUDGETS)] if costs else []
+    )
+    best = {}
+    for method, seeds in methods.items():
+        if max(map(len, seeds.values())) > 1:
+            chosen = zip(*(best_per_budget(models, budgets) for models in seeds.values()), strict=True)
+            best[method] = [
+                {**_without_q(together(there)), "budget": budget, "models": [point["model"] for point in there]}
+                for budget, points in zip(budgets, chosen, strict=True)
+                if len(there := [point for point in points if point]) == len(points)
+            ]
+    return best
