@@ -30,7 +30,7 @@ from offramp.measure.interleaved_benchmark import Runner, run_interleaved
 from offramp.measure.provenance import provenance
 from offramp.runs import LoadedRun, load_data, load_run
 from offramp.runs.backends import of_run
-from offramp.runs.bench import MS, OFF, RATIO
+from offramp.runs.bench_text import MS, OFF, RATIO
 from offramp.train.run_dir import POLICY
 
 POINTS, FASTER = 0.5, 1.5

@@ -1,15 +1,9 @@
 """offramp report: one self-contained HTML file about one or several runs."""
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from offramp.cli import emit
+from offramp.cli import show
 from offramp.cli._options import DataDir, Json, Weights
-from offramp.measure.units import count, percent
-
-if TYPE_CHECKING:
-    from offramp.runs.report import Report
 
 
 def report(
@@ -42,20 +36,4 @@ def report(
         data_dir=data_dir,
         reporter=ConsoleReporter(not json),
     )
-    if json:
-        emit(dataclasses.asdict(result))
-    else:
-        _show(result)
-
-
-def _show(result: "Report") -> None:
-    from offramp.cli._console import stdout, table
-
-    rows = []
-    for run in result.runs:
-        plain, leaving = run["plain"], run["policy"]
-        row = [run["name"], percent(plain["accuracy"]), count(plain["cost"])]
-        rows.append([*row, percent(leaving["accuracy"]), count(leaving["cost"])] if leaving else [*row, "–", "–"])
-    head = ["run", "plain %", "MACs", "policy %", "mean MACs"]
-    stdout.print(table("on test", head, rows), soft_wrap=True)
-    stdout.print(f"{result.report} ({result.bytes / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    show(result, json)

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.bench_text import MS, bench_text
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import load_data, load_run, warn_if_stale
 from offramp.text import shell_word
 
 if TYPE_CHECKING:
     from offramp.runs.backends import Sides
-
-RATIO, OFF, MS = 0.95, 1.02, 5.0
-"""Targets: measured over predicted speed-up; time with all exits disabled over plain, if plain takes MS ms or more."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,12 @@ class Benchmark:
     least_of_predicted: float
     most_off_of_plain: float | None
     provenance: dict[str, Any]
+
+    def __str__(self) -> str:
+        return bench_text(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
 def bench(

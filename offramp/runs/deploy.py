@@ -9,6 +9,7 @@ from typing import Any
 from offramp.config import Config, flat, multi_net
 from offramp.files import write_errors
 from offramp.lookup import with_parameters
+from offramp.measure.units import count
 from offramp.runs.run import SeveralRun, open_run
 from offramp.text import shell_word
 
@@ -35,6 +36,10 @@ class Deployment:
     kept: str
     deployed: dict[str, Any]
     source: dict[str, Any]
+
+    def __str__(self) -> str:
+        size = f"{count(self.deployed['macs'])} MACs, {count(self.deployed['parameters'])} parameters"
+        return f"{self.run}: {self.kept} of {self.source['run']}, {size}"
 
 
 def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployment:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
+from offramp.measure.text_table import text_table
+from offramp.measure.units import count, percent
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import LoadedRun, load_data, load_run
 from offramp.runs.sweep import runs_of
@@ -28,6 +30,18 @@ class Report:
     bytes: int
     runs: list[dict[str, Any]]
     groups: list[RunGroup]
+
+    def __str__(self) -> str:
+        rows = []
+        for run in self.runs:
+            plain, leaving = run["plain"], run["policy"]
+            row = [run["name"], percent(plain["accuracy"]), count(plain["cost"])]
+            rows.append([*row, percent(leaving["accuracy"]), count(leaving["cost"])] if leaving else [*row, "–", "–"])
+        table = text_table("on test", ["run", "plain %", "MACs", "policy %", "mean MACs"], rows)
+        return f"{table}\n{self.report} ({self.bytes / 1e6:.1f} MB)"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
 def report(

@@ -1,0 +1,55 @@
+"""A benchmark as text: one table per batch size, then what early exit saves."""
+
+from typing import TYPE_CHECKING, Any
+
+from offramp.measure.text_table import text_table
+from offramp.measure.units import percent
+
+if TYPE_CHECKING:
+    from offramp.runs.bench import Benchmark
+
+RATIO, OFF, MS = 0.95, 1.02, 5.0
+"""Targets: measured over predicted speed-up; time with all exits disabled over plain, if plain takes MS ms or more."""
+NAMES = {"plain": "plain", "all": "all exits", "adaptive": "adaptive", "off": "exits off"}
+
+
+def bench_text(result: "Benchmark") -> str:
+    """Everything that was measured, and the targets."""
+    images = result.images
+    lines = [f"{result.target}: {images['count']:,} images of {images['from']}, in random order"]
+    lines += [f"left out: {name} ({reason})" for name, reason in result.left_out.items()]
+    targets = (
+        f"targets: measured at least {RATIO:g} of predicted;\n"
+        f"with all exits off at most {OFF:g} of plain's time (networks of {MS:g} ms and more)"
+    )
+    tables = [_times(each) for each in result.batches]
+    return "\n\n".join(["\n".join(lines), *tables, f"{_savings(result)}\n{targets}"])
+
+
+def _times(record: dict[str, Any]) -> str:
+    """One batch size: percentiles and throughput of every runtime and way."""
+    rows = []
+    for runtime, report in record["runtimes"].items():
+        for way, name in NAMES.items():
+            times = report[way]
+            relative = times["images_per_second"] / report["plain"]["images_per_second"]
+            numbers = [_ms(times[key]) for key in ("p50", "p95", "p99")]
+            first = runtime if way == "plain" else ""
+            rows.append([f"{first:12}{name}", *numbers, f"{times['images_per_second']:,.1f}", f"{relative:.2f}x"])
+    head = ["", "p50 ms", "p95 ms", "p99 ms", "images/s", "of plain"]
+    return text_table(f"batch {record['batch']}, {record['rounds']} rounds", head, rows)
+
+
+def _savings(result: "Benchmark") -> str:
+    rows = []
+    for record in result.batches:
+        for runtime, report in record["runtimes"].items():
+            numbers = [f"{report[key]:.2f}" for key in ("speedup", "predicted", "of_predicted", "off_of_plain")]
+            shares = " ".join(percent(share)[:-3] for share in report["shares"])
+            rows.append([f"{record['batch']:<7}{runtime}", *numbers, shares])
+    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", "exit %"]
+    return text_table("early exit compared with the plain network", head, rows)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
