@@ -41,6 +41,9 @@ class Deployment:
         size = f"{count(self.deployed['macs'])} MACs, {count(self.deployed['parameters'])} parameters"
         return f"{self.run}: {self.kept} of {self.source['run']}, {size}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
 
 def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployment:
     """Write a run of one network out of several (dml, one), for all tasks that take a run.

@@ -53,6 +53,9 @@ class Export:
         )
         return "\n".join(lines)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
 
 def export(
     run: RunLike,

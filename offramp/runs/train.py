@@ -80,6 +80,9 @@ class TrainedRun:
     def __str__(self) -> str:
         return f"{_epochs(self.epochs)} in {self.seconds:.0f} s, kept in {self.run}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
 
 def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
     """Train a network with exits.
