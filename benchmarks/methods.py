@@ -239,7 +239,7 @@ def table(result: dict[str, Any]) -> str:
     device = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores"
     where = (
         f"Relative to `joint`, width {result['width']}, batch {result['batch']}, {result['precision']}; the last "
-        f"column at width {result['loss_width']}. Measured {result['date'][:10]} on {device}, PyTorch "
+        f"column at width {result['loss_width']}.\nMeasured {result['date'][:10]} on {device}, PyTorch "
         f"{result['versions']['torch']}, by `{result['command']}`."
     )
     return f"{head}{chr(10).join(rows)}\n\n{where}"

@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, is not YAML or holds no options.
+        ValueError: naming the file, if it cannot be read, is not YAML or contains no options.
     """
     try:
         value = parse_yaml(read_text(path))

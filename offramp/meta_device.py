@@ -195,8 +195,7 @@ def check_single(module: nn.Module, shape: tuple[int, int, int]) -> None:
             raise
         raise with_parameters(
             ValueError(
-                "a batch norm of this network cannot train on one sample at a time: raise batch_size to 2 or more per "
-                "device"
+                "a batch norm of this network cannot train on a single sample: raise batch_size to 2 or more per device"
             ),
             "batch_size",
         ) from None

@@ -68,7 +68,7 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
         if len(sizes) != 3 or len(leaves) != 3:
             raise ValueError(
                 f"{kind} exits need one map (channels, height, width) after every stage, "
-                f"but stage {number} hands on {written(leaves)}; {always(backbone)} fit"
+                f"but stage {number} passes on {written(leaves)}; {always(backbone)} fit"
             )
         shapes_of_maps.append((sizes[0], sizes[1], sizes[2]))
     return shapes_of_maps

@@ -36,7 +36,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, hidden: int | None = N
     if min(height, width) < size:
         raise ValueError(
             f"byot's exit behind stage {exit + 1} needs maps of {size}×{size} or more, "
-            f"but the stage hands on {enters}×{height}×{width}"
+            f"but the stage passes on {enters}×{height}×{width}"
         )
     body: list[nn.Module] = []
     for come, go, kernel in ((enters, inner, 1), (inner, inner, size), (inner, leaves, 1)):

@@ -1,4 +1,4 @@
-"""One convolution without batch norm (Local Critic Training, Lee & Lee 2019/2022, in the form that BEED compares)."""
+"""One convolution without batch norm (Local Critic Training, Lee & Lee 2019/2022, as adapted by BEED)."""
 
 from math import prod
 
@@ -34,7 +34,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False
     Args:
         exit: number of the exit, from 0; it stands behind stage `exit`.
         classes: number of classes C.
-        original: the original's form.
+        original: use the original form.
 
     Raises:
         ValueError: if the stages hand on no maps, or there is no such exit.

@@ -1,4 +1,4 @@
-"""Pooling and a linear classifier, nothing else: the cheapest exit, and the one that fits every network."""
+"""Pooling and a linear classifier: the cheapest exit; it fits every network."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The exits that a network was published with: its head, made afresh for each tap (MSDNet's classifiers)."""
+"""The exits that a network was published with: a new copy of its head at each exit (MSDNet's classifiers)."""
 
 from torch import nn
 

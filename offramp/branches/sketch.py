@@ -1,4 +1,4 @@
-"""The network's own first block of each deeper stage, made afresh (MUSE §3.1; MSD's sampling-based branches)."""
+"""A new copy of the first block of each deeper stage (MUSE §3.1; MSD's sampling-based branches)."""
 
 from torch import nn
 
@@ -13,7 +13,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
     """One fresh block of each deeper group of blocks, then a fresh head: a sketch of the rest of the network.
 
     A group is a run of blocks that leave the same shape. In most networks that is a stage; where a stage changes
-    shape on its way (VGG, MobileNetV2), each of its groups lends its first block. A block may say itself what
+    shape on its way (VGG, MobileNetV2), the first block of each of its groups is copied. A block may define what
     represents its stage: `sketch_block()` creates that (PyramidNet, whose blocks all differ in width), and
     `sketch_block = None` says that nothing does (MSDNet). The branch's maps have the shapes of the stages that it
     imitates.
@@ -21,8 +21,8 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
     Args:
         exit: number of the exit, from 0; it stands behind stage `exit`.
         classes: number of classes C, the same as the backbone's.
-        sbc_extra: the stage, counted from 1 as the papers count groups, that lends a second block; 0 for none. 3 gives
-            the costs that MUSE prints for ResNet152 (its text says one block per group).
+        sbc_extra: the stage, counted from 1 as the papers count groups, of which a second block is copied; 0: none. 3
+            gives the costs that MUSE prints for ResNet152 (its text says one block per group).
 
     Raises:
         ValueError: where no few blocks can stand for a stage (naming the exits that fit), or an option does not fit.
@@ -71,7 +71,7 @@ def _check_chain(
     first, leaves = written(along[deepest][0]), written(along[deepest][-1])
     message = (
         f"sketch cannot chain stage {deepest + 1}: its first block leaves {first}, the whole stage {leaves}, "
-        f"and no few of its blocks lead there; {hint}, {always(backbone)} fit everywhere "
+        f"and no short sequence of its blocks does the same; {hint}, {always(backbone)} fit everywhere "
         "(methods that compare features then need method.adapt=linear)"
     )
     raise with_parameters(ValueError(message), "method.adapt")

@@ -74,7 +74,7 @@ def segment_ms(
 
 def as_run(ms: Mapping[Span, float], enabled: Sequence[bool]) -> list[float]:
     """The milliseconds of every segment of a choice of exits; one number per enabled exit, the final one included."""
-    ends = [exit + 1 for exit, on in enumerate(enabled) if on]
+    ends = [exit + 1 for exit, flag in enumerate(enabled) if flag]
     return [ms[begin, end - 1] for begin, end in zip([0, *ends], ends)]
 
 
@@ -86,15 +86,15 @@ def _entering(each: Sequence[ArraySegment], shape: Image, batch: int, policy: Ex
     state: Any = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
     carry: Any = ()
     policy_carry: PolicyCarry = {}
-    found: list[_Entering] = []
+    inputs: list[_Entering] = []
     for exit, segment in enumerate(each):
-        found.append((state, carry, policy_carry))
+        inputs.append((state, carry, policy_carry))
         state, carry, logits = segment(state, carry)
         policy_carry = policy.step(policy_carry, logits, exit)[0]
-    return found
+    return inputs
 
 
-def _run(segment: ArraySegment, given: _Entering, policy: FixedStay, exit: int) -> object:
-    state, carry, policy_carry = given
-    made = segment(state, carry)
-    return step_once(policy, policy_carry, made, exit)
+def _run(segment: ArraySegment, inputs: _Entering, policy: FixedStay, exit: int) -> object:
+    state, carry, policy_carry = inputs
+    outputs = segment(state, carry)
+    return step_once(policy, policy_carry, outputs, exit)

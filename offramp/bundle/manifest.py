@@ -93,18 +93,18 @@ def parse(data: bytes, source: str) -> Manifest:
     Raises:
         ValueError: if it is none, of another version, changed since it was written, or says what cannot be.
     """
-    found = parse_json(data, source, object)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    values = parse_json(data, source, object)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{source} is not the manifest of a bundle: its `format` is not `{FORMAT}`")
-    if found.get("version") != VERSION:
+    if values.get("version") != VERSION:
         raise ValueError(
-            f"{source} has bundle version {quoted(found.get('version'))}; this offramp reads version {VERSION}"
+            f"{source} has bundle version {quoted(values.get('version'))}; this offramp reads version {VERSION}"
         )
-    digest = found.get("digest")
+    digest = values.get("digest")
     if not isinstance(digest, str) or _digest(data.decode().replace(digest, _BLANK, 1)) != digest:
         raise ValueError(f"{source} was changed since it was written: export the bundle again")
     try:
-        return _consistent(_manifest(found, digest))
+        return _consistent(_manifest(values, digest))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(str(error), 500)
         raise ValueError(f"{source} is inconsistent: {reason}") from None
@@ -114,26 +114,26 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _manifest(found: dict[str, Any], digest: str) -> Manifest:
+def _manifest(values: dict[str, Any], digest: str) -> Manifest:
     """The checked values of a JSON object."""
-    given = found["preprocessing"]
+    image = values["preprocessing"]
     preprocessing = Preprocessing(
-        channels=_whole(given["channels"]),
-        size=_whole(given["size"]),
-        resize=_whole(given["resize"]),
-        mean=_many(given["mean"], _number),
-        std=_many(given["std"], _number),
-        interpolation=_text(given.get("interpolation", "bilinear")),
+        channels=_whole(image["channels"]),
+        size=_whole(image["size"]),
+        resize=_whole(image["resize"]),
+        mean=_many(image["mean"], _number),
+        std=_many(image["std"], _number),
+        interpolation=_text(image.get("interpolation", "bilinear")),
     )
     return Manifest(
-        classes=_many(found["classes"], _text),
+        classes=_many(values["classes"], _text),
         preprocessing=preprocessing,
-        exits=_whole(found["exits"]),
-        parts=_many(found["parts"], _part),
-        files={_plain(name): _text(value) for name, value in found["files"].items()},
-        measured=dict(found["measured"]),
-        verified=dict(found["verified"]),
-        provenance=dict(found["provenance"]),
+        exits=_whole(values["exits"]),
+        parts=_many(values["parts"], _part),
+        files={_plain(name): _text(value) for name, value in values["files"].items()},
+        measured=dict(values["measured"]),
+        verified=dict(values["verified"]),
+        provenance=dict(values["provenance"]),
         digest=digest,
     )
 
@@ -151,10 +151,10 @@ def _consistent(manifest: Manifest) -> Manifest:
     shape = tuple(port.shape for port in manifest.parts[0].takes_state)
     if shape != (manifest.preprocessing.shape,) or manifest.parts[0].takes_carry:
         raise ValueError(f"images become {manifest.preprocessing.shape}, but the first segment takes {shape}")
-    for before, after in zip(manifest.parts, manifest.parts[1:], strict=False):
-        given, taken = before.gives_state + before.gives_carry, after.takes_state + after.takes_carry
-        if [(p.shape, p.dtype) for p in given] != [(p.shape, p.dtype) for p in taken]:
-            raise ValueError(f"{after.file} does not take what {before.file} gives")
+    for previous, following in zip(manifest.parts, manifest.parts[1:], strict=False):
+        outputs, inputs = previous.gives_state + previous.gives_carry, following.takes_state + following.takes_carry
+        if [(p.shape, p.dtype) for p in outputs] != [(p.shape, p.dtype) for p in inputs]:
+            raise ValueError(f"{following.file} does not take the outputs of {previous.file}")
     return manifest
 
 

@@ -58,13 +58,13 @@ def gather(
     names: list[str] = []
     rows: dict[str, list[Array]] = {}
     part = manifest.parts[passed]
-    for stepper, of in steppers:
+    for stepper, images in steppers:
         if not len(stepper.alive):
             continue  # all of them left, perhaps before the last segment that ran
-        names += [of[row] for row in stepper.alive.tolist()]
-        taken = dict(zip((p.name for p in part.takes_state + part.takes_carry), (*stepper.state, *stepper.carry)))
-        taken |= {f"judged_{key}": value for key, value in stepper.policy_carry.items()}
-        for key, value in taken.items():
+        names += [images[row] for row in stepper.alive.tolist()]
+        tensors = dict(zip((p.name for p in part.takes_state + part.takes_carry), (*stepper.state, *stepper.carry)))
+        tensors |= {f"judged_{key}": value for key, value in stepper.policy_carry.items()}
+        for key, value in tensors.items():
             rows.setdefault(key, []).append(value)
     kinds = _expected(manifest, policy, passed)
     empty = {key: np.zeros((0, *port.shape), port.dtype) for key, port in kinds.items()}
@@ -95,7 +95,7 @@ def load(path: Path, bundle: Bundle) -> Handover:
     """Read a state file for a bundle that was opened from the segment on at which it goes on.
 
     Raises:
-        ValueError: if it is no state file, damaged, of another bundle, or meant for another segment.
+        ValueError: if it is not a state file, is damaged, of another bundle, or meant for another segment.
     """
     arrays = _arrays(path)
     header = _header(path, arrays.pop(HEADER, None))
@@ -113,10 +113,10 @@ def load(path: Path, bundle: Bundle) -> Handover:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} is damaged: it names no images")
     for key, port in _expected(bundle.manifest, bundle.policy, passed).items():
-        found, wanted = arrays.get(key), (len(names), *port.shape)
-        if found is None or found.shape != wanted or found.dtype != port.dtype:
-            said = "is missing" if found is None else f"is {found.dtype} {found.shape}"
-            raise ValueError(f"{path} is damaged: {key} {said}, not {port.dtype} {wanted}")
+        array, expected_shape = arrays.get(key), (len(names), *port.shape)
+        if array is None or array.shape != expected_shape or array.dtype != port.dtype:
+            problem = "is missing" if array is None else f"is {array.dtype} {array.shape}"
+            raise ValueError(f"{path} is damaged: {key} {problem}, not {port.dtype} {expected_shape}")
     return Handover(passed, tuple(names), arrays)
 
 

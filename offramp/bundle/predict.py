@@ -71,7 +71,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Prediction]]:
             inside = sorted(walk(path).images)
             files += inside
             if not inside:
-                bad.append(Prediction(str(path), error="the folder holds no images"))
+                bad.append(Prediction(str(path), error="the folder contains no images"))
         else:
             files.append(path)
     return files, bad
@@ -124,7 +124,7 @@ def check_batch(bundle: Bundle, size: int) -> None:
 
 
 def answers(
-    bundle: Bundle, files: Iterable[Path], size: int, left: Callable[[Stepper, list[str]], None] | None = None
+    bundle: Bundle, files: Iterable[Path], size: int, on_batch: Callable[[Stepper, list[str]], None] | None = None
 ) -> Iterator[Prediction]:
     """A row for every file, in order.
 
@@ -142,10 +142,10 @@ def answers(
         stepper = Stepper(bundle.policy, bundle.manifest.preprocessing.normalise(np.stack(pixels)))
         ms = _advance(bundle, stepper, began) / len(pixels)
         names = [row.image for row in rows if row.error is None]
-        if left is not None:
-            left(stepper, names)
-        given = iter(_rows(bundle, stepper, names, ms))
-        yield from (row if row.error is not None else next(given) for row in rows)
+        if on_batch is not None:
+            on_batch(stepper, names)
+        predictions = iter(_rows(bundle, stepper, names, ms))
+        yield from (row if row.error is not None else next(predictions) for row in rows)
 
 
 def begin(bundle: Bundle, files: Iterable[Path], size: int, state: Path) -> Iterator[Prediction]:

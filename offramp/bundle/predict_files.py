@@ -141,16 +141,16 @@ def _check(images: tuple[Any, ...], batch_size: int, first: int | None, from_: i
     if batch_size < 1:
         raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
     if first is not None and from_ is not None:
-        raise ParameterError("first and from_ exclude each other: run one on each machine", "first", "from_")
+        raise ParameterError("first and from_ cannot be combined: each runs on its own machine", "first", "from_")
     for name, value in (("first", first), ("from_", from_)):
         if value is not None and (value < 1 or state is None):
             raise ParameterError(f"{name} takes a number of segments from 1, and needs state, a file", name, "state")
     if state is not None and first is None and from_ is None:
         raise ParameterError("state needs first or from_, a number of segments", "state", "first", "from_")
     if from_ is not None and images:
-        raise ParameterError("from_ continues with the images in state: it takes no others", "from_", "state")
+        raise ParameterError("from_ continues with the images in state; omit other images", "from_", "state")
     if from_ is None and not images:
-        raise ParameterError("name image files or folders of images")
+        raise ParameterError("no images were given: name image files or folders")
 
 
 def _predictions(

@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle.
 
     Raises:
-        ValueError: if the folder is no bundle; see `offramp.bundle.manifest.parse`.
+        ValueError: if the folder is not a bundle; see `offramp.bundle.manifest.parse`.
     """
     path = folder / MANIFEST
     if not path.is_file():

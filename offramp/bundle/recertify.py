@@ -111,7 +111,7 @@ def _certified(
     alone = (*(False,) * (policy.exits - 1), True)
     plain = [value for unit, value in origin.get("plain", {}).items() if unit in ("macs", "ms")]
     costs = {policy.enabled: segment_costs, alone: plain or [sum(segment_costs)]}
-    found = certify(
+    certificate = certify(
         logits,
         labels,
         segment_costs=costs,
@@ -120,13 +120,17 @@ def _certified(
         rule=rule,
         fit_temperatures=False,
     )
-    if found.outcome.policy.enabled != policy.enabled:
-        raise ValueError(_missed(goal, f"{found.lost} of {found.samples} certifying samples are lost"))
-    values = {key: value for key, value in dataclasses.asdict(found).items() if key != "outcome"}
-    achieved = {"accuracy": found.outcome.accuracy, "cost": found.outcome.cost, "plain_accuracy": found.plain}
+    if certificate.outcome.policy.enabled != policy.enabled:
+        raise ValueError(_missed(goal, f"{certificate.lost} of {certificate.samples} certifying samples are lost"))
+    values = {key: value for key, value in dataclasses.asdict(certificate).items() if key != "outcome"}
+    achieved = {
+        "accuracy": certificate.outcome.accuracy,
+        "cost": certificate.outcome.cost,
+        "plain_accuracy": certificate.plain,
+    }
     return Shipped(
-        found.outcome.policy,
-        {**about, "certificate": values, "refitted": found.outcome.policy != policy, "achieved": achieved},
+        certificate.outcome.policy,
+        {**about, "certificate": values, "refitted": certificate.outcome.policy != policy, "achieved": achieved},
     )
 
 

@@ -50,8 +50,8 @@ def open_segment(
     # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
     if (takes != wanted and not (runtime == "openvino" and takes < wanted)) or gives != promised:
         raise ValueError(
-            f"{part.file} takes {sorted(takes)} and gives {sorted(gives)}, but manifest.json says {sorted(wanted)} and "
-            f"{sorted(promised)}"
+            f"{part.file} has the inputs {sorted(takes)} and the outputs {sorted(gives)}, but "
+            f"manifest.json says {sorted(wanted)} and {sorted(promised)}"
         )
     return _segment(run, part, classes)
 
@@ -62,7 +62,7 @@ def _refuse_external_data(model: bytes, name: str) -> None:
     except ValueError as error:
         raise ValueError(f"{name} is not an ONNX model: {error}") from None
     if external:
-        raise ValueError(f"{name} keeps tensors in other files, which a bundle must not: export it anew")
+        raise ValueError(f"{name} keeps tensors in other files, which a bundle must not do: export it again")
 
 
 def _segment(run: Run, part: Part, classes: int | None) -> ArraySegment:
@@ -75,11 +75,11 @@ def _segment(run: Run, part: Part, classes: int | None) -> ArraySegment:
         logits, batch = outputs[LOGITS], len(tensors[0])
         if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
             wanted = "C" if classes is None else classes
-            raise ValueError(f"{part.file} gives logits {logits.shape}, not {(batch, wanted)} as manifest.json says")
+            raise ValueError(f"{part.file} returns logits {logits.shape}, not {(batch, wanted)} as manifest.json says")
         for name, shape in gives.items():
             if outputs[name].shape != (batch, *shape):
                 raise ValueError(
-                    f"{part.file} gives {name} {outputs[name].shape}, not {(batch, *shape)} as manifest.json says"
+                    f"{part.file} returns {name} {outputs[name].shape}, not {(batch, *shape)} as manifest.json says"
                 )
         next_state = tuple(outputs[port.name] for port in part.gives_state)
         return next_state, tuple(outputs[port.name] for port in part.gives_carry), logits
@@ -133,10 +133,10 @@ def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[st
     def run(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         with alone:
             try:
-                made = compiled({port: tensors[port] for port in takes})
+                results = compiled({port: tensors[port] for port in takes})
             except RuntimeError as error:
                 raise ValueError(f"{name} failed in OpenVINO: {_line(error)}") from None
-            return {output: np.array(made[index]) for index, output in enumerate(gives)}  # its next run writes there
+            return {output: np.array(results[index]) for index, output in enumerate(gives)}  # its next run writes there
 
     return run, set(takes), set(gives)
 

@@ -47,15 +47,15 @@ class Reference(NamedTuple):
     taken: Tensor
 
 
-def images(data: DataSet, wanted: int) -> dict[str, np.ndarray]:
+def images(data: DataSet, number: int) -> dict[str, np.ndarray]:
     """Rows of the splits to look at, evenly spread over each: of test as many as there are, then of the others."""
     chosen = {}
     for split in ORDER:
-        if split in data.splits and wanted > 0:
+        if split in data.splits and number > 0:
             rows = data.splits[split].indices
-            count = min(wanted, len(rows))
+            count = min(number, len(rows))
             chosen[split] = rows[np.arange(count) * len(rows) // count]
-            wanted -= count
+            number -= count
     return chosen
 
 
@@ -98,12 +98,12 @@ def verify(
             expected = _reference(parts, bundle.policy, inputs)
             arrays = bundle.manifest.preprocessing.normalise(samples.pixels)
             worst = max(worst, _compare_logits(bundle, expected, arrays, samples))
-            found = bundle.answer(arrays)
-            ties += _compare_exits(bundle, expected, found, samples)
+            answers = bundle.answer(arrays)
+            ties += _compare_exits(bundle, expected, answers, samples)
             if samples.split == "test":
-                right += int((found.logits.argmax(1) == samples.labels).sum())
+                right += int((answers.logits.argmax(1) == samples.labels).sum())
                 plainly_right += int((expected.logits[-1].argmax(1).numpy() == samples.labels).sum())
-                exits += found.exit.tolist()
+                exits += answers.exit.tolist()
             advance(len(samples.ids))
     counts = {split: len(rows) for split, rows in chosen.items()}
     verified = {"images": counts, "largest_difference": worst, "tolerance": TOLERANCE, "ties": ties}
@@ -117,12 +117,12 @@ def _reference(parts: Sequence[Any], policy: ExitPolicy, inputs: Tensor) -> Refe
     carry: Any = ()
     policy_carry: dict[str, Any] = {}
     rows = []
-    for exit, segment in zip([exit for exit, on in enumerate(policy.enabled) if on], parts, strict=True):
+    for exit, segment in zip([exit for exit, flag in enumerate(policy.enabled) if flag], parts, strict=True):
         state, carry, logits = segment(state, carry)
-        policy_carry, given, score, leaves = policy.step(policy_carry, logits, exit)
-        rows.append((logits, given, score, leaves))
-    logits, given, score, leaves = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Reference(logits, given, score, leaves.int().argmax(0))
+        policy_carry, answers, score, exits_here = policy.step(policy_carry, logits, exit)
+        rows.append((logits, answers, score, exits_here))
+    logits, answers, score, exits_here = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Reference(logits, answers, score, exits_here.int().argmax(0))
 
 
 def _compare_logits(bundle: Bundle, expected: Reference, arrays: np.ndarray, samples: Samples) -> float:
@@ -130,44 +130,46 @@ def _compare_logits(bundle: Bundle, expected: Reference, arrays: np.ndarray, sam
     state: Any = arrays
     carry: Any = ()
     worst = 0.0
-    for part, segment, wanted in zip(bundle.manifest.parts, bundle.segments, expected.logits.numpy(), strict=True):
+    for part, segment, expected_logits in zip(
+        bundle.manifest.parts, bundle.segments, expected.logits.numpy(), strict=True
+    ):
         state, carry, logits = segment(state, carry)
-        worst = max(worst, _near(logits, wanted, part.file, part.exit, samples))
+        worst = max(worst, _near(logits, expected_logits, part.file, part.exit, samples))
     return worst
 
 
-def _near(found: np.ndarray, wanted: np.ndarray, what: str, exit: int, samples: Samples) -> float:
-    if found.shape != wanted.shape:
-        raise Difference(f"{what} gives {found.shape} at exit {exit + 1}, but the network {wanted.shape}")
-    apart = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
-    worst = int(apart.argmax())  # of NaN, the first
-    if not apart[worst] <= TOLERANCE:
+def _near(actual: np.ndarray, expected: np.ndarray, what: str, exit: int, samples: Samples) -> float:
+    if actual.shape != expected.shape:
+        raise Difference(f"{what} returns {actual.shape} at exit {exit + 1}, but the network {expected.shape}")
+    differences = np.abs(actual - expected).max(1) / max(1.0, float(np.abs(expected).max()))
+    worst = int(differences.argmax())  # of NaN, the first
+    if not differences[worst] <= TOLERANCE:
         raise Difference(
             f"{what}: at exit {exit + 1} the logits of image {samples.ids[worst]} of {samples.split} (batch of "
-            f"{len(samples.pixels)}) differ from the network's by {apart[worst]:.2g} of the largest, more than "
+            f"{len(samples.pixels)}) differ from the network's by {differences[worst]:.2g} of the largest, more than "
             f"{TOLERANCE:g}"
         )
-    return float(apart[worst])
+    return float(differences[worst])
 
 
-def _compare_exits(bundle: Bundle, expected: Reference, found: Any, samples: Samples) -> int:
+def _compare_exits(bundle: Bundle, expected: Reference, answers: Any, samples: Samples) -> int:
     """How many samples left elsewhere because their score lies at a threshold; every other difference is an error."""
     enabled = [part.exit for part in bundle.manifest.parts]
     ties = 0
-    for row, taken in enumerate(found.exit.tolist()):
-        place, wanted = enabled.index(taken), int(expected.taken[row])
-        if place != wanted:
-            first = min(place, wanted)
+    for row, exit in enumerate(answers.exit.tolist()):
+        place, expected_place = enabled.index(exit), int(expected.taken[row])
+        if place != expected_place:
+            first = min(place, expected_place)
             if not _tie(bundle.policy, expected, enabled, first, row):
                 raise Difference(
-                    f"image {samples.ids[row]} of {samples.split} leaves the bundle at exit {taken + 1}, but the "
-                    f"network at exit {enabled[wanted] + 1}"
+                    f"image {samples.ids[row]} of {samples.split} takes exit {exit + 1} in the bundle, but "
+                    f"exit {enabled[expected_place] + 1} in the network"
                 )
             ties += 1
             continue
         answer = expected.answers[place, row : row + 1].numpy()
         one = samples._replace(ids=samples.ids[row : row + 1])
-        _near(found.logits[row : row + 1], answer, "leaving early", taken, one)
+        _near(answers.logits[row : row + 1], answer, "leaving early", exit, one)
     return ties
 
 
@@ -180,8 +182,8 @@ def _tie(policy: ExitPolicy, expected: Reference, enabled: Sequence[int], first:
     return bool((best[:, 0] - best[:, 1]).min() <= 2 * TOLERANCE * scale)
 
 
-def _spread(segment: ArraySegment, given: tuple[Any, Any]) -> Any:
-    return segment(*given)
+def _spread(segment: ArraySegment, inputs: tuple[Any, Any]) -> Any:
+    return segment(*inputs)
 
 
 def _costs(bundle: Bundle, net: MultiExitNet, data: DataSet, exits: list[int]) -> dict[str, Any]:

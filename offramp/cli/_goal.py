@@ -61,7 +61,8 @@ def _share(name: str, text: str, ambiguous: float = float("inf")) -> float:
         return number / 100
     if ambiguous <= number <= 1:
         raise ParameterError(
-            f"{name}={text} is ambiguous: write {number:g}% or {100 * number:g}% (percentage points of accuracy)", name
+            f"{name}={text} is ambiguous: write {number:g}% or {100 * number:g}% (percentage points of accuracy)",
+            name,
         )
     if number > 1:
         raise ParameterError(f"{name}={text} is not a share: write {number:g}%, or {number / 100:g}", name)

@@ -1,10 +1,10 @@
-"""`--trust`, an option of all verbs that open runs."""
+"""`--trust`, an option of all commands that open runs."""
 
 from pathlib import Path
 
 OPENS = ("analyse", "bench", "calibrate", "curves", "deploy", "evaluate", "export", "report", "train")
-"""Verbs that open runs, and take `--trust`."""
-OPTION = "--trust: trust the run first, like `offramp trust RUN`."
+"""Commands that open runs and take `--trust`."""
+OPTION = "--trust: first trust the run, as `offramp trust RUN` does."
 
 
 def take_trust(words: list[str]) -> list[str]:

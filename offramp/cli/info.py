@@ -72,7 +72,7 @@ def _table(result: "NetworksInfo") -> "Table":
 
     columns = zip(result.outputs, result.parameters["outputs"], result.macs, strict=True)
     rows = [[name, count(size), count(macs)] for name, size, macs in columns]
-    rows.append(["all that is trained", count(result.cost["parameters"]), count(result.cost["macs"])])
+    rows.append(["everything that is trained", count(result.cost["parameters"]), count(result.cost["macs"])])
     shape = "×".join(map(str, result.shape))
     title = f"{result.method} on {result.net}, {result.classes} classes, input {shape}"
     return table(title, ["", "parameters", "MACs"], rows)

@@ -22,7 +22,7 @@ def nets(name: str | None = None, /, *, json: Json = False) -> None:
     """List the networks, or one network's parameters.
 
     Args:
-        name: A network.
+        name: Name of a network; default: list all.
     """
     from offramp.models import EXTERNAL
 
@@ -33,7 +33,7 @@ def branches(name: str | None = None, /, *, json: Json = False) -> None:
     """List the exit structures, or one structure's parameters.
 
     Args:
-        name: An exit structure.
+        name: Name of an exit structure; default: list all.
     """
     _show("branch", name, json)
 
@@ -42,7 +42,7 @@ def methods(name: str | None = None, /, *, json: Json = False) -> None:
     """List the training methods, or one method's parameters.
 
     Args:
-        name: A method.
+        name: Name of a method; default: list all.
     """
     if name is not None:
         _show("method", name, json)
@@ -60,7 +60,7 @@ def data(name: str | None = None, /, *, json: Json = False) -> None:
     """List the data sources, or one source's parameters.
 
     Args:
-        name: A data source.
+        name: Name of a data source; default: list all.
     """
     _show("data", name, json)
 
@@ -69,7 +69,7 @@ def recipes(name: str | None = None, /, *, json: Json = False) -> None:
     """List the recipes that ship with offramp, or print one recipe's file.
 
     Args:
-        name: A recipe.
+        name: Name of a recipe; default: list all.
     """
     from offramp.cli._console import list_offers
     from offramp.config import recipes

@@ -44,7 +44,7 @@ def predict(
         csv: Print comma-separated values.
     """
     if json and csv:
-        raise ParameterError("--json and --csv exclude each other")
+        raise ParameterError("--json and --csv cannot be combined")
     from offramp.bundle import predict_files
 
     words: dict[str, Any] = {
@@ -62,7 +62,7 @@ def predict(
     if json:
         emit(result.record())
     else:
-        _table(result)
+        _table(result, first)
     _end(result.failed, len(result.images))
 
 
@@ -102,7 +102,7 @@ def _csv(stream: "PredictionStream") -> int:
     return failed
 
 
-def _table(result: "Predictions") -> None:
+def _table(result: "Predictions", first: int | None) -> None:
     from offramp.cli._console import console, stdout, table
 
     lines = []
@@ -119,6 +119,6 @@ def _table(result: "Predictions") -> None:
         out = stdout if stdout.is_terminal else console(width=10_000)
         out.print(output, soft_wrap=True)
     if result.state is not None:
-        command = f"`offramp predict BUNDLE --from N --state {shell_word(result.state)}`"
-        text = f"{result.continuing} of {len(lines)} continue: {command}"
+        rest = f"{shell_word(result.bundle)} --from {first} --state {shell_word(result.state)}"
+        text = f"{result.continuing} of {len(lines)} continue with `offramp predict {rest}`"
         stdout.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -231,7 +231,8 @@ def _load_pretrained(config: Config, net: "nn.Module", shape: tuple[int, int, in
 
 
 def _fresh_classifiers(fresh: Sequence[Sequence[str]], source: str) -> tuple[str, ...]:
-    notes = [f"the classifier starts anew: {source} has other classes ({', '.join(names)})" for names in fresh if names]
+    start = f"the classifier is initialised anew: {source} has other classes"
+    notes = [f"{start} ({', '.join(names)})" for names in fresh if names]
     return tuple(dict.fromkeys(notes))
 
 

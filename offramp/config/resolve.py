@@ -39,7 +39,7 @@ def _check_pretrained(config: Config) -> None:
     if not config.pretrained:
         return
     if config.weights is not None:
-        raise ParameterError("pretrained and weights exclude each other: give one of them", "pretrained", "weights")
+        raise ParameterError("pretrained and weights cannot be combined: give one of them", "pretrained", "weights")
     for name in multi_net.names(config.net):
         if not name.startswith(("timm:", "torchvision:")):
             raise ParameterError(

@@ -78,9 +78,7 @@ def _on_disk(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fi
     """The files of the first form found in the folder, or in its child of the data set's name, and their reader."""
     if request.data_dir is None:
         raise with_parameters(
-            FileNotFoundError(
-                f"where is {cifar.name}? Name its folder, or its folder's parent, by data_dir or $OFFRAMP_DATA"
-            ),
+            FileNotFoundError(f"{cifar.name} needs a folder: name it, or its parent, by data_dir or $OFFRAMP_DATA"),
             "data_dir",
         )
     root = Path(request.data_dir).expanduser()
@@ -139,7 +137,7 @@ def _parquet_form(
     for part in ("train", "test"):
         if part not in split:
             raise FileNotFoundError(
-                f"{home} holds no {part} shards of {cifar.name} ({part}-*.parquet): download them too"
+                f"{home} contains no {part} shards of {cifar.name} ({part}-*.parquet): download them too"
             )
     parts = {part: [open_shard(file) for file in split[part]] for part in ("train", "test")}
     return [(file.name, file) for part in parts for file in split[part]], _shards_fill(cifar, parts, progress)
@@ -196,7 +194,7 @@ def _python_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:
         batch = read_pickle(content, where)
         pixels = pixels_in(batch, where)
         if cifar.label_key not in batch:
-            raise ValueError(f"{where} has no {cifar.label_key!r}: is it {cifar.name}?")
+            raise ValueError(f"{where} has no {cifar.label_key!r}: it may not be {cifar.name}")
         labels = _checked(batch[cifar.label_key], cifar.classes, where)
         if labels.shape != (len(pixels),):
             raise ValueError(f"{where} has {len(pixels)} images but labels of shape {labels.shape}: download it again")

@@ -69,7 +69,7 @@ def scan(root: Path, layout: Layout = "auto") -> Listing:
         _refuse_deep(home, files[before:])
         if not counts[split]:
             raise ValueError(
-                f"{home} holds no images ({', '.join(sorted(ENDINGS))}): it should have one folder per class"
+                f"{home} contains no images ({', '.join(sorted(ENDINGS))}): it should have one folder per class"
             )
     _refuse_empty(root, list(folders.of), labels)
     notes = (*folders.notes, *left_out(root, walks))
@@ -113,8 +113,8 @@ def _refuse_deep(home: Path, files: list[Path]) -> None:
     """Images may be in folders within a class folder, but not all of them: then those are no class folders."""
     if files and not any(file.parent.parent == home for file in files):
         raise ValueError(
-            f"{files[0]} lies too deep: no folder in {home} holds images itself; name the folder whose folders are the "
-            f"classes, such as {files[0].parent.parent}"
+            f"{files[0]} is nested too deep: no folder in {home} holds images itself; name the folder "
+            f"whose folders are the classes, such as {files[0].parent.parent}"
         )
 
 
@@ -123,10 +123,10 @@ def _why_none(root: Path) -> str:
     pictures = sorted(file for file in root.iterdir() if file.suffix.lower() in ENDINGS)
     if pictures:
         return (
-            f"{root} holds images but no class folders ({pictures[0].name}, …): name the folder that has one folder of "
-            "images per class"
+            f"{root} contains images but no class folders ({pictures[0].name}, …): name the folder "
+            "that has one folder of images per class"
         )
-    return f"{root} is empty: it should hold train/ and test/, or one folder of images per class"
+    return f"{root} is empty: it should contain train/ and test/, or one folder of images per class"
 
 
 def _splits(root: Path) -> dict[str, Path]:

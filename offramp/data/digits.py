@@ -18,7 +18,7 @@ def build(request: Request) -> Found:
         ImportError: if scikit-learn is not installed.
     """
     if request.path:
-        raise ValueError(f"digits come inside scikit-learn and take no path: write digits, not {request.name}")
+        raise ValueError(f"digits come inside scikit-learn and take no path: write digits instead of {request.name}")
     if request.streaming:
         raise ValueError("digits fit memory and do not stream: only folder:PATH does")
     if request.image_size not in (None, 8):

@@ -1,4 +1,4 @@
-"""Image files in folders: folder:PATH with PATH/{train,val,test}/class/… or PATH/class/…, resident or streaming."""
+"""Image files in folders: folder:PATH with PATH/{train,val,test}/CLASS/… or PATH/CLASS/…, in memory or streaming."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def build(
     Args:
         request: from `load`; `image_size` is the side of the square that images get.
         resize: shorter side before the centre crop; default 256/224 of the size, the size itself up to 64.
-        crop: the same as the share that the crop keeps, size / resize, such as 0.875.
+        crop: alternative to `resize`: size / resize, such as 0.875.
         interpolation: how images are resized, with antialiasing.
         layout: `auto`: folders named train, val and test are splits; `classes`: every folder is a class.
         check: with streaming: `full` decodes every image once, before the first training on these files, so that

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face Hub, hub:ID, where `datasets` is installed; the only source that uses the network."""
+"""A data set of the Hugging Face Hub, hub:ID; needs the package `datasets` and network access."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def shards_of(identity: str, config: str | None = None) -> tuple[dict[str, list[
         ValueError: if the Hub has no such data set, or no split of it is known here.
     """
     if not identity:
-        raise ValueError("which data set of the Hub? Write hub:OWNER/NAME")
+        raise ValueError("hub needs the name of a data set: write hub:OWNER/NAME")
     try:
         import datasets
     except ImportError as error:
@@ -67,11 +67,11 @@ def build(
 
     Args:
         request: from `load`.
-        image_column: default: `image`, `img` or the only one that fits.
-        label_column: default: `label`, `labels`, `class`, `target` or the only one that fits.
-        config: which configuration of the data set.
+        image_column: name of the column; default: `image`, `img` or the only one that fits.
+        label_column: name of the column; default: `label`, `labels`, `class`, `target` or the only one that fits.
+        config: name of the configuration of the data set.
         resize: shorter side before the centre crop.
-        crop: the same as the share that the crop keeps, size / resize, such as 0.875.
+        crop: alternative to `resize`: size / resize, such as 0.875.
         interpolation: how images are resized, with antialiasing.
 
     Raises:

@@ -123,7 +123,7 @@ def load(
             train and val only: val is what is reported on (as everyone does on ImageNet), and becomes test.
             Data that are not divided: 10 % test, `holdout` of all val and cal, the rest train.
         per_class: CIFAR(X) of the DBT paper, X images per class.
-        per_class_includes_holdout: whether that X includes what is held out (CIFAR(150) = 100 train + 50 held out).
+        per_class_includes_holdout: whether --per-class counts the held-out images too (150: 100 train + 50 held out).
         shared_holdout: use all held-out images as val and as cal (HDKD's single set of 5,000 images), instead of one
             half each; thresholds are then fitted on images that also chose epochs or loss weights.
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
@@ -133,9 +133,9 @@ def load(
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
         progress: called while images are decoded; see `offramp.progress`. Nothing is shown by default.
         augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised, random-resized-crop or
-            resize-crop-flip (needs `streaming`) instead of the source's own.
-        normalise: the constants of cifar10, cifar100, dbt or imagenet instead of the source's own.
-        mean: of each channel of pixels in 0..1, instead of the source's own or that of `normalise`.
+            resize-crop-flip (needs `streaming`); default: the augmentation of this source.
+        normalise: means and standard deviations of cifar10, cifar100, dbt or imagenet; default: those of this source.
+        mean: mean of each channel of pixels in 0..1; default: that of `normalise` or of this source.
         std: standard deviation of each channel, likewise.
         options: of the source, such as `image_column` and `label_column` of parquet.
 

@@ -25,7 +25,7 @@ def build(
         label_column: integers, strings, categories or booleans; default: `label`, `labels`, `class`, `target` or the
             only one that fits.
         resize: shorter side before the centre crop; default 256/224 of the size, the size itself up to 64.
-        crop: the same as the share that the crop keeps, size / resize, such as 0.875.
+        crop: alternative to `resize`: size / resize, such as 0.875.
         interpolation: how images are resized, with antialiasing.
 
     Raises:
@@ -39,7 +39,7 @@ def build(
     root = located(request)
     files = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if root.is_dir() else [root]
     if not files:
-        raise FileNotFoundError(f"{root} holds no *.parquet files: name the folder of the shards")
+        raise FileNotFoundError(f"{root} contains no *.parquet files: name the folder of the shards")
     split = shards_by_split(root, files)
     parts = {part: [open_shard(file) for file in group] for part, group in split.items()}
     base = root if root.is_dir() else root.parent
@@ -61,5 +61,5 @@ def located(request: Request) -> Path:
         if place.exists():
             return place
     if len(places) == 1:
-        raise FileNotFoundError(f"{path} does not exist: correct {request.name}")
+        raise FileNotFoundError(f"{path} does not exist: check {request.name}")
     raise FileNotFoundError(f"neither {places[0]} nor {places[1]} exists: correct {request.name}")

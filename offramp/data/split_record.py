@@ -204,7 +204,7 @@ def restored(data: DataSet, record: SplitRecord, owner: str, use_new: bool) -> D
     if empty:
         raise with_parameters(
             ValueError(
-                f"{data.name} holds none of the {empty[0]} images of {owner}, and no new ones to take instead: name "
+                f"{data.name} contains none of the {empty[0]} images of {owner}, and no new ones to take instead: name "
                 "the data by data_dir"
             ),
             "data_dir",

@@ -30,12 +30,12 @@ class Certificate:
     """A guarantee and its basis.
 
     Attributes:
-        outcome: The policy, and its results on the samples that certify.
+        outcome: The policy, and its results on the certifying samples.
         plain: The accuracy of the plain network on the same samples.
         risk: The bound on the share of samples that the plain network gets right and the policy wrong.
         delta: With this probability over the draw of the samples the bound may fail; None if it is on the
             expectation (conformal risk control).
-        samples: Number of samples that certify.
+        samples: Number of certifying samples.
         tuning: Number of samples that tune.
         lost: Number of certifying samples that the policy loses.
         path: Number of policies on the path.

@@ -42,7 +42,7 @@ class Bilevel:
             batches (train).
         step_size: learning rate eps of the weights.
         xi: learning rate of the look-ahead step: the one at the start of the run (initial), or the current one, which
-            stops the weights from moving as it falls.
+            slows the weights down as it falls.
         look_ahead: the look-ahead step: plain gradient descent as in the paper, or the optimizer's own momentum and
             weight decay (own).
         meta_every: update the weights every N steps; 0 keeps them fixed.

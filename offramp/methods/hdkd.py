@@ -18,8 +18,8 @@ def build(*, init: Init = "ds", **parameters: Any) -> Method:
     Algorithm 1: theta' = theta - xi grad L(theta, w) (eq. 8), w <- w - eps dL_val(theta')/dw with L_val = a sum CE_k +
     (1-a) sum softplus(CE_k / E_k - 1) (eq. 10) and E_k the moving average of CE_k(theta') on held-out batches (eq. 9),
     then the ordinary step with the new w. The paper computes a Hessian-vector product; the same number is one
-    forward-mode product. Its loop "for t = 0 ... T" would run T+1 times without moving theta: here one update of w per
-    step. eps, xi, T, the first E_k, bounds of w and the mode of batch norms are unpublished. Held-out batches come
+    forward-mode product. Its loop "for t = 0 ... T" would run T+1 times without updating theta: here one update of w
+    per step. eps, xi, T, the first E_k, bounds of w and the mode of batch norms are unpublished. Held-out batches come
     from the val split, are as large as the training batches, and are not augmented. grad L(theta, w) is computed in the
     run's precision, as the step's own gradient is; the rest of the look-ahead in float32.
 

@@ -32,7 +32,7 @@ def build(
         temperature: temperature T of the distillation.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), as IMTA's code.
         scope: in networks of several scales rescale the coarsest one, as IMTA's code, or all.
-        links: exits see what the one before them answered (IMTA's inline collaboration, as in `imta`).
+        links: each exit also gets the previous exit's logits (IMTA's inline collaboration, as in `imta`).
 
     Data sets:
         ImageNet: gamma .1, temperature 1

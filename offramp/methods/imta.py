@@ -43,10 +43,10 @@ def build(
        logits that the final exit gave at the end of stage 1. Exit k's classifier now sees [F_k ; phi(sg z_{k-1})],
        phi a linear layer to the width of F_k, batch norm and ReLU (inline collaboration, ISC).
 
-    Equation numbers of stage 2 were not at hand. The trunk is everything but the early exits and the final exit's
-    linear layer, where that stands on its features. Exits go on from where stage 1 left them and begin to listen at
-    weight 0; the code trains new ones. In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma
-    .1 and temperature 1 on ImageNet.
+    The equation numbers of stage 2 are unknown. The trunk is everything but the early exits and the final exit's
+    linear layer, if that layer takes its features. Exits continue from stage 1, and their links start at weight 0; the
+    code trains new exits. In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma .1 and
+    temperature 1 on ImageNet.
 
     Args:
         gamma: share g of the distillation term at the early exits; the cross-entropy has 1 - g.
@@ -56,7 +56,8 @@ def build(
         links: inline collaboration (ISC); without it exits see their own features only.
         detach: no gradient from later to earlier exits through the links, as in the paper; the code lets it pass.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), as the code.
-        norms: batch norms of the frozen trunk keep their statistics (still), or go on moving, as in the code.
+        norms: batch norms of the frozen trunk keep their running statistics (still), or keep updating them, as in
+            the code (moving).
         scope: in networks of several scales rescale the coarsest one, as the code, or all.
 
     Raises:

@@ -1,6 +1,6 @@
 """Vanilla: the network without early exits, trained by cross-entropy; what all others are compared with.
 
-Family: labels. Fits: any network; its exits are left away.
+Family: labels. Fits: any network; no early exits are built.
 """
 
 from torch import nn

@@ -52,7 +52,7 @@ def build(
     --branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
 
     Args:
-        shares: shares of the epochs for the three phases; 0 skips a phase: 0,.7,.3 on a backbone that --weights brings,
+        shares: shares of the epochs for the three phases; 0 skips a phase: 0,.7,.3 with a backbone from --weights,
             .7,.3,0 for the cascade without ensembles.
         rates: factor of the learning rate in each phase.
         detach: stop the gradient from an exit into the exits before it.

@@ -13,7 +13,7 @@ EXTERNAL = {
     "timm:NAME": "A network of timm, newly initialised (`pip install 'offramp[vision]'`).",
     "torchvision:NAME": "A network of torchvision, newly initialised (`pip install 'offramp[vision]'`).",
     "transformers:TYPE": "A classifier of transformers, by type or folder (`pip install 'offramp[transformers]'`).",
-    "python:MODULE:FUNCTION": "What a function of yours builds: a model, or stages by `offramp.split.by_hand`.",
+    "python:MODULE:FUNCTION": "The model or the stages (`offramp.split.by_hand`) that your function returns.",
 }
 """External models, by the part before the colon; `offramp.split.model_sources` builds them."""
 

@@ -1,4 +1,4 @@
-"""MSDNet, dense at several scales and made for exits (Huang et al., ICLR 2018), with all flags of its code."""
+"""MSDNet: dense layers at several scales, with exits (Huang et al., ICLR 2018); all options of its code."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -134,12 +134,13 @@ def build(
         name: `msdnet`.
         classes: number of classes C.
         channels: channels of the images.
-        setting: a row of the papers: hdkd-cifar-4, -5, -6 or -8, hdkd-imagenet-23, -33 or -38, muse-1, -2, -3,
-            -3-deep or -4, anytime, anytime-11 or beed-4; it gives the next five options where they are not given.
+        setting: a configuration of the papers: hdkd-cifar-4, -5, -6 or -8, hdkd-imagenet-23, -33 or -38, muse-1, -2,
+            -3, -3-deep or -4, anytime, anytime-11 or beed-4; it sets the next five options unless they are given.
         exits: number of exits K, the final one included (nBlocks).
         base: dense layers before the first exit.
         step: dense layers between exits.
-        mode: `even` (always `step`) or `lin_grow` (step × k + 1 before exit k + 1, exits counted from 1).
+        mode: layers between exits: `even` (always `step`) or `lin_grow` (step × k + 1 before exit k + 1,
+            exits counted from 1).
         form: `cifar` (3×3 on the image) or `imagenet` (7×7 with stride 2, max pooling).
         width: channels of the finest scale after the first layer, before its factor; default 16 or 32 by `form`.
         growth: channels that each layer adds to a scale of factor 1, even; default 6 or 16.
@@ -147,7 +148,7 @@ def build(
         bottlenecks: widths inside layers over what they add, per scale; default as `factors`.
         reduction: part of the channels that stays where a scale is dropped; 0 for no transitions.
         prune: `max` drops scales after equal parts of the network, `min` as late as the last layers allow.
-        init: `torch` (what the released code in effect does) or `he` (what it means to do).
+        init: `torch` (the effect of the released code) or `he` (its intention).
         image_size: height and width of the images, for costs and shapes only; default 32 or 224 by `form`.
 
     Raises:

@@ -64,7 +64,7 @@ def data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress 
     given = about.get("config")
     if not isinstance(given, dict) or _fetched(given.get("data")) or (not data_dir and _fetched(given.get("data-dir"))):
         raise with_parameters(
-            ValueError(f"{folder} does not say which data here it was made of: name a folder of images"), "images"
+            ValueError(f"{folder} does not record which data it was made from: name a folder of images"), "images"
         )
     kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
     trust.check(kept, folder)

@@ -127,7 +127,7 @@ def _goal(result: Calibration) -> str:
 
 def _expectation(result: Calibration) -> str:
     expected, plain, unit, certificate = result.expected, result.plain, result.unit, result.certificate
-    where = "" if certificate is None else f" on the {certificate['samples']:,} samples that certify"
+    where = "" if certificate is None else f" on the {certificate['samples']:,} certifying samples"
     return (
         f"expected{where}: accuracy {percent(expected['accuracy'])} % at {cost_text(expected[unit], unit)}; "
         f"plain: {percent(plain['accuracy'])} % at {cost_text(plain[unit], unit)}"
@@ -148,7 +148,7 @@ def _gap(result: Calibration) -> str:
     if result.bound is None:
         return ""
     if result.unit in result.goal:
-        return f"no thresholds on these exits exceed {percent(result.bound)} % within it (Lagrangian bound)"
+        return f"no thresholds on these exits exceed {percent(result.bound)} % within this goal (Lagrangian bound)"
     return f"no thresholds on these exits cost less than {cost_text(result.bound, result.unit)} (Lagrangian bound)"
 
 
@@ -160,15 +160,15 @@ def _promise(result: Calibration) -> str:
     risk = f"{100 * certificate['risk']:g} point{'' if certificate['risk'] == 0.01 else 's'}"
     delta = certificate["delta"]
     how = "in expectation" if delta is None else f"with probability {1 - delta:g}"
-    basis = f"{certificate['samples']:,} samples that chose nothing else"
+    basis = f"{certificate['samples']:,} samples that were used for nothing else"
     if certificate["certified"]:
         if any(result.enabled[:-1]):
             return f"certified {how}: at most {risk} of accuracy lost against the plain network ({basis})"
-        return f"the plain network is kept: what can be certified at {risk} ({how}) saves nothing ({basis})"
+        return f"the plain network is kept: no policy that can be certified at {risk} ({how}) saves anything ({basis})"
     needed = certificate["needed"]
     more = (
-        f"about {needed:,} calibration samples would do, there are {result.samples:,}"
+        f"about {needed:,} calibration samples would be enough, there are {result.samples:,}"
         if needed
-        else "no number of samples would do, because even the safest policy loses more than that"
+        else "no number of samples would be enough, because even the safest policy loses more than that"
     )
     return f"the plain network is kept: a loss of at most {risk} {how} cannot be certified; {more}"

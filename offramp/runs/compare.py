@@ -155,7 +155,7 @@ def compare_ledger(
         methods: labels of the methods to compare, as the tables print them; default all of the ledger.
         ledger, baseline, metric, write: as in `compare`.
     Raises:
-        ValueError: if it is no ledger, or a method or `baseline` is not in it.
+        ValueError: if it is not a ledger, or a method or `baseline` is not in it.
     """
     check_outputs(write)
     comparisons = _comparisons(Path(ledger), baseline, metric, methods)

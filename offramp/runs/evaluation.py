@@ -66,7 +66,8 @@ class EarlyExits:
         ]
         title = f"early exit, measured at batch size {self.batch_size}"
         text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)
-        return f"{text}\n{self.gain}" if self.speedup else text
+        untimed = "no times: test has no full batch of this size; take a smaller batch size"
+        return f"{text}\n{self.gain if self.speedup else untimed}"
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _exits(result: Evaluation) -> str:
         rows.append([name, *accuracies, count(result.macs[exit]), f"{relative:.2f}", share])
     rows.append(["ensemble", percent(result.ensemble), "", "", "", ""])
     table = text_table(_title(result), ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "exits here %"], rows)
-    return f"{table}\nno policy yet: `offramp calibrate` fits one" if adaptive is None else f"{table}\n\n{adaptive}"
+    return f"{table}\nno policy yet: fit one with `offramp calibrate`" if adaptive is None else f"{table}\n\n{adaptive}"
 
 
 def _networks(result: Evaluation, names: list[str]) -> str:
@@ -166,6 +167,6 @@ def _networks(result: Evaluation, names: list[str]) -> str:
         (
             text_table(_title(result), ["", "accuracy %", "top-5 %", "MACs"], rows),
             f"trained: {count(trained)} MACs per image (forward), {count(result.parameters)} parameters",
-            f"`offramp deploy {shell_word(result.run)} --keep 1 --out DIR` makes a plain run of one of them",
+            f"`offramp deploy {shell_word(result.run)} --keep 1 --out DIR` extracts one of them as a run",
         )
     )

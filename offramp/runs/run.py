@@ -104,15 +104,15 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
         weights: `last` or `best` (on val).
         with_policy: read its policy too, where it has one; fitting a new one must not need the old one.
     Raises:
-        ValueError: if the folder is no run, has no such weights yet, they or the policy do not fit its network, or
+        ValueError: if the folder is not a run, has no such weights yet, they or the policy do not fit its network, or
             it has several networks.
         offramp.trust.NotTrusted: if it names code and was neither trained here nor trusted.
     """
     opened = open_run(folder, weights, with_policy=with_policy)
     if isinstance(opened, SeveralRun):
         raise ValueError(
-            f"{folder} was trained with {opened.config.method}: its networks are not a chain of depth, so there are no "
-            f"exits to leave at; `offramp deploy {shell_word(folder)} --out DIR` makes a plain run of one of them"
+            f"{folder} was trained with {opened.config.method}: its networks are not ordered by depth, so there are no "
+            f"early exits; `offramp deploy {shell_word(folder)} --out DIR` extracts one of them as a run"
         )
     return opened
 

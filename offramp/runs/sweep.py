@@ -172,7 +172,7 @@ def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> Non
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise with_parameters(
                 ValueError(
-                    f"{out} holds a comparison of another configuration: its {key} is {there.get(key)!r}, not "
+                    f"{out} contains a comparison with another configuration: {key} is {there.get(key)!r} there, not "
                     f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
                 ),
                 "out",

@@ -148,7 +148,7 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)
-        notes += (f"the run had {_epochs(before)}, and goes on to {config.epochs}",)
+        notes += (f"the run had {_epochs(before)} and continues to {config.epochs}",)
     origin = provenance()
     fabric = device.set_up(config, parted=method.parted)
     writes = device.writes(fabric)

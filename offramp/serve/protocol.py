@@ -87,7 +87,7 @@ def parse(body: bytes, header_length: str | None, shape: tuple[int, ...], most: 
     try:
         request = json.loads(text)
     except (ValueError, RecursionError):
-        raise malformed("the body is no JSON object of the Open Inference Protocol") from None
+        raise malformed("the body is not a JSON object of the Open Inference Protocol") from None
     if not isinstance(request, dict):
         raise malformed("the body must be a JSON object with `inputs`")
     identity, parameters = request.get("id"), _mapping(request.get("parameters"), "parameters")

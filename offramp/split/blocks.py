@@ -17,15 +17,15 @@ class Unit(NamedTuple):
 
     end: fx.Node
     kind: type | None
-    enters: tuple[int, ...]
-    leaves: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     works: bool
     pointwise: bool
 
     @property
     def changes(self) -> bool:
         """Whether it changes the shape."""
-        return self.enters != self.leaves
+        return self.input_shape != self.output_shape
 
     @property
     def bare(self) -> bool:
@@ -35,57 +35,64 @@ class Unit(NamedTuple):
 
 def units(model: nn.Module, traced: Traced, ends: Sequence[fx.Node]) -> list[Unit]:
     """The units that end with the given nodes, in order."""
-    made = []
+    result = []
     between: list[nn.Module] = []
     last = next(node for node in traced.graph.nodes if node.op == "placeholder")
-    wanted = set(ends)
+    end_nodes = set(ends)
     for node in traced.graph.nodes:
         if node.op == "call_module":
             between.append(model.get_submodule(str(node.target)))
-        if node in wanted:
-            made.append(_unit(traced, last, node, between))
+        if node in end_nodes:
+            result.append(_unit(traced, last, node, between))
             last, between = node, []
-    return made
+    return result
 
 
-def _unit(traced: Traced, before: fx.Node, end: fx.Node, modules: list[nn.Module]) -> Unit:
+def _unit(traced: Traced, previous: fx.Node, end: fx.Node, modules: list[nn.Module]) -> Unit:
     layers = [part for module in modules for part in module.modules() if isinstance(part, WORKING)]
     heaviest = max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
     wide = any(isinstance(part, nn.modules.conv._ConvNd) and max(part.kernel_size) > 1 for part in layers)
-    enters, leaves = (tuple(traced.values[node][0].shape[1:]) for node in (before, end))
+    input_shape, output_shape = (tuple(traced.values[node][0].shape[1:]) for node in (previous, end))
     return Unit(
-        end, None if heaviest is None else type(heaviest), enters, leaves, bool(layers), bool(layers) and not wide
+        end,
+        None if heaviest is None else type(heaviest),
+        input_shape,
+        output_shape,
+        bool(layers),
+        bool(layers) and not wide,
     )
 
 
-def before_head(found: Sequence[Unit], traced: Traced) -> int:
+def before_head(stage_units: Sequence[Unit], traced: Traced) -> int:
     """How many of a last stage's units are blocks; those after them belong to the head.
 
     The head takes norms, activations and pooling at the end, and layers that only widen the features at each position
     (EfficientNet's last convolution), unless nothing would be left.
     """
-    keep = len(found)
+    keep = len(stage_units)
     while keep:
         trailing = keep
-        while trailing and not found[trailing - 1].works:
+        while trailing and not stage_units[trailing - 1].works:
             trailing -= 1
         if not trailing:
-            return len(found)
-        last = found[trailing - 1]
-        if last.changes and last.pointwise and _positions(last.enters, last.leaves):
+            return len(stage_units)
+        last = stage_units[trailing - 1]
+        if last.changes and last.pointwise and _positions(last.input_shape, last.output_shape):
             keep = trailing - 1
             continue
-        pools = [index for index in range(trailing, keep) if found[index].changes]
+        pools = [index for index in range(trailing, keep) if stage_units[index].changes]
         return (pools[0] if pools else keep) if last.bare else trailing
-    return len(found)
+    return len(stage_units)
 
 
-def _positions(enters: tuple[int, ...], leaves: tuple[int, ...]) -> bool:
+def _positions(input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> bool:
     """Whether a change of shape is one of width alone, at the first or last dimension."""
-    return len(enters) == len(leaves) and (enters[1:] == leaves[1:] or enters[:-1] == leaves[:-1])
+    return len(input_shape) == len(output_shape) and (
+        input_shape[1:] == output_shape[1:] or input_shape[:-1] == output_shape[:-1]
+    )
 
 
-def join(found: Sequence[Unit]) -> list[fx.Node]:
+def join(stage_units: Sequence[Unit]) -> list[fx.Node]:
     """The last nodes of a stage's blocks.
 
     Norms and activations belong to the layer before them, pooling to the layer after it; a layer that only changes
@@ -93,7 +100,7 @@ def join(found: Sequence[Unit]) -> list[fx.Node]:
     """
     blocks: list[list[Unit]] = []
     waiting: list[Unit] = []
-    for unit in found:
+    for unit in stage_units:
         if not unit.works and (unit.changes or waiting or not blocks):
             waiting.append(unit)
         elif not unit.works or (blocks and _leads_into(blocks[-1], [*waiting, unit])):
@@ -132,50 +139,50 @@ def head_nodes(traced: Traced, classifier: str) -> HeadNodes:
     logits = next(node for node in reversed(traced.graph.nodes) if node.op == "output").args[0]
     feature = call.args[0] if call.args else next(iter(call.kwargs.values()))
     assert isinstance(feature, fx.Node) and isinstance(logits, fx.Node)
-    way = _way_back(traced, feature)
-    found = _before_pooling(traced, way)
-    if found is None:
+    path = _way_back(traced, feature)
+    map_node = _before_pooling(traced, path)
+    if map_node is None:
         raise ValueError(f"nothing before the classifier {classifier} is a map or a sequence that exits could stand on")
     width = max(traced.values[feature][0].shape[1:])
-    return HeadNodes(feature, _upright(traced, found, way, width), logits)
+    return HeadNodes(feature, _upright(traced, map_node, path, width), logits)
 
 
-def _before_pooling(traced: Traced, way: list[fx.Node]) -> fx.Node | None:
+def _before_pooling(traced: Traced, path: list[fx.Node]) -> fx.Node | None:
     """The last map or sequence on the way to the classifier, given backwards; None if there is none.
 
     Sizes alone do not tell it: small images make maps of 1×1 long before the pooling.
     """
-    start = next((index for index, node in enumerate(way) if _dims(traced, node) > 2), None)
+    start = next((index for index, node in enumerate(path) if _dims(traced, node) > 2), None)
     if start is None:
         return None
-    if start and _pools(way[start - 1]):
-        return way[start]
-    for node, before in zip(way[start:], way[start + 1 :], strict=False):
+    if start and _pools(path[start - 1]):
+        return path[start]
+    for node, previous in zip(path[start:], path[start + 1 :], strict=False):
         if not _flat(traced, node):
             return node
         if _pools(node):
-            return before
-    return way[start]
+            return previous
+    return path[start]
 
 
 def _way_back(traced: Traced, node: fx.Node) -> list[fx.Node]:
     """The chain of nodes that each have one input that depends on the samples, from the given one backwards."""
-    way = [node]
+    path = [node]
     while True:
-        before = [other for other in way[-1].all_input_nodes if _dims(traced, other) > 1]
-        if len(before) != 1:
-            return way
-        way.append(before[0])
+        inputs = [other for other in path[-1].all_input_nodes if _dims(traced, other) > 1]
+        if len(inputs) != 1:
+            return path
+        path.append(inputs[0])
 
 
-def _upright(traced: Traced, found: fx.Node, way: list[fx.Node], width: int) -> fx.Node:
+def _upright(traced: Traced, map_node: fx.Node, path: list[fx.Node], width: int) -> fx.Node:
     """Before a transposition (B, T, D) -> (B, D, T) that only the pooling needs."""
-    index = way.index(found)
-    shape = traced.values[found][0].shape
-    if len(shape) == 3 and shape[1] == width != shape[2] and index + 1 < len(way):
-        before = traced.values[way[index + 1]][0].shape
-        return way[index + 1] if tuple(before[1:]) == (shape[2], shape[1]) else found
-    return found
+    index = path.index(map_node)
+    shape = traced.values[map_node][0].shape
+    if len(shape) == 3 and shape[1] == width != shape[2] and index + 1 < len(path):
+        input_shape = traced.values[path[index + 1]][0].shape
+        return path[index + 1] if tuple(input_shape[1:]) == (shape[2], shape[1]) else map_node
+    return map_node
 
 
 def _dims(traced: Traced, node: fx.Node) -> int:

@@ -35,18 +35,18 @@ class Relations(NamedTuple):
     data: dict[Node, bool]
 
     @classmethod
-    def of(cls, traced: Traced) -> "Relations":
+    def from_graph(cls, traced: Traced) -> "Relations":
         """Those of a traced graph."""
-        found = cls({node: index for index, node in enumerate(traced.graph.nodes)}, {}, {})
-        for node in found.order:
+        relations = cls({node: index for index, node in enumerate(traced.graph.nodes)}, {}, {})
+        for node in relations.order:
             source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
             if source is not None and _looks_into(node, traced.values.get(source)):
-                found.source[node] = source
+                relations.source[node] = source
             sized = _is_size(node) or not _has_tensor(traced.values.get(node))
-            found.data[node] = node.op == "placeholder" or (
-                not sized and any(found.data[before] for before in node.all_input_nodes)
+            relations.data[node] = node.op == "placeholder" or (
+                not sized and any(relations.data[argument] for argument in node.all_input_nodes)
             )
-        return found
+        return relations
 
 
 def _looks_into(node: Node, value: Any) -> bool:
@@ -72,7 +72,7 @@ class Cutter:
         relations: "Relations | None" = None,
     ) -> None:
         self.model, self.traced, self.cuts, self.channels_last = model, traced, list(cuts), channels_last
-        self.order, source, self.data = relations or Relations.of(traced)
+        self.order, source, self.data = relations or Relations.from_graph(traced)
         self.piece: dict[Node, int] = {}
         ends = [self.order[cut] for cut in cuts]
         for node, index in self.order.items():
@@ -85,12 +85,12 @@ class Cutter:
             Crossing: if a value that depends on the samples has no batch in front.
         """
         main = self.cuts[index]
-        found = []
+        nodes = []
         for node in self.order:
             crosses = self.piece[node] <= index and any(self.piece[user] > index for user in node.users)
             if crosses and node is not main and self._carried(node, main):
-                found.append(node)
-        return [*found, main]
+                nodes.append(node)
+        return [*nodes, main]
 
     def _carried(self, node: Node, cut: Node) -> bool:
         """Whether a value crosses cuts as it is (or expanded over the batch); others are computed again after them."""
@@ -98,13 +98,17 @@ class Cutter:
         if node.target == "training" or not _has_tensor(value):
             return False
         if not isinstance(value[0], Tensor):
-            raise Crossing(f"{node.name}, a {type(value[0]).__name__} of tensors, would have to pass whole", cut)
+            raise Crossing(
+                f"{node.name}, a {type(value[0]).__name__} of tensors, would have to be passed as a whole", cut
+            )
         if has_batch(value):
             return True
         if self.data[node]:
             sizes = written(tuple(value[0].shape))
             raise Crossing(
-                f"{node.name}, {sizes} for {BATCHES[0]} images, would have to pass without the batch in front", cut
+                f"{node.name}, {sizes} for {BATCHES[0]} images, would have to be passed, but its first dimension is "
+                "not the batch",
+                cut,
             )
         return not self._repeatable(node)
 
@@ -128,17 +132,17 @@ class Cutter:
         Args:
             outputs: logits, feature and map, which the last piece returns; no cut follows it.
         """
-        made = _Piece(self, index)
+        piece = _Piece(self, index)
         for node in self.order:
-            wanted = self.data[node] or not node.users  # the others when something here asks for them
-            if self.piece[node] == index and wanted and node.op not in ("placeholder", "output"):
-                made.copy(node)
+            needed = self.data[node] or not node.users  # the others when something here asks for them
+            if self.piece[node] == index and needed and node.op not in ("placeholder", "output"):
+                piece.copy(node)
         if outputs is None:
-            made.hand_on(self.crossing(index))
+            piece.hand_on(self.crossing(index))
         else:
-            made.return_head(*outputs)
-        made.graph.eliminate_dead_code(_must_stay)
-        return made.graph, made.borrowed
+            piece.return_head(*outputs)
+        piece.graph.eliminate_dead_code(_must_stay)
+        return piece.graph, piece.borrowed
 
 
 class _Piece:

@@ -95,9 +95,9 @@ def check(
         return
     parts = _parts(backbone)
     net = nn.ModuleList(parts)
-    lost = [name for part in parts for name, tensor in part.named_parameters() if tensor.is_meta]
-    if lost:
-        raise ValueError(f"{type(model).__name__} cannot be cut: {lost[0]} would lose its values; {BY_HAND}")
+    meta_names = [name for part in parts for name, tensor in part.named_parameters() if tensor.is_meta]
+    if meta_names:
+        raise ValueError(f"{type(model).__name__} cannot be cut: {meta_names[0]} would lose its values; {BY_HAND}")
     with same_random_state(), same_tensors(model, net), restored(model), restored(net):
         if device is not None:
             model.to(device)
@@ -172,7 +172,7 @@ def _compare(pair: Pair, shape: tuple[int, ...], case: Case) -> bool:
         return True
     if _difference(expected, run_model(), backbone) is not None:
         raise ValueError(
-            f"the cut form of {name} cannot be checked: {case}, the model itself computes something else in every "
+            f"the cut form of {name} cannot be checked: {case}, the model itself returns different values in every "
             "pass, even with the same random numbers; split(..., check=False) cuts it unchecked"
         )
     stage, what = difference
@@ -212,7 +212,7 @@ def _forward(backbone: Backbone, images: Tensor) -> tuple[list[Tensor], Tensor]:
 def _forward_model(model: nn.Module, after: Sequence[str], images: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs: dict[str, Tensor] = {}
 
-    def record(module: nn.Module, given: Any, output: Any, *, name: str) -> None:
+    def record(module: nn.Module, inputs: Any, output: Any, *, name: str) -> None:
         first = output[0] if isinstance(output, tuple | list) else output
         outputs[name] = first.detach().clone()
 
@@ -225,50 +225,54 @@ def _forward_model(model: nn.Module, after: Sequence[str], images: Tensor) -> tu
     return [outputs[name] for name in after], logits
 
 
-def _difference(expected: Pass, found: Pass, backbone: Backbone) -> tuple[int, str] | None:
+def _difference(expected: Pass, actual: Pass, backbone: Backbone) -> tuple[int, str] | None:
     """The first stage, from 0, that computed something else, and what; None if all are equal."""
-    for stage, (own, cut) in enumerate(zip(expected.states, found.states, strict=True)):
-        upright = own.permute(0, 3, 1, 2) if own.dim() == 4 else own  # maps (B, H, W, D) are handed on as (B, D, H, W)
-        if not _close(own, cut) and not _close(upright, cut):
-            return stage, "returns other values"
-    if not _close(expected.logits, found.logits):
-        return len(expected.states), "returns other logits"
+    for stage, (original, cut) in enumerate(zip(expected.states, actual.states, strict=True)):
+        upright = (
+            original.permute(0, 3, 1, 2) if original.dim() == 4 else original
+        )  # maps (B, H, W, D) are handed on as (B, D, H, W)
+        if not _close(original, cut) and not _close(upright, cut):
+            return stage, "returns different values"
+    if not _close(expected.logits, actual.logits):
+        return len(expected.states), "returns different logits"
     last = [*backbone.stages[-1], backbone.head]
     for stage, blocks in enumerate([*(list(stage) for stage in backbone.stages[:-1]), last]):
         for name, parameter in (named for block in blocks for named in block.named_parameters()):
-            if not _same_gradient(expected, found, parameter):
-                return stage, f"computes another gradient of {name}"
+            if not _same_gradient(expected, actual, parameter):
+                return stage, f"computes a different gradient of {name}"
         for name in (name for block in blocks for name, _ in block.named_buffers()):
             if (
                 name in expected.buffers
-                and name in found.buffers
-                and not _close(expected.buffers[name], found.buffers[name])
+                and name in actual.buffers
+                and not _close(expected.buffers[name], actual.buffers[name])
             ):
-                return stage, f"leaves other values in the buffer {name}"
+                return stage, f"leaves different values in the buffer {name}"
     return None
 
 
-def _same_gradient(expected: Pass, found: Pass, parameter: Tensor) -> bool:
+def _same_gradient(expected: Pass, actual: Pass, parameter: Tensor) -> bool:
     """Whether a parameter has the same gradient in both; none is as good as zeros."""
-    own, cut = (each.gradients.get(id(parameter)) for each in (expected, found))
-    if own is cut or (own is not None and cut is not None and torch.equal(own, cut)):
+    original, cut = (each.gradients.get(id(parameter)) for each in (expected, actual))
+    if original is cut or (original is not None and cut is not None and torch.equal(original, cut)):
         return True
-    own, cut = (torch.zeros_like(parameter) if each is None else each for each in (own, cut))
+    original, cut = (torch.zeros_like(parameter) if each is None else each for each in (original, cut))
     largest = max((float(grad.abs().max()) for grad in expected.gradients.values() if grad is not None), default=0.0)
-    return _close(own, cut, NOISE * largest)
+    return _close(original, cut, NOISE * largest)
 
 
-def _close(own: Tensor, cut: Tensor, least: float = 0.0) -> bool:
+def _close(original: Tensor, cut: Tensor, least: float = 0.0) -> bool:
     """Whether two tensors are equal up to rounding, as a share of the first one's largest value, or of `least`."""
-    if own.shape != cut.shape or own.dtype != cut.dtype:
+    if original.shape != cut.shape or original.dtype != cut.dtype:
         return False
-    if torch.equal(own, cut):
+    if torch.equal(original, cut):
         return True
-    if not own.is_floating_point():
+    if not original.is_floating_point():
         return False
-    finite = own[own.isfinite()].abs()
+    finite = original[original.isfinite()].abs()
     largest = max(float(finite.max()) if finite.numel() else 0.0, least)
-    return torch.allclose(cut, own, rtol=0.0, atol=TOLERANCE.get(own.device.type, 1e-2) * largest, equal_nan=True)
+    return torch.allclose(
+        cut, original, rtol=0.0, atol=TOLERANCE.get(original.device.type, 1e-2) * largest, equal_nan=True
+    )
 
 
 @contextmanager

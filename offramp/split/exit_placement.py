@@ -31,12 +31,12 @@ def places(layers: Layers) -> list[Place]:
     order = {node: index for index, node in enumerate(nodes)}
     spent = list(accumulate(traced.macs.get(node, 0) for node in nodes))
     limit = order[blocks.head_nodes(traced, layers.classifier).map]
-    found: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in layers.ends]
-    found = [(name, node) for name, node in found if order[node] < limit and spent[order[node]] > 0]
-    shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in found]
-    changes = [index + 1 == len(found) or shape != shapes[index + 1] for index, shape in enumerate(shapes)]
+    ends: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in layers.ends]
+    ends = [(name, node) for name, node in ends if order[node] < limit and spent[order[node]] > 0]
+    shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in ends]
+    changes = [index + 1 == len(ends) or shape != shapes[index + 1] for index, shape in enumerate(shapes)]
     return [
-        Place(name, spent[order[node]] / spent[-1], change) for (name, node), change in zip(found, changes, strict=True)
+        Place(name, spent[order[node]] / spent[-1], change) for (name, node), change in zip(ends, changes, strict=True)
     ]
 
 
@@ -56,16 +56,16 @@ def equal(layers: Layers, exits: int) -> list[str]:
             "exits",
             "exits_after",
         )
-    taken: list[str] = []
+    names: list[str] = []
     for number in range(1, exits):
-        wanted = number / exits
-        left = choice[: len(choice) - (exits - 1 - number)]
-        best = min(left, key=lambda place: _score(place, wanted))
-        taken.append(best.layer)
+        target = number / exits
+        candidates = choice[: len(choice) - (exits - 1 - number)]
+        best = min(candidates, key=lambda place: _score(place, target))
+        names.append(best.layer)
         choice = choice[choice.index(best) + 1 :]
-    return taken
+    return names
 
 
-def _score(place: Place, wanted: float) -> tuple[bool, bool, float]:
-    distance = abs(place.share - wanted)
+def _score(place: Place, target: float) -> tuple[bool, bool, float]:
+    distance = abs(place.share - target)
     return distance > NEAR, not place.shape_changes and distance <= NEAR, distance

@@ -48,7 +48,7 @@ def _run(
 ) -> Traced:
     """Trace once, in the mode that the model is in; `measured` provides the values of a pass that was traced before."""
     tracer = Tracer({PREFIX + path for path in opened} | {"model"}, shape, dtype_of(model), measured)
-    before = random_state()
+    generators = random_state()
     with restored(model), torch.enable_grad():
         try:
             with tracer.patched():
@@ -56,7 +56,7 @@ def _run(
         except Exception as error:
             raise _untraceable(model, tracer, error) from error
         finally:
-            restore_random_state(before)
+            restore_random_state(generators)
     constants = {node.target: attribute(tracer.root, node.target) for node in graph.nodes if is_constant(node)}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):

@@ -171,8 +171,8 @@ class Rebuilder:
         subgraph.construct_fresh = partial(self.build, subgraph.plan)  # type: ignore[assignment]
 
 
-def put_tensor(module: nn.Module, path: str, tensor: Tensor, kept: bool) -> None:
-    """Register a parameter or buffer under its name in the model; `kept`: in the state_dict."""
+def put_tensor(module: nn.Module, path: str, tensor: Tensor, persistent: bool) -> None:
+    """Register a parameter or buffer under its name in the model; `persistent`: in the state_dict."""
     *above, name = path.split(".")
     owner = reduce(_container, above, module)
     if name in owner._parameters or name in owner._buffers:
@@ -180,7 +180,7 @@ def put_tensor(module: nn.Module, path: str, tensor: Tensor, kept: bool) -> None
     if isinstance(tensor, nn.Parameter):
         owner.register_parameter(name, tensor)
     else:
-        owner.register_buffer(name, tensor, persistent=kept)
+        owner.register_buffer(name, tensor, persistent=persistent)
 
 
 def _put(parent: nn.Module, path: str, module: nn.Module) -> None:

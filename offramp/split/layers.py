@@ -96,7 +96,7 @@ def find_classifier(model: nn.Module, shape: Image) -> str:
     calls: list[tuple[str, Tensor]] = []
     hooks = [
         part.register_forward_hook(
-            lambda part, given, output, name=name: calls.append((name, output)) if isinstance(output, Tensor) else None
+            lambda part, inputs, output, name=name: calls.append((name, output)) if isinstance(output, Tensor) else None
         )
         for name, part in model.named_modules()
         if _is_layer(part)
@@ -115,7 +115,7 @@ def find_classifier(model: nn.Module, shape: Image) -> str:
     if not fitting:
         raise ValueError(
             f"{type(model).__name__} returns {classes} values, but no layer of its own with weights computes them; "
-            "give the stages by hand (offramp.split.by_hand)"
+            "define the stages by hand (offramp.split.by_hand)"
         )
     return fitting[-1]
 
@@ -149,7 +149,7 @@ def logits_on_meta(model: nn.Module, shape: Image, search: bool = True) -> Tenso
             _check_channels(model, shape)
             raise Untraceable(
                 f"{type(model).__name__} does not run on the meta device (shapes alone), for {written(shape)} or any "
-                f"other square: {where(error)}: {reason}; if that is not for its size, give the stages by hand "
+                f"other square: {where(error)}: {reason}; if the size is not the reason, define the stages by hand "
                 "(offramp.split.by_hand)",
                 "",
             ) from None
@@ -164,7 +164,7 @@ def _check_channels(model: nn.Module, shape: Image) -> None:
     other = 1 if shape[0] == 3 else 3
     if smallest(model, (other, *shape[1:])) is not None:
         raise ValueError(
-            f"{type(model).__name__} takes images of {other} channels, not {shape[0]}: make it for as many (a "
+            f"{type(model).__name__} takes images of {other} channels, not {shape[0]}: make it for that number (a "
             "function of yours may take `channels`)"
         )
 
@@ -220,7 +220,7 @@ def _trace_what_can_be(model: nn.Module, shape: Image, opened: set[str], needed:
 
 def _clean(model: nn.Module, traced: Traced, opened: set[str]) -> list[tuple[str, fx.Node]]:
     """The ends of blocks: layers after which only their own value is used."""
-    relations = Relations.of(traced)
+    relations = Relations.from_graph(traced)
     order = relations.order
     ends = sorted(traced.ends.items(), key=lambda end: (order[end[1]], end[0].count("."), end[0]))
     state = {name: _passes_alone(model, traced, node, relations) for name, node in ends}
@@ -241,10 +241,10 @@ def _clean(model: nn.Module, traced: Traced, opened: set[str]) -> list[tuple[str
 
 def _distinct(ends: list[tuple[str, fx.Node]]) -> list[tuple[str, fx.Node]]:
     """One name per node: the outermost."""
-    found: dict[fx.Node, str] = {}
+    names: dict[fx.Node, str] = {}
     for name, node in ends:
-        found.setdefault(node, name)
-    return [(name, node) for node, name in found.items()]
+        names.setdefault(node, name)
+    return [(name, node) for node, name in names.items()]
 
 
 def _passes_alone(model: nn.Module, traced: Traced, node: fx.Node, relations: Relations) -> bool:

@@ -19,9 +19,9 @@ class CompletedHead(nn.Module):
     def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, C), the state's own map, and it pooled: (B, D) for maps (B, D, H, W) and sequences (B, T, D)."""
         logits: Tensor = self.model(state)
-        own = state if isinstance(state, Tensor) else state[-1]
-        pooled = own.flatten(2).mean(2) if own.dim() == 4 else own.mean(1) if own.dim() == 3 else own
-        return logits, pooled, own
+        map = state if isinstance(state, Tensor) else state[-1]
+        pooled = map.flatten(2).mean(2) if map.dim() == 4 else map.mean(1) if map.dim() == 3 else map
+        return logits, pooled, map
 
 
 def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int, int]) -> Backbone:
@@ -44,7 +44,9 @@ def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int,
         state = _next(f"stage {number}", block, state)
         tensors = state if isinstance(state, tuple) else (state,)
         if not all(isinstance(tensor, Tensor) and tensor.shape[:1] == (1,) for tensor in tensors):
-            raise ValueError(f"stage {number} hands on something else than tensors with the batch first")
+            raise ValueError(
+                f"stage {number} passes on something other than tensors whose first dimension is the batch"
+            )
     output = _next("the head", head, state)
     if isinstance(output, Tensor):
         head = CompletedHead(head)
@@ -55,8 +57,8 @@ def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int,
 
 def _next(what: str, module: nn.Module, state: State) -> State:
     try:
-        made: State = run_on_meta(module, state)
+        next_state: State = run_on_meta(module, state)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{what} does not take {written(shape_of(state))}: {reason}") from None
-    return made
+    return next_state

@@ -39,7 +39,7 @@ def build(
     device: str | torch.device | None = None,
     check: bool = True,
 ) -> Backbone:
-    """Build an external model, newly initialised, and cut it; nothing is fetched.
+    """Build an external model, newly initialised, and cut it; nothing is downloaded.
 
     Args:
         name: as in `offramp.models.EXTERNAL`.
@@ -86,8 +86,8 @@ def construct(
 ) -> nn.Module | Backbone:
     """Construct an external model, newly initialised, without cutting it; arguments and errors as in `build`."""
     with working_directory(name):
-        made: nn.Module | Backbone = _constructed(name, _source(name, classes, channels, size, options)[0])
-    return made
+        model: nn.Module | Backbone = _constructed(name, _source(name, classes, channels, size, options)[0])
+    return model
 
 
 def _again(name: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -128,15 +128,13 @@ def _check_options(library: str, options: Mapping[str, Any]) -> None:
     """
     for key in options:
         if key in FROM_DATA:
-            raise ParameterError(f"net.{key} follows from the data: leave it out", f"net.{key}")
+            raise ParameterError(f"net.{key} follows from the data: omit it", f"net.{key}")
         if library != "python" and key.startswith(FROM_FILES):
             raise ParameterError(
-                f"net.{key}: nothing is fetched here; leave it out and take weights=FILE", f"net.{key}", "weights"
+                f"net.{key}: nothing is downloaded here; omit it and use weights=FILE", f"net.{key}", "weights"
             )
         if library != "python" and key in FROM_CODE:
-            raise ParameterError(
-                f"net.{key}: code is not loaded from elsewhere; take python:MODULE:FUNCTION for it", f"net.{key}"
-            )
+            raise ParameterError(f"net.{key}: code is not downloaded; use python:MODULE:FUNCTION for it", f"net.{key}")
     side = options.get("image_size", 1)
     if library != "transformers" and not (isinstance(side, int) and side >= 1):
         raise ParameterError(f"net.image_size must be a whole number of at least 1, got {side!r}", "net.image_size")
@@ -180,7 +178,7 @@ def _torchvision(
     if name not in names:
         raise unknown("network of torchvision", name, names, listing="")
     if channels != 3:
-        raise ValueError(f"torchvision:{name} takes images of 3 channels, not {channels}; timm:{name} may take them")
+        raise ValueError(f"torchvision:{name} takes images of 3 channels, not {channels}; timm:{name} may accept them")
     if name in ("googlenet", "inception_v3"):  # without the second classifier that only training has
         options = {"aux_logits": False, "init_weights": True, **options}
     if name.startswith("vit_") and size and size[0] == size[1]:
@@ -194,13 +192,13 @@ def _transformers(
 ) -> Source:
     library = vision("transformers")
     auto = vision("transformers.models.auto.modeling_auto")
-    asked = {"num_labels": classes, **options}
+    arguments = {"num_labels": classes, **options}
     types = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if (Path(name) / "config.json").is_file():
-        asked |= {"local_files_only": True, "trust_remote_code": False}
-        config = _constructed(f"transformers:{name}", partial(library.AutoConfig.from_pretrained, name, **asked))
+        arguments |= {"local_files_only": True, "trust_remote_code": False}
+        config = _constructed(f"transformers:{name}", partial(library.AutoConfig.from_pretrained, name, **arguments))
     elif name in types:
-        config = _constructed(f"transformers:{name}", partial(library.AutoConfig.for_model, name, **asked))
+        config = _constructed(f"transformers:{name}", partial(library.AutoConfig.for_model, name, **arguments))
     else:
         raise unknown(
             "type of image classifier, nor folder with a config.json, of transformers", name, types, listing=""
@@ -213,7 +211,7 @@ def _transformers(
     if attention not in (None, "eager", "sdpa"):
         raise with_parameters(
             ValueError(
-                f"transformers:{name} asks for the attention {attention!r}, which may have to be fetched: take "
+                f"transformers:{name} asks for the attention {attention!r}, which may have to be downloaded: use "
                 "net.attn_implementation=eager or sdpa"
             ),
             "net.attn_implementation",
@@ -240,17 +238,17 @@ def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None
     if not callable(function):
         near = nearest(function_name, [each for each in dir(import_module(module_name)) if not each.startswith("_")])
         raise ValueError(f"python:{name}: {module_name} has no function {function_name!r}; {near}")
-    takes = inspect.signature(function).parameters
-    if not {"classes", "num_classes"} & set(takes):
+    parameters = inspect.signature(function).parameters
+    if not {"classes", "num_classes"} & set(parameters):
         raise ValueError(
             f"python:{name}: {function_name} must take the number of classes as `classes` or `num_classes`"
         )
     offered = {"classes": classes, "num_classes": classes, "channels": channels, "in_chans": channels}
     if size:
         offered |= {"image_size": size[0]}
-    given = {key: value for key, value in offered.items() if key in takes}
+    arguments = {key: value for key, value in offered.items() if key in parameters}
     side = int(options.get("image_size", 224))
-    return partial(_checked, name, partial(function, **{**given, **options})), (side, side)
+    return partial(_checked, name, partial(function, **{**arguments, **options})), (side, side)
 
 
 def _checked(name: str, make: Callable[[], Any]) -> nn.Module | Backbone:

@@ -79,7 +79,7 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.HeadNodes) -> li
             )
         if not has_batch(value) or value[0].dim() not in (3, 4):
             raise ValueError(
-                f"an exit needs a map or a sequence with the batch in front, but {name} hands on "
+                f"an exit needs a map or a sequence with the batch as first dimension, but {name} passes on "
                 f"{written(tuple(value[0].shape)) if isinstance(value[0], Tensor) else type(value[0]).__name__}"
             )
         if node in cuts:
@@ -110,9 +110,9 @@ def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.H
     ends = {node for node in ends if order[node] <= order[end.map]}
     if not cuts or not any(order[node] > order[cuts[-1]] for node in ends):
         ends.add(end.map)
-    found = blocks.units(model, traced, sorted(ends, key=order.__getitem__))
+    units = blocks.units(model, traced, sorted(ends, key=order.__getitem__))
     bounds = [-1, *(order[cut] for cut in cuts), len(order)]
-    stages = [[unit for unit in found if a < order[unit.end] <= b] for a, b in pairwise(bounds)]
+    stages = [[unit for unit in units if a < order[unit.end] <= b] for a, b in pairwise(bounds)]
     stages[-1] = stages[-1][: blocks.before_head(stages[-1], traced)]
     return [blocks.join(stage) for stage in stages]
 
@@ -176,8 +176,8 @@ def _shared(parts: Sequence[Subgraph], groups: Sequence[Sequence[fx.Node]]) -> s
 
 def _twice(parts: Sequence[Subgraph]) -> set[str]:
     """Names of parameters that more than one part holds."""
-    held = Counter(id(p) for part in parts for p in part.parameters())
-    return {name for part in parts for name, p in part.named_parameters() if held[id(p)] > 1}
+    counts = Counter(id(p) for part in parts for p in part.parameters())
+    return {name for part in parts for name, p in part.named_parameters() if counts[id(p)] > 1}
 
 
 def _add_unused(model: nn.Module, parts: Sequence[Subgraph]) -> None:
@@ -185,8 +185,8 @@ def _add_unused(model: nn.Module, parts: Sequence[Subgraph]) -> None:
 
     Another name of a tensor goes to the part that holds it, weights that are never used to the head.
     """
-    kept = {name for part in parts for name in part.state_dict(keep_vars=True)}
+    registered = {name for part in parts for name in part.state_dict(keep_vars=True)}
     holder = {id(tensor): part for part in parts for tensor in part.state_dict(keep_vars=True).values()}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name not in kept and isinstance(tensor, Tensor):
+        if name not in registered and isinstance(tensor, Tensor):
             put_tensor(holder.get(id(tensor), parts[-1]), name, tensor, True)

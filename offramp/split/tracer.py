@@ -70,11 +70,11 @@ class Tracer(fx.Tracer):
         if self.evaluating:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        whole = self.is_leaf_module(m, path)
-        if not whole:
+        leaf = self.is_leaf_module(m, path)
+        if not leaf:
             self.open.append(path)
         output = super().call_module(m, forward, args, kwargs)
-        if not whole:
+        if not leaf:
             self._check_random()
             self.open.pop()
         first = output[0] if isinstance(output, tuple | list) and output else output
@@ -134,10 +134,10 @@ class Tracer(fx.Tracer):
             return self.inputs[index]
         if node.op == "get_attr":
             return _on_meta(attribute(self.root, str(node.target)))
-        given = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n][index])
+        inputs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n][index])
         if node.target in _INSPECTIONS:
-            return _inspect(node.target, given[0], index)
-        args, kwargs = _on_meta(given)
+            return _inspect(node.target, inputs[0], index)
+        args, kwargs = _on_meta(inputs)
         if node.op == "call_module":
             return run_on_meta(self.root.get_submodule(str(node.target)), *args, whole=True, **kwargs)
         if node.op == "call_method":

@@ -6,7 +6,7 @@ from pathlib import Path
 import jaxtyping
 import torch
 
-BY_HAND = "cut elsewhere, or give the stages by hand (offramp.split.by_hand)"
+BY_HAND = "cut elsewhere, or define the stages by hand (offramp.split.by_hand)"
 
 
 class Untraceable(ValueError):
@@ -19,8 +19,8 @@ class Untraceable(ValueError):
 
 def where(error: BaseException) -> str:
     """The innermost line of the model's own code: `file.py, line 12: x = x[mask]`."""
-    ours = tuple(str(Path(file).parent) for file in (torch.__file__, jaxtyping.__file__, __file__))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    folders = tuple(str(Path(file).parent) for file in (torch.__file__, jaxtyping.__file__, __file__))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(folders)]
     if not frames:
         return "in its forward"
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: `{frames[-1].line}`"

@@ -29,11 +29,11 @@ def state(net: Net) -> dict[str, Tensor]:
     `head...`, whatever its exits are.
     """
     blocks, head = _trunk(net)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, block in [*((f"blocks.{index}.", block) for index, block in enumerate(blocks)), ("head.", head)]:
         prefix = "" if isinstance(block, Subgraph) else name
-        found |= {prefix + key: tensor for key, tensor in block.state_dict(keep_vars=True).items()}
-    return found
+        tensors |= {prefix + key: tensor for key, tensor in block.state_dict(keep_vars=True).items()}
+    return tensors
 
 
 def _trunk(net: Net) -> tuple[list[nn.Module], nn.Module]:
@@ -53,36 +53,39 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
 
     Args:
         source: names the weights in errors.
-        classes: let the classifier keep its own weights where those given are for another number of classes.
+        classes: let the classifier keep its weights if those given are for another number of classes.
     Returns:
-        The names of the weights that were kept so.
+        The names of the weights that were not loaded.
     Raises:
         ValueError: naming the weights that are missing, unexpected or of another shape.
     """
-    own = state(net)
-    given = _of_usual_resnet(_of_run(given, split=isinstance(_trunk(net)[1], Subgraph)), own)
-    wrong = {name for name in own if name in given and own[name].shape != given[name].shape}
-    kept = sorted(wrong & set(_classifier(net, own))) if classes else []
-    missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
+    current = state(net)
+    given = _of_usual_resnet(_of_run(given, split=isinstance(_trunk(net)[1], Subgraph)), current)
+    wrong = {name for name in current if name in given and current[name].shape != given[name].shape}
+    skipped = sorted(wrong & set(_classifier(net, current))) if classes else []
+    missing, unexpected = (
+        [name for name in current if name not in given],
+        [name for name in given if name not in current],
+    )
     problems = [
         *_listed("missing", missing),
         *_listed("unexpected", unexpected),
         *_listed(
             "of another shape",
             [
-                f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-                for name in own
-                if name in wrong - {*kept}
+                f"{name} {tuple(given[name].shape)} instead of {tuple(current[name].shape)}"
+                for name in current
+                if name in wrong - {*skipped}
             ],
         ),
     ]
     if problems:
         raise ValueError(f"{source} do not fit the network: {'; '.join(problems)}")
     with torch.no_grad():
-        for name, tensor in own.items():
-            if name not in kept and not tensor.is_meta:
+        for name, tensor in current.items():
+            if name not in skipped and not tensor.is_meta:
                 tensor.copy_(given[name])
-    return kept
+    return skipped
 
 
 def _listed(what: str, names: list[str], shown: int = 4) -> list[str]:
@@ -90,12 +93,12 @@ def _listed(what: str, names: list[str], shown: int = 4) -> list[str]:
     return [f"{len(names)} {what} ({', '.join(names[:shown])}{more})"] if names else []
 
 
-def _classifier(net: Net, own: Mapping[str, Tensor]) -> list[str]:
+def _classifier(net: Net, current: Mapping[str, Tensor]) -> list[str]:
     """Names of the weights of the layer that makes the logits: the last linear or convolution layer's of the head."""
     head = _trunk(net)[1]
     layers = [part for part in head.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)]
     last = {id(tensor) for tensor in layers[-1].parameters()} if layers else set()
-    return [name for name, tensor in own.items() if id(tensor) in last]
+    return [name for name, tensor in current.items() if id(tensor) in last]
 
 
 def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
@@ -171,7 +174,7 @@ def read(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ValueError(f"weights={path} holds no weights: it must be a mapping of names to tensors")
+        raise ValueError(f"weights={path} contains no weights: it must be a mapping of names to tensors")
     finite.check(content.items(), f"weights={path}")
     if not whole:
         raise ValueError(f"weights={path} was changed since it was written: restore it, or train again")

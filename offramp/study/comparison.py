@@ -192,7 +192,8 @@ def markdown(comparison: Comparison) -> str:
     """Two tables: means with deviations, and differences to the baseline with their 95 % confidence intervals."""
     columns = comparison.columns
     parts = [
-        f"{title(comparison)}: {METRICS[comparison.metric]} in percent, mean ± standard deviation over seeds (n - 1).",
+        f"{title(comparison)}:",
+        f"{METRICS[comparison.metric]} in percent, mean ± standard deviation over seeds (n - 1).",
         "",
     ]
     parts += _table(
@@ -282,8 +283,8 @@ def around(path: Path, markers: tuple[str, str] = (BEGIN, END)) -> tuple[str, st
     _, end, after = rest.partition(end_marker)
     if not (begin and end) or begin_marker in rest or end_marker in before + after:
         raise ValueError(
-            f"{path} is left as it is: the table goes between a line `{begin_marker}` and a line `{end_marker}`, once "
-            "each"
+            f"{path} was not changed: the table is written between a line `{begin_marker}` and a line `{end_marker}`, "
+            "once each"
         )
     return before, after
 

@@ -83,32 +83,32 @@ def bar(shares: Sequence[Number], label: str) -> str:
     )
 
 
-def shade(place: int, of: int) -> float:
+def shade(place: int, parts: int) -> float:
     """How strong the colour of one of several parts in order is: light for the first, full for the last."""
-    return 0.2 + 0.8 * place / max(of - 1, 1)
+    return 0.2 + 0.8 * place / max(parts - 1, 1)
 
 
 def over_budgets(budgeted: Sequence[Mapping[str, Any]]) -> Figure:
     """The share of samples leaving at each exit, stacked, at every mean cost of the budgeted-batch curve."""
-    found = sorted(budgeted, key=lambda point: float(point["cost"]))
-    size, letter = unit_of(found[-1]["cost"])
-    exits = len(found[0]["shares"])
+    points = sorted(budgeted, key=lambda point: float(point["cost"]))
+    size, letter = unit_of(points[-1]["cost"])
+    exits = len(points[0]["shares"])
 
     def stacked(frame: Frame) -> list[str]:
         parts = ['<g class="s0">']
         for exit in range(exits):
             lower, upper = (
-                [(p["cost"] / size, min(100.0, 100 * sum(p["shares"][:end]))) for p in found]
+                [(p["cost"] / size, min(100.0, 100 * sum(p["shares"][:end]))) for p in points]
                 for end in (exit, exit + 1)
             )
-            places = [frame.place(*there) for there in [*upper, *reversed(lower)]]
-            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            places = [frame.place(*point) for point in [*upper, *reversed(lower)]]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             tip = f"<title>{exit_name(exit, exits)}</title>"
             strength = f'fill="currentColor" fill-opacity="{shade(exit, exits):.2f}"'
-            parts.append(f'<polygon points="{way}" {strength}>{tip}</polygon>')
+            parts.append(f'<polygon points="{path}" {strength}>{tip}</polygon>')
         return [*parts, "</g>"]
 
-    corners = Series("", [(p["cost"] / size, 0) for p in (found[0], found[-1])], 0, None, joined=False)
+    corners = Series("", [(p["cost"] / size, 0) for p in (points[0], points[-1])], 0, None, joined=False)
     label = f"mean multiply-adds per image, {letter}".rstrip(", ")
     title = "Where images exit at every budget"
     about = "The shares of every exit, one above the other, from the least to the largest budget."
@@ -135,29 +135,31 @@ def diagram(bins: Bins, name: str) -> Figure:
 
     sure = [(c, r) for count, c, r in zip(bins.samples, bins.confidence, bins.accuracy, strict=True) if count]
     series = [
-        Series("as sure as right", [(0, 0), (1, 1)], 5, None, dashed=True),
+        Series("accuracy = confidence", [(0, 0), (1, 1)], 5, None, dashed=True),
         Series(name, sure, 1, 0, joined=False),
     ]
     title = f"Confidence against accuracy, {name}"
     about = f"Expected calibration error {100 * bins.error:.2f} points over {total:,} images."
-    svg = plot(title, series, "confidence", "share right", across=SHARE, up=SHARE, under=columns, about=about)
-    return Figure(title, svg, ((0, 1, "share right"), (1, 0, "mean confidence"), (5, None, "as sure as right")))
+    svg = plot(title, series, "confidence", "accuracy", across=SHARE, up=SHARE, under=columns, about=about)
+    return Figure(title, svg, ((0, 1, "accuracy"), (1, 0, "mean confidence"), (5, None, "accuracy = confidence")))
 
 
-def curves(title: str, lines: Mapping[str, Sequence[Number | None]], at: Sequence[Number], x: str, y: str) -> Figure:
+def curves(
+    title: str, lines: Mapping[str, Sequence[Number | None]], positions: Sequence[Number], x: str, y: str
+) -> Figure:
     """Numbers over epochs or steps, one line each; where there is none (None), the line goes on behind it."""
     series = []
-    few = len(at) <= 40
+    few = len(positions) <= 40
     for look, (name, values) in enumerate(lines.items()):
-        points = [(there, value) for there, value in zip(at, values, strict=True) if value is not None]
+        points = [(position, value) for position, value in zip(positions, values, strict=True) if value is not None]
         if points:
             series.append(Series(name, points, look, look if few else None, dashed=look >= LOOKS))
-    places = [there for line in series for there, _ in line.points]
+    places = [position for line in series for position, _ in line.points]
     svg = plot(title, series, x, y, across=_whole(places)) if series else ""
     legend = tuple((line.look % LOOKS, line.mark, line.name) for line in series)
     rows = (
-        (f"{there:g}", *("–" if value is None else f"{value:.5g}" for value in row))
-        for there, *row in zip(at, *lines.values(), strict=True)
+        (f"{position:g}", *("–" if value is None else f"{value:.5g}" for value in row))
+        for position, *row in zip(positions, *lines.values(), strict=True)
     )
     return Figure(title, svg, legend, (x, *lines), tuple(rows))
 
@@ -172,20 +174,21 @@ def _whole(values: Sequence[Number]) -> list[float]:
 def training(history: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Accuracy of every exit on val, and the terms of the loss, over epochs; none where nothing was recorded."""
     epochs = [record for record in history if record["kind"] == "epoch"]
-    at = [record["epoch"] + 1 for record in epochs]
-    made = []
+    numbers = [record["epoch"] + 1 for record in epochs]
+    figures = []
     val = [record.get("val_accuracy") for record in epochs]
     if any(val):
         exits = len(next(filter(None, val)))
         lines = {
-            exit_name(exit, exits): [100 * found[exit] if found else None for found in val] for exit in range(exits)
+            exit_name(exit, exits): [100 * accuracies[exit] if accuracies else None for accuracies in val]
+            for exit in range(exits)
         }
-        made.append(curves("Accuracy on val", lines, at, "epoch", "accuracy, %"))
+        figures.append(curves("Accuracy on val", lines, numbers, "epoch", "accuracy, %"))
     names = list(dict.fromkeys(name for record in epochs for name in record.get("train", {})))
     names = names[1:] if len(names) == 2 else names  # the loss is its only term
     terms = {name: [record["train"].get(name) for record in epochs] for name in names}
-    made.append(curves("Loss on train, by its terms", terms, at, "epoch", "mean per step"))
-    return [figure for figure in made if figure.svg]
+    figures.append(curves("Loss on train, by its terms", terms, numbers, "epoch", "mean per step"))
+    return [figure for figure in figures if figure.svg]
 
 
 POINTS = 120
@@ -204,13 +207,13 @@ def learned(history: Sequence[Mapping[str, Any]], exits: int) -> list[Figure]:
     )
     every = -(-len(steps) // POINTS) or 1
     chosen = [*steps[-1::-every]][::-1]
-    at = [record["step"] for record in chosen]
-    made = []
+    numbers = [record["step"] for record in chosen]
+    figures = []
     for name in names:
         for title, columns in _groups(name, len(steps[-1][name]), exits):
             lines = {label: [record[name][place] for record in chosen] for label, place in columns}
-            made.append(curves(title, lines, at, "step", name))
-    return [figure for figure in made if figure.svg]
+            figures.append(curves(title, lines, numbers, "step", name))
+    return [figure for figure in figures if figure.svg]
 
 
 def _groups(name: str, length: int, exits: int) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -223,5 +226,5 @@ def _groups(name: str, length: int, exits: int) -> list[tuple[str, list[tuple[st
             for place, (teacher, student) in enumerate(taught, exits):
                 by_student[student].append((exit_name(teacher, exits), place))
             return [(f"{name}: {exit_name(exit, exits)} learns from", part) for exit, part in enumerate(by_student)]
-    own = [exit_name(place, exits) if length == exits else str(place + 1) for place in range(length)]
-    return [(f"{name} over the steps", list(zip(own, range(length), strict=True)))]
+    names = [exit_name(place, exits) if length == exits else str(place + 1) for place in range(length)]
+    return [(f"{name} over the steps", list(zip(names, range(length), strict=True)))]

@@ -34,8 +34,10 @@ def label(config: Mapping[str, Any]) -> str:
     """The method of a flat configuration, with the parameters that are not its defaults: `muse(alpha=0.1)`."""
     name = str(config["method"])
     usual = _usual(name)
-    given = {key[7:]: value for key, value in config.items() if key.startswith("method.")}
-    others = {key: value for key, value in given.items() if key not in usual or _plain(usual[key]) != _plain(value)}
+    parameters = {key[7:]: value for key, value in config.items() if key.startswith("method.")}
+    others = {
+        key: value for key, value in parameters.items() if key not in usual or _plain(usual[key]) != _plain(value)
+    }
     text = ",".join(f"{key}={_written(value)}" for key, value in others.items())
     return f"{name}({text})" if text else name
 
@@ -66,16 +68,16 @@ def read(path: Path) -> list[Line]:
     """All runs of a ledger, in its order; of runs with the same configuration and seed the last.
 
     Raises:
-        ValueError: naming the file and the line, if it is no ledger of runs.
+        ValueError: naming the file and the line, if it is not a ledger of runs.
     """
-    found: dict[str, Line] = {}
-    for made, _ in runs(path):
-        key = json.dumps([made.method, made.seed, made.common], sort_keys=True)
-        found.pop(key, None)
-        found[key] = made
-    if not found:
-        raise ValueError(f"{path} holds no runs yet")
-    return list(found.values())
+    lines: dict[str, Line] = {}
+    for line, _ in runs(path):
+        key = json.dumps([line.method, line.seed, line.common], sort_keys=True)
+        lines.pop(key, None)
+        lines[key] = line
+    if not lines:
+        raise ValueError(f"{path} contains no runs yet")
+    return list(lines.values())
 
 
 def runs(path: Path) -> list[tuple[Line, dict[str, Any]]]:
@@ -91,11 +93,11 @@ def holds(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> 
     """Whether the ledger has a line of the run with this flat configuration that ended as `result.json` says.
 
     Raises:
-        ValueError: naming the file and the line that is no JSON.
+        ValueError: naming the file and the line that is not JSON.
     """
-    wanted = _identity(config, trained)
+    identity = _identity(config, trained)
     return path.is_file() and any(
-        _identity(line["config"], line["training"]) == wanted
+        _identity(line["config"], line["training"]) == identity
         for line in (_json(text, f"{path} line {number}") for number, text in enumerate(_lines(path), 1))
         if isinstance(line.get("config"), dict) and isinstance(line.get("training"), dict)
     )
@@ -107,8 +109,8 @@ def lists(path: Path, config: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: as `read`.
     """
-    wanted = label(config), int(config["seed"]), common(config)
-    return path.is_file() and any((line.method, line.seed, line.common) == wanted for line, _ in runs(path))
+    identity = label(config), int(config["seed"]), common(config)
+    return path.is_file() and any((line.method, line.seed, line.common) == identity for line, _ in runs(path))
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -149,12 +151,12 @@ def _lines(path: Path) -> list[str]:
 
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON, as after an interrupted write ({error}): remove that line") from None
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise ValueError(f"{where} is not a JSON object")
-    return found
+    return record
 
 
 def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
@@ -176,9 +178,9 @@ def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
 
 def _identity(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     """What tells one trained run from another: its configuration, and when its training began for the last time."""
-    kept = {key: _plain(value) for key, value in config.items() if key not in FREE}
+    options = {key: _plain(value) for key, value in config.items() if key not in FREE}
     origin = trained.get("provenance") or {}
-    return json.dumps([kept, origin.get("date"), trained.get("seconds")], sort_keys=True)
+    return json.dumps([options, origin.get("date"), trained.get("seconds")], sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

@@ -50,24 +50,24 @@ class Row:
     figure: Figure | None = None
 
 
-def _millions(made: Made) -> list[float]:
-    return [cost.parameters(made.net).main / 1e6]
+def _millions(built: Made) -> list[float]:
+    return [cost.parameters(built.net).main / 1e6]
 
 
-def _size_and_macs(made: Made) -> list[float]:
-    return [cost.parameters(made.net).main / 1e6, cost.macs(made.net, made.shape)[-1] / 1e9]
+def _size_and_macs(built: Made) -> list[float]:
+    return [cost.parameters(built.net).main / 1e6, cost.macs(built.net, built.shape)[-1] / 1e9]
 
 
-def _flops(made: Made) -> list[float]:
-    return cost.eed_flops(made.net, made.shape)
+def _flops(built: Made) -> list[float]:
+    return cost.eed_flops(built.net, built.shape)
 
 
-def _mops(made: Made) -> list[float]:
-    return [count / 1e6 for count in cost.msdnet_ops(made.net, made.shape)]
+def _mops(built: Made) -> list[float]:
+    return [count / 1e6 for count in cost.msdnet_ops(built.net, built.shape)]
 
 
-def _gops(made: Made) -> list[float]:
-    return [count / 1e9 for count in cost.msdnet_ops(made.net, made.shape)]
+def _gops(built: Made) -> list[float]:
+    return [count / 1e9 for count in cost.msdnet_ops(built.net, built.shape)]
 
 
 def _first_shares(made: Made) -> list[float]:
@@ -157,12 +157,12 @@ def make(row: Row) -> Made:
 
 def line(row: Row) -> str:
     """The row as a line of the table in Markdown."""
-    made = make(row)
-    size = cost.parameters(made.net)
-    macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(made.net, made.shape))
-    given = [("net", *option) for option in row.options.items()]
-    given += [("branch", *option) for option in row.branch_options.items()]
-    words = " ".join(f"`--{kind}.{key.replace('_', '-')} {_plain(value)}`" for kind, key, value in given)
+    built = make(row)
+    size = cost.parameters(built.net)
+    macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(built.net, built.shape))
+    options = [("net", *option) for option in row.options.items()]
+    options += [("branch", *option) for option in row.branch_options.items()]
+    words = " ".join(f"`--{kind}.{key.replace('_', '-')} {_plain(value)}`" for kind, key, value in options)
     words += f"{' ' if words else ''}{row.classes} classes" if row.classes != 100 else ""
     name = f"`{row.branch}`" if row.branch else "none"
     cells = [
@@ -172,7 +172,7 @@ def line(row: Row) -> str:
         f"{size.main / 1e6:.3f}",
         f"{size.total / 1e6:.3f}",
         macs,
-        *_compare(row, made),
+        *_compare(row, built),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -181,20 +181,20 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def _compare(row: Row, made: Made) -> tuple[str, str, str]:
+def _compare(row: Row, built: Made) -> tuple[str, str, str]:
     """The columns printed, ours and difference, each number with the printed number of digits."""
     if row.figure is None:
         return "", "", ""
     source, unit, printed, count = row.figure
-    counted = count(made)
+    counted = count(built)
     if not printed:
         return f"nothing; {unit}", " / ".join(f"{value:.3f}" for value in counted), ""
     numbers = printed.split(" / ")
     digits = [len(number.partition(".")[2]) for number in numbers]
     ours = [f"{value:.{places}f}" for value, places in zip(counted, digits, strict=True)]
     apart = [
-        f"{float(mine) - float(theirs):+.{places}f}" if mine != theirs else "0"
-        for mine, theirs, places in zip(ours, numbers, digits, strict=True)
+        f"{float(counted_value) - float(printed_value):+.{places}f}" if counted_value != printed_value else "0"
+        for counted_value, printed_value, places in zip(ours, numbers, digits, strict=True)
     ]
     return f"{source}, {unit}: {printed}", " / ".join(ours), " / ".join(apart)
 

@@ -19,7 +19,7 @@ from offramp.measure.cost import as_run
 from offramp.measure.units import count, percent
 from offramp.study import analyses, figures
 from offramp.study.curve_tables import cell
-from offramp.study.exit_decisions import Left, by_class, extremes, stay
+from offramp.study.exit_decisions import ExitDecisions, by_class, extremes, single_exit
 from offramp.study.report_groups import groups_of
 from offramp.study.run_report import RunReport
 from offramp.study.thumbnails import SIDE, thumbnail
@@ -40,11 +40,11 @@ def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
     environment.filters |= {"percent": percent, "count": count, "share": share, "over_seeds": over_seeds}
-    here = files("offramp.study")
-    style = STYLE + here.joinpath("report.css").read_text(encoding="utf-8")
-    template = environment.from_string(here.joinpath("report.html").read_text(encoding="utf-8"))
+    folder = files("offramp.study")
+    style = STYLE + folder.joinpath("report.css").read_text(encoding="utf-8")
+    template = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
     groups = groups_of(runs)
-    made = template.render(
+    html = template.render(
         runs=[_view(run) for run in runs],
         against=figures.against_cost({one.curves.name: {**vars(one.curves), "policy": one.policy} for one in groups}),
         groups=[one for one in groups if len(one.curves.runs) > 1],
@@ -52,7 +52,7 @@ def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
         style=Markup(style),
         provenance=provenance,
     )
-    return f"{made.strip()}\n"
+    return f"{html.strip()}\n"
 
 
 def _shown(value: Any) -> Any:
@@ -62,9 +62,9 @@ def _shown(value: Any) -> Any:
 
 def _sources(runs: Sequence[RunReport]) -> list[str]:
     """The data that the runs are of, each once: runs of the same images with other classes do not compare either."""
-    found = dict.fromkeys((str(run.config["data"]), tuple(run.classes)) for run in runs)
-    names = [name for name, _ in found]
-    return [f"{name} in {len(classes)} classes" if names.count(name) > 1 else name for name, classes in found]
+    sources = dict.fromkeys((str(run.config["data"]), tuple(run.classes)) for run in runs)
+    names = [name for name, _ in sources]
+    return [f"{name} in {len(classes)} classes" if names.count(name) > 1 else name for name, classes in sources]
 
 
 def over_seeds(point: Mapping[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _view(run: RunReport) -> dict[str, Any]:
         "budgets": figures.over_budgets(budgeted) if budgeted else None,
         "shades": [figures.shade(exit, run.exits) for exit in range(run.exits)],
         "classes": _classes(run),
-        "diagrams": [figures.diagram(found, name) for found, name in zip(bins, names, strict=True)],
+        "diagrams": [figures.diagram(calibration, name) for calibration, name in zip(bins, names, strict=True)],
         "bins": bins,
         "images": _images(run, names) if run.pictures and run.images else [],
         "deeper": _deeper(run, names),
@@ -109,9 +109,9 @@ def _deeper(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
     wrong, agreement = [*analyses.go_wrong(right), None], [*analyses.agreement(right), None]
     rows = []
     for exit, places in enumerate(analyses.only_correct(right)):
-        shown = places[: run.images] if run.pictures else places[:0]
-        pixels = run.pictures(ids[shown]) if run.pictures and len(shown) else []
-        alone = stay(logits[exit], run.labels, exit)
+        selected = places[: run.images] if run.pictures else places[:0]
+        pixels = run.pictures(ids[selected]) if run.pictures and len(selected) else []
+        alone = single_exit(logits[exit], run.labels, exit)
         rows.append(
             {
                 "name": names[exit],
@@ -119,7 +119,9 @@ def _deeper(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
                 "agreement": agreement[exit],
                 "softmax": analyses.softmax_statistics(logits[exit]),
                 "alone": len(places),
-                "cards": [_card(run, alone, place, image) for place, image in zip(shown.tolist(), pixels, strict=True)],
+                "cards": [
+                    _card(run, alone, place, image) for place, image in zip(selected.tolist(), pixels, strict=True)
+                ],
             }
         )
     return rows
@@ -137,13 +139,13 @@ def _exits(run: RunReport, names: Sequence[str], bins: Sequence[Bins]) -> list[d
             "macs": run.network.exits[exit].macs,
             "of_plain": run.network.exits[exit].share,
         }
-        if run.policy and run.leaving and run.left is not None:
-            part, here = run.leaving["shares"][exit], run.left.exit == exit
-            right = (run.left.answer == run.labels)[here]
+        if run.policy and run.leaving and run.decisions is not None:
+            part, exits_here = run.leaving["shares"][exit], run.decisions.exit == exit
+            right = (run.decisions.answer == run.labels)[exits_here]
             row |= {
                 "rule": _rule(run.policy, exit),
                 "share": part,
-                "bar": figures.bar([part], f"{percent(part)} % leave at {name}"),
+                "bar": figures.bar([part], f"{percent(part)} % exit at {name}"),
                 "right": float(right.mean()) if len(right) else None,
                 "cost": run.prices[exit] if run.policy.enabled[exit] else None,
             }
@@ -152,19 +154,19 @@ def _exits(run: RunReport, names: Sequence[str], bins: Sequence[Bins]) -> list[d
 
 
 def _rule(policy: ExitPolicy, exit: int) -> str:
-    """When a sample leaves at an exit, in words."""
+    """The condition of an exit, in words."""
     if not policy.enabled[exit]:
         return "off"
     if exit == policy.exits - 1:
         return "always"
     if policy.score == "patience":
         return f"{policy.patience} equal predictions in a row"
-    asked = policy.thresholds[exit]
-    return "never" if asked >= NEVER else f"{policy.score} ≥ {asked:.4f}"
+    threshold = policy.thresholds[exit]
+    return "never" if threshold >= NEVER else f"{policy.score} ≥ {threshold:.4f}"
 
 
 def _costs(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per exit: its pieces, and what reaching it costs by every convention."""
+    """A row per exit: its stage and branch, and its cost by every convention."""
     enabled = run.policy.enabled if run.policy else (True,) * run.exits
     segments = iter(as_run(run.pieces, enabled))
     timed = accumulate(as_run(run.ms)) if run.ms else iter([None] * run.exits)
@@ -186,12 +188,12 @@ def _costs(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _classes(run: RunReport) -> dict[str, Any] | None:
-    """The classes that leave earliest and latest under the policy; all of them where they are few."""
-    if run.left is None:
+    """The classes that exit earliest and latest under the policy; all of them if there are few."""
+    if run.decisions is None:
         return None
-    found = by_class(run.left, run.labels, run.prices)
-    few = len(found) <= 2 * CLASSES
-    chosen = found if few else [*found[:CLASSES], *found[-CLASSES:]]
+    classes = by_class(run.decisions, run.labels, run.prices)
+    few = len(classes) <= 2 * CLASSES
+    chosen = classes if few else [*classes[:CLASSES], *classes[-CLASSES:]]
     plain = run.curves["plain"]["cost"]
     rows = [
         {
@@ -205,35 +207,35 @@ def _classes(run: RunReport) -> dict[str, Any] | None:
         }
         for row in chosen
     ]
-    return {"rows": rows, "all": few, "of": len(found), "gap": None if few else CLASSES}
+    return {"rows": rows, "all": few, "of": len(classes), "gap": None if few else CLASSES}
 
 
 def _images(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
     """The easiest and the hardest images of every exit."""
     assert run.pictures is not None
     logits, ids = run.trace.logits.numpy(), run.trace.ids.numpy()
-    shown = []
+    sections = []
     for exit, name in enumerate(names):
         if run.policy and not run.policy.enabled[exit]:
             continue
-        left = run.left if run.left is not None else stay(logits[exit], run.labels, exit)
-        chosen = extremes(left, exit, run.images)
+        decisions = run.decisions if run.decisions is not None else single_exit(logits[exit], run.labels, exit)
+        chosen = extremes(decisions, exit, run.images)
         places = np.array([*chosen[0], *chosen[1]], np.int64)
         pixels = run.pictures(ids[places]) if len(places) else []
-        cards = [_card(run, left, place, image) for place, image in zip(places.tolist(), pixels, strict=True)]
-        shown.append({"name": name, "easy": cards[: len(chosen[0])], "hard": cards[len(chosen[0]) :]})
-    return shown
+        cards = [_card(run, decisions, place, image) for place, image in zip(places.tolist(), pixels, strict=True)]
+        sections.append({"name": name, "easy": cards[: len(chosen[0])], "hard": cards[len(chosen[0]) :]})
+    return sections
 
 
-def _card(run: RunReport, left: Left, place: int, image: Any) -> dict[str, Any]:
-    """One image with what was predicted where it left."""
+def _card(run: RunReport, decisions: ExitDecisions, place: int, image: Any) -> dict[str, Any]:
+    """One image with its prediction at its exit."""
     return {
         "src": thumbnail(image),
         "small": max(image.shape[1:]) < SIDE,
         "true": run.classes[run.labels[place]],
-        "said": run.classes[left.answer[place]],
-        "right": bool(left.answer[place] == run.labels[place]),
-        "probability": float(np.exp(left.likelihood[place])),
-        "score": float(left.score[place]),
+        "said": run.classes[decisions.answer[place]],
+        "right": bool(decisions.answer[place] == run.labels[place]),
+        "probability": float(np.exp(decisions.likelihood[place])),
+        "score": float(decisions.score[place]),
         "id": int(run.trace.ids[place]),
     }

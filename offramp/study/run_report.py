@@ -10,22 +10,22 @@ from offramp.early_exit.policy import ExitPolicy, stale
 from offramp.measure.cost import Pieces, as_run
 from offramp.measure.network_summary import Description
 from offramp.outputs import Trace
-from offramp.study.exit_decisions import Left, leave
+from offramp.study.exit_decisions import ExitDecisions, apply_policy
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run, and everything that its pages are made from.
+    """One run, and everything that its section of the page is made from.
 
     Attributes:
-        name: what the page calls it; folder: where it lies.
-        config: the resolved options; training: what `result.json` says, None where training is not done.
+        name: its name on the page; folder: the run's folder.
+        config: the resolved options; training: the content of `result.json`, None if training is not finished.
         classes: names of the C classes.
-        trace: all exits on test; summary: of it, as `offramp.measure.accuracy.summary` makes it.
-        curves: `anytime`, `budgeted` (empty where nothing was held out) and `plain`, costs in `macs_cumulative`.
+        trace: all exits on test; summary: of that trace, by `offramp.measure.accuracy.summary`.
+        curves: `anytime`, `budgeted` (empty if nothing was held out) and `plain`, costs in `macs_cumulative`.
         network: every stage and exit in numbers; pieces: their multiply-adds.
         ms: milliseconds per image of the pieces, None if not measured; batch_size: at which they were.
-        policy: None where the run was not calibrated; fitted: where the policy says it comes from.
+        policy: None if the run was not calibrated; fitted: the provenance of the policy.
         history: the records of `metrics.jsonl`.
         pictures: ids of samples -> images uint8 (B, channels, H, W).
         images: how many of the easiest, and of the hardest, are shown of every exit.
@@ -65,32 +65,32 @@ class RunReport:
         return self.trace.labels.numpy()
 
     @cached_property
-    def left(self) -> Left | None:
-        """Where every sample leaves under the policy, if there is one."""
-        return leave(self.policy, self.trace.logits.numpy(), self.labels) if self.policy else None
+    def decisions(self) -> ExitDecisions | None:
+        """The exit of every sample under the policy, if there is one."""
+        return apply_policy(self.policy, self.trace.logits.numpy(), self.labels) if self.policy else None
 
     @property
     def prices(self) -> list[int]:
-        """Multiply-adds of a sample that leaves at each exit, as the policy runs; 0 where an exit is off."""
+        """Multiply-adds of a sample at each exit, as the policy runs; 0 if the exit is disabled."""
         enabled = self.policy.enabled if self.policy else (True,) * self.exits
         paid = iter(accumulate(as_run(self.pieces, enabled)))
         return [next(paid) if on else 0 for on in enabled]
 
     @cached_property
     def leaving(self) -> dict[str, Any] | None:
-        """What the policy does on test: accuracy, mean cost, and the share that leaves at each exit."""
-        if self.left is None:
+        """The policy on test: accuracy, mean cost, and the share of samples at each exit."""
+        if self.decisions is None:
             return None
-        shares = self.left.shares(self.exits)
+        shares = self.decisions.shares(self.exits)
         return {
-            "accuracy": float((self.left.answer == self.labels).mean()),
+            "accuracy": float((self.decisions.answer == self.labels).mean()),
             "cost": sum(share * price for share, price in zip(shares, self.prices, strict=True)),
             "shares": shares,
         }
 
     @property
     def stale(self) -> str:
-        """What to say where the policy is of other weights than these."""
+        """A warning if the policy was fitted on other weights, else nothing."""
         return stale(self.fitted, self.folder, self.weights, self.epoch, self.made_from.get("weights"))
 
     @property

@@ -45,11 +45,11 @@ def paired(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0
     """
     if len(ours) != len(theirs):
         raise ValueError(f"pairs need as many of one as of the other, got {len(ours)} and {len(theirs)}")
-    found = mean([a - b for a, b in zip(ours, theirs, strict=True)])
-    if found.deviation is None:
-        return Difference(found.mean, None, None, 1)
-    half = t_quantile((1 + confidence) / 2, found.runs - 1) * found.deviation / math.sqrt(found.runs)
-    return Difference(found.mean, found.mean - half, found.mean + half, found.runs)
+    result = mean([a - b for a, b in zip(ours, theirs, strict=True)])
+    if result.deviation is None:
+        return Difference(result.mean, None, None, 1)
+    half = t_quantile((1 + confidence) / 2, result.runs - 1) * result.deviation / math.sqrt(result.runs)
+    return Difference(result.mean, result.mean - half, result.mean + half, result.runs)
 
 
 def t_quantile(probability: float, freedom: int) -> float:

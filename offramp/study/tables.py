@@ -55,4 +55,4 @@ def latex_text(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]])
 def latex(text: str) -> str:
     """The text with LaTeX's special characters escaped."""
     marks = re.compile("|".join(map(re.escape, LATEX)))
-    return marks.sub(lambda found: LATEX[found[0]], printable(text))
+    return marks.sub(lambda match: LATEX[match[0]], printable(text))

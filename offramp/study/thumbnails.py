@@ -19,6 +19,6 @@ def thumbnail(pixels: UInt8[np.ndarray, "_ H W"]) -> str:
     picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]))
     if max(picture.size) > SIDE:
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    kept = io.BytesIO()
-    picture.save(kept, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}"
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -106,7 +106,7 @@ def load(path: Path) -> Checkpoint:
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
     except Exception:  # a manipulated file fails in many ways
-        raise Damaged(f"{path / 'state.pt'} holds something other than tensors and plain values") from None
+        raise Damaged(f"{path / 'state.pt'} contains something other than tensors and plain values") from None
     try:
         return Checkpoint(path, load_file(path / "weights.safetensors"), state)
     except SafetensorError as error:

@@ -283,7 +283,7 @@ class Loop:
             if refused:
                 raise with_parameters(
                     checkpoint.Damaged(
-                        f"{refused[0]}, and no other checkpoint is whole; choose another out to start anew"
+                        f"{refused[0]}, and no other checkpoint is intact; choose another out to start anew"
                     ),
                     "out",
                 )

@@ -97,14 +97,15 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise with_parameters(
                 ValueError(
-                    f"{folder} holds a run of another configuration: its {key} is {quoted(stored.get(key))}, not "
-                    f"{quoted(config.get(key))}{more}; nothing was overwritten. Choose another out"
+                    f"{folder} contains a run with another configuration: {key} is "
+                    f"{quoted(stored.get(key))} there, not {quoted(config.get(key))}{more}; "
+                    "nothing was overwritten. Choose another out"
                 ),
                 "out",
             )
         if not resume:
             raise with_parameters(
-                ValueError(f"{folder} already holds this run; pass resume to continue it, or choose another out"),
+                ValueError(f"{folder} already contains this run; pass resume to continue it, or choose another out"),
                 "resume",
                 "out",
             )
@@ -157,7 +158,7 @@ def _instead(folder: Path) -> str:
         runs = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
         if runs:
             more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
-            return f"it holds runs, name one of them: {', '.join(runs[:4])}{more}"
+            return f"it contains runs, name one of them: {', '.join(runs[:4])}{more}"
         return f"it has no {CONFIG} (`offramp train --out {shell_word(folder)}` creates one)"
     if folder.exists():
         return "it is a file, but a run is a folder"

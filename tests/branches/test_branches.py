@@ -97,8 +97,8 @@ def test_sketch_names_both_shapes_where_blocks_cannot_be_chained() -> None:
     with pytest.raises(ValueError) as caught:
         sketch.build(net, 0, 5)
     assert str(caught.value) == (
-        "sketch cannot chain stage 2: its first block leaves 4×8×8, the whole stage 8×4×4, and no few of its blocks "
-        "lead there; it fits behind stage 2, `linear` exits fit everywhere "
+        "sketch cannot chain stage 2: its first block leaves 4×8×8, the whole stage 8×4×4, and no short "
+        "sequence of its blocks does the same; it fits behind stage 2, `linear` exits fit everywhere "
         "(methods that compare features then need method.adapt=linear)"
     )
     assert isinstance(sketch.build(net, 1, 5), Branch)
@@ -133,7 +133,7 @@ def test_byot_hidden_width() -> None:
 def test_byot_names_the_shape_that_is_too_small() -> None:
     # 3 → 2 → 1: rounding at each stage makes the product 4, larger than the maps
     net = of_shapes([[(4, 3, 3)]], [[(4, 2, 2)]], [[(4, 1, 1)]])
-    with pytest.raises(ValueError, match=r"byot's exit behind stage 1 needs maps of 4×4 or more, .* hands on 4×3×3"):
+    with pytest.raises(ValueError, match=r"byot's exit behind stage 1 needs maps of 4×4 or more, .* passes on 4×3×3"):
         byot.build(net, 0, 5)
 
 
@@ -192,10 +192,10 @@ def test_no_exit_behind_a_stem(branch: Any) -> None:
 @pytest.mark.parametrize("branch", [eed, beed, byot])
 def test_maps_are_needed_where_convolutions_are(branch: Any) -> None:
     tokens = of_shapes([[(16, 4)]], [[(16, 4)]])
-    with pytest.raises(ValueError, match=r"exits need one map .* but stage 1 hands on 16×4; `linear` exits fit"):
+    with pytest.raises(ValueError, match=r"exits need one map .* but stage 1 passes on 16×4; `linear` exits fit"):
         branch.build(tokens, 0, 5)
     scales = of_shapes([[(4, 8, 8)]], [[(4, 8, 8), (8, 4, 4)]], [[(4, 8, 8)]])
-    with pytest.raises(ValueError, match=r"but stage 2 hands on \(4×8×8, 8×4×4\)"):
+    with pytest.raises(ValueError, match=r"but stage 2 passes on \(4×8×8, 8×4×4\)"):
         branch.build(scales, 0, 5)
 
 

@@ -84,7 +84,7 @@ def test_bytes_that_are_no_message(data: bytes) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_other_classes_than_logits(classes: int) -> None:
     assert open_segment(model(3), PART, classes=3)(INPUTS, ())[2].shape == (2, 3)
-    with pytest.raises(ValueError, match=rf"gives logits \(2, 3\), not \(2, {classes}\) as manifest.json says"):
+    with pytest.raises(ValueError, match=rf"returns logits \(2, 3\), not \(2, {classes}\) as manifest.json says"):
         open_segment(model(3), PART, classes=classes)(INPUTS, ())
 
 
@@ -92,7 +92,9 @@ def test_other_states_than_the_manifest_says(made: Any) -> None:
     part = made.manifest.parts[0]
     wrong = replace(part, gives_state=(replace(part.gives_state[0], shape=(9, 9, 9)), part.gives_state[1]))
     run = open_segment((made.folder / part.file).read_bytes(), wrong)
-    with pytest.raises(ValueError, match=r"segment-1\.onnx gives next_state_0 .*, not \(2, 9, 9, 9\) as manifest.json"):
+    with pytest.raises(
+        ValueError, match=r"segment-1\.onnx returns next_state_0 .*, not \(2, 9, 9, 9\) as manifest.json"
+    ):
         run(np.zeros((2, 1, 8, 8), np.float32), ())
 
 
@@ -100,7 +102,7 @@ def test_a_bundle_with_fewer_classes_than_logits(copied: Path, made: Any) -> Non
     text = render(replace(made.manifest, classes=made.manifest.classes[:4]))
     (copied / "manifest.json").write_text(text)
     opened = open_bundle(copied)
-    with pytest.raises(ValueError, match=r"segment-1\.onnx gives logits \(1, 10\), not \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"segment-1\.onnx returns logits \(1, 10\), not \(1, 4\)"):
         warm_up(opened, 1)
 
 

@@ -125,7 +125,7 @@ def resized(found: dict[str, Any]) -> None:
         (averaged(True), "True should be a finite number"),
         (averaged(float("nan")), "NaN is no number of JSON"),
         (damaged(preprocessing={}), "'channels' is missing"),
-        (reshaped, "segment-2.onnx does not take what segment-1.onnx gives"),
+        (reshaped, "segment-2.onnx does not take the outputs of segment-1.onnx"),
         (retyped, "tensors are of float32, float16, int64, int32, bool, not 'object'"),
         (carrying, "images become (1, 8, 8), but the first segment takes"),
         (resized, "images become (1, 9, 9), but the first segment takes ((1, 8, 8),)"),

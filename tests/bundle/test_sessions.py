@@ -24,10 +24,12 @@ def test_a_model_with_other_tensors_than_the_manifest_says(made: Any) -> None:
     part = made.manifest.parts[1]
     model = (made.folder / part.file).read_bytes()
     other = replace(part, takes_carry=part.takes_carry[:1])
-    with pytest.raises(ValueError, match=r"segment-2.onnx takes .*'carry_1'.* but manifest.json says \['carry_0', 'st"):
+    with pytest.raises(
+        ValueError, match=r"segment-2.onnx has the inputs .*'carry_1'.* but manifest.json says \['carry_0', 'st"
+    ):
         open_segment(model, other)
     other = replace(part, gives_state=())
-    with pytest.raises(ValueError, match=r"segment-2.onnx takes .* and gives .* but manifest.json says"):
+    with pytest.raises(ValueError, match=r"segment-2.onnx has the inputs .* and the outputs .* but manifest.json says"):
         open_segment(model, other)
 
 

@@ -97,7 +97,7 @@ def test_another_exit_is_found_out_but_not_at_a_tie(made: Any, monkeypatch: pyte
     ids = verify.images(made.data, 200)["test"]
     inputs = bundle.manifest.preprocessing.normalise(made.data.splits["test"].source.batch(ids))
     differing = bundle.answer(inputs).exit != replace(bundle, policy=shifted).answer(inputs).exit
-    first = f"image {ids[differing][0]} of test leaves the bundle at exit [34], but the network at exit 1"
+    first = f"image {ids[differing][0]} of test takes exit [34] in the bundle, but exit 1 in the network"
     with pytest.raises(verify.Difference, match=first):
         verify.verify(bundle, made.net, made.data, 200)
     monkeypatch.setattr(verify, "_tie", lambda *given: True)
@@ -140,7 +140,7 @@ def test_a_difference_is_told_with_its_image() -> None:
         found = np.array([[0.5, 1.0], [wrong, 1.0]])
         with pytest.raises(verify.Difference, match=r"it: at exit 1 the logits of image 9 of test \(batch of 2\)"):
             verify._near(found, wanted, "it", 0, samples)
-    with pytest.raises(verify.Difference, match=r"it gives \(2, 1\) at exit 1, but the network \(2, 2\)"):
+    with pytest.raises(verify.Difference, match=r"it returns \(2, 1\) at exit 1, but the network \(2, 2\)"):
         verify._near(wanted[:, :1], wanted, "it", 0, samples)
 
 

@@ -49,7 +49,7 @@ def test_wrong_places_show_the_order(offramp: Run, after: str, says: str) -> Non
     [
         (
             ("--net", "timm:vit_tiny_patch16_224", "--net.depth", 2, "--exits", 2, "--branch", "byot"),
-            "byot exits need one map (channels, height, width) after every stage, but stage 1 hands on 197×192; "
+            "byot exits need one map (channels, height, width) after every stage, but stage 1 passes on 197×192; "
             "`linear` exits fit",
         ),
         (

@@ -141,7 +141,7 @@ def test_a_run_without_a_policy_and_no_run(offramp: Offramp, trained: Path, tmp_
     ran = offramp("bench", run, "--weights", "best")
     assert ran.status == 1 and "has no best.safetensors yet" in ran.err
     ran = offramp("bench", tmp_path)
-    assert ran.status == 1 and "is not a run: it holds runs, name one of them" in ran.err
+    assert ran.status == 1 and "is not a run: it contains runs, name one of them" in ran.err
 
 
 def test_when_nothing_is_installed(offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:
 
     hub = {"data": "cifar10", "data-dir": "hub:somebody/something"}
     for about in ({}, {"config": [1]}, {"config": {"data": "hub:somebody/something"}}, {"config": hub}):
-        with pytest.raises(ValueError, match="does not say which data here it was made of: name a folder of images"):
+        with pytest.raises(ValueError, match="does not record which data it was made from: name a folder of images"):
             data_of(bundle, about, None)
 
 

@@ -158,7 +158,7 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
         ),
         ("--max-drop 0.5", "--max-drop 0.5 is ambiguous: write 0.5% or 50% (percentage points of accuracy)"),
         ("--risk 0.1", "--risk 0.1 is ambiguous: write 0.1% or 10% (percentage points of accuracy)"),
-        ("--risk 1% --delta 5", "--delta 5 is no share: write 5%, or 0.05"),
+        ("--risk 1% --delta 5", "--delta 5 is not a share: write 5%, or 0.05"),
         ("--max-drop few", "--max-drop takes a share such as 0.01, or percent such as 1%, got 'few'"),
         ("--target-accuracy 60", "--target-accuracy 60 is not a share: write 60%, or 0.6"),
         ("--ms 50%", "--ms takes milliseconds per image such as 0.5, not a share, got '50%'"),
@@ -314,9 +314,9 @@ def test_a_risk_that_cannot_be_certified_keeps_the_plain_network_and_says_what_i
     assert policy.enabled == (False, False, False, True)
     said = " ".join(ran.out.split())  # as one line
     assert "the plain network is kept: a loss of at most 0.1 points with probability 0.95 cannot be certified" in said
-    assert "calibration samples would do" in said or "no number of samples would do" in said
+    assert "calibration samples would be enough" in said or "no number of samples would be enough" in said
     expected = said[said.index("expected on the ") :]
-    assert " samples that certify: accuracy " in expected
+    assert " certifying samples: accuracy " in expected
     before, after = expected.split("; plain: ")
     assert after.startswith(before[before.index("accuracy ") + 9 :])  # the plain network is the plain network
 

@@ -198,9 +198,9 @@ def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Of
     before = (finished / "comparison.yaml").read_bytes()
     ran = offramp(*words("joint", "0", finished, "--lr", 0.05))
     assert ran.status == 1
-    assert f"{finished} holds a comparison of another configuration: its lr is 0.1, not 0.05; nothing" in ran.err
+    assert f"{finished} contains a comparison with another configuration: lr is 0.1 there, not 0.05; nothing" in ran.err
     more = offramp(*words("joint", "0", finished, "--clip", 1, "--ema", 0.5))
-    assert "its clip is 0.0, not 1.0 (and 1 more)" in more.err
+    assert "clip is 0.0 there, not 1.0 (and 1 more)" in more.err
     assert (finished / "comparison.yaml").read_bytes() == before
     (finished / "comparison.yaml").write_text("- a\n")
     assert "comparison.yaml is damaged: it contains no options" in offramp(*words("joint", "0", finished)).err
@@ -251,7 +251,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         ),
         (["--methods", "hdkd(weights=1,1,-5)"], "weights must be finite and, as clamp holds them there, at least 0"),
         (["--methods", "joint", "--ledger", "."], "--ledger . is not a file"),
-        (["--methods", "joint", "--markdown", __file__], "is left as it is: the table goes between a line"),
+        (["--methods", "joint", "--markdown", __file__], "was not changed: the table is written between a line"),
         (["--methods", "joint", "--write", "x.doc"], "--write takes files ending in .csv, .tex, .svg, .pdf or .png"),
         ([], "compare needs --methods and --out"),
         (["--methods", "joint", "--job", "2"], "Did you mean --jobs?"),
@@ -354,7 +354,7 @@ def test_a_grid_trains_every_combination_and_compares_within_it(offramp: Offramp
     assert again.status == 0 and len(again.json["comparisons"]) == 1
     assert len(lines(out / "results.jsonl")) == 4
     other = offramp(*given, "--grid", "branch=linear")
-    assert other.status == 2 and "holds a comparison of another configuration" in other.err
+    assert other.status == 2 and "contains a comparison with another configuration" in other.err
 
 
 @pytest.mark.parametrize(

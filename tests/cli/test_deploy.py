@@ -106,9 +106,9 @@ def test_nothing_held_out_tells_no_best(offramp: Offramp, runs: Path, tmp_path: 
 @pytest.mark.parametrize("name", ["dml", "one"])
 def test_verbs_that_need_exits_refuse(offramp: Offramp, runs: Path, name: str, words: list[str]) -> None:
     ran = offramp(words[0], runs / name, *words[1:])
-    says = f"{runs / name} was trained with {name}: its networks are not a chain of depth, so there are no exits to "
+    says = f"{runs / name} was trained with {name}: its networks are not ordered by depth, so there are no "
     assert ran.status == 1 and ran.err.startswith(f"offramp: {says}") and ran.err.count("\n") == 1
-    assert f"`offramp deploy {runs / name} --out DIR` makes a plain run" in ran.err
+    assert f"`offramp deploy {runs / name} --out DIR` extracts one of them as a run" in ran.err
 
 
 def test_predict_wants_a_bundle(offramp: Offramp, runs: Path) -> None:
@@ -156,4 +156,4 @@ def test_info_counts_all_that_is_trained(offramp: Offramp) -> None:
         "total": sum(one["parameters"]["main"] for one in each),
     }
     shown = offramp("info", "--net", "resnet18", "--width", "4", "--method", "one", "--method.branches", "2").out
-    assert "branch 2" in shown and "gated ensemble" in shown and "all that is trained" in shown
+    assert "branch 2" in shown and "gated ensemble" in shown and "everything that is trained" in shown

@@ -51,7 +51,7 @@ def test_the_table_has_a_line_per_exit(offramp: Offramp, run: Path) -> None:
     assert ran.status == 0, ran.err
     names = [line.split()[0] for line in ran.out.splitlines() if line]
     assert [name for name in names if name in ("exit", "final", "ensemble")] == ["exit"] * 4 + ["final", "ensemble"]
-    assert "no policy yet: `offramp calibrate` fits one" in ran.out
+    assert "no policy yet: fit one with `offramp calibrate`" in ran.out
     assert f"{run}: test, 359 samples, epoch 2 (last)" in ran.out.replace("\n", " ")
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, says in {
         "file": "it is a file, but a run is a folder",
-        "runs": f"it holds runs, name one of them: {tmp_path / 'runs/a'}, {tmp_path / 'runs/b'}",
+        "runs": f"it contains runs, name one of them: {tmp_path / 'runs/a'}, {tmp_path / 'runs/b'}",
         "bundle": "it is a bundle (`offramp predict ",
         "empty": f"it has no config.yaml (`offramp train --out {tmp_path / 'empty'}` creates one)",
     }.items():

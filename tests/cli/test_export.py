@@ -56,4 +56,4 @@ def test_too_few_images_and_no_run(offramp: Offramp, run: Path, tmp_path: Path) 
     ran = offramp("export", run, "--out", tmp_path / "b", "--images", 999)
     assert ran.status == 2 and "--images must be at least 1000, got 999" in ran.err
     ran = offramp("export", run.parent, "--out", tmp_path / "b")
-    assert ran.status == 1 and "is not a run: it holds runs, name one of them" in ran.err
+    assert ran.status == 1 and "is not a run: it contains runs, name one of them" in ran.err

@@ -31,9 +31,9 @@ def test_an_extended_run_equals_an_uninterrupted_one(offramp: Offramp, tmp_path:
     records = [log.read(tmp_path / run / "metrics.jsonl", "step") for run in ("long", "whole")]
     assert records[0] == records[1]
     fewer = offramp("train", "--out", tmp_path / "long", "--resume", "--epochs", 1)
-    assert fewer.status == 1 and "its epochs is 2, not 1" in fewer.err
+    assert fewer.status == 1 and "epochs is 2 there, not 1" in fewer.err
     other_too = offramp("train", "--out", tmp_path / "long", "--resume", "--epochs", 3, "--lr", 0.05)
-    assert other_too.status == 1 and "its lr is 0.1, not 0.05" in other_too.err
+    assert other_too.status == 1 and "lr is 0.1 there, not 0.05" in other_too.err
 
 
 def test_the_command_line_says_why_not_and_changes_nothing(offramp: Offramp, run: Path) -> None:

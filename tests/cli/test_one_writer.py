@@ -73,7 +73,7 @@ def test_variables_of_launchers_do_not_open_anothers_folder(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     ran = offramp("train", *WORDS, "--epochs", 1, "--seed", 7, "--out", run)
-    assert ran.status == 1 and "holds a run of another configuration" in ran.err
+    assert ran.status == 1 and "contains a run with another configuration" in ran.err
     assert of_file(run / "last.safetensors") == before
 
 

@@ -129,7 +129,7 @@ def test_bad_images_are_named_and_the_rest_is_answered(
             "truncated",
             "it is 9000x9000",
             "the file does not exist",
-            "holds",
+            "contains no images",
         ],
     ):
         assert any(line.startswith(f"offramp: {tmp_path / name}: ") and reason in line for line in said), (name, said)
@@ -162,16 +162,19 @@ def test_a_split_gives_the_same_answers(
             assert row[key] == whole[row["image"]][key]
         assert row["probability"] == pytest.approx(whole[row["image"]]["probability"], abs=1e-5)
     table = offramp("predict", bundle, pictures, *words).out
-    assert f"{len(waiting)} of 24 continue" in table and table.count("continues") == len(waiting)
+    following = f"`offramp predict {bundle} --from {number} --state {state}`"
+    assert f"{len(waiting)} of 24 continue with {following}" in table.replace("\n", " ") and table.count(
+        "continues"
+    ) == len(waiting)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "name image files or folders of images"),
-        (("a.png", "--json", "--csv"), "--json and --csv exclude each other"),
+        ((), "no images were given: name image files or folders"),
+        (("a.png", "--json", "--csv"), "--json and --csv cannot be combined"),
         (("a.png", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
-        (("a.png", "--first", "1", "--from", "1"), "--first and --from exclude each other"),
+        (("a.png", "--first", "1", "--from", "1"), "--first and --from cannot be combined"),
         (("a.png", "--first", "1"), "--first takes a number of segments from 1, and needs --state, a file"),
         (("a.png", "--first", "0", "--state", "s"), "--first takes a number of segments from 1"),
         (("--from", "-1", "--state", "s"), "--from takes a number of segments from 1"),
@@ -201,7 +204,7 @@ def test_python_predicts_the_same(offramp: Offramp, bundle: Path, pictures: Path
     first = package.predict(bundle, [pictures], first=1, state=tmp_path / "s.npz")
     rest = package.predict(bundle, from_=1, state=tmp_path / "s.npz")
     assert first.continuing == len(rest.images) > 0 and rest.continuing == 0
-    with pytest.raises(ValueError, match=r"^first and from_ exclude each other"):
+    with pytest.raises(ValueError, match=r"^first and from_ cannot be combined"):
         package.predict(bundle, [pictures], first=1, from_=1)
 
 

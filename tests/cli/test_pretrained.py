@@ -16,7 +16,7 @@ Offramp = Callable[..., Any]
             ("--net", "resnet18"),
             "--pretrained is for networks of timm and torchvision",
         ),
-        (("--net", "timm:tf_efficientnet_lite0", "--weights", "a.pt"), "--pretrained and --weights exclude each other"),
+        (("--net", "timm:tf_efficientnet_lite0", "--weights", "a.pt"), "--pretrained and --weights cannot be combined"),
         (("--net", "timm:test_efficientnet_xyz"), "test_efficientnet_xyz"),
     ],
 )

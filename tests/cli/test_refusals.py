@@ -64,7 +64,7 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
         ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
         (
             "--method joint --batch-size 1",
-            "a batch norm of this network cannot train on one sample at a time",
+            "a batch norm of this network cannot train on a single sample",
         ),
         ("--method vanilla --tune exits", "only exits are to be trained, but the network has no early exits"),
         ("--method dml --tune exits", "--tune tells a backbone from its exits, but this method trains networks side"),

@@ -57,7 +57,7 @@ def test_a_run_before_and_after_calibration(offramp: Offramp, run: Path) -> None
     assert len(found["budgeted"]) == 39 and len(found["ms"]["stages"]) == 4 and found["ms"]["batch_size"] == 4
     text = (run / "report.html").read_text()
     assert "no policy yet" not in text and ran.json["bytes"] == len(text.encode())
-    assert "where the policy comes from" in text
+    assert "provenance of the policy" in text and "fitted on other weights" not in text
 
 
 def test_the_weights_that_were_asked_for(offramp: Offramp, run: Path) -> None:
@@ -83,7 +83,7 @@ def test_several_runs_in_one_page_and_the_same_again(offramp: Offramp, run: Path
         pages.append([line for line in lines if not any(word in line for word in VARYING)])
     assert pages[0] == pages[1]
     text = out.read_text()
-    assert "These runs are of different data" in text and "trained on everything" in text
+    assert "These runs are on different data" in text and "trained with <code>holdout 0</code>" in text
     assert "&lt;b&gt;red" in text and "blue &amp; green" in text
     assert [path.name for path in tmp_path.iterdir()] == ["both.html"]
 

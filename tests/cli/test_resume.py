@@ -20,10 +20,10 @@ def test_the_folder_says_how_the_run_trains(offramp: Offramp, run: Path) -> None
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--lr", "0.05"), "its lr is 0.1, not 0.05"),
-        (("--method", "joint"), "its method is 'muse', not 'joint'"),
-        (("--net", "wrn16-4"), "its net is 'resnet18', not 'wrn16-4'"),
-        (("--method.alpha", "0.1"), "its method.alpha is 0.5, not 0.1"),
+        (("--lr", "0.05"), "lr is 0.1 there, not 0.05"),
+        (("--method", "joint"), "method is 'muse' there, not 'joint'"),
+        (("--net", "wrn16-4"), "net is 'resnet18' there, not 'wrn16-4'"),
+        (("--method.alpha", "0.1"), "method.alpha is 0.5 there, not 0.1"),
     ],
 )
 def test_what_is_typed_must_be_what_was_trained(offramp: Offramp, trained: Path, words: Any, says: str) -> None:
@@ -33,7 +33,7 @@ def test_what_is_typed_must_be_what_was_trained(offramp: Offramp, trained: Path,
 
 def test_without_resume_or_a_run_nothing_is_read(offramp: Offramp, trained: Path, tmp_path: Path) -> None:
     ran = offramp("train", "--out", trained)
-    assert ran.status == 1 and "holds a run of another configuration" in ran.err
+    assert ran.status == 1 and "contains a run with another configuration" in ran.err
     ran = offramp("train", "--resume", "--out")
     assert (ran.status, ran.err) == (2, "offramp: --out needs a value\n")
     (tmp_path / "config.yaml").write_text("lr: [1\n")

@@ -130,7 +130,7 @@ def test_run_of_another_configuration_is_never_overwritten(offramp, tmp_path):
     offramp("train", *TINY, "--out", tmp_path / "a")
     other = offramp("train", *TINY, "--lr", "0.05", "--out", tmp_path / "a")
     assert other.status == 1
-    assert "its lr is 0.1, not 0.05; nothing was overwritten" in other.err
+    assert "lr is 0.1 there, not 0.05; nothing was overwritten" in other.err
     resumed = offramp("train", *TINY, "--lr", "0.05", "--out", tmp_path / "a", "--resume")
     assert resumed.status == 1
     same = offramp("train", *TINY, "--out", tmp_path / "a")

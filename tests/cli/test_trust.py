@@ -172,4 +172,4 @@ def test_a_run_without_code_says_so(offramp: Callable[..., Any], trained: Path) 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code", "code_revision"])
 def test_code_of_others_is_not_loaded_by_options(offramp: Callable[..., Any], key: str) -> None:
     ran = offramp("info", "--net", "transformers:vit", f"--net.{key}", "true")
-    assert ran.status == 2 and f"--net.{key}: code is not loaded from elsewhere" in ran.err
+    assert ran.status == 2 and f"--net.{key}: code is not downloaded" in ran.err

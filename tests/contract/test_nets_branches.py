@@ -23,7 +23,7 @@ DIFFERENT_WIDTHS = {"linear"}
 REFUSED = {
     ("msdnet", "sketch"): "sketch cannot chain stage 4: .* fits nowhere on this network, `own` and `linear` exits fit",
     **{
-        ("msdnet", branch): rf"^{branch} exits need one map .* stage 1 hands on \(.*\); `own` and `linear` exits fit$"
+        ("msdnet", branch): rf"^{branch} exits need one map .* stage 1 passes on \(.*\); `own` and `linear` exits fit$"
         for branch in ("beed", "byot", "eed", "lct", "tofd")
     },
 }

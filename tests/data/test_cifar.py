@@ -79,7 +79,7 @@ def test_cifar10_parquet_does_not_take_cifar100(tmp_path, write):
 
 def test_missing_and_empty_places(tmp_path, monkeypatch):
     monkeypatch.delenv("OFFRAMP_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match="where is cifar100"):
+    with pytest.raises(FileNotFoundError, match="cifar100 needs a folder"):
         load("cifar100")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         load("cifar100", data_dir=tmp_path / "nowhere")
@@ -111,7 +111,7 @@ def test_missing_shard_and_missing_split(tmp_path, write):
     with pytest.raises(ValueError, match=r"train-00001-of-00002.parquet is missing, one of 2 shards"):
         load("cifar100", data_dir=tmp_path)
     (tmp_path / "train-00000-of-00002.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no train shards of cifar100"):
+    with pytest.raises(FileNotFoundError, match="contains no train shards of cifar100"):
         load("cifar100", data_dir=tmp_path)
 
 

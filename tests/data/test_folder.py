@@ -139,18 +139,18 @@ def refused(tmp_path, error, message, **options):
 
 
 def test_missing_and_empty(tmp_path):
-    refused(tmp_path / "nowhere", FileNotFoundError, "nowhere does not exist: correct folder:")
-    refused(tmp_path, FileNotFoundError, "is empty: it should hold train/ and test/")
+    refused(tmp_path / "nowhere", FileNotFoundError, "nowhere does not exist: check folder:")
+    refused(tmp_path, FileNotFoundError, "is empty: it should contain train/ and test/")
     (tmp_path / "train/cat").mkdir(parents=True)
     (tmp_path / "test/cat").mkdir(parents=True)
-    refused(tmp_path, ValueError, "train holds no images")
+    refused(tmp_path, ValueError, "train contains no images")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", FileNotFoundError, "is not a folder")
 
 
 def test_split_without_samples(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT | {"test/cat": 0, "test/dog": 0})
-    refused(tmp_path, ValueError, "test holds no images")
+    refused(tmp_path, ValueError, "test contains no images")
 
 
 def test_class_in_one_split_only(tmp_path, write):
@@ -237,7 +237,7 @@ def test_folders_that_are_no_classes_are_named(tmp_path, write):
         load(f"folder:{tmp_path / 'holes'}")
     deep = tmp_path / "holes/bad"
     assert str(caught.value).startswith(
-        f"{deep / 'cats/000.png'} lies too deep: no folder in {tmp_path / 'holes'} holds"
+        f"{deep / 'cats/000.png'} is nested too deep: no folder in {tmp_path / 'holes'} holds"
     )
     assert str(caught.value).endswith(f"name the folder whose folders are the classes, such as {deep}")
     assert load(f"folder:{deep}", holdout=0).classes == ("cats", "dogs", "owls")
@@ -253,7 +253,7 @@ def test_empty_classes_are_named(tmp_path, write):
 
 def test_one_class_is_not_the_folder_of_classes(tmp_path, write):
     write.image_folder(tmp_path, {"cats": 8, "dogs": 8})
-    with pytest.raises(FileNotFoundError, match=r"cats holds images but no class folders \(000.png, …\): name the"):
+    with pytest.raises(FileNotFoundError, match=r"cats contains images but no class folders \(000.png, …\): name the"):
         load(f"folder:{tmp_path / 'cats'}")
 
 
@@ -267,7 +267,7 @@ def test_one_stranger_is_one_file(tmp_path, write):
 
 def test_a_path_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.delenv("OFFRAMP_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match=r"^nope does not exist: correct folder:nope"):
+    with pytest.raises(FileNotFoundError, match=r"^nope does not exist: check folder:nope"):
         load("folder:nope")
     with pytest.raises(FileNotFoundError, match=rf"^neither nope nor {tmp_path}/nope exists: correct folder:nope"):
         load("folder:nope", data_dir=tmp_path)

@@ -85,7 +85,7 @@ def test_images_that_are_gone_are_counted_and_an_empty_split_is_refused(tmp_path
     for label, name in enumerate(CLASSES):
         for number in range(20):
             picture(others / name / f"{number}.png", 50_000 + 1000 * label + number)
-    with pytest.raises(ValueError, match="holds none of the val images of runs/a, and no new ones to take instead"):
+    with pytest.raises(ValueError, match="contains none of the val images of runs/a, and no new ones to take instead"):
         records.restored(opened(others), record, "runs/a", False)
     assert len(records.restored(opened(others), record, "runs/a", True).splits["test"]) == 6
 

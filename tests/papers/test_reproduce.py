@@ -87,7 +87,7 @@ def test_a_folder_of_another_protocol_is_refused(trained, tmp_path: Path) -> Non
     out, _ = trained
     other = tmp_path / "tiny.yaml"
     other.write_text(TINY.replace("epochs: 1", "epochs: 2"))
-    with pytest.raises(ValueError, match="holds a comparison of another configuration: its recipe is"):
+    with pytest.raises(ValueError, match="contains a comparison with another configuration: recipe is"):
         reproduce("muse-table-4", protocol=other, rows=ROWS, out=out)
 
 

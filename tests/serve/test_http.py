@@ -259,8 +259,8 @@ class TestMalformedTensors:
     @pytest.mark.parametrize(
         ("body", "says"),
         [
-            (b"\xff", "the body is no JSON object"),
-            (b"[" * 100_000, "the body is no JSON object"),
+            (b"\xff", "the body is not a JSON object"),
+            (b"[" * 100_000, "the body is not a JSON object"),
             ([], "the body must be a JSON object with `inputs`"),
             ({}, "inputs must be a list of one tensor, named `image`"),
             ({"inputs": [1, 2]}, "inputs must be a list of one tensor"),

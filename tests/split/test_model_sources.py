@@ -95,17 +95,17 @@ def test_what_does_not_go_together(own: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("timm:resnet18", {"pretrained": True}, "net.pretrained: nothing is fetched here; leave it out and take w"),
-        ("timm:resnet18", {"checkpoint_path": "w.pth"}, "net.checkpoint_path: nothing is fetched here"),
-        ("torchvision:resnet18", {"weights": "DEFAULT"}, "net.weights: nothing is fetched here"),
-        ("timm:resnet18", {"num_classes": 4}, "net.num_classes follows from the data: leave it out"),
-        ("python:my_nets:small", {"channels": 3}, "net.channels follows from the data: leave it out"),
+        ("timm:resnet18", {"pretrained": True}, "net.pretrained: nothing is downloaded here; omit it and use w"),
+        ("timm:resnet18", {"checkpoint_path": "w.pth"}, "net.checkpoint_path: nothing is downloaded here"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "net.weights: nothing is downloaded here"),
+        ("timm:resnet18", {"num_classes": 4}, "net.num_classes follows from the data: omit it"),
+        ("python:my_nets:small", {"channels": 3}, "net.channels follows from the data: omit it"),
         ("torchvision:vit_b_16", {"image_size": "x"}, "net.image_size must be a whole number of at least 1, got 'x'"),
         ("transformers:vit", {"num_labels": 3}, "net.num_labels follows from the data"),
         (
             "transformers:vit",
             {"attn_implementation": "someone/kernel"},
-            "transformers:vit asks for the attention 'someone/kernel', which may have to be fetched: take net.attn",
+            "transformers:vit asks for the attention 'someone/kernel', which may have to be downloaded: use net.attn",
         ),
     ],
 )

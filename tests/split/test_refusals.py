@@ -322,7 +322,7 @@ class TestEquivalence:
 
     def test_other_values_name_the_stage(self) -> None:
         with pytest.raises(ValueError, match=r"^the cut form of Net is not the model: for a batch of 1 in evaluation m"
-                           r"ode, stage 1 \(up to a\) returns other values; cut elsewhere, or give"):  # fmt: skip
+                           r"ode, stage 1 \(up to a\) returns different values; cut elsewhere, or define"):  # fmt: skip
             self.check(lambda net: net.stages[0].append(nn.ReLU()), Net())
 
     def test_other_gradients_name_the_weight(self) -> None:
@@ -330,7 +330,7 @@ class TestEquivalence:
             def forward(self, maps: Tensor) -> Tensor:
                 return maps.detach()
 
-        with pytest.raises(ValueError, match=r"batch of 3 in training mode, stage 1 .* another gradient of a.w"):
+        with pytest.raises(ValueError, match=r"batch of 3 in training mode, stage 1 .* a different gradient of a.w"):
             self.check(lambda net: net.stages[0].append(Detached()), Net())
 
     def test_other_buffers_are_named(self) -> None:
@@ -343,13 +343,13 @@ class TestEquivalence:
                 self.calls = self.calls + 1  # lost in a graph
                 return maps + 0 * self.calls
 
-        with pytest.raises(ValueError, match="the last stage or the head leaves other values in the buffer calls;"):
+        with pytest.raises(ValueError, match="the last stage or the head leaves different values in the buffer calls;"):
             self.check(lambda net: None, Counting())
 
     def test_zeros_at_the_start_hide_nothing(self) -> None:
         model = Net()
         nn.init.zeros_(model.fc.weight)
-        with pytest.raises(ValueError, match=r"stage 1 .* returns other values"):
+        with pytest.raises(ValueError, match=r"stage 1 .* returns different values"):
             self.check(lambda net: net.stages[0].append(nn.ReLU()), model)
         assert not model.fc.weight.any()
 
@@ -361,7 +361,9 @@ class TestEquivalence:
                 Clock.count += 1
                 return maps + Clock.count
 
-        with pytest.raises(ValueError, match="the model itself computes something else in every pass, even with the s"):
+        with pytest.raises(
+            ValueError, match="the model itself returns different values in every pass, even with the s"
+        ):
             self.check(
                 lambda net: None,
                 nn.Sequential(OrderedDict(a=nn.Conv2d(3, 4, 3), clock=Clock(), rest=pooled(nn.Linear(6, 5))[2:])),

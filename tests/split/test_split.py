@@ -123,7 +123,7 @@ class Moody(Chain):
 
 def test_what_cannot_pass_a_cut_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"^no exit can stand after layer1: mean, 3×8×8 for 2 images, would have to pass"
+        ValueError, match=r"^no exit can stand after layer1: mean, 3×8×8 for 2 images, would have to be passed"
     ):
         split(Batchless(), ["layer1"], (3, 8, 8))
 
@@ -159,7 +159,7 @@ def test_a_line_that_cannot_be_traced_is_named() -> None:
         Untraceable, match=r"^Listing cannot be traced: test_split.py, line \d+: `.*`: it depends on the num"
     ):
         split(Listing(), ["layer1"], (3, 8, 8))
-    with pytest.raises(Untraceable, match=r"computes something else in training .* give the stages by hand"):
+    with pytest.raises(Untraceable, match=r"computes something else in training .* define the stages by hand"):
         split(Moody(), ["layer1"], (3, 8, 8))
 
 
@@ -199,7 +199,8 @@ def test_images_of_other_channels(takes: int, channels: int) -> None:
     model = Chain()
     model.layer1 = block(takes, 4)
     with pytest.raises(
-        ValueError, match=rf"^Chain takes images of {takes} channels, not {channels}: make it for as many \(a function"
+        ValueError,
+        match=rf"^Chain takes images of {takes} channels, not {channels}: make it for that number \(a function",
     ):
         split(model, ["layer1"], (channels, 8, 8))
 
@@ -215,7 +216,7 @@ def test_a_model_without_a_classifier() -> None:
 
     with pytest.raises(
         ValueError,
-        match=r"^Mean returns 3 values, but no layer of its own with weights computes them; give the stages by",
+        match=r"^Mean returns 3 values, but no layer of its own with weights computes them; define the stages by",
     ):
         split(Mean(), ["layer"], (3, 8, 8))
 
@@ -295,7 +296,7 @@ def test_stages_by_hand() -> None:
         (
             [block(3, 4), nn.Flatten(0)],
             nn.Identity(),
-            "stage 2 hands on something else than tensors with the batch first",
+            "stage 2 passes on something other than tensors whose first dimension is the batch",
         ),
     ],
 )
@@ -346,7 +347,9 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"whole.pt cannot be read as weights alone: it holds .*Chain, such as"):
             read(tmp_path / "whole.pt")
         torch.save({"epoch": 3}, tmp_path / "state.pt")
-        with pytest.raises(ValueError, match=r"state.pt holds no weights: it must be a mapping of names to tensors$"):
+        with pytest.raises(
+            ValueError, match=r"state.pt contains no weights: it must be a mapping of names to tensors$"
+        ):
             read(tmp_path / "state.pt")
 
     def test_a_runs_weights_fit_networks_with_other_exits(self) -> None:

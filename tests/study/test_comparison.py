@@ -52,7 +52,7 @@ def test_means_deviations_and_paired_differences(three_seeds: Path) -> None:
 def test_markdown_says_both_tables(three_seeds: Path) -> None:
     text = markdown(compare(read(three_seeds))[0])
     assert text.startswith(
-        "resnet18 width 16, sketch exits, cifar100, 40 epochs; last epoch on test: accuracy in percent"
+        "resnet18 width 16, sketch exits, cifar100, 40 epochs; last epoch on test:\naccuracy in percent"
     )
     assert "| `joint` | 3 | 51.00 ± 1.00 | 62.00 ± 2.65 | 70.00 ± 0.00 |" in text
     assert "| `byot` | 3 | +2.00 [-0.48, +4.48] | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] |" in text
@@ -157,7 +157,7 @@ def test_a_ledger_does_not_say_where_this_machine_keeps_its_data(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "x.jsonl holds no runs yet"),
+        ("", "x.jsonl contains no runs yet"),
         ('{"a": 1\n', "x.jsonl line 1 is not JSON"),
         ("[1]\n", "x.jsonl line 1 is not a JSON object"),
         (
@@ -194,6 +194,6 @@ def test_the_block_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) ->
 def test_a_document_without_the_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.md"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"x\.md is left as it is: the table goes between a line"):
+    with pytest.raises(ValueError, match=r"x\.md was not changed: the table is written between a line"):
         write_block(path, "table")
     assert path.read_text() == text

@@ -1,4 +1,4 @@
-"""Who leaves where: the same as the runtime says; extremes and classes against counts by hand."""
+"""Where samples exit: the same as the runtime says; extremes and classes against counts by hand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import answer
-from offramp.study.exit_decisions import Left, by_class, extremes, leave, stay
+from offramp.study.exit_decisions import ExitDecisions, apply_policy, by_class, extremes, single_exit
 
 POLICIES = [
     ExitPolicy(thresholds=(0.6, 0.7, 0.0), enabled=(True, True, True)),
@@ -24,7 +24,7 @@ POLICIES = [
 def test_everybody_leaves_where_the_runtime_lets_them(policy: ExitPolicy, n: int) -> None:
     logits = torch.randn(3, n, 4, generator=torch.Generator().manual_seed(0)) * 2
     labels = np.arange(n) % 4
-    left = leave(policy, logits.numpy(), labels)
+    left = apply_policy(policy, logits.numpy(), labels)
 
     def segment(exit: int):  # type: ignore[no-untyped-def]
         return lambda state, carry: (state, carry, logits[exit][state])
@@ -41,7 +41,7 @@ def test_everybody_leaves_where_the_runtime_lets_them(policy: ExitPolicy, n: int
 
 def test_staying_at_one_exit_judges_it_alone() -> None:
     logits = np.array([[2.0, 0.0], [0.0, 100.0]], np.float32)
-    left = stay(logits, np.array([1, 1]), 2)
+    left = single_exit(logits, np.array([1, 1]), 2)
     assert left.exit.tolist() == [2, 2] and left.answer.tolist() == [0, 1]
     assert left.score == pytest.approx([1 / (1 + np.exp(-2)), 1.0])
     assert left.likelihood[0] == pytest.approx(-2 - np.log1p(np.exp(-2)))
@@ -49,11 +49,11 @@ def test_staying_at_one_exit_judges_it_alone() -> None:
 
 def test_certain_answers_are_still_told_apart() -> None:
     logits = np.array([[20.0, 0.0], [30.0, 0.0], [25.0, 0.0]], np.float32)
-    left = stay(logits, np.zeros(3, np.int64), 0)
+    left = single_exit(logits, np.zeros(3, np.int64), 0)
     assert extremes(left, 0, 1) == ([1], [0])
 
 
-LEFT = Left(
+DECISIONS = ExitDecisions(
     exit=np.array([0, 0, 1, 0, 0, 1]),
     score=np.ones(6),
     answer=np.array([0, 1, 0, 0, 1, 1]),
@@ -73,17 +73,17 @@ LEFT = Left(
     ],
 )
 def test_easiest_and_hardest(exit: int, most: int, wanted: tuple[list[int], list[int]]) -> None:
-    assert extremes(LEFT, exit, most) == wanted
+    assert extremes(DECISIONS, exit, most) == wanted
 
 
 def test_an_odd_image_is_easy() -> None:
-    one = Left(np.array([1]), np.ones(1), np.array([0]), np.array([-1.0]))
+    one = ExitDecisions(np.array([1]), np.ones(1), np.array([0]), np.array([-1.0]))
     assert extremes(one, 1, 3) == ([0], [])
 
 
 def test_classes_from_the_cheapest_to_the_costliest() -> None:
-    rows = by_class(LEFT, np.array([0, 1, 0, 0, 1, 1]), [10, 40])
+    rows = by_class(DECISIONS, np.array([0, 1, 0, 0, 1, 1]), [10, 40])
     assert [row.label for row in rows] == [0, 1]  # equal costs: in their own order
-    rows = by_class(LEFT, np.array([0, 1, 2, 0, 2, 1]), [10, 40])
+    rows = by_class(DECISIONS, np.array([0, 1, 2, 0, 2, 1]), [10, 40])
     assert [(row.label, row.samples, row.cost) for row in rows] == [(0, 2, 10.0), (1, 2, 25.0), (2, 2, 25.0)]
     assert rows[1].shares == [0.5, 0.5] and rows[1].accuracy == 1.0 and rows[2].accuracy == 0.0

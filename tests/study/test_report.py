@@ -97,7 +97,7 @@ def see() -> Callable[..., RunReport]:
 
 
 def test_the_same_images_in_other_classes_do_not_compare(see: Callable[..., RunReport]) -> None:
-    said = "These runs are of different data"
+    said = "These runs are on different data"
     runs = [see(), see(name="second", classes=(*HOSTILE[:3], "other")), see(name="third")]
     assert said not in page([runs[0], runs[2]], PROVENANCE)
     assert f"{said} (&lt;data&gt; in 4 classes, &lt;data&gt; in 4 classes)" in page(runs, PROVENANCE)
@@ -172,7 +172,7 @@ def test_every_section_is_there(full: str) -> None:
     sections = (
         "Accuracy against cost; Where images exit; Confidence against accuracy; exit 1, easiest; exit 1, hardest; "
         "macs_<wbr>cumulative; msdnet_ops; eed_flops; Accuracy on val; weights: exit 1 learns from; Configuration; "
-        "where the policy comes from; confidence ≥ 0.5000; never; always"
+        "provenance of the policy; confidence ≥ 0.5000; never; always"
     )
     for words in sections.split("; "):
         assert words in full, words
@@ -193,7 +193,7 @@ def test_a_run_trained_on_everything_without_images(see: Callable[..., RunReport
     run = see(policy=None, fitted={}, training=None, pictures=None, images=0)
     text = page([RunReport(**{**vars(run), "curves": {**run.curves, "budgeted": []}})], PROVENANCE)
     read(text)
-    assert "trained on everything" in text and "Training is not finished" in text
+    assert "trained with <code>holdout 0</code>" in text and "Training is not finished" in text
     assert "<img" not in text and "Where images exit" not in text
 
 

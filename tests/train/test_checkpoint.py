@@ -131,7 +131,7 @@ def test_a_malicious_state_is_refused_and_not_run(tmp_path: Path) -> None:
     ):
         write(path / "state.pt")
         digested(path)
-        with pytest.raises(Damaged, match=r"state\.pt holds something other than tensors and plain values"):
+        with pytest.raises(Damaged, match=r"state\.pt contains something other than tensors and plain values"):
             load(path)
         assert not trap.exists()
         assert latest(tmp_path / "checkpoints")[0] is None

@@ -42,7 +42,7 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
     claim(folder, CONFIG, True)
     claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "tensorboard": True}, True)
     assert read_config(folder) == CONFIG
-    with pytest.raises(ValueError, match="already holds this run; pass resume to continue it, or choose another"):
+    with pytest.raises(ValueError, match="already contains this run; pass resume to continue it, or choose another"):
         claim(folder, CONFIG, False)
 
 
@@ -50,15 +50,15 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lr": 0.2}, "its lr is 0.1, not 0.2; nothing was overwritten. Choose another out"),
-        ({"lr": 0.2, "net": "resnet34"}, r"its lr is 0.1, not 0.2 \(and 1 more\); nothing was overwritten"),
-        ({"mixup": 0.2}, "its mixup is None, not 0.2"),
+        ({"lr": 0.2}, "lr is 0.1 there, not 0.2; nothing was overwritten. Choose another out"),
+        ({"lr": 0.2, "net": "resnet34"}, r"lr is 0.1 there, not 0.2 \(and 1 more\); nothing was overwritten"),
+        ({"mixup": 0.2}, "mixup is None there, not 0.2"),
     ],
 )
 def test_another_run_is_never_overwritten(tmp_path: Path, changes: dict[str, Any], says: str, resume: bool) -> None:
     folder = a_run(tmp_path)
     before = (folder / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=f"holds a run of another configuration: {says}"):
+    with pytest.raises(ValueError, match=f"contains a run with another configuration: {says}"):
         claim(folder, {**CONFIG, **changes}, resume)
     assert (folder / "config.yaml").read_bytes() == before
 
