@@ -63,7 +63,7 @@ def build(models: Models, options: ServeOptions) -> FastAPI:
     )
     app.state.context = context
     _errors(app, context)
-    for router in (infer.router, predict.router, manage.router):
+    for router in (predict.router, infer.router, manage.router):  # tried in order
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

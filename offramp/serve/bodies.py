@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from offramp.serve.errors import CLOSE, RequestError, busy, malformed, too_large
+from offramp.serve.errors import CLOSE, RequestError, busy, malformed, natural, too_large
 from offramp.text import quoted
 
 MOST_PARTS = 4
@@ -50,11 +50,12 @@ def declared(request: Request, limit: int) -> int:
     length = request.headers.get("content-length")
     if length is None:
         return limit
-    if not length.isdigit():
+    size = natural(length)
+    if size is None:
         raise malformed(f"Content-Length must be a number, got {quoted(length)}")
-    if int(length) > limit:
-        raise too_large(f"the body has {int(length):,} bytes, more than the {limit:,} allowed")
-    return int(length)
+    if size > limit:
+        raise too_large(f"the body has {size:,} bytes, more than the {limit:,} allowed")
+    return size
 
 
 async def read_body(request: Request, limit: int, seconds: int | float) -> bytes:
@@ -153,7 +154,7 @@ def multipart(content_type: str, body: bytes, images: int) -> list[Part]:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
         parser.write(body)
         parser.finalize()
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise malformed(f"the body is no multipart/form-data: {error}") from None
     if not collector.ended:
         raise malformed("the body is no multipart/form-data: it ends before its last boundary")

@@ -17,6 +17,11 @@ class RequestError(Exception):
         self.status, self.reason, self.headers = status, reason, dict(headers or {})
 
 
+def natural(text: str) -> int | None:
+    """The number that a header says; None if it is none, or of absurd length."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
 CLOSE = {"Connection": "close"}
 """For a request whose body was not read."""
 

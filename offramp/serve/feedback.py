@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from offramp.bundle.manifest import POLICY
 from offramp.bundle.read import Bundle
 from offramp.early_exit.policy import ExitPolicy, load_with_origin
+from offramp.early_exit.score_bins import exit_counts
 from offramp.serve.answers import all_exits
 
 FEWEST = 100
@@ -68,7 +69,8 @@ class Feedback:
         kept = list(self._kept)
         logits = np.stack([one for one, _ in kept], axis=1)
         policy, about = fit(self.bundle.policy, origin, logits, np.array([label for _, label in kept]))
-        text = policy.to_json({**origin, "split": "feedback", "samples": len(kept), "expected": about}) + "\n"
+        found = {"split": "feedback", "samples": len(kept), "expected": about, "scores": exit_counts(policy, logits)}
+        text = policy.to_json({**origin, **found}) + "\n"
         return _write(self.bundle.folder, text), {**about, "samples": len(kept)}
 
 

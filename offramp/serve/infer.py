@@ -17,7 +17,28 @@ from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, p
 from offramp.serve.receive import context_of, decoded, full, outcomes, received, stacked
 from offramp.serve.scheduler import QueueFull
 
-router = APIRouter(tags=["Open Inference Protocol"])
+router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in order: the frequent one comes first
+
+
+@router.post("/v2/models/{model}/infer", openapi_extra=INFER, responses=answers(MODEL, 400, 404, 408, 413, 415, 429))
+@router.post(
+    "/v2/models/{model}/versions/{version}/infer",
+    openapi_extra=INFER,
+    responses=answers(MODEL, 400, 404, 408, 413, 415, 429),
+)
+async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
+    async with received(request, model, version) as (served, body):
+        shape = served.bundle.manifest.preprocessing.shape
+        asked = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
+        inputs, errors = await _inputs(served, asked)
+        request.state.noted["images"] = len(errors)
+        try:
+            results = await served.predictor.infer(inputs, deadline_ms=asked.deadline_ms)
+        except QueueFull as error:
+            raise full(error) from None
+        content, headers = render(served.model, served.version, asked, _columns(served, outcomes(results), errors))
+        return Response(content, headers=headers)
 
 
 @router.get("/v2", responses=answers(SERVER))
@@ -54,27 +75,6 @@ async def model_metadata(request: Request, model: str, version: str | None = Non
     """Inputs and outputs of a model."""
     models = context_of(request).models
     return metadata(model, list(models.open.get(model, ())), models.get(model, version).bundle)
-
-
-@router.post("/v2/models/{model}/infer", openapi_extra=INFER, responses=answers(MODEL, 400, 404, 408, 413, 415, 429))
-@router.post(
-    "/v2/models/{model}/versions/{version}/infer",
-    openapi_extra=INFER,
-    responses=answers(MODEL, 400, 404, 408, 413, 415, 429),
-)
-async def infer(request: Request, model: str, version: str | None = None) -> Response:
-    """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
-    async with received(request, model, version) as (served, body):
-        shape = served.bundle.manifest.preprocessing.shape
-        asked = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
-        inputs, errors = await _inputs(served, asked)
-        request.state.noted["images"] = len(errors)
-        try:
-            results = await served.predictor.infer(inputs, deadline_ms=asked.deadline_ms)
-        except QueueFull as error:
-            raise full(error) from None
-        content, headers = render(served.model, served.version, asked, _columns(served, outcomes(results), errors))
-        return Response(content, headers=headers)
 
 
 async def _inputs(served: Version, asked: InferRequest) -> tuple[NDArray[np.float32], list[str]]:

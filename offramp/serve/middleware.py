@@ -62,7 +62,7 @@ class Guard:
             return headers.get("sec-fetch-site", b"none") in (b"none", b"same-origin")
         text = origin.decode("latin-1")
         own = headers.get("host", b"").decode("latin-1")
-        return text.partition("://")[2] == own or text in self.options.cors
+        return (own != "" and text.partition("://")[2] == own) or text in self.options.cors
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route: Any = scope.get("route")

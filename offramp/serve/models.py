@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.manifest import MANIFEST
 from offramp.bundle.read import Bundle, open_bundle
-from offramp.early_exit.policy import load as load_policy
+from offramp.early_exit.policy import load_with_origin
 from offramp.lookup import ParameterError
 from offramp.serve.drift import DriftMonitor, reference
 from offramp.serve.engine import Result
@@ -29,6 +29,7 @@ from offramp.serve.logs import Log
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
 from offramp.serve.statistics import Statistics
+from offramp.text import quoted
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 LATER_POLICY = re.compile(r"policy-([1-9][0-9]{0,8})\.json")
@@ -136,10 +137,10 @@ class Models:
         versions = self.open.get(name)
         if not versions:
             known = ", ".join(self.open) or "none"
-            raise unknown(f"there is no model {name!r} here; served are: {known}")
+            raise unknown(f"there is no model {quoted(name)} here; served are: {known}")
         version = list(versions)[-1] if version is None else version
         if version not in versions:
-            raise unknown(f"the model {name} has no version {version!r}; served are: {', '.join(versions)}")
+            raise unknown(f"the model {name} has no version {quoted(version)}; served are: {', '.join(versions)}")
         return versions[version]
 
     def all(self) -> list[Version]:
@@ -156,7 +157,7 @@ class Models:
             ValueError: if the folder cannot be opened; the old one stays then.
         """
         if name not in self.folders:
-            raise unknown(f"there is no model {name!r} here; known are: {', '.join(self.folders)}")
+            raise unknown(f"there is no model {quoted(name)} here; known are: {', '.join(self.folders)}")
         async with self._locks[name]:
             predictors = await asyncio.to_thread(open_model, self.folders[name], self.options)
             old = self.open.get(name, {})
@@ -251,10 +252,12 @@ def _policies(number: int, folder: Path, options: ServeOptions) -> dict[str, Asy
     result = {str(number): first}
     try:
         for later, path in later_policies(folder):
-            policy = load_policy(path)
+            policy, origin = load_with_origin(path)
             if policy.enabled != bundle.policy.enabled:
                 raise ValueError(f"{path} enables other exits than {folder / MANIFEST} has segments for")
-            result[f"{number}.{later}"] = _predictor(replace(bundle, policy=policy), options, first)
+            about = {**bundle.manifest.provenance, "policy": origin}  # drift is measured from what it was fitted on
+            other = replace(bundle, policy=policy, manifest=replace(bundle.manifest, provenance=about))
+            result[f"{number}.{later}"] = _predictor(other, options, first)
     except Exception:
         for predictor in result.values():
             predictor.close()

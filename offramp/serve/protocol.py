@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from offramp import finite
 from offramp.bundle.read import Bundle
-from offramp.serve.errors import malformed, too_large
+from offramp.serve.errors import malformed, natural, too_large
 from offramp.text import quoted
 
 INPUT = "image"
@@ -103,12 +103,13 @@ def parse(body: bytes, header_length: str | None, shape: tuple[int, ...], most: 
 def _divided(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return body, b""
-    if not header_length.isdigit() or int(header_length) > len(body):
+    length = natural(header_length)
+    if length is None or length > len(body):
         raise malformed(
             f"Inference-Header-Content-Length must be a number up to the {len(body)} bytes of the body, got "
             f"{quoted(header_length)}"
         )
-    return body[: int(header_length)], body[int(header_length) :]
+    return body[:length], body[length:]
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -169,9 +170,9 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
     if kind == "BYTES" and len(given) == 2 and given[1] == 1:
         given = given[:1]
     if len(given) != len(wanted.split(",")) or (kind != "BYTES" and tuple(given[1:]) != shape) or given[0] < 1:
-        raise malformed(f"inputs[0].shape must be {wanted} for the datatype {kind}, got {given}")
+        raise malformed(f"inputs[0].shape must be {wanted} for the datatype {kind}, got {quoted(given)}")
     if given[0] > most:
-        raise too_large(f"inputs[0].shape holds {given[0]} images, more than the {most} allowed in a request")
+        raise too_large(f"inputs[0].shape holds {quoted(given[0])} images, more than the {most} allowed in a request")
     size = _mapping(tensor.get("parameters"), "inputs[0].parameters").get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != len(binary):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import open_segment
+
+OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
 
 
 def test_a_file_that_is_no_model(made: Any) -> None:
@@ -51,7 +54,7 @@ def test_openvino_that_is_not_there_is_named_with_its_command(made: Any, monkeyp
         open_bundle(made.folder, "openvino")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+@OPENVINO
 def test_openvino_answers_what_onnx_runtime_does(made: Any) -> None:
     state: Any = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
     carry: Any = ()
@@ -64,7 +67,17 @@ def test_openvino_answers_what_onnx_runtime_does(made: Any) -> None:
         np.testing.assert_allclose(found[2], logits, atol=1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+@pytest.mark.parametrize("runtime", ["onnx", pytest.param("openvino", marks=OPENVINO)])
+def test_several_threads_share_a_bundle(made: Any, runtime: str) -> None:
+    bundle = open_bundle(made.folder, runtime)
+    inputs = np.random.default_rng(0).standard_normal((16, 1, 8, 8)).astype(np.float32)
+    alone = bundle.answer(inputs).logits
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: bundle.answer(inputs).logits, range(200)):
+            assert np.abs(together - alone).max() < 1e-5
+
+
+@OPENVINO
 def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
     part = made.manifest.parts[0]
     run = open_segment((made.folder / part.file).read_bytes(), part, "openvino")

@@ -1,5 +1,6 @@
 """offramp serve: a process of its own that answers, drains on SIGTERM, and runs where torch does not exist."""
 
+import inspect
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from offramp.bundle.write import write
+from offramp.cli.serve import serve
 from offramp.data.load import load
 from offramp.early_exit.policy import ExitPolicy
 from offramp.net import Branch, Head, MultiExitNet
@@ -110,6 +112,12 @@ def test_requests_in_progress_are_answered_after_sigterm(bundle: Path, tmp_path:
         assert process.stderr is not None and process.stderr.read() == ""
     assert [answer.status_code for answer in answers] == [200]
     assert answers[0].json()["outputs"][4]["data"] == [2]
+
+
+def test_every_option_is_documented() -> None:
+    section = (ROOT / "docs/commands.md").read_text().split("\n## serve\n")[1].split("\n## ")[0]
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(serve).parameters} - {"--bundles"}
+    assert set(re.findall(r"--[a-z][a-z-]*", section)) == options
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,9 @@ def test_over_http(
             client.post("/predict?version=1", files=[files[0]] * 60)
         report = client.get("/drift?version=1").json()
         assert report["tested"] and report["alarm"] and report["samples"] == 900
-        assert not client.get("/drift?version=1.2").json()["alarm"]
+        fresh = client.get("/drift?version=1.2").json()
+        assert fresh["tested"] and not fresh["alarm"] and sum(map(sum, fresh["cal_scores"])) == pytest.approx(1)
+        assert fresh["cal_shares"] == pytest.approx(new["shares"])  # those of the images it was fitted on
         text = client.get("/metrics").text
         assert 'offramp_drift_alarm{model="digits",version="1"} 1.0' in text
         assert client.get("/status").json()[0]["drift_alarm"] is True

@@ -156,6 +156,16 @@ class TestDeadlines:
         scheduler.submit(["hopeless"], 2.2, deadline=2.9)
         assert ran(scheduler, 2.3) is not None and scheduler.waiting[0] == 1  # its first exit ends too late anyway
 
+    def test_with_several_workers_it_leaves_when_its_own_segment_cannot_end_in_time(self) -> None:
+        scheduler = Scheduler(GPU, most=8, workers=2)
+        scheduler.submit(["a"], 0.0, deadline=2.0)
+        first = scheduler.next(0.0).work
+        assert first is not None
+        scheduler.finish(first, [0])
+        scheduler.submit(range(8), 0.0)
+        decision = scheduler.next(1.01)
+        assert payloads(decision.late) == ["a"] and decision.work is not None and decision.work.segment == 0
+
     def test_with_several_workers_another_may_still_run_it(self) -> None:
         scheduler = Scheduler(GPU, most=8, workers=2)
         scheduler.submit(["a"], 0.0, deadline=3.0)
