@@ -1,6 +1,7 @@
 """A server in this process: in the foreground until it is told to stop, or in a thread. Runs without torch."""
 
 import asyncio
+import math
 import signal
 import socket
 import threading
@@ -47,18 +48,21 @@ class Server:
         except ImportError as error:
             raise ImportError(f"serving needs {error.name}: pip install 'offramp[serve]'") from None
         from offramp.serve.app import build
+        from offramp.serve.connections import bounded
 
         self.models = Models(named([str(bundle) for bundle in bundles]), self.options)
         self._socket = _listen(self.options)
         self.options = replace(self.options, port=self._socket.getsockname()[1])
         self.app = build(self.models, self.options)
+        protocol: Any = bounded  # uvicorn calls it as it would a class
         config = uvicorn.Config(
             self.app,
+            http=protocol,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=int(self.options.drain_timeout),
+            timeout_graceful_shutdown=math.ceil(self.options.drain_timeout),
             ws="none",
         )
         self._server = uvicorn.Server(config)
@@ -115,7 +119,9 @@ class Server:
             for name in self.models.folders:
                 await self.models.load(name)
             opened()
-            reaper = asyncio.create_task(_close_silent(self._server.server_state, self.options.header_timeout))
+            from offramp.serve.connections import close_silent
+
+            reaper = asyncio.create_task(close_silent(self._server.server_state, self.options.header_timeout))
             await self._server.serve(sockets=[self._socket])
             reaper.cancel()
         finally:
@@ -139,21 +145,3 @@ def _listen(options: ServeOptions) -> socket.socket:
         listening.close()
         raise OSError(f"cannot listen on {options.host} port {options.port}: {error.strerror}") from None
     return listening
-
-
-async def _close_silent(state: Any, seconds: int | float) -> None:
-    """Close connections that have sent no complete request for some seconds; uvicorn would keep them for ever.
-
-    A connection between two requests is closed by uvicorn itself, unless the next one has begun and never ends.
-    """
-    since: dict[Any, tuple[Any, float]] = {}
-    loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(min(1.0, seconds / 4))
-        silent = [each for each in state.connections if each.cycle is None or each.cycle.response_complete]
-        since = {each: since.get(each, (each.cycle, loop.time())) for each in silent}
-        for each, (cycle, begun) in since.items():
-            if each.cycle is not cycle:
-                since[each] = each.cycle, loop.time()
-            elif loop.time() - begun > seconds and not each.transport.is_closing():
-                each.transport.close()

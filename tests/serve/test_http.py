@@ -433,6 +433,15 @@ class TestLimits:
                 )
                 assert head.recv(4096) == b""
 
+    def test_headers_without_end(self, server: Server, client: httpx.Client, images: list[bytes]) -> None:
+        with socket.create_connection(("127.0.0.1", server.options.port)) as connection:
+            connection.settimeout(20)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+            with pytest.raises(ConnectionError):
+                for _ in range(5000):
+                    connection.sendall(b"x" * 10_000)
+        assert client.post("/predict", files=files(images[0])).status_code == 200
+
     def test_bodies_share_a_budget(self, server: Server, client: httpx.Client, images: list[bytes]) -> None:
         budget = server.app.state.context.budget
         assert budget.limit == 8 * 100_000 and budget.taken == 0
