@@ -123,7 +123,7 @@ def interrupted(folder: Path, offramp: Callable[..., Any], monkeypatch: pytest.M
         assert offramp("train", *WORDS, "--epochs", 4, "--checkpoint-every", 11, "--out", folder).status == 1
 
 
-@pytest.mark.parametrize("left", [0, 1000])
+@pytest.mark.parametrize("left", [pytest.param(0, marks=pytest.mark.full), 1000])
 def test_lost_records_are_said_and_the_run_ends_well(
     tmp_path: Path, offramp: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:

@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 from offramp.train import log
 
 
-@pytest.mark.parametrize("every", [6, 4], ids=["between the phases", "within the second"])
+@pytest.mark.parametrize(
+    "every",
+    [pytest.param(6, id="between the phases", marks=pytest.mark.full), pytest.param(4, id="within the second")],
+)
 def test_a_mixed_run_resumes_to_the_bit(offramp: Callable[..., Any], tmp_path: Path, every: int) -> None:
     words = ["train", "--width", 4, "--data", "digits", "--epochs", 2, "--batch-size", 256, "--precision", 32]
     words += ["--branch", "byot", "--method", "joint"]

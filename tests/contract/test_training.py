@@ -41,6 +41,11 @@ LOSSES = Path(__file__).with_name("losses.json")
 """Losses of the thirty steps of `test_its_steps_lower_its_loss` by method, as they were when it was written."""
 GOLDEN: dict[str, list[float]] = json.loads(LOSSES.read_text())
 EVERY_METHOD = pytest.mark.parametrize("method", methods.available())
+SAME_STATE = {"vanilla": "joint", "equilibrium": "joint", "hdbt": "hdkd", "hmsdnet": "hdkd", "msd": "muse"}
+"""Methods that keep the same between steps as another one; what concerns that is asked of them in the full grid."""
+EVERY_STATE = pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.full if name in SAME_STATE else ()) for name in methods.available()]
+)
 PHASED = [name for name in methods.available() if len(methods.find(name).build().phases) > 1]
 EVERY_NET = pytest.mark.parametrize(
     "net", [pytest.param(net, marks=[] if net == "resnet18" else pytest.mark.full) for net in NETS]
@@ -171,7 +176,7 @@ def stopping(running: Loop, at: int) -> None:
 
 
 @EVERY_NET
-@EVERY_METHOD
+@EVERY_STATE
 @pytest.mark.parametrize("precision", [pytest.param("32", marks=pytest.mark.full), "bf16"])
 @pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(

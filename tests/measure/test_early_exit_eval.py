@@ -62,7 +62,7 @@ def measured(net: MultiExitNet, policy: ExitPolicy, size: int = 32, timed: bool 
 
 
 @pytest.mark.parametrize("branch", [Branch, Chained])
-@pytest.mark.parametrize("fraction", [0.75, 0.85, 1.0])
+@pytest.mark.parametrize("fraction", [0.75, *(pytest.param(more, marks=pytest.mark.full) for more in (0.85, 1.0))])
 def test_the_operations_as_run_are_those_that_calibration_promised(branch: type[Branch], fraction: float) -> None:
     for seed in range(3):
         net = network(seed, branch)
