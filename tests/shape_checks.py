@@ -2,7 +2,8 @@
 
 jaxtyping's import hook applies `jaxtyping.jaxtyped(typechecker=...)` to every function. That decorator binds all
 arguments and checks them twice in every call, also where no shape is annotated: half of the time of a small training.
-Here, beartype checks arguments and result once, and axes are compared only in functions that annotate shapes.
+Here, beartype checks arguments and result once, and axes are compared only in functions that annotate shapes. As with
+jaxtyping, `jaxtyping.config.update("jaxtyping_disable", True)` turns the checks off.
 """
 
 import functools
@@ -30,15 +31,19 @@ def checked(function: Any) -> Any:
     types_checked = beartype(function)
     has_shapes = any(map(_has_shape, function.__annotations__.values()))
     function.__annotations__ = types_checked.__annotations__ = written
-    if not has_shapes:
-        return types_checked
+    if types_checked is function:  # it annotates nothing
+        return function
 
     @functools.wraps(function)
-    def shapes_checked(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        if not has_shapes:
+            return types_checked(*args, **kwargs)
         with jaxtyped("context"):
             return types_checked(*args, **kwargs)
 
-    return shapes_checked
+    return called
 
 
 def _resolved(hint: Any, names: dict[str, Any]) -> Any:

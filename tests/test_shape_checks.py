@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import Float
@@ -36,6 +37,12 @@ def test_what_does_not_fit_is_an_error(call: Callable[[], Any], wrong: str) -> N
     with pytest.raises(Exception, match=wrong) as caught:
         call()
     assert type(caught.value).__module__.startswith("beartype.roar")
+
+
+def test_the_checks_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    assert checked(name)(-1) == [-1]
+    assert checked(scaled)(torch.zeros(2, 3), torch.zeros(3), lost=1).shape == (2, 2)
 
 
 def test_what_fits_passes_and_the_next_call_has_its_own_axes() -> None:

@@ -104,7 +104,7 @@ def says(path: Path, made: Any, begin: int = 1) -> str:
 
 
 def test_a_file_of_another_segment_version_or_bundle(made: Any, cut: Path) -> None:
-    assert "passed 1 segments: continue with from=1, not 2" in says(cut, made, begin=2)
+    assert "passed 1 segments: continue with from_=1, not 2" in says(cut, made, begin=2)
     rewritten(cut, {"version": 2})
     assert "has state version 2; this offramp reads version 1" in says(cut, made)
     rewritten(cut, {"version": 1, "bundle": "0" * 64})

@@ -198,7 +198,7 @@ def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     steps = [log.read(tmp_path / run / "metrics.jsonl", "step") for run in ("whole", "cut")]
-    assert steps[0] == steps[1] and len(steps[0]) == 2 * unbroken.epochs
+    assert steps[0] == steps[1] and len(steps[0]) == 2 * unbroken.recipe.epochs
     assert all(np.isfinite(step["loss"]) for step in steps[0])
     assert any(not torch.equal(tensor, began[name]) for name, tensor in one.items())
 
