@@ -3,7 +3,7 @@
 from itertools import accumulate
 from typing import NamedTuple
 
-from torch import fx
+from torch import Tensor, fx
 
 from offramp.lookup import with_parameters
 from offramp.split import blocks
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 def places(layers: Layers) -> list[Place]:
-    """All places before the pooling between the model's blocks, in order."""
+    """All places before the pooling between the model's blocks, in order; blocks that return no tensor are left out."""
     traced = layers.traced
     nodes = list(traced.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -33,6 +33,7 @@ def places(layers: Layers) -> list[Place]:
     limit = order[blocks.head_nodes(traced, layers.classifier).map]
     ends: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in layers.ends]
     ends = [(name, node) for name, node in ends if order[node] < limit and spent[order[node]] > 0]
+    ends = [(name, node) for name, node in ends if isinstance(traced.values[node][0], Tensor)]
     shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in ends]
     changes = [index + 1 == len(ends) or shape != shapes[index + 1] for index, shape in enumerate(shapes)]
     return [

@@ -256,7 +256,7 @@ def _passes_alone(model: nn.Module, traced: Traced, node: fx.Node, relations: Re
 
 def main(traced: Traced, node: fx.Node) -> fx.Node:
     """The tensor at a layer's end: its value, or the first of its values."""
-    if isinstance(traced.values[node][0], tuple):
+    if isinstance(traced.values[node][0], tuple | list):
         return next((user for user in node.users if user.args[1:] == (0,)), node)
     return node
 

@@ -19,7 +19,7 @@ class Untraceable(ValueError):
 
 def where(error: BaseException) -> str:
     """The innermost line of the model's own code: `file.py, line 12: x = x[mask]`."""
-    folders = tuple(str(Path(file).parent) for file in (torch.__file__, jaxtyping.__file__, __file__))
+    folders = (*(str(Path(file).parent) for file in (torch.__file__, jaxtyping.__file__, __file__)), "<@beartype")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(folders)]
     if not frames:
         return "in its forward"
