@@ -393,34 +393,3 @@ def test_the_search_path_of_python_is_left_as_it_was(tmp_path: Path, monkeypatch
     ):
         model_sources.build("python:my_doubles:double", classes=3, size=(16, 16))
     assert sys.path == before
-
-
-class ListBlock(nn.Module):
-    """A block that hands a list on, as those of SelecSLS."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, 1, 1)
-
-    def forward(self, states: Any) -> list[Tensor]:
-        states = states if isinstance(states, list) else [states]
-        return [self.conv(states[0]).relu(), states[0]]
-
-
-class Lists(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
-        self.features = nn.Sequential(ListBlock(), ListBlock(), ListBlock())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        last, before = self.features(self.stem(inputs))
-        logits: Tensor = self.fc((last + before).mean((2, 3)))
-        return logits
-
-
-def test_blocks_that_return_lists_are_cut() -> None:
-    model, images = Lists().eval(), torch.randn(2, *SHAPE)
-    backbone = split(model, 2, SHAPE)
-    assert len(backbone.stages) == 2
-    assert torch.allclose(plain(backbone).eval()(images).logits[-1], model(images), atol=1e-6)
