@@ -43,6 +43,8 @@ def checked(function: Any) -> Any:
         with jaxtyped("context"):
             return types_checked(*args, **kwargs)
 
+    # in tracebacks it is a check, as those that beartype makes, and no code of a model (offramp.split.untraceable)
+    called.__code__ = called.__code__.replace(co_filename="<@beartype(shape_checks)>")
     return called
 
 
