@@ -228,7 +228,7 @@ class LazyStage(nn.Module):
 
 
 class PickingBranch(nn.Module):
-    """A branch that picks the tensors it reads from a state; those that it does not read are None.
+    """A branch that picks the tensors it reads from a state; in the place of others it gets an empty tensor.
 
     Args:
         places: for each tensor of the state that the branch was made for, its position in the new one, None if unread.
@@ -245,7 +245,8 @@ class PickingBranch(nn.Module):
     def forward(self, state: State, carry: Carry = ()) -> Any:
         """(state, carry) -> (logits, feature, map, carry)."""
         tensors = state if isinstance(state, tuple) else (state,)
-        picked = tuple(None if place is None else tensors[place] for place in self.places)
+        unread = tensors[0].new_empty(0)
+        picked = tuple(unread if place is None else tensors[place] for place in self.places)
         return self.branch(picked[0] if self.single else picked, carry)
 
 

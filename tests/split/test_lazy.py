@@ -1,25 +1,24 @@
 """Lazy evaluation: the same logits for fewer operations, and networks that stay as they are."""
 
 import copy
-from collections.abc import Iterator
+import inspect
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
 
 from offramp import branches, models
 from offramp.measure import cost
+from offramp.models._msdnet_layers import FirstLayer, Layer, Transition
 from offramp.net import MultiExitNet, attach, segments
 from offramp.split.lazy import lazy
 
 
 @pytest.fixture(autouse=True)
-def without_shape_checks() -> Iterator[None]:
-    """The checks of shapes, which only tests have, take no torch.fx proxies."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of types and shapes, which only tests have, take no torch.fx proxies."""
+    for layer in (FirstLayer, Layer, Transition):
+        monkeypatch.setattr(layer, "forward", inspect.unwrap(layer.forward))
 
 
 def _msdnet(setting: str) -> tuple[MultiExitNet, tuple[int, int, int]]:
