@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from offramp.config import read_yaml
 from offramp.files import parse_json, read_text
 from offramp.papers.catalog import Protocol, Training, runnable, training, values_of
-from offramp.papers.figures import BEST, BY_EPOCH, PER_EXIT, RunValues
+from offramp.papers.figures import BEST, BLOCKS, BY_EPOCH, PER_EXIT, RunValues
 from offramp.papers.lines import identity
 from offramp.papers.selection import Figure
 from offramp.study.ledger import append
@@ -24,6 +26,7 @@ LINE = {
     "exits": [{"name": str, "relative_ms": (float, None)}],
     "epochs": [{str: object}],
     "budgeted": [{str: object}],
+    "blocks": [{"where": str, "within": float, "between": float}],
 }
 """What a line holds, beside configuration and provenance."""
 
@@ -62,8 +65,8 @@ def analyse_runs(
     """
     from offramp.runs.analyse import analyse
 
-    wanted = dict.fromkeys(_needed(figures, protocol, *PER_EXIT, BY_EPOCH, BEST))
-    budgeted, timed = (set(_needed(figures, protocol, kind)) for kind in (BEST, "relative_cost"))
+    wanted = dict.fromkeys(_needed(figures, protocol, *PER_EXIT, BY_EPOCH, BEST, BLOCKS))
+    budgeted, timed, mapped = (set(_needed(figures, protocol, kind)) for kind in (BEST, "relative_cost", BLOCKS))
     trainings = [one for one in map(training, wanted) if runnable(one, protocol)]
     there = read(ledger, trainings, protocol)
     done = []
@@ -76,7 +79,8 @@ def analyse_runs(
         config["data-dir"] = str(data_dir) if data_dir else config.get("data-dir")  # left out of the line, see `append`
         line = {"training": one.name, "protocol": protocol.name, "seed": seed, "samples": result.runs[0].samples}
         points = _budgeted(run, data_dir) if one.name in budgeted else []
-        values = {"exits": exits, "epochs": _epochs(run), "budgeted": points}
+        blocks = _blocks(run, data_dir) if one.name in mapped else []
+        values = {"exits": exits, "epochs": _epochs(run), "budgeted": points, "blocks": blocks}
         append(file_of(ledger), {**line, **values, "config": config, "provenance": result.provenance})
         done.append(f"{one.name} seed {seed}")
     return done
@@ -100,6 +104,24 @@ def _budgeted(run: Path, data_dir: Path | None) -> list[dict[str, Any]]:
 
     points = curves(run, cost="msdnet_ops", metric="top5", data_dir=data_dir).budgeted
     return [{key: value for key, value in point.items() if key not in ("thresholds", "shares")} for point in points]
+
+
+def _blocks(run: Path, data_dir: Path | None) -> list[dict[str, Any]]:
+    """Mean dissimilarity of two images of one class, and of two classes, at the main output (EED, Fig. 4)."""
+    from offramp.runs.run import load_run
+    from offramp.study.analyses import dissimilarity, sorted_sample
+
+    trace = load_run(run).trace("test", features=True, data_dir=data_dir)
+    assert trace.features is not None
+    places = sorted_sample(trace.labels)
+    same = trace.labels[places][:, None] == trace.labels[places][None]
+    apart = ~np.eye(len(places), dtype=bool)
+    blocks = []
+    for where, rows in (("before the classifier", trace.features[-1]), ("after it", trace.logits[-1])):
+        matrix = dissimilarity(rows[places])
+        within, between = np.nanmean(matrix[same & apart]), np.nanmean(matrix[~same])
+        blocks.append({"where": where, "within": float(within), "between": float(between)})
+    return blocks
 
 
 def runs_in(folder: Path, trainings: Sequence[Training], protocol: Protocol) -> Iterator[tuple[Training, int, Path]]:

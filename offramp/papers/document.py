@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.papers.claims import ClaimResult
-from offramp.papers.render import UNITS, claims_markdown, figure_markdown, pipes, protocol_line, table_grid
+from offramp.papers.render import UNITS, claims_markdown, figure_markdown, pipes, protocol_line, table_grid, table_notes
 from offramp.papers.reproduce import Reproduction
 from offramp.papers.values import TableResult
 from offramp.study.comparison import write_block
@@ -70,4 +70,4 @@ def _not_run(claims: Sequence[ClaimResult]) -> str:
 
 def _table(table: TableResult) -> list[str]:
     parts = [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", pipes(*table_grid(table))]
-    return [*parts, table.note] if table.note else parts
+    return [*parts, *table_notes(table)]

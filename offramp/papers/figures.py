@@ -17,12 +17,14 @@ Exit = Mapping[str, Any]
 class RunValues(NamedTuple):
     """What `offramp.analyse` says of every exit of a run, as plain values.
 
-    `epochs` are the accuracies logged after each epoch, `budgeted` the points of budgeted batches; empty without them.
+    `epochs` are the accuracies logged after each epoch, `budgeted` the points of budgeted batches, `blocks` the mean
+    dissimilarities within and between classes; empty without them.
     """
 
     exits: Sequence[Exit]
     epochs: Sequence[Mapping[str, Any]] = ()
     budgeted: Sequence[Mapping[str, Any]] = ()
+    blocks: Sequence[Mapping[str, Any]] = ()
 
 
 Analysed = Mapping[str, Mapping[int, RunValues]]
@@ -117,6 +119,8 @@ POINTS = 10
 """Epochs that such a figure shows, at equal distances."""
 BEST = "best_per_budget"
 """Figures of the best of several models for each budget, by method; operations are counted as MSDNet's code does."""
+BLOCKS = "rdm"
+"""Figures of dissimilarity matrices (1 - Pearson, 500 images): clear blocks are low within classes, high between."""
 BUDGETED = {"top-5 accuracy %": "top5", ACCURACY: "accuracy"}
 FROM_LEDGER = ("accuracy_by_width", "accuracy_by_parameter")
 """Figures whose values are accuracies in the ledger."""
@@ -136,7 +140,9 @@ def figure_result(
         state = "measured" if complete else f"measured in part; {NOT_RUN}: the others"
     elif not measured:
         state = NOT_RUN
-    elif figure.analysis in (*PER_EXIT, BY_EPOCH, BEST):
+    elif figure.analysis == BY_EPOCH:
+        state = "not available: no run in --out logged its accuracy after every epoch (--log-accuracy train,test)"
+    elif figure.analysis in (*PER_EXIT, BEST, BLOCKS):
         state = "not available: the runs are in the ledger, their folders are not in --out"
     else:
         state = f"not available: there is no analysis {figure.analysis} yet"
@@ -151,6 +157,8 @@ def _table(
     if analysis == BY_EPOCH:
         columns = [f"{name}, {split} %" for split in ("train", "test") for name in LOGGED]
         return columns, list(_by_epoch(needed, analysed))
+    if analysis == BLOCKS:
+        return ["within classes", "between classes", "between - within"], list(_blocks(needed, analysed))
     if analysis == BEST:
         return list(BUDGETED), list(_best(needed, analysed))
     if analysis in PER_EXIT:
@@ -187,6 +195,15 @@ def _by_epoch(needed: Sequence[str], analysed: Analysed) -> Iterator[FigureRow]:
                 for seed in sorted(runs)
             ]
             yield _row(name, f"epoch {epoch}", sorted(runs), values)
+
+
+def _blocks(needed: Sequence[str], analysed: Analysed) -> Iterator[FigureRow]:
+    for name in needed:
+        runs = {seed: run.blocks for seed, run in sorted(analysed.get(name, {}).items()) if run.blocks}
+        for place in range(min(map(len, runs.values()), default=0)):
+            pairs = [(run[place]["within"], run[place]["between"]) for run in runs.values()]
+            where = str(next(iter(runs.values()))[place]["where"])
+            yield _row(name, where, list(runs), [[within, between, between - within] for within, between in pairs])
 
 
 def _best(needed: Sequence[str], analysed: Analysed) -> Iterator[FigureRow]:

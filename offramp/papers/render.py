@@ -30,7 +30,7 @@ def as_text(result: Reproduction) -> str:
     parts = [protocol_line(result), *_left_out(result)]
     for table in result.tables:
         parts.append(text_table(f"{table.title} ({UNITS[table.metric]})", *table_grid(table)))
-        parts += [table.note] if table.note else []
+        parts += table_notes(table)
     for figure in result.figures:
         head = f"{figure.name}: {figure.title}"
         parts.append(text_table(head, *figure_grid(figure)) if figure.rows else f"{head}\n  {figure.state}")
@@ -44,7 +44,7 @@ def as_markdown(result: Reproduction) -> str:
     parts = [protocol_line(result), *_left_out(result)]
     for table in result.tables:
         parts += [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", pipes(*table_grid(table))]
-        parts += [table.note] if table.note else []
+        parts += table_notes(table)
     for figure in result.figures:
         parts += [f"### {figure.name}", *figure_markdown(figure)]
     if result.claims:
@@ -135,6 +135,16 @@ def _lines(table: TableResult, row: RowResult) -> Iterable[list[str]]:
     runs = f" ({len(row.seeds)} seed{'s' * (len(row.seeds) != 1)})" if row.seeds else ""
     yield line("", f"{row.state}{runs}", {exit: _measured(cell) for exit, cell in cells.items()})
     yield line("", "difference", {exit: _signed(cell.difference) for exit, cell in cells.items()})
+
+
+def table_notes(table: TableResult) -> list[str]:
+    """What has to be known of a table, and of single rows of it; one paragraph."""
+    rows: dict[str, list[str]] = {}
+    for row in table.rows:
+        for note in dict.fromkeys(cell.note for cell in row.cells if cell.note):
+            rows.setdefault(note, []).append(label(table, row))
+    notes = [f"{', '.join(labels)}: {note}." for note, labels in rows.items()]
+    return [" ".join([*([table.note] if table.note else []), *notes])] if table.note or notes else []
 
 
 def figure_grid(figure: FigureResult) -> tuple[list[str], list[list[str]]]:

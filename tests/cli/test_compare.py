@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from offramp.cli._compare_progress import last_epoch
 from offramp.cli.compare import parse_methods, parse_seeds
-from offramp.config import Config, resolve, unflat
+from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import alone, reason
 from offramp.runs.compare import job_of
-from offramp.runs.sweep import Entry, folder_name
-from offramp.study.ledger import append
+from offramp.runs.sweep import Entry, entries, folder_name, shared_by
+from offramp.study.ledger import append, common
 from offramp.train.run_dir import read_config
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
@@ -340,21 +340,33 @@ def test_a_run_that_is_killed_is_reported(tmp_path: Path) -> None:
 def test_a_grid_trains_every_combination_and_compares_within_it(offramp: Offramp, tmp_path: Path) -> None:
     out = tmp_path / "out"
     short = [*RECIPE[:2], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
-    given = ["compare", *short, "--methods", "joint", "--out", out, "--json"]
-    first = offramp(*given, "--grid", "branch=linear,byot", "--grid", "lr=0.1,0.05")
+    given = ["compare", *short, "--methods", "joint", "--out", out, "--jobs", 2, "--json"]
+    first = offramp(*given, "--grid", "branch=linear,byot", "--grid", "lr=0.1")
     assert first.status == 0
     runs = sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != "logs")
-    assert runs == [
-        *("branch=byot,lr=0.05,joint-seed-0", "branch=byot,lr=0.1,joint-seed-0"),
-        *("branch=linear,lr=0.05,joint-seed-0", "branch=linear,lr=0.1,joint-seed-0"),
-    ]
-    made = [(one["common"]["branch"], one["apart"]["lr"]) for one in first.json["comparisons"]]
-    assert sorted(made) == [("byot", 0.05), ("byot", 0.1), ("linear", 0.05), ("linear", 0.1)]
+    assert runs == ["branch=byot,lr=0.1,joint-seed-0", "branch=linear,lr=0.1,joint-seed-0"]
+    assert sorted(one["common"]["branch"] for one in first.json["comparisons"]) == ["byot", "linear"]
     again = offramp(*given, "--grid", "branch=linear", "--grid", "lr=0.1")
     assert again.status == 0 and len(again.json["comparisons"]) == 1
-    assert len(lines(out / "results.jsonl")) == 4
+    assert len(lines(out / "results.jsonl")) == 2
     other = offramp(*given, "--grid", "branch=linear")
-    assert other.status == 2 and "contains a comparison with another configuration" in other.err
+    assert other.status and "contains a comparison with another configuration" in other.out
+
+
+def test_runs_of_a_grid_differ_in_its_axes_alone(tmp_path: Path) -> None:
+    grid = {"net": ["resnet18", "resnet34"], "net.width": ["4"], "lr": [0.1, 0.05]}
+    made = entries(Config(epochs=3), [("joint", {}), ("muse", {"alpha": 0.1})], [0, 1], tmp_path, grid)
+    assert len(made) == len({entry.folder for entry in made}) == 16
+    assert made[0].name == "net=resnet18,net.width=4,lr=0.1 joint seed 0"
+    assert made[0].folder.name == "net=resnet18,net.width=4,lr=0.1,joint-seed-0"
+    assert [entry.config.seed for entry in made] == [0] * 8 + [1] * 8
+    assert {(one.config.net, one.config.net_options["width"], one.config.lr, one.config.epochs) for one in made} == {
+        (net, 4, lr, 3) for net in ("resnet18", "resnet34") for lr in (0.1, 0.05)
+    }
+    shared = shared_by(made, grid)
+    assert shared["grid"] == ["lr", "net", "net.width"] and shared["epochs"] == 3
+    assert not [key for key in shared if key.startswith("net") or key == "lr"]
+    assert shared_by(made[:1]) == common(flat(made[0].config))
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,14 @@ def test_the_best_model_of_every_budget_by_method() -> None:
     assert [row.means[1] for row in dearest] == pytest.approx([20, 35, 50])
 
 
+def test_dissimilarities_within_and_between_classes() -> None:
+    figure = figures()["eed-fig-4"]
+    blocks = [{"where": "before the classifier", "within": 0.4, "between": 1.0}]
+    result = figure_result(figure, {}, {figure.reduced[0]: {3: RunValues([], (), (), blocks)}}, QUICK)
+    (row,) = result.rows
+    assert (row.exit, row.seeds, row.means) == ("before the classifier", [3], pytest.approx([0.4, 1.0, 0.6]))
+
+
 def test_accuracies_over_a_parameter_are_those_of_the_ledger(line, write) -> None:
     figure = figures()["beed-fig-2"]
     name = "c100.resnet18.beed.beed-balance-1.1"

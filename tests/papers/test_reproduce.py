@@ -11,6 +11,7 @@ import pytest
 import offramp as package
 from offramp.lookup import ParameterError
 from offramp.papers import render
+from offramp.papers.analysed import _blocks
 from offramp.papers.catalog import training
 from offramp.papers.document import MARKERS
 from offramp.papers.reproduce import FAILURES, _ready, failures, overview, reproduce
@@ -122,6 +123,12 @@ def test_figures_are_tables_of_the_analyses_of_the_runs_that_are_there(trained, 
     ]  # from the line beside the ledger
     assert reproduce("muse-fig-4", protocol=tiny, out=out, show=True).figures[0].state == "not run"
     assert "| c100.resnet18.sketch.joint | exit1 | 1 |" in render.as_markdown(result)
+
+
+def test_dissimilarity_is_measured_on_the_features_of_a_run(trained) -> None:
+    before, after = _blocks(trained[0] / "c100.resnet18.byot.joint-seed-0", None)
+    assert (before["where"], after["where"]) == ("before the classifier", "after it")
+    assert 0 <= before["within"] < before["between"] <= 2
 
 
 def test_failures_are_told_in_short(tmp_path: Path) -> None:
