@@ -44,5 +44,5 @@ def test_only_the_text_between_the_markers_is_written(result: Reproduction, tmp_
     assert (before, after) == ("before\n", "\nafter\n")
     assert "\nold\n" not in path.read_text()
     path.write_text("no markers")
-    with pytest.raises(ValueError, match="is left as it is"):
+    with pytest.raises(ValueError, match="was not changed"):
         write_document(result, path)
