@@ -13,10 +13,10 @@ from offramp.progress import Progress, no_progress
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000}
 IMAGENET = 1_281_167
-STEPS = 3
+STEPS = 2
 """Steps that are measured of every training, after one that warms up."""
-MEASURED_PIXELS = 32 * 32 * 32
-"""Pixels of a batch that is measured on a CPU (32 images of CIFAR); costs are taken to be in proportion to it."""
+MEASURED_PIXELS = 16 * 32 * 32
+"""Pixels of a batch that is measured on a CPU (16 images of CIFAR); costs are taken to be in proportion to it."""
 
 
 @dataclass(frozen=True)
