@@ -1,6 +1,7 @@
-"""Goals of `offramp calibrate` as they are typed: one rule for units, `0.6` is a share and `60%` the same.
+"""Goals of `offramp calibrate` as they are typed.
 
-Of losses (`max_drop`, `risk`), which are small, a plain number that may as well be meant in percent is refused.
+Shares (accuracy, risk, delta): `0.6` and `60%` are the same. The drop is a difference of accuracies in percentage
+points: `0.5` and `0.5%` are half a point.
 """
 
 from typing import Literal, cast
@@ -10,7 +11,7 @@ from offramp.runs.goal import Goal
 
 SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 AMBIGUOUS = 0.1
-"""From here on a plain number for a loss is refused: 0.5 may be half a point or half of all images."""
+"""A plain drop below it is refused: 0.005 may be a share, which is half a point, or that part of a point."""
 
 
 def goal_of(
@@ -34,9 +35,9 @@ def goal_of(
     return Goal(
         macs=None if macs is None else _macs(macs),
         ms=None if ms is None else _ms(ms),
-        max_drop=None if max_drop is None else _share("max_drop", max_drop, AMBIGUOUS),
+        max_drop=None if max_drop is None else _points("max_drop", max_drop),
         target_accuracy=None if target_accuracy is None else _share("target_accuracy", target_accuracy),
-        risk=None if risk is None else _share("risk", risk, AMBIGUOUS),
+        risk=None if risk is None else _share("risk", risk),
         delta=None if delta is None else _share("delta", delta),
         save=save,
         batch_size=batch_size,
@@ -52,18 +53,25 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _share(name: str, text: str, ambiguous: float = float("inf")) -> float:
-    """`0.6` and `60%` -> 0.6; `60` is refused, and what is ambiguous."""
+def _points(name: str, text: str) -> float:
+    """`0.5` and `0.5%`, half a percentage point -> 0.005; small plain numbers are refused."""
+    number = _number(text.removesuffix("%"))
+    if number is None or number != number:
+        raise ParameterError(f"{name} takes percentage points such as 0.5 or 0.5%, got {text!r}", name)
+    if not text.endswith("%") and 0 < number < AMBIGUOUS:
+        raise ParameterError(
+            f"{name}={text} is ambiguous: write {number:g}% or {100 * number:g}% (percentage points of accuracy)", name
+        )
+    return number / 100
+
+
+def _share(name: str, text: str) -> float:
+    """`0.6` and `60%` -> 0.6; `60` is refused."""
     number = _number(text.removesuffix("%"))
     if number is None or number != number:
         raise ParameterError(f"{name} takes a share such as 0.01, or percent such as 1%, got {text!r}", name)
     if text.endswith("%"):
         return number / 100
-    if ambiguous <= number <= 1:
-        raise ParameterError(
-            f"{name}={text} is ambiguous: write {number:g}% or {100 * number:g}% (percentage points of accuracy)",
-            name,
-        )
     if number > 1:
         raise ParameterError(f"{name}={text} is not a share: write {number:g}%, or {number / 100:g}", name)
     return number

@@ -33,8 +33,8 @@ def calibrate(
 ) -> None:
     """Fit thresholds and choose which exits to use, for one goal.
 
-    Shares are plain numbers or percent: 0.6 is 60%. --max-drop and --risk refuse plain numbers from 0.1, which may be
-    meant in percent: write 0.5% or 50%.
+    Shares are plain numbers or percent: 0.6 is 60%. --max-drop is in percentage points: 0.5 and 0.5% are half a point;
+    plain numbers below 0.1, which may be meant as shares, are refused.
 
     Writes `policy.json` into the run; the previous one is kept as policy.json.old. If no early exit pays, all are
     disabled: the plain network remains.
@@ -43,7 +43,7 @@ def calibrate(
         run: Folder of a trained run.
         macs: Budget: mean multiply-adds per image, as a share of the plain network's (0.5 or 50%) or a count (250M).
         ms: Budget: mean milliseconds per image at --batch-size, measured on this machine.
-        max_drop: Largest loss of accuracy against the plain network: 0.5% (or 0.005) is half a percentage point.
+        max_drop: Largest loss of accuracy against the plain network: 0.5 or 0.5% is half a percentage point.
         target_accuracy: Accuracy to reach, such as 75% or 0.75.
         risk: Guaranteed bound on the accuracy lost on new images, such as 1% or 0.01; see --delta.
         delta: With --risk: the bound holds with probability 1 - delta, such as 0.05 or 5%; default: in expectation.

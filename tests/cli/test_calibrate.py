@@ -156,10 +156,10 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
             "--max-drop 150%",
             "--max-drop must be a share of accuracy in [0, 1), such as 0.005 for half a point, got 1.5",
         ),
-        ("--max-drop 0.5", "--max-drop 0.5 is ambiguous: write 0.5% or 50% (percentage points of accuracy)"),
-        ("--risk 0.1", "--risk 0.1 is ambiguous: write 0.1% or 10% (percentage points of accuracy)"),
+        ("--max-drop 0.05", "--max-drop 0.05 is ambiguous: write 0.05% or 5% (percentage points of accuracy)"),
+        ("--risk 5", "--risk 5 is not a share: write 5%, or 0.05"),
         ("--risk 1% --delta 5", "--delta 5 is not a share: write 5%, or 0.05"),
-        ("--max-drop few", "--max-drop takes a share such as 0.01, or percent such as 1%, got 'few'"),
+        ("--max-drop few", "--max-drop takes percentage points such as 0.5 or 0.5%, got 'few'"),
         ("--target-accuracy 60", "--target-accuracy 60 is not a share: write 60%, or 0.6"),
         ("--ms 50%", "--ms takes milliseconds per image such as 0.5, not a share, got '50%'"),
         ("--target-accuracy 101%", "--target-accuracy must be a share in (0, 1], such as 0.75, got 1.01"),
@@ -191,6 +191,7 @@ def test_an_accuracy_that_no_policy_reaches(offramp: Offramp, run: Path) -> None
 @pytest.mark.parametrize("drop", [0, 2])
 def test_what_may_be_lost_is_not_exceeded(offramp: Offramp, run: Path, drop: int) -> None:
     found = offramp("calibrate", run, "--max-drop", f"{drop}%", "--json").json
+    assert offramp("calibrate", run, "--max-drop", drop, "--json").json["expected"] == found["expected"]
     assert found["expected"]["accuracy"] >= found["plain"]["accuracy"] - drop / 100 - 1e-9
     assert found["expected"]["macs"] <= found["plain"]["macs"]
     assert found["bound"] <= found["expected"]["macs"] + 1e-6
