@@ -170,7 +170,7 @@ def test_names_are_shown_as_they_are_and_never_run(full: str) -> None:
 
 def test_every_section_is_there(full: str) -> None:
     sections = (
-        "Accuracy against cost; Where images exit; Confidence against accuracy; exit 1, easiest; exit 1, hardest; "
+        "Accuracy against cost; Where images exit; What deeper exits change; Confidence against accuracy; exit 1, easiest; exit 1, hardest; "
         "macs_<wbr>cumulative; msdnet_ops; eed_flops; Accuracy on val; weights: exit 1 learns from; Configuration; "
         "provenance of the policy; confidence ≥ 0.5000; never; always"
     )
@@ -179,7 +179,9 @@ def test_every_section_is_there(full: str) -> None:
     one, two = full.split('<section id="run-')[1:]
     assert "no policy yet" in two and "no policy yet" not in one and "Without a policy: among all test images" in two
     assert "exit 2, easiest" in two and "exit 2, easiest" not in one  # switched off
-    assert one.count("<img") == 2 * 3 * 2 and two.count("<img") == 4 * 3 * 2  # nobody leaves at exit 3
+    shown = [run.split("Easiest and hardest images")[1].count("<img") for run in (one, two)]
+    assert shown == [2 * 3 * 2, 4 * 3 * 2]  # nobody leaves at exit 3
+    assert "images that no other exit gets right" in one
 
 
 def test_the_same_runs_give_the_same_page(full: str, see: Callable[..., RunReport]) -> None:
