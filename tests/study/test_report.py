@@ -170,7 +170,8 @@ def test_names_are_shown_as_they_are_and_never_run(full: str) -> None:
 
 def test_every_section_is_there(full: str) -> None:
     sections = (
-        "Accuracy against cost; Where images exit; What deeper exits change; Confidence against accuracy; exit 1, easiest; exit 1, hardest; "
+        "Accuracy against cost; Where images exit; What deeper exits change; Confidence against accuracy; "
+        "exit 1, easiest; exit 1, hardest; "
         "macs_<wbr>cumulative; msdnet_ops; eed_flops; Accuracy on val; weights: exit 1 learns from; Configuration; "
         "provenance of the policy; confidence ≥ 0.5000; never; always"
     )
