@@ -8,7 +8,7 @@ fitted later lies beside a bundle's own as `policy-2.json` and so on, and is the
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +66,9 @@ class Predictor(Protocol):
         """Answer what was accepted, then stop."""
 
 
+Opener = Callable[[Path, ServeOptions], Mapping[str, Predictor]]
+
+
 class Version:
     """One version of a model that is served.
 
@@ -114,10 +117,12 @@ class Models:
     Args:
         folders: of the models, by name.
         options: of the server.
+        opener: from a model's folder to a predictor for each version, the oldest first; `open_model` by default.
     """
 
-    def __init__(self, folders: Mapping[str, Path], options: ServeOptions) -> None:
+    def __init__(self, folders: Mapping[str, Path], options: ServeOptions, opener: Opener | None = None) -> None:
         self.folders, self.options = dict(folders), options
+        self.opener: Opener = opener or open_model
         self.open: dict[str, dict[str, Version]] = {}
         self._locks = {name: asyncio.Lock() for name in folders}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -159,7 +164,7 @@ class Models:
         if name not in self.folders:
             raise unknown(f"there is no model {quoted(name)} here; known are: {', '.join(self.folders)}")
         async with self._locks[name]:
-            predictors = await asyncio.to_thread(open_model, self.folders[name], self.options)
+            predictors = await asyncio.to_thread(self.opener, self.folders[name], self.options)
             old = self.open.get(name, {})
             self.open[name] = {
                 version: Version(name, version, predictor, self.options) for version, predictor in predictors.items()

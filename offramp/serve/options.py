@@ -52,7 +52,7 @@ class ServeOptions:
     cors: tuple[str, ...] = ()
     log: str = "all"
     false_alarm: int | float = 0.01
-    feedback: int = 10_000
+    feedback: int = 2000
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "queue", "workers", "max_images", "max_body", "feedback"):

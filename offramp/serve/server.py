@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from offramp.lookup import ParameterError, nearest
-from offramp.serve.models import Models, named
+from offramp.serve.models import Models, Opener, named
 from offramp.serve.options import ServeOptions
 
 FIELDS = [field.name for field in fields(ServeOptions)]
@@ -28,6 +28,7 @@ class Server:
 
     Args:
         bundles: folders of bundles, or `NAME=FOLDER`; a folder of bundles with numbers as names holds versions.
+        opener: opens the models; see `offramp.serve.models.Models`.
         options: fields of `offramp.serve.options.ServeOptions`.
     Raises:
         ParameterError: if a value makes no sense.
@@ -35,7 +36,7 @@ class Server:
         ImportError: if a package of the extra `serve` is missing.
     """
 
-    def __init__(self, *bundles: Path | str, **options: Any) -> None:
+    def __init__(self, *bundles: Path | str, opener: Opener | None = None, **options: Any) -> None:
         for name in options:
             if name not in FIELDS:
                 raise ParameterError(f"there is no option {name}; {nearest(name, FIELDS)}")
@@ -50,7 +51,7 @@ class Server:
         from offramp.serve.app import build
         from offramp.serve.connections import bounded
 
-        self.models = Models(named([str(bundle) for bundle in bundles]), self.options)
+        self.models = Models(named([str(bundle) for bundle in bundles]), self.options, opener)
         self._socket = _listen(self.options)
         self.options = replace(self.options, port=self._socket.getsockname()[1])
         self.app = build(self.models, self.options)

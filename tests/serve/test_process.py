@@ -1,0 +1,97 @@
+"""`offramp serve` as a process of its own where torch does not exist: it answers, and drains on SIGTERM."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copytree
+
+import httpx
+
+from offramp.early_exit.policy import ExitPolicy
+
+ROOT = Path(__file__).parents[2]
+ALONE = (ROOT / "tests/conftest.py").read_text().split('ALONE = """')[1].split('"""')[0]
+SLOW = """
+import time, offramp.serve.rows as rows
+run = rows.run
+import offramp.serve.engine as engine
+def slow(*words):
+    time.sleep(0.7)
+    return run(*words)
+engine.run = slow
+"""
+
+
+@contextmanager
+def serving(bundle: Path, *words: str, program: str = "", **more: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The program in a process of its own without torch, and its address."""
+    start = "from offramp.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", ALONE + program + start, "serve", str(bundle), "--port", "0", "--max-batch", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            match = re.fullmatch(r"serving digits at (http://127\.0\.0\.1:\d+)\n", line)
+            assert match is not None, line + process.stderr.read()
+            yield process, match[1]
+        finally:
+            process.kill()
+
+
+def ready(url: str) -> None:
+    transport = httpx.HTTPTransport(retries=50)
+    with httpx.Client(transport=transport, trust_env=False, timeout=30) as client:
+        for _ in range(600):
+            try:
+                if client.get(f"{url}/v2/health/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                continue
+    raise AssertionError("it is never ready")
+
+
+def test_requests_in_progress_are_answered_after_sigterm(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    copy = Path(copytree(folder, tmp_path / "digits"))
+    patient = ExitPolicy(thresholds=(1e8,) * 3, enabled=(True,) * 3)  # so that there are three slow segments to run
+    (copy / "policy-2.json").write_text(patient.to_json())
+    words = ("--log", "none", "--token-file", str(tmp_path / "token"))
+    with serving(copy, *words, program=SLOW) as (process, url):
+        ready(url)
+        assert httpx.post(f"{url}/predict", trust_env=False).status_code == 401
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            headers = {"Authorization": "Bearer secret"}
+            tensor = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}
+            answers.append(
+                httpx.post(
+                    f"{url}/v2/models/digits/infer",
+                    json={"inputs": [tensor]},
+                    headers=headers,
+                    trust_env=False,
+                    timeout=60,
+                )
+            )
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        batches = "offramp_batch_size_count"
+        while True:  # until the first of them has run
+            text = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer secret"}, trust_env=False).text
+            counts = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(batches)]
+            if max(counts) > 0:
+                break
+        process.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert process.wait(60) == 0
+        assert process.stderr is not None and process.stderr.read() == ""
+    assert [answer.status_code for answer in answers] == [200]
+    assert answers[0].json()["outputs"][4]["data"] == [3]
