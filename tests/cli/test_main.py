@@ -21,7 +21,7 @@ from offramp.lookup import ParameterError, with_parameters
 Offramp = Callable[..., Any]
 VERBS = (
     *("train", "evaluate", "calibrate", "compare", "curves", "deploy", "bench", "report", "export", "predict"),
-    *("serve", "info", "trust", "nets", "branches", "methods", "data", "recipes"),
+    *("analyse", "reproduce", "serve", "info", "trust", "nets", "branches", "methods", "data", "recipes"),
 )
 PROGRAM = "from offramp.cli import main; main()"
 
