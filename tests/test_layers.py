@@ -11,7 +11,7 @@ FLOORS = """
     text
     allocator lookup optional digests finite progress docstrings
     schema images python_names
-    files outputs hyperparameters image_files plugins
+    files outputs device_copies hyperparameters image_files plugins
     trust protocols discovery
     meta_device
     net blocks losses data early_exit

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offramp.data.augment import box_draws, window_draws
 from offramp.data.splits import CroppingSource, Split
+from offramp.device_copies import to_device
 
 AHEAD = 2  # batches decoded or being decoded while one is used: what bounds memory
 
@@ -60,6 +61,4 @@ class Streaming:
 
     def _collect(self, parts: list["Future[Any]"]) -> Tensor:
         pixels = torch.from_numpy(np.concatenate([part.result() for part in parts]))
-        if self.device.type == "cuda":
-            return pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels.to(self.device)
+        return to_device(pixels, self.device)

@@ -1,5 +1,6 @@
 """The unweighted losses of dense distillation as one vector: each exit's cross-entropy, then every pair of exits."""
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -38,9 +39,15 @@ def loss_vector(
     With all teachers M = E + E (E - 1) / 2 (Wang & Li, AAAI 2021, section 3). It carries forward-mode tangents.
     """
     ce = cross_entropy(logits, labels)
-    chosen = pairs(len(logits), teachers)
-    if not chosen:
+    if not pairs(len(logits), teachers):
         return ce
     table = soft_cross_entropy_table(logits, temperature=temperature, detach_teachers=detach_teachers)
-    teacher, student = torch.tensor(chosen, device=logits.device).T
+    teacher, student = _indices(len(logits), teachers, logits.device)
     return torch.cat([ce, temperature**2 * table[student, teacher]])
+
+
+@lru_cache(maxsize=64)
+def _indices(exits: int, teachers: Teachers, device: torch.device) -> Int[Tensor, "2 M"]:
+    """The pairs as rows of teachers and students: made once, because a copy to a GPU would make every step wait."""
+    with torch.inference_mode(False):  # a tensor that is kept must serve training, too
+        return torch.tensor(pairs(exits, teachers), device=device).T

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from offramp.device_copies import on_host
 from offramp.outputs import Batch, ExitOutputs, Trace
 
 
@@ -28,11 +29,10 @@ def trace(
         net.eval()
     logits, labels, ids = [], [], []
     with torch.inference_mode():
-        for batch in batches:
-            logits.append(net(batch.inputs).logits.float().cpu())
-            labels.append(batch.labels.cpu())
-            ids.append(batch.ids.cpu())
-            advance(len(batch.ids))
+        for row in on_host((net(batch.inputs).logits.float(), batch.labels, batch.ids) for batch in batches):
+            for kept, tensor in zip((logits, labels, ids), row, strict=True):
+                kept.append(tensor)
+            advance(len(row[2]))
     if not logits:
         raise ValueError(f"the split {split!r} has no samples to trace")
     return Trace(torch.cat(logits, 1), torch.cat(labels), torch.cat(ids), split)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from offramp import digests, finite
+from offramp.device_copies import on_host
 from offramp.files import reserve, write_errors
 from offramp.outputs import Batch, ExitOutputs, Trace
 
@@ -70,17 +71,18 @@ def _traced(
     places: dict[str, np.ndarray] = {}
     start = 0
     with torch.inference_mode():
-        for batch in batches:
-            logits = net(batch.inputs).logits.float().cpu().numpy()
+        for logits, labels, ids in on_host(
+            (net(batch.inputs).logits.float(), batch.labels, batch.ids) for batch in batches
+        ):
             end = start + logits.shape[1]
             if not places:
                 places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), header)
             if end > samples:
                 raise ValueError(f"the split {header['split']!r} should have {samples} samples, but has more")
-            places["logits"][:, start:end] = logits
-            places["labels"][start:end], places["ids"][start:end] = batch.labels.cpu(), batch.ids.cpu()
+            places["logits"][:, start:end] = logits.numpy()
+            places["labels"][start:end], places["ids"][start:end] = labels, ids
             start = end
-            advance(len(batch.ids))
+            advance(len(ids))
     if not start:
         raise ValueError(f"the split {header['split']!r} has no samples to trace")
     if start != samples:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp.losses.dense_distillation import Teachers, loss_vector, pairs
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
+from offramp.methods._host_counter import HostCounter
 from offramp.methods._method import Terms
 from offramp.outputs import Batch, ExitOutputs
 
@@ -106,6 +107,7 @@ class LossWeights(nn.Module):
         self.register_buffer("weights", torch.zeros(0))
         self.register_buffer("averages", torch.zeros(0))  # 0 where nothing was observed yet
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.counter = HostCounter("steps")
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Set the initial weights; returns no notes.
@@ -186,9 +188,7 @@ class LossWeights(nn.Module):
 
     def due(self) -> bool:
         """Whether the weights are updated in this step; counts the steps."""
-        self.steps += 1
-        every = self.settings.meta_every
-        return every == 1 or int(self.steps - 1) % every == 0
+        return self.counter.due(self, self.settings.meta_every)
 
     def logged_values(self) -> dict[str, Tensor]:
         """The weights and the averages as they are now, for the run's record."""

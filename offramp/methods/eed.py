@@ -154,7 +154,7 @@ class EnsembleTeacher(nn.Module):
         if not teaching:
             return total([], like=outputs.logits)
         members = [exact(feature.detach()) for exit in teachers if (feature := matched[exit]) is not None]
-        target = averaged(members, None if mix is None else mix[teaching]).detach()
+        target = averaged(members, None if mix is None else torch.stack([mix[number] for number in teaching])).detach()
         distances = [
             distance(feature, target, reduction="mean", masked=True)
             for feature in (matched if self.settings.final_learns else matched[:-1])

@@ -16,6 +16,7 @@ from offramp.losses.schedules import cosine
 from offramp.losses.softmax import confidence
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._check import choice, not_negative, positive
+from offramp.methods._host_counter import HostCounter
 from offramp.methods._method import Method, Terms
 from offramp.methods._parameters import parameters_of
 from offramp.net import share
@@ -94,12 +95,15 @@ class SampleWeights(nn.Module):
     NAMES = ("w1", "b1", "w2", "b2")
     batches: Tensor
     taken: Tensor
+    decays: Tensor
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("decays", torch.tensor([0.9, 0.999], dtype=torch.float64), persistent=False)
+        self.counter = HostCounter("batches")
 
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Make phi for that many exits."""
@@ -148,16 +152,14 @@ class SampleWeights(nn.Module):
 
     def due(self) -> bool:
         """Whether phi learns at this batch; counts the batches."""
-        self.batches += 1
-        every = self.settings.meta_every
-        return every == 1 or int(self.batches - 1) % every == 0
+        return self.counter.due(self, self.settings.meta_every)
 
     def improve(self, gradient: tuple[Tensor, ...], progress: float) -> None:
         """One step of Adam (Kingma & Ba 2015, with the decay in the gradient) on phi."""
         settings = self.settings
         rate = cosine(settings.meta_lr, 0.0, progress)
         self.taken += 1
-        biased = 1.0 - torch.pow(torch.tensor([0.9, 0.999], device=self.taken.device, dtype=torch.float64), self.taken)
+        biased = 1.0 - torch.pow(self.decays, self.taken)
         for name, found in zip(self.NAMES, gradient, strict=True):
             weight, mean, square = (getattr(self, name + end) for end in ("", "_mean", "_square"))
             moved = found + settings.meta_weight_decay * weight
@@ -180,16 +182,21 @@ def shares(target: float, exits: int) -> list[float]:
 
 
 def selected(sure: Float[Tensor, "E B"], target: float) -> list[Int[Tensor, "_"]]:
-    """The samples that count at each exit: its surest among those not taken before; the last exit takes the rest."""
+    """The samples that count at each exit: its surest among those not taken before; the last exit takes the rest.
+
+    How many they are does not depend on the data, so nothing waits for a GPU.
+    """
     exits, size = sure.shape
     free = torch.ones(size, dtype=torch.bool, device=sure.device)
-    by_exit = []
+    by_exit, left = [], size
     for exit, share_ in enumerate(shares(target, exits)):
-        wanted = size if exit == exits - 1 else int(size * share_)
+        wanted = left if exit == exits - 1 else int(size * share_)
         order = sure[exit].argsort(descending=True, stable=True)
-        mine = order[free[order]][:wanted]
-        free[mine] = False
+        free_first = free[order].to(torch.uint8).argsort(descending=True, stable=True)
+        mine = order[free_first[:wanted]]
+        free.index_fill_(0, mine, False)
         by_exit.append(mine)
+        left -= wanted
     return by_exit
 
 
@@ -202,7 +209,7 @@ def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, red
     sure, first = gathered(confidence(logits.detach()))
     total = losses.new_zeros(())
     for exit, chosen in enumerate(selected(sure, target)):
-        own = chosen[(chosen >= first) & (chosen < first + len(labels))] - first
+        own = chosen if processes() == 1 else chosen[(chosen >= first) & (chosen < first + len(labels))] - first
         if len(chosen):
             total = total + losses[exit, own].sum() / (len(chosen) if reduction == "exit-mean" else sure.shape[1])
     return global_sum(total)

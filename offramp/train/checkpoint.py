@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offramp import digests, finite
+from offramp.device_copies import to_host
 from offramp.files import parse_json, read_json, write_errors
 from offramp.text import quoted
 
@@ -56,7 +57,7 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         part.mkdir(parents=True)
         _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
         with write_errors(part / "state.pt"):
-            torch.save(state, part / "state.pt")
+            torch.save(to_host(state), part / "state.pt")
         written = {name: digests.of_file(part / name) for name in ("weights.safetensors", "state.pt")}
         manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": written}
         with write_errors(part / "checkpoint.json"):
@@ -186,8 +187,8 @@ def _all(folder: Path) -> list[Path]:
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors stores them: one of several names of a tensor is written as a copy."""
     stored, written = {}, set()
-    for name, tensor in weights.items():
-        tensor = tensor.detach().cpu().contiguous()
+    for name, tensor in to_host(dict(weights)).items():
+        tensor = tensor.contiguous()
         stored[name] = tensor.clone() if tensor.data_ptr() in written else tensor
         written.add(tensor.data_ptr())
     return stored

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from offramp.data.loading import Loader
 from offramp.data.splits import DataSet
@@ -27,6 +26,7 @@ from offramp.train.held_out import HeldOut
 from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.log import Metrics
 from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
+from offramp.train.moving_average import MovingAverage
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
 from offramp.train.state import Position, take_up, taken
@@ -71,7 +71,7 @@ class Loop:
         self.context = StepContext(
             fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip, bare=self.net, held_out=held_out
         )
-        self.average = _moving_average(self.net, recipe.ema) if recipe.ema else None
+        self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         rank, world = fabric.global_rank, fabric.world_size
         self.train = self._loader("train", augment=True, rank=rank, world=world)
         evaluated = max(recipe.batch_size, 256)
@@ -159,7 +159,7 @@ class Loop:
             span.phase.begin(self.net)
         self.context.optimizer.state.clear()
         if self.average:
-            self.average.n_averaged.zero_()
+            self.average.restart()
 
     def _held_out(self) -> Batch:
         """The val batch of this step."""
@@ -182,7 +182,7 @@ class Loop:
         with weighing(self.train.weight(position.step)):
             terms = phases.take_step(self.method, span.phase, self.context, batch, progress)
         if self.average:
-            self.average.update_parameters(self.net)
+            self.average.update(self.net)
         # Learned parts of a method.
         objective = self.context.objective
         logged = objective.logged_values() if isinstance(objective, LoggingObjective) else dict[str, Tensor]()
@@ -195,8 +195,10 @@ class Loop:
         self.record.look(self.position.epoch, self.position.step)
 
     def _check_weights(self) -> None:
-        for name, weight in self.net.named_parameters():
-            if not bool(torch.isfinite(weight).all()):
+        weights = dict(self.net.named_parameters())
+        finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()  # one wait for all
+        for name, is_finite in zip(weights, finite, strict=True):
+            if not is_finite:
                 raise Diverged(f"the weight {name} is no longer finite at step {self.step_number}; {kept(self.folder)}")
 
     def _finish_epoch(self) -> None:
@@ -298,8 +300,3 @@ class Loop:
         if lost:
             self.reporter.note(lost)
         return kept
-
-
-def _moving_average(net: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the network that follows its weights and batch statistics."""
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from offramp.device_copies import to_device
 from offramp.outputs import Batch
 
 
@@ -30,7 +31,7 @@ def mixup(batch: Batch, classes: int, alpha: float, key: tuple[int, ...], turns:
     drawn = np.arange(len(batch.ids))
     for turn in range(turns):
         drawn[turn::turns] = draw.permutation(drawn[turn::turns])
-    other = torch.from_numpy(drawn).to(batch.inputs.device)
+    other = to_device(torch.from_numpy(drawn), batch.inputs.device)
     soft = _soft(batch, classes)
     return batch._replace(
         inputs=batch.inputs.mul(weight).add_(batch.inputs[other], alpha=1 - weight),

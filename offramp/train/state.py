@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from offramp.step import StepContext
 from offramp.train.checkpoint import Checkpoint
+from offramp.train.moving_average import MovingAverage
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Position:
     seconds: float = 0.0
 
 
-def taken(context: StepContext, average: AveragedModel | None) -> dict[str, Any]:
+def taken(context: StepContext, average: MovingAverage | None) -> dict[str, Any]:
     """The state of optimizer, objective, moving average and random numbers; every process must call this."""
     fabric, objective = context.fabric, context.objective
     cuda = fabric.device.type == "cuda"
@@ -37,11 +37,13 @@ def taken(context: StepContext, average: AveragedModel | None) -> dict[str, Any]
 
 def _of_all(fabric: Any, state: Tensor) -> Tensor:
     """The random state of every process, one row each."""
+    if fabric.world_size == 1:
+        return state[None]
     gathered: Tensor = fabric.all_gather(state.to(fabric.device))
     return gathered.reshape(fabric.world_size, -1).cpu()
 
 
-def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: AveragedModel | None) -> None:
+def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: MovingAverage | None) -> None:
     """Restore weights and everything of `taken`; random numbers last.
 
     Raises:
@@ -57,7 +59,7 @@ def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, averag
     if isinstance(objective, nn.Module):
         objective.load_state_dict(state["objective"])
     if average:
-        average.load_state_dict(state["average"])
+        average.restore(state["average"])
     torch.set_rng_state(state["rng"][fabric.global_rank])
     if state["rng_cuda"] is not None and fabric.device.type == "cuda":
         torch.cuda.set_rng_state(state["rng_cuda"][fabric.global_rank], fabric.device)

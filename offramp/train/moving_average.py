@@ -1,0 +1,55 @@
+"""A moving average of a network's weights and batch statistics."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage(nn.Module):
+    """A copy of a network that follows its weights and buffers; stored as PyTorch's `AveragedModel` stores it.
+
+    That one asks the device twice in every step how many steps it has averaged; here the host knows.
+
+    Args:
+        net: the network, on its device.
+        decay: share of the average that every step keeps.
+    """
+
+    n_averaged: Tensor
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module, self.decay, self.begun = copy.deepcopy(net), decay, False
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64, device=next(net.parameters()).device))
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Follow the network by one step; the first one is copied."""
+        pairs = list(zip(_tensors(self.module), _tensors(net), strict=True))
+        if not self.begun:
+            for kept, new in pairs:
+                kept.copy_(new)
+        else:
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            torch._foreach_lerp_([kept for kept, _ in floats], [new for _, new in floats], 1 - self.decay)
+            for kept, new in pairs:
+                if not kept.is_floating_point():
+                    kept.copy_(kept * self.decay + new * (1 - self.decay))
+        self.begun = True
+        self.n_averaged += 1
+
+    def restart(self) -> None:
+        """Forget what was averaged: the next step is copied."""
+        self.begun = False
+        self.n_averaged.zero_()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state dict."""
+        self.load_state_dict(state)
+        self.begun = bool(self.n_averaged)
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*net.parameters(), *net.buffers())]

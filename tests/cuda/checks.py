@@ -1,0 +1,210 @@
+"""The program that `test_cuda.py` runs on the make-believe GPU: prints one JSON line per check.
+
+LD_PRELOAD=guard.so python tests/cuda/checks.py CHECK...
+"""
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+warnings.simplefilter("ignore")
+
+import fake  # noqa: E402
+import torch  # noqa: E402
+
+mode = fake.install()
+
+from offramp.config import Config, build_method, build_net, prepare, resolve  # noqa: E402
+from offramp.data.augment import augment  # noqa: E402
+from offramp.early_exit.policy import ExitPolicy  # noqa: E402
+from offramp.early_exit.runtime import answer  # noqa: E402
+from offramp.models import resnet  # noqa: E402
+from offramp.testing import SilentReporter, patterns  # noqa: E402
+from offramp.train.device import make_fabric  # noqa: E402
+from offramp.train.loop import Loop  # noqa: E402
+
+CLASSES, SIDE = 4, 16
+resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # quicker
+
+
+def loop(folder: Path, **options: Any) -> Loop:
+    """A run on the make-believe GPU, ready to start."""
+    torch.manual_seed(0)
+    given = {"epochs": 1, "batch_size": 8, "device": "cuda", "width": 4, "lr": 0.02, **options}
+    given["epochs"] = max(given["epochs"], len(build_method(resolve(Config(**given))).phases))
+    config = resolve(Config(**given))
+    data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
+    net = build_net(config, method, classes=CLASSES, shape=data.shape)
+    prepare(method, net, data.shape)
+    fabric = make_fabric(config.recipe, parted=method.parted)
+    return Loop(fabric, folder, config.recipe, net, method, data, SilentReporter())
+
+
+class Counting:
+    """Counts the waits of a method of an object, call by call."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.call, self.calls = getattr(owner, name), list[Counter[Any]]()
+        setattr(owner, name, self)
+
+    def __call__(self, *given: Any) -> Any:
+        with fake.counted() as (waits, _):
+            result = self.call(*given)
+        self.calls.append(waits)
+        return result
+
+
+def trained(**options: Any) -> dict[str, Any]:
+    """Steps, validation, checkpoint and resume, and the waits of each; constants may be made in the first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = loop(Path(folder), **options)
+        assert all(tensor.is_cuda for tensor in running.net.state_dict().values())
+        step, saving, tracing = (Counting(running, name) for name in ("step", "_save", "_validate"))
+        running.run(resume=False)
+        again = loop(Path(folder), **options)
+        again._restore()
+        assert again.position.epoch == running.position.epoch
+        same = zip(running.net.state_dict().values(), again.net.state_dict().values(), strict=True)
+        assert all(bool(torch.equal(one, other)) for one, other in same)
+    return {
+        "step": listed(sum(step.calls[1:], Counter())),
+        "saving": listed(saving.calls[-1]),
+        "tracing": listed(tracing.calls[-1]),
+    }
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ema": {"ema": 0.9},
+    "soft labels": {"mixup": 0.2, "label_smoothing": 0.1},
+    "clipping": {"clip": 1.0},
+    "learned teachers": {"method": "eed", "method_options": {"weights": "learned", "beta": 0.1}},
+    "rare updates": {"method": "hdkd", "method_options": {"meta_every": 2}},
+    "rare weights": {"method": "l2w", "method_options": {"meta_every": 2}},
+    "float32": {"precision": "32"},
+    "adamw": {"optimizer": "adamw"},
+    "mixed": {"tune": "mixed", "epochs": 2},
+}
+"""Options of training that do something of their own in every step."""
+
+
+def augmented(kind: str) -> dict[str, Any]:
+    """Waits of augmenting a batch, and whether the images are those of the CPU."""
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    given: dict[str, Any] = {"kind": kind, "seed": 1, "epoch": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    given["cropped"] = kind == "resize-crop-flip"
+    ids, expected = torch.arange(5), augment(pixels, torch.arange(5), **given)
+    on_gpu = [tensor.to("cuda") for tensor in (pixels, ids)]
+    augment(*on_gpu, **given)  # constants are made once
+    with fake.counted() as (waits, _):
+        images = augment(*on_gpu, **given)
+    return {"waits": listed(waits), "same": bool(torch.equal(images.cpu(), expected))}
+
+
+def decided(rule: str) -> dict[str, Any]:
+    """Waits of early exit, how many exits it passed, and whether it decides as on the CPU."""
+    score, _, answer_ = rule.partition("/")
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(3, 12, 5)
+    thresholds = {"patience": (0.0,) * 3, "margin": (0.5,) * 3, "entropy": (0.4,) * 3}.get(score, (0.6,) * 3)
+    policy = ExitPolicy(thresholds, (True,) * 3, score=score, answer=answer_, patience=2)
+
+    def segment(exit: int) -> Any:
+        return lambda state, carry: (state, carry, logits.to(state.device)[exit].index_select(0, state[:, 0].long()))
+
+    segments, inputs = [segment(exit) for exit in range(3)], torch.arange(12.0)[:, None]
+    expected = answer(segments, policy, inputs)
+    logits, inputs = logits.to("cuda"), inputs.to("cuda")
+    with fake.counted() as (waits, _):
+        given = answer(segments, policy, inputs)
+    same = all(bool(torch.equal(one.cpu(), other)) for one, other in zip(given, expected, strict=True))
+    return {"waits": listed(waits), "exits": int(expected.exit.max()) + 1, "same": same}
+
+
+def attended() -> dict[str, Any]:
+    """A step that looks ahead through attention, whose fused kernels have no forward-mode derivative."""
+    options = {"patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    return trained(
+        method="hdkd",
+        net="timm:vit_tiny_patch16_224",
+        width=None,
+        exits_after=("blocks.0",),
+        branch="linear",
+        net_options=options,
+    )
+
+
+def commanded() -> dict[str, Any]:
+    """`train`, `calibrate`, `evaluate` and `bench` as typed; what they say of the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        training = "--data digits --width 4 --epochs 1 --batch-size 256 --per-class 60 --method joint --device cuda"
+        told = [
+            typed(f"{verb} --json")
+            for verb in (
+                f"train {training} --out {run}",
+                f"calibrate {run} --ms 1000 --batch-size 4",
+                f"evaluate {run}",
+                f"bench {run} --runtimes torch --batch 4 --seconds 0.01",
+            )
+        ]
+    return {"told": told}
+
+
+def typed(words: str) -> Any:
+    """What a command prints as JSON."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    from offramp.cli import main
+
+    with redirect_stdout(StringIO()) as printed:
+        try:
+            main(words.split())
+        except SystemExit as end:
+            assert not end.code, printed.getvalue()
+    return json.loads(printed.getvalue())
+
+
+def listed(counter: Counter[Any]) -> dict[str, int]:
+    return {f"{what} at {place}": count for (what, place), count in sorted(counter.items())}
+
+
+def run(check: str) -> dict[str, Any]:
+    kind, _, name = check.partition(":")
+    if kind == "method":
+        return trained(method=name)
+    if kind == "option":
+        return trained(**{"method": "joint", **OPTIONS[name]})
+    if kind == "augmentation":
+        return augmented(name)
+    if kind == "policy":
+        return decided(name)
+    if kind == "attention":
+        return attended()
+    if kind == "commands":
+        return commanded()
+    raise ValueError(check)
+
+
+def main() -> None:
+    for check in sys.argv[1:]:
+        fake.waits.clear()
+        fake.mixed.clear()
+        began = time.process_time()
+        with mode:
+            try:
+                result = run(check)
+            except Exception:
+                result = {"error": "".join(traceback.format_exception(*sys.exc_info(), limit=-6))[-1500:]}
+        result |= {"check": check, "mixed": listed(fake.mixed), "seconds": time.process_time() - began}
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""On a make-believe GPU (`fake.py`): no operation mixes devices, and nothing waits for the GPU that need not."""
+
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp import methods
+from offramp.data.load import AUGMENTATIONS
+from offramp.early_exit.policy import ANSWERS, SCORES
+
+sys.path.insert(0, str(Path(__file__).parent))
+import harness
+
+WAITS: dict[str, int] = {}
+"""Waits of the steps after the first one, by check, where there must be some."""
+OPTIONS = (
+    "ema", "soft labels", "clipping", "learned teachers", "rare updates", "rare weights", "float32", "adamw", "mixed",
+)  # fmt: skip
+QUICK = (
+    *(f"method:{name}" for name in ("joint", "hdkd", "l2w", "eed", "dml")),
+    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers", "rare updates", "rare weights")),
+    *(f"augmentation:{name}" for name in AUGMENTATIONS),
+    *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
+    "attention",
+    "commands",
+)
+FULL = (*(f"method:{name}" for name in methods.available()), *(f"option:{name}" for name in OPTIONS))
+
+
+def wrong(check: str, result: dict[str, Any]) -> list[str]:
+    """What a check found that must not be."""
+    kind = check.partition(":")[0]
+    found = [f"{check}: {result['error']}"] if "error" in result else []
+    found += [f"{check} mixes devices: {operation}" for operation in result["mixed"]]
+    if "step" in result and sum(result["step"].values()) != WAITS.get(check, 0):
+        found.append(f"{check} waits in a step: {result['step']}")
+    if sum(result.get("saving", {}).values()) > 3:
+        found.append(f"{check} waits while it saves: {result['saving']}")
+    if sum(result.get("tracing", {}).values()) > 1:  # one batch
+        found.append(f"{check} waits while it validates: {result['tracing']}")
+    if kind in ("augmentation", "policy") and "error" not in result:
+        waits = sum(result["waits"].values())
+        most = 0 if kind == "augmentation" else result["exits"]
+        found += [f"{check} waits {waits} times, not {most}: {result['waits']}"] if waits > most else []
+        found += [] if result["same"] else [f"{check} gives other results than on the CPU"]
+    return found
+
+
+def check(checks: tuple[str, ...]) -> None:
+    library = harness.guard()
+    if library is None:
+        pytest.skip("needs g++ to compile tests/cuda/guard.cpp")
+    results = harness.run(library, checks)
+    assert list(results) == list(checks)
+    assert not [text for name, result in results.items() for text in wrong(name, result)]
+
+
+def test_no_mixed_devices_and_no_waits_but_these() -> None:
+    check(QUICK)
+
+
+@pytest.mark.full
+def test_every_method_and_option() -> None:
+    check(FULL)
