@@ -223,8 +223,8 @@ def losses(names: list[str], given: argparse.Namespace) -> tuple[dict[str, float
             if built.network not in seen:  # a network of its own: other exits, or several networks
                 seen[built.network] = answered(own.to(given.device), inputs, precision)
             runs[name] = objective_alone(built.objective, seen[built.network], batch)
-    found = medians(side_by_side(runs, 20, warm_up=3))
-    return found, medians(side_by_side({"step": joint_step(net, batch, precision)}, 3, warm_up=1))["step"]
+    found = medians(side_by_side(runs, 20, warm_up=3, device=batch.inputs.device))
+    return found, medians(side_by_side({"step": joint_step(net, batch, precision)}, 3, 1, batch.inputs.device))["step"]
 
 
 def table(result: dict[str, Any]) -> str:

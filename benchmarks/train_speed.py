@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from workers import Worker, work
 
 from offramp.branches import beed as exits
-from offramp.config import Config, build_method
+from offramp.config import Config, build_method, prepare, resolve
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
@@ -68,8 +68,8 @@ def network(width: int) -> MultiExitNet:
     return attach(trunk, lambda backbone, exit: exits.build(backbone, exit, CLASSES))
 
 
-def sgd(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+def sgd(net: nn.Module, fused: bool | None = None) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=fused)
 
 
 def objective() -> Callable[..., dict[str, torch.Tensor]]:
@@ -77,12 +77,17 @@ def objective() -> Callable[..., dict[str, torch.Tensor]]:
     return made
 
 
-def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray) -> Iterator[None]:
+def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, workers: int = 2) -> Iterator[None]:
     """(i); every `next` is one step."""
     net, terms = network(width).to(device), objective()
     optimizer = sgd(net)
     loader = DataLoader(
-        Images(pixels, labels), BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
+        Images(pixels, labels),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
     )
     while True:
         for inputs, truth in loader:
@@ -94,15 +99,25 @@ def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray) 
             yield
 
 
-def offramp_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, compile: bool) -> Iterator[None]:
+def offramp_loop(
+    width: int,
+    device: str,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    compile: bool,
+    graph: bool = False,
+    method: str = "beed",
+) -> Iterator[None]:
     """(ii): the loop of `offramp train` with its defaults."""
     source = ArraySource("benchmark", tuple(map(str, range(CLASSES))), labels, pixels)
     split = Split(source, np.arange(len(pixels)), "train")
-    data = DataSet("benchmark", {"train": split}, source.classes, source.shape, MEAN, STD, "crop-flip")
-    recipe = Recipe(batch_size=BATCH, device="cuda" if device == "cuda" else "cpu", compile=compile)
-    method = build_method(Config(method="beed", branch="beed"))
+    splits = {"train": split, "val": Split(source, np.arange(len(pixels) // 10), "val")}
+    data = DataSet("benchmark", splits, source.classes, source.shape, MEAN, STD, "crop-flip")
+    recipe = Recipe(batch_size=BATCH, device="cuda" if device == "cuda" else "cpu", compile=compile, graph=graph)
+    built, net = build_method(resolve(Config(method=method, branch="beed"))), network(width)
+    prepare(built, net, source.shape)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(make_fabric(recipe), Path(folder), recipe, network(width), method, data, Silent())
+        loop = Loop(make_fabric(recipe), Path(folder), recipe, net, built, data, Silent())
         loop.context.net.train()
         while True:
             for batch in loop.train.epoch(0):
@@ -120,10 +135,10 @@ class Silent:
     def note(self, text: str) -> None: ...
 
 
-def bare_loop(width: int, device: str, pixels: np.ndarray, compile: bool) -> Iterator[None]:
+def bare_loop(width: int, device: str, pixels: np.ndarray, compile: bool, fused: bool | None = None) -> Iterator[None]:
     """(iii): nothing but the network and its optimiser."""
     net = network(width).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = sgd(net)
+    optimizer = sgd(net, fused)
     run = torch.compile(net) if compile else net
     inputs = torch.from_numpy(pixels[:BATCH]).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
     low = precision_of("auto", device) == "bf16"

@@ -37,7 +37,7 @@ def on_host(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
             yield row
             continue
         copies = tuple(_begun(tensor) for tensor in row)
-        event = torch.cuda.Event()
+        event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         waiting.append((copies, event))
         if len(waiting) > 1:

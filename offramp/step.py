@@ -26,6 +26,7 @@ class StepContext:
         clip: largest norm of the gradient; 0 does not clip.
         bare: the same network without wrapper, in its own precision.
         held_out: returns the held-out batch of this step, the same after a resume; None if nothing is held out.
+        scaler: what the losses are scaled by, in precision 16.
         unsynchronised: whether gradients of the network must still be averaged over the processes by `update`.
     """
 
@@ -37,6 +38,7 @@ class StepContext:
     clip: float = 0.0
     bare: nn.Module | None = None
     held_out: Callable[[], Batch] | None = None
+    scaler: torch.amp.GradScaler | None = None
     unsynchronised: bool = False
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
@@ -64,6 +66,8 @@ class StepContext:
         self.fabric.backward(torch.stack(list(terms.values())).sum())
         self._average_gradients()
         if self.clip:
+            if self.scaler is not None:  # of the optimizer itself, not of Fabric's wrapper
+                self.scaler.unscale_(getattr(self.optimizer, "optimizer", self.optimizer))
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

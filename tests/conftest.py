@@ -60,3 +60,12 @@ def without_torch() -> Callable[..., str]:
         return ran.stdout
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests for a real GPU are skipped, visibly, where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; benchmarks/gpu_all.py runs these tests there"))

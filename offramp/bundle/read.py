@@ -66,7 +66,7 @@ def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: 
     """Open a folder that `offramp export` wrote.
 
     Args:
-        runtime: `onnx` or `openvino`, in float32 on the CPU.
+        runtime: `onnx` or `openvino`, in float32 on the CPU; `onnx-cuda` or `onnx-tensorrt` on a GPU.
         begin: first segment to open, counted from 0.
         end: segment before which to stop. Files of the other segments need not be there.
     Raises:
@@ -150,7 +150,7 @@ def load_bundle(folder: Path | str, runtime: str = "onnx") -> Bundle:
 
     Args:
         folder: of the bundle.
-        runtime: `onnx` or `openvino`, in float32 on the CPU.
+        runtime: `onnx` or `openvino`, in float32 on the CPU; `onnx-cuda` or `onnx-tensorrt` on a GPU.
     Raises:
         ValueError: naming the file that is missing, changed, or of a version unknown here.
         ImportError: if the runtime is not installed.

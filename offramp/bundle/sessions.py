@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.external_data import external_tensor
+from offramp.bundle.gpu_sessions import PROVIDERS, open_on_gpu
 from offramp.bundle.manifest import Part
 from offramp.lookup import with_parameters
 from offramp.text import one_line
 
-RUNTIMES = ("onnx", "openvino")
+RUNTIMES = ("onnx", "openvino", *PROVIDERS)
 LOGITS = "logits"
 
 Array = NDArray[Any]
@@ -26,7 +27,7 @@ ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], 
 def open_segment(
     model: bytes, part: Part, runtime: str = "onnx", threads: int | None = None, classes: int | None = None
 ) -> ArraySegment:
-    """A segment that a runtime computes in float32 on the CPU.
+    """A segment that a runtime computes in float32, on the CPU or (`onnx-cuda`, `onnx-tensorrt`) on a GPU.
 
     Args:
         model: the content of its ONNX file.
@@ -43,6 +44,9 @@ def open_segment(
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: there are {', '.join(RUNTIMES)}")
     _refuse_external_data(model, part.file)
+    if runtime in PROVIDERS:
+        segment: ArraySegment = open_on_gpu(model, part, runtime, threads, classes)
+        return segment
     opened = _onnx if runtime == "onnx" else _openvino
     run, takes, gives = opened(model, part.file, threads)
     wanted = {port.name for port in part.takes_state + part.takes_carry}

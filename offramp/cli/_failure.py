@@ -15,6 +15,21 @@ from offramp.text import one_line
 _ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory", re.IGNORECASE)
 DEBUG = "OFFRAMP_DEBUG"
 """Set this variable to see tracebacks."""
+_DEVICE = re.compile("^(CUDA|cuDNN|CUBLAS|NCCL)[ _]", re.IGNORECASE)
+LESS_MEMORY = (
+    "take a smaller --batch-size, --precision bf16 or a smaller network, or end other programs there (`nvidia-smi`)"
+)
+GPU_ADVICE = (
+    ("device-side assert", f"an index lay outside its tensor; CUDA_LAUNCH_BLOCKING=1 with {DEBUG}=1 shows where"),
+    ("no kernel image", "this build of PyTorch has no code for this GPU: install another, or take --device cpu"),
+    ("driver version", "the driver is older than this build of PyTorch needs: update it, or take --device cpu"),
+    ("deterministic|CUBLAS_WORKSPACE", "leave out --deterministic, or set CUBLAS_WORKSPACE_CONFIG=:4096:8"),
+    (
+        "",
+        f"`nvidia-smi` shows its state, CUDA_LAUNCH_BLOCKING=1 with {DEBUG}=1 the line that failed",
+    ),
+)
+"""What to do about an error of a GPU, by what it says; the first pattern that is found counts."""
 
 
 def fail(words: list[str], message: str, status: int) -> int:
@@ -45,7 +60,11 @@ def explain(error: Exception) -> tuple[str, int]:
         return named + error.strerror, 1
     if _out_of_memory(error):
         said = one_line(str(error), 300)
+        if "CUDA" in said:
+            return f"the GPU has not enough memory: {said}; {LESS_MEMORY}", 1
         return f"there is not enough memory{f': {said}' if said else ''}", 1
+    if said := _of_gpu(error):
+        return said, 1
     if _expected(error):
         return as_typed(error), getattr(error, "status", 1)
     line = failing_line(error)
@@ -56,6 +75,18 @@ def explain(error: Exception) -> tuple[str, int]:
         "the calls; please report it)",
         1,
     )
+
+
+def _of_gpu(error: Exception) -> str:
+    """What a failure of the GPU means and what to do; nothing if the error is not one of the device.
+
+    The device reports it late, so that the line which raised it is not the line that failed.
+    """
+    said = one_line(str(error).partition("\n")[0], 200)
+    if not isinstance(error, RuntimeError) or not _DEVICE.search(said):
+        return ""
+    advice = next(text for pattern, text in GPU_ADVICE if re.search(pattern, said, re.IGNORECASE))
+    return f"the GPU failed: {said}; {advice}"
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -24,7 +24,7 @@ def goal_of(
     delta: str | None,
     save: Literal["macs", "ms"] | None,
     batch_size: int,
-    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None,
+    runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None,
     temperatures: str,
 ) -> Goal:
     """The goal that was typed.

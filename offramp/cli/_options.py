@@ -42,6 +42,9 @@ def _stages(kind: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
 
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON object.")]
 DataDir = Annotated[Path | None, Parameter(help="Data directory, if it has moved since training.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], Parameter(help="Device to compute on; `auto` is a GPU if there is one.")
+]
 Weights = Annotated[
     Literal["last", "best"],
     Parameter(help="Weights of the last epoch, or of the epoch with the best validation accuracy."),

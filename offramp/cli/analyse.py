@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.cli import emit
-from offramp.cli._options import DataDir, Json, Weights
+from offramp.cli._options import DataDir, Device, Json, Weights
 from offramp.measure.units import percent
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def analyse(
     dissimilarity: int = 500,
     batch_size: int | None = None,
     data_dir: DataDir = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Analyse what exits know: later errors, agreement, softmax statistics, relative cost, dissimilarity.
@@ -46,6 +47,7 @@ def analyse(
         dissimilarity=dissimilarity,
         batch_size=batch_size,
         data_dir=data_dir,
+        device=device,
         reporter=ConsoleReporter(not json),
     )
     if json:

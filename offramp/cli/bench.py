@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from offramp.cli import show
-from offramp.cli._options import DataDir, Json, Weights
+from offramp.cli._options import DataDir, Device, Json, Weights
 from offramp.lookup import ParameterError
 
 
@@ -17,6 +17,7 @@ def bench(
     images: Path | None = None,
     weights: Weights = "last",
     data_dir: DataDir = None,
+    device: Device = "auto",
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -25,8 +26,8 @@ def bench(
     Args:
         target: Folder of a calibrated run, or of a bundle.
         batch: Batch sizes, comma-separated.
-        runtimes: Some of torch, torch-bf16, onnx and openvino, comma-separated; default: those installed. Bundles run
-            in onnx and openvino.
+        runtimes: Some of torch, torch-bf16, onnx, onnx-cuda, onnx-tensorrt and openvino, comma-separated; default:
+            those installed. Bundles run in all but torch.
         seconds: Measuring time per batch size.
         threads: CPU threads of each runtime; default: all cores.
         images: Folder of images for a bundle whose data set is not on this machine.
@@ -44,6 +45,7 @@ def bench(
         images=images,
         weights=weights,
         data_dir=data_dir,
+        device=device,
         seed=seed,
         reporter=ConsoleReporter(not json),
     )

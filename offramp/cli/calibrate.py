@@ -7,7 +7,7 @@ from cyclopts import Group, Parameter
 
 from offramp.cli import show
 from offramp.cli._goal import goal_of
-from offramp.cli._options import DataDir, Json, Weights
+from offramp.cli._options import DataDir, Device, Json, Weights
 
 GOAL = Group("Goal (exactly one)")
 
@@ -23,12 +23,13 @@ def calibrate(
     delta: str | None = None,
     save: Literal["macs", "ms"] | None = None,
     batch_size: int = 64,
-    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None,
+    runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None,
     score: Literal["confidence", "margin", "entropy", "patience"] = "confidence",
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
     temperatures: str = "1",
     weights: Weights = "last",
     data_dir: DataDir = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Fit thresholds and choose which exits to use, for one goal.
@@ -71,5 +72,7 @@ def calibrate(
         temperatures=temperatures,
     )
     reporter = ConsoleReporter(not json)
-    result = calibrate_run(run, goal, score=score, answer=answer, weights=weights, data_dir=data_dir, reporter=reporter)
+    result = calibrate_run(
+        run, goal, score=score, answer=answer, weights=weights, data_dir=data_dir, device=device, reporter=reporter
+    )
     show(result, json)

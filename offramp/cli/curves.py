@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
-from offramp.cli._options import DataDir, Files, Json, Weights
+from offramp.cli._options import DataDir, Device, Files, Json, Weights
 from offramp.lookup import with_parameters
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def curves(
     metric: Literal["top1", "top5"] = "top1",
     weights: Weights = "last",
     data_dir: DataDir = None,
+    device: Device = "auto",
     out: Path | None = None,
     write: Files = (),
     json: Json = False,
@@ -52,6 +53,7 @@ def curves(
             metric=metric,
             weights=weights,
             data_dir=data_dir,
+            device=device,
             out=out,
             write=write,
             reporter=ConsoleReporter(not json),
@@ -67,6 +69,7 @@ def curves(
             metric=metric,
             weights=weights,
             data_dir=data_dir,
+            device=device,
             write=write,
             reporter=ConsoleReporter(not json),
         )

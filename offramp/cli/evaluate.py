@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from offramp.cli import show
-from offramp.cli._options import DataDir, Json, Weights
+from offramp.cli._options import DataDir, Device, Json, Weights
 
 
 def evaluate(
@@ -11,6 +11,7 @@ def evaluate(
     *,
     weights: Weights = "last",
     data_dir: DataDir = None,
+    device: Device = "auto",
     batch_size: int = 64,
     json: Json = False,
 ) -> None:
@@ -27,4 +28,4 @@ def evaluate(
 
     task = evaluate_comparison if (run / COMPARISON).is_file() else evaluate_run
     reporter = ConsoleReporter(not json)
-    show(task(run, weights=weights, data_dir=data_dir, batch_size=batch_size, reporter=reporter), json)
+    show(task(run, weights=weights, data_dir=data_dir, device=device, batch_size=batch_size, reporter=reporter), json)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def predict(
     bundle: Path,
     *images: Path,
-    runtime: Literal["onnx", "openvino"] = "onnx",
+    runtime: Literal["onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] = "onnx",
     batch_size: int = 1,
     first: int | None = None,
     from_: Annotated[int | None, Parameter(name="--from")] = None,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from offramp.cli import show
-from offramp.cli._options import DataDir, Json, Weights
+from offramp.cli._options import DataDir, Device, Json, Weights
 
 
 def report(
@@ -13,6 +13,7 @@ def report(
     images: int = 8,
     batch_size: int | None = None,
     data_dir: DataDir = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Write one HTML file about trained runs: curves, exits, images, costs, training.
@@ -34,6 +35,7 @@ def report(
         images=images,
         batch_size=batch_size,
         data_dir=data_dir,
+        device=device,
         reporter=ConsoleReporter(not json),
     )
     show(result, json)

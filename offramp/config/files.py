@@ -12,6 +12,8 @@ from offramp.hyperparameters import KINDS, convert
 from offramp.lookup import ParameterError, unknown
 from offramp.train.recipe import Recipe
 
+LATER = {"deterministic": False, "graph": False}
+"""Options that configurations did not have at first, with the value that stands for how it was then."""
 _OPTIONS = tuple(f"{kind}_options" for kind in KINDS)
 
 
@@ -28,8 +30,12 @@ def keys() -> list[str]:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The configuration as a config file holds it: option names, then `net.KEY` and the like; plain values."""
+    """The configuration as a config file holds it: option names, then `net.KEY` and the like; plain values.
+
+    Options of `LATER` are absent where they have their defaults, so that older configurations equal those of now.
+    """
     plain = {name.replace("_", "-"): _plain(getattr(config, name)) for name in fields()}
+    plain = {name: value for name, value in plain.items() if LATER.get(name, ...) != value}
     for kind, values in config.options.items():
         plain |= {f"{kind}.{key}": _plain(value) for key, value in values.items()}
     return plain

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
 from offramp.data.load import AUGMENTATIONS
+from offramp.device_copies import to_device
 
 # Numbers of the draws. Below 64 they belong to this room; others (mixup) take theirs from 64 on.
 ORDER, TOP, LEFT, FLIP = 0, 1, 2, 3
@@ -44,10 +45,19 @@ def hashed(seed: int, epoch: int, ids: Int[Tensor, "B"], draw: int) -> Int[Tenso
     Source: G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, 2014 (splitmix64); the
     stream is chosen by (seed, epoch, draw), the place in it by the id.
     """
+    return _scattered(ids.to(torch.int64) * _signed(_GOLDEN) + _key(seed, epoch, draw))
+
+
+def _key(seed: int, epoch: int, draw: int) -> int:
+    """The stream of a draw, as an int64."""
     key = 0
     for part in (seed, epoch, draw):
         key = _mix((key + _GOLDEN + part) & _MASK)
-    value = ids.to(torch.int64) * _signed(_GOLDEN) + _signed(key)
+    return _signed(key)
+
+
+def _scattered(value: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """The finaliser of splitmix64 on tensors."""
     value = (value ^ _shift(value, 30)) * _signed(_MIX[0])
     value = (value ^ _shift(value, 27)) * _signed(_MIX[1])
     return value ^ _shift(value, 31)
@@ -137,7 +147,9 @@ def boxes(
 
 def box_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 10 4"]:
     """The numbers that `boxes` needs for these samples."""
-    return torch.stack([uniform(seed, epoch, ids, BOX + draw) for draw in range(4 * TRIES)], 1).view(-1, TRIES, 4)
+    keys = to_device(torch.tensor([_key(seed, epoch, BOX + draw) for draw in range(4 * TRIES)]), ids.device)
+    bits = _scattered(ids.to(torch.int64)[:, None] * _signed(_GOLDEN) + keys)  # `uniform` of all draws at once
+    return (_shift(bits, 40).to(torch.float32) * 2.0**-24).view(-1, TRIES, 4)
 
 
 def window_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 2"]:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from offramp.data.augment import augment, normalise, order
-from offramp.data.resident import Resident
+from offramp.data.resident import Resident, does_not_fit
 from offramp.data.splits import DataSet, Split
 from offramp.data.streaming import Streaming
 from offramp.outputs import Batch
 
+Store = Resident | Streaming
 CUT_FROM_ORIGINALS = ("random-resized-crop", "resize-crop-flip")
 
 
@@ -32,9 +34,10 @@ class Loader:
         channels_last: memory layout of the inputs.
         rank: this process among `world`; it gets its slice of every batch.
         world: number of processes.
+        store: the split's images on the device, if another loader has them there; default: they are brought there.
 
     Raises:
-        ValueError: if the batch size is below the number of processes, or not one step is left.
+        ValueError: if the batch size is below the number of processes, not one step is left, or a label names no class.
 
     When shuffled, a last batch that would leave a process with ONE sample is dropped (BatchNorm raises on 1x1 maps),
     or with none (the others would wait for it); in evaluation nothing is ever dropped, and a slice may be empty.
@@ -53,6 +56,7 @@ class Loader:
         channels_last: bool = False,
         rank: int = 0,
         world: int = 1,
+        store: Store | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank must be in 0..{world - 1} for world={world}, got {rank}")
@@ -62,17 +66,26 @@ class Loader:
         self.augment, self.seed = augment, seed
         self.shuffle = augment if shuffle is None else shuffle
         self.channels_last, self.rank, self.world = channels_last, rank, world
+        _check_labels(split, len(dataset.classes), dataset.name)
         self.device = torch.device(device)
         self.steps = _steps(len(split), batch_size, world, drop=self.shuffle)
         if not self.steps:
             raise ValueError(
                 f"{dataset.name}: {len(split)} samples in {split.name} do not make one batch for {world} process(es)"
             )
-        crop = dataset.augmentation if augment and dataset.augmentation in CUT_FROM_ORIGINALS else None
-        streaming = split.source.streaming
-        self.store = Streaming(split, self.device, crop=crop) if streaming else Resident(split, self.device)
+        self.note = "" if split.source.streaming or store else does_not_fit(split, self.device)
+        self.store = store or self._store(bool(self.note))
         self.ids = torch.from_numpy(split.indices).to(self.device)
         self.labels = torch.from_numpy(split.source.labels).to(self.device)
+
+    def _store(self, too_large: bool) -> Store:
+        """Where the images come from: their files, the host batch by batch, or all of them from the device."""
+        if self.split.source.streaming:
+            kind = self.dataset.augmentation
+            return Streaming(
+                self.split, self.device, crop=kind if self.augment and kind in CUT_FROM_ORIGINALS else None
+            )
+        return Streaming(self.split, self.device) if too_large else Resident(self.split, self.device)
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -115,6 +128,18 @@ class Loader:
         first = step * self.batch_size
         size = min(self.batch_size, len(self.split) - first)
         return first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world
+
+
+def _check_labels(split: Split, classes: int, name: str) -> None:
+    """A GPU would report a label that names no class late, and without saying which."""
+    labels = split.source.labels[split.indices]
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        row = int(split.indices[wrong[0]])
+        raise ValueError(
+            f"{name}: labels must lie in 0...{classes - 1}, the classes, but the label of row {row} of {split.name} is "
+            f"{int(labels[wrong[0]])}"
+        )
 
 
 def _steps(samples: int, batch_size: int, world: int, *, drop: bool) -> int:

@@ -1,4 +1,4 @@
-"""Images that do not fit memory: decoded anew for every batch by a few threads that work a little ahead."""
+"""Images that do not fit memory: read anew for every batch by a few threads that work a little ahead."""
 
 import os
 from collections import deque
@@ -16,6 +16,7 @@ from offramp.data.splits import CroppingSource, Split
 from offramp.device_copies import to_device
 
 AHEAD = 2  # batches decoded or being decoded while one is used: what bounds memory
+MOST_WORKERS = 32
 
 
 class Streaming:
@@ -31,7 +32,7 @@ class Streaming:
         self.device = device
         self.crop = crop if isinstance(split.source, CroppingSource) else None
         self.cropped = self.crop is not None
-        self.workers = workers or min(8, os.cpu_count() or 1)
+        self.workers = workers or min(MOST_WORKERS, _cores())
 
     def batches(
         self, ids: Int[Tensor, "N"], bounds: Sequence[tuple[int, int]], seed: int, epoch: int
@@ -42,8 +43,9 @@ class Streaming:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="offramp-decode")
         try:
             for start, stop in bounds:
-                parts = torch.tensor_split(rows[start:stop], self.workers)
-                waiting.append([pool.submit(self._decode, part, seed, epoch) for part in parts])
+                chosen = rows[start:stop]
+                parts = (torch.tensor_split(each, self.workers) for each in (chosen, self._draws(chosen, seed, epoch)))
+                waiting.append([pool.submit(self._decode, *part) for part in zip(*parts, strict=True)])
                 if len(waiting) > AHEAD:
                     yield self._collect(waiting.popleft())
             while waiting:
@@ -51,14 +53,23 @@ class Streaming:
         finally:  # also where the loop is left early or an image fails
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, ids: Tensor, seed: int, epoch: int) -> Any:
+    def _draws(self, ids: Int[Tensor, "B"], seed: int, epoch: int) -> Tensor:
+        """What the crops of a batch depend on, drawn for all its images at once; its rows are those of `ids`."""
+        if self.crop is None:
+            return ids
+        return window_draws(seed, epoch, ids) if self.crop == "resize-crop-flip" else box_draws(seed, epoch, ids)
+
+    def _decode(self, ids: Int[Tensor, "B"], draws: Tensor) -> Any:
         rows = ids.numpy()
-        if self.crop == "resize-crop-flip":
-            return self.source.windows(rows, window_draws(seed, epoch, ids))
-        if self.crop:
-            return self.source.crops(rows, box_draws(seed, epoch, ids))
-        return self.source.batch(rows)
+        if self.crop is None:
+            return self.source.batch(rows)
+        return self.source.windows(rows, draws) if self.crop == "resize-crop-flip" else self.source.crops(rows, draws)
 
     def _collect(self, parts: list["Future[Any]"]) -> Tensor:
         pixels = torch.from_numpy(np.concatenate([part.result() for part in parts]))
         return to_device(pixels, self.device)
+
+
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
+from offramp.engine import gpus
+
 LONGEST_SAVING = 120.0
 """Seconds that a run may take to save itself after the process that started it is gone."""
 
@@ -32,6 +34,7 @@ class Job:
         answer: file that standard output is written to.
         done: called in the process that started the job when all commands have succeeded.
         failure: None unless a command failed, then one sentence.
+        gpu: the only GPU that its process sees; None: those that are there.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Job:
     process: subprocess.Popen[bytes] | None = None
     failure: str | None = None
     told: int = field(default=0)
+    gpu: str | None = None
 
 
 @runtime_checkable
@@ -64,7 +68,7 @@ class Watcher(Protocol):
 
 
 def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:
-    """Run all jobs, at most `at_once` at a time; one that fails does not stop the others.
+    """Run all jobs, at most `at_once` at a time, spread over the GPUs; one that fails does not stop the others.
 
     Ctrl-C (or a polite kill) is handed on, so that every run saves itself; a second one stops them at once.
 
@@ -73,12 +77,13 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
     Returns:
         Whether all had their turn: False after Ctrl-C.
     """
-    waiting, active = deque(jobs), list[Job]()
+    waiting, active, there = deque(jobs), list[Job](), gpus.visible()
     with _stopping(watcher) as stops:
         try:
             while active or (waiting and not stops):
                 while waiting and len(active) < at_once and not stops:
                     job = waiting.popleft()
+                    job.gpu = gpus.least_loaded(there, [other.gpu for other in active])
                     watcher.started(job)
                     _start(job, at_once, keep_open)
                     active.append(job)
@@ -121,6 +126,8 @@ def _start(job: Job, at_once: int, keep_open: int) -> None:
         (str(Path(__file__).parents[2]), *filter(None, sys.path))
     )  # it finds the modules that we find
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if job.gpu is not None:
+        environment[gpus.VISIBLE] = job.gpu
     if at_once > 1:
         threads = max(1, _cores() // at_once)
         environment["OMP_NUM_THREADS"] = str(min(threads, _number(os.environ.get("OMP_NUM_THREADS"), threads)))

@@ -42,7 +42,7 @@ def soft_cross_entropy_table(
         students = log_probabilities(logits, temperature).flatten(1)
         teachers = (students.detach() if detach_teachers else students).exp()
         # One product of (E, B C) by (B C, E) holds every pair: no (E, E, B, C) tensor ever exists.
-        return students @ teachers.T / -logits.shape[1]
+        return _product(students, teachers) / -logits.shape[1]
 
 
 def _reverse(logits: Float[Tensor, "E B C"], temperature: Temperature, detach_teachers: bool) -> Float[Tensor, "E E"]:
@@ -51,4 +51,11 @@ def _reverse(logits: Float[Tensor, "E B C"], temperature: Temperature, detach_te
         teachers = students.detach() if detach_teachers else students
         p = students.exp()
         own = (p * students).sum(1, keepdim=True)
-        return (own - p @ teachers.T) / logits.shape[1]
+        return (own - _product(p, teachers)) / logits.shape[1]
+
+
+def _product(students: Float[Tensor, "E J"], teachers: Float[Tensor, "E J"]) -> Float[Tensor, "E E"]:
+    """students @ teachers.T, exactly: TF32 would round differences between close exits away."""
+    if students.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return (students.double() @ teachers.double().T).to(students.dtype)  # its backward pass is as exact
+    return students @ teachers.T

@@ -78,4 +78,4 @@ SIDES = ("plain", "adaptive")
 def _time_both(plain: Callable[..., object], adaptive: Callable[..., object], inputs: torch.Tensor) -> dict[str, float]:
     """Median seconds of both on one batch, measured in turn."""
     runs = {"plain": lambda: plain(inputs, ()), "adaptive": lambda: adaptive(inputs)}
-    return medians(side_by_side(runs, rounds=3, warm_up=1))
+    return medians(side_by_side(runs, rounds=3, warm_up=1, device=inputs.device))

@@ -43,6 +43,7 @@ class Runner:
         scope: entered around everything that is timed, but not timed itself (inference mode, autocast).
         wait: returns when the device has finished.
         rivals: other plain networks for the same inputs, each as one segment.
+        device: what computes, `cpu` or `cuda`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Runner:
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
     wait: Callable[[], None] = lambda: None
     rivals: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 @dataclass
@@ -117,7 +119,9 @@ def run_interleaved(
     while rounds < MIN_GROUPS * group or time.perf_counter() - began < seconds:
         _time_group(runners, policy, list(islice(batches, group)), order, times)
         rounds += group
-    reports = {name: _report(measured, policy, batch) for name, measured in times.items()}
+    reports = {
+        runner.name: {"device": runner.device, **_report(times[runner.name], policy, batch)} for runner in runners
+    }
     return {"batch": batch, "rounds": rounds, "runtimes": reports}
 
 

@@ -40,7 +40,9 @@ def piece_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds
         logits, _, _, carry = branch(state, carry)
         policy_carry = policy.step(policy_carry, logits, exit)[0]
     per_sample = 1000 / len(inputs)
-    ms = {name: per_sample * median(seconds) for name, seconds in side_by_side(runs, rounds).items()}
+    ms = {
+        name: per_sample * median(seconds) for name, seconds in side_by_side(runs, rounds, device=inputs.device).items()
+    }
     exits = range(net.exits)
     return Pieces(
         tuple(ms[f"stage {exit}"] for exit in exits),

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -46,7 +47,36 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "avx512_bf16": bool(able.get("avx512_bf16")),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **(_gpu() if torch.cuda.is_available() else {}),
     }
+
+
+def device_name(device: str) -> str:
+    """What computes on this device, `cpu` or `cuda`: the name of the processor or of the GPU."""
+    about = hardware()
+    return str(about["gpu"] if device == "cuda" else about["cpu"])
+
+
+def _gpu() -> dict[str, Any]:
+    """What else a GPU's numbers depend on: how many there are, memory, and the versions of CUDA, cuDNN and driver."""
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory_gib": round(about.total_memory / 2**30, 1),
+        "capability": f"{about.major}.{about.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, as its kernel module says it."""
+    try:
+        found = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found[0] if found else None
 
 
 def _version(name: str) -> str | None:

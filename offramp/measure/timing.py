@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 
-def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def side_by_side(
+    runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2, device: torch.device | None = None
+) -> dict[str, list[float]]:
     """Time every run once per round, in turn.
 
     Args:
         runs: what to call, by name.
         rounds: number of counted rounds; `warm_up` more precede them.
+        device: what computes; a GPU's work is waited for. Default: nothing but the CPU.
     Returns:
         Seconds of every counted round, by name. Report medians, and ratios of medians or of pairs.
     Raises:
@@ -23,10 +26,10 @@ def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(warm_up + rounds):
         for name, run in runs.items():
-            _wait()
+            finish(device)
             began = time.perf_counter()
             run()
-            _wait()
+            finish(device)
             if index >= warm_up:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
@@ -37,6 +40,7 @@ def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def finish(device: torch.device | None) -> None:
+    """Return when the device has finished; at once for a CPU."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)

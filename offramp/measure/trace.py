@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.device_copies import on_host
 from offramp.outputs import Batch, ExitOutputs, Trace
@@ -27,7 +27,7 @@ def trace(
     """
     if isinstance(net, nn.Module):
         net.eval()
-    logits, labels, ids = [], [], []
+    logits, labels, ids = list[Tensor](), list[Tensor](), list[Tensor]()
     with torch.inference_mode():
         for row in on_host((net(batch.inputs).logits.float(), batch.labels, batch.ids) for batch in batches):
             for kept, tensor in zip((logits, labels, ids), row, strict=True):

@@ -11,7 +11,7 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.made_from import made_from
 from offramp.runs.report import names
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, Weights, load_run
+from offramp.runs.run import Device, LoadedRun, Weights, load_run
 from offramp.runs.sweep import runs_of
 from offramp.runs.trace_data import TraceData
 from offramp.study.analyses import Agreement, GoWrong, RelativeExit, SoftmaxStatistics
@@ -88,6 +88,7 @@ def analyse(
     dissimilarity: int = 500,
     batch_size: int | None = None,
     data_dir: Path | None = None,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Analysis:
     """The analyses of MUSE (Fig. 4 to 6) and EED (Fig. 2 and 4) on test; writes analysis.json and figures as SVG.
@@ -101,6 +102,7 @@ def analyse(
             data are not needed if traces are stored.
         batch_size: also measure milliseconds up to every exit, at this batch size.
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
     Raises:
         ValueError: if no run is named, a number is out of range, or the folder cannot be written.
     """
@@ -111,12 +113,14 @@ def analyse(
     folder = _folder(runs, folders, out)
     _check(top, dissimilarity, batch_size)
     reporter = reporter or SILENT
-    opened = [load_run(run, weights, with_policy=False) for run in folders]
+    opened = [load_run(run, weights, with_policy=False, device=device) for run in folders]
     with writing_into(folder):
         results, files = [], []
         for loaded, name in zip(opened, names(folders), strict=True):
             features = bool(dissimilarity)
-            trace = loaded.trace("test", weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+            trace = loaded.trace(
+                "test", weights=weights, features=features, data_dir=data_dir, device=device, reporter=reporter
+            )
             results.append(_analyse(loaded, name, trace, weights, top, batch_size))
             if dissimilarity:
                 files.append(_write_matrices(folder, name, trace, dissimilarity))

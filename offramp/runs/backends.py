@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.bundle.gpu_sessions import PROVIDERS
+from offramp.bundle.gpu_sessions import absent as absent_on_gpu
 from offramp.lookup import unknown
 from offramp.progress import Progress, no_progress
 from offramp.runs import bench_images
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from offramp.measure.interleaved_benchmark import Runner
     from offramp.net import FusedSegment, MultiExitNet
 
-FOREIGN = ("onnx", "openvino")
+FOREIGN = ("onnx", "openvino", *PROVIDERS)
 RUNTIMES = ("torch", "torch-bf16", *FOREIGN)
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -52,12 +54,13 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
     Raises:
         ValueError: if one is unknown or not offered, or none is left.
     """
-    wanted = list(offered) if runtimes is None else list(runtimes)
+    usual = [name for name in offered if name not in PROVIDERS or not absent(name)]
+    wanted = usual if runtimes is None else list(runtimes)
     for name in wanted:
         if name not in RUNTIMES:
             raise unknown("runtime", name, RUNTIMES, listing="offramp bench --help")
         if name not in offered:
-            raise ValueError(f"a bundle has {' and '.join(offered)}, not {name}: name the run for that")
+            raise ValueError(f"a bundle has {', '.join(offered)}, not {name}: name the run for that")
     left_out = {}
     for name in wanted:
         if why := absent(name):
@@ -70,6 +73,8 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
 
 def absent(runtime: str) -> str:
     """Why a runtime cannot be measured here, with the command that installs it; nothing where it can."""
+    if runtime in PROVIDERS:
+        return absent_on_gpu(runtime)
     if all(importlib.util.find_spec(package) is not None for package in NEEDS.get(runtime, ())):
         return ""
     extra = "export" if runtime == "onnx" else "export,openvino"
@@ -130,7 +135,7 @@ def of_bundle(
 
     from offramp.bundle.read import content, read_manifest, read_policy
 
-    chosen, left_out = choose(runtimes, ("onnx", "openvino"))
+    chosen, left_out = choose(runtimes, FOREIGN)
     manifest = read_manifest(folder)
     policy = read_policy(folder, manifest)
     models = [content(folder, manifest, part.file) for part in manifest.parts]
@@ -149,6 +154,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
 
     from offramp.data.augment import normalise
     from offramp.measure.interleaved_benchmark import Runner
+    from offramp.measure.timing import finish
     from offramp.net import segments
     from offramp.train.device import device_of
 
@@ -158,16 +164,14 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)
         return inputs.contiguous(memory_format=torch.channels_last)
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     assert loaded.policy is not None
     net = in_precision(loaded.inference_net, device, half)
     others = {key: _plain(in_precision(rival, device, half)) for key, rival in rivals.items()}
     enabled = segments(net, loaded.policy.enabled)
     scope = partial(inference, device, half)
-    return Runner(name, prepare, _plain(net), segments(net), enabled, scope, wait, others)
+    return Runner(
+        name, prepare, _plain(net), segments(net), enabled, scope, partial(finish, device), others, device.type
+    )
 
 
 def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "MultiExitNet":
@@ -187,10 +191,14 @@ def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "Mu
 
 
 def inference(device: "torch.device", half: bool) -> ExitStack:
-    """Inference mode, and autocast to bf16 if wanted."""
+    """Inference mode, float32 without TF32, and autocast to bf16 if wanted."""
     import torch
 
+    from offramp.train.numerics import computing
+    from offramp.train.recipe import Recipe
+
     stack = ExitStack()
+    stack.enter_context(computing(Recipe(precision="32"), device))
     stack.enter_context(torch.inference_mode())
     stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
     return stack
@@ -241,4 +249,5 @@ def _foreign(
     everything = [opened(place, place + 1) for place in range(len(parts))]
     enabled = [everything[begin] if end == begin + 1 else opened(begin, end) for begin, end in zip([0, *ends], ends)]
     others = {key: open_segment(*made, name, threads) for key, made in (rivals or {}).items()}
-    return Runner(name, normalise, opened(0, len(parts)), everything, enabled, rivals=others)
+    device = "cuda" if name in PROVIDERS else "cpu"
+    return Runner(name, normalise, opened(0, len(parts)), everything, enabled, rivals=others, device=device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.bench_text import MS, bench_text
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import load_data, load_run, warn_if_stale
+from offramp.runs.run import Device, load_data, load_run, warn_if_stale
 from offramp.text import shell_word
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def bench(
     weights: str = "last",
     data_dir: Path | None = None,
     seed: int = 0,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Benchmark:
     """Time the plain network, all exits and early exit in turn, on real images in random order.
@@ -71,12 +72,14 @@ def bench(
     Args:
         target: folder of a calibrated run, or of a bundle.
         batch: batch sizes.
-        runtimes: some of torch, torch-bf16, onnx and openvino (a bundle has the last two); default those installed.
+        runtimes: some of torch, torch-bf16, onnx, onnx-cuda, onnx-tensorrt and openvino (a bundle has all but the
+            first two); default those installed.
         seconds: how long each batch size is measured.
         threads: CPU threads of every runtime; default all cores.
         images: for a bundle, a folder of images, if its data set is not available here.
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
         seed: of the order of the images.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
@@ -84,7 +87,7 @@ def bench(
     """
     target = Path(target)
     _check(batch, seconds, threads, seed)
-    sides = _sides(target, runtimes, threads, images, weights, data_dir, max(batch), reporter or SILENT)
+    sides = _sides(target, runtimes, threads, images, weights, data_dir, device, max(batch), reporter or SILENT)
     return _measure(target, sides, batch, seconds, seed, reporter or SILENT)
 
 
@@ -106,6 +109,7 @@ def _sides(
     images: Path | None,
     weights: str,
     data_dir: Path | None,
+    device: Device,
     largest: int,
     reporter: Reporter,
 ) -> "Sides":
@@ -115,7 +119,7 @@ def _sides(
 
     if (target / MANIFEST).is_file():
         return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, reporter)
-    loaded = load_run(target, weights)
+    loaded = load_run(target, weights, device=device)
     if images is not None:
         message = "images is for a bundle; a run is measured on its own test split (data_dir)"
         raise with_parameters(ValueError(message), "images", "data_dir")

@@ -17,6 +17,9 @@ def bench_text(result: "Benchmark") -> str:
     """Everything that was measured, and the targets."""
     images = result.images
     lines = [f"{result.target}: {images['count']:,} images of {images['from']}, in random order"]
+    devices = {name: report["device"] for name, report in result.batches[0]["runtimes"].items()}
+    for device in dict.fromkeys(devices.values()):
+        lines.append(f"on {device}: {', '.join(name for name, place in devices.items() if place == device)}")
     lines += [f"left out: {name} ({reason})" for name, reason in result.left_out.items()]
     targets = (
         f"targets: measured at least {RATIO:g} of predicted;\n"

@@ -10,7 +10,7 @@ from offramp.progress import Progress
 from offramp.runs.calibration import Calibration, cost_text
 from offramp.runs.goal import Goal
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, RunLike, Weights, folder_of, load_run
+from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -31,6 +31,7 @@ def calibrate(
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
     weights: Weights = "last",
     data_dir: Path | str | None = None,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Calibration:
     """Fit thresholds for a goal, and choose which exits to evaluate at all, down to the plain network.
@@ -44,6 +45,7 @@ def calibrate(
         answer: what a sample takes along: the exit's own logits, or those of an ensemble of the enabled exits passed.
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
         ValueError: if no policy reaches the goal, or the run has no calibration split.
@@ -52,7 +54,7 @@ def calibrate(
     from offramp.train.run_dir import writing_into
 
     reporter = reporter or SILENT
-    loaded = load_run(folder_of(run), weights, with_policy=False)
+    loaded = load_run(folder_of(run), weights, with_policy=False, device=device)
     with writing_into(loaded.folder):
         return _fit(loaded, goal, Rule(score, answer), weights, data_dir, reporter)
 

@@ -11,7 +11,7 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, load_run
+from offramp.runs.run import Device, LoadedRun, load_run
 from offramp.runs.sweep import runs_of
 from offramp.study import curve_tables
 from offramp.study.seeds import CurveGroup, best_of_models, group_curves
@@ -101,6 +101,7 @@ def curves(
     data_dir: Path | None = None,
     out: Path | None = None,
     write: Sequence[Path] = (),
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Curves:
     """Both curves of a run; thresholds are fitted on cal by MSDNet's geometric rule, and reported on test.
@@ -113,6 +114,7 @@ def curves(
         metric: what is drawn, `top1` or `top5`.
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
         out: folder to write into; default the run's own.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
     Raises:
@@ -121,7 +123,7 @@ def curves(
     from offramp.train.run_dir import writing_into
 
     folder = _folder(out or run, metric, write)
-    loaded = load_run(run, weights, with_policy=False)
+    loaded = load_run(run, weights, with_policy=False, device=device)
     with writing_into(folder):
         result = _measured(loaded, str(run), cost, weights, data_dir, folder, reporter or SILENT)
         files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
@@ -137,6 +139,7 @@ def compare_curves(
     weights: str = "last",
     data_dir: Path | None = None,
     write: Sequence[Path] = (),
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> CurveComparison:
     """The curves of several runs in one picture, as mean and standard deviation over seeds.
@@ -144,7 +147,7 @@ def compare_curves(
     Args:
         runs: folders of trained runs, or of comparisons, of which all finished runs are taken.
         out: folder that curves.json and curves.svg are written into.
-        cost, metric, weights, data_dir, write: as in `curves`.
+        cost, metric, weights, data_dir, device, write: as in `curves`.
     Raises:
         ValueError: if `out` or `write` cannot be written.
     """
@@ -153,7 +156,7 @@ def compare_curves(
     folder = _folder(out, metric, write)
     results, configs = [], []
     for path in runs_of(runs):
-        loaded = load_run(path, weights, with_policy=False)
+        loaded = load_run(path, weights, with_policy=False, device=device)
         results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, reporter or SILENT))
         configs.append(flat(loaded.config))
     measured = configs, [one.run for one in results], [asdict(one) for one in results]

@@ -7,7 +7,17 @@ from offramp.lookup import ParameterError
 from offramp.progress import Progress
 from offramp.runs.evaluation import EarlyExits, Evaluation, Evaluations, PlainNetwork
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run, warn_if_stale
+from offramp.runs.run import (
+    Device,
+    LoadedRun,
+    RunLike,
+    SeveralRun,
+    Weights,
+    folder_of,
+    load_data,
+    open_run,
+    warn_if_stale,
+)
 from offramp.runs.sweep import runs_of
 
 if TYPE_CHECKING:
@@ -22,6 +32,7 @@ def evaluate_comparison(
     weights: Weights = "last",
     data_dir: Path | str | None = None,
     batch_size: int = 64,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Evaluations:
     """Evaluate all finished runs of a comparison, by name; arguments as in `evaluate`.
@@ -31,7 +42,7 @@ def evaluate_comparison(
     """
     return Evaluations(
         [
-            evaluate(run, weights=weights, data_dir=data_dir, batch_size=batch_size, reporter=reporter)
+            evaluate(run, weights=weights, data_dir=data_dir, batch_size=batch_size, device=device, reporter=reporter)
             for run in runs_of([folder])
         ]
     )
@@ -43,6 +54,7 @@ def evaluate(
     weights: Weights = "last",
     data_dir: Path | str | None = None,
     batch_size: int = 64,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Accuracy of every exit and of the ensemble on test, costs, and what the policy does if there is one.
@@ -51,6 +63,7 @@ def evaluate(
         run: folder of a trained run, or an object that has one.
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
         batch_size: batch size of the measured times.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
@@ -63,7 +76,7 @@ def evaluate(
     if batch_size < 1:
         raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
     reporter = reporter or SILENT
-    loaded = open_run(folder_of(run), weights)
+    loaded = open_run(folder_of(run), weights, device=device)
     training = read_result(loaded.folder)
     warn_if_stale(loaded, weights, reporter)
     data = load_data(loaded, data_dir, reporter)
@@ -128,11 +141,13 @@ def _exit_early(
     from offramp.data.loading import Loader
     from offramp.measure.early_exit_eval import leave_early
     from offramp.train.device import make_fabric
+    from offramp.train.numerics import computing
 
     fabric = make_fabric(loaded.config)
     net = loaded.inference_net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)
-    with torch.inference_mode(), fabric.autocast(), progress("early exit", len(split)) as advance:
+    settings = computing(loaded.config, fabric.device)
+    with settings, torch.inference_mode(), fabric.autocast(), progress("early exit", len(split)) as advance:
         values = leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance)
-    return EarlyExits(**{**values, "plain": PlainNetwork(**values["plain"])})
+    return EarlyExits(**{**values, "plain": PlainNetwork(**values["plain"])}, device=fabric.device.type)

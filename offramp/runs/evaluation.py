@@ -37,6 +37,7 @@ class EarlyExits:
         ms: milliseconds per image; None if no batch was whole.
         plain: the plain network.
         speedup: median over batches of the plain network's time by this one's; None if no batch was whole.
+        device: that it was computed and measured on, `cpu` or `cuda`; `provenance` names it.
     """
 
     policy: dict[str, Any]
@@ -47,6 +48,7 @@ class EarlyExits:
     ms: float | None
     plain: PlainNetwork
     speedup: float | None
+    device: str = "cpu"
 
     @property
     def gain(self) -> str:
@@ -64,7 +66,7 @@ class EarlyExits:
             [name, percent(side.accuracy), count(side.macs), "–" if side.ms is None else f"{side.ms:.3f}"]
             for name, side in (("adaptive", self), ("plain", self.plain))
         ]
-        title = f"early exit, measured at batch size {self.batch_size}"
+        title = f"early exit, measured at batch size {self.batch_size} on {self.device}"
         text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)
         untimed = "no times: test has no full batch of this size; take a smaller batch size"
         return f"{text}\n{self.gain if self.speedup else untimed}"

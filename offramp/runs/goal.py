@@ -37,7 +37,7 @@ class Goal:
     delta: int | float | None = None
     save: Literal["macs", "ms"] | None = None
     batch_size: int = 64
-    runtime: Literal["torch", "torch-bf16", "onnx", "openvino"] | None = None
+    runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None
     temperatures: int | float | Sequence[int | float] | Literal["fit"] = 1.0
 
     def __post_init__(self) -> None:

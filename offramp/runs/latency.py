@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.lookup import with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.runs.backends import FOREIGN, absent
@@ -20,7 +21,7 @@ def timed(
     """Milliseconds per image of the segments of any choice of exits; and where they were measured, as plain values.
 
     Args:
-        runtime: torch, torch-bf16, onnx or openvino; torch in the run's own precision by default.
+        runtime: one of `offramp.runs.backends.RUNTIMES`; torch in the run's own precision by default.
         progress: called while models are exported for a foreign runtime.
     Returns:
         A function of E flags, the final one true, to one number per enabled exit; and what the policy records.
@@ -36,7 +37,7 @@ def timed(
     if runtime in FOREIGN:
         if why := absent(runtime):
             raise with_parameters(ImportError(f"runtime={runtime} is {why}"), "runtime")
-        device = "cpu"
+        device = "cuda" if runtime in PROVIDERS else "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
     else:
         runtime, device = runtime or _own(loaded), device_of(loaded.config.device)

@@ -10,7 +10,7 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, load_data, load_run
+from offramp.runs.run import Device, LoadedRun, load_data, load_run
 from offramp.runs.sweep import runs_of
 from offramp.study.report_groups import RunGroup, groups_of
 
@@ -51,6 +51,7 @@ def report(
     images: int = 8,
     batch_size: int | None = None,
     data_dir: Path | None = None,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Report:
     """Write one HTML file: accuracy against cost, exits, reliability, easiest and hardest images, costs, training.
@@ -63,6 +64,7 @@ def report(
             stored already.
         batch_size: measure the milliseconds of every stage and branch at this batch size, here and now.
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
     Raises:
         ValueError: if no run is named, one is named twice, or the file cannot be written.
     """
@@ -79,7 +81,7 @@ def report(
         raise ParameterError(f"images must be 0 or more, got {images}", "images")
     if batch_size is not None and batch_size < 1:
         raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
-    opened = [load_run(run, weights) for run in folders]
+    opened = [load_run(run, weights, device=device) for run in folders]
     with writing_into(target.parent):
         reports = [
             _see(loaded, name, weights, data_dir, images, batch_size, reporter or SILENT)

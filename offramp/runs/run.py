@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Weights = Literal["last", "best"]
 """Those of the last epoch, or of the epoch with the highest validation accuracy."""
 
+Device = Literal["auto", "cpu", "cuda"]
+"""What to compute on; `auto` is a GPU if there is one."""
+
 
 @runtime_checkable
 class HasFolder(Protocol):
@@ -53,12 +56,15 @@ def trace_of_run(
     weights: Weights = "last",
     features: bool = False,
     data_dir: Path | str | None = None,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> "TraceData":
     """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`. The method `trace` of all runs."""
     from offramp.runs.trace_data import load_trace
 
-    return load_trace(run, split, weights=weights, features=features, data_dir=data_dir, reporter=reporter)
+    return load_trace(
+        run, split, weights=weights, features=features, data_dir=data_dir, device=device, reporter=reporter
+    )
 
 
 @dataclass(frozen=True)
@@ -97,18 +103,21 @@ class SeveralRun:
     trace = trace_of_run
 
 
-def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun:
+def load_run(
+    folder: Path | str, weights: str = "last", *, with_policy: bool = True, device: Device = "auto"
+) -> LoadedRun:
     """Open a run for use.
 
     Args:
         weights: `last` or `best` (on val).
         with_policy: read its policy too, where it has one; fitting a new one must not need the old one.
+        device: what tasks compute on with it, whatever it was trained on.
     Raises:
         ValueError: if the folder is not a run, has no such weights yet, they or the policy do not fit its network, or
             it has several networks.
         offramp.trust.NotTrusted: if it names code and was neither trained here nor trusted.
     """
-    opened = open_run(folder, weights, with_policy=with_policy)
+    opened = open_run(folder, weights, with_policy=with_policy, device=device)
     if isinstance(opened, SeveralRun):
         raise ValueError(
             f"{folder} was trained with {opened.config.method}: its networks are not ordered by depth, so there are no "
@@ -117,7 +126,9 @@ def load_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     return opened
 
 
-def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = True) -> LoadedRun | SeveralRun:
+def open_run(
+    folder: Path | str, weights: str = "last", *, with_policy: bool = True, device: Device = "auto"
+) -> LoadedRun | SeveralRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
     from offramp.early_exit import policy
     from offramp.multi_net import Cohort, GatedFan
@@ -130,7 +141,7 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
     trust.check(values, folder)
     config = unflat(values, str(folder / "config.yaml"))
     with _naming(folder):
-        config = resolve(dataclasses.replace(config, device="auto", devices=1))  # it may have been trained elsewhere
+        config = resolve(_on(config, device))
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
         raise with_parameters(
@@ -161,6 +172,15 @@ def open_run(folder: Path | str, weights: str = "last", *, with_policy: bool = T
             f"`{policy.fitting_command(fitted, folder, weights)}`"
         )
     return LoadedRun(folder, config, net.eval(), about, found, fitted)
+
+
+def _on(config: Config, device: Device) -> Config:
+    """The configuration for one device here; it may have been trained elsewhere, in a precision of GPUs alone."""
+    from offramp.train.device import GPU_ONLY, device_of
+
+    here: Any = device_of(device)
+    precision: Any = GPU_ONLY.get(config.precision, config.precision) if here == "cpu" else config.precision
+    return dataclasses.replace(config, device=here, devices=1, precision=precision)
 
 
 ROOM = 4

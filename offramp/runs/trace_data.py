@@ -10,7 +10,7 @@ from numpy import ndarray
 from offramp.lookup import ParameterError, nearest
 from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run
+from offramp.runs.run import Device, LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run
 from offramp.runs.traces import loader_of, trace_split
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def load_trace(
     weights: Weights = "last",
     features: bool = False,
     data_dir: Path | str | None = None,
+    device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> TraceData:
     """The logits of every exit on a split; computed once per weights, kept in the run's folder.
@@ -81,6 +82,7 @@ def load_trace(
         weights: those of the last epoch, or of the best one on val.
         features: also what enters each classifier, pooled; computed anew, and held in memory.
         data_dir: data directory, if it has moved since training.
+        device: what to compute on; `auto` is a GPU if there is one.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
         ParameterError: if the run's data have no such split.
@@ -89,7 +91,7 @@ def load_trace(
     import numpy as np
 
     reporter = reporter or SILENT
-    loaded = open_run(folder_of(run), weights)
+    loaded = open_run(folder_of(run), weights, device=device)
     data = load_data(loaded, data_dir, reporter)
     if split not in data.splits:
         raise ParameterError(
@@ -120,9 +122,12 @@ def _features(
     """What enters each exit's classifier, in the precision that the run was trained in, as float32."""
     import torch
 
+    from offramp.train.numerics import computing
+
     net, batches = loader_of(loaded, data, split)
     parts: list[tuple[torch.Tensor, ...]] = []
-    with torch.inference_mode(), progress(f"features of {split}", len(data.splits[split])) as advance:
+    settings = computing(loaded.config, batches.device)
+    with settings, torch.inference_mode(), progress(f"features of {split}", len(data.splits[split])) as advance:
         for batch in batches.epoch(0):
             parts.append(tuple(feature.float().cpu() for feature in net(batch.inputs).features))
             advance(len(batch.ids))

@@ -111,11 +111,12 @@ def _compute(loaded: Run, data: "DataSet", split: str, digest: str, weights: str
     from offramp import finite
     from offramp.measure.trace import trace
     from offramp.measure.trace_file import store
+    from offramp.train.numerics import computing
     from offramp.train.run_lock import InUse, writing
 
     net, loader = loader_of(loaded, data, split)
-    rows = data.splits[split]
-    with reporter.working(f"evaluating {split}", len(rows)) as advance:
+    rows, settings = data.splits[split], computing(loaded.config, loader.device)
+    with settings, reporter.working(f"evaluating {split}", len(rows)) as advance:
         if os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it
             try:
                 with writing(loaded.folder):

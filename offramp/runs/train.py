@@ -20,6 +20,7 @@ from offramp.config import (
     prepare,
     resolve,
 )
+from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import trace_of_run
 
@@ -93,7 +94,8 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
         config: network, exits, method, data and recipe.
         out: folder of the run: config, metrics, checkpoints, weights.
         resume: continue the run in this folder; a finished one is returned as it is. `epochs` may be larger than
-            it was if nothing that was trained depends on it: a constant rate and one phase.
+            it was if nothing that was trained depends on it: a constant rate and one phase. Naming another device than
+            it was trained on continues it there, with other numbers, which its record says.
         reporter: called as training goes on; by default nothing is shown.
     Raises:
         ValueError: if the configuration makes no sense, the data cannot be read or have changed, the folder holds
@@ -103,13 +105,17 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
         KeyboardInterrupt: after Ctrl-C, when the run was saved.
     """
     from offramp.train import run_dir
-    from offramp.train.device import check_launcher
+    from offramp.train.device import check_devices, check_launcher
 
     resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
     check_launcher(resolved.devices)
+    check_devices(resolved)
     resumed = resume and run_dir.begun(folder)
     if resumed:
-        resolved = keep_choices(resolved, run_dir.read_config(folder))
+        stored = run_dir.read_config(folder)
+        resolved = keep_choices(resolved, stored)
+        ended = run_dir.read_result(folder) is not None and not run_dir.epochs_before(folder, flat(resolved))
+        resolved = device_of_run(config, resolved, stored) if ended else continued(config, resolved, stored, folder)
     longer = resumed and run_dir.epochs_before(folder, flat(resolved))
     if resume and not longer and (result := _finished(resolved, folder, reporter)):
         return result
@@ -152,6 +158,8 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
     origin = provenance()
     fabric = device.set_up(config, parted=method.parted)
     writes = device.writes(fabric)
+    if writes and resume:
+        notes += tuple(filter(None, [change(folder, config)]))
     with run_dir.claimed(folder, flat(config), resume, extend=bool(before)) if writes else nullcontext():
         if writes and resume and (result := _finished(config, folder, reporter)):  # another process was quicker
             return result
@@ -236,8 +244,11 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
 def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: dict[str, Any]) -> TrainedRun:
     """Write result.json: where the figures come from, the last epoch and the best on val."""
     from offramp.measure.multi_net import training_cost
-    from offramp.train import run_dir
+    from offramp.train import log, run_dir
+    from offramp.train.run_dir import METRICS
 
+    if changes := log.read(loop.folder / METRICS, "device"):
+        origin = {**origin, "device_changes": changes}
     result = TrainedRun(
         run=str(loop.folder),
         epochs=config.epochs,

@@ -14,9 +14,9 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
 
     Raises:
         ValueError: if the method learns from held-out batches and there is no `val`, its step does not work with the
-            optimizer, accuracies of a split that does not exist are to be logged, batches are too small to be divided,
-            its phases conflict with `tune` or outnumber the epochs, or the network cannot be divided into backbone and
-            exits as `tune` requires.
+            optimizer or the precision, accuracies of a split that does not exist are to be logged, batches are too small
+            to be divided, its phases conflict with `tune` or outnumber the epochs, or the network cannot be divided
+            into backbone and exits as `tune` requires.
     """
     phases.refuse_net(recipe, method, net)
     if method.needs_held_out and "val" not in data.splits:
@@ -35,6 +35,12 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             raise ParameterError(
                 f"log_accuracy names {split}, and these data have {', '.join(data.splits)} alone", "log_accuracy"
             )
+    if recipe.precision == "16" and (method.needs_held_out or method.optimizers):
+        raise ParameterError(
+            "precision=16 scales the losses, and this method differentiates through a step of the optimizer: take "
+            "precision=bf16, tf32 or 32",
+            "precision",
+        )
     least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
     if method.turns > 1 and recipe.batch_size < least:
         raise ParameterError(

@@ -2,8 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
@@ -27,8 +25,34 @@ def device_of(wish: str) -> str:
     return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def check_devices(recipe: Recipe) -> None:
+    """Refuse more devices than there are.
+
+    Raises:
+        ValueError: naming the parameter, and how many there are.
+    """
+    if device_of(recipe.device) == "cuda" and recipe.devices > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        there = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise with_parameters(
+            ValueError(f"devices={recipe.devices}: PyTorch sees {there} here; take devices={count}"), "devices"
+        )
+
+
+GPU_ONLY = {"tf32": "32", "16": "32"}
+"""Precisions of GPUs alone, and what a CPU takes for them when a finished run is used there."""
+
+
 def precision_of(wish: str, device: str) -> str:
-    """`bf16` or `32`: `auto` is bf16 if the processor has instructions for it (AVX512-BF16, AMX, Ampere GPUs)."""
+    """The precision: `auto` is bf16 if the processor has instructions for it (AVX512-BF16, AMX, Ampere GPUs), else 32.
+
+    Raises:
+        ValueError: if it is one of GPUs alone, and the device is none.
+    """
+    if wish in GPU_ONLY and device != "cuda":
+        raise with_parameters(
+            ValueError(f"precision={wish} is for GPUs; on a CPU take precision=32, bf16 or auto"), "precision"
+        )
     if wish != "auto":
         return wish
     if device == "cuda":
@@ -70,17 +94,6 @@ def writes(fabric: Fabric) -> bool:
     return bool(environment.local_rank() == 0 and environment.node_rank() == 0)
 
 
-@contextmanager
-def fixed_shapes() -> Iterator[None]:
-    """A context in which cuDNN selects the fastest convolutions by measuring, for inputs of constant shape."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
     """Fabric as returned by `set_up`, launched."""
     fabric = set_up(recipe, parted)
@@ -96,7 +109,7 @@ def set_up(recipe: Recipe, parted: bool = False) -> Fabric:
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
-    precision = "bf16-mixed" if precision_of(recipe.precision, device) == "bf16" else "32-true"
+    precision = {"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision_of(recipe.precision, device), "32-true")
     return Fabric(
         accelerator=device,
         devices=recipe.devices,

@@ -19,7 +19,8 @@ _EPOCH = {
     "seconds?": float,
     "logged_only?": {str: {"exits": [_NUMBER], "ensemble": _NUMBER}},
 }
-CONTENT: dict[str, Any] = {"step": _STEP, "epoch": _EPOCH}
+_DEVICE = {"step": int, "before": str, "device": str, "precision": str}
+CONTENT: dict[str, Any] = {"step": _STEP, "epoch": _EPOCH, "device": _DEVICE}
 """Content of the records of every kind; see `offramp.schema`."""
 
 
@@ -43,7 +44,7 @@ class Metrics:
         """Append one record; NaN and infinity are written as null."""
         with write_errors(self.path):
             self.file.write(finite.dumps(record).encode() + b"\n")
-        if self.board:
+        if self.board and record["kind"] != "device":
             for name, value in _scalars(record):
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
@@ -82,6 +83,9 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
     kept = 0
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         record = _record(path, number, line)
+        if record["kind"] == "device":
+            kept += len(line) + 1
+            continue
         kind, place = record["kind"], record.get(record["kind"])
         if kind not in limits or not isinstance(place, int):
             raise ValueError(f"{path}, line {number}, is damaged: it is not a record of a step or an epoch")

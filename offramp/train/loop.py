@@ -20,16 +20,17 @@ from offramp.protocols import LoggingObjective
 from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.check import refuse
-from offramp.train.device import fixed_shapes
 from offramp.train.epoch_accuracy import epoch_accuracies
 from offramp.train.held_out import HeldOut
 from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.log import Metrics
 from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
 from offramp.train.moving_average import MovingAverage
+from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Diverged, Interrupted, Reporter
-from offramp.train.state import Position, take_up, taken
+from offramp.train.state import Position, take_up, taken, trained_on
+from offramp.train.static_step import Steps, why_not
 
 
 class Loop:
@@ -64,13 +65,29 @@ class Loop:
             method.objective.to(fabric.device)
             parameters += list(method.objective.parameters())
         self.trained = [parameter for parameter in parameters if parameter.requires_grad]
-        optimizer = optim.build(recipe, self.trained, phases.of_backbone(self.net))
+        unable = why_not(method, recipe, [span.phase for span in self.spans])
+        static = recipe.graph and not unable
+        if recipe.graph and unable and fabric.is_global_zero:
+            reporter.note(f"graph: {unable}; kernels are started one by one")
+        if static:  # to where the optimizer's learning rate will be
+            self.net.to(fabric.device)
+        captured = static and fabric.device.type == "cuda"
+        optimizer = optim.build(recipe, self.trained, phases.of_backbone(self.net), static=captured)
         compiled = torch.compile(self.net) if recipe.compile else self.net
         wrapped, optimizer = fabric.setup(compiled, optimizer)
         held_out = self._held_out if "val" in data.splits else None
         self.context = StepContext(
-            fabric, wrapped, method.objective, optimizer, method.tap, recipe.clip, bare=self.net, held_out=held_out
+            fabric,
+            wrapped,
+            method.objective,
+            optimizer,
+            method.tap,
+            recipe.clip,
+            bare=self.net,
+            held_out=held_out,
+            scaler=getattr(fabric.strategy.precision, "scaler", None),
         )
+        self.take_step = Steps(method, self.context, recipe.batch_size if static else None)
         self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         rank, world = fabric.global_rank, fabric.world_size
         self.train = self._loader("train", augment=True, rank=rank, world=world)
@@ -78,8 +95,13 @@ class Loop:
         self.val = self._loader("val", batch_size=evaluated) if "val" in data.splits else None
         self.logged = {split: self._loader(split, batch_size=evaluated) for split in recipe.log_accuracy}
         # This process's share of val in a separate order, for methods that learn from it.
-        self.again = HeldOut(partial(self._loader, "val", shuffle=True, rank=rank, world=world))
+        store = self.val.store if self.val else None
+        self.again = HeldOut(partial(self._loader, "val", shuffle=True, rank=rank, world=world, store=store))
+        for loader in (self.train, self.val):
+            if loader and loader.note and fabric.is_global_zero:
+                reporter.note(loader.note)
         self.position = Position()
+        self.trained_on: str | None = None  # the kind of device of the checkpoint that the run continues from
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
 
@@ -117,9 +139,12 @@ class Loop:
         if self.fabric.is_global_zero:
             events = self.folder / "events" if self.recipe.tensorboard else None
             self.record.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
+            if self.trained_on not in (None, self.fabric.device.type):
+                self.record.metrics.write(self._change_of_device())
         when = "after this step" if self.fabric.world_size == 1 else f"within {CHECK_EVERY} steps"
         try:
-            with stopping_on_interrupt(self.stop, self.reporter.note, when), fixed_shapes():
+            settings = computing(self.recipe, self.fabric.device, training=True)
+            with stopping_on_interrupt(self.stop, self.reporter.note, when), settings:
                 self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
                 while self.position.epoch < self.recipe.epochs:
                     self._epoch()
@@ -127,6 +152,11 @@ class Loop:
             if self.record.metrics:
                 self.record.metrics.close()
         return self.position
+
+    def _change_of_device(self) -> dict[str, Any]:
+        """The record that the steps from here on are computed on another kind of device than those before."""
+        now = {"device": self.fabric.device.type, "precision": self.recipe.precision}
+        return {"kind": "device", "step": self.step_number, "before": self.trained_on, **now}
 
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
@@ -180,7 +210,7 @@ class Loop:
             key = (recipe.seed, position.epoch, position.step)
             batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
         with weighing(self.train.weight(position.step)):
-            terms = phases.take_step(self.method, span.phase, self.context, batch, progress)
+            terms = self.take_step(span.phase, batch, progress)
         if self.average:
             self.average.update(self.net)
         # Learned parts of a method.
@@ -293,6 +323,7 @@ class Loop:
         for sentence in refused:
             self.reporter.note(f"{sentence}; taking the checkpoint before it")
         take_up(found, self.net, self.context, self.average)
+        self.trained_on = trained_on(found)
         self.position = Position(**found.state["position"])
         self.record.sums = dict(found.state["sums"])
         size = int(found.state["metrics_offset"])

@@ -5,15 +5,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.train.recipe import Recipe
 
 
 def build(
-    recipe: Recipe, parameters: Iterable[nn.Parameter], backbone: Iterable[nn.Parameter] = ()
+    recipe: Recipe, parameters: Iterable[nn.Parameter], backbone: Iterable[nn.Parameter] = (), *, static: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of the recipe over these parameters; those of the backbone with `lr_backbone`, if it is set."""
+    """The optimizer of the recipe over these parameters; those of the backbone with `lr_backbone`, if it is set.
+
+    Args:
+        static: its steps are to be captured as a CUDA graph: one kernel for all parameters, which must be on the GPU,
+            and the learning rate in a tensor there.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
     if recipe.lr_backbone is not None:
@@ -23,11 +28,15 @@ def build(
             {"params": [p for p in trained if id(p) not in slow], "factor": 1.0},
         ]
         groups = [group for group in groups if group["params"]]
+    lr: Any = torch.tensor(recipe.lr, device=trained[0].device) if static else recipe.lr
+    how: dict[str, Any] = {"lr": lr, "weight_decay": recipe.weight_decay} | ({"fused": True} if static else {})
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
-    )
+        built: torch.optim.Optimizer = torch.optim.AdamW(groups, **how, capturable=static)
+    else:
+        built = torch.optim.SGD(groups, **how, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    for group in built.param_groups if static else ():
+        group["lr"] = lr.clone()  # every group has its own
+    return built
 
 
 def rate(recipe: Recipe, epoch: int, done: float, epochs: int | None = None) -> float:
@@ -54,9 +63,28 @@ def rate(recipe: Recipe, epoch: int, done: float, epochs: int | None = None) -> 
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all parameter groups this learning rate, times the group's own factor if it has one."""
+    """Give all parameter groups this learning rate, times the group's own factor if it has one.
+
+    A rate that is a tensor is written in place, where a CUDA graph reads it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("factor", 1.0)
+        rate = lr * group.get("factor", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+HOW = ("lr", "fused", "foreach", "capturable")
+"""What a parameter group says of how the optimizer computes: this process's, not that of a checkpoint."""
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer over the same parameters, however that one computed."""
+    own = [{key: group[key] for key in HOW if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, how in zip(optimizer.param_groups, own, strict=True):
+        group.update(how)
 
 
 def _cosine(share: float) -> float:

@@ -34,10 +34,15 @@ class Recipe:
         mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
         ema: Decay per step of a moving average of the weights, which is then evaluated and saved; 0 disables it.
         clip: Maximum norm of the gradient; 0 disables clipping.
-        precision: `auto` is bf16 if the processor supports it natively, else 32.
+        precision: `auto` is bf16 if the processor supports it natively, else 32. For GPUs also tf32 (products in
+            float32 of inputs that are rounded to TF32) and 16 (float16 with scaled losses, for GPUs without bf16).
         compile: Compile the network with torch.compile.
+        graph: On a GPU, start all kernels of a step at once (one CUDA graph). Steps that cannot be captured run as
+            usual, and the run says why.
         device: Device to train on; `auto` is a GPU if there is one.
         devices: Number of processes, one per device.
+        deterministic: On a GPU, use kernels alone that give the same numbers in every run; slower. Only then does a
+            resumed run continue with identical results there; on a CPU it always does.
         seed: Seed of initial weights, sample order and augmentation.
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events (needs the extra `tensorboard`).
@@ -64,10 +69,12 @@ class Recipe:
     mixup: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
-    precision: Literal["auto", "32", "bf16"] = "auto"
+    precision: Literal["auto", "32", "tf32", "bf16", "16"] = "auto"
     compile: bool = False
+    graph: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    deterministic: bool = False
     seed: int = 0
     checkpoint_every: int = 500
     tensorboard: bool = False

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.step import StepContext
+from offramp.train import optim
 from offramp.train.checkpoint import Checkpoint
 from offramp.train.moving_average import MovingAverage
 
@@ -30,6 +31,7 @@ def taken(context: StepContext, average: MovingAverage | None) -> dict[str, Any]
         "optimizer": context.optimizer.state_dict(),
         "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
         "average": average.state_dict() if average else {},
+        "precision": fabric.strategy.precision.state_dict(),
         "rng": _of_all(fabric, torch.get_rng_state()),
         "rng_cuda": _of_all(fabric, torch.cuda.get_rng_state(fabric.device)) if cuda else None,
     }
@@ -41,6 +43,11 @@ def _of_all(fabric: Any, state: Tensor) -> Tensor:
         return state[None]
     gathered: Tensor = fabric.all_gather(state.to(fabric.device))
     return gathered.reshape(fabric.world_size, -1).cpu()
+
+
+def trained_on(checkpoint: Checkpoint) -> str:
+    """The kind of device that a checkpoint was written on."""
+    return "cpu" if checkpoint.state["rng_cuda"] is None else "cuda"
 
 
 def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: MovingAverage | None) -> None:
@@ -55,7 +62,9 @@ def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, averag
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ValueError(f"{checkpoint.path} does not fit the network, which was another one then: {why}") from None
-    context.optimizer.load_state_dict(state["optimizer"])
+    optim.restore(context.optimizer, state["optimizer"])
+    if state.get("precision"):
+        fabric.strategy.precision.load_state_dict(state["precision"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(state["objective"])
     if average:

@@ -73,7 +73,8 @@ def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypa
     first, *lines = ran.out.splitlines()
     assert first == f"{trained}: 359 images of test, in random order"
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "left out: openvino (not installed: pip install 'offramp[export,openvino]')"
+    assert lines[0] == "on cpu: torch"
+    assert lines[1] == "left out: openvino (not installed: pip install 'offramp[export,openvino]')"
     words = [line.split() for line in lines if line]
     assert [line[:2] for line in words].count(["torch", "plain"]) == 2
     assert (
@@ -124,7 +125,10 @@ def test_words_that_make_no_sense(offramp: Offramp, trained: Path, words: tuple[
 
 def test_what_a_bundle_does_not_have(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
     ran = offramp("bench", bundle, "--runtimes", "torch")
-    assert ran.status == 1 and "a bundle has onnx and openvino, not torch: name the run for that" in ran.err
+    assert (
+        ran.status == 1
+        and "a bundle has onnx, openvino, onnx-cuda, onnx-tensorrt, not torch: name the run for that" in ran.err
+    )
     ran = offramp("bench", bundle, "--images", tmp_path)
     assert ran.status == 1 and f"there is no image to measure on in {tmp_path}: " in ran.err
     (tmp_path / "bad.png").write_text("no image")

@@ -23,6 +23,7 @@ from offramp.config import (
     resolve,
     unflat,
 )
+from offramp.config.files import LATER
 from offramp.hyperparameters import arguments, defaults
 from offramp.lookup import ParameterError
 from offramp.net import MultiExitNet
@@ -44,7 +45,10 @@ def test_a_configuration_survives_its_file() -> None:
 
 def test_flat_names_are_those_of_the_command_line() -> None:
     values = flat(resolve(TINY))
-    assert set(keys()) <= set(values)
+    assert set(keys()) - set(values) == set(LATER)  # as configurations were before
+    changed = dataclasses.replace(TINY, deterministic=True, graph=True)
+    assert set(keys()) <= set(flat(resolve(changed)))
+    assert unflat(values, "c.yaml").deterministic is False
     assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)
     assert all("_" not in key.partition(".")[0] for key in values)
 
@@ -221,7 +225,7 @@ def test_keys_are_checked_in_both_spellings() -> None:
     [
         ({"lr": "fast"}, "c.yaml: lr takes a number, got 'fast'"),
         ({"epochs": None}, "c.yaml: epochs takes a whole number, got None"),
-        ({"precision": "bf61"}, "c.yaml: precision takes one of auto, 32, bf16, got 'bf61'"),
+        ({"precision": "bf61"}, "c.yaml: precision takes one of auto, 32, tf32, bf16, 16, got 'bf61'"),
         ({"lr": -1}, "c.yaml: lr must be positive"),
         ({"net": 3}, "c.yaml: net takes text, got 3"),
         ({"data-dir": 3}, "c.yaml: data-dir takes"),

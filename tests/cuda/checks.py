@@ -24,10 +24,13 @@ from offramp.config import Config, build_method, build_net, prepare, resolve  # 
 from offramp.data.augment import augment  # noqa: E402
 from offramp.early_exit.policy import ExitPolicy  # noqa: E402
 from offramp.early_exit.runtime import answer  # noqa: E402
+from offramp.losses.kl_table import kl_table  # noqa: E402
 from offramp.models import resnet  # noqa: E402
 from offramp.testing import SilentReporter, patterns  # noqa: E402
 from offramp.train.device import make_fabric  # noqa: E402
 from offramp.train.loop import Loop  # noqa: E402
+from offramp.train.numerics import computing  # noqa: E402
+from offramp.train.recipe import Recipe  # noqa: E402
 
 CLASSES, SIDE = 4, 16
 resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # quicker
@@ -42,8 +45,8 @@ def loop(folder: Path, **options: Any) -> Loop:
     data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     prepare(method, net, data.shape)
-    fabric = make_fabric(config.recipe, parted=method.parted)
-    return Loop(fabric, folder, config.recipe, net, method, data, SilentReporter())
+    fabric = make_fabric(config, parted=method.parted)
+    return Loop(fabric, folder, config, net, method, data, SilentReporter())
 
 
 class Counting:
@@ -87,6 +90,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rare updates": {"method": "hdkd", "method_options": {"meta_every": 2}},
     "rare weights": {"method": "l2w", "method_options": {"meta_every": 2}},
     "float32": {"precision": "32"},
+    "float16": {"precision": "16", "clip": 1.0},
+    "deterministic": {"deterministic": True},
     "adamw": {"optimizer": "adamw"},
     "mixed": {"tune": "mixed", "epochs": 2},
 }
@@ -112,7 +117,7 @@ def decided(rule: str) -> dict[str, Any]:
     torch.manual_seed(0)
     logits = 3 * torch.randn(3, 12, 5)
     thresholds = {"patience": (0.0,) * 3, "margin": (0.5,) * 3, "entropy": (0.4,) * 3}.get(score, (0.6,) * 3)
-    policy = ExitPolicy(thresholds, (True,) * 3, score=score, answer=answer_, patience=2)
+    policy = ExitPolicy(thresholds=thresholds, enabled=(True,) * 3, score=score, answer=answer_, patience=2)
 
     def segment(exit: int) -> Any:
         return lambda state, carry: (state, carry, logits.to(state.device)[exit].index_select(0, state[:, 0].long()))
@@ -124,6 +129,15 @@ def decided(rule: str) -> dict[str, Any]:
         given = answer(segments, policy, inputs)
     same = all(bool(torch.equal(one.cpu(), other)) for one, other in zip(given, expected, strict=True))
     return {"waits": listed(waits), "exits": int(expected.exit.max()) + 1, "same": same}
+
+
+def multiplied() -> dict[str, Any]:
+    """In which precision `kl_table` multiplies, and its backward pass, while TF32 is allowed."""
+    fake.products.clear()
+    logits = torch.randn(3, 4, 5).to("cuda").requires_grad_()
+    with computing(Recipe(precision="tf32"), torch.device("cuda")):
+        kl_table(logits, temperature=1.0, detach_teachers=False).sum().backward()
+    return {"products": sorted(map(str, fake.products))}
 
 
 def attended() -> dict[str, Any]:
@@ -156,6 +170,15 @@ def commanded() -> dict[str, Any]:
     return {"told": told}
 
 
+def moved() -> dict[str, Any]:
+    """A run that continues on the CPU; what its result says of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = "--data digits --width 4 --batch-size 256 --per-class 60 --method joint --schedule constant"
+        first = typed(f"train {training} --epochs 1 --device cuda --out {folder}/run --json")
+        second = typed(f"train {training} --epochs 2 --device cpu --resume --out {folder}/run --json")
+    return {"told": [first["epochs"], second["epochs"], second["provenance"]["device_changes"]]}
+
+
 def typed(words: str) -> Any:
     """What a command prints as JSON."""
     from contextlib import redirect_stdout
@@ -185,8 +208,12 @@ def run(check: str) -> dict[str, Any]:
         return augmented(name)
     if kind == "policy":
         return decided(name)
+    if kind == "products":
+        return multiplied()
     if kind == "attention":
         return attended()
+    if kind == "moved":
+        return moved()
     if kind == "commands":
         return commanded()
     raise ValueError(check)

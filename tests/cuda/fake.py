@@ -29,6 +29,8 @@ waits: Counter[tuple[str, str]] = Counter()
 """(kind, place) of every wait; the place is the innermost line of offramp, or of a library if there is none."""
 mixed: Counter[tuple[str, str]] = Counter()
 """(operation, place) of every operation on tensors of both devices."""
+products: Counter[torch.dtype] = Counter()
+"""Precision of every matrix product on the GPU."""
 _pinned: set[int] = set()
 
 
@@ -108,6 +110,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return func(*args, **kwargs)
     name = func._schema.name.partition("::")[2]
     on_gpu = target in (None, "cuda")
+    if name in ("mm", "bmm", "addmm"):
+        products[fakes[0].dtype] += 1
     if name == "_to_copy":
         _copied(kwargs, fakes, hosts, target)
     elif name == "copy_":
@@ -166,9 +170,9 @@ def _computed(func: Any, name: str, args: Any, kwargs: dict[str, Any], on_gpu: b
     if not on_gpu:
         return result
     wrapped = tree_map(lambda leaf: Fake(leaf) if isinstance(leaf, Tensor) else leaf, result)
-    if not func._schema.is_mutable and not func.is_view:
-        return wrapped
-    return args[0] if func._schema.is_mutable else return_and_correct_aliasing(func, args, kwargs, wrapped)
+    if func._schema.is_mutable:
+        return args[0] if func._schema.returns else None
+    return return_and_correct_aliasing(func, args, kwargs, wrapped) if func.is_view else wrapped
 
 
 def install(memory: int = 1 << 37) -> OnGpu:

@@ -1,5 +1,6 @@
 """On a make-believe GPU (`fake.py`): no operation mixes devices, and nothing waits for the GPU that need not."""
 
+import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,18 +15,21 @@ from offramp.early_exit.policy import ANSWERS, SCORES
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-WAITS: dict[str, int] = {}
+WAITS = {"option:float16": 2}
 """Waits of the steps after the first one, by check, where there must be some."""
 OPTIONS = (
     "ema", "soft labels", "clipping", "learned teachers", "rare updates", "rare weights", "float32", "adamw", "mixed",
+    "float16", "deterministic",
 )  # fmt: skip
 QUICK = (
-    *(f"method:{name}" for name in ("joint", "hdkd", "l2w", "eed", "dml")),
-    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers", "rare updates", "rare weights")),
+    *(f"method:{name}" for name in ("joint", "hdkd", "l2w")),
+    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers", "rare updates")),
     *(f"augmentation:{name}" for name in AUGMENTATIONS),
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
+    "products",
     "attention",
     "commands",
+    "moved",
 )
 FULL = (*(f"method:{name}" for name in methods.available()), *(f"option:{name}" for name in OPTIONS))
 
@@ -46,6 +50,15 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
         most = 0 if kind == "augmentation" else result["exits"]
         found += [f"{check} waits {waits} times, not {most}: {result['waits']}"] if waits > most else []
         found += [] if result["same"] else [f"{check} gives other results than on the CPU"]
+    if kind == "products" and result.get("products") != ["torch.float64"]:
+        found.append(f"kl_table multiplies in {result.get('products')} while TF32 is allowed")
+    change = {"kind": "device", "step": 2, "before": "cuda", "device": "cpu", "precision": "bf16"}
+    if kind == "moved" and result.get("told") != [1, 2, [change]]:
+        found.append(f"a run that continues on the CPU says {result.get('told')}")
+    if kind == "commands":
+        found += [
+            f"{said} says nothing of the GPU" for said in result.get("told", []) if '"cuda"' not in json.dumps(said)
+        ]
     return found
 
 

@@ -210,6 +210,6 @@ def test_bounded_memory(folders):
     batches = Loader(data.splits["train"], data, batch_size=2, augment=False, seed=0)
     seen = []
     decode = batches.store._decode
-    batches.store._decode = lambda part, seed, epoch: seen.extend(part.tolist()) or decode(part, seed, epoch)
+    batches.store._decode = lambda part, draws: seen.extend(part.tolist()) or decode(part, draws)
     next(batches.epoch(0))
     assert len(set(seen)) <= 2 * 3

@@ -2,11 +2,13 @@
 
 import logging
 import re
+from typing import Any
 
 import pytest
 import torch
 
-from offramp.train.device import check_launcher, device_of, fixed_shapes, make_fabric, precision_of, set_up, writes
+from offramp.train.device import check_devices, check_launcher, device_of, make_fabric, precision_of, set_up, writes
+from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 
 GPU = torch.cuda.is_available()
@@ -90,10 +92,52 @@ def test_of_two_processes_the_first_writes(monkeypatch: pytest.MonkeyPatch, rank
     assert writes(set_up(Recipe(device="cpu", precision="32", devices=2))) is expected
 
 
-def test_settings_of_the_process_stay_as_they_are() -> None:
-    before = torch.backends.cudnn.benchmark
+SETTINGS = (
+    (torch.backends.cuda.matmul, "fp32_precision"),
+    (torch.backends.cudnn.conv, "fp32_precision"),
+    (torch.backends.cudnn, "benchmark"),
+    (torch.backends.cudnn, "deterministic"),
+)
+
+
+def settings() -> list[object]:
+    return [*(getattr(owner, name) for owner, name in SETTINGS), torch.are_deterministic_algorithms_enabled()]
+
+
+@pytest.mark.parametrize(
+    ("how", "training", "inside"),
+    [
+        ({"precision": "32"}, True, ["ieee", "ieee", True, False, False]),
+        ({"precision": "bf16"}, False, ["ieee", "ieee", False, False, False]),
+        ({"precision": "tf32"}, True, ["tf32", "tf32", True, False, False]),
+        ({"precision": "tf32", "deterministic": True}, True, ["tf32", "tf32", False, True, True]),
+    ],
+)
+def test_settings_of_a_gpu_hold_inside_alone(how: dict[str, Any], training: bool, inside: list[object]) -> None:
+    before = settings()
     make_fabric(Recipe(device="cpu", precision="32"))
-    assert torch.backends.cudnn.benchmark == before
-    with fixed_shapes():
-        assert torch.backends.cudnn.benchmark
-    assert torch.backends.cudnn.benchmark == before
+    with pytest.raises(KeyError), computing(Recipe(**how), torch.device("cuda"), training=training):
+        assert settings() == inside
+        raise KeyError
+    assert settings() == before
+
+
+def test_a_cpu_has_no_such_settings() -> None:
+    before = settings()
+    with computing(Recipe(deterministic=True), torch.device("cpu"), training=True):
+        assert settings() == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "16"])
+def test_precisions_of_gpus_alone(precision: str) -> None:
+    with pytest.raises(ValueError, match=f"precision={precision} is for GPUs; on a CPU take precision=32, bf16 or aut"):
+        precision_of(precision, "cpu")
+    assert precision_of(precision, "cuda") == precision
+
+
+def test_more_devices_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="devices=2: PyTorch sees 1 GPU here; take devices=1"):
+        check_devices(Recipe(device="cuda", devices=2))
+    check_devices(Recipe(device="cpu", devices=2))

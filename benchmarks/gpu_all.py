@@ -1,0 +1,295 @@
+"""Everything that a GPU must show, in one run of some minutes; what was measured is kept whenever the time ends.
+
+    python benchmarks/gpu_all.py --minutes 10 [--out gpu_all.json] [--data-dir DIR] [--json]
+    python benchmarks/gpu_all.py --device cpu --tiny
+
+Parts, in this order: `environment`; `tests` (those marked `gpu`); `steps` (images/s of ResNet18 with `beed` exits:
+started kernel by kernel, as one CUDA graph, compiled, both, the network's bare step as a graph, a plain PyTorch loop);
+`cifar` (three epochs of `gpu_cifar.py`); `inference` (early exit beside the plain network at batch 1, 64, 256 and
+1024); `resume` (a deterministic run that was stopped, against one that was not); `hdkd` (its step in steps of `joint`).
+Without CIFAR-100 in --data-dir or $OFFRAMP_DATA, random images take its place: the speeds count, the accuracies do not.
+The file is written after every part. `--tiny` makes everything small, to see that it runs.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import gpu_cifar
+import train_speed
+
+from offramp.config import Config
+from offramp.measure.provenance import provenance
+from offramp.runs.bench import bench
+from offramp.runs.calibrate import calibrate
+from offramp.runs.evaluate import evaluate
+from offramp.runs.goal import Goal
+from offramp.runs.reporting import Silent
+from offramp.runs.train import train
+
+ROOT = Path(__file__).parents[1]
+
+
+class TimeEnded(Exception):
+    """The minutes are over."""
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is measured: on which device, how large, where runs lie, and until when."""
+
+    device: str
+    tiny: bool
+    folder: Path
+    data: dict[str, Any]
+    end: float
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+def finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def rate(steps: Iterator[None], plan: Plan, images: int = train_speed.BATCH) -> float:
+    """Images per second, once it runs as it will."""
+    warm, counted = (1, 1) if plan.tiny else (30, 200)
+    for _ in range(warm):
+        next(steps)
+    finish(plan.device)
+    began = time.perf_counter()
+    for _ in range(counted):
+        next(steps)
+    finish(plan.device)
+    return counted * images / (time.perf_counter() - began)
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    return provenance()
+
+
+def tests(plan: Plan) -> dict[str, Any]:
+    """The tests marked `gpu`: their summary, and what failed."""
+    if plan.device != "cuda":
+        return {"summary": "not run: there is no GPU"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=max(30.0, 0.4 * plan.left)
+    )
+    lines = ran.stdout.splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"summary": lines[-1] if lines else "", "failed": failed, "output": ran.stdout[-4000:] if failed else ""}
+
+
+def bare_graph(width: int, pixels: np.ndarray) -> Iterator[None]:
+    """The bare step of the network as one CUDA graph: as fast as its kernels can be started."""
+    steps = train_speed.bare_loop(width, "cuda", pixels, False, fused=True)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            next(steps)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        next(steps)
+    while True:
+        graph.replay()
+        yield
+
+
+def steps(plan: Plan) -> dict[str, Any]:
+    """Images per second of each way to take a training step, and their ratios."""
+    width, draw = (4 if plan.tiny else 64), np.random.default_rng(0)
+    samples = 4 * train_speed.BATCH if plan.tiny else train_speed.SAMPLES
+    pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
+    labels = draw.integers(0, train_speed.CLASSES, samples)
+
+    def offramp(compile: bool, graph: bool) -> Callable[[], Iterator[None]]:
+        return lambda: train_speed.offramp_loop(width, plan.device, pixels, labels, compile, graph)
+
+    ways: dict[str, Callable[[], Iterator[None]]] = {"eager": offramp(False, False), "graph": offramp(False, True)}
+    if plan.device == "cuda":
+        ways["bare graph"] = lambda: bare_graph(width, pixels)
+    ways["plain"] = lambda: train_speed.plain_loop(width, plan.device, pixels, labels, workers=0 if plan.tiny else 8)
+    if not plan.tiny:
+        ways |= {"compiled": offramp(True, False), "compiled graph": offramp(True, True)}
+    speeds: dict[str, Any] = {}
+    for name, make in ways.items():
+        try:
+            speeds[name] = rate(make(), plan)
+        except (RuntimeError, ValueError) as error:  # one way may fail, the others count
+            speeds[name] = f"{type(error).__name__}: {str(error)[:500]}"
+    numbers = {name: speed for name, speed in speeds.items() if isinstance(speed, float)}
+    ours = [speed for name, speed in numbers.items() if name not in ("plain", "bare graph")]
+    ratios = {f"best / {name}": max(ours) / numbers[name] for name in ("plain", "bare graph") if name in numbers}
+    return {"images_per_second": speeds, "ratios": ratios}
+
+
+def cifar(plan: Plan) -> dict[str, Any]:
+    """Three epochs as `gpu_cifar.py` trains them, with some images held out for the policy of `inference`."""
+    if plan.tiny:
+        config = Config(net="resnet18", width=4, method="beed", branch="beed", epochs=1, device="cpu", batch_size=256)
+    else:
+        config = gpu_cifar.configuration(3, None, graph=plan.device == "cuda", device=plan.device)
+    config = dataclasses.replace(config, **plan.data, holdout=0.1)
+    began = time.perf_counter()
+    trained = train(config, plan.folder / "cifar")
+    seconds = time.perf_counter() - began
+    records = [json.loads(line) for line in (plan.folder / "cifar/metrics.jsonl").read_text().splitlines()]
+    passed = [0.0, *(record["seconds"] for record in records if record["kind"] == "epoch")]
+    epochs = [after - before for before, after in pairwise(passed)]
+    tested = evaluate(trained, batch_size=256)
+    return {
+        "seconds_with_start": seconds,
+        "seconds_of_epochs": epochs,
+        "200_epochs_estimated_minutes": (seconds - sum(epochs) + epochs[0] + 199 * epochs[-1]) / 60,
+        "accuracy": tested.accuracy,
+        "last": dataclasses.asdict(trained.last),
+    }
+
+
+def inference(plan: Plan) -> dict[str, Any]:
+    """Early exit beside the plain network in PyTorch, in float32 and bf16, and in ONNX Runtime where it has CUDA."""
+    from offramp.runs.backends import absent
+
+    run = plan.folder / "cifar"
+    calibrate(run, Goal(macs=0.6))
+    runtimes = ["torch", "torch-bf16"]
+    runtimes += [name for name in ("onnx-cuda", "onnx-tensorrt") if plan.device == "cuda" and not absent(name)]
+    sizes, seconds = ([1, 4], 0.01) if plan.tiny else ([1, 64, 256, 1024], 4.0)
+    device: Any = plan.device
+    measured = bench(run, batch=sizes, runtimes=runtimes[: 1 if plan.tiny else None], seconds=seconds, device=device)
+    return {"batches": measured.batches, "least_of_predicted": measured.least_of_predicted}
+
+
+class StopOnce(Silent):
+    """Interrupts a run as Ctrl-C does, once its first epoch is done."""
+
+    stopped = False
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        if not self.stopped:
+            self.stopped = True
+            signal.raise_signal(signal.SIGINT)
+
+
+def resume(plan: Plan) -> dict[str, Any]:
+    """Whether a run that was stopped and continued ends with the weights of one that was not."""
+    from safetensors.torch import load_file
+
+    device: Any = plan.device
+    config = Config(width=4 if plan.tiny else 16, method="joint", epochs=2, batch_size=256, device=device)
+    config = dataclasses.replace(config, deterministic=True, lr=0.02)
+    whole, parts = plan.folder / "whole", plan.folder / "parts"
+    train(config, whole)
+    try:
+        train(config, parts, reporter=StopOnce())
+    except KeyboardInterrupt:
+        train(config, parts, resume=True)
+    one, other = (load_file(folder / "last.safetensors") for folder in (whole, parts))
+    apart = max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+    return {"equal": apart == 0.0, "largest_difference": apart}
+
+
+def hdkd(plan: Plan) -> dict[str, Any]:
+    """A step of `hdkd` in steps of `joint`."""
+    width, draw = (4 if plan.tiny else 64), np.random.default_rng(0)
+    samples = 4 * train_speed.BATCH
+    pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
+    labels = draw.integers(0, train_speed.CLASSES, samples)
+    speeds = {
+        method: rate(train_speed.offramp_loop(width, plan.device, pixels, labels, False, method=method), plan)
+        for method in ("joint", "hdkd")
+    }
+    return {"images_per_second": speeds, "steps_of_joint": speeds["joint"] / speeds["hdkd"]}
+
+
+PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    part.__name__: part for part in (environment, tests, steps, cifar, inference, resume, hdkd)
+}
+
+
+def _end(number: int, frame: Any) -> None:
+    raise TimeEnded
+
+
+def measure(plan: Plan, out: Path, minutes: float) -> dict[str, Any]:
+    """All parts, one after the other; a part that fails, or that the time ends, says so in the place of its result."""
+    result: dict[str, Any] = {"benchmark": "gpu_all", "device": plan.device, "tiny": plan.tiny, "minutes": minutes}
+    before = signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, plan.left))
+    try:
+        for name, part in PARTS.items():
+            began = time.perf_counter()
+            try:
+                result[name] = part(plan)
+            except TimeEnded:
+                result |= {other: {"error": "the time ended"} for other in PARTS if other not in result}
+                break
+            except Exception as error:
+                said = re.sub(r"\s+", " ", str(error))[:1000]
+                result[name] = {"error": f"{type(error).__name__}: {said}"}
+            result[name]["seconds"] = time.perf_counter() - began
+            out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    return result
+
+
+def data_of(data_dir: Path | None, tiny: bool) -> dict[str, Any]:
+    """The data set: CIFAR-100 where it is, else random images of its size."""
+    if tiny:
+        return {"data": "digits"}
+    root = data_dir or (Path(os.environ["OFFRAMP_DATA"]) if "OFFRAMP_DATA" in os.environ else None)
+    if root and any((folder / "cifar100").is_dir() for folder in (root, root.parent)):
+        return {"data": "cifar100", "data_dir": root}
+    return {"data": "python:random_cifar", "data_dir": None}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--out", type=Path, default=Path("gpu_all.json"))
+    parser.add_argument("--data-dir", type=Path, help="default: $OFFRAMP_DATA")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a width of 4 and few steps, to see that everything runs")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    given = parser.parse_args(words)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("gpu_all needs a CUDA GPU and PyTorch sees none here; --device cpu --tiny shows that it runs")
+    end = time.monotonic() + 60 * given.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(given.device, given.tiny, Path(folder), data_of(given.data_dir, given.tiny), end)
+        result = measure(plan, given.out, given.minutes)
+    if given.json:
+        print(json.dumps(result, default=str))
+        return
+    for name in PARTS:
+        print(f"{name}: {json.dumps(result[name], default=str)[:300]}")
+    print(f"everything: {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Segments of a bundle in ONNX Runtime on a GPU: the state stays there between segments, logits come to the host."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.manifest import Part
+from offramp.lookup import with_parameters
+from offramp.text import one_line
+
+LOGITS = "logits"
+PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
+"""The execution provider of ONNX Runtime that each runtime computes with."""
+
+
+class DeviceArray:
+    """A tensor on a device that the early-exit loop selects rows of, as of an array."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        return tuple(self.tensor.shape)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> "DeviceArray":
+        import torch
+
+        from offramp.device_copies import to_device
+
+        return DeviceArray(self.tensor.index_select(0, to_device(torch.from_numpy(rows), self.tensor.device)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.tensor.cpu().numpy(), dtype)
+
+
+def absent(runtime: str) -> str:
+    """Why a runtime of `PROVIDERS` cannot be used here, with what to install; nothing if it can."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "not installed: pip install onnxruntime-gpu"
+    return _missing(runtime, onnxruntime.get_available_providers())
+
+
+def _missing(runtime: str, there: Sequence[str]) -> str:
+    if PROVIDERS[runtime] in there:
+        return ""
+    name = PROVIDERS[runtime].removesuffix("ExecutionProvider")
+    return f"not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in place of onnxruntime"
+
+
+def refuse_fallback(runtime: str, used: Sequence[str]) -> None:
+    """Refuse a session that computes with another provider than was asked for, which ONNX Runtime does in silence.
+
+    Args:
+        used: the session's providers, the first one first.
+    Raises:
+        ValueError: naming what it fell back to.
+    """
+    if not used or used[0] != PROVIDERS[runtime]:
+        raise ValueError(
+            f"{runtime}: ONNX Runtime could not start {PROVIDERS[runtime]} and fell back to "
+            f"{used[0] if used else 'nothing'}; its CUDA and cuDNN versions must be those of this machine "
+            "(`python -c 'import onnxruntime; onnxruntime.print_debug_info()'`)"
+        )
+
+
+def open_on_gpu(model: bytes, part: Part, runtime: str, threads: int | None, classes: int | None) -> Any:
+    """A segment that ONNX Runtime computes on the GPU; arguments as of `offramp.bundle.sessions.open_segment`.
+
+    Raises:
+        ValueError: if the GPU cannot be used, or a part of the model would run on the CPU.
+        ImportError: if the runtime is not installed, or this one has no support for GPUs.
+    """
+    if why := absent(runtime):
+        raise with_parameters(ImportError(f"runtime={runtime} is {why}"), "runtime")
+    import onnxruntime
+    import torch
+
+    if not torch.cuda.is_available():
+        raise with_parameters(ValueError(f"runtime={runtime}: PyTorch sees no CUDA GPU here"), "runtime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    stream = {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
+    providers = list(dict.fromkeys([PROVIDERS[runtime], PROVIDERS["onnx-cuda"]]))
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[(name, stream) for name in providers])
+    except Exception as error:  # its exceptions have no common class of their own
+        raise ValueError(f"{part.file} cannot run on the GPU alone: {one_line(str(error), 300)}") from None
+    refuse_fallback(runtime, session.get_providers())
+    return bound(session, part, torch.device("cuda", torch.cuda.current_device()), classes)
+
+
+def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> Any:
+    """A session as a segment whose inputs and outputs are tensors of a device, without a copy to the host.
+
+    Args:
+        session: of ONNX Runtime, on that device.
+        device: a torch.device.
+        classes: how many logits it must give; any number by default.
+    Returns:
+        (state, carry) -> (state, carry, logits): state and carry as `DeviceArray`, logits as a numpy array.
+    """
+    import torch
+
+    takes = [port.name for port in part.takes_state + part.takes_carry]
+    shapes: dict[str, tuple[int, ...]] = {port.name: tuple(port.shape) for port in part.gives_state + part.gives_carry}
+    width = next(port.shape[1] for port in session.get_outputs() if port.name == LOGITS)
+    shapes[LOGITS] = (width,)
+    if classes is not None and width != classes:
+        raise ValueError(f"{part.file} gives logits of {width} classes, not {classes} as manifest.json says")
+
+    def tensor_of(given: Any) -> Any:
+        if isinstance(given, DeviceArray):
+            return given.tensor.contiguous()
+        return torch.from_numpy(np.ascontiguousarray(given, np.float32)).to(device)
+
+    def segment(state: Any, carry: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], NDArray[Any]]:
+        tensors = [tensor_of(each) for each in (*(state if isinstance(state, tuple) else (state,)), *carry)]
+        batch, binding = len(tensors[0]), session.io_binding()
+        made = {name: torch.empty((batch, *shape), device=device) for name, shape in shapes.items()}
+        place = (device.type, device.index or 0, np.float32)
+        for name, tensor in zip(takes, tensors, strict=True):
+            binding.bind_input(name, *place, tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in made.items():
+            binding.bind_output(name, *place, tuple(tensor.shape), tensor.data_ptr())
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            raise ValueError(f"{part.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
+        next_state = tuple(DeviceArray(made[port.name]) for port in part.gives_state)
+        return next_state, tuple(DeviceArray(made[port.name]) for port in part.gives_carry), made[LOGITS].cpu().numpy()
+
+    return segment

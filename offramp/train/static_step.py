@@ -1,0 +1,126 @@
+"""The same optimizer step again and again on tensors that stay where they are: on a GPU one CUDA graph.
+
+A small network's step is some five hundred kernels that a GPU computes faster than a processor can start them one by
+one. A graph starts all of them at once. It can hold a step only if nothing in it waits for the GPU, and if every tensor
+that changes from step to step is one that is written before: batch and learning rate. Steps that differ in anything
+else (the last batch of an epoch, another phase) run one by one, or are captured anew.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from offramp.methods._method import Method, Phase
+from offramp.outputs import Batch
+from offramp.protocols import Terms
+from offramp.step import StepContext
+from offramp.train.phases import take_step
+from offramp.train.recipe import Recipe
+
+WARM_UP = 3
+"""Steps of a phase that run one by one before a capture: cuDNN measures, and the optimizer makes its buffers."""
+
+Step = Callable[[Batch], Terms]
+
+
+def why_not(method: Method, recipe: Recipe, phases: Sequence[Phase]) -> str:
+    """Why a run cannot take its steps as one graph; nothing if it can.
+
+    Args:
+        phases: those of the run.
+    """
+    if recipe.devices > 1:
+        return "several processes average their gradients between kernels"
+    if method.step is not None or any(phase.step is not None for phase in phases):
+        return "this method has steps of its own, which look at more than one batch"
+    if recipe.precision == "16":
+        return "in precision 16 every step waits to see whether its gradients are finite"
+    return ""
+
+
+class Steps:
+    """The steps of a run: those of each phase on tensors that stay where they are, if they can be so.
+
+    Args:
+        method, context: of the run.
+        static: samples of a batch that is taken so; others are not. None: no batch is.
+    """
+
+    def __init__(self, method: Method, context: StepContext, static: int | None) -> None:
+        self.method, self.context, self.static = method, context, static
+        self.phase: Phase | None = None
+        self.progress = 0.0
+        self.step: StaticStep | None = None
+
+    def __call__(self, phase: Phase, batch: Batch, progress: float) -> Terms:
+        """Take a step on a batch; returns the terms, detached."""
+        if self.static is None or len(batch.ids) != self.static:
+            return take_step(self.method, phase, self.context, batch, progress)
+        if self.step is None or phase is not self.phase:
+            self.step, self.phase = StaticStep(self._take, self.context.fabric.device), phase
+        elif progress != self.progress and (self.method.scheduled or self.method.annealed):
+            self.step.forget()
+        self.progress = progress
+        return self.step(batch)
+
+    def _take(self, batch: Batch) -> Terms:
+        assert self.phase is not None
+        return take_step(self.method, self.phase, self.context, batch, self.progress)
+
+
+class StaticStep:
+    """One step of fixed shape: `step` on copies of its batches that never move.
+
+    Args:
+        step: takes an optimizer step on a batch, without waiting for the device; returns the terms, detached.
+        device: on a GPU the step is captured once `WARM_UP` steps have run; on a CPU every step runs `step`.
+
+    All batches have one shape.
+    """
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step, self.device = step, device
+        self.taken = 0
+        self.batch: Batch | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.names: tuple[str, ...] = ()
+        self.values: Tensor | None = None  # the terms, where the graph leaves them
+
+    def __call__(self, batch: Batch) -> Terms:
+        """Take the step on this batch; the terms are the caller's own."""
+        if self.batch is None:
+            self.batch = Batch(*(tensor.clone() for tensor in batch))
+        for here, new in zip(self.batch, batch):
+            here.copy_(new)
+        if self.device.type != "cuda" or self.taken < WARM_UP:
+            self.taken += 1
+            return self._alone(self.batch)
+        if self.graph is None:
+            self._capture(self.batch)
+        assert self.graph is not None and self.values is not None
+        self.graph.replay()
+        return dict(zip(self.names, self.values.clone().unbind(), strict=True))
+
+    def forget(self) -> None:
+        """Capture anew before the next step: something of it has changed that is no tensor, such as `progress`."""
+        self.graph = self.values = None
+
+    def _alone(self, batch: Batch) -> Terms:
+        """The step, kernel by kernel; on a GPU in a stream of its own, as before a capture it must be."""
+        if self.device.type != "cuda":
+            return self.step(batch)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            terms = self.step(batch)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        return terms
+
+    def _capture(self, batch: Batch) -> None:
+        """Record the step's kernels; nothing is computed yet."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            terms = self.step(batch)
+            self.names, self.values = tuple(terms), torch.stack(list(terms.values()))
+        self.graph = graph

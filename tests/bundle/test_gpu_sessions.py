@@ -1,0 +1,70 @@
+"""Sessions whose state stays on the device: here the CPU is that device. A GPU that is not there is one sentence."""
+
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.bundle.gpu_sessions import DeviceArray, absent, bound, refuse_fallback
+from offramp.bundle.read import open_bundle
+from offramp.bundle.sessions import open_segment
+from offramp.early_exit.runtime import answer
+
+onnxruntime = pytest.importorskip("onnxruntime")
+CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def segments(made: Any) -> list[Any]:
+    """The bundle's segments, bound to tensors of the CPU."""
+    models = [(made.folder / part.file).read_bytes() for part in made.manifest.parts]
+    sessions = [onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in models]
+    pairs = zip(sessions, made.manifest.parts, strict=True)
+    return [bound(session, part, torch.device("cpu"), len(made.manifest.classes)) for session, part in pairs]
+
+
+def test_early_exit_is_that_of_plain_sessions(made: Any) -> None:
+    bundle = open_bundle(made.folder)
+    inputs = np.random.default_rng(0).standard_normal((9, 1, 8, 8)).astype(np.float32)
+    ours = segments(made)
+    state, _, logits = ours[0](inputs, ())
+    assert all(isinstance(part, DeviceArray) for part in state) and isinstance(logits, np.ndarray)
+    given, expected = (answer(each, bundle.policy, inputs) for each in (ours, bundle.segments))
+    np.testing.assert_array_equal(given.exit, expected.exit)
+    np.testing.assert_allclose(given.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    assert len(set(expected.exit.tolist())) > 1
+
+
+def test_rows_of_a_device_array_and_its_copy_on_the_host() -> None:
+    array = DeviceArray(torch.arange(6.0).view(3, 2))
+    assert array.shape == (3, 2) and len(array) == 3
+    np.testing.assert_array_equal(np.asarray(array[np.array([2, 0])]), [[4, 5], [0, 1]])
+
+
+def test_other_classes_than_the_manifest_says(made: Any) -> None:
+    part = made.manifest.parts[0]
+    session = onnxruntime.InferenceSession((made.folder / part.file).read_bytes(), providers=["CPUExecutionProvider"])
+    with pytest.raises(ValueError, match=r"segment-1.onnx gives logits of \d+ classes, not 3 as manifest.json says"):
+        bound(session, part, torch.device("cpu"), 3)
+
+
+@pytest.mark.skipif(CUDA, reason="this ONNX Runtime has CUDA")
+@pytest.mark.parametrize(("runtime", "name"), [("onnx-cuda", "CUDA"), ("onnx-tensorrt", "Tensorrt")])
+def test_a_provider_that_is_not_there(made: Any, runtime: str, name: str) -> None:
+    says = f"runtime={runtime} is not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in"
+    with pytest.raises(ImportError, match=re.escape(says)):
+        open_segment((made.folder / "segment-1.onnx").read_bytes(), made.manifest.parts[0], runtime)
+
+
+def test_no_onnx_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert absent("onnx-cuda") == "not installed: pip install onnxruntime-gpu"
+
+
+def test_a_fall_back_to_the_cpu_is_an_error() -> None:
+    refuse_fallback("onnx-cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    says = "onnx-tensorrt: ONNX Runtime could not start TensorrtExecutionProvider and fell back to CUDAExec"
+    with pytest.raises(ValueError, match=says):
+        refuse_fallback("onnx-tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"])
