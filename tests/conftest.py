@@ -64,8 +64,11 @@ def without_torch() -> Callable[..., str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests for a real GPU are skipped, visibly, where there is none."""
-    if torch.cuda.is_available():
+    for_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if not for_gpus:
         return
-    for item in items:
-        if item.get_closest_marker("gpu"):
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in for_gpus:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; benchmarks/gpu_all.py runs these tests there"))

@@ -24,7 +24,7 @@ def train(
 
     Besides the options below, `--net.KEY`, `--branch.KEY`, `--method.KEY` and `--data.KEY` set the parameters that
     `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves a checkpoint; `--resume` continues with identical
-    results.
+    results (on a GPU with --deterministic).
 
     Args:
         out: Folder of the run: config, metrics, checkpoints, weights.

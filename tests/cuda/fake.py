@@ -172,7 +172,12 @@ def _computed(func: Any, name: str, args: Any, kwargs: dict[str, Any], on_gpu: b
     wrapped = tree_map(lambda leaf: Fake(leaf) if isinstance(leaf, Tensor) else leaf, result)
     if func._schema.is_mutable:
         return args[0] if func._schema.returns else None
-    return return_and_correct_aliasing(func, args, kwargs, wrapped) if func.is_view else wrapped
+    if not func.is_view:
+        return wrapped
+    try:
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    except RuntimeError:  # the storage of a parameter that `Module.to` has swapped is the host's
+        return wrapped
 
 
 def install(memory: int = 1 << 37) -> OnGpu:
