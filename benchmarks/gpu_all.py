@@ -175,7 +175,8 @@ def inference(plan: Plan) -> dict[str, Any]:
     run = plan.folder / "cifar"
     calibrate(run, Goal(macs=0.6))
     runtimes = ["torch", "torch-bf16"]
-    runtimes += [name for name in ("onnx-cuda", "onnx-tensorrt") if plan.device == "cuda" and not absent(name)]
+    more = ("torch-graph", "torch-bf16-graph", "onnx-cuda", "onnx-tensorrt")
+    runtimes += [name for name in more if plan.device == "cuda" and not absent(name)]
     sizes, seconds = ([1, 4], 0.01) if plan.tiny else ([1, 64, 256, 1024], 4.0)
     device: Any = plan.device
     measured = bench(run, batch=sizes, runtimes=runtimes[: 1 if plan.tiny else None], seconds=seconds, device=device)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from offramp.net import FusedSegment, MultiExitNet
 
 FOREIGN = ("onnx", "openvino", *PROVIDERS)
-RUNTIMES = ("torch", "torch-bf16", *FOREIGN)
+GRAPHS = ("torch-graph", "torch-bf16-graph")
+"""PyTorch on a GPU, each segment one CUDA graph."""
+RUNTIMES = ("torch", "torch-bf16", *GRAPHS, *FOREIGN)
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -54,7 +56,7 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
     Raises:
         ValueError: if one is unknown or not offered, or none is left.
     """
-    usual = [name for name in offered if name not in PROVIDERS or not absent(name)]
+    usual = [name for name in offered if name not in (*PROVIDERS, *GRAPHS) or not absent(name)]
     wanted = usual if runtimes is None else list(runtimes)
     for name in wanted:
         if name not in RUNTIMES:
@@ -75,6 +77,10 @@ def absent(runtime: str) -> str:
     """Why a runtime cannot be measured here, with the command that installs it; nothing where it can."""
     if runtime in PROVIDERS:
         return absent_on_gpu(runtime)
+    if runtime in GRAPHS:
+        import torch
+
+        return "" if torch.cuda.is_available() else "for GPUs, and PyTorch sees none here"
     if all(importlib.util.find_spec(package) is not None for package in NEEDS.get(runtime, ())):
         return ""
     extra = "export" if runtime == "onnx" else "export,openvino"
@@ -153,12 +159,13 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     import torch
 
     from offramp.data.augment import normalise
+    from offramp.early_exit.graphed_segment import GraphedSegment
     from offramp.measure.interleaved_benchmark import Runner
     from offramp.measure.timing import finish
     from offramp.net import segments
     from offramp.train.device import device_of
 
-    device, half = torch.device(device_of(loaded.config.device)), name == "torch-bf16"
+    device, half = torch.device(device_of(loaded.config.device)), "bf16" in name
 
     def prepare(pixels: "ndarray") -> Any:
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)
@@ -167,11 +174,12 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     assert loaded.policy is not None
     net = in_precision(loaded.inference_net, device, half)
     others = {key: _plain(in_precision(rival, device, half)) for key, rival in rivals.items()}
-    enabled = segments(net, loaded.policy.enabled)
+    parts: list[list[Any]] = [[_plain(net)], list(segments(net)), list(segments(net, loaded.policy.enabled))]
+    if name in GRAPHS:
+        parts = [[GraphedSegment(segment, device) for segment in each] for each in parts]
+    (plain,), everything, enabled = parts
     scope = partial(inference, device, half)
-    return Runner(
-        name, prepare, _plain(net), segments(net), enabled, scope, partial(finish, device), others, device.type
-    )
+    return Runner(name, prepare, plain, everything, enabled, scope, partial(finish, device), others, device.type)
 
 
 def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "MultiExitNet":

@@ -72,8 +72,8 @@ def bench(
     Args:
         target: folder of a calibrated run, or of a bundle.
         batch: batch sizes.
-        runtimes: some of torch, torch-bf16, onnx, onnx-cuda, onnx-tensorrt and openvino (a bundle has all but the
-            first two); default those installed.
+        runtimes: some of `offramp.runs.backends.RUNTIMES` (a bundle has those that are not torch); default those that
+            are installed and have their device here.
         seconds: how long each batch size is measured.
         threads: CPU threads of every runtime; default all cores.
         images: for a bundle, a folder of images, if its data set is not available here.

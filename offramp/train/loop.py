@@ -187,6 +187,8 @@ class Loop:
         """Start a phase: its own preparations; momentum and moving average start anew."""
         if span.phase.begin:
             span.phase.begin(self.net)
+        if self.recipe.compile and span.first:  # else graphs of earlier phases count towards dynamo's limit of eight
+            torch.compiler.reset()
         self.context.optimizer.state.clear()
         if self.average:
             self.average.restart()

@@ -269,3 +269,28 @@ def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None
         ask()
     text, status = explain(raised.value)
     assert status == 1 and text.startswith("there is not enough memory: ") and "report" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free."),
+            "the GPU has not enough memory: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.; "
+            "take a smaller --batch-size, --precision bf16",
+        ),
+        (
+            RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later"),
+            "the GPU failed: CUDA error: device-side assert triggered; an index lay outside its tensor",
+        ),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+            "install another, or take --device cpu",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "`nvidia-smi` shows its state"),
+    ],
+    ids=["memory", "assert", "architecture", "other"],
+)
+def test_errors_of_a_gpu_are_one_sentence_with_advice(error: RuntimeError, says: str) -> None:
+    text, status = explain(error)
+    assert status == 1 and says in text and "\n" not in text and "report it" not in text

@@ -1,6 +1,7 @@
 """The loader: order, resuming in mid-epoch, processes, the last batch, streaming equal to resident."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from PIL import Image
 from offramp.data import Loader, load
 from offramp.data.augment import normalise
 from offramp.data.load import AUGMENTATIONS
+from offramp.data.resident import does_not_fit
+from offramp.data.splits import ArraySource, DataSet, Split
+from offramp.data.streaming import Streaming
 from offramp.images import resize_shorter_side
 
 
@@ -213,3 +217,30 @@ def test_bounded_memory(folders):
     batches.store._decode = lambda part, draws: seen.extend(part.tolist()) or decode(part, draws)
     next(batches.epoch(0))
     assert len(set(seen)) <= 2 * 3
+
+
+def test_a_label_that_names_no_class_is_named_before_training():
+    labels = np.array([0, 1, 2, 1], np.int64)
+    source = ArraySource("toy", ("a", "b"), labels, np.zeros((4, 1, 2, 2), np.uint8))
+    split = Split(source, np.array([3, 2, 1], np.int64), "train")
+    data = DataSet("toy", {"train": split}, source.classes, source.shape, (0.5,), (0.5,), "none")
+    with pytest.raises(ValueError, match=r"toy: labels must lie in 0\.\.\.1, .* but the label of row 2 of train is 2"):
+        Loader(split, data, batch_size=2, augment=False, seed=0)
+
+
+def test_images_stay_on_the_host_where_a_gpu_has_no_room(digits, monkeypatch):
+    split, gpu = digits.splits["train"], torch.device("cuda")
+    bytes_ = len(split) * 64
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * bytes_, 10 * bytes_))
+    assert does_not_fit(split, gpu) == "" and does_not_fit(split, torch.device("cpu")) == ""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * bytes_ - 1, 10 * bytes_))
+    says = "the images of train (0.0 GiB) do not fit beside the network in the 0.0 GiB that are free on the GPU"
+    assert does_not_fit(split, gpu).startswith(says)
+
+
+def test_images_from_the_host_are_those_of_the_device(digits):
+    loader = Loader(digits.splits["train"], digits, batch_size=64, augment=True, seed=3)
+    host = Loader(digits.splits["train"], digits, batch_size=64, augment=True, seed=3, store=loader._store(True))
+    assert isinstance(host.store, Streaming)
+    for one, other in zip(islice(loader.epoch(1), 3), host.epoch(1)):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -1,0 +1,83 @@
+"""A segment whose kernels a GPU starts all at once: one CUDA graph for every size of batch, in powers of two."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Any, tuple[Tensor, ...], Tensor]
+"""State, carry and logits."""
+WARM_UP = 2
+"""Runs before a capture."""
+
+
+class _Captured(NamedTuple):
+    """A segment for batches of one size: where its inputs go, and what computes its outputs from them."""
+
+    inputs: tuple[Tensor, ...]
+    run: Callable[[], Outputs]
+
+
+class GraphedSegment:
+    """A segment, (state, carry) -> (state, carry, logits), in evaluation mode and inference mode.
+
+    A batch is filled up to the next power of two with samples of before, whose outputs are not returned. The outputs
+    hold until the next call, which is all that the early-exit loop needs.
+
+    Args:
+        segment: of `offramp.net.segments`, on the device.
+        device: on a CPU the segment itself runs, on batches that are filled up.
+    """
+
+    def __init__(self, segment: Any, device: torch.device) -> None:
+        self.segment, self.device = segment, device
+        self.sizes: dict[int, _Captured] = {}
+
+    def __call__(self, state: Any, carry: tuple[Tensor, ...]) -> Outputs:
+        """Run on a batch of any size."""
+        tensors = (*(state if isinstance(state, tuple) else (state,)), *carry)
+        samples = len(tensors[0])
+        size = 1 << (samples - 1).bit_length()
+        if size not in self.sizes:
+            inputs = tuple(_buffer(tensor, size) for tensor in tensors)
+            places = len(tensors) - len(carry)
+            entering = inputs[:places] if isinstance(state, tuple) else inputs[0]
+            self.sizes[size] = _Captured(inputs, self._captured(entering, inputs[places:]))
+        captured = self.sizes[size]
+        for here, new in zip(captured.inputs, tensors, strict=True):
+            here[:samples].copy_(new)
+        onward, handed, logits = captured.run()
+        return _first(onward, samples), _first(handed, samples), logits[:samples]
+
+    def _captured(self, state: Any, carry: tuple[Tensor, ...]) -> Callable[[], Outputs]:
+        """What computes the segment from these tensors, again and again: on a GPU a graph."""
+        if self.device.type != "cuda":
+            return lambda: cast(Outputs, self.segment(state, carry))
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self.segment(state, carry)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs: Outputs = self.segment(state, carry)
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
+
+
+def _first(state: Any, samples: int) -> Any:
+    """The first samples of a tensor, or of every tensor of a tuple."""
+    return tuple(part[:samples] for part in state) if isinstance(state, tuple) else state[:samples]
+
+
+def _buffer(tensor: Tensor, size: int) -> Tensor:
+    """Room for `size` samples like these, in their memory format; zeros, so that no unused one is NaN."""
+    made = torch.zeros((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    last = tensor.dim() == 4 and tensor.stride(1) == 1
+    return made.contiguous(memory_format=torch.channels_last) if last else made
