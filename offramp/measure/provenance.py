@@ -20,8 +20,11 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: str | None = None) -> dict[str, Any]:
     """Command, date, commit, versions and hardware of this process, as plain values.
+
+    Args:
+        device: that the numbers were computed on, `cpu` or `cuda`; named if it is given.
 
     `versions` has the packages of plugins, too, of which this process has loaded code.
     """
@@ -35,6 +38,7 @@ def provenance() -> dict[str, Any]:
             **plugins.loaded(),
         },
         "hardware": hardware(),
+        **({} if device is None else {"device": device}),
     }
 
 

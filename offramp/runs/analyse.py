@@ -125,7 +125,9 @@ def analyse(
             if dissimilarity:
                 files.append(_write_matrices(folder, name, trace, dissimilarity))
         files += _write_curves(folder, results)
-        result = Analysis(results, [str(folder / "analysis.json"), *map(str, files)], provenance())
+        result = Analysis(
+            results, [str(folder / "analysis.json"), *map(str, files)], provenance(opened[0].config.device)
+        )
         for file in files:
             put(file, digests.signed(file.read_text(encoding="utf-8"), {run.name: run.made_from for run in results}))
         stored = {**asdict(result), "digest": digests.of_bytes(finite.dumps(asdict(result)).encode())}

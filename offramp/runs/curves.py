@@ -161,7 +161,9 @@ def compare_curves(
         configs.append(flat(loaded.config))
     measured = configs, [one.run for one in results], [asdict(one) for one in results]
     groups, best = group_curves(*measured), best_of_models(*measured)
-    result = CurveComparison(cost, metric, groups, results, best, provenance(), str(folder / "curves.svg"), [])
+    result = CurveComparison(
+        cost, metric, groups, results, best, provenance(configs[0]["device"]), str(folder / "curves.svg"), []
+    )
     return replace(result, files=_write(folder, result, groups, f"{len(results)} runs", metric, write))
 
 
@@ -194,7 +196,7 @@ def _measured(
         else f"no budgeted batches: {run} was trained on everything (holdout 0), so there are "
         "no images to fit thresholds on",
         made_from=made_from(loaded, cal=held_out, test=test),
-        provenance=provenance(),
+        provenance=provenance(loaded.config.device),
         picture=str(folder / "curves.svg"),
         files=[],
     )

@@ -90,7 +90,7 @@ def evaluate(
         adaptive=_exit_early(loaded, data, batch_size, reporter.working),
         config=read_config(loaded.folder),  # as it was trained; `loaded.config` is for this machine
         training=training,
-        provenance=provenance(),
+        provenance=provenance(loaded.config.device),
     )
 
 

@@ -87,7 +87,12 @@ def report(
             _see(loaded, name, weights, data_dir, images, batch_size, reporter or SILENT)
             for loaded, name in zip(opened, names(folders), strict=True)
         ]
-        put(target, digests.signed(page(reports, provenance()), {one.name: one.made_from for one in reports}))
+        put(
+            target,
+            digests.signed(
+                page(reports, provenance(opened[0].config.device)), {one.name: one.made_from for one in reports}
+            ),
+        )
     return Report(str(target), target.stat().st_size, [run.numbers for run in reports], groups_of(reports))
 
 

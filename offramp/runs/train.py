@@ -155,7 +155,7 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
     if before:
         refuse_more_epochs(config, method, before)
         notes += (f"the run had {_epochs(before)} and continues to {config.epochs}",)
-    origin = provenance()
+    origin = provenance(config.device)
     fabric = device.set_up(config, parted=method.parted)
     writes = device.writes(fabric)
     if writes and resume:
