@@ -86,7 +86,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.9},
     "soft labels": {"mixup": 0.2, "label_smoothing": 0.1},
     "clipping": {"clip": 1.0},
-    "learned teachers": {"method": "eed", "method_options": {"weights": "learned", "beta": 0.1}},
+    "learned teachers": {"method": "eed", "branch": "sketch", "method_options": {"weights": "learned", "beta": 0.1}},
     "rare updates": {"method": "hdkd", "method_options": {"meta_every": 2}},
     "rare weights": {"method": "l2w", "method_options": {"meta_every": 2}},
     "float32": {"precision": "32"},
@@ -202,8 +202,10 @@ def run(check: str) -> dict[str, Any]:
     kind, _, name = check.partition(":")
     if kind == "method":
         return trained(method=name)
+    if kind == "light":
+        return trained(method=name, branch="linear")
     if kind == "option":
-        return trained(**{"method": "joint", **OPTIONS[name]})
+        return trained(**{"method": "joint", "branch": "linear", **OPTIONS[name]})
     if kind == "augmentation":
         return augmented(name)
     if kind == "policy":

@@ -22,8 +22,8 @@ OPTIONS = (
     "float16", "deterministic",
 )  # fmt: skip
 QUICK = (
-    *(f"method:{name}" for name in ("joint", "hdkd", "l2w")),
-    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers", "rare updates")),
+    *(f"light:{name}" for name in ("muse", "hdkd", "l2w")),
+    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),
     *(f"augmentation:{name}" for name in AUGMENTATIONS),
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
     "products",
