@@ -14,9 +14,9 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
 
     Raises:
         ValueError: if the method learns from held-out batches and there is no `val`, its step does not work with the
-            optimizer or the precision, accuracies of a split that does not exist are to be logged, batches are too small
-            to be divided, its phases conflict with `tune` or outnumber the epochs, or the network cannot be divided
-            into backbone and exits as `tune` requires.
+            optimizer or the precision, accuracies of a split that does not exist are to be logged, batches are too
+            small to be divided, its phases conflict with `tune` or outnumber the epochs, or the network cannot be
+            divided into backbone and exits as `tune` requires.
     """
     phases.refuse_net(recipe, method, net)
     if method.needs_held_out and "val" not in data.splits:
