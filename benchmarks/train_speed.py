@@ -73,7 +73,7 @@ def sgd(net: nn.Module, fused: bool | None = None) -> torch.optim.Optimizer:
 
 
 def objective() -> Callable[..., dict[str, torch.Tensor]]:
-    made: Any = build_method(Config(method="beed", branch="beed")).objective
+    made: Any = build_method(resolve(Config(method="beed", branch="beed"))).objective
     return made
 
 

@@ -13,6 +13,11 @@ from offramp.text import one_line
 LOGITS = "logits"
 PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
 """The execution provider of ONNX Runtime that each runtime computes with."""
+TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_,
+}  # fmt: skip
+"""Types of tensors by their names in ONNX Runtime."""
 
 
 class DeviceArray:
@@ -112,6 +117,7 @@ def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> 
     """
     import torch
 
+    types = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
     takes = [port.name for port in part.takes_state + part.takes_carry]
     shapes: dict[str, tuple[int, ...]] = {port.name: tuple(port.shape) for port in part.gives_state + part.gives_carry}
     width = next(port.shape[1] for port in session.get_outputs() if port.name == LOGITS)
@@ -119,20 +125,27 @@ def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> 
     if classes is not None and width != classes:
         raise ValueError(f"{part.file} gives logits of {width} classes, not {classes} as manifest.json says")
 
-    def tensor_of(given: Any) -> Any:
+    def kind(name: str) -> Any:
+        return TYPES[types[name]]
+
+    def tensor_of(name: str, given: Any) -> Any:
         if isinstance(given, DeviceArray):
             return given.tensor.contiguous()
-        return torch.from_numpy(np.ascontiguousarray(given, np.float32)).to(device)
+        return torch.from_numpy(np.ascontiguousarray(given, kind(name))).to(device)
 
     def segment(state: Any, carry: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], NDArray[Any]]:
-        tensors = [tensor_of(each) for each in (*(state if isinstance(state, tuple) else (state,)), *carry)]
+        given = (*(state if isinstance(state, tuple) else (state,)), *carry)
+        tensors = [tensor_of(name, each) for name, each in zip(takes, given, strict=True)]
         batch, binding = len(tensors[0]), session.io_binding()
-        made = {name: torch.empty((batch, *shape), device=device) for name, shape in shapes.items()}
-        place = (device.type, device.index or 0, np.float32)
+        made = {
+            name: torch.empty((batch, *shape), dtype=getattr(torch, np.dtype(kind(name)).name), device=device)
+            for name, shape in shapes.items()
+        }
+        place = device.type, device.index or 0
         for name, tensor in zip(takes, tensors, strict=True):
-            binding.bind_input(name, *place, tuple(tensor.shape), tensor.data_ptr())
+            binding.bind_input(name, *place, kind(name), tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in made.items():
-            binding.bind_output(name, *place, tuple(tensor.shape), tensor.data_ptr())
+            binding.bind_output(name, *place, kind(name), tuple(tensor.shape), tensor.data_ptr())
         try:
             session.run_with_iobinding(binding)
         except Exception as error:

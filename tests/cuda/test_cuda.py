@@ -22,7 +22,7 @@ OPTIONS = (
     "float16", "deterministic",
 )  # fmt: skip
 QUICK = (
-    *(f"light:{name}" for name in ("muse", "hdkd", "l2w")),
+    *(f"light:{name}" for name in ("joint", "hdkd", "l2w")),
     *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),
     *(f"augmentation:{name}" for name in AUGMENTATIONS),
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
