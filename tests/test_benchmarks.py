@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,22 +69,32 @@ def test_every_benchmark_starts(script: str) -> None:
     assert done.returncode == 0 and "--json" in done.stdout, done.stderr
 
 
-def test_gpu_all_keeps_every_part_and_what_it_had_when_the_time_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def gpu_all(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_all
 
+    return gpu_all
+
+
+def test_gpu_all_keeps_what_it_had_when_the_time_ended(
+    gpu_all: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "gpu.json"
-    gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "4", "--out", str(out)])
-    result = json.loads(out.read_text())
-    assert not [part for part in gpu_all.PARTS if "error" in result[part]], result
-    assert result["environment"]["hardware"]["cpu"] and set(result["steps"]["images_per_second"]) == {
-        "eager", "graph", "plain",
-    }  # fmt: skip
-    assert result["resume"]["equal"] and result["hdkd"]["steps_of_joint"] > 1
-    assert [each["batch"] for each in result["inference"]["batches"]] == [1, 4]
     monkeypatch.setattr(gpu_all, "PARTS", {"environment": gpu_all.environment, "slow": lambda plan: time.sleep(9)})
     gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "0.01", "--out", str(out)])
     ended = json.loads(out.read_text())
     assert ended["environment"]["versions"] and ended["slow"] == {"error": "the time ended"}
+
+
+@pytest.mark.full
+def test_gpu_all_measures_every_part(gpu_all: Any, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "4", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert not {part: result[part]["error"] for part in gpu_all.PARTS if "error" in result[part]}
+    assert result["environment"]["hardware"]["cpu"]
+    assert set(result["steps"]["images_per_second"]) == {"eager", "graph", "plain"}
+    assert result["resume"]["equal"] and result["hdkd"]["steps_of_joint"] > 1
+    assert [each["batch"] for each in result["inference"]["batches"]] == [1, 4]
