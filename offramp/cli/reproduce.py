@@ -69,6 +69,10 @@ def reproduce(
         entries = overview(quick=quick, protocol=protocol, out=out, ledger=ledger)
         _print_overview(entries, format)
         return
+    if document is not None:
+        from offramp.papers.document import check_document
+
+        check_document(document)  # refused before anything is trained, not after
     result = run_reproduction(
         name,
         quick=quick,

@@ -52,6 +52,11 @@ class Protocol:
         """Whether it is not the papers' own."""
         return self.values is not None
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What a reduced protocol sets, its width included; nothing for the papers' own."""
+        return {**(self.values or {}), **({"width": self.width} if self.width else {})}
+
 
 FULL = Protocol("full")
 

@@ -7,7 +7,7 @@ from offramp.papers.claims import ClaimResult
 from offramp.papers.render import UNITS, claims_markdown, figure_markdown, pipes, protocol_line, table_grid, table_notes
 from offramp.papers.reproduce import Reproduction
 from offramp.papers.values import TableResult
-from offramp.study.comparison import write_block
+from offramp.study.comparison import around, write_block
 
 MARKERS = "<!-- offramp reproduce -->", "<!-- end of offramp reproduce -->"
 
@@ -19,6 +19,15 @@ def write_document(result: Reproduction, path: Path) -> None:
         ValueError: if the document is there and lacks the markers.
     """
     write_block(path, document(result), MARKERS)
+
+
+def check_document(path: Path) -> None:
+    """Refuse a document that is there and lacks the markers.
+
+    Raises:
+        ValueError: saying where the text goes.
+    """
+    around(path, MARKERS)
 
 
 def document(result: Reproduction) -> str:

@@ -55,10 +55,13 @@ def as_markdown(result: Reproduction) -> str:
 
 
 def as_latex(result: Reproduction) -> str:
-    """One `table` of booktabs for each table, and one of the claims."""
+    """One `table` of booktabs for each table and each figure that has values, and one of the claims."""
     parts = [
         latex_text(f"{table.title} ({UNITS[table.metric]}). {protocol_line(result)}", *table_grid(table))
         for table in result.tables
+    ]
+    parts += [
+        latex_text(f"{one.title}. {protocol_line(result)}", *figure_grid(one)) for one in result.figures if one.rows
     ]
     if result.claims:
         rows = [[one.text, one.verdict] for one in result.claims]
@@ -73,8 +76,11 @@ CSV_HEAD = [
 
 
 def as_csv(result: Reproduction) -> str:
-    """A line per cell, then a line per contrast of a claim: `table` is the claim's name, `state` its verdict."""
-    return csv_text(CSV_HEAD, [*_cell_lines(result), *_contrast_lines(result)])
+    """A line per cell of a table, per value of a figure (`metric` says which), and per contrast of a claim.
+
+    `table` is the name of the table, figure or claim; of a claim, `state` is the verdict.
+    """
+    return csv_text(CSV_HEAD, [*_cell_lines(result), *_figure_lines(result), *_contrast_lines(result)])
 
 
 def _cell_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
@@ -84,6 +90,14 @@ def _cell_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
             for cell in row.cells:
                 values = (cell.published, cell.measured, cell.deviation, cell.runs, cell.difference)
                 yield (*head, table.metric, cell.exit, *values, row.state)
+
+
+def _figure_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
+    for figure in result.figures:
+        for row in figure.rows:
+            head = (result.protocol, figure.name, "", "", "", "", row.training)
+            for column, mean, deviation in zip(figure.columns, row.means, row.deviations, strict=True):
+                yield (*head, column, row.exit, None, mean, deviation, len(row.seeds), None, figure.state)
 
 
 def _contrast_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:

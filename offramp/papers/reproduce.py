@@ -1,36 +1,29 @@
 """The papers' tables, figures and claims: train what a ledger lacks, and put printed beside measured values."""
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offramp import __version__
-from offramp.config import resolve
-from offramp.files import read_json
 from offramp.lookup import ParameterError
 from offramp.papers import analysed, catalog
-from offramp.papers.catalog import FULL, Protocol, Training, config_of, folder_of, needs_run, protocol_from, runnable
+from offramp.papers.catalog import FULL, Protocol, protocol_from, runnable
 from offramp.papers.claims import ClaimResult, decided
-from offramp.papers.figures import BY_EPOCH, FigureResult, figure_result
+from offramp.papers.figures import FigureResult, figure_result
 from offramp.papers.lines import Measured, measured, short_version
+from offramp.papers.missing import failures, train_missing
 from offramp.papers.plan import PlannedTraining, planned
-from offramp.papers.selection import Selection, figures, select
+from offramp.papers.selection import Selection, select
 from offramp.papers.values import TableResult, table_result
-from offramp.runs.compare import LEDGER, CompareReporter, Silent, check_writable, train_all
-from offramp.runs.sweep import Entry
-from offramp.train.run_dir import RESULT, put
+from offramp.runs.compare import LEDGER, CompareReporter, Silent, check_writable
 
 OUT = "runs/reproduce"
-FAILURES = "failures.json"
-"""Why runs of a folder failed, by training and seed."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Tables, figures and claims, printed beside measured.
+    """Tables, figures and claims, printed beside measured; `print` shows them as text.
 
     Attributes:
         name: what was asked for.
@@ -60,6 +53,14 @@ class Reproduction:
     claims: list[ClaimResult]
     plan: list[PlannedTraining]
     failed: list[dict[str, str]]
+
+    def __str__(self) -> str:
+        from offramp.papers.render import as_text
+
+        return as_text(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
 def reproduce(
@@ -112,7 +113,7 @@ def reproduce(
         costs = planned(needed, present, seeds, chosen, reporter.working)
     elif not show:
         _refuse(jobs, seeds, kept, found)
-        failed = _train(needed, seeds, chosen, folder, kept, found, data_dir, jobs, reporter)
+        failed = train_missing(needed, seeds, chosen, folder, kept, found, data_dir, jobs, reporter)
         found = measured(kept, needed, chosen)
     if not plan and selection.figures:
         for run in analysed.analyse_runs(selection.figures, folder, kept, chosen, data_dir):
@@ -147,80 +148,6 @@ def _refuse(jobs: int, seeds: Sequence[int], ledger: Path, found: Measured) -> N
         )
 
 
-def _train(
-    trainings: Sequence[Training],
-    seeds: Sequence[int],
-    protocol: Protocol,
-    folder: Path,
-    ledger: Path,
-    found: Measured,
-    data_dir: Path | None,
-    jobs: int,
-    reporter: CompareReporter,
-) -> list[dict[str, str]]:
-    """Train what the ledger lacks, all trainings of a seed before the next seed; those that need another run last."""
-
-    def entry(one: Training, seed: int) -> Entry:
-        logged = ("train", "test") if one.name in by_epoch else ()
-        config = config_of(one, protocol, folder)
-        config = dataclasses.replace(config, seed=seed, data_dir=data_dir, log_accuracy=logged)
-        return Entry(one.name, resolve(config), folder / folder_of(one.name, seed))
-
-    drawn = [figure for figure in figures().values() if figure.analysis == BY_EPOCH]
-    by_epoch = {name for figure in drawn for name in figure.trainings(protocol)}
-    missing = [(one, seed) for seed in seeds for one in trainings if seed not in found.lines.get(one.name, {})]
-    givers = {giver for one, _ in missing if (giver := needs_run(one))}
-    first = [pair for pair in missing if needs_run(pair[0]) is None]
-    first += [(catalog.training(name), seed) for name, seed in sorted(givers) if (name, seed) not in _names(first)]
-    shared = {"protocol": protocol.name, "recipe": _recipe(protocol)}
-    failed: list[dict[str, str]] = []
-    for stage in (first, [pair for pair in missing if needs_run(pair[0]) is not None]):
-        ready, waiting = _ready(stage, folder)
-        failed += waiting
-        if ready:
-            entries = [entry(one, seed) for one, seed in ready]
-            failed += train_all(entries, folder, jobs, ledger, reporter, shared=shared)[1]
-    _keep_failures(folder, failed)
-    return failed
-
-
-def _names(pairs: Sequence[tuple[Training, int]]) -> set[tuple[str, int]]:
-    return {(one.name, seed) for one, seed in pairs}
-
-
-def _ready(
-    pairs: Sequence[tuple[Training, int]], folder: Path
-) -> tuple[list[tuple[Training, int]], list[dict[str, str]]]:
-    """The runs whose giver of loss weights has finished in this folder, and why the others wait."""
-    ready, waiting = [], []
-    for one, seed in pairs:
-        giver = needs_run(one)
-        if giver is None or (folder / folder_of(*giver) / RESULT).is_file():
-            ready.append((one, seed))
-        else:
-            reason = f"it takes the final weights of losses of {giver[0]} seed {giver[1]}, whose run is not in {folder}"
-            waiting.append({"run": f"{one.name} seed {seed}", "reason": reason})
-    return ready, waiting
-
-
-def _keep_failures(folder: Path, failed: Sequence[Mapping[str, str]]) -> None:
-    """Write why runs failed beside the runs; a run that succeeds at last leaves the list."""
-    if failed or (folder / FAILURES).is_file():
-        put(folder / FAILURES, json.dumps({one["run"]: one["reason"] for one in failed}, indent=1) + "\n")
-
-
-def failures(folder: Path) -> dict[str, str]:
-    """Why trainings failed in a folder, in a few words, by name of the training."""
-    path = folder / FAILURES
-    reasons = read_json(path, {str: str}) if path.is_file() else {}
-    return {run.rpartition(" seed ")[0]: _in_short(run, reason) for run, reason in reasons.items()}
-
-
-def _in_short(run: str, reason: str) -> str:
-    diverged = reason.startswith("the loss term")
-    return f"seed {run.rpartition(' seed ')[2]} {'diverged' if diverged else 'failed'}: {reason.partition(';')[0]}"
-
-
 def _result(
     name: str,
     selection: Selection,
@@ -235,7 +162,7 @@ def _result(
     return Reproduction(
         name=name,
         protocol=protocol.name,
-        recipe=_recipe(protocol),
+        recipe=protocol.recipe,
         ledger=str(ledger),
         version=found.version,
         left_out=found.left_out,
@@ -248,10 +175,6 @@ def _result(
         plan=costs,
         failed=failed,
     )
-
-
-def _recipe(protocol: Protocol) -> dict[str, Any]:
-    return {**(protocol.values or {}), **({"width": protocol.width} if protocol.width else {})}
 
 
 @dataclass(frozen=True)

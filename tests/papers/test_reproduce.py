@@ -14,7 +14,8 @@ from offramp.papers import render
 from offramp.papers.analysed import _blocks
 from offramp.papers.catalog import training
 from offramp.papers.document import MARKERS
-from offramp.papers.reproduce import FAILURES, _ready, failures, overview, reproduce
+from offramp.papers.missing import FAILURES, _keep_failures, failures, ready
+from offramp.papers.reproduce import overview, reproduce
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -123,6 +124,8 @@ def test_figures_are_tables_of_the_analyses_of_the_runs_that_are_there(trained, 
     ]  # from the line beside the ledger
     assert reproduce("muse-fig-4", protocol=tiny, out=out, show=True).figures[0].state == "not run"
     assert "| c100.resnet18.sketch.joint | exit1 | 1 |" in render.as_markdown(result)
+    assert "tiny,muse-fig-5,,,,,c100.resnet18.sketch.joint,accuracy %,exit1,," in render.as_csv(result)
+    assert render.as_latex(result).count("\\begin{table}") == 1
 
 
 def test_dissimilarity_is_measured_on_the_features_of_a_run(trained) -> None:
@@ -134,6 +137,10 @@ def test_dissimilarity_is_measured_on_the_features_of_a_run(trained) -> None:
 def test_failures_are_told_in_short(tmp_path: Path) -> None:
     (tmp_path / FAILURES).write_text('{"a.b seed 3": "the disk is full; make room"}')
     assert failures(tmp_path) == {"a.b": "seed 3 failed: the disk is full"}
+    _keep_failures(tmp_path, {"c.d seed 0"}, [{"run": "c.d seed 0", "reason": "no"}])
+    assert set(failures(tmp_path)) == {"a.b", "c.d"}
+    _keep_failures(tmp_path, {"a.b seed 3"}, [])  # it has succeeded
+    assert set(failures(tmp_path)) == {"c.d"}
 
 
 def test_a_ledger_of_another_version_is_shown_but_not_added_to(line, write, tmp_path: Path) -> None:
@@ -147,13 +154,13 @@ def test_a_ledger_of_another_version_is_shown_but_not_added_to(line, write, tmp_
 
 def test_weights_from_another_run_wait_for_it(tmp_path: Path) -> None:
     fixed, free = training("c150.msdnet-cifar-5.own.hdkd-fixed-1"), training("c150.msdnet-cifar-5.own.hdkd")
-    ready, waiting = _ready([(free, 0), (fixed, 0)], tmp_path)
-    assert ready == [(free, 0)]
+    able, waiting = ready([(free, 0), (fixed, 0)], tmp_path)
+    assert able == [(free, 0)]
     assert waiting[0]["run"] == "c150.msdnet-cifar-5.own.hdkd-fixed-1 seed 0"
     assert "final weights of losses of c150.msdnet-cifar-5.own.hdkd seed 0" in waiting[0]["reason"]
     (tmp_path / "c150.msdnet-cifar-5.own.hdkd-seed-0").mkdir()
     (tmp_path / "c150.msdnet-cifar-5.own.hdkd-seed-0" / "result.json").write_text("{}")
-    assert _ready([(fixed, 0)], tmp_path) == ([(fixed, 0)], [])
+    assert ready([(fixed, 0)], tmp_path) == ([(fixed, 0)], [])
 
 
 def test_every_format(line, write, tmp_path: Path) -> None:
@@ -163,6 +170,7 @@ def test_every_format(line, write, tmp_path: Path) -> None:
     ]
     result = reproduce("muse-table-4", quick=True, ledger=write(lines), show=True, out=tmp_path)
     text = render.as_text(result)
+    assert str(result) == text
     assert "Protocol quick: REDUCED" in text and "ResNet50 SML SBC" in text and "printed; not run" in text
     assert "DOES NOT HOLD" in text
     markdown = render.as_markdown(result)
@@ -197,6 +205,9 @@ def test_the_command_line(line, write, tmp_path: Path, capsys, monkeypatch) -> N
     words = ("muse-table-4", "--quick", "--show", "--ledger", ledger, "--format", "csv", "--document", document_path)
     assert run(*words)[0] == 0
     assert document_path.read_text().startswith(MARKERS[0])
+    document_path.write_text("without markers")
+    status, _, err = run(*words)
+    assert status and "was not changed" in err
     status, _, err = run("muse-tabel-4")
     assert (status, err.count("\n")) == (2, 1) and "the nearest is 'muse-table-4'" in err
     status, _, err = run("--plan")
