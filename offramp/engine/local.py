@@ -207,7 +207,7 @@ def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[b
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise ValueError(
-                        f"another `offramp compare` is at work in {path.parent}: wait for it, or stop it first"
+                        f"another `offramp compare` or `reproduce` is at work in {path.parent}: wait, or stop it first"
                     ) from None
             if not said:
                 note(f"{path.parent} is in use: waiting for runs that are still saving")
