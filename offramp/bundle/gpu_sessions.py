@@ -95,10 +95,9 @@ def open_on_gpu(model: bytes, part: Part, runtime: str, threads: int | None, cla
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    stream = {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
     providers = list(dict.fromkeys([PROVIDERS[runtime], PROVIDERS["onnx-cuda"]]))
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=[(name, stream) for name in providers])
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # its exceptions have no common class of their own
         raise ValueError(f"{part.file} cannot run on the GPU alone: {one_line(str(error), 300)}") from None
     refuse_fallback(runtime, session.get_providers())
@@ -146,6 +145,8 @@ def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> 
             binding.bind_input(name, *place, kind(name), tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in made.items():
             binding.bind_output(name, *place, kind(name), tuple(tensor.shape), tensor.data_ptr())
+        if device.type == "cuda":  # ONNX Runtime has a stream of its own, for which these tensors must be there
+            torch.cuda.current_stream(device).synchronize()
         try:
             session.run_with_iobinding(binding)
         except Exception as error:

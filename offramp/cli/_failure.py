@@ -15,7 +15,7 @@ from offramp.text import one_line
 _ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory", re.IGNORECASE)
 DEBUG = "OFFRAMP_DEBUG"
 """Set this variable to see tracebacks."""
-_DEVICE = re.compile("^(CUDA|cuDNN|CUBLAS|NCCL)[ _]", re.IGNORECASE)
+_DEVICE = re.compile("^(CUDA|cuDNN|CUBLAS|NCCL)[ _]|does not have a deterministic implementation", re.IGNORECASE)
 LESS_MEMORY = (
     "take a smaller --batch-size, --precision bf16 or a smaller network, or end other programs there (`nvidia-smi`)"
 )

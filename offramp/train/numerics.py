@@ -26,17 +26,18 @@ def computing(recipe: Recipe, device: torch.device, *, training: bool = False) -
     if device.type != "cuda":
         yield
         return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    cudnn = torch.backends.cudnn
-    before = products.fp32_precision, convolutions.fp32_precision, cudnn.benchmark, cudnn.deterministic
+    # Set by `allow_tf32`: PyTorch's newer names for it leave what its compiler and others read in contradiction.
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = products.fp32_precision == "tf32", cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    before = *tf32, cudnn.benchmark, cudnn.deterministic
     strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        products.fp32_precision = convolutions.fp32_precision = "tf32" if recipe.precision == "tf32" else "ieee"
+        products.allow_tf32 = cudnn.allow_tf32 = recipe.precision == "tf32"
         cudnn.benchmark, cudnn.deterministic = training and not recipe.deterministic, recipe.deterministic
         if recipe.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
             torch.use_deterministic_algorithms(True)
         yield
     finally:
-        products.fp32_precision, convolutions.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
+        products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
         torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])

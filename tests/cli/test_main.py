@@ -288,8 +288,12 @@ def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None
             "install another, or take --device cpu",
         ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "`nvidia-smi` shows its state"),
+        (
+            RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set"),
+            "leave out --deterministic",
+        ),
     ],
-    ids=["memory", "assert", "architecture", "other"],
+    ids=["memory", "assert", "architecture", "other", "deterministic"],
 )
 def test_errors_of_a_gpu_are_one_sentence_with_advice(error: RuntimeError, says: str) -> None:
     text, status = explain(error)

@@ -93,8 +93,8 @@ def test_of_two_processes_the_first_writes(monkeypatch: pytest.MonkeyPatch, rank
 
 
 SETTINGS = (
-    (torch.backends.cuda.matmul, "fp32_precision"),
-    (torch.backends.cudnn.conv, "fp32_precision"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cudnn, "allow_tf32"),
     (torch.backends.cudnn, "benchmark"),
     (torch.backends.cudnn, "deterministic"),
 )
@@ -107,10 +107,10 @@ def settings() -> list[object]:
 @pytest.mark.parametrize(
     ("how", "training", "inside"),
     [
-        ({"precision": "32"}, True, ["ieee", "ieee", True, False, False]),
-        ({"precision": "bf16"}, False, ["ieee", "ieee", False, False, False]),
-        ({"precision": "tf32"}, True, ["tf32", "tf32", True, False, False]),
-        ({"precision": "tf32", "deterministic": True}, True, ["tf32", "tf32", False, True, True]),
+        ({"precision": "32"}, True, [False, False, True, False, False]),
+        ({"precision": "bf16"}, False, [False, False, False, False, False]),
+        ({"precision": "tf32"}, True, [True, True, True, False, False]),
+        ({"precision": "tf32", "deterministic": True}, True, [True, True, False, True, True]),
     ],
 )
 def test_settings_of_a_gpu_hold_inside_alone(how: dict[str, Any], training: bool, inside: list[object]) -> None:
@@ -118,6 +118,7 @@ def test_settings_of_a_gpu_hold_inside_alone(how: dict[str, Any], training: bool
     make_fabric(Recipe(device="cpu", precision="32"))
     with pytest.raises(KeyError), computing(Recipe(**how), torch.device("cuda"), training=training):
         assert settings() == inside
+        assert torch.get_float32_matmul_precision() == ("high" if inside[0] else "highest")  # no contradiction
         raise KeyError
     assert settings() == before
 
