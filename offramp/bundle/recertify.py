@@ -12,7 +12,7 @@ from offramp.bundle.read import Bundle
 from offramp.data.splits import Split
 from offramp.early_exit.calibrate import TooCheap, calibrate, does
 from offramp.early_exit.certify import certify
-from offramp.early_exit.exit_scores import Rule, score_samples
+from offramp.early_exit.exit_scores import Rule, rule_of_policy, score_samples
 from offramp.early_exit.policy import ExitPolicy
 
 BATCH = 64
@@ -65,12 +65,12 @@ def recertified(
         ValueError: if no policy with these exits reaches the goal with the exported segments.
     """
     goal = dict(origin.get("goal") or {})
-    rule = Rule(policy.score, policy.answer, policy.temperatures)
+    rule = rule_of_policy(policy)
     about: dict[str, Any] = {"goal": goal or None, "samples": len(labels), "certificate": None, "refitted": False}
     if goal.get("risk") is not None and any(policy.enabled[:-1]):
         return _certified(policy, origin, goal, logits, labels, segment_costs, rule, about)
     plain = float((logits[-1].argmax(1) == labels).mean())
-    if "max_drop" in goal:
+    if "max_drop" in goal and not origin.get("baseline"):  # else the accuracy is that of another network, less the drop
         goal["accuracy"] = max(0.0, plain - goal["max_drop"])
     unit = next((name for name in ("macs", "ms") if name in goal), None)
     outcome = does(

@@ -45,6 +45,13 @@ DataDir = Annotated[Path | None, Parameter(help="Data directory, if it has moved
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Parameter(help="Device to compute on; `auto` is a GPU if there is one.")
 ]
+BaselinePath = Annotated[
+    Path | None,
+    Parameter(
+        help="Plain network to compare with: a run without early exits (--method vanilla) on the same images, or a "
+        "file of weights of this network. Default: the final exit of this network."
+    ),
+]
 Weights = Annotated[
     Literal["last", "best"],
     Parameter(help="Weights of the last epoch, or of the epoch with the best validation accuracy."),

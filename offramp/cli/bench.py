@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from offramp.cli import show
-from offramp.cli._options import DataDir, Device, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Json, Weights
 from offramp.lookup import ParameterError
 
 
@@ -18,6 +18,7 @@ def bench(
     weights: Weights = "last",
     data_dir: DataDir = None,
     device: Device = "auto",
+    baseline: BaselinePath = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -46,6 +47,7 @@ def bench(
         weights=weights,
         data_dir=data_dir,
         device=device,
+        baseline=baseline,
         seed=seed,
         reporter=ConsoleReporter(not json),
     )

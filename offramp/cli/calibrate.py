@@ -7,7 +7,7 @@ from cyclopts import Group, Parameter
 
 from offramp.cli import show
 from offramp.cli._goal import goal_of
-from offramp.cli._options import DataDir, Device, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Json, Weights
 
 GOAL = Group("Goal (exactly one)")
 
@@ -24,9 +24,10 @@ def calibrate(
     save: Literal["macs", "ms"] | None = None,
     batch_size: int = 64,
     runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None,
-    score: Literal["confidence", "margin", "entropy", "patience"] = "confidence",
+    score: Literal["confidence", "margin", "entropy", "patience", "learned"] = "confidence",
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
     temperatures: str = "1",
+    baseline: BaselinePath = None,
     weights: Weights = "last",
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -42,9 +43,11 @@ def calibrate(
 
     Args:
         run: Folder of a trained run.
-        macs: Budget: mean multiply-adds per image, as a share of the plain network's (0.5 or 50%) or a count (250M).
+        macs: Budget: mean multiply-adds per image, as a share of the plain network's (0.5 or 50%; with --baseline of
+            the baseline's) or a count (250M).
         ms: Budget: mean milliseconds per image at --batch-size, measured on this machine.
-        max_drop: Largest loss of accuracy against the plain network: 0.5 or 0.5% is half a percentage point.
+        max_drop: Largest loss of accuracy against the plain network, or the --baseline: 0.5 or 0.5% is half a
+            percentage point.
         target_accuracy: Accuracy to reach, such as 75% or 0.75.
         risk: Guaranteed bound on the accuracy lost on new images, such as 1% or 0.01; see --delta.
         delta: With --risk: the bound holds with probability 1 - delta, such as 0.05 or 5%; default: in expectation.
@@ -52,7 +55,8 @@ def calibrate(
         batch_size: Batch size at which milliseconds are measured.
         runtime: Runtime used to measure milliseconds; choose the one you will deploy. Default: torch in the run's
             precision.
-        score: Measure of an exit's certainty, compared with its threshold.
+        score: Measure of an exit's certainty, compared with its threshold; `learned` fits a small predictor per exit
+            on val.
         answer: Prediction of a sample: that of its exit, or an ensemble of the enabled exits up to it.
         temperatures: Divisors of the logits: `fit` on cal by likelihood, a number, or one per exit, comma-separated.
     """
@@ -73,6 +77,14 @@ def calibrate(
     )
     reporter = ConsoleReporter(not json)
     result = calibrate_run(
-        run, goal, score=score, answer=answer, weights=weights, data_dir=data_dir, device=device, reporter=reporter
+        run,
+        goal,
+        score=score,
+        answer=answer,
+        baseline=baseline,
+        weights=weights,
+        data_dir=data_dir,
+        device=device,
+        reporter=reporter,
     )
     show(result, json)

@@ -51,7 +51,9 @@ def compare(
         jobs: Number of runs at a time, each with an equal share of the cores.
         ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
             trained again.
-        baseline: Method that the others are compared with, seed by seed.
+        baseline: Method that the others are compared with, seed by seed; or the plain network at whose accuracy costs
+            are compared, a run without early exits or a file of weights. Default for the latter: the method vanilla
+            with the same seed, if it is there, else the final exit of each network.
         show: Train nothing; compare the runs of this ledger, all or those of --methods.
         markdown: Also write the tables to this file; in an existing file, between its markers.
         metric: Top-1 or top-5 accuracy.

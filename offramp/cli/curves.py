@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
-from offramp.cli._options import DataDir, Device, Files, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Files, Json, Weights
 from offramp.lookup import with_parameters
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def curves(
     weights: Weights = "last",
     data_dir: DataDir = None,
     device: Device = "auto",
+    baseline: BaselinePath = None,
     out: Path | None = None,
     write: Files = (),
     json: Json = False,
@@ -54,6 +55,7 @@ def curves(
             weights=weights,
             data_dir=data_dir,
             device=device,
+            baseline=baseline,
             out=out,
             write=write,
             reporter=ConsoleReporter(not json),
@@ -70,6 +72,7 @@ def curves(
             weights=weights,
             data_dir=data_dir,
             device=device,
+            baseline=baseline,
             write=write,
             reporter=ConsoleReporter(not json),
         )

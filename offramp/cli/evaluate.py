@@ -1,9 +1,12 @@
 """offramp evaluate: accuracy and cost of every exit on test, and of early exit compared with the plain network."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from offramp.cli import show
-from offramp.cli._options import DataDir, Device, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Json, Weights
 
 
 def evaluate(
@@ -13,6 +16,8 @@ def evaluate(
     data_dir: DataDir = None,
     device: Device = "auto",
     batch_size: int = 64,
+    baseline: BaselinePath = None,
+    frontier: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
     """Accuracy and cost of every exit on test; with a policy, early exit and the plain network.
@@ -20,6 +25,8 @@ def evaluate(
     Args:
         run: Folder of a trained run, or of a comparison (all its finished runs).
         batch_size: Batch size at which times are measured.
+        frontier: Also fit policies on cal for a ladder of budgets: what early exit costs at any accuracy, which
+            `offramp compare` reads. With --baseline they are fitted anyway.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.evaluate import evaluate as evaluate_run
@@ -28,4 +35,14 @@ def evaluate(
 
     task = evaluate_comparison if (run / COMPARISON).is_file() else evaluate_run
     reporter = ConsoleReporter(not json)
-    show(task(run, weights=weights, data_dir=data_dir, device=device, batch_size=batch_size, reporter=reporter), json)
+    result = task(
+        run,
+        weights=weights,
+        data_dir=data_dir,
+        device=device,
+        batch_size=batch_size,
+        baseline=baseline,
+        frontier=frontier,
+        reporter=reporter,
+    )
+    show(result, json)

@@ -1,7 +1,7 @@
 """offramp info: draw a network with its exits."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
 from offramp.cli._options import Dotted, Json, Layers, by_kind
@@ -20,7 +20,8 @@ def info(
     method: str = "joint",
     width: int | None = None,
     exits_after: Layers = (),
-    exits: int | None = None,
+    exits: int | Literal["auto"] | None = None,
+    goal_macs: float | None = None,
     classes: int = 100,
     channels: int = 3,
     image_size: int | None = None,
@@ -37,12 +38,15 @@ def info(
         width: Base channels of the network.
         exits_after: Layers of an external model to attach exits to, such as layer1,layer2.
         exits: Number of exits, the final one included; external models get them at equal shares of the operations.
+            `auto` chooses places and structure for --goal-macs.
+        goal_macs: With --exits auto: the mean multiply-adds to get to, as a share of the plain network's, such as 0.4.
         classes: Number of classes.
         channels: Channels of the input.
         image_size: Height and width of the input in pixels; default: the network's own.
     """
     from offramp.cli._console import stdout
     from offramp.config import Config
+    from offramp.config.plan import said
     from offramp.measure import network_summary
     from offramp.runs.info import NetworkInfo
     from offramp.runs.info import info as describe
@@ -53,6 +57,7 @@ def info(
         width=width,
         exits_after=exits_after,
         exits=exits,
+        goal_macs=goal_macs,
         method=method,
         image_size=image_size,
         **by_kind(option or []),
@@ -61,7 +66,12 @@ def info(
     if json:
         emit(dataclasses.asdict(result))
     elif isinstance(result, NetworkInfo):
+        for note in result.notes:
+            stdout.print(note, highlight=False, markup=False, soft_wrap=True)
         stdout.print(network_summary.draw(result.summary), soft_wrap=True)
+        if result.cheapest:
+            text = f"early exit can get {said(result.cheapest)} (every image at exit 1; exits at the same places)"
+            stdout.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
         stdout.print(_table(result), soft_wrap=True)
 

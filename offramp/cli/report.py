@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from offramp.cli import show
-from offramp.cli._options import DataDir, Device, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Json, Weights
 
 
 def report(
@@ -14,6 +14,7 @@ def report(
     batch_size: int | None = None,
     data_dir: DataDir = None,
     device: Device = "auto",
+    baseline: BaselinePath = None,
     json: Json = False,
 ) -> None:
     """Write one HTML file about trained runs: curves, exits, images, costs, training.
@@ -36,6 +37,7 @@ def report(
         batch_size=batch_size,
         data_dir=data_dir,
         device=device,
+        baseline=baseline,
         reporter=ConsoleReporter(not json),
     )
     show(result, json)

@@ -178,7 +178,7 @@ def build_backbone(
             channels=channels,
             size=size,
             after=list(config.exits_after),
-            exits=config.exits,
+            exits=None if config.exits == "auto" else config.exits,
             options=options,
             device=config.device,
             check=check,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offramp.config import multi_net
 from offramp.config.build import build_data
-from offramp.config.resolve import ResolvedConfig, open_forms
+from offramp.config.plan import planned
+from offramp.config.resolve import ResolvedConfig, open_forms, resolve
 from offramp.models import form_of
 from offramp.progress import Progress, no_progress
 
@@ -32,6 +33,11 @@ def keep_choices(config: ResolvedConfig, recorded: Mapping[str, Any]) -> Resolve
         config: The configuration of the run.
         recorded: The same as the run's config.yaml holds it.
     """
+    if config.exits == "auto":
+        places = {key: tuple(recorded[key.replace("_", "-")]) for key in ("exits_at", "exits_after")}
+        options = config.branch_options if recorded["branch"] == config.branch else {}
+        chosen: dict[str, Any] = {**places, "branch": recorded["branch"], "branch_options": options}
+        config = resolve(dataclasses.replace(config, exits=None, goal_macs=None, **chosen))
     given = {key.replace("-", "_") for key in config.data_options}
     inputs = {
         key: recorded[f"data.{key}"]
@@ -49,6 +55,7 @@ def complete(config: ResolvedConfig, *, resumed: bool = False, progress: Progres
 
     - `timm:` and `torchvision:` networks: mean, std, interpolation and crop are those of the network's own
       configuration, if they are not given. CIFAR and digits keep theirs, unless weights are loaded.
+    - `exits=auto` becomes places and a structure, see `offramp.config.plan`.
     - `net.form=auto` becomes `cifar` or `imagenet`, by the size of the images.
 
     Args:
@@ -64,13 +71,14 @@ def complete(config: ResolvedConfig, *, resumed: bool = False, progress: Progres
     missing = {key: value for key, value in expected.items() if key not in given}
     config = dataclasses.replace(config, data_options={**config.data_options, **missing})
     data = build_data(config, progress=progress)
+    config, placed = planned(config, len(data.classes), data.shape)
     forms = dict.fromkeys(open_forms(config.net_options), form_of(data.shape[1]))
     config = dataclasses.replace(config, net_options={**config.net_options, **forms})
     notes = [_described(config.net, missing, note)] if missing else []
     if "imagenet" in forms.values():
         keys = " and ".join(f"net.{key}" for key in forms)
         notes.append(f"{keys} is imagenet for images of {data.shape[1]} pixels; cifar is for images below 64 pixels")
-    return Completed(config, data, (*notes, *_paper_values(config, data)))
+    return Completed(config, data, (*placed, *notes, *_paper_values(config, data)))
 
 
 def _expected(config: ResolvedConfig) -> tuple[dict[str, Any], str]:

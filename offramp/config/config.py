@@ -31,6 +31,8 @@ class Config(Recipe):
             to, such as layer1,layer2.
         exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
         exits: Number of exits, the final one included; external models get them at equal shares of the operations.
+            `auto` chooses places and structure for goal_macs.
+        goal_macs: With exits=auto: the mean multiply-adds to get to, as a share of the plain network's, such as 0.4.
         weights: File to start from: safetensors, a PyTorch checkpoint, or the weights of a run.
         pretrained: Start from the pretrained weights of a timm: or torchvision: network, which its library downloads
             unless they are installed or in its cache.
@@ -56,7 +58,8 @@ class Config(Recipe):
     width: int | None = None
     exits_after: tuple[str, ...] = ()
     exits_at: tuple[int, ...] = ()
-    exits: int | None = None
+    exits: int | Literal["auto"] | None = None
+    goal_macs: float | None = None
     weights: Path | None = None
     pretrained: bool = False
     image_size: int | None = None
@@ -73,6 +76,10 @@ class Config(Recipe):
         super().__post_init__()
         if not 0 <= self.holdout < 1:
             raise ParameterError(f"holdout must be a share in [0, 1), got {self.holdout}", "holdout")
+        if (self.exits == "auto") != (self.goal_macs is not None):
+            raise ParameterError("exits=auto and goal_macs=SHARE go together: give both or none", "exits", "goal_macs")
+        if self.goal_macs is not None and not 0 < self.goal_macs < 1:
+            raise ParameterError(f"goal_macs must be a share in (0, 1), such as 0.4, got {self.goal_macs}", "goal_macs")
 
     @property
     def options(self) -> dict[str, dict[str, Any]]:

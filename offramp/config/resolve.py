@@ -99,7 +99,7 @@ def _short_options(config: Config) -> dict[str, Any]:
             f"exits_after is for external models (timm:NAME and the like); {config.net} has its own stages",
             "exits_after",
         )
-    own = {"width": config.width, "exits": None if external else config.exits}
+    own = {"width": config.width, "exits": None if external or config.exits == "auto" else config.exits}
     short = {key: value for key, value in own.items() if value is not None}
     _refuse_contradiction(short, config.net_options)
     return short

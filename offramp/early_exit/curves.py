@@ -95,3 +95,17 @@ def best_per_budget(
         best = max(affordable, key=lambda point: (point["held_out_accuracy"], -point["held_out_cost"]), default=None)
         chosen.append(None if best is None else {**best, "budget": budget})
     return chosen
+
+
+def area(points: Sequence[Mapping[str, Any]], plain: int | float, guess: float) -> float:
+    """Mean accuracy over all budgets from 0 to the plain network's cost, on the line through points of budgeted batch.
+
+    Args:
+        points: `cost` and `accuracy` of at least one; the curve is level behind the costliest.
+        plain: cost of the plain network.
+        guess: accuracy of a guess, which is what a budget below the cheapest point buys.
+    """
+    curve = sorted((float(point["cost"]) / plain, float(point["accuracy"])) for point in points)
+    costs, accuracies = (np.asarray(values) for values in zip(*curve, strict=True))
+    inside = np.unique(np.clip(np.append(costs, 1.0), None, 1.0))
+    return float(guess * inside[0] + np.trapezoid(np.interp(inside, costs, accuracies), inside))

@@ -17,12 +17,13 @@ WORKERS = 2
 class Rule(NamedTuple):
     """How certainty is measured and what is predicted; see `ExitPolicy` for the values.
 
-    `temperatures` are E numbers, or empty for 1 everywhere.
+    `temperatures` are E numbers, or empty for 1 everywhere; `predictors` belong to the score `learned`.
     """
 
     score: str = "confidence"
     answer: str = "exit"
     temperatures: tuple[float, ...] = ()
+    predictors: tuple[tuple[float, ...], ...] = ()
 
 
 class ScoredSamples(NamedTuple):
@@ -51,12 +52,18 @@ def policy_of(
         temperatures=rule.temperatures,
         answer=rule.answer,
         patience=patience,
+        predictors=rule.predictors,
     )
+
+
+def rule_of_policy(policy: ExitPolicy) -> Rule:
+    """The rule that a policy follows."""
+    return Rule(policy.score, policy.answer, policy.temperatures, policy.predictors)
 
 
 def looks_back(rule: Rule) -> bool:
     """Whether predictions or scores depend on which earlier exits are enabled."""
-    return rule.answer != "exit" or rule.score == "patience"
+    return rule.answer != "exit" or rule.score in ("patience", "learned")
 
 
 def score_samples(

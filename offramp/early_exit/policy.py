@@ -12,12 +12,14 @@ import array_api_compat
 import numpy as np
 
 from offramp import finite
+from offramp.early_exit.learned_score import FEATURES
+from offramp.early_exit.learned_score import score as learned
 from offramp.files import parse_json, write_errors
 from offramp.schema import check
 from offramp.text import quoted, shell_word
 
 VERSION = 1
-SCORES = ("confidence", "margin", "entropy", "patience")
+SCORES = ("confidence", "margin", "entropy", "patience", "learned")
 ANSWERS = ("exit", "arithmetic", "geometric", "sum")
 NEVER = 1e8
 """A threshold that no score reaches: no sample exits (the value of MSDNet's code)."""
@@ -35,12 +37,14 @@ class ExitPolicy:
         thresholds: E numbers on the scale of `score`; the final exit's is never compared.
         enabled: E flags; a disabled exit is not evaluated. The final exit is always enabled.
         score: `confidence` (top probability), `margin` (top minus second), `entropy` (1 - H/log C), each in [0, 1] and
-            larger for a more certain prediction, or `patience` (the number of consecutive enabled exits with the same
-            prediction).
+            larger for a more certain prediction, `patience` (the number of consecutive enabled exits with the same
+            prediction), or `learned` (what `predictors` say).
         temperatures: E positive numbers; divisors of each exit's logits.
         answer: the logits that a sample returns: those of its `exit`, or over the enabled exits passed the `arithmetic`
             or `geometric` mean of probabilities or the `sum` of logits.
         patience: with the score `patience`, the number of equal predictions at which a sample exits.
+        predictors: with the score `learned`, the weights of each early exit, see `offramp.early_exit.learned_score`;
+            the score of the final exit, which is compared with nothing, is its confidence.
     Raises:
         ValueError: if the lengths differ, a name is unknown, a number is out of range or the final exit is disabled.
     """
@@ -51,6 +55,7 @@ class ExitPolicy:
     temperatures: tuple[float, ...] = ()
     answer: str = "exit"
     patience: int = 1
+    predictors: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         exits = len(self.enabled)
@@ -78,6 +83,20 @@ class ExitPolicy:
                 f"({NEVER:g}: no sample exits)"
             )
 
+        self._check_predictors()
+
+    def _check_predictors(self) -> None:
+        expected = (self.exits - 1, len(FEATURES) + 1) if self.score == "learned" else (0, 0)
+        numbers = [weight for weights in self.predictors for weight in weights]
+        wrong = len(self.predictors) != expected[0] or any(len(each) != expected[1] for each in self.predictors)
+        if wrong or not all(map(math.isfinite, numbers)):
+            raise ValueError(
+                f"a policy with the score {self.score} needs predictors of {expected[0]} exits, with {expected[1]} "
+                "finite numbers each"
+                if self.score == "learned"
+                else f"a policy has predictors with the score learned only, not with {self.score}"
+            )
+
     @property
     def exits(self) -> int:
         """E, the number of exits of the network."""
@@ -100,8 +119,10 @@ class ExitPolicy:
         carry, answer = (carry, z) if self.answer == "exit" else self._ensemble(xp, carry, z, exit)
         if self.score == "patience":
             carry, score = _agreement(xp, carry, answer)
+        elif self.score == "learned" and exit < self.exits - 1:
+            carry, score = learned(xp, answer, carry, self.predictors[exit])
         else:
-            score = _certainty(xp, answer, self.score)
+            score = _certainty(xp, answer, "confidence" if self.score == "learned" else self.score)
         if exit == self.exits - 1:
             return carry, answer, score, xp.ones_like(score, dtype=xp.bool)
         return carry, answer, score, score >= (self.patience if self.score == "patience" else self.thresholds[exit])
@@ -110,7 +131,7 @@ class ExitPolicy:
         passed = sum(self.enabled[: exit + 1])
         share = z if self.answer == "sum" else _log_softmax(xp, z)
         share = xp.exp(share) if self.answer == "arithmetic" else share
-        total = carry["total"] + share if carry else share
+        total = carry["total"] + share if "total" in carry else share
         carry = {**carry, "total": total}
         if self.answer == "sum":
             return carry, total
@@ -118,7 +139,8 @@ class ExitPolicy:
 
     def to_json(self, provenance: dict[str, Any] | None = None) -> str:
         """The policy as JSON text with its version, its provenance, and a digest of both."""
-        values = {"format": "offramp-policy", "version": VERSION, **asdict(self), "provenance": provenance or {}}
+        own = {name: value for name, value in asdict(self).items() if value or name not in LATER}
+        values = {"format": "offramp-policy", "version": VERSION, **own, "provenance": provenance or {}}
         values = json.loads(finite.dumps(values))
         return finite.dumps({**values, "digest": _digest(values)}, indent=2)
 
@@ -180,6 +202,8 @@ ORIGIN = {
 """Content of the provenance of a policy; see `offramp.schema`."""
 FIELDS = tuple(field.name for field in fields(ExitPolicy))
 """The fields of a policy, as in its JSON."""
+LATER = ("predictors",)
+"""Fields that are written only if they hold something, so that programs that do not know them read other policies."""
 
 
 def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
@@ -195,11 +219,11 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
         raise ValueError(
             f"{source} has policy version {quoted(values.get('version'))}; this offramp reads version {VERSION}"
         )
-    missing = [name for name in FIELDS if name not in values]
+    missing = [name for name in FIELDS if name not in values and name not in LATER]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}")
     try:
-        policy = ExitPolicy(**{name: _typed(name, values[name]) for name in FIELDS})
+        policy = ExitPolicy(**{name: _typed(name, values[name]) for name in FIELDS if name in values})
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{source}: {error}") from None
     if "digest" in values and values["digest"] != _digest(values):
@@ -211,6 +235,10 @@ def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
 
 def _typed(name: str, value: Any) -> Any:
     """The value of a field of a policy, lists as tuples; an error says what it must be."""
+    if name == "predictors":
+        if not isinstance(value, list):
+            raise ValueError(f"{name} must be a list of lists of numbers, got {quoted(value)}")
+        return tuple(_typed(f"{name}[]", weights) for weights in value)
     many, kinds, expected = _KINDS[name]
     parts = value if many and isinstance(value, list) else [value]
     if many != isinstance(value, list) or any(type(part) not in kinds for part in parts):
@@ -226,6 +254,7 @@ _KINDS: dict[str, tuple[bool, tuple[type, ...], str]] = {
     "temperatures": _NUMBERS,
     "answer": (False, (str,), "a text"),
     "patience": (False, (int,), "a whole number"),
+    "predictors[]": _NUMBERS,
 }
 
 

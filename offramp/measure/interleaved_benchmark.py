@@ -231,7 +231,7 @@ def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
     `off_of_plain`, the median of the rounds' ratios.
     """
     ways = {way: _latency(times.ways[way], batch) for way in WAYS}
-    rivals = {way: seconds for way, seconds in times.ways.items() if way not in WAYS}
+    rivals = {way.removeprefix(_rival_key("")): way for way in times.ways if way not in WAYS}
     costs = np.divide(np.mean(times.segments, axis=0), times.sizes)
     predicted = batch * float((costs * np.mean(times.reached, axis=0)).sum())
     plain, adaptive = (float(np.mean(times.ways[way])) for way in ("plain", "adaptive"))
@@ -246,7 +246,8 @@ def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
         "predicted": plain / predicted,
         "of_predicted": predicted / adaptive,
         "off_of_plain": float(np.median(off)),
-        "rivals": {way.removeprefix(_rival_key("")): _latency(seconds, batch) for way, seconds in rivals.items()},
+        "rivals": {name: _latency(times.ways[way], batch) for name, way in rivals.items()},
+        "rival_speedup": {name: float(np.mean(times.ways[way])) / adaptive for name, way in rivals.items()},
     }
 
 

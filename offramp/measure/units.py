@@ -19,3 +19,8 @@ def count(number: int | float | None) -> str:
 def percent(share: int | float | None) -> str:
     """0.7712 -> "77.12"; a dash for None."""
     return "–" if share is None else f"{100 * share:.2f}"
+
+
+def decimal(number: int | float | None) -> str:
+    """0.87654 -> "0.877"; a dash for None."""
+    return "–" if number is None else f"{number:.3f}"

@@ -39,7 +39,10 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Sides:
-    """What is measured: runners by the runtimes there are, the policy, the images; and which runtimes are left out."""
+    """What is measured: runners by the runtimes there are, the policy, the images; and which runtimes are left out.
+
+    `baseline` is `source` and `macs` of the plain network that is measured as well, None without one.
+    """
 
     kind: str
     runners: tuple["Runner", ...]
@@ -48,6 +51,7 @@ class Sides:
     images: str
     threads: int
     left_out: dict[str, str]
+    baseline: dict[str, Any] | None = None
 
 
 def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list[str], dict[str, str]]:

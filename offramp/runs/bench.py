@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.baseline import BaselineLike, open_baseline, source_of
 from offramp.runs.bench_text import MS, bench_text
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, load_data, load_run, warn_if_stale
+from offramp.runs.run import Device, LoadedRun, load_data, load_run, warn_if_stale
 from offramp.text import shell_word
 
 if TYPE_CHECKING:
     from offramp.runs.backends import Sides
+
+BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Benchmark:
         least_of_predicted: smallest measured over predicted speed-up.
         most_off_of_plain: largest time with all exits disabled over plain, None if plain never takes MS ms.
         provenance: command, versions, hardware and commit.
+        baseline: `source` and `macs` of the plain network that was given; its times are under `rivals` of a runtime.
     """
 
     target: str
@@ -45,6 +49,7 @@ class Benchmark:
     least_of_predicted: float
     most_off_of_plain: float | None
     provenance: dict[str, Any]
+    baseline: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return bench_text(self)
@@ -63,6 +68,7 @@ def bench(
     images: Path | None = None,
     weights: str = "last",
     data_dir: Path | None = None,
+    baseline: BaselineLike | None = None,
     seed: int = 0,
     device: Device = "auto",
     reporter: Reporter | None = None,
@@ -80,6 +86,8 @@ def bench(
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
+        baseline: for a run, the plain network to time as well: folder of a run without early exits, or file of weights
+            of this network.
         seed: of the order of the images.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
@@ -87,7 +95,9 @@ def bench(
     """
     target = Path(target)
     _check(batch, seconds, threads, seed)
-    sides = _sides(target, runtimes, threads, images, weights, data_dir, device, max(batch), reporter or SILENT)
+    sides = _sides(
+        target, runtimes, threads, images, weights, data_dir, device, baseline, max(batch), reporter or SILENT
+    )
     return _measure(target, sides, batch, seconds, seed, reporter or SILENT)
 
 
@@ -110,6 +120,7 @@ def _sides(
     weights: str,
     data_dir: Path | None,
     device: Device,
+    baseline: BaselineLike | None,
     largest: int,
     reporter: Reporter,
 ) -> "Sides":
@@ -118,6 +129,9 @@ def _sides(
     from offramp.runs import backends
 
     if (target / MANIFEST).is_file():
+        if baseline is not None:
+            message = f"{target} is a bundle, and baseline is for a run: name the run that the bundle was made of"
+            raise with_parameters(ValueError(message), "baseline")
         return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, reporter)
     loaded = load_run(target, weights, device=device)
     if images is not None:
@@ -128,8 +142,18 @@ def _sides(
             f"{target} has no policy yet: fit one with `offramp calibrate {shell_word(target)} --max-drop 0.5%`"
         )
     warn_if_stale(loaded, weights, reporter)
+    other = None if baseline is None else open_baseline(baseline, loaded, weights)
     data = load_data(loaded, data_dir, reporter)
-    return backends.of_run(loaded, runtimes, threads, data, largest, reporter.working)
+    rivals = {} if other is None else {BASELINE: other}
+    sides = backends.of_run(loaded, runtimes, threads, data, largest, reporter.working, rivals)
+    return sides if other is None else dataclasses.replace(sides, baseline=_described(other, loaded))
+
+
+def _described(baseline: LoadedRun, loaded: LoadedRun) -> dict[str, Any]:
+    from offramp.measure import cost
+
+    (macs,) = cost.macs(baseline.inference_net, tuple(baseline.about["shape"]))
+    return {"source": source_of(baseline, loaded), "macs": macs}
 
 
 def _measure(
@@ -157,4 +181,5 @@ def _measure(
         least_of_predicted=min(report["of_predicted"] for report in reports),
         most_off_of_plain=max((report["off_of_plain"] for report in slow), default=None),
         provenance=provenance(),
+        baseline=sides.baseline,
     )

@@ -21,6 +21,7 @@ def bench_text(result: "Benchmark") -> str:
     for device in dict.fromkeys(devices.values()):
         lines.append(f"on {device}: {', '.join(name for name, place in devices.items() if place == device)}")
     lines += [f"left out: {name} ({reason})" for name, reason in result.left_out.items()]
+    lines.append(f"baseline {result.baseline['source']}" if result.baseline else "plain = final exit of this network")
     targets = (
         f"targets: measured at least {RATIO:g} of predicted;\n"
         f"with all exits off at most {OFF:g} of plain's time (networks of {MS:g} ms and more)"
@@ -33,8 +34,8 @@ def _times(record: dict[str, Any]) -> str:
     """One batch size: percentiles and throughput of every runtime and way."""
     rows = []
     for runtime, report in record["runtimes"].items():
-        for way, name in NAMES.items():
-            times = report[way]
+        for way, name in {**NAMES, **{rival: rival for rival in report["rivals"]}}.items():
+            times = report[way] if way in NAMES else report["rivals"][way]
             relative = times["images_per_second"] / report["plain"]["images_per_second"]
             numbers = [_ms(times[key]) for key in ("p50", "p95", "p99")]
             first = runtime if way == "plain" else ""
@@ -48,9 +49,11 @@ def _savings(result: "Benchmark") -> str:
     for record in result.batches:
         for runtime, report in record["runtimes"].items():
             numbers = [f"{report[key]:.2f}" for key in ("speedup", "predicted", "of_predicted", "off_of_plain")]
+            numbers += [f"{faster:.2f}" for faster in report["rival_speedup"].values()]
             shares = " ".join(percent(share)[:-3] for share in report["shares"])
             rows.append([f"{record['batch']:<7}{runtime}", *numbers, shares])
-    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", "exit %"]
+    over = ["over baseline"] if result.baseline else []
+    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", *over, "exit %"]
     return text_table("early exit compared with the plain network", head, rows)
 
 

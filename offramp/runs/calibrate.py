@@ -5,10 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offramp.lookup import with_parameters
+from offramp.lookup import ParameterError, with_parameters
+from offramp.measure.units import percent
 from offramp.progress import Progress
+from offramp.runs.baseline import Baseline, BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.calibration import Calibration, cost_text
 from offramp.runs.goal import Goal
+from offramp.runs.learned import learned_rule
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from offramp.early_exit.calibrate import Outcome, TooCheap
     from offramp.early_exit.exit_scores import Rule
     from offramp.early_exit.policy import ExitPolicy
+    from offramp.outputs import Trace
 
 Costs = dict[tuple[bool, ...], list[Any]]
 """The cost of every segment as run, for each choice of enabled exits."""
@@ -27,8 +31,9 @@ def calibrate(
     run: RunLike,
     goal: Goal,
     *,
-    score: Literal["confidence", "margin", "entropy", "patience"] = "confidence",
+    score: Literal["confidence", "margin", "entropy", "patience", "learned"] = "confidence",
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
+    baseline: BaselineLike | None = None,
     weights: Weights = "last",
     data_dir: Path | str | None = None,
     device: Device = "auto",
@@ -41,26 +46,40 @@ def calibrate(
     Args:
         run: folder of a trained run, or an object that has one.
         goal: what the policy is to achieve.
-        score: how certain an exit is.
+        score: how certain an exit is; `learned` fits a predictor per exit on val.
         answer: what a sample takes along: the exit's own logits, or those of an ensemble of the enabled exits passed.
+        baseline: the plain network that `max_drop` and shares in `macs` refer to: folder of a run without early exits
+            that was trained on the same images, or file of weights of this network; by default this network's own
+            final exit.
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
-        ValueError: if no policy reaches the goal, or the run has no calibration split.
+        ValueError: if no policy reaches the goal, the run has no calibration split, or the baseline has early exits,
+            other classes or other images.
     """
     from offramp.early_exit.exit_scores import Rule
     from offramp.train.run_dir import writing_into
 
     reporter = reporter or SILENT
+    if baseline is not None and goal.risk is not None:
+        message = "risk bounds the loss against this network's own final exit: omit baseline, or set max_drop instead"
+        raise ParameterError(message, "risk", "baseline", "max_drop")
     loaded = load_run(folder_of(run), weights, with_policy=False, device=device)
+    other = None if baseline is None else open_baseline(baseline, loaded, weights)
     with writing_into(loaded.folder):
-        return _fit(loaded, goal, Rule(score, answer), weights, data_dir, reporter)
+        return _fit(loaded, other, goal, Rule(score, answer), weights, data_dir, reporter)
 
 
 def _fit(
-    loaded: LoadedRun, goal: Goal, rule: "Rule", weights: str, data_dir: Path | str | None, reporter: Reporter
+    loaded: LoadedRun,
+    other: LoadedRun | None,
+    goal: Goal,
+    rule: "Rule",
+    weights: str,
+    data_dir: Path | str | None,
+    reporter: Reporter,
 ) -> Calibration:
     from offramp.early_exit import temperature
     from offramp.runs.made_from import made_from
@@ -74,10 +93,13 @@ def _fit(
     traced = calibration_trace(loaded, weights, data_dir, reporter)
     assert traced.labels is not None
     logits, labels = traced.logits.numpy(), traced.labels.numpy()
+    if rule.score == "learned":
+        rule = learned_rule(loaded, rule, weights, data_dir, reporter)
     costs, measured = _costs(loaded, goal, rule, reporter.working)
     if goal.risk is None and not rule.temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
-    outcome, numbers, certificate = _reach(goal, logits, labels, costs, rule)
+    baseline = None if other is None else _baseline(other, loaded, goal, traced, weights, data_dir, reporter)
+    outcome, numbers, certificate = _reach(goal, logits, labels, costs, rule, baseline)
     about = {
         "goal": numbers,
         "rule": "certified path" if certificate else "search",
@@ -91,7 +113,27 @@ def _fit(
         **_achieved(goal.unit, outcome, certificate, logits, labels, costs),
         **measured,
     }
-    return _save(loaded, loaded.folder / POLICY, outcome.policy, goal.unit, about)
+    return _save(loaded, loaded.folder / POLICY, outcome.policy, goal.unit, about, baseline)
+
+
+def _baseline(
+    other: LoadedRun,
+    loaded: LoadedRun,
+    goal: Goal,
+    traced: "Trace",
+    weights: str,
+    data_dir: Path | str | None,
+    reporter: Reporter,
+) -> Baseline:
+    """What the baseline does on cal, and what it costs in the unit of the goal."""
+    from offramp.early_exit.exit_scores import Rule
+    from offramp.runs.latency import timed
+
+    traces = traces_of(other, loaded, {"cal": traced}, weights, data_dir, reporter)
+    if goal.unit == "macs":
+        return describe(other, loaded, traces)
+    priced, _ = timed(other, goal.batch_size, Rule(), goal.runtime, reporter.working)
+    return describe(other, loaded, traces, float(priced([True])[0]))
 
 
 def _achieved(
@@ -105,8 +147,10 @@ def _achieved(
     """What the policy does on the calibration split, beside the plain network."""
     from offramp.early_exit.calibrate import choices
 
-    plain = certificate["plain"] if certificate else float((logits[-1].argmax(1) == labels).mean())
+    exits = [float((exit.argmax(1) == labels).mean()) for exit in logits]
+    plain = certificate["plain"] if certificate else exits[-1]
     return {
+        "exit_accuracy": exits,
         "expected": {"accuracy": outcome.accuracy, unit: outcome.cost, "shares": outcome.shares},
         "plain": {"accuracy": plain, unit: costs[choices(len(logits))[-1]][0]},
         "bound": outcome.bound,
@@ -114,18 +158,25 @@ def _achieved(
     }
 
 
-def _save(loaded: LoadedRun, path: Path, fitted: "ExitPolicy", unit: str, about: dict[str, Any]) -> Calibration:
+def _save(
+    loaded: LoadedRun,
+    path: Path,
+    fitted: "ExitPolicy",
+    unit: str,
+    about: dict[str, Any],
+    baseline: Baseline | None,
+) -> Calibration:
     from offramp.early_exit import policy
     from offramp.measure.provenance import provenance
 
     about |= provenance()
-    policy.save(fitted, path, about)
+    policy.save(fitted, path, {**about, "baseline": baseline and dataclasses.asdict(baseline)})
     fields = {key: getattr(fitted, key) for key in policy.FIELDS}
-    return Calibration(run=str(loaded.folder), policy=str(path), unit=unit, **fields, **about)
+    return Calibration(run=str(loaded.folder), policy=str(path), unit=unit, **fields, **about, baseline=baseline)
 
 
 def _reach(
-    goal: Goal, logits: "ndarray", labels: "ndarray", costs: Costs, rule: "Rule"
+    goal: Goal, logits: "ndarray", labels: "ndarray", costs: Costs, rule: "Rule", baseline: Baseline | None
 ) -> tuple["Outcome", dict[str, Any], dict[str, Any] | None]:
     """The policy that reaches the goal, the goal in plain numbers, and the certificate if there is one."""
     from offramp.early_exit.calibrate import TooCheap, choices
@@ -135,20 +186,34 @@ def _reach(
         return _certify(goal, logits, labels, costs, rule)
     if goal.macs is not None or goal.ms is not None:
         plain_cost = float(costs[choices(len(logits))[-1]][0])
+        if baseline is not None:
+            plain_cost = float(baseline.macs if baseline.ms is None else baseline.ms)
         budget = goal.budget(plain_cost)
         try:
             return search(logits, labels, segment_costs=costs, budget=budget, rule=rule), {goal.unit: budget}, None
         except TooCheap as error:
-            raise _too_cheap(goal, error, plain_cost) from None
-    if goal.max_drop is not None:
-        right = int((logits[-1].argmax(1) == labels).sum())
-        accuracy = max(0.0, right / len(labels) - goal.max_drop)
-        numbers = {"max_drop": goal.max_drop, "accuracy": accuracy}
-    else:
+            raise _too_cheap(goal, error, plain_cost, baseline) from None
+    accuracy, numbers = _accuracy(goal, logits, labels, baseline)
+    try:
+        return search(logits, labels, segment_costs=costs, accuracy=accuracy, rule=rule), numbers, None
+    except ValueError as error:
+        if baseline is None:
+            raise
+        share = percent(baseline.accuracy["cal"])
+        raise ValueError(f"{error}; the baseline {baseline.source} reaches {share} %") from None
+
+
+def _accuracy(
+    goal: Goal, logits: "ndarray", labels: "ndarray", baseline: Baseline | None
+) -> tuple[float, dict[str, Any]]:
+    """The accuracy to reach, and the goal in plain numbers."""
+    if goal.max_drop is None:
         assert goal.target_accuracy is not None
-        accuracy = goal.target_accuracy
-        numbers = {"accuracy": accuracy}
-    return search(logits, labels, segment_costs=costs, accuracy=accuracy, rule=rule), numbers, None
+        return goal.target_accuracy, {"accuracy": goal.target_accuracy}
+    right = int((logits[-1].argmax(1) == labels).sum())
+    plain = right / len(labels) if baseline is None else baseline.accuracy["cal"]
+    accuracy = max(0.0, plain - goal.max_drop)
+    return accuracy, {"max_drop": goal.max_drop, "accuracy": accuracy}
 
 
 def _certify(
@@ -170,13 +235,14 @@ def _certify(
     return certificate.outcome, {"risk": goal.risk, "delta": goal.delta}, values
 
 
-def _too_cheap(goal: Goal, error: "TooCheap", plain: float) -> ValueError:
+def _too_cheap(goal: Goal, error: "TooCheap", plain: float, baseline: Baseline | None) -> ValueError:
     """The budget as it was given, and what the cheapest policy costs."""
-    cheapest = f"{error.cheapest / plain:.2f} of plain ({cost_text(error.cheapest, goal.unit)})"
+    name = "plain" if baseline is None else "the baseline"
+    cheapest = f"{error.cheapest / plain:.2f} of {name} ({cost_text(error.cheapest, goal.unit)})"
     if goal.macs is None:
         message = f"no policy is that fast: ms={goal.ms:g} is asked for, the cheapest takes {cheapest}"
         return with_parameters(ValueError(message), "ms")
-    hint = ", since only values up to 1 are fractions of plain" if 1 < goal.macs <= 1000 else ""
+    hint = f", since only values up to 1 are fractions of {name}" if 1 < goal.macs <= 1000 else ""
     counted = cost_text(error.budget, "macs") + hint
     message = f"no policy is that cheap: macs={goal.macs:.12g} is {counted}; the cheapest costs {cheapest}"
     return with_parameters(ValueError(message), "macs")

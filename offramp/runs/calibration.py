@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.measure.plain_network import plain_note
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
+from offramp.runs.baseline import Baseline
 
 if TYPE_CHECKING:
     from offramp.early_exit.policy import ExitPolicy
@@ -35,6 +37,9 @@ class Calibration:
         certificate: what is promised and on what grounds, for a goal of risk; else None.
         command, date, commit, versions, hardware: provenance.
         batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.
+        exit_accuracy: of every exit on these samples.
+        baseline: the plain network that was given to compare with, on these samples.
+        predictors: as in `offramp.ExitPolicy`.
     """
 
     run: str
@@ -68,6 +73,9 @@ class Calibration:
     runtime: str | None = None
     device: str | None = None
     threads: int | None = None
+    exit_accuracy: list[float] | None = None
+    baseline: Baseline | None = None
+    predictors: tuple[tuple[float, ...], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -82,7 +90,8 @@ class Calibration:
         return ExitPolicy(**{name: getattr(self, name) for name in FIELDS})
 
     def __str__(self) -> str:
-        lines = (_table(self), _goal(self), _expectation(self), _measured(self), _gap(self), _promise(self))
+        parts = (_table, _goal, _expectation, _plain, _measured, _gap, _promise)
+        lines = [part(self) for part in parts]
         return "\n".join(line for line in lines if line)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -119,7 +128,8 @@ def _goal(result: Calibration) -> str:
     goal = result.goal
     if "max_drop" in goal or "risk" in goal:
         points = 100 * (goal["max_drop"] if "max_drop" in goal else goal["risk"])
-        return f"goal: at most {points:g} percentage point{'' if points == 1 else 's'} of accuracy below plain"
+        name = "plain" if result.baseline is None else "the baseline"
+        return f"goal: at most {points:g} percentage point{'' if points == 1 else 's'} of accuracy below {name}"
     if "accuracy" in goal:
         return f"goal: accuracy of at least {percent(goal['accuracy'])} %"
     return f"goal: at most {cost_text(goal[result.unit], result.unit)} per image"
@@ -132,6 +142,16 @@ def _expectation(result: Calibration) -> str:
         f"expected{where}: accuracy {percent(expected['accuracy'])} % at {cost_text(expected[unit], unit)}; "
         f"plain: {percent(plain['accuracy'])} % at {cost_text(plain[unit], unit)}"
     )
+
+
+def _plain(result: Calibration) -> str:
+    """The baseline, or what `plain` is without one."""
+    baseline = result.baseline
+    if baseline is None:
+        return plain_note(result.exit_accuracy, "cal") if result.exit_accuracy else ""
+    cost = baseline.macs if baseline.ms is None else baseline.ms
+    share = percent(baseline.accuracy["cal"])
+    return f"baseline {baseline.source}: accuracy {share} % at {cost_text(cost, result.unit)}"
 
 
 def _measured(result: Calibration) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from offramp.config import Config, flat
+from offramp.early_exit.frontier import FrontierPoint
 from offramp.engine import local
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import ParameterError, nearest, with_parameters
@@ -20,6 +21,9 @@ from offramp.study import comparison
 from offramp.study.comparison import Comparison
 from offramp.study.comparison_text import comparison_text
 from offramp.study.ledger import common as common_of
+
+if TYPE_CHECKING:
+    from offramp.study.ledger import Line
 
 LEDGER = "results.jsonl"
 PATIENCE = 20.0
@@ -99,7 +103,7 @@ def compare(
     jobs: int = 1,
     ledger: Path | None = None,
     grid: Grid | None = None,
-    baseline: str = "joint",
+    baseline: str | Path = "joint",
     metric: str = "top1",
     write: Sequence[Path] = (),
     reporter: CompareReporter | None = None,
@@ -117,7 +121,9 @@ def compare(
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         grid: values of further options, such as {"net": ["resnet18", "resnet34"], "branch": ["sketch", "byot"]}: all
             methods and seeds are trained with every combination, and compared within it.
-        baseline: the method that the others are compared with, seed by seed.
+        baseline: the method that the others are compared with, seed by seed; or the plain network whose accuracy early
+            exit is compared at, the folder of a run without early exits or a file of weights. Without one it is the
+            method vanilla with the same seed, if it is in the ledger, else each network's own final exit.
         metric: `top1` or `top5`.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
     Returns:
@@ -136,7 +142,8 @@ def compare(
     asked = sweep.entries(config, pairs, seeds, folder, grid or NO_GRID)
     entries, failed = train_all(asked, folder, jobs, kept, reporter or Silent(), grid or NO_GRID)
     commons = [common_of(flat(entry.config)) for entry in entries]
-    comparisons = _comparisons(kept, baseline, metric) if kept.is_file() else []
+    runs = [entry.folder for entry in entries]
+    comparisons = _comparisons(kept, baseline, metric, runs=runs) if kept.is_file() else []
     comparisons = [one for one in comparisons if one.common in commons]
     return ComparisonResult(str(kept), comparisons, failed, _write(comparisons, write))
 
@@ -145,7 +152,7 @@ def compare_ledger(
     ledger: Path | str,
     *,
     methods: Sequence[str] = (),
-    baseline: str = "joint",
+    baseline: str | Path = "joint",
     metric: str = "top1",
     write: Sequence[Path] = (),
 ) -> ComparisonResult:
@@ -236,7 +243,7 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     train += ["--checkpoint-every", str(config.checkpoint_every)]
     train += ["--tensorboard" if config.tensorboard else "--no-tensorboard"]
     train += ["--log-accuracy", ",".join(config.log_accuracy)] if config.log_accuracy else []
-    evaluate = ["evaluate", str(folder), *place, "--json"]
+    evaluate = ["evaluate", str(folder), *place, "--frontier", "--json"]
     logs = out / "logs"
     answer = logs / f"{folder.name}.json"
 
@@ -247,7 +254,9 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done)
 
 
-def _comparisons(ledger: Path, baseline: str, metric: str, methods: Sequence[str] = ()) -> list[Comparison]:
+def _comparisons(
+    ledger: Path, baseline: str | Path, metric: str, methods: Sequence[str] = (), runs: Sequence[Path] = ()
+) -> list[Comparison]:
     from offramp.study.ledger import read
 
     lines = read(ledger)
@@ -255,11 +264,49 @@ def _comparisons(ledger: Path, baseline: str, metric: str, methods: Sequence[str
     for method in methods:
         if method not in labels:
             raise ParameterError(f"method {method} is not in {ledger}: {nearest(method, labels)}", "methods")
+    given = None
+    if str(baseline) not in (*labels, "joint") and Path(baseline).exists():
+        given, baseline = _plain(Path(baseline), lines, runs), "joint"
     lines = [line for line in lines if not methods or line.method in methods]
     if baseline != "joint" and baseline not in labels:
-        raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(baseline, labels)}", "baseline")
+        raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(str(baseline), labels)}", "baseline")
     if metric not in comparison.METRICS:
         raise ParameterError(f"metric must be top1 or top5, got {metric}", "metric")
     if metric == "top5" and any(line.top5 is None for line in lines):
         raise ParameterError(f"metric top5: {ledger} has runs without top-5 accuracies", "metric")
-    return comparison.compare(lines, baseline, metric)
+    return comparison.compare(lines, str(baseline), metric, given)
+
+
+def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tuple[str, FrontierPoint]:
+    """The plain network of a run or a file of weights, on the images of the ledger's runs.
+
+    Args:
+        runs: folders of the comparison's runs, for whose network a file of weights is.
+    """
+    from offramp.runs.evaluate import evaluate
+
+    if baseline.is_file():
+        network = next((run for run in runs if (run / "last.safetensors").is_file()), None)
+        if network is None:
+            message = f"baseline {baseline} is a file of weights, and there is no run here whose network it is for"
+            raise with_parameters(ValueError(f"{message}: name the folder of a run"), "baseline")
+        found = evaluate(network, baseline=baseline, frontier=True).baseline
+        assert found is not None
+        costs = {"macs": float(found.macs)} | ({} if found.ms is None else {"ms": found.ms})
+        return str(baseline), FrontierPoint(found.accuracy["cal"], found.macs, found.accuracy["test"], costs)
+    result = evaluate(baseline, frontier=True)
+    if len(result.accuracy) > 1 or not result.frontier:
+        raise with_parameters(
+            ValueError(
+                f"baseline {baseline} has {len(result.accuracy)} exits or nothing held out: name a network that was "
+                "trained without early exits (method=vanilla) on the same images"
+            ),
+            "baseline",
+            "method",
+        )
+    if any(line.images and line.images != result.images for line in lines):
+        raise with_parameters(
+            ValueError(f"baseline {baseline} was trained and tested on other images than the runs of the ledger"),
+            "baseline",
+        )
+    return str(baseline), result.frontier[0]

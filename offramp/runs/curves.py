@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from offramp import digests, finite
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.baseline import BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
@@ -36,6 +37,7 @@ class Curves:
         anytime: every exit on all of test: `accuracy`, `top5` and `cost`.
         budgeted: 39 points of MSDNet's budgeted batches; empty if nothing was held out to fit thresholds on.
         plain: the network with its final exit alone.
+        baseline: the plain network that was given to compare with, None without one.
         refused: why there are no budgeted batches; None if there are.
         made_from: digests of configuration, weights, and the traces of cal and test.
         picture: the SVG file.
@@ -55,6 +57,7 @@ class Curves:
     provenance: dict[str, Any]
     picture: str
     files: list[str]
+    baseline: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return curves_text(self, "accuracy")
@@ -99,6 +102,7 @@ def curves(
     metric: str = "top1",
     weights: str = "last",
     data_dir: Path | None = None,
+    baseline: BaselineLike | None = None,
     out: Path | None = None,
     write: Sequence[Path] = (),
     device: Device = "auto",
@@ -115,17 +119,18 @@ def curves(
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
+        baseline: the plain network to draw beside, see `offramp.evaluate`.
         out: folder to write into; default the run's own.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
     Raises:
-        ValueError: if `out` or `write` cannot be written.
+        ValueError: if `out` or `write` cannot be written, or the baseline does not fit the run.
     """
     from offramp.train.run_dir import writing_into
 
     folder = _folder(out or run, metric, write)
     loaded = load_run(run, weights, with_policy=False, device=device)
     with writing_into(folder):
-        result = _measured(loaded, str(run), cost, weights, data_dir, folder, reporter or SILENT)
+        result = _measured(loaded, str(run), cost, weights, data_dir, baseline, folder, reporter or SILENT)
         files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
     return replace(result, files=files)
 
@@ -138,6 +143,7 @@ def compare_curves(
     metric: str = "top1",
     weights: str = "last",
     data_dir: Path | None = None,
+    baseline: BaselineLike | None = None,
     write: Sequence[Path] = (),
     device: Device = "auto",
     reporter: Reporter | None = None,
@@ -147,9 +153,9 @@ def compare_curves(
     Args:
         runs: folders of trained runs, or of comparisons, of which all finished runs are taken.
         out: folder that curves.json and curves.svg are written into.
-        cost, metric, weights, data_dir, device, write: as in `curves`.
+        cost, metric, weights, data_dir, device, baseline, write: as in `curves`; the baseline must fit every run.
     Raises:
-        ValueError: if `out` or `write` cannot be written.
+        ValueError: if `out` or `write` cannot be written, or the baseline does not fit a run.
     """
     from offramp.measure.provenance import provenance
 
@@ -157,7 +163,7 @@ def compare_curves(
     results, configs = [], []
     for path in runs_of(runs):
         loaded = load_run(path, weights, with_policy=False, device=device)
-        results.append(_measured(loaded, str(path), cost, weights, data_dir, folder, reporter or SILENT))
+        results.append(_measured(loaded, str(path), cost, weights, data_dir, baseline, folder, reporter or SILENT))
         configs.append(flat(loaded.config))
     measured = configs, [one.run for one in results], [asdict(one) for one in results]
     groups, best = group_curves(*measured), best_of_models(*measured)
@@ -179,7 +185,14 @@ def _folder(out: Path | str, metric: str, write: Sequence[Path]) -> Path:
 
 
 def _measured(
-    loaded: LoadedRun, run: str, cost: str, weights: str, data_dir: Path | None, folder: Path, reporter: Reporter
+    loaded: LoadedRun,
+    run: str,
+    cost: str,
+    weights: str,
+    data_dir: Path | None,
+    baseline: BaselineLike | None,
+    folder: Path,
+    reporter: Reporter,
 ) -> Curves:
     from offramp.measure.provenance import provenance
     from offramp.runs.made_from import made_from
@@ -199,7 +212,28 @@ def _measured(
         provenance=provenance(loaded.config.device),
         picture=str(folder / "curves.svg"),
         files=[],
+        baseline=None if baseline is None else baseline_point(loaded, baseline, test, weights, data_dir, reporter),
     )
+
+
+def baseline_point(
+    loaded: LoadedRun,
+    baseline: BaselineLike,
+    test: "Trace",
+    weights: str,
+    data_dir: Path | str | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """The baseline as a point of the chart: `source`, `accuracy`, `top5` and `cost` on test."""
+    from offramp.measure.accuracy import top_k
+
+    other = open_baseline(baseline, loaded, weights)
+    traces = traces_of(other, loaded, {"test": test}, weights, data_dir, reporter)
+    described = describe(other, loaded, traces)
+    assert test.labels is not None
+    (top5,) = top_k(traces["test"].logits[-1:], test.labels, 5)
+    values = {"accuracy": described.accuracy["test"], "cost": described.macs, "top5": top5}
+    return {"source": described.source, **values}
 
 
 def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost: str) -> dict[str, Any]:

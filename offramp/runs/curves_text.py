@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.measure.plain_network import plain_note
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
 from offramp.study.curve_tables import NAMES, cell
@@ -17,7 +18,10 @@ def curves_text(result: "Curves", key: str) -> str:
     head, samples = [f"{NAMES[key]} %", result.cost], f"{result.samples['test']:,} samples"
     exits = len(result.anytime)
     rows = [[exit_name(exit, exits), *_point(point, key)] for exit, point in enumerate(result.anytime)]
-    anytime = text_table(f"{result.run}: every exit on test, {samples}", ["exit", *head], rows)
+    if result.baseline:
+        rows.append(["baseline", *_point(result.baseline, key)])
+    note = f"baseline {result.baseline['source']}" if result.baseline else plain_note([p[key] for p in result.anytime])
+    anytime = text_table(f"{result.run}: every exit on test, {samples}", ["exit", *head], rows) + f"\n{note}"
     if result.refused:
         return _with_files(f"{anytime}\n\n{result.refused}", result)
     rows = [[f"{point['q']:.2f}", *_point(point, key)] for point in result.budgeted if round(point["q"] * 20) % 4 == 0]
@@ -33,6 +37,8 @@ def comparison_text(result: "CurveComparison", key: str) -> str:
         for group in result.groups
         for exit, point in enumerate(group.anytime)
     ]
+    baselines = [group.baseline for group in result.groups if group.baseline]
+    rows += [["baseline", "final", cell(point, key), count(point["cost"])] for point in baselines[:1]]
     title = f"every exit on test, {NAMES[key]} %, mean ± standard deviation over seeds"
     tables = [text_table(title, ["", "exit", f"{NAMES[key]} %", result.cost], rows)]
     for method, points in result.best.items():

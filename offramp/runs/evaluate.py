@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError
 from offramp.progress import Progress
+from offramp.runs.baseline import Baseline, BaselineLike, open_baseline
 from offramp.runs.evaluation import EarlyExits, Evaluation, Evaluations, PlainNetwork
+from offramp.runs.frontier import compare_run, refuse_several
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import (
     Device,
@@ -33,6 +35,8 @@ def evaluate_comparison(
     data_dir: Path | str | None = None,
     batch_size: int = 64,
     device: Device = "auto",
+    baseline: BaselineLike | None = None,
+    frontier: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluations:
     """Evaluate all finished runs of a comparison, by name; arguments as in `evaluate`.
@@ -42,7 +46,16 @@ def evaluate_comparison(
     """
     return Evaluations(
         [
-            evaluate(run, weights=weights, data_dir=data_dir, batch_size=batch_size, device=device, reporter=reporter)
+            evaluate(
+                run,
+                weights=weights,
+                data_dir=data_dir,
+                batch_size=batch_size,
+                device=device,
+                baseline=baseline,
+                frontier=frontier,
+                reporter=reporter,
+            )
             for run in runs_of([folder])
         ]
     )
@@ -55,6 +68,8 @@ def evaluate(
     data_dir: Path | str | None = None,
     batch_size: int = 64,
     device: Device = "auto",
+    baseline: BaselineLike | None = None,
+    frontier: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Accuracy of every exit and of the ensemble on test, costs, and what the policy does if there is one.
@@ -65,9 +80,14 @@ def evaluate(
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
         batch_size: batch size of the measured times.
+        baseline: the plain network to compare with: folder of a run without early exits that was trained on the same
+            images, or file of weights of this network; by default the final exit of this network.
+        frontier: fit policies on cal for a ladder of budgets, which takes some seconds: what early exit costs at any
+            accuracy. With a baseline they are fitted anyway.
         reporter: called as the work goes on; by default nothing is shown.
     Raises:
-        ValueError: if the folder holds no run with these weights, or other data than those it was trained on are found.
+        ValueError: if the folder holds no run with these weights, other data than those it was trained on are found,
+            or the baseline has early exits, other classes or other images.
     """
     from offramp.measure.provenance import provenance
     from offramp.runs.traces import trace_split
@@ -80,17 +100,20 @@ def evaluate(
     training = read_result(loaded.folder)
     warn_if_stale(loaded, weights, reporter)
     data = load_data(loaded, data_dir, reporter)
+    other = None if baseline is None else open_baseline(baseline, refuse_several(loaded), weights)
     traced = trace_split(loaded, data, "test", reporter, weights)
     _compare_with_cal(loaded, traced, reporter)
+    compared = compare_run(loaded, other, traced, data, weights, data_dir, batch_size, frontier, reporter)
     return Evaluation(
         run=str(loaded.folder),
         weights=weights,
         epoch=loaded.about["epoch"],
         **_accuracies_and_costs(loaded, traced, data.shape),
-        adaptive=_exit_early(loaded, data, batch_size, reporter.working),
+        adaptive=_exit_early(loaded, data, batch_size, other, compared.baseline, reporter.working),
         config=read_config(loaded.folder),  # as it was trained; `loaded.config` is for this machine
         training=training,
         provenance=provenance(loaded.config.device),
+        **compared._asdict(),
     )
 
 
@@ -131,7 +154,12 @@ def _accuracies_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape
 
 
 def _exit_early(
-    loaded: LoadedRun | SeveralRun, data: "DataSet", batch_size: int, progress: Progress
+    loaded: LoadedRun | SeveralRun,
+    data: "DataSet",
+    batch_size: int,
+    other: LoadedRun | None,
+    baseline: Baseline | None,
+    progress: Progress,
 ) -> EarlyExits | None:
     """Exit early for real on test, in the precision that the run was trained in; None if there is no policy."""
     if isinstance(loaded, SeveralRun) or loaded.policy is None:
@@ -144,10 +172,17 @@ def _exit_early(
     from offramp.train.numerics import computing
 
     fabric = make_fabric(loaded.config)
-    net = loaded.inference_net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net, rival = (
+        run.inference_net.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for run in (loaded, other or loaded)
+    )
     split = data.splits["test"]
     loader = Loader(split, data, batch_size=batch_size, device=fabric.device, augment=False, seed=0, channels_last=True)
-    settings = computing(loaded.config, fabric.device)
+    settings, timed = computing(loaded.config, fabric.device), rival if other else None
     with settings, torch.inference_mode(), fabric.autocast(), progress("early exit", len(split)) as advance:
-        values = leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance)
-    return EarlyExits(**{**values, "plain": PlainNetwork(**values["plain"])}, device=fabric.device.type)
+        values = leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance, timed)
+    ms = values.pop("baseline_ms", None)
+    sides = {"plain": PlainNetwork(**values["plain"])}
+    if baseline is not None:
+        sides["baseline"] = PlainNetwork(baseline.accuracy["test"], baseline.macs, ms)
+    return EarlyExits(**{**values, **sides}, device=fabric.device.type)

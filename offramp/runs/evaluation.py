@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.early_exit.frontier import FrontierPoint
+from offramp.measure.plain_network import plain_note
 from offramp.measure.text_table import text_table
-from offramp.measure.units import count, percent
+from offramp.measure.units import count, decimal, percent
+from offramp.runs.baseline import Baseline, CostAtBaseline
 from offramp.text import shell_word
 
 
@@ -38,6 +41,8 @@ class EarlyExits:
         plain: the plain network.
         speedup: median over batches of the plain network's time by this one's; None if no batch was whole.
         device: that it was computed and measured on, `cpu` or `cuda`; `provenance` names it.
+        baseline: another plain network, trained alone, if one was given; its time measured in turn with the others.
+        baseline_speedup: as `speedup`, of the baseline's time.
     """
 
     policy: dict[str, Any]
@@ -49,27 +54,40 @@ class EarlyExits:
     plain: PlainNetwork
     speedup: float | None
     device: str = "cpu"
+    baseline: PlainNetwork | None = None
+    baseline_speedup: float | None = None
 
     @property
     def gain(self) -> str:
-        """What is saved in operations and in time, or what it costs."""
-        saved, faster = self.plain.macs / self.macs, self.speedup or 1.0
-        operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
-        if f"{faster:.2f}" == "1.00":
-            clock = "as fast as plain"
-        else:
-            clock = f"{faster:.2f}x faster" if faster > 1 else f"{1 / faster:.2f}x slower"
-        return f"{operations}, {clock} (median of pairs)"
+        """What is saved in operations and in time, or what it costs: against the baseline if there is one."""
+        if self.baseline is not None:
+            points = 100 * (self.accuracy - self.baseline.accuracy)
+            return f"{_gain(self, self.baseline, self.baseline_speedup, 'baseline')}; {points:+.2f} points of accuracy"
+        return _gain(self, self.plain, self.speedup, "plain")
 
     def __str__(self) -> str:
-        rows = [
-            [name, percent(side.accuracy), count(side.macs), "–" if side.ms is None else f"{side.ms:.3f}"]
-            for name, side in (("adaptive", self), ("plain", self.plain))
-        ]
+        rows = [_row("adaptive", self), _row("plain", self.plain)]
+        rows += [_row("baseline", self.baseline)] if self.baseline else []
         title = f"early exit, measured at batch size {self.batch_size} on {self.device}"
         text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)
         untimed = "no times: test has no full batch of this size; take a smaller batch size"
         return f"{text}\n{self.gain if self.speedup else untimed}"
+
+
+def _row(name: str, side: EarlyExits | PlainNetwork) -> list[str]:
+    ms = "–" if side.ms is None else f"{side.ms:.3f}"
+    return [name, percent(side.accuracy), count(side.macs), ms]
+
+
+def _gain(ours: EarlyExits, other: PlainNetwork, speedup: float | None, name: str) -> str:
+    saved, faster = other.macs / ours.macs, speedup or 1.0
+    operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
+    if f"{faster:.2f}" == "1.00":
+        clock = f"as fast as {name}"
+    else:
+        clock = f"{faster:.2f}x faster" if faster > 1 else f"{1 / faster:.2f}x slower"
+    against = " than the baseline" if name == "baseline" else ""
+    return f"{operations}, {clock}{against} (median of pairs)"
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,14 @@ class Evaluation:
         training: what `result.json` holds; None if training has not finished.
         provenance: command, versions, hardware and commit.
         outputs: names of the networks that were trained together; None for the exits of one network.
+        auroc: of every exit, how well its score ranks samples by whether its prediction is right: the area under the
+            ROC curve, 0.5 for random scores; None where all predictions are right, or all wrong.
+        baseline: the plain network, trained alone, that was given.
+        at_baseline: what early exit costs at the baseline's accuracy and below it; None without a baseline.
+        frontier: policies fitted on cal for a ladder of budgets, as `compare` reads them; None unless asked for.
+        budgeted_area: mean accuracy on test over all budgets up to the plain network's operations, see
+            `offramp.early_exit.curves.area`; None unless the frontier was asked for.
+        images: digests of the images of `cal` and `test`; None unless the frontier was asked for.
     """
 
     run: str
@@ -113,6 +139,12 @@ class Evaluation:
     training: dict[str, Any] | None
     provenance: dict[str, Any]
     outputs: list[str] | None = None
+    auroc: list[float | None] | None = None
+    baseline: Baseline | None = None
+    at_baseline: list[CostAtBaseline] | None = None
+    frontier: list[FrontierPoint] | None = None
+    budgeted_area: float | None = None
+    images: dict[str, str] | None = None
 
     @property
     def folder(self) -> Path:
@@ -150,10 +182,37 @@ def _exits(result: Evaluation) -> str:
         share = "" if adaptive is None else percent(adaptive.shares[exit]) if on else "off"
         relative = result.macs[exit] / result.macs[-1]
         accuracies = percent(result.accuracy[exit]), percent(result.top5[exit])
-        rows.append([name, *accuracies, count(result.macs[exit]), f"{relative:.2f}", share])
-    rows.append(["ensemble", percent(result.ensemble), "", "", "", ""])
-    table = text_table(_title(result), ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "exits here %"], rows)
-    return f"{table}\nno policy yet: fit one with `offramp calibrate`" if adaptive is None else f"{table}\n\n{adaptive}"
+        area = "–" if result.auroc is None else decimal(result.auroc[exit])
+        quality = percent(result.calibration_error[exit]), area
+        rows.append([name, *accuracies, *quality, count(result.macs[exit]), f"{relative:.2f}", share])
+    rows.append(["ensemble", percent(result.ensemble), "", "", "", "", "", ""])
+    head = ["exit", "accuracy %", "top-5 %", "ECE %", "AUROC", "MACs", "of plain", "exits here %"]
+    table = text_table(_title(result), head, rows)
+    early = "no policy yet: fit one with `offramp calibrate`" if adaptive is None else f"\n{adaptive}"
+    return "\n".join((table, early, *_against(result)))
+
+
+def _against(result: Evaluation) -> list[str]:
+    """What the plain network is, and what early exit costs at the accuracy of the one that was given."""
+    baseline = result.baseline
+    if baseline is None:
+        return [plain_note(result.accuracy)] if len(result.accuracy) > 1 else []
+    shares = ", ".join(f"{percent(share)} % on {split}" for split, share in baseline.accuracy.items())
+    time = "" if baseline.ms is None else f", {baseline.ms:.3f} ms"
+    lines = [f"baseline {baseline.source}: {shares}, {count(baseline.macs)} MACs{time}"]
+    return lines + [_at(cost, baseline) for cost in result.at_baseline or ()]
+
+
+def _at(cost: CostAtBaseline, baseline: Baseline) -> str:
+    where = f"{100 * cost.drop:g} points below it" if cost.drop else "at its accuracy"
+    if cost.accuracy is None or cost.macs is None:
+        return f"{where} on cal: no policy on these exits is that accurate"
+    points = 100 * (cost.accuracy - baseline.accuracy["test"])
+    time = "" if cost.ms is None else f", {cost.ms:.3f} ms"
+    return (
+        f"{where} on cal: {count(cost.macs)} MACs{time} on test ({baseline.macs / cost.macs:.2f}x fewer operations), "
+        f"accuracy {percent(cost.accuracy)} % ({points:+.2f} points)"
+    )
 
 
 def _networks(result: Evaluation, names: list[str]) -> str:

@@ -1,9 +1,10 @@
 """The stages, exits, shapes and costs of a network before anything is trained; computed on the meta device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from offramp.config import Config, ResolvedConfig, build_backbone, build_method, build_net, multi_net, of_kind, resolve
+from offramp.config.plan import cheapest, planned
 from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class NetworkInfo:
         parameters: numbers of parameters: `main` (without early exits), `branches` (of each early exit), `total`.
         options: all parameters of network, branch and method.
         summary: every stage and exit in words and numbers; `offramp info` draws it.
+        cheapest: by exit structure, how many times cheaper than the plain network early exit can get at most, with
+            exits at these places: where every sample takes the first one. Empty without early exits.
+        notes: what was chosen for `exits=auto`.
     """
 
     net: str
@@ -43,6 +47,8 @@ class NetworkInfo:
     parameters: dict[str, Any]
     options: dict[str, dict[str, Any]]
     summary: "Description"
+    cheapest: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,26 +95,38 @@ def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInf
     if config.image_size is not None and config.image_size < 1:
         raise ParameterError(f"image_size must be at least 1, got {config.image_size}", "image_size")
     resolved = resolve(config)
-    net, shape = _build(resolved, classes, channels)
+    shape = _shape(resolved, classes, channels)
+    resolved, notes = planned(resolved, classes, shape)
+    net = _build(resolved, classes, shape)
     if isinstance(net, MultiExitNet):
-        return _network(net, resolved, shape, classes)
+        return _network(net, resolved, shape, classes, notes)
     return _networks(net, resolved, shape, classes)  # type: ignore[arg-type]  # what methods build otherwise
 
 
-def _build(config: ResolvedConfig, classes: int, channels: int) -> tuple["nn.Module", tuple[int, int, int]]:
-    """The network on the meta device and the shape of its input."""
+def _shape(config: ResolvedConfig, classes: int, channels: int) -> tuple[int, int, int]:
+    """The shape of the input: the given side, or what the network is made for."""
     import torch
 
     side = config.image_size
+    if side is not None:
+        return channels, side, side
+    first = replace(of_kind(config, multi_net.names(config.net)[0]), goal_macs=None, exits=None)
     with torch.device("meta"):
-        size = None if side is None else (side, side)
-        first = of_kind(config, multi_net.names(config.net)[0])
-        _, height, width = build_backbone(first, classes=classes, channels=channels, size=size).shape
-        shape = (channels, side or height, side or width)
-        return build_net(config, build_method(config), classes=classes, shape=shape), shape
+        _, height, width = build_backbone(first, classes=classes, channels=channels).shape
+    return channels, height, width
 
 
-def _network(net: "MultiExitNet", config: ResolvedConfig, shape: tuple[int, int, int], classes: int) -> NetworkInfo:
+def _build(config: ResolvedConfig, classes: int, shape: tuple[int, int, int]) -> "nn.Module":
+    """The network on the meta device."""
+    import torch
+
+    with torch.device("meta"):
+        return build_net(config, build_method(config), classes=classes, shape=shape)
+
+
+def _network(
+    net: "MultiExitNet", config: ResolvedConfig, shape: tuple[int, int, int], classes: int, notes: tuple[str, ...]
+) -> NetworkInfo:
     from offramp.measure import cost, network_summary
     from offramp.split.lazy import lazy
 
@@ -127,6 +145,8 @@ def _network(net: "MultiExitNet", config: ResolvedConfig, shape: tuple[int, int,
         parameters={"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
         options=config.options,
         summary=network_summary.describe(net, shape, title, running=running),
+        cheapest=cheapest(config, classes, shape) if net.exits > 1 else {},
+        notes=notes,
     )
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
+from offramp.measure.plain_network import plain_note
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
+from offramp.runs.baseline import BaselineLike
+from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, load_data, load_run
 from offramp.runs.sweep import runs_of
@@ -36,12 +39,20 @@ class Report:
         for run in self.runs:
             plain, leaving = run["plain"], run["policy"]
             row = [run["name"], percent(plain["accuracy"]), count(plain["cost"])]
+            if baseline := run["baseline"]:
+                row += [percent(baseline["accuracy"]), count(baseline["cost"])]
             rows.append([*row, percent(leaving["accuracy"]), count(leaving["cost"])] if leaving else [*row, "–", "–"])
-        table = text_table("on test", ["run", "plain %", "MACs", "policy %", "mean MACs"], rows)
-        return f"{table}\n{self.report} ({self.bytes / 1e6:.1f} MB)"
+        baselines = ["baseline %", "MACs"] if self.runs[0]["baseline"] else []
+        table = text_table("on test", ["run", "plain %", "MACs", *baselines, "policy %", "mean MACs"], rows)
+        notes = [] if baselines else [f"{run['name']}: {_plain_note(run)}" for run in self.runs]
+        return "\n".join([table, *notes, f"{self.report} ({self.bytes / 1e6:.1f} MB)"])
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
+
+
+def _plain_note(run: dict[str, Any]) -> str:
+    return plain_note([point["accuracy"] for point in run["anytime"]])
 
 
 def report(
@@ -52,6 +63,7 @@ def report(
     batch_size: int | None = None,
     data_dir: Path | None = None,
     device: Device = "auto",
+    baseline: BaselineLike | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
     """Write one HTML file: accuracy against cost, exits, reliability, easiest and hardest images, costs, training.
@@ -65,8 +77,10 @@ def report(
         batch_size: measure the milliseconds of every stage and branch at this batch size, here and now.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
+        baseline: the plain network to compare with, which must fit every run; see `offramp.evaluate`.
     Raises:
-        ValueError: if no run is named, one is named twice, or the file cannot be written.
+        ValueError: if no run is named, one is named twice, the baseline does not fit a run, or the file cannot be
+            written.
     """
     from offramp import digests
     from offramp.measure.provenance import provenance
@@ -84,7 +98,7 @@ def report(
     opened = [load_run(run, weights, device=device) for run in folders]
     with writing_into(target.parent):
         reports = [
-            _see(loaded, name, weights, data_dir, images, batch_size, reporter or SILENT)
+            _see(loaded, name, weights, data_dir, baseline, images, batch_size, reporter or SILENT)
             for loaded, name in zip(opened, names(folders), strict=True)
         ]
         put(
@@ -131,17 +145,18 @@ def _see(
     name: str,
     weights: str,
     data_dir: Path | None,
+    baseline: BaselineLike | None,
     images: int,
     batch_size: int | None,
     reporter: Reporter,
 ) -> "RunReport":
     """Everything that the page shows of one run, from its stored traces where there are some."""
     from offramp.config import flat
-    from offramp.early_exit.exit_scores import Rule
+    from offramp.early_exit.failure_prediction import of_exits
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.network_summary import describe
-    from offramp.runs.curves import both_curves
+    from offramp.runs.curves import baseline_point, both_curves
     from offramp.runs.latency import timed_pieces
     from offramp.runs.made_from import made_from
     from offramp.runs.traces import both_traces
@@ -158,7 +173,8 @@ def _see(
         data()  # before anything is computed
     held_out, test = both_traces(loaded, weights, data_dir, reporter, data() if images else None)
     shape = tuple(loaded.about["shape"])
-    rule = Rule(loaded.policy.score, loaded.policy.answer, loaded.policy.temperatures) if loaded.policy else Rule()
+    rule = rule_of(loaded)
+    point = None if baseline is None else baseline_point(loaded, baseline, test, weights, data_dir, reporter)
     return RunReport(
         name=name,
         folder=str(loaded.folder),
@@ -169,7 +185,9 @@ def _see(
         classes=loaded.about["classes"],
         trace=test,
         summary=summary(test),
-        curves=both_curves(loaded, held_out, test, "macs_cumulative"),
+        curves=both_curves(loaded, held_out, test, "macs_cumulative")
+        | {"baseline": point and {"cost": point["cost"], "accuracy": point["accuracy"], "source": point["source"]}},
+        auroc=of_exits(test.logits.numpy(), test.labels.numpy(), rule),  # type: ignore[union-attr]
         network=describe(loaded.net, shape, running=loaded.inference_net),
         pieces=cost.measure(loaded.inference_net, shape),
         ms=timed_pieces(loaded, batch_size, rule) if batch_size else None,

@@ -72,6 +72,9 @@ def entries(
             f"method.{key}",
             "methods",
         )
+    if config.exits == "auto":
+        message = "exits=auto is for train and info: name the places that they show (exits_at, exits_after)"
+        raise ParameterError(message, "exits", "exits_at", "exits_after")
     if config.devices > 1:
         raise with_parameters(
             ValueError("compare trains every run in one process: omit devices, jobs=N runs N at once"),

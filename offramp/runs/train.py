@@ -20,6 +20,7 @@ from offramp.config import (
     prepare,
     resolve,
 )
+from offramp.config.plan import cheapest, said
 from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import trace_of_run
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
+    from offramp.net import MultiExitNet
     from offramp.runs.split import Origin
     from offramp.train.loop import Loop
 
@@ -238,7 +240,19 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
         values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
         if values:
             reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
+    if chain and net.exits > 1 and reporter is not SILENT:
+        reporter.note(fill(f"early exit can get {said(_gains(config, net, data))} (every image at exit 1)", WIDTH))
     reporter.note(f"  {config.device}, {config.precision}, seed {config.seed}")
+
+
+def _gains(config: ResolvedConfig, net: "MultiExitNet", data: "DataSet") -> dict[str, float]:
+    """How many times cheaper early exit can get, by structure; external models take long to cut: their own exits."""
+    from offramp.measure import cost
+    from offramp.models import is_external
+
+    own = cost.macs(net, data.shape)
+    gains = {config.branch: own[-1] / own[0]}
+    return gains if is_external(config.net) else gains | cheapest(config, len(data.classes), data.shape)
 
 
 def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: dict[str, Any]) -> TrainedRun:

@@ -6,8 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from offramp.early_exit.frontier import FrontierPoint
 from offramp.study.figures import exit_name
 from offramp.study.ledger import Line
+from offramp.study.plain_costs import (
+    HEAD,
+    MethodCosts,
+    cells,
+    csv_cells,
+    csv_rows,
+    method_costs,
+    plain_networks,
+    quality_cells,
+)
 from offramp.study.plots import Curve, write_figure
 from offramp.study.statistics import Difference, Mean, mean, paired
 from offramp.study.tables import Cell, csv_text, latex_text
@@ -42,6 +53,7 @@ class MethodRow:
 class Comparison:
     """Methods that were trained alike: what they share, the columns' names, and a row each, the baseline first.
 
+    `costs` has a row per method too: what early exit costs at the accuracy of the plain network, which `plain` names.
     `metric` is `top1` or `top5`, the share of samples whose label is among the five largest logits (exits only).
     `apart` holds the options that tell it from other comparisons of the ledger, but for those that every title names.
     """
@@ -52,18 +64,26 @@ class Comparison:
     methods: list[MethodRow]
     metric: str = "top1"
     apart: dict[str, Any] = field(default_factory=dict)
+    plain: str = ""
+    costs: list[MethodCosts] = field(default_factory=list)
 
 
-def compare(lines: Iterable[Line], baseline: str = "joint", metric: str = "top1") -> list[Comparison]:
+def compare(
+    lines: Iterable[Line],
+    baseline: str = "joint",
+    metric: str = "top1",
+    given: tuple[str, FrontierPoint] | None = None,
+) -> list[Comparison]:
     """One comparison for each set of runs that differ in nothing but method and seed, in the ledger's order.
 
     Args:
         metric: `top1` or `top5`, which every line must have then.
+        given: the plain network that all runs are compared with, see `offramp.study.plain_costs.plain_networks`.
     """
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(json.dumps(line.common, sort_keys=True), []).append(line)
-    return _told_apart([_compared(group, baseline, metric) for group in groups.values()])
+    return _told_apart([_compared(group, baseline, metric, given) for group in groups.values()])
 
 
 TITLE = ("net", "net.width", "width", "branch", "data", "per-class", "epochs", "evaluated")
@@ -79,7 +99,7 @@ def _told_apart(comparisons: list[Comparison]) -> list[Comparison]:
     return [replace(one, apart={key: one.common.get(key) for key in kept if key in one.common}) for one in comparisons]
 
 
-def _compared(lines: Sequence[Line], baseline: str, metric: str) -> Comparison:
+def _compared(lines: Sequence[Line], baseline: str, metric: str, given: tuple[str, FrontierPoint] | None) -> Comparison:
     exits = max(len(line.accuracy) for line in lines)
     runs: dict[str, dict[int, Values]] = {baseline: {}}
     macs: dict[str, list[int]] = {}
@@ -94,7 +114,10 @@ def _compared(lines: Sequence[Line], baseline: str, metric: str) -> Comparison:
         for method, by_seed in runs.items()
         if by_seed
     ]
-    return Comparison(lines[0].common, columns, baseline, rows, metric)
+    plain = plain_networks(lines, given)
+    own = {row.method: [line for line in lines if line.method == row.method] for row in rows}
+    costs = [method_costs(method, members, plain) for method, members in own.items()]
+    return Comparison(lines[0].common, columns, baseline, rows, metric, plain=plain.name, costs=costs)
 
 
 def _row(method: str, runs: dict[int, Values], others: dict[int, Values], macs: list[int]) -> MethodRow:
@@ -208,13 +231,58 @@ def markdown(comparison: Comparison) -> str:
             ["method", "pairs", *columns],
             [[f"`{row.method}`", counted(row.pairs), *difference_cells(row, brackets=True)] for row in others],
         )
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts + _markdown_costs(comparison)) + "\n"
+
+
+def _markdown_costs(comparison: Comparison) -> list[str]:
+    """What early exit costs, and how well exits know when they are right; nothing if the ledger lacks it."""
+    parts, rows = [], comparison.costs
+    if any(row.seeds for row in rows):
+        parts = ["", f"{cost_heading(comparison)}.", ""]
+        parts += _table(
+            ["method", "seeds", *HEAD], [[f"`{row.method}`", counted(row.seeds), *cells(row)] for row in rows]
+        )
+    if any(row.auroc for row in rows):
+        exits = exit_columns(comparison)
+        parts += ["", f"{QUALITY}.", ""]
+        parts += _table(["method", *exits], [[f"`{row.method}`", *quality_cells(row, len(exits))] for row in rows])
+    return parts
+
+
+def cost_heading(comparison: Comparison) -> str:
+    """What the table of costs shows."""
+    return (
+        "Early exit on test, thresholds fitted on cal: mean operations and milliseconds where accuracy on cal is that "
+        "of the plain network, and 0.5 points below it, with points of accuracy on test against it "
+        f"({comparison.plain}); area under the budgeted curve; ± half of the 95 % interval over seeds"
+    )
+
+
+QUALITY = (
+    "How well the score of each exit ranks images by whether the exit is right (area under the ROC curve) / "
+    "calibration error (ECE) in percent, means over seeds"
+)
+
+
+def exit_columns(comparison: Comparison) -> list[str]:
+    """The names of the exits among the columns."""
+    return [column for column in comparison.columns if column != "ensemble"]
 
 
 def csv_of(comparisons: Sequence[Comparison]) -> str:
     """One line for each method and column, in shares: mean, deviation, difference to the baseline and its interval."""
     head = ["comparison", "method", "seeds", "metric", "column", "mean", "deviation", "baseline", "pairs", "difference"]
-    return csv_text([*head, "low95", "high95"], [line for one in comparisons for line in _csv_rows(one)])
+    head += ["low95", "high95", "mean_low95", "mean_high95"]
+    return csv_text(head, [line for one in comparisons for line in (*_csv_rows(one), *_csv_costs(one))])
+
+
+def _csv_costs(comparison: Comparison) -> Iterator[list[Cell]]:
+    """The lines of costs: the interval is that of the mean; the baseline is the plain network."""
+    for row in comparison.costs:
+        for metric, column, figure in csv_rows(row):
+            middle, low, high = csv_cells(figure)
+            about: list[Cell] = [title(comparison), row.method, len(row.seeds), metric, column, middle, None]
+            yield [*about, comparison.plain, len(row.seeds), None, None, None, low, high]
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[list[Cell]]:
@@ -233,19 +301,25 @@ def _csv_rows(comparison: Comparison) -> Iterator[list[Cell]]:
                 len(row.pairs),
                 row.difference[place] if row.difference else None,
                 *(interval or (None, None)),
+                None,
+                None,
             ]
 
 
 def latex_of(comparisons: Sequence[Comparison]) -> str:
-    """A table for each comparison: mean and standard deviation over seeds, in percent."""
-    return "\n".join(
-        latex_text(
-            f"{heading(one)}.",
-            ["method", "seeds", *one.columns],
-            [[row.method, counted(row.seeds), *mean_cells(row)] for row in one.methods],
-        )
-        for one in comparisons
-    )
+    """Tables for each comparison: mean and standard deviation over seeds, in percent; costs; ranking of each exit."""
+    tables = []
+    for one in comparisons:
+        rows = [[row.method, counted(row.seeds), *mean_cells(row)] for row in one.methods]
+        tables.append(latex_text(f"{heading(one)}.", ["method", "seeds", *one.columns], rows))
+        if any(row.seeds for row in one.costs):
+            rows = [[row.method, counted(row.seeds), *cells(row)] for row in one.costs]
+            tables.append(latex_text(f"{cost_heading(one)}.", ["method", "seeds", *HEAD], rows))
+        if any(row.auroc for row in one.costs):
+            exits = exit_columns(one)
+            rows = [[row.method, *quality_cells(row, len(exits))] for row in one.costs]
+            tables.append(latex_text(f"{QUALITY}.", ["method", *exits], rows))
+    return "\n".join(tables)
 
 
 def draw(comparison: Comparison, path: Path) -> None:
@@ -261,9 +335,21 @@ def draw(comparison: Comparison, path: Path) -> None:
         costs = [count / 1e6 for count in row.macs] if priced else [place + 1 for place in places]
         points = [(cost, 100 * (row.mean[place] or 0)) for cost, place in zip(costs, places, strict=True)]
         curves.append(Curve(row.method, points, [100 * (row.deviation[place] or 0) for place in places], look, look))
+    curves += _at_plain(comparison) if priced else []
     cost = "million multiply-adds per image, up to each exit" if priced else f"exit (1 to {exits})"
     label = f"{METRICS[comparison.metric]} of the {comparison.common.get('evaluated')}, %"
     write_figure(path, trained(comparison), curves, cost, label)
+
+
+def _at_plain(comparison: Comparison) -> list[Curve]:
+    """Where early exit is as accurate as the plain network on cal: a mark per method, if the ledger has it."""
+    curves = []
+    for look, (costs, row) in enumerate(zip(comparison.costs, comparison.methods, strict=True)):
+        at = costs.at[0] if costs.at else None
+        if at is not None and at.macs is not None and at.accuracy is not None and len(row.macs) > 1:
+            name = f"{row.method}, early exit at the accuracy of plain"
+            curves.append(Curve(name, [(at.macs.mean / 1e6, 100 * at.accuracy)], [], look, look + 1))
+    return curves
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from offramp.measure.text_table import text_table
-from offramp.study.comparison import METRICS, Comparison, counted, difference_cells, mean_cells, title
+from offramp.study.comparison import METRICS, Comparison, counted, difference_cells, exit_columns, mean_cells, title
+from offramp.study.plain_costs import narrow_rows, quality_cells
 
 WIDEST = 11
 """Columns that a table of five exits leaves for a method's name in a terminal of 80."""
@@ -38,8 +39,27 @@ def comparison_parts(comparison: Comparison) -> list[Table | str]:
         parts.append(Table(head, columns, rows))
     elif len(comparison.methods) > 1:
         parts.append(f"no differences: no method has a seed in common with {comparison.baseline} (--baseline NAME)")
+    parts += _costs(comparison, names)
     if legend:
         parts.append("\n".join(legend))
+    return parts
+
+
+def _costs(comparison: Comparison, names: dict[str, str]) -> list[Table | str]:
+    """What early exit costs, and how well exits know when they are right; nothing if the ledger lacks it."""
+    parts: list[Table | str] = []
+    if any(row.seeds for row in comparison.costs):
+        rows = [
+            [names[row.method] if not number else "", str(len(row.seeds)) if not number else "", *texts]
+            for row in comparison.costs
+            for number, texts in enumerate(narrow_rows(row))
+        ]
+        head = "early exit on test at plain's accuracy on cal, ± half of the 95 % interval"
+        parts += [Table(head, ["", "n", "", "MACs", "ms", "points"], rows), comparison.plain]
+    if any(row.auroc for row in comparison.costs):
+        exits = exit_columns(comparison)
+        rows = [[names[row.method], *quality_cells(row, len(exits))] for row in comparison.costs]
+        parts.append(Table("AUROC of each exit's score / ECE %", ["", *exits], rows))
     return parts
 
 

@@ -22,7 +22,7 @@ def draw(groups: Sequence[CurveGroup], title: str, cost: str, key: str, path: Pa
     """Every group's curves with standard deviations over seeds, as .svg, .pdf or .png.
 
     Args:
-        cost: how operations are counted; the plain network is drawn for `macs_cumulative` only.
+        cost: how operations are counted; plain network and baseline are drawn for `macs_cumulative` only.
         key: `accuracy` or `top5`.
     """
     unit, letter = unit_of(max(point["cost"] for group in groups for point in group.anytime))
@@ -33,6 +33,7 @@ def draw(groups: Sequence[CurveGroup], title: str, cost: str, key: str, path: Pa
             "budgeted batch": sorted(group.budgeted, key=lambda point: float(point["cost"])),
             "anytime": group.anytime,
             "plain network": [group.plain] if cost == "macs_cumulative" else [],
+            "baseline": [group.baseline] if group.baseline and cost == "macs_cumulative" else [],
         }
         for number, (kind, points) in enumerate(lines.items()):
             if points:
@@ -56,6 +57,8 @@ def _curve(name: str, points: Sequence[Mapping[str, Any]], unit: float, key: str
 def points_of(group: CurveGroup) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(curve, point, values) of a group: the plain network, every exit, every budget."""
     yield "plain", "final", group.plain
+    if group.baseline:
+        yield "baseline", "final", group.baseline
     for exit, point in enumerate(group.anytime):
         yield "anytime", exit_name(exit, len(group.anytime)), point
     for point in group.budgeted:

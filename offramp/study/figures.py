@@ -32,8 +32,8 @@ def against_cost(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Accuracy against mean operations: every run's budgeted and anytime curve, its plain network, its policy.
 
     Args:
-        runs: by name: `anytime` and `budgeted`, lists of {cost, accuracy}, `plain`, one, and `policy`, one or None;
-            points with a `deviation` get error bars.
+        runs: by name: `anytime` and `budgeted`, lists of {cost, accuracy}, `plain`, one, `policy` and `baseline`, one
+            or None; points with a `deviation` get error bars.
     """
     most = max(point["cost"] for run in runs.values() for point in run["anytime"])
     size, letter = unit_of(most)
@@ -56,6 +56,7 @@ def against_cost(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
             line(f"{name}, budgeted batch", run["budgeted"], look, None, dashed=False),
             line(f"{name}, anytime", run["anytime"], look, 0, dashed=True),
             line(f"{name}, plain network", [run["plain"]], look, 1, dashed=False),
+            line(f"{name}, baseline", [run["baseline"]] if run.get("baseline") else [], look, 2, dashed=False),
             line(f"{name}, its policy", [run["policy"]] if run["policy"] else [], look, 3, dashed=False),
         ]
     title = "Accuracy against cost on test"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offramp import methods
+from offramp.early_exit.frontier import FrontierPoint
 from offramp.hyperparameters import defaults
 from offramp.lookup import ParameterError
 from offramp.train.run_dir import FREE
@@ -18,7 +19,9 @@ class Line(NamedTuple):
 
     `method` is its label, `common` what it shares with the runs that it may be compared with (see `common`).
     `accuracy` holds E shares; `top5` too, and `macs` the multiply-adds per image up to each exit; None in lines that
-    lack them.
+    lack them. So do lines that were written without `offramp evaluate --frontier`: `frontier` holds policies of rising
+    cost, `area` the area under the budgeted curve, `images` digests of the images by split; and `auroc` and
+    `calibration_error` E numbers.
     """
 
     method: str
@@ -28,6 +31,11 @@ class Line(NamedTuple):
     ensemble: float
     top5: tuple[float, ...] | None = None
     macs: tuple[int, ...] | None = None
+    frontier: tuple[FrontierPoint, ...] | None = None
+    area: float | None = None
+    auroc: tuple[float | None, ...] | None = None
+    calibration_error: tuple[float, ...] | None = None
+    images: Mapping[str, str] | None = None
 
 
 def label(config: Mapping[str, Any]) -> str:
@@ -168,12 +176,25 @@ def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
         top5 = tuple(float(share) for share in found["top5"]) if found.get("top5") else None
         macs = tuple(int(count) for count in found["macs"]) if found.get("macs") else None
         line = Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5, macs)
-        return line, found
+        return line._replace(**_of_policies(found)), found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where} is not a run ({type(error).__name__}: {error}): "
             "a line is the output of `offramp evaluate RUN --json`"
         ) from None
+
+
+def _of_policies(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What newer lines say about early exit, as fields of `Line`."""
+    area, errors = found.get("budgeted_area"), found.get("calibration_error")
+    points = found.get("frontier")
+    return {
+        "frontier": tuple(FrontierPoint(**point) for point in points) if points else None,
+        "area": None if area is None else float(area),
+        "auroc": tuple(found["auroc"]) if found.get("auroc") else None,
+        "calibration_error": tuple(map(float, errors)) if errors else None,
+        "images": found.get("images"),
+    }
 
 
 def _identity(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure.accuracy import Bins, reliability
 from offramp.measure.chart import STYLE
 from offramp.measure.cost import as_run
-from offramp.measure.units import count, percent
+from offramp.measure.plain_network import plain_note
+from offramp.measure.units import count, decimal, percent
 from offramp.study import analyses, figures
 from offramp.study.curve_tables import cell
 from offramp.study.exit_decisions import ExitDecisions, by_class, extremes, single_exit
@@ -87,6 +88,8 @@ def _view(run: RunReport) -> dict[str, Any]:
     budgeted = run.curves["budgeted"]
     return {
         "run": run,
+        "baseline": run.curves.get("baseline"),
+        "note": plain_note([point["accuracy"] for point in run.curves["anytime"]]),
         "title": "{method} on {net} with {branch} exits, {data}".format_map(run.config),
         "exits": _exits(run, names, bins),
         "costs": _costs(run, names),
@@ -136,6 +139,7 @@ def _exits(run: RunReport, names: Sequence[str], bins: Sequence[Bins]) -> list[d
             "accuracy": run.summary["accuracy"][exit],
             "top5": run.summary["top5"][exit],
             "error": bins[exit].error,
+            "auroc": decimal(run.auroc[exit] if run.auroc else None),
             "macs": run.network.exits[exit].macs,
             "of_plain": run.network.exits[exit].share,
         }

@@ -22,7 +22,8 @@ class RunReport:
         config: the resolved options; training: the content of `result.json`, None if training is not finished.
         classes: names of the C classes.
         trace: all exits on test; summary: of that trace, by `offramp.measure.accuracy.summary`.
-        curves: `anytime`, `budgeted` (empty if nothing was held out) and `plain`, costs in `macs_cumulative`.
+        curves: `anytime`, `budgeted` (empty if nothing was held out), `plain` and `baseline` (None without one),
+            costs in `macs_cumulative`.
         network: every stage and exit in numbers; pieces: their multiply-adds.
         ms: milliseconds per image of the pieces, None if not measured; batch_size: at which they were.
         policy: None if the run was not calibrated; fitted: the provenance of the policy.
@@ -30,6 +31,7 @@ class RunReport:
         pictures: ids of samples -> images uint8 (B, channels, H, W).
         images: how many of the easiest, and of the hardest, are shown of every exit.
         made_from: digests of the files and traces that all this was read from.
+        auroc: of every exit, how well its score ranks samples by whether it is right (see `offramp.Evaluation`).
     """
 
     name: str
@@ -52,6 +54,7 @@ class RunReport:
     pictures: Callable[[Any], Any] | None
     images: int
     made_from: Mapping[str, Any]
+    auroc: Sequence[float | None] = ()
 
     @property
     def exits(self) -> int:
@@ -104,6 +107,8 @@ class RunReport:
             "epoch": self.epoch,
             **self.summary,
             **{key: self.curves[key] for key in ("anytime", "budgeted", "plain")},
+            "baseline": self.curves.get("baseline"),
+            "auroc": list(self.auroc),
             "policy": self.leaving,
             "macs": _plain(self.pieces),
             "ms": measured,

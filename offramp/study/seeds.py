@@ -20,6 +20,7 @@ class CurveGroup:
         anytime: per exit `cost`, `accuracy`, `top5`, and `deviation` and `top5_deviation` (n - 1; None of one run).
         budgeted: the same with `q`, at the mean cost; empty unless every run has budgeted batches.
         plain: one point, of the network with its final exit alone.
+        baseline: one point, of the plain network that was given to compare with; None unless every run has one.
     """
 
     name: str
@@ -28,6 +29,7 @@ class CurveGroup:
     anytime: list[dict[str, Any]]
     budgeted: list[dict[str, Any]]
     plain: dict[str, Any]
+    baseline: dict[str, Any] | None = None
 
 
 def alike(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
@@ -63,7 +65,7 @@ def together(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def group_curves(
     configs: Sequence[Mapping[str, Any]], runs: Sequence[str], curves: Sequence[Mapping[str, Any]]
 ) -> list[CurveGroup]:
-    """Curves of runs (`anytime`, `budgeted`, `plain`) as one for each configuration."""
+    """Curves of runs (`anytime`, `budgeted`, `plain`, `baseline`) as one for each configuration."""
     groups = []
     for name, places in alike(configs):
         members = [curves[place] for place in places]
@@ -80,6 +82,9 @@ def group_curves(
                 anytime=lines["anytime"],
                 budgeted=lines.get("budgeted", []),
                 plain=together([one["plain"] for one in members]),
+                baseline=together([one["baseline"] for one in members])
+                if all(one.get("baseline") for one in members)
+                else None,
             )
         )
     return groups

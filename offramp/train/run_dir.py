@@ -35,7 +35,7 @@ RESULT_CONTENT = {
 SPLIT = "split.safetensors"
 BEFORE_TRAINING = (CONFIG, SPLIT, LOCK)
 """What a run may hold that was stopped before its first step, or is just being started by another process."""
-FREE = {"data-dir", "checkpoint-every", "graph", "tensorboard", "log-accuracy"}
+FREE = {"data-dir", "checkpoint-every", "graph", "tensorboard", "log-accuracy", "goal-macs"}
 """Options that may differ when a run is resumed: they do not change the results."""
 
 

@@ -54,6 +54,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., Non
     return folder
 
 
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
+    """The same network trained alone, on the same images; nobody may change its files."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 2 --batch-size 128 --precision 32 --json"
+    succeed("train", *words.split(), "--method", "vanilla", "--out", folder)
+    return folder
+
+
 @pytest.fixture
 def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of it that a test may change, outside of the test's own folder."""

@@ -105,8 +105,9 @@ def test_the_ledger_holds_what_evaluate_prints(offramp: Offramp, stopped: tuple[
     kept = {line["config"]["method"]: line for line in lines(stopped[0] / "results.jsonl")}
     assert set(kept) == {"joint", "byot"}
     for method, line in kept.items():
-        printed = offramp("evaluate", stopped[0] / f"{method}-seed-0", "--json").json
-        assert {**line, "provenance": 0} == {**printed, "provenance": 0}
+        printed = offramp("evaluate", stopped[0] / f"{method}-seed-0", "--frontier", "--json").json
+        timed = {"provenance": 0, "frontier": 0}
+        assert {**line, **timed} == {**printed, **timed} and len(line["frontier"]) == len(printed["frontier"]) > 1
         assert (line["weights"], line["split"], line["epoch"]) == ("last", "test", 4)
         assert line["training"]["provenance"]["command"].startswith("offramp train --config ")
 
@@ -158,7 +159,7 @@ def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
     train = ["train", "--config", str(run / "config.yaml"), "--out", str(run), "--resume", *place]
     assert job.commands == [
         [*train, "--checkpoint-every", "7", "--tensorboard"],
-        ["evaluate", str(run), *place, "--json"],
+        ["evaluate", str(run), *place, "--frontier", "--json"],
     ]
 
 

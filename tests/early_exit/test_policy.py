@@ -255,7 +255,10 @@ def test_there_is_a_whole_policy_at_every_moment(tmp_path: Path) -> None:
         ({"temperatures": (1.0,)}, "one threshold, flag and temperature per exit, got 4, 4, 1"),
         ({"thresholds": (), "enabled": ()}, "one threshold, flag and temperature per exit, got 0, 0, 0"),
         ({"enabled": (True, True, True, False)}, "a policy cannot disable the final exit"),
-        ({"score": "luck"}, "score is one of confidence, margin, entropy, patience and its answer one of exit,"),
+        (
+            {"score": "luck"},
+            "score is one of confidence, margin, entropy, patience, learned and its answer one of exit,",
+        ),
         ({"answer": "all"}, "got 'confidence' and 'all'"),
         ({"temperatures": (1.0, 0.0, 1.0, 1.0)}, "positive temperatures"),
         ({"temperatures": (1.0, math.nan, 1.0, 1.0)}, "positive temperatures"),

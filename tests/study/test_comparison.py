@@ -197,3 +197,59 @@ def test_a_document_without_the_markers_is_left_alone(tmp_path: Path, text: str)
     with pytest.raises(ValueError, match=r"x\.md was not changed: the table is written between a line"):
         write_block(path, "table")
     assert path.read_text() == text
+
+
+def with_costs(method: str, seed: int, accuracy: tuple[float, ...], points: list[tuple[float, float, float]]) -> Any:
+    """A line with policies: (accuracy on cal, cost, accuracy on test) of each."""
+    keys = ("cal_accuracy", "cal_cost", "accuracy")
+    frontier = [dict(zip(keys, point, strict=True), costs={"macs": point[1], "ms": point[1] / 10}) for point in points]
+    more = {"auroc": [0.9] * len(accuracy), "calibration_error": [0.05] * len(accuracy), "budgeted_area": 0.4}
+    images = {"images": {"cal": "a", "test": "b"}, "macs": [10 * (place + 1) for place in range(len(accuracy))]}
+    return line(method, seed, accuracy) | {"frontier": frontier} | more | images
+
+
+EARLY = [(0.5, 10, 0.5), (0.6, 20, 0.58)]
+"""Between the two lies every mixture of them."""
+
+
+def test_the_cost_at_the_accuracy_of_the_plain_network_over_seeds(tmp_path: Path) -> None:
+    runs = [with_costs("joint", seed, (0.5, 0.58), EARLY) for seed in (0, 1)]
+    runs += [with_costs("vanilla", seed, (0.57,), [(0.55 + seed / 100, 20, 0.57)]) for seed in (0, 1)]
+    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
+    joint, vanilla = found.costs
+    assert found.plain == "plain = vanilla with the same seed" and joint.seeds == [0, 1]
+    at, below = joint.at
+    assert at.macs is not None and at.macs.mean == pytest.approx((15 + 16) / 2)
+    assert at.macs.interval95 == pytest.approx([15.5 - 12.706 / 2, 15.5 + 12.706 / 2], abs=1e-2)
+    assert below.macs is not None and below.macs.mean == pytest.approx(15.0) and below.drop == 0.005
+    assert at.ms is not None and at.ms.mean == pytest.approx(1.55)
+    assert at.points is not None and at.points.mean == pytest.approx(0.544 - 0.57)
+    assert vanilla.at[0].macs is not None and vanilla.at[0].macs.mean == 20 and joint.area is not None
+    assert joint.auroc == pytest.approx([0.9, 0.9])
+    text = markdown(found)
+    assert "| `joint` | 2 | 16 ± 6 | 1.550 ± 0.635 | -2.60 ± 5.08 | 15 ± 6 |" in text, text
+    assert "| `vanilla` | – | 0.900 / 5.00 |" in text and "plain = vanilla with the same seed" in text
+    rows = list(csv.DictReader(io.StringIO(csv_of([found]))))
+    cost = next(row for row in rows if row["metric"] == "macs" and row["column"] == "0 points below plain")
+    assert float(cost["mean"]) == pytest.approx(15.5) and float(cost["mean_low95"]) < 15.5 < float(cost["mean_high95"])
+    assert {"auroc", "calibration_error", "area", "ms", "accuracy less plain"} <= {row["metric"] for row in rows}
+    assert latex_of([found]).count("\\begin{table}") == 3
+    draw(found, tmp_path / "x.svg")
+    assert "early exit at the accuracy of plain" in (tmp_path / "x.svg").read_text()
+
+
+def test_without_the_plain_network_the_final_exit_is_plain_and_old_lines_have_no_costs(tmp_path: Path) -> None:
+    runs = [with_costs("joint", 0, (0.5, 0.58), [*EARLY, (0.55, 20, 0.56)]), line("byot", 0, (0.5, 0.6))]
+    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
+    joint, byot = found.costs
+    assert found.plain == "plain = final exit of each network" and byot.seeds == [] and byot.at == []
+    assert joint.at[0].macs is not None and joint.at[0].macs.interval95 is None
+    assert "| `byot` | 0 | – | – | – | – | – | – | – |" in markdown(found)
+    (old,) = compare(read(ledger(tmp_path / "y", line("joint", 0, (0.5, 0.6)))))
+    assert "MACs at plain" not in markdown(old)
+
+
+def test_where_no_policy_is_as_accurate_as_the_plain_network_there_is_no_cost(tmp_path: Path) -> None:
+    runs = [with_costs("joint", 0, (0.5, 0.58), EARLY), with_costs("vanilla", 0, (0.7,), [(0.7, 20, 0.7)])]
+    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
+    assert found.costs[0].at[0].macs is None and "| `joint` | one seed | – | – | – |" in markdown(found)
