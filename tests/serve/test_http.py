@@ -510,6 +510,25 @@ class TestReload:
                 assert {(status, label) for status, label, _ in rows} == {(200, wanted[number])}
             until(lambda: not server.models._retiring)
 
+    def test_a_request_that_began_before_is_answered(self, folder: Path, images: list[bytes]) -> None:
+        """Half of its body has come when the model is loaded again: the old one waits for the rest."""
+        sent = httpx.Request("POST", "http://a/predict", files=files(images[0]))
+        head = "".join(f"{name}: {value}\r\n" for name, value in sent.headers.items())
+        with (
+            Server(folder, port=0, log="none") as server,
+            socket.create_connection(("127.0.0.1", server.options.port)) as connection,
+        ):
+            content = sent.read()
+            connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n".encode() + content[:50])
+            old = server.models.get()
+            until(lambda: old._uses == 1)
+            assert httpx.post(f"{server.url}/v2/repository/models/digits/load", trust_env=False).status_code == 200
+            assert server.models.get() is not old
+            time.sleep(0.1)  # for the old one to be closed, if nothing kept it open
+            connection.sendall(content[50:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            until(lambda: not server.models._retiring)
+
     def test_a_damaged_bundle_changes_nothing(self, folder: Path, tmp_path: Path, images: list[bytes]) -> None:
         copy = Path(copytree(folder, tmp_path / "digits"))
         with Server(copy, port=0, log="none") as server:
