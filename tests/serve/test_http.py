@@ -527,7 +527,7 @@ class TestReload:
             time.sleep(0.1)  # for the old one to be closed, if nothing kept it open
             connection.sendall(content[50:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-            until(lambda: not server.models._retiring)
+            until(lambda: not old.predictor.alive)  # and then it is closed
 
     def test_a_damaged_bundle_changes_nothing(self, folder: Path, tmp_path: Path, images: list[bytes]) -> None:
         copy = Path(copytree(folder, tmp_path / "digits"))
