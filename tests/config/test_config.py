@@ -46,8 +46,8 @@ def test_a_configuration_survives_its_file() -> None:
 def test_flat_names_are_those_of_the_command_line() -> None:
     values = flat(resolve(TINY))
     assert set(keys()) - set(values) == set(LATER)  # as configurations were before
-    changed = dataclasses.replace(TINY, deterministic=True, graph=True)
-    assert set(keys()) <= set(flat(resolve(changed)))
+    changed = dataclasses.replace(TINY, deterministic=True, graph=True, pretrained=True)
+    assert set(keys()) <= set(flat(changed))
     assert unflat(values, "c.yaml").deterministic is False
     assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)
     assert all("_" not in key.partition(".")[0] for key in values)
