@@ -38,7 +38,8 @@ def app(*names: str) -> "App":
 
     from offramp.cli._trust_option import OPENS, OPTION
 
-    program = App(name="offramp", help=ABOUT, version=__version__, result_action="return_value")
+    about: dict[str, Any] = {"help": ABOUT, "version": __version__, "result_action": "return_value"}
+    program = App(name="offramp", suppress_keyboard_interrupt=False, **about)  # `main` says with which status
     for name in names or MODULES:
         more = {"help_epilogue": OPTION} if name in OPENS else {}
         program.command(verb(name), usage=_usage(verb(name)), **more)
@@ -57,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
             status = _run(words)
         finally:
             print(end="", flush=True)  # while a failure can still be reported
-    except KeyboardInterrupt:
-        status = 130
+    except KeyboardInterrupt as end:
+        status = getattr(end, "status", 130)
     except OSError as error:
         status = _unwritable(error)
     sys.exit(status)

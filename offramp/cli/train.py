@@ -15,6 +15,7 @@ def train(
     *,
     out: Path,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    nodes: int = 1,
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,
@@ -24,18 +25,19 @@ def train(
 
     Besides the options below, `--net.KEY`, `--branch.KEY`, `--method.KEY` and `--data.KEY` set the parameters that
     `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves a checkpoint; `--resume` continues with identical
-    results (on a GPU with --deterministic).
+    results (on a GPU with --deterministic). So do SIGTERM and SIGUSR1, with exit status 75.
 
     Args:
         out: Folder of the run: config, metrics, checkpoints, weights.
         resume: Continue the run in --out; a finished run is left as it is.
+        nodes: Number of machines, each with --devices processes; torchrun, srun or you start the command on each.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.train import train as train_run
 
     reporter = ConsoleReporter(not json)
     try:
-        result = train_run(config_of(config, option), out, resume=resume, reporter=reporter)
+        result = train_run(config_of(config, option), out, resume=resume, nodes=nodes, reporter=reporter)
     except KeyboardInterrupt as end:
         if end.args:
             reporter.note(f"{end}; the same command with --resume continues")

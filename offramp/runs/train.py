@@ -87,10 +87,13 @@ class TrainedRun:
         printer.text(str(self))  # what a notebook shows
 
 
-def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
+def train(
+    config: Config, out: Path | str, *, resume: bool = False, nodes: int = 1, reporter: Reporter | None = None
+) -> TrainedRun:
     """Train a network with exits.
 
-    With several processes (`config.devices`) only the first one returns; the others end here.
+    With several processes (`config.devices` on each of `nodes` machines) only the first one returns; the others end
+    here.
 
     Args:
         config: network, exits, method, data and recipe.
@@ -98,19 +101,22 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
         resume: continue the run in this folder; a finished one is returned as it is. `epochs` may be larger than
             it was if nothing that was trained depends on it: a constant rate and one phase. Naming another device than
             it was trained on continues it there, with other numbers, which its record says.
+        nodes: number of machines; on each of them a launcher or the user starts this call.
         reporter: called as training goes on; by default nothing is shown.
     Raises:
         ValueError: if the configuration makes no sense, the data cannot be read or have changed, the folder holds
             another run, or a launcher started another number of processes.
         offramp.train.run_lock.InUse: if another process writes into the folder.
         offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.
-        KeyboardInterrupt: after Ctrl-C, when the run was saved.
+        KeyboardInterrupt: after Ctrl-C, when the run was saved; after SIGTERM or SIGUSR1 its kind
+            `offramp.train.interrupt.Preempted`.
     """
     from offramp.train import run_dir
-    from offramp.train.device import check_devices, check_launcher
+    from offramp.train.device import check_devices, check_launcher, of_all_nodes
 
     resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
-    check_launcher(resolved.devices)
+    check_launcher(resolved.devices, nodes)
+    of_all_nodes(resolved, nodes)
     check_devices(resolved)
     resumed = resume and run_dir.begun(folder)
     if resumed:
@@ -121,7 +127,7 @@ def train(config: Config, out: Path | str, *, resume: bool = False, reporter: Re
     longer = resumed and run_dir.epochs_before(folder, flat(resolved))
     if resume and not longer and (result := _finished(resolved, folder, reporter)):
         return result
-    return _train(complete(resolved, resumed=resumed, progress=reporter.working), folder, resume, reporter)
+    return _train(complete(resolved, resumed=resumed, progress=reporter.working), folder, resume, reporter, nodes)
 
 
 def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> TrainedRun | None:
@@ -144,7 +150,7 @@ def trained_run(values: dict[str, Any]) -> TrainedRun:
     return TrainedRun(**{key: value for key, value in {**values, **epochs}.items() if key in names})
 
 
-def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter) -> TrainedRun:
+def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter, nodes: int) -> TrainedRun:
     from offramp.measure.provenance import provenance
     from offramp.runs import split
     from offramp.train import device, run_dir
@@ -152,13 +158,14 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
     from offramp.train.more_epochs import refuse_more_epochs
 
     config = completed.config
-    method, net, data, first, notes = _build(completed)
+    recipe = device.of_all_nodes(config, nodes)
+    method, net, data, first, notes = _build(completed._replace(config=recipe))
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)
         notes += (f"the run had {_epochs(before)} and continues to {config.epochs}",)
     origin = provenance(config.device)
-    fabric = device.set_up(config, parted=method.parted)
+    fabric = device.set_up(recipe, parted=method.parted, nodes=nodes)
     writes = device.writes(fabric)
     if writes and resume:
         notes += tuple(filter(None, [change(folder, config)]))
@@ -168,9 +175,11 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter)
         if writes:
             notes += split.begin(folder, data, first, run_dir.begun(folder))
         device.launch(fabric)
+        if resume:
+            device.check_shared(fabric, folder)
         reporter = reporter if fabric.is_global_zero else SILENT
         _introduce(reporter, config, net, data, notes)
-        loop = Loop(fabric, folder, config, net, method, data, reporter)
+        loop = Loop(fabric, folder, recipe, net, method, data, reporter)
         _run(loop, resume, reporter)
         return _conclude(loop, config, reporter, origin)
 
@@ -205,6 +214,7 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
 
 def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:
     """Train to the end; processes other than the first end here."""
+    from offramp.train.interrupt import end_of
     from offramp.train.reporter import Diverged, Interrupted
 
     try:
@@ -215,7 +225,7 @@ def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:
         if isinstance(end, Diverged):
             raise
         reporter.stop()
-        raise KeyboardInterrupt(f"saved in {loop.folder}") from None
+        raise end_of(loop.signals, f"saved in {loop.folder}") from None
     finally:
         reporter.stop()
     if not loop.fabric.is_global_zero:

@@ -1,7 +1,10 @@
 """Device and precision of a run: Lightning Fabric, configured from the recipe."""
 
+import dataclasses
 import logging
 import os
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -10,6 +13,8 @@ from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
 from offramp.lookup import with_parameters
 from offramp.train.recipe import Recipe
+
+R = TypeVar("R", bound=Recipe)
 
 
 def device_of(wish: str) -> str:
@@ -61,12 +66,20 @@ def precision_of(wish: str, device: str) -> str:
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "32"
 
 
-def check_launcher(devices: int) -> None:
+def check_launcher(devices: int, nodes: int = 1) -> None:
     """Refuse a launcher that started another number of processes than the run has devices.
 
+    Args:
+        devices: processes on each machine.
+        nodes: machines.
     Raises:
         ValueError: naming the launcher's variable, and the option.
     """
+    if nodes < 1:
+        raise with_parameters(ValueError(f"nodes must be at least 1, got {nodes}"), "nodes")
+    if nodes > 1:
+        _check_nodes(devices, nodes)
+        return
     for name in LAUNCHERS:
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) != devices and (int(count) > 1 or "LOCAL_RANK" in os.environ):
@@ -78,6 +91,42 @@ def check_launcher(devices: int) -> None:
                 ),
                 "devices",
             )
+
+
+def _check_nodes(devices: int, nodes: int) -> None:
+    """Refuse a launcher that does not fit, or machines that cannot find each other, on several machines."""
+    launched = [name for name in LAUNCHERS if os.environ.get(name, "").isdecimal() and "NODE_RANK" not in os.environ]
+    if launched or "LOCAL_RANK" in os.environ:
+        expected = dict.fromkeys(launched, devices * nodes) | per_node(devices, nodes)
+        for name, number in expected.items():
+            count = os.environ.get(name, str(number))
+            if count.isdecimal() and int(count) != number:
+                raise with_parameters(
+                    ValueError(
+                        f"the launcher says {name}={count}, but nodes={nodes} with devices={devices} on each make it "
+                        f"{number}: correct the launcher's options, or nodes and devices"
+                    ),
+                    "nodes",
+                    "devices",
+                )
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
+    if missing:
+        raise with_parameters(
+            ValueError(
+                f"nodes={nodes} needs a launcher (torchrun, srun), or the variables MASTER_ADDR, MASTER_PORT and "
+                f"NODE_RANK (0 to {nodes - 1}) on each machine: {', '.join(missing)} not set"
+            ),
+            "nodes",
+        )
+    rank = os.environ["NODE_RANK"]
+    if not rank.isdecimal() or int(rank) >= nodes:
+        raise with_parameters(ValueError(f"NODE_RANK={rank} must be 0 to {nodes - 1} for nodes={nodes}"), "nodes")
+
+
+def per_node(devices: int, nodes: int) -> dict[str, int]:
+    """What torchrun and srun say of machines and of the processes on each."""
+    return {"LOCAL_WORLD_SIZE": devices, "GROUP_WORLD_SIZE": nodes, "SLURM_STEP_NUM_NODES": nodes}
 
 
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -101,18 +150,56 @@ def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
     return fabric
 
 
-def set_up(recipe: Recipe, parted: bool = False) -> Fabric:
+def of_all_nodes(recipe: R, nodes: int) -> R:
+    """The recipe with the processes of all machines as its devices.
+
+    Raises:
+        ValueError: if a batch does not divide evenly over them.
+    """
+    if recipe.batch_size % (recipe.devices * nodes):
+        raise with_parameters(
+            ValueError(
+                f"batch_size={recipe.batch_size} does not divide evenly over nodes={nodes} with "
+                f"devices={recipe.devices} on each"
+            ),
+            "batch_size",
+            "nodes",
+            "devices",
+        )
+    return dataclasses.replace(recipe, devices=recipe.devices * nodes)
+
+
+def check_shared(fabric: Fabric, folder: Path) -> None:
+    """Refuse to resume if a process does not see the checkpoints that the first one sees.
+
+    Raises:
+        ValueError: in every process.
+    """
+    here = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    same = torch.tensor(float(fabric.broadcast(here) == here), device=fabric.device)
+    if float(fabric.all_reduce(same, reduce_op="mean")) < 1:  # type: ignore[arg-type]
+        raise with_parameters(
+            ValueError(
+                f"not all processes see the checkpoints in {folder}: choose an out that all machines share, or copy it"
+            ),
+            "out",
+        )
+
+
+def set_up(recipe: Recipe, parted: bool = False, nodes: int = 1) -> Fabric:
     """Fabric for the recipe's device, precision and number of processes; `launch` starts the other ones.
 
     Args:
         parted: parts of the network are frozen in some phase.
+        nodes: machines that the recipe's devices are on.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
     precision = {"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision_of(recipe.precision, device), "32-true")
     return Fabric(
         accelerator=device,
-        devices=recipe.devices,
+        devices=recipe.devices // nodes,
+        num_nodes=nodes,
         precision=precision,  # type: ignore[arg-type]
         strategy=_strategy(recipe, parted),
     )

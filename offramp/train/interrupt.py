@@ -1,4 +1,4 @@
-"""Ctrl-C while a network trains: the first one asks for the state to be saved, a second one stops at once."""
+"""Signals while a network trains: the state is saved, and how the program ends says whether to start it again."""
 
 import signal
 import threading
@@ -6,28 +6,57 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they take a machine away."""
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1: the run was saved; the same command with `resume` continues it.
+
+    Attributes:
+        status: exit status of the program, EX_TEMPFAIL of sysexits.h: a scheduler may start the command again.
+    """
+
+    status = 75
+
 
 @contextmanager
-def stopping_on_interrupt(stop: threading.Event, note: Callable[[str], None], when: str) -> Iterator[None]:
-    """Let Ctrl-C set `stop`, and a second one raise KeyboardInterrupt; in other threads than the main one, nothing.
+def stopping_on_interrupt(stop: threading.Event, note: Callable[[str], None], when: str) -> Iterator[list[int]]:
+    """Let Ctrl-C, SIGTERM and SIGUSR1 set `stop`, and a second Ctrl-C raise KeyboardInterrupt.
+
+    In other threads than the main one, nothing happens.
 
     Args:
         note: shows a line to the user.
         when: the state will be saved, as words.
+    Returns:
+        The context gives the list of signals that came.
     """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if signum == signal.SIGINT and signum in received:
             raise KeyboardInterrupt
+        if signum not in received:
+            interrupt = signum == signal.SIGINT
+            name = "Ctrl-C" if interrupt else signal.Signals(signum).name
+            note(f"{name}: saving {when}" + " (again: stop at once)" * interrupt)
+        received.append(signum)
         stop.set()
-        note(f"Ctrl-C: saving {when} (again: stop at once)")
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, *PREEMPTING)}
     try:
-        yield
+        yield received
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def end_of(signals: list[int], text: str) -> KeyboardInterrupt:
+    """How a run ends that was saved after these signals: `Preempted`, unless Ctrl-C was one of them."""
+    preempted = signals and signal.SIGINT not in signals
+    return Preempted(text) if preempted else KeyboardInterrupt(text)

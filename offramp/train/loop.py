@@ -104,6 +104,7 @@ class Loop:
         self.trained_on: str | None = None  # the kind of device of the checkpoint that the run continues from
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
+        self.signals: list[int] = []
 
     def _loader(self, split: str, *, augment: bool = False, batch_size: int | None = None, **order: Any) -> Loader:
         """Batches of a split on the run's device."""
@@ -133,7 +134,7 @@ class Loop:
 
         Raises:
             Diverged: naming step and term, if a loss is not finite; the last good checkpoint stays.
-            Interrupted: after Ctrl-C; everything is saved.
+            Interrupted: after Ctrl-C or a scheduler's signal, which is in `signals`; everything is saved.
         """
         offset = self._restore() if resume else 0
         if self.fabric.is_global_zero:
@@ -144,7 +145,7 @@ class Loop:
         when = "after this step" if self.fabric.world_size == 1 else f"within {CHECK_EVERY} steps"
         try:
             settings = computing(self.recipe, self.fabric.device, training=True)
-            with stopping_on_interrupt(self.stop, self.reporter.note, when), settings:
+            with stopping_on_interrupt(self.stop, self.reporter.note, when) as self.signals, settings:
                 self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
                 while self.position.epoch < self.recipe.epochs:
                     self._epoch()

@@ -90,7 +90,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
         raise with_parameters(ValueError(f"{folder} is a file, but a run is a folder; choose another out"), "out")
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
-        free = {*FREE, "epochs"} if extend and epochs_before(folder, config) else FREE
+        free = {*FREE, "devices"} | ({"epochs"} if extend and epochs_before(folder, config) else set())
         differing = [key for key in sorted({*stored, *config} - free) if stored.get(key) != config.get(key)]
         if differing:
             key = differing[0]

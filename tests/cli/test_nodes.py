@@ -1,0 +1,136 @@
+"""One training on several machines: launchers that do not fit, preemption, and two network namespaces as hosts."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import torch
+from safetensors.torch import load_file
+
+Offramp = Callable[..., Any]
+NETS = Path(__file__).parents[1] / "nets"
+SMALL = ["train", "--width", "4", "--data", "digits", "--precision", "32", "--device", "cpu", "--batch-size", "64"]
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "says"),
+    [
+        ("--nodes 0", {}, "--nodes must be at least 1, got 0"),
+        ("--nodes 2", {}, "--nodes 2 needs a launcher (torchrun, srun), or the variables MASTER_ADDR, MASTER_PORT"),
+        ("--nodes 2", {"MASTER_ADDR": "x", "MASTER_PORT": "1", "NODE_RANK": "2"}, "NODE_RANK=2 must be 0 to 1"),
+        ("--nodes 3", {"NODE_RANK": "0"}, "--batch-size 64 does not divide evenly over --nodes 3"),
+        (
+            "--nodes 2 --devices 2",
+            {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            "the launcher says WORLD_SIZE=2, but --nodes 2 with --devices 2 on each make it 4",
+        ),
+        (
+            "--nodes 2 --devices 2",
+            {"WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"},
+            "the launcher says LOCAL_WORLD_SIZE=4, but --nodes 2 with --devices 2 on each make it 2",
+        ),
+        ("--nodes 2", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}, "SLURM_STEP_NUM_NODES=1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    offramp: Offramp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, variables: dict[str, str], says: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if "NODE_RANK" in variables:
+        for name in {"MASTER_ADDR", "MASTER_PORT"} - set(variables):
+            monkeypatch.setenv(name, "1")
+    ran = offramp(*SMALL, *words.split(), "--out", tmp_path / "run")
+    assert ran.status in (1, 2) and says in ran.err and ran.err.count("\n") == 1, ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preempted_run_is_saved_and_its_status_says_so(tmp_path: Path) -> None:
+    run, said = tmp_path / "run", tmp_path / "said"
+    words = [*SMALL, "--epochs", "400", "--checkpoint-every", "3", "--out", run, "--resume"]
+    process = forked.start(*words, out=said)
+    end = time.monotonic() + 100
+    while not list(run.glob("checkpoints/step-*")):
+        assert process.poll() is None and time.monotonic() < end, said.read_text()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 75, said.read_text()
+    assert "SIGUSR1: saving after this step" in said.read_text() and "--resume continues" in said.read_text()
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[list[str]]]:
+    """Two network namespaces that a cable joins; how to run a command in each."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("needs root and the program ip")
+    names = [f"offramp{os.getpid()}{letter}" for letter in "ab"]
+    cable = [f"veth{os.getpid() % 10**6}{letter}" for letter in "ab"]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
+        for number, (name, end) in enumerate(zip(names, cable, strict=True), 1):
+            ip("link", "set", end, "netns", name, "name", "eth0")
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
+    else:
+        yield [["ip", "netns", "exec", name] for name in names]
+    finally:
+        for name in names:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip("netns", "del", name)
+
+
+def on_both(hosts: list[list[str]], folder: Path, words: list[str]) -> list[subprocess.Popen[bytes]]:
+    """`offramp WORDS` on both hosts, as a user starts it on each."""
+    (folder / "program.py").write_text("from offramp.cli import main\nmain()\n")
+    path = os.pathsep.join([str(Path.cwd()), str(NETS), os.environ.get("PYTHONPATH", "")])
+    common = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29400", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank, host in enumerate(hosts):
+        environment = {**os.environ, **common, "PYTHONPATH": path, "NODE_RANK": str(rank)}
+        with (folder / f"said{rank}").open("ab") as said:
+            command = [*host, sys.executable, "program.py", *words]
+            processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said))
+    return processes
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["joint", "muse"])
+def test_two_hosts_train_as_one_process_and_one_process_goes_on(
+    tmp_path: Path, hosts: list[list[str]], own: str, method: str
+) -> None:
+    net = ["train", "--net", "python:my_nets:faulty", "--exits-after", "1,3", "--branch", "linear", "--data", "digits"]
+    words = [*net, "--method", method, "--precision", "32", "--device", "cpu", "--lr", "0.01", "--epochs", "2"]
+    words += ["--batch-size", "128", "--holdout", "0.2", "--checkpoint-every", "4"]
+    for process in on_both(hosts, tmp_path, [*words, "--out", "two", "--nodes", "2"]):
+        assert process.wait(250) == 0, (tmp_path / "said0").read_text()
+    assert re.search("done: 2 epochs", (tmp_path / "said0").read_text())
+    assert "done" not in (tmp_path / "said1").read_text()
+    ran = forked.run_offramp(*words, "--out", "one", cwd=tmp_path)
+    assert ran[0].returncode == 0, ran
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    for path in ("result.json", "last.safetensors"):  # as if it had been stopped before the end
+        (tmp_path / "two" / path).unlink()
+    shutil.rmtree(max((tmp_path / "two/checkpoints").glob("step-*")))
+    ran = forked.run_offramp(*words, "--out", "two", "--resume", cwd=tmp_path)
+    assert ran[0].returncode == 0 and "continuing at epoch" in ran[0].stderr, ran
+    torch.testing.assert_close(load_file(tmp_path / "two/last.safetensors"), one, rtol=1e-4, atol=1e-5)
