@@ -1,1 +1,1 @@
-"""Where many trainings run: processes of this machine."""
+"""Where many trainings run: processes of this machine, or tasks of a Ray cluster."""

@@ -33,6 +33,7 @@ class Job:
         log: file that standard error is appended to.
         answer: file that standard output is written to.
         done: called in the process that started the job when all commands have succeeded.
+        needs_gpu: for engines that place jobs on machines.
         failure: None unless a command failed, then one sentence.
         gpu: the only GPU that its process sees; None: those that are there.
     """
@@ -44,6 +45,7 @@ class Job:
     log: Path
     answer: Path
     done: Callable[[], None]
+    needs_gpu: bool = False
     process: subprocess.Popen[bytes] | None = None
     failure: str | None = None
     told: int = field(default=0)
@@ -67,6 +69,10 @@ class Watcher(Protocol):
         """Something the user should know."""
 
 
+def check(folder: Path, gpus: bool) -> None:
+    """Nothing is refused: processes of this machine see what this process sees."""
+
+
 def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:
     """Run all jobs, at most `at_once` at a time, spread over the GPUs; one that fails does not stop the others.
 
@@ -78,7 +84,7 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
         Whether all had their turn: False after Ctrl-C.
     """
     waiting, active, there = deque(jobs), list[Job](), gpus.visible()
-    with _stopping(watcher) as stops:
+    with stopping(watcher) as stops:
         try:
             while active or (waiting and not stops):
                 while waiting and len(active) < at_once and not stops:
@@ -146,6 +152,7 @@ def _start(job: Job, at_once: int, keep_open: int) -> None:
 
 def child() -> None:
     """The process of a job: its commands one after the other, unless the process that started it ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's processes block it
     entry, commands = json.loads(sys.argv.pop())
     module, _, function = entry.partition(":")
     run_command = getattr(importlib.import_module(module), function)
@@ -169,7 +176,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _stopping(watcher: Watcher) -> Iterator[list[int]]:
+def stopping(watcher: Watcher) -> Iterator[list[int]]:
     """Gives the list to which every Ctrl-C is added."""
     stops: list[int] = []
 

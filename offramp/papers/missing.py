@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from offramp.config import resolve
+from offramp.engine.choice import Engine
 from offramp.files import read_json
 from offramp.papers.catalog import Protocol, Training, config_of, folder_of, needs_run, training
 from offramp.papers.figures import BY_EPOCH
@@ -29,6 +30,7 @@ def train_missing(
     data_dir: Path | None,
     jobs: int,
     reporter: CompareReporter,
+    engine: Engine,
 ) -> list[dict[str, str]]:
     """Train what the ledger lacks, all trainings of a seed before the next seed; those that need another run last."""
 
@@ -51,7 +53,7 @@ def train_missing(
         failed += waiting
         if able:
             entries = [entry(one, seed) for one, seed in able]
-            failed += train_all(entries, folder, jobs, ledger, reporter, shared=shared)[1]
+            failed += train_all(entries, folder, jobs, ledger, reporter, shared=shared, engine=engine)[1]
     _keep_failures(folder, {f"{one.name} seed {seed}" for one, seed in missing}, failed)
     return failed
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp import __version__
+from offramp.engine.choice import opened
 from offramp.lookup import ParameterError
 from offramp.papers import analysed, catalog
 from offramp.papers.catalog import FULL, Protocol, protocol_from, runnable
@@ -76,6 +77,8 @@ def reproduce(
     ledger: Path | None = None,
     data_dir: Path | None = None,
     jobs: int = 1,
+    engine: str = "local",
+    address: str | None = None,
     reporter: CompareReporter | None = None,
 ) -> Reproduction:
     """Train what a table, figure or claim of the papers needs and the ledger lacks; put printed beside measured values.
@@ -95,6 +98,7 @@ def reproduce(
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         data_dir: the folder of the data sets; default $OFFRAMP_DATA.
         jobs: how many runs at once, each with its share of the cores.
+        engine, address: where the runs are trained, as in `offramp.compare`.
     Raises:
         ValueError: for a name that does not exist, with the nearest, and for data that are missing, before training.
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
@@ -113,7 +117,8 @@ def reproduce(
         costs = planned(needed, present, seeds, chosen, reporter.working)
     elif not show:
         _refuse(jobs, seeds, kept, found)
-        failed = train_missing(needed, seeds, chosen, folder, kept, found, data_dir, jobs, reporter)
+        with opened(engine, address) as where:
+            failed = train_missing(needed, seeds, chosen, folder, kept, found, data_dir, jobs, reporter, where)
         found = measured(kept, needed, chosen)
     if not plan and selection.figures:
         for run in analysed.analyse_runs(selection.figures, folder, kept, chosen, data_dir):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from offramp.config import Config, flat
 from offramp.early_exit.frontier import FrontierPoint
 from offramp.engine import local
+from offramp.engine.choice import Engine, opened
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import ParameterError, nearest, with_parameters
 from offramp.progress import Advance, no_progress
@@ -106,9 +107,11 @@ def compare(
     baseline: str | Path = "joint",
     metric: str = "top1",
     write: Sequence[Path] = (),
+    engine: str = "local",
+    address: str | None = None,
     reporter: CompareReporter | None = None,
 ) -> ComparisonResult:
-    """Train several methods with several seeds alike, in child processes, and compare them on test at the last epoch.
+    """Train several methods with several seeds alike, in processes, and compare them on test at the last epoch.
 
     The same call goes on with what was stopped or killed; with more methods or seeds it trains those that are new.
 
@@ -117,7 +120,7 @@ def compare(
         methods: names, or pairs of a name and the parameters of the method.
         out: folder of the comparison; every run is a folder in it.
         seeds: of every method.
-        jobs: how many runs at once, each with its share of the cores.
+        jobs: how many runs at once (on each node of a Ray cluster), each with its share of the cores.
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         grid: values of further options, such as {"net": ["resnet18", "resnet34"], "branch": ["sketch", "byot"]}: all
             methods and seeds are trained with every combination, and compared within it.
@@ -126,6 +129,8 @@ def compare(
             method vanilla with the same seed, if it is in the ledger, else each network's own final exit.
         metric: `top1` or `top5`.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
+        engine: `local` for processes of this machine, `ray` for tasks of a Ray cluster, whose nodes all see `out`.
+        address: `HOST:PORT` of the Ray cluster's head; default $RAY_ADDRESS, a cluster of this machine, or a new one.
     Returns:
         Of all runs in the ledger that share the configuration; runs that failed are in `failed`.
     Raises:
@@ -140,7 +145,8 @@ def compare(
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
     asked = sweep.entries(config, pairs, seeds, folder, grid or NO_GRID)
-    entries, failed = train_all(asked, folder, jobs, kept, reporter or Silent(), grid or NO_GRID)
+    with opened(engine, address) as chosen:
+        entries, failed = train_all(asked, folder, jobs, kept, reporter or Silent(), grid or NO_GRID, engine=chosen)
     commons = [common_of(flat(entry.config)) for entry in entries]
     runs = [entry.folder for entry in entries]
     comparisons = _comparisons(kept, baseline, metric, runs=runs) if kept.is_file() else []
@@ -198,12 +204,14 @@ def train_all(
     reporter: CompareReporter,
     grid: Grid = NO_GRID,
     shared: Mapping[str, Any] | None = None,
+    engine: Engine = local,
 ) -> tuple[list[Entry], list[dict[str, str]]]:
     """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why.
 
     Args:
         grid: in what else than method and seed the runs differ.
         shared: what tells this folder from others; default the configuration that all runs share.
+        engine: where they run.
     Raises:
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
@@ -212,12 +220,13 @@ def train_all(
     for note in notes:
         reporter.note(note)
     out.mkdir(parents=True, exist_ok=True)
+    engine.check(out, any(entry.config.device == "cuda" for entry in entries))
     with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
         sweep.claim(out, entries, sweep.shared_by(entries, grid) if shared is None else shared)
         waiting = [job for entry in entries if (job := job_of(entry, out, ledger, reporter.note))]
         reporter.begin(len(entries), len(entries) - len(waiting), max(entry.config.epochs for entry in entries))
         try:
-            complete = local.run(waiting, jobs, reporter, lock.fileno())
+            complete = engine.run(waiting, jobs, reporter, lock.fileno())
         finally:
             reporter.stop()
     if not complete:
@@ -251,7 +260,7 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
         append(ledger, json.loads(answer.read_text()))
 
     commands = [evaluate] if result is not None else [train, evaluate]
-    return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done)
+    return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done, config.device == "cuda")
 
 
 def _comparisons(

@@ -1,0 +1,255 @@
+"""Trainings as tasks of a Ray cluster: Ray places them and retries what a lost node takes with it.
+
+Each task does on its node what `offramp.engine.local` does for one job. The runs lie in a folder that all nodes see,
+so that a task which is retried elsewhere resumes from the run's newest checkpoint.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from offramp import __version__
+from offramp.engine import local
+from offramp.engine.local import Job, Watcher
+from offramp.lookup import ParameterError
+
+CONNECT = 5.0
+"""Seconds in which an address must accept a connection."""
+ANSWER = 60.0
+"""Seconds in which every node must answer, before anything is trained."""
+
+
+class Stopped(Exception):
+    """A training was told to stop on its node, which is shut down: it saved itself and goes on elsewhere."""
+
+
+RETRY: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [Stopped]}
+"""How many lost nodes a training survives."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a task takes over from the process that started it: folder, module search path, OFFRAMP_ variables."""
+
+    folder: str
+    path: list[str]
+    environment: dict[str, str]
+
+    @classmethod
+    def here(cls) -> "Origin":
+        """That of this process."""
+        variables = {name: value for name, value in os.environ.items() if name.startswith("OFFRAMP_")}
+        return cls(str(Path.cwd()), [str(Path(entry).absolute()) for entry in sys.path], variables)
+
+    def enter(self) -> None:
+        """Work as that process does; its folder is left out where the node does not have it."""
+        sys.path += [entry for entry in self.path if entry not in sys.path]
+        os.environ.update(self.environment)
+        if Path(self.folder).is_dir():
+            os.chdir(self.folder)
+
+
+class Cluster:
+    """A Ray cluster that this process is connected to; an `offramp.engine.choice.Engine`."""
+
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+        self.origin = Origin.here()
+        self.nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        if not self.nodes:
+            raise ParameterError("engine=ray: no node of the cluster offers a CPU", "engine")
+
+    def check(self, folder: Path, gpus: bool) -> None:
+        """Refuse a folder that not all nodes see, another version of offramp, or GPUs that no node has.
+
+        Raises:
+            ValueError: naming the node.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if gpus and not any(node["Resources"].get("GPU", 0) >= 1 for node in self.nodes):
+            raise ParameterError("device=cuda: no node of the Ray cluster offers a GPU", "device")
+        with NamedTemporaryFile("w", dir=folder, prefix=".seen-") as file:
+            file.write(file.name)
+            file.flush()
+            os.fsync(file.fileno())
+            answers = []
+            for node in self.nodes:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = self.ray.remote(_seen).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+                answers.append(task.remote(file.name, self.origin))
+            self.ray.wait(answers, num_returns=len(answers), timeout=ANSWER)
+            for node, answer in zip(self.nodes, answers, strict=True):
+                self._check_node(f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", answer, folder, file.name)
+
+    def _check_node(self, node: str, answer: Any, folder: Path, expected: str) -> None:
+        try:
+            text, version = self.ray.get(answer, timeout=0)
+        except self.ray.exceptions.GetTimeoutError:
+            raise ValueError(f"node {node} of the Ray cluster does not answer within {ANSWER:.0f} s") from None
+        except self.ray.exceptions.RayError as error:
+            raise ValueError(f"node {node} of the Ray cluster cannot run offramp: {_reason(error)}") from None
+        if version != __version__:
+            raise ValueError(f"node {node} of the Ray cluster has offramp {version}, this machine has {__version__}")
+        if text != expected:
+            raise ParameterError(
+                f"node {node} of the Ray cluster does not see {folder}: choose an out that all nodes share", "out"
+            )
+
+    def run(self, jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:
+        """Run every job as a task; one that fails does not stop the others.
+
+        Ctrl-C is handed on, so that every run saves itself; a second one stops them at once.
+
+        Args:
+            at_once: jobs on one node at the same time: each needs this share of the cores of the smallest node.
+            keep_open: not needed: each task holds a lock of its own (see `_work`).
+        Returns:
+            Whether all had their turn: False after Ctrl-C.
+        """
+        cores = max(1, int(min(node["Resources"]["CPU"] for node in self.nodes)) // at_once)
+        for job in jobs:
+            job.answer.unlink(missing_ok=True)
+        tasks = {self._submit(job, cores): job for job in jobs}
+        started: set[str] = set()
+        told = 0
+        with local.stopping(watcher) as stops:
+            while tasks:
+                if told < len(stops):
+                    told = len(stops)
+                    for task in tasks:
+                        self.ray.cancel(task, force=told > 1)
+                ended, _ = self.ray.wait(list(tasks), timeout=0.2)
+                for task, job in list(tasks.items()):
+                    self._look(job, watcher, started)
+                    if task in ended:
+                        self._end(tasks.pop(task), task, watcher, bool(stops))
+            return not stops
+
+    def _submit(self, job: Job, cores: int) -> Any:
+        task = self.ray.remote(_work).options(num_cpus=cores, num_gpus=int(job.needs_gpu), **RETRY, name=job.name)
+        return task.remote(replace(job, done=_nothing), self.origin)
+
+    def _look(self, job: Job, watcher: Watcher, started: set[str]) -> None:
+        """Say that the job began, once it has opened the file of its answer, and that it is at work."""
+        if job.name not in started and job.answer.exists():
+            started.add(job.name)
+            watcher.started(job)
+        if job.name in started:
+            watcher.running(job)
+
+    def _end(self, job: Job, task: Any, watcher: Watcher, stopped: bool) -> None:
+        """Take the result of a task; a job that was stopped has not failed."""
+        try:
+            job.failure = self.ray.get(task)
+        except self.ray.exceptions.RayError as error:
+            if stopped:
+                return
+            job.failure = _reason(error)
+        if job.failure is None:
+            job.done()
+        watcher.ended(job)
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Cluster]:
+    """A connection to a Ray cluster; without an address to that of $RAY_ADDRESS or this machine, or to a new one.
+
+    Raises:
+        ValueError: if Ray is not installed, or the cluster does not answer.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ParameterError("engine=ray needs the package ray: pip install 'offramp[ray]'", "engine") from None
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address not in (None, "auto", "local"):
+        _check_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    joined = ray.is_initialized()
+    try:
+        if not joined:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ParameterError(f"address={address or 'auto'}: Ray cannot connect: {_reason(error)}", "address") from None
+    try:
+        yield Cluster(ray)
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nothing answers, which Ray itself would wait for."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal()) or "://" in address:
+        raise ParameterError(f"address must be HOST:PORT of the Ray cluster's head, got {address}", "address")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise ParameterError(
+            f"address={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",
+            "address",
+        ) from None
+
+
+def _seen(path: str, origin: Origin) -> tuple[str | None, str]:
+    """On a node: what a file contains there, None if it is absent, and the version of offramp."""
+    origin.enter()
+    return Path(path).read_text() if Path(path).is_file() else None, __version__
+
+
+def _work(job: Job, origin: Origin) -> str | None:
+    """On a node: run the job's commands in a process of their own, as `local` does.
+
+    The process holds a lock for as long as it lives: a task that is retried waits until one that a lost node left
+    behind has saved itself.
+
+    Returns:
+        Why it failed, if it did.
+    Raises:
+        Stopped: if it was told to stop.
+    """
+    origin.enter()
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with local.alone(job.log.with_suffix(".lock"), local.LONGEST_SAVING, _ignore) as lock:
+        if not local.run([job], 1, Unwatched(), lock.fileno()):
+            raise Stopped("it was stopped on its node; the same command continues")
+    return job.failure
+
+
+class Unwatched:
+    """A watcher that says nothing."""
+
+    def started(self, job: Job) -> None:
+        """Ignored."""
+
+    def running(self, job: Job) -> None:
+        """Ignored."""
+
+    def ended(self, job: Job) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+
+def _nothing() -> None:
+    """What happens on the node when a job has succeeded: its line is added where it was started."""
+
+
+def _ignore(text: str) -> None:
+    """A note on the node."""
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, of the task's own one if there is one."""
+    cause = getattr(error, "cause", None)
+    lines = str(cause if isinstance(cause, Exception) else error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

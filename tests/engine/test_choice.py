@@ -1,0 +1,54 @@
+"""Which engine is refused, before anything is trained or written."""
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp.engine.choice import opened
+from offramp.lookup import ParameterError
+
+
+def refused(name: str, address: str | None = None) -> str:
+    with pytest.raises(ParameterError) as caught, opened(name, address):
+        pass
+    return str(caught.value)
+
+
+def test_names_and_addresses_that_do_not_fit() -> None:
+    assert refused("slurm") == "engine must be local or ray, got slurm"
+    assert refused("local", "a:1") == "address=a:1 is that of a Ray cluster: add engine=ray"
+    pytest.importorskip("ray")
+    for address in ("head", "head:", ":6379", "ray://head:10001"):
+        assert f"HOST:PORT of the Ray cluster's head, got {address}" in refused("ray", address)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert refused("ray") == "engine=ray needs the package ray: pip install 'offramp[ray]'"
+
+
+def test_an_address_that_does_not_answer_is_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from offramp.cli import main
+
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        words = ["compare", "--data", "digits", "--methods", "joint", "--engine", "ray", "--address"]
+        with pytest.raises(SystemExit) as left:
+            main([*words, address, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and f"--address {address} does not answer" in said, said
+    assert said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_local_engine_takes_every_folder(tmp_path: Path) -> None:
+    with opened("local", None) as engine:
+        check: Callable[..., Any] = engine.check
+        check(tmp_path, gpus=True)
