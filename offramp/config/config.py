@@ -24,7 +24,8 @@ class Config(Recipe):
         tap: How gradients of several exits are combined in the backbone: `own` as the method does it, `equilibrium`
             adds gradient equilibrium to any method (multi-scale networks: at the coarsest scale only),
             `equilibrium-all` at every scale.
-        data: The data set (`offramp data`), folder:PATH, parquet:PATH, hub:OWNER/NAME or python:MODULE.
+        data: The data set (`offramp data`), folder:PATH, parquet:PATH, tar:PATH, hub:OWNER/NAME or
+            python:MODULE.
         data_dir: The folder of the data set, or its parent; default: $OFFRAMP_DATA.
         width: Base channels of the network; short for the network's parameter `width`.
         exits_after: Layers of an external model (`timm:`, `torchvision:`, `transformers:`, `python:`) to attach exits

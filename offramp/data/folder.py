@@ -118,26 +118,26 @@ def _checked(request: Request, listing: Listing, *, full: bool) -> dict[str, Any
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in listing.files]
     key = hashlib.blake2b(json.dumps([VERSION, full, stats]).encode(), digest_size=16).hexdigest()
     record = cache_root(request.cache_dir) / f"checked-{key}.json"
-    facts = _remembered(record)
+    facts = remembered(record)
     if facts is None:
         digests: dict[int, str] = {}
 
         def look(index: int, data: bytes | Path) -> tuple[str, ...]:
             if not full:
-                return _look_at(data)
+                return look_at(data)
             assert isinstance(data, Path)
             digests[index] = digest_of(data)
-            return _look_through(data)
+            return look_through(data)
 
         title = f"checking {request.name}"
         count = len(listing.files)
         remarks = each_image(_encoded(listing), count, look, name=request.name, title=title, progress=request.progress)
         facts = {"remarks": remarks, "duplicates": groups_of(digests[index].encode() for index in sorted(digests))}
-        _remember(record, facts)
+        remember(record, facts)
     return facts
 
 
-def _remembered(record: Path) -> dict[str, Any] | None:
+def remembered(record: Path) -> dict[str, Any] | None:
     """The facts of an earlier check, or None if there are none, or they are damaged."""
     try:
         facts = json.loads(record.read_text())
@@ -147,7 +147,8 @@ def _remembered(record: Path) -> dict[str, Any] | None:
         return None
 
 
-def _remember(record: Path, facts: dict[str, Any]) -> None:
+def remember(record: Path, facts: dict[str, Any]) -> None:
+    """Keep the facts of a check, where the disk takes them."""
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         draft = record.with_suffix(f".{os.getpid()}")
@@ -157,14 +158,50 @@ def _remember(record: Path, facts: dict[str, Any]) -> None:
         return
 
 
-def _look_at(data: bytes | Path) -> tuple[str, ...]:
+def look_at(data: bytes | Path) -> tuple[str, ...]:
+    """The kind of an image, if it becomes RGB; from its header."""
     with open_image(data) as image:
         kind = kind_of(image.mode)
     return () if kind is None else (kind,)
 
 
-def _look_through(data: bytes | Path) -> tuple[str, ...]:
+def look_through(data: bytes | Path) -> tuple[str, ...]:
+    """The remarks of `offramp.images.decode` about an image."""
     return decode(data, lambda image: image.resize((1, 1), Image.Resampling.NEAREST))[1]
+
+
+Cut = Callable[..., Image.Image]
+"""(upright image, place in the batch) -> the square that the network gets."""
+
+
+def centre(fit: Fit) -> Cut:
+    """Resized and cropped to the centre."""
+    return lambda image, place: resize_and_crop(image, fit)
+
+
+def random_box(fit: Fit, draws: Float[Any, "B 10 4"]) -> Cut:
+    """A random part, resized; `draws` as `offramp.data.augment.boxes` takes them."""
+    from offramp.data.augment import boxes
+
+    def cut(image: Image.Image, place: int) -> Image.Image:
+        top, left, height, width = boxes(draws[place : place + 1], image.height, image.width)[0].tolist()
+        box = (left, top, left + width, top + height)
+        return image.resize((fit.size, fit.size), INTERPOLATIONS[fit.interpolation], box=box)
+
+    return cut
+
+
+def random_window(fit: Fit, draws: Float[Any, "B 2"]) -> Cut:
+    """A random square once the shorter side is resized; `draws` are shares of the free height and width."""
+    size, resize = fit.size, fit.resize or fit.size
+
+    def cut(image: Image.Image, place: int) -> Image.Image:
+        image = resize_shorter_side(image, resize, fit.interpolation)
+        down, right = draws[place].tolist()
+        top, left = int(down * (image.height - size + 1)), int(right * (image.width - size + 1))
+        return image.crop((left, top, left + size, top + size))
+
+    return cut
 
 
 @dataclass(frozen=True)
@@ -192,7 +229,7 @@ class FolderSource:
         Raises:
             ValueError: if a file was changed since it was checked and cannot be decoded, with its name.
         """
-        return self._decoded(indices, lambda image, place: resize_and_crop(image, self.fit))
+        return self._decoded(indices, centre(self.fit))
 
     def crops(self, indices: Indices, draws: Float[Any, "B 10 4"]) -> UInt8[np.ndarray, "B 3 H W"]:
         """A random part of each original, resized; `draws` as `offramp.data.augment.boxes` takes them.
@@ -200,14 +237,7 @@ class FolderSource:
         Raises:
             ValueError: as `batch`.
         """
-        from offramp.data.augment import boxes
-
-        def cut(image: Image.Image, place: int) -> Image.Image:
-            top, left, height, width = boxes(draws[place : place + 1], image.height, image.width)[0].tolist()
-            box = (left, top, left + width, top + height)
-            return image.resize((self.fit.size, self.fit.size), INTERPOLATIONS[self.fit.interpolation], box=box)
-
-        return self._decoded(indices, cut)
+        return self._decoded(indices, random_box(self.fit, draws))
 
     def windows(self, indices: Indices, draws: Float[Any, "B 2"]) -> UInt8[np.ndarray, "B 3 H W"]:
         """A random square of each image once its shorter side is resized as for evaluation.
@@ -219,17 +249,9 @@ class FolderSource:
         Raises:
             ValueError: as `batch`.
         """
-        size, resize = self.fit.size, self.fit.resize or self.fit.size
+        return self._decoded(indices, random_window(self.fit, draws))
 
-        def cut(image: Image.Image, place: int) -> Image.Image:
-            image = resize_shorter_side(image, resize, self.fit.interpolation)
-            down, right = draws[place].tolist()
-            top, left = int(down * (image.height - size + 1)), int(right * (image.width - size + 1))
-            return image.crop((left, top, left + size, top + size))
-
-        return self._decoded(indices, cut)
-
-    def _decoded(self, indices: Indices, cut: Callable[..., Image.Image]) -> np.ndarray:
+    def _decoded(self, indices: Indices, cut: Cut) -> np.ndarray:
         """The images of these rows, cut by `cut(image, place in the batch)`."""
         out = np.empty((len(indices), *self.shape), dtype=np.uint8)
         for place, row in enumerate(indices):

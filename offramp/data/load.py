@@ -116,7 +116,7 @@ def load(
     """Read a data set and cut it into train, val, cal and test.
 
     Args:
-        name: digits, cifar10, cifar100, folder:PATH, parquet:PATH, hub:ID, a plugin's, or python:MODULE.
+        name: digits, cifar10, cifar100, folder:PATH, parquet:PATH, tar:PATH, hub:ID, a plugin's, or python:MODULE.
         data_dir: the data set's own folder (or archive) or its parent; default $OFFRAMP_DATA.
         holdout: share of the training images that is held out, stratified: half val, half cal. 0: neither exists.
             Where the data bring both val and test, that val is halved instead and `holdout` is not used. Data with

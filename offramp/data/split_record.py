@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,17 @@ class FileSource(Protocol):
         """The file of every row, or None where images are no files."""
 
 
+@runtime_checkable
+class ShardSource(Protocol):
+    """A source whose images lie in files with many images each."""
+
+    def identities(self, rows: Indices) -> list[bytes]:
+        """What tells images apart without reading them, such as name and size."""
+
+    def contents(self, rows: Indices) -> Iterable[bytes]:
+        """The encoded images."""
+
+
 @dataclass(frozen=True)
 class SplitRecord:
     """The split of a run.
@@ -69,6 +80,8 @@ def kinds(source: Source) -> tuple[str, ...]:
     """How the images of a source can be told apart, the way that a run of it records first."""
     if isinstance(source, FileSource) and source.files is not None:
         return ("names", "files") if source.streaming else ("files", "names")
+    if isinstance(source, ShardSource):
+        return ("names", "files")
     return (f"pixels {'x'.join(map(str, source.shape))}",)
 
 
@@ -81,6 +94,8 @@ def keys(source: Source, rows: Indices, kind: str) -> Keys:
             return _numbers([_named(file, root) for file in files])
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             return np.array([int(text[:16], 16) for text in pool.map(digests.of_file, files)], np.uint64)
+    if isinstance(source, ShardSource) and kind in ("files", "names"):
+        return _numbers(source.identities(rows) if kind == "names" else source.contents(rows))
     parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     numbers = [_numbers([image.tobytes() for image in source.batch(part)]) for part in parts]
     return np.concatenate([np.empty(0, np.uint64), *numbers])
@@ -91,14 +106,15 @@ def _named(file: Path, root: str) -> bytes:
     return os.fsencode(unicodedata.normalize("NFC", f"{os.path.relpath(file, root)} {file.stat().st_size}"))
 
 
-def _numbers(texts: Sequence[bytes]) -> Keys:
+def _numbers(texts: Iterable[bytes]) -> Keys:
     return np.array([int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") for text in texts], np.uint64)
 
 
 def content_digest(split: Split) -> str:
     """The digest of what a split feeds to a network: ids, labels and pixels; of streamed images the files' bytes."""
     source, rows = split.source, split.indices
-    if source.streaming and isinstance(source, FileSource) and source.files is not None:
+    in_files = isinstance(source, FileSource) and source.files is not None
+    if source.streaming and (in_files or isinstance(source, ShardSource)):
         return digests.of_arrays([("ids", rows), ("labels", split.labels), ("files", keys(source, rows, "files"))])
     parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     pixels = [digests.of_arrays([("pixels", source.batch(part))]) for part in parts]
