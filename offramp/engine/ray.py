@@ -21,6 +21,10 @@ from offramp.lookup import ParameterError
 
 CONNECT = 5.0
 """Seconds in which an address must accept a connection."""
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of gRPC, which Ray speaks, begins (RFC 9113, 3.4): the preface and an empty SETTINGS frame."""
+SETTINGS = bytes([4])
+"""The type of the first frame that a server sends."""
 ANSWER = 60.0
 """Seconds in which every node must answer, before anything is trained."""
 
@@ -191,7 +195,10 @@ def _check_address(address: str) -> None:
     if not (colon and host and port.isdecimal()) or "://" in address:
         raise ParameterError(f"address must be HOST:PORT of the Ray cluster's head, got {address}", "address")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+        with socket.create_connection((host, int(port)), timeout=CONNECT) as connection:
+            connection.sendall(HTTP2)
+            if connection.recv(9, socket.MSG_WAITALL)[3:4] != SETTINGS:
+                raise OSError("what answers there is not Ray")
     except (OSError, OverflowError) as error:
         raise ParameterError(
             f"address={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",

@@ -48,6 +48,13 @@ def test_an_address_that_does_not_answer_is_one_line_and_nothing_is_written(
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_an_address_where_something_else_answers_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("offramp.engine.ray.CONNECT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts connections and says nothing
+        assert "does not answer (timed out)" in refused("ray", f"127.0.0.1:{mute.getsockname()[1]}")
+
+
 def test_the_local_engine_takes_every_folder(tmp_path: Path) -> None:
     with opened("local", None) as engine:
         check: Callable[..., Any] = engine.check
