@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" numpy
-	@$(BIN)/python -m pip install --quiet -e '.[demo,dev,export,int8,jpeg,openvino,ray,serve,shards,tensorboard,transformers,vision]'
+	@$(BIN)/python -m pip install --quiet -e '.[demo,dev,export,openvino,ray,serve,tensorboard,transformers,vision]'
 	@touch $@
 
 demo: setup
