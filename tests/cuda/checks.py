@@ -117,7 +117,11 @@ def decided(rule: str) -> dict[str, Any]:
     torch.manual_seed(0)
     logits = 3 * torch.randn(3, 12, 5)
     thresholds = {"patience": (0.0,) * 3, "margin": (0.5,) * 3, "entropy": (0.4,) * 3}.get(score, (0.6,) * 3)
-    policy = ExitPolicy(thresholds=thresholds, enabled=(True,) * 3, score=score, answer=answer_, patience=2)
+    predictors = ((0.5, 1.0, -1.0, 0.5, -0.5, 0.25, 0.25),) * 2 if score == "learned" else ()
+    flags = (True,) * 3
+    policy = ExitPolicy(
+        thresholds=thresholds, enabled=flags, score=score, answer=answer_, patience=2, predictors=predictors
+    )
 
     def segment(exit: int) -> Any:
         return lambda state, carry: (state, carry, logits.to(state.device)[exit].index_select(0, state[:, 0].long()))

@@ -21,7 +21,7 @@ def test_the_room_imports_neither_torch_nor_pyarrow():
 
 def test_available_lists_every_source_with_its_first_line():
     found = dict(available())
-    assert set(found) == {"digits", "cifar10", "cifar100", "folder", "parquet", "hub"}
+    assert set(found) == {"digits", "cifar10", "cifar100", "folder", "parquet", "hub", "tar"}
     assert all(line and not line.startswith('"') for line in found.values())
 
 
@@ -92,7 +92,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
         ("digits", {"holdout": 0.999}, r"class 0 \(0\) has 142 images, too few to set"),
         ("folder", {}, "write folder:PATH"),
         ("parquet", {}, "write parquet:PATH"),
-        ("hub", {}, "Write hub:OWNER/NAME"),
+        ("hub", {}, "write hub:OWNER/NAME"),
     ],
 )
 def test_bad_names_and_options(name, options, message):

@@ -93,7 +93,7 @@ def test_a_path_beside_the_bytes_is_never_followed(tmp_path, write, pictures):
 
 def test_places(tmp_path, write, pictures):
     refused(tmp_path / "x", "x does not exist", FileNotFoundError)
-    refused(tmp_path, r"holds no \*.parquet files", FileNotFoundError)
+    refused(tmp_path, r"contains no \*.parquet files", FileNotFoundError)
     two(write, tmp_path, pictures)
     refused(tmp_path, "does not stream", streaming=True)
     write.shard(tmp_path / "more.parquet", pictures, [0] * 40, label="label")

@@ -31,6 +31,7 @@ PROVENANCE = {
     "date": "2026-01-01T00:00:00Z",
     "commit": None,
     "versions": {"python": "3"},
+    "device": "cpu",
     "hardware": {"cpu": "one", "gpu": None, "threads": 1},
 }
 POLICY = ExitPolicy(thresholds=(0.5, 0.4, 1e8, 0.0), enabled=(True, False, True, True))
