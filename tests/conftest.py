@@ -1,5 +1,6 @@
 """What all tests share: run-time shape checks on the whole package, threads kept few, data, networks, processes."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def own() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "tests" / "nets")
         yield "my_nets"
+
+
+@pytest.fixture
+def traceable_msdnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of MSDNet without the checks of types and shapes, which only tests have and which refuse fx proxies."""
+    from offramp.models._msdnet_layers import FirstLayer, Layer, Transition
+
+    for layer in (FirstLayer, Layer, Transition):
+        monkeypatch.setattr(layer, "forward", inspect.unwrap(layer.forward))
 
 
 @pytest.fixture

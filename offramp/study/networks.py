@@ -14,6 +14,7 @@ from offramp.discovery import discover
 from offramp.measure import cost
 from offramp.models import msdnet
 from offramp.net import MultiExitNet, attach, plain
+from offramp.split.lazy import lazy
 from offramp.study import external_models
 
 Shape = tuple[int, int, int]
@@ -159,7 +160,8 @@ def line(row: Row) -> str:
     """The row as a line of the table in Markdown."""
     built = make(row)
     size = cost.parameters(built.net)
-    macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(built.net, built.shape))
+    running = lazy(built.net.eval(), built.shape)
+    macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(running, built.shape))
     options = [("net", *option) for option in row.options.items()]
     options += [("branch", *option) for option in row.branch_options.items()]
     words = " ".join(f"`--{kind}.{key.replace('_', '-')} {_plain(value)}`" for kind, key, value in options)

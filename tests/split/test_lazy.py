@@ -1,7 +1,6 @@
 """Lazy evaluation: the same logits for fewer operations, and networks that stay as they are."""
 
 import copy
-import inspect
 
 import pytest
 import torch
@@ -9,16 +8,10 @@ from torch import Tensor, nn
 
 from offramp import branches, models
 from offramp.measure import cost
-from offramp.models._msdnet_layers import FirstLayer, Layer, Transition
 from offramp.net import MultiExitNet, attach, segments
 from offramp.split.lazy import lazy
 
-
-@pytest.fixture(autouse=True)
-def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks of types and shapes, which only tests have, take no torch.fx proxies."""
-    for layer in (FirstLayer, Layer, Transition):
-        monkeypatch.setattr(layer, "forward", inspect.unwrap(layer.forward))
+pytestmark = pytest.mark.usefixtures("traceable_msdnet")
 
 
 def _msdnet(setting: str) -> tuple[MultiExitNet, tuple[int, int, int]]:

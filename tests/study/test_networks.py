@@ -33,7 +33,7 @@ def test_lines_are_as_written(row: Row) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-def test_all_lines_are_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_lines_are_as_written(traceable_msdnet: None, capsys: pytest.CaptureFixture[str]) -> None:
     networks.main()
     assert capsys.readouterr().out == WRITTEN
 
