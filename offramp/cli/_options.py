@@ -63,6 +63,7 @@ def _paths(kind: Any, tokens: Sequence[Any]) -> tuple[Path, ...]:
 
 
 Files = Annotated[tuple[Path, ...], Parameter(negative="", show_default=False, converter=_paths)]
+Stages = Annotated[tuple[int, ...], Parameter(negative="", show_default=False, converter=_stages)]
 Layers = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_words)]
 Dotted = Annotated[list[str] | None, Parameter(name="--option", negative="", show=False)]
 """What `--net.KEY value` and the like become."""

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit
-from offramp.cli._options import Dotted, Json, Layers, by_kind
+from offramp.cli._options import Dotted, Json, Layers, Stages, by_kind
 from offramp.measure.units import count
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def info(
     method: str = "joint",
     width: int | None = None,
     exits_after: Layers = (),
+    exits_at: Stages = (),
     exits: int | Literal["auto"] | None = None,
     goal_macs: float | None = None,
     classes: int = 100,
@@ -37,6 +38,7 @@ def info(
         method: The method, if it trains several networks (dml, one); `--method.KEY` sets its parameters.
         width: Base channels of the network.
         exits_after: Layers of an external model to attach exits to, such as layer1,layer2.
+        exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
         exits: Number of exits, the final one included; external models get them at equal shares of the operations.
             `auto` chooses places and structure for --goal-macs.
         goal_macs: With --exits auto: the mean multiply-adds to get to, as a share of the plain network's, such as 0.4.
@@ -56,6 +58,7 @@ def info(
         branch=branch,
         width=width,
         exits_after=exits_after,
+        exits_at=exits_at,
         exits=exits,
         goal_macs=goal_macs,
         method=method,

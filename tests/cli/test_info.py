@@ -64,3 +64,12 @@ def test_mistakes_get_one_sentence(offramp: Offramp, words: tuple[str, ...], say
     ran = offramp("info", *words)
     assert ran.status in (1, 2)
     assert says in ran.err and ran.err.count("\n") == 1 and not ran.out
+
+
+def test_exits_behind_some_stages(offramp: Offramp) -> None:
+    """BEED's table has two early exits on wide ResNets."""
+    words = ("info", "--net", "wrn16-4", "--branch", "byot")
+    found, every = offramp(*words, "--exits-at", "2,3", "--json").json, offramp(*words, "--json").json
+    assert len(every["macs"]) == 4 and found["macs"] == every["macs"][1:]
+    ran = offramp(*words, "--exits-at", "4")
+    assert ran.status and "--exits-at must name stages from 1 to 3 of this network, got 4" in ran.err
