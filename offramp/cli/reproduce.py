@@ -66,10 +66,7 @@ def reproduce(
 
     format = "json" if json else format
     if name is None:
-        given = {"seeds": seeds != "0", "rows": rows, "plan": plan, "show": show, "document": document}
-        for option, value in given.items():
-            if value:
-                raise ParameterError(f"{option} needs the name of a table, figure or claim", option)
+        _check_without_name(seeds=seeds != "0", rows=rows, plan=plan, show=show, document=document)
         entries = overview(quick=quick, protocol=protocol, out=out, ledger=ledger)
         _print_overview(entries, format)
         return
@@ -100,6 +97,17 @@ def reproduce(
     _print(result, format)
     if result.failed:
         raise SystemExit(1)
+
+
+def _check_without_name(**options: object) -> None:
+    """Refuse options that are about one table, figure or claim.
+
+    Raises:
+        ParameterError: naming the first option that was given.
+    """
+    for option, value in options.items():
+        if value:
+            raise ParameterError(f"{option} needs the name of a table, figure or claim", option)
 
 
 def _print(result: "Reproduction", format: Format) -> None:
