@@ -12,8 +12,8 @@ from offramp.papers.catalog import Protocol, Training, config_of, folder_of, nee
 from offramp.papers.figures import BY_EPOCH
 from offramp.papers.lines import Measured
 from offramp.papers.selection import figures
-from offramp.runs.compare import CompareReporter, train_all
 from offramp.runs.sweep import Entry
+from offramp.runs.train_all import CompareReporter, train_all
 from offramp.train.run_dir import RESULT, put
 
 FAILURES = "failures.json"

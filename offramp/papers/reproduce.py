@@ -17,7 +17,8 @@ from offramp.papers.missing import failures, train_missing
 from offramp.papers.plan import PlannedTraining, planned
 from offramp.papers.selection import Selection, select
 from offramp.papers.values import TableResult, table_result
-from offramp.runs.compare import LEDGER, CompareReporter, Silent, check_writable
+from offramp.runs.compare import LEDGER
+from offramp.runs.train_all import CompareReporter, Silent, check_writable
 
 OUT = "runs/reproduce"
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from offramp import digests, finite
 from offramp.device_copies import to_host
 from offramp.files import parse_json, read_json, write_errors
+from offramp.lookup import with_parameters
 from offramp.text import quoted
 
 VERSION = 1
@@ -123,6 +124,21 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except Damaged as error:
             refused.append(str(error))
     return None, refused
+
+
+def to_resume(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint that a run continues from, `None` if it has none; `note` receives what was skipped.
+
+    Raises:
+        Damaged: if there are checkpoints and none is valid.
+    """
+    newest, refused = latest(folder)
+    if newest is None and refused:
+        message = f"{refused[0]}, and no other checkpoint is intact; choose another out to start anew"
+        raise with_parameters(Damaged(message), "out")
+    for sentence in refused:
+        note(f"{sentence}; taking the checkpoint before it")
+    return newest
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> str:

@@ -1,16 +1,13 @@
 """Epochs on Fabric: every step recorded, every state restorable to the bit, the best and the last epoch kept."""
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp.data.loading import Loader
 from offramp.data.splits import DataSet
-from offramp.lookup import with_parameters
 from offramp.losses.distributed import weighing
 from offramp.measure.accuracy import top_k
 from offramp.measure.trace import trace
@@ -21,15 +18,15 @@ from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.check import refuse
 from offramp.train.epoch_accuracy import epoch_accuracies
-from offramp.train.held_out import HeldOut
 from offramp.train.interrupt import stopping_on_interrupt
+from offramp.train.loaders import build_loaders
 from offramp.train.log import Metrics
-from offramp.train.loss_buffer import CHECK_EVERY, Record, kept
+from offramp.train.loss_buffer import CHECK_EVERY, Record, check_weights
 from offramp.train.moving_average import MovingAverage
 from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
-from offramp.train.reporter import Diverged, Interrupted, Reporter
-from offramp.train.state import Position, take_up, taken, trained_on
+from offramp.train.reporter import Interrupted, Reporter
+from offramp.train.state import Position, collect_state, restore_state, trained_on
 from offramp.train.static_step import Steps, why_not
 
 
@@ -89,15 +86,8 @@ class Loop:
         )
         self.take_step = Steps(method, self.context, recipe.batch_size if static else None)
         self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
-        rank, world = fabric.global_rank, fabric.world_size
-        self.train = self._loader("train", augment=True, rank=rank, world=world)
-        evaluated = max(recipe.batch_size, 256)
-        self.val = self._loader("val", batch_size=evaluated) if "val" in data.splits else None
-        self.logged = {split: self._loader(split, batch_size=evaluated) for split in recipe.log_accuracy}
-        # This process's share of val in a separate order, for methods that learn from it.
-        store = self.val.store if self.val else None
-        self.again = HeldOut(partial(self._loader, "val", shuffle=True, rank=rank, world=world, store=store))
-        for loader in (self.train, self.val):
+        self.batches = build_loaders(fabric, recipe, data)
+        for loader in (self.batches.train, self.batches.val):
             if loader and loader.note and fabric.is_global_zero:
                 reporter.note(loader.note)
         self.position = Position()
@@ -106,23 +96,10 @@ class Loop:
         self.stop = self.record.stop
         self.signals: list[int] = []
 
-    def _loader(self, split: str, *, augment: bool = False, batch_size: int | None = None, **order: Any) -> Loader:
-        """Batches of a split on the run's device."""
-        return Loader(
-            self.data.splits[split],
-            self.data,
-            batch_size=batch_size or self.recipe.batch_size,
-            augment=augment,
-            device=self.fabric.device,
-            seed=self.recipe.seed,
-            channels_last=True,
-            **order,
-        )
-
     @property
     def steps(self) -> int:
         """Optimizer steps per epoch."""
-        return len(self.train)
+        return len(self.batches.train)
 
     @property
     def step_number(self) -> int:
@@ -170,7 +147,7 @@ class Loop:
             self._begin(span)
         began = time.perf_counter()
         progress = phases.progress(span, self.position.epoch)
-        for batch in self.train.epoch(self.position.epoch, self.position.step):
+        for batch in self.batches.train.epoch(self.position.epoch, self.position.step):
             self.step(batch, progress)
             if self.record.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
                 self.position.seconds += time.perf_counter() - began
@@ -196,7 +173,7 @@ class Loop:
 
     def _held_out(self) -> Batch:
         """The val batch of this step."""
-        return self.again.for_step(self.step_number)
+        return self.batches.held_out.for_step(self.step_number)
 
     def _due(self) -> bool:
         return self.step_number % self.recipe.checkpoint_every == 0
@@ -212,7 +189,7 @@ class Loop:
         if recipe.mixup:
             key = (recipe.seed, position.epoch, position.step)
             batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
-        with weighing(self.train.weight(position.step)):
+        with weighing(self.batches.train.weight(position.step)):
             terms = self.take_step(span.phase, batch, progress)
         if self.average:
             self.average.update(self.net)
@@ -227,16 +204,9 @@ class Loop:
     def _look(self) -> None:
         self.record.look(self.position.epoch, self.position.step)
 
-    def _check_weights(self) -> None:
-        weights = dict(self.net.named_parameters())
-        finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()  # one wait for all
-        for name, is_finite in zip(weights, finite, strict=True):
-            if not is_finite:
-                raise Diverged(f"the weight {name} is no longer finite at step {self.step_number}; {kept(self.folder)}")
-
     def _finish_epoch(self) -> None:
         """Evaluate and record the epoch; keep its weights if they are the best or the last."""
-        self._check_weights()
+        check_weights(self.net, self.step_number, self.folder)
         position = self.position
         epoch, means = position.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
         accuracy = self._validate()
@@ -249,8 +219,8 @@ class Loop:
             "val_accuracy": accuracy,
             "seconds": position.seconds,
         }
-        if self.logged:
-            record["logged_only"] = epoch_accuracies(self._validated(), self.logged)
+        if self.batches.logged:
+            record["logged_only"] = epoch_accuracies(self._validated(), self.batches.logged)
         if self.fabric.is_global_zero and self.record.metrics:
             self.record.metrics.write(record)
         score = sum(accuracy) / len(accuracy) if accuracy else -1.0
@@ -280,9 +250,9 @@ class Loop:
 
     def _validate(self) -> list[float] | None:
         """Accuracy of every exit on val, in [0, 1]; None if nothing was held out."""
-        if self.val is None:
+        if self.batches.val is None:
             return None
-        traced = trace(self._validated(), self.val.epoch(0), "val")
+        traced = trace(self._validated(), self.batches.val.epoch(0), "val")
         assert traced.labels is not None
         return top_k(traced.logits, traced.labels)
 
@@ -299,8 +269,8 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint of this state, after a check that losses and weights are finite."""
         self._look()
-        self._check_weights()
-        state = taken(self.context, self.average)
+        check_weights(self.net, self.step_number, self.folder)
+        state = collect_state(self.context, self.average)
         metrics = self.record.metrics
         if not self.fabric.is_global_zero or metrics is None:
             return
@@ -313,23 +283,14 @@ class Loop:
         Raises:
             ValueError: if there are checkpoints and none is valid, they are of another network, or a record is damaged.
         """
-        found, refused = checkpoint.latest(self.folder / "checkpoints")
-        if found is None:
-            if refused:
-                raise with_parameters(
-                    checkpoint.Damaged(
-                        f"{refused[0]}, and no other checkpoint is intact; choose another out to start anew"
-                    ),
-                    "out",
-                )
+        newest = checkpoint.to_resume(self.folder / "checkpoints", self.reporter.note)
+        if newest is None:
             return 0
-        for sentence in refused:
-            self.reporter.note(f"{sentence}; taking the checkpoint before it")
-        take_up(found, self.net, self.context, self.average)
-        self.trained_on = trained_on(found)
-        self.position = Position(**found.state["position"])
-        self.record.sums = dict(found.state["sums"])
-        size = int(found.state["metrics_offset"])
+        restore_state(newest, self.net, self.context, self.average)
+        self.trained_on = trained_on(newest)
+        self.position = Position(**newest.state["position"])
+        self.record.sums = dict(newest.state["sums"])
+        size = int(newest.state["metrics_offset"])
         kept, lost = log.seen_by(self.folder / "metrics.jsonl", size, self.step_number, self.position.epoch)
         if lost:
             self.reporter.note(lost)

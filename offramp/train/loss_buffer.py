@@ -1,4 +1,4 @@
-"""Losses of a run's steps: fetched from the device every few steps, checked, summed and recorded."""
+"""Losses of a run's steps: fetched from the device every few steps, checked, summed and recorded; finite weights."""
 
 import math
 import threading
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.train.log import Metrics
 from offramp.train.reporter import Diverged, Reporter
@@ -73,7 +73,7 @@ class Record:
         if wrong:
             raise Diverged(
                 f"the loss term {wrong[0]!r} is {values[wrong[0]]} at step {step} (epoch {epoch + 1}); "
-                f"{kept(self.folder)}"
+                f"{_kept(self.folder)}"
             )
 
     def _fetch(self) -> list[float]:
@@ -89,7 +89,23 @@ class Record:
         return means
 
 
-def kept(folder: Path) -> str:
+def check_weights(net: nn.Module, step: int, folder: Path) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        step: optimizer steps taken, for the message.
+        folder: of the run.
+    Raises:
+        Diverged: naming the weight.
+    """
+    weights = dict(net.named_parameters())
+    finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()  # one wait for all
+    for name, is_finite in zip(weights, finite, strict=True):
+        if not is_finite:
+            raise Diverged(f"the weight {name} is no longer finite at step {step}; {_kept(folder)}")
+
+
+def _kept(folder: Path) -> str:
     """The end of the message about a diverged run: what was kept, and what may help."""
     place = folder / "checkpoints"
     left = f"the last good checkpoint is kept in {place}" if any(place.glob("step-*")) else "there is no checkpoint yet"

@@ -23,7 +23,7 @@ class Position:
     seconds: float = 0.0
 
 
-def taken(context: StepContext, average: MovingAverage | None) -> dict[str, Any]:
+def collect_state(context: StepContext, average: MovingAverage | None) -> dict[str, Any]:
     """The state of optimizer, objective, moving average and random numbers; every process must call this."""
     fabric, objective = context.fabric, context.objective
     cuda = fabric.device.type == "cuda"
@@ -32,12 +32,12 @@ def taken(context: StepContext, average: MovingAverage | None) -> dict[str, Any]
         "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
         "average": average.state_dict() if average else {},
         "precision": fabric.strategy.precision.state_dict(),
-        "rng": _of_all(fabric, torch.get_rng_state()),
-        "rng_cuda": _of_all(fabric, torch.cuda.get_rng_state(fabric.device)) if cuda else None,
+        "rng": _gather(fabric, torch.get_rng_state()),
+        "rng_cuda": _gather(fabric, torch.cuda.get_rng_state(fabric.device)) if cuda else None,
     }
 
 
-def _of_all(fabric: Any, state: Tensor) -> Tensor:
+def _gather(fabric: Any, state: Tensor) -> Tensor:
     """The random state of every process, one row each."""
     if fabric.world_size == 1:
         return state[None]
@@ -50,8 +50,8 @@ def trained_on(checkpoint: Checkpoint) -> str:
     return "cpu" if checkpoint.state["rng_cuda"] is None else "cuda"
 
 
-def take_up(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: MovingAverage | None) -> None:
-    """Restore weights and everything of `taken`; random numbers last.
+def restore_state(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: MovingAverage | None) -> None:
+    """Restore weights and everything of `collect_state`; random numbers last.
 
     Raises:
         ValueError: if the checkpoint is of another network.

@@ -19,8 +19,8 @@ from offramp.cli._compare_progress import last_epoch
 from offramp.cli.compare import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import alone, reason
-from offramp.runs.compare import job_of
 from offramp.runs.sweep import Entry, entries, folder_name, shared_by
+from offramp.runs.train_all import job_of
 from offramp.study.ledger import append, common
 from offramp.train.run_dir import read_config
 

@@ -30,7 +30,7 @@ def trains(net: str, branch: str, method: str, folder: Path) -> None:
     before = [parameter.detach().clone() for parameter in network.parameters()]
     loop = Loop(make_fabric(config), folder, config, network, made, data, SilentReporter())
     loop.context.net.train()
-    for batch in loop.train.epoch(0):
+    for batch in loop.batches.train.epoch(0):
         loop.step(batch, 0.0)
     loop._look()  # raises where a term is not finite
     changed = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]

@@ -151,7 +151,7 @@ def test_what_is_logged_is_what_is_minimised(net: str, method: str, tmp_path: Pa
     )
     parts.net.train()
     logged = []
-    for batch in running.train.epoch(0):
+    for batch in running.batches.train.epoch(0):
         logged.append((running.method.step or plain_step)(parts, batch, 0.0))
     assert len(taken) == len(handed) >= 2 and any(gradient is not None for gradient in taken[0])
     for found, expected in zip(taken, wanted, strict=True):

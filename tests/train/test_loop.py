@@ -390,7 +390,7 @@ def test_a_method_that_learns_from_held_out_batches_needs_some(tmp_path: Path) -
 
 def test_held_out_batches_follow_the_step_and_cover_the_split(tmp_path: Path) -> None:
     def batches(how: Recipe) -> HeldOut:
-        return loop(tmp_path, how).again
+        return loop(tmp_path, how).batches.held_out
 
     again = batches(recipe(batch_size=5))  # val has 12 samples: 5, 5 and 2
     first = [again.for_step(step).ids.tolist() for step in range(7)]

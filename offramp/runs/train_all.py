@@ -1,0 +1,138 @@
+"""The runs of a comparison: what is not yet in the ledger is trained, evaluated and added to it."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from offramp.config import flat
+from offramp.engine import local
+from offramp.engine.choice import Engine
+from offramp.engine.local import Job, Watcher
+from offramp.lookup import with_parameters
+from offramp.progress import Advance, no_progress
+from offramp.runs import sweep
+from offramp.runs.sweep import NO_GRID, Entry, Grid
+
+PATIENCE = 20.0
+"""Seconds to wait for runs of a comparison that was killed and are still saving."""
+ENTRY = "offramp.cli:main"
+"""What runs the commands of a child process."""
+
+
+@runtime_checkable
+class CompareReporter(Watcher, Protocol):
+    """Who is told how the runs of a comparison go."""
+
+    def begin(self, runs: int, finished: int, epochs: int) -> None:
+        """How many runs there are, how many are finished already, and the epochs of each."""
+
+    def working(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """As `offramp.runs.reporting.Reporter.working`."""
+
+    def stop(self) -> None:
+        """No run is at work any more."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def begin(self, runs: int, finished: int, epochs: int) -> None:
+        """Ignored."""
+
+    def started(self, job: Job) -> None:
+        """Ignored."""
+
+    def running(self, job: Job) -> None:
+        """Ignored."""
+
+    def ended(self, job: Job) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+    def working(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """Shows nothing."""
+        return no_progress(text, total)
+
+    def stop(self) -> None:
+        """Ignored."""
+
+
+def check_writable(ledger: Path) -> None:
+    """Refuse a ledger that is no file, or in a folder that cannot be written."""
+    if ledger.exists() and not ledger.is_file():
+        raise with_parameters(ValueError(f"ledger {ledger} is not a file"), "ledger")
+    parent = next(path for path in (ledger, *ledger.parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{ledger} cannot be written: there is no permission for {parent}")
+
+
+def train_all(
+    asked: list[Entry],
+    out: Path,
+    jobs: int,
+    ledger: Path,
+    reporter: CompareReporter,
+    grid: Grid = NO_GRID,
+    shared: Mapping[str, Any] | None = None,
+    engine: Engine = local,
+) -> tuple[list[Entry], list[dict[str, str]]]:
+    """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why.
+
+    Args:
+        grid: in what else than method and seed the runs differ.
+        shared: what tells this folder from others; default the configuration that all runs share.
+        engine: where they run.
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
+    """
+    sweep.check_folder(out)
+    entries, notes = sweep.check(asked, reporter.working)
+    for note in notes:
+        reporter.note(note)
+    out.mkdir(parents=True, exist_ok=True)
+    engine.check(out, any(entry.config.device == "cuda" for entry in entries))
+    with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
+        sweep.claim(out, entries, sweep.shared_by(entries, grid) if shared is None else shared)
+        waiting = [job for entry in entries if (job := job_of(entry, out, ledger, reporter.note))]
+        reporter.begin(len(entries), len(entries) - len(waiting), max(entry.config.epochs for entry in entries))
+        try:
+            complete = engine.run(waiting, jobs, reporter, lock.fileno())
+        finally:
+            reporter.stop()
+    if not complete:
+        reporter.note(f"saved in {out}; the same command continues")
+        raise KeyboardInterrupt
+    return entries, [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
+
+
+def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -> Job | None:
+    """What is left to do for a run: train, evaluate, add its line to the ledger; None if nothing is."""
+    from offramp.study.ledger import append, holds, lists
+    from offramp.train.run_dir import CONFIG, begun, read_result
+
+    config, folder = entry.config, entry.folder
+    result = read_result(folder)
+    if result is not None and holds(ledger, flat(config), result):
+        return None
+    if not begun(folder) and lists(ledger, flat(config)):
+        note(f"{entry.name}: has its line in {ledger}; to train it again, choose another ledger")
+        return None
+    place = ["--data-dir", str(config.data_dir)] if config.data_dir else []
+    train = ["train", "--config", str(folder / CONFIG), "--out", str(folder), "--resume", *place]
+    train += ["--checkpoint-every", str(config.checkpoint_every)]
+    train += ["--tensorboard" if config.tensorboard else "--no-tensorboard"]
+    train += ["--log-accuracy", ",".join(config.log_accuracy)] if config.log_accuracy else []
+    evaluate = ["evaluate", str(folder), *place, "--frontier", "--json"]
+    logs = out / "logs"
+    answer = logs / f"{folder.name}.json"
+
+    def done() -> None:
+        append(ledger, json.loads(answer.read_text()))
+
+    commands = [evaluate] if result is not None else [train, evaluate]
+    return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done, config.device == "cuda")
