@@ -46,7 +46,7 @@ def accuracies(runner: Runner, policy: ExitPolicy, data: DataSet) -> dict[str, A
     for begin in range(0, len(split), CHUNK):
         ids = split.indices[begin : begin + CHUNK]
         labels = split.source.labels[ids]
-        inputs = runner.prepare(split.source.batch(ids))
+        inputs = runner.to_inputs(split.source.batch(ids))
         with runner.scope():
             given = answer(runner.segments, policy, inputs)
             said: dict[str, Any] = {name: network(inputs, ())[2] for name, network in alone.items()}

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from offramp import methods
-from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
@@ -76,7 +76,7 @@ def made(method: str, given: argparse.Namespace, width: int, epochs: int = 1) ->
     config = resolve(Config(method=method, width=width, **recipe))
     built = build_method(config)
     net = build_net(config, built, classes=CLASSES, shape=SHAPE)
-    prepare(built, net, SHAPE)
+    prepare_objective(built, net, SHAPE)
     return config, built, net
 
 

@@ -37,7 +37,7 @@ from offramp.measure.memory import peak_mib
 from offramp.measure.provenance import provenance
 from offramp.net import Backbone, plain
 from offramp.optional import vision
-from offramp.split import equivalence, exit_placement, layers, split
+from offramp.split import cut_points, equivalence, exit_placement, split
 from offramp.split.logits import logits_of
 
 TIMES_ORIGINAL, SECONDS, COMPARISON, EXTRA = 1.02, 5.0, 2.0, 0.01
@@ -135,8 +135,8 @@ def measure(name: str, batches: list[int], seconds: float, device: str) -> dict[
 
 def comparison(model: nn.Module, backbone: Backbone) -> float:
     """CPU seconds that `split` takes to compare a model with its cut form, with one thread."""
-    found = layers.find(model, SHAPE)
-    after, macs = exit_placement.equal(found, EXITS), sum(found.traced.macs.values())
+    points = cut_points.find(model, SHAPE)
+    after, macs = exit_placement.equal(points, EXITS), sum(points.traced.macs.values())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.process_time()

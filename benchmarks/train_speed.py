@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from workers import Worker, work
 
 from offramp.branches import beed as exits
-from offramp.config import Config, build_method, prepare, resolve
+from offramp.config import Config, build_method, prepare_objective, resolve
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import medians, side_by_side
@@ -115,7 +115,7 @@ def offramp_loop(
     data = DataSet("benchmark", splits, source.classes, source.shape, MEAN, STD, "crop-flip")
     recipe = Recipe(batch_size=BATCH, device="cuda" if device == "cuda" else "cpu", compile=compile, graph=graph)
     built, net = build_method(resolve(Config(method=method, branch="beed"))), network(width)
-    prepare(built, net, source.shape)
+    prepare_objective(built, net, source.shape)
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(make_fabric(recipe), Path(folder), recipe, net, built, data, Silent())
         loop.context.net.train()

@@ -143,7 +143,7 @@ class GatedFan(nn.Module):
         return MultiExitNet([nn.Sequential(*self.trunk, *branch.body)], [Branch(nn.Identity(), branch.head)])
 
 
-Several = Cohort | GatedFan
+MultiNet = Cohort | GatedFan
 
 
 def single(net: nn.Module) -> list[MultiExitNet]:

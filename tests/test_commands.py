@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from offramp.cli import app, main
-from offramp.cli._argv import prepare
+from offramp.cli._argv import rewrite
 from offramp.cli._options import config_of
 from offramp.config import resolve
 
@@ -43,7 +43,7 @@ def test_they_run_or_are_understood(words: list[str], there: Path, capsys: pytes
         assert not left.value.code, capsys.readouterr().err
         return
     parse: Callable[..., Any] = app().parse_args
-    _, bound, _ = parse(prepare(words), exit_on_error=False, print_error=False)
+    _, bound, _ = parse(rewrite(words), exit_on_error=False, print_error=False)
     config = bound.arguments["config"]
     assert config.weights == Path("resnet18.pth")
     assert resolve(config_of(config, bound.arguments.get("option")))

@@ -14,7 +14,7 @@ FLOORS = """
     files outputs device_copies hyperparameters image_files plugins
     trust protocols discovery
     meta_device
-    net blocks losses data early_exit
+    net layers losses data early_exit
     multi_net
     models branches step measure split
     methods

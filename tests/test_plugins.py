@@ -336,7 +336,7 @@ def test_what_does_not_return_the_right_thing(mine: Path) -> None:
     config = offramp.Config(method="python:mine:nothing", device="cpu")
     with pytest.raises(ValueError, match=r"^python:mine:nothing: build must return an offramp\.Method, got str"):
         build_method(resolve(config))
-    with pytest.raises(ValueError, match=r"^python:mine:nothing: build must return offramp\.data\.splits\.Found"):
+    with pytest.raises(ValueError, match=r"^python:mine:nothing: build must return offramp\.data\.splits\.RawDataSet"):
         data.load("python:mine:nothing")
     config = resolve(offramp.Config(branch="python:mine:nothing", method="joint", device="cpu"))
     with pytest.raises(ValueError, match=r"^python:mine:nothing: build must return a module or None, got str"):

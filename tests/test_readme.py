@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from offramp.cli import main
-from offramp.cli._argv import prepare
+from offramp.cli._argv import rewrite
 from offramp.cli._options import config_of
 from offramp.config import Config, resolve
 
@@ -55,7 +55,7 @@ def test_every_training_command_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     from offramp.cli import app
 
-    words = prepare(shlex.split(command)[1:])
+    words = rewrite(shlex.split(command)[1:])
     _, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
     config = bound.arguments.get("config", Config())
     assert resolve(config_of(config, bound.arguments.get("option")))

@@ -13,10 +13,9 @@ import yaml
 
 from offramp import branches, data, methods, models
 from offramp.cli import app
-from offramp.cli._argv import prepare
+from offramp.cli._argv import rewrite
 from offramp.cli._options import config_of
-from offramp.config import Config, build_method, build_net, flat, keys, resolve
-from offramp.config import prepare as prepare_method
+from offramp.config import Config, build_method, build_net, flat, keys, prepare_objective, resolve
 from offramp.data.load import AUGMENTATIONS, NORMALISE
 from offramp.hyperparameters import arguments
 from offramp.multi_net import Cohort
@@ -39,7 +38,7 @@ def program() -> Any:
 def parsed(path: Path, *words: str) -> Config:
     """The configuration that `offramp train --config PATH` would train, before names are looked up."""
     _, bound, *_ = program().parse_args(
-        prepare(["train", "--config", str(path), "--out", "nowhere", *words]), exit_on_error=False, print_error=False
+        rewrite(["train", "--config", str(path), "--out", "nowhere", *words]), exit_on_error=False, print_error=False
     )
     config: Config = bound.arguments.get("config", Config())
     return config_of(config, bound.arguments.get("option"))
@@ -92,7 +91,7 @@ def test_the_network_is_built_and_the_method_can_train_it(path: Path) -> None:
         return
     assert isinstance(net, MultiExitNet)
     assert net.exits == EXITS.get(path.stem, 4)
-    assert prepare_method(method, net, shape) == ()
+    assert prepare_objective(method, net, shape) == ()
 
 
 @every_recipe

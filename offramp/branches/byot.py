@@ -4,8 +4,8 @@ from math import prod
 
 from torch import nn
 
-from offramp.blocks import initialise
 from offramp.branches._stages import check_exit, maps
+from offramp.layers import initialise
 from offramp.net import Backbone, Branch, Head
 
 

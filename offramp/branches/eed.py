@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from offramp.blocks import conv_norm_relu, initialise
 from offramp.branches._stages import steps
+from offramp.layers import conv_norm_relu, initialise
 from offramp.net import Backbone, Branch, Head
 from offramp.protocols import EedStrides
 

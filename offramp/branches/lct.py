@@ -4,8 +4,8 @@ from math import prod
 
 from torch import nn
 
-from offramp.blocks import Conv, initialise
 from offramp.branches._stages import maps, steps
+from offramp.layers import Conv, initialise
 from offramp.net import Backbone, Branch, Head
 from offramp.outputs import State
 

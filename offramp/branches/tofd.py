@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from offramp.blocks import conv, initialise
 from offramp.branches._stages import steps
+from offramp.layers import conv, initialise
 from offramp.net import Backbone, Branch, Head
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.manifest import Part
+from offramp.bundle.manifest import SegmentSpec
 from offramp.lookup import with_parameters
 from offramp.text import one_line
 
@@ -77,7 +77,7 @@ def refuse_fallback(runtime: str, used: Sequence[str]) -> None:
         )
 
 
-def open_on_gpu(model: bytes, part: Part, runtime: str, threads: int | None, classes: int | None) -> Any:
+def open_on_gpu(model: bytes, spec: SegmentSpec, runtime: str, threads: int | None, classes: int | None) -> Any:
     """A segment that ONNX Runtime computes on the GPU; arguments as of `offramp.bundle.sessions.open_segment`.
 
     Raises:
@@ -99,12 +99,12 @@ def open_on_gpu(model: bytes, part: Part, runtime: str, threads: int | None, cla
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # its exceptions have no common class of their own
-        raise ValueError(f"{part.file} cannot run on the GPU alone: {one_line(str(error), 300)}") from None
+        raise ValueError(f"{spec.file} cannot run on the GPU alone: {one_line(str(error), 300)}") from None
     refuse_fallback(runtime, session.get_providers())
-    return bound(session, part, torch.device("cuda", torch.cuda.current_device()), classes)
+    return bound(session, spec, torch.device("cuda", torch.cuda.current_device()), classes)
 
 
-def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> Any:
+def bound(session: Any, spec: SegmentSpec, device: Any, classes: int | None = None) -> Any:
     """A session as a segment whose inputs and outputs are tensors of a device, without a copy to the host.
 
     Args:
@@ -117,12 +117,12 @@ def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> 
     import torch
 
     types = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
-    takes = [port.name for port in part.takes_state + part.takes_carry]
-    shapes: dict[str, tuple[int, ...]] = {port.name: tuple(port.shape) for port in part.gives_state + part.gives_carry}
+    takes = [port.name for port in spec.takes_state + spec.takes_carry]
+    shapes: dict[str, tuple[int, ...]] = {port.name: tuple(port.shape) for port in spec.gives_state + spec.gives_carry}
     width = next(port.shape[1] for port in session.get_outputs() if port.name == LOGITS)
     shapes[LOGITS] = (width,)
     if classes is not None and width != classes:
-        raise ValueError(f"{part.file} gives logits of {width} classes, not {classes} as manifest.json says")
+        raise ValueError(f"{spec.file} gives logits of {width} classes, not {classes} as manifest.json says")
 
     def kind(name: str) -> Any:
         return TYPES[types[name]]
@@ -150,8 +150,8 @@ def bound(session: Any, part: Part, device: Any, classes: int | None = None) -> 
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise ValueError(f"{part.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
-        next_state = tuple(DeviceArray(made[port.name]) for port in part.gives_state)
-        return next_state, tuple(DeviceArray(made[port.name]) for port in part.gives_carry), made[LOGITS].cpu().numpy()
+            raise ValueError(f"{spec.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
+        next_state = tuple(DeviceArray(made[port.name]) for port in spec.gives_state)
+        return next_state, tuple(DeviceArray(made[port.name]) for port in spec.gives_carry), made[LOGITS].cpu().numpy()
 
     return segment

@@ -54,9 +54,9 @@ def segment_ms(
     """
     models, parts = [], []
     ready = segments(copy.deepcopy(net).eval().float().cpu())
-    for model, part in export_segments(ready, range(net.exits), shape):
+    for model, spec in export_segments(ready, range(net.exits), shape):
         models.append(model)
-        parts.append(part)
+        parts.append(spec)
         advance(1)
 
     def opened(begin: int, end: int) -> ArraySegment:

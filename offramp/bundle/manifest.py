@@ -29,7 +29,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorSpec:
     """One tensor that a segment takes or gives: its name, its shape without the batch, its type."""
 
     name: str
@@ -38,7 +38,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Part:
+class SegmentSpec:
     """One segment's file. `exit` is counted from 0 among all exits of the network.
 
     It takes state and carry of the segment before (the first one the inputs) and gives `logits` (B, C) and, but for
@@ -47,10 +47,10 @@ class Part:
 
     file: str
     exit: int
-    takes_state: tuple[Port, ...]
-    takes_carry: tuple[Port, ...]
-    gives_state: tuple[Port, ...]
-    gives_carry: tuple[Port, ...]
+    takes_state: tuple[TensorSpec, ...]
+    takes_carry: tuple[TensorSpec, ...]
+    gives_state: tuple[TensorSpec, ...]
+    gives_carry: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Manifest:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     exits: int
-    parts: tuple[Part, ...]
+    parts: tuple[SegmentSpec, ...]
     files: Mapping[str, str]
     measured: Mapping[str, Any] = field(default_factory=dict)
     verified: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +129,7 @@ def _manifest(values: dict[str, Any], digest: str) -> Manifest:
         classes=_many(values["classes"], _text),
         preprocessing=preprocessing,
         exits=_whole(values["exits"]),
-        parts=_many(values["parts"], _part),
+        parts=_many(values["parts"], _segment),
         files={_plain(name): _text(value) for name, value in values["files"].items()},
         measured=dict(values["measured"]),
         verified=dict(values["verified"]),
@@ -142,10 +142,10 @@ def _consistent(manifest: Manifest) -> Manifest:
     """The same manifest, if its segments fit each other, the exits and the files."""
     if not 0 < manifest.exits <= MOST_EXITS or not manifest.classes:
         raise ValueError(f"it has {manifest.exits} exits and {len(manifest.classes)} classes")
-    order = [part.exit for part in manifest.parts]
+    order = [spec.exit for spec in manifest.parts]
     if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] != manifest.exits - 1:
         raise ValueError(f"segments of the exits {order} do not end with the last of {manifest.exits}")
-    for name in (POLICY, *(part.file for part in manifest.parts)):
+    for name in (POLICY, *(spec.file for spec in manifest.parts)):
         if name not in manifest.files:
             raise ValueError(f"{name} has no digest")
     shape = tuple(port.shape for port in manifest.parts[0].takes_state)
@@ -158,12 +158,13 @@ def _consistent(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _part(value: Any) -> Part:
-    ports = {spec.name: _many(value[spec.name], _port) for spec in fields(Part) if spec.name not in ("file", "exit")}
-    return Part(file=_plain(value["file"]), exit=_whole(value["exit"]), **ports)
+def _segment(value: Any) -> SegmentSpec:
+    names = [field.name for field in fields(SegmentSpec) if field.name not in ("file", "exit")]
+    tensors = {name: _many(value[name], _tensor) for name in names}
+    return SegmentSpec(file=_plain(value["file"]), exit=_whole(value["exit"]), **tensors)
 
 
-def _port(value: Any) -> Port:
+def _tensor(value: Any) -> TensorSpec:
     if value["dtype"] not in DTYPES:
         raise ValueError(f"tensors are of {', '.join(DTYPES)}, not {quoted(value['dtype'])}")
     shape = _many(value["shape"], _whole)
@@ -172,7 +173,7 @@ def _port(value: Any) -> Port:
     name = _text(value["name"])
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
         raise ValueError(f"{quoted(name)} is not a tensor name")
-    return Port(name, shape, value["dtype"])
+    return TensorSpec(name, shape, value["dtype"])
 
 
 def _plain(name: Any) -> str:

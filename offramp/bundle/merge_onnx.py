@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from offramp.bundle.manifest import Part
+from offramp.bundle.manifest import SegmentSpec
 
 
-def fuse(models: Sequence[bytes], parts: Sequence[Part]) -> tuple[bytes, Part]:
+def fuse(models: Sequence[bytes], parts: Sequence[SegmentSpec]) -> tuple[bytes, SegmentSpec]:
     """One ONNX model that computes what these segments do up to the exit of the last; what only others need is gone.
 
     Args:
@@ -26,10 +26,10 @@ def fuse(models: Sequence[bytes], parts: Sequence[Part]) -> tuple[bytes, Part]:
     if not models or len(models) != len(parts):
         raise ValueError(f"there must be as many models as parts, and at least one: got {len(models)} and {len(parts)}")
     fused, whole = onnx.load_model_from_string(models[0]), parts[0]
-    for data, part in zip(models[1:], parts[1:], strict=True):
+    for data, spec in zip(models[1:], parts[1:], strict=True):
         following = onnx.load_model_from_string(data)
-        given, taken = whole.gives_state + whole.gives_carry, part.takes_state + part.takes_carry
-        before = f"before_{part.exit}/"  # both have a `logits`
+        given, taken = whole.gives_state + whole.gives_carry, spec.takes_state + spec.takes_carry
+        before = f"before_{spec.exit}/"  # both have a `logits`
         fused = compose.merge_models(
             fused,
             following,
@@ -41,5 +41,5 @@ def fuse(models: Sequence[bytes], parts: Sequence[Part]) -> tuple[bytes, Part]:
             tuple(replace(port, name=before + port.name) for port in ports)
             for ports in (whole.takes_state, whole.takes_carry)
         )
-        whole = replace(part, takes_state=takes_state, takes_carry=takes_carry)
+        whole = replace(spec, takes_state=takes_state, takes_carry=takes_carry)
     return fused.SerializeToString(), whole

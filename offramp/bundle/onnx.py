@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.bundle.manifest import Part, Port
+from offramp.bundle.manifest import SegmentSpec, TensorSpec
 from offramp.bundle.sessions import LOGITS
 from offramp.outputs import Carry, State
 
@@ -33,7 +33,7 @@ class _Flat(nn.Module):
 
 def export_segments(
     segments: Sequence[nn.Module], exits: Sequence[int], shape: tuple[int, int, int]
-) -> Iterator[tuple[bytes, Part]]:
+) -> Iterator[tuple[bytes, SegmentSpec]]:
     """Segments that follow each other as ONNX, each with its entry in the manifest; errors as in `export_segment`.
 
     Args:
@@ -44,15 +44,15 @@ def export_segments(
     state: State = torch.zeros(EXAMPLE, *shape)
     carry: Carry = ()
     for number, (exit, segment) in enumerate(zip(exits, segments, strict=True), 1):
-        model, part, state, carry = export_segment(
+        model, spec, state, carry = export_segment(
             segment, state, carry, file=f"segment-{number}.onnx", exit=exit, last=number == len(segments)
         )
-        yield model, part
+        yield model, spec
 
 
 def export_segment(
     segment: nn.Module, state: State, carry: Carry, *, file: str, exit: int, last: bool
-) -> tuple[bytes, Part, State, Carry]:
+) -> tuple[bytes, SegmentSpec, State, Carry]:
     """Trace a segment and write it as ONNX.
 
     Args:
@@ -75,7 +75,7 @@ def export_segment(
         raise ImportError("exporting needs onnx and onnxscript: pip install 'offramp[export]'") from None
     with torch.no_grad():
         state_after, carry_after, _ = segment(state, carry)
-    part = Part(
+    spec = SegmentSpec(
         file=file,
         exit=exit,
         takes_state=_ports("state", _row(state)),
@@ -84,13 +84,13 @@ def export_segment(
         gives_carry=() if last else _ports("next_carry", carry_after),
     )
     flat = _Flat(segment, len(_row(state)), isinstance(state, tuple), last).eval()
-    return _traced(flat, (*_row(state), *carry), part), part, state_after, carry_after
+    return _traced(flat, (*_row(state), *carry), spec), spec, state_after, carry_after
 
 
-def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], part: Part) -> bytes:
+def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], spec: SegmentSpec) -> bytes:
     if sum(p.numel() * p.element_size() for p in flat.state_dict().values()) > LARGEST:
         raise ValueError(
-            f"{part.file} would exceed the {LARGEST // 10**9} GB that one ONNX file holds: enable more exits"
+            f"{spec.file} would exceed the {LARGEST // 10**9} GB that one ONNX file holds: enable more exits"
         )
     batch = torch.export.Dim("batch")
     try:
@@ -101,23 +101,23 @@ def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], part: Part) -> bytes:
                 tensors,
                 dynamo=True,
                 verbose=False,
-                input_names=[port.name for port in part.takes_state + part.takes_carry],
-                output_names=[LOGITS, *(port.name for port in part.gives_state + part.gives_carry)],
+                input_names=[port.name for port in spec.takes_state + spec.takes_carry],
+                output_names=[LOGITS, *(port.name for port in spec.gives_state + spec.gives_carry)],
                 dynamic_shapes=(tuple({0: batch} for _ in tensors),),
             )
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:400]
-        raise ValueError(f"the segment up to exit {part.exit + 1} cannot be exported: {reason}") from error
+        raise ValueError(f"the segment up to exit {spec.exit + 1} cannot be exported: {reason}") from error
     model = program.model_proto
     if not all(port.type.tensor_type.shape.dim[0].dim_param for port in model.graph.input):
-        raise ValueError(f"the segment up to exit {part.exit + 1} cannot be exported: it depends on the batch size")
+        raise ValueError(f"the segment up to exit {spec.exit + 1} cannot be exported: it depends on the batch size")
     data: bytes = model.SerializeToString()
     return data
 
 
-def _ports(name: str, tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
+def _ports(name: str, tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:
     return tuple(
-        Port(f"{name}_{index}", tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+        TensorSpec(f"{name}_{index}", tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
         for index, tensor in enumerate(tensors)
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.manifest import Manifest, Port
+from offramp.bundle.manifest import Manifest, TensorSpec
 from offramp.bundle.read import Bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, resume
@@ -44,9 +44,9 @@ class Handover:
 
     def stepper(self, bundle: Bundle, rows: slice) -> Stepper:
         """A stepper that goes on with some of the images."""
-        part = bundle.manifest.parts[self.passed]
-        state = tuple(self.arrays[port.name][rows] for port in part.takes_state)
-        carry = tuple(self.arrays[port.name][rows] for port in part.takes_carry)
+        spec = bundle.manifest.parts[self.passed]
+        state = tuple(self.arrays[port.name][rows] for port in spec.takes_state)
+        carry = tuple(self.arrays[port.name][rows] for port in spec.takes_carry)
         policy_carry = {key[7:]: value[rows] for key, value in self.arrays.items() if key.startswith("judged_")}
         return resume(bundle.policy, self.passed, state, carry, policy_carry)
 
@@ -57,12 +57,12 @@ def gather(
     """What is left of several batches, each with the names of its images, all stopped after `passed` segments."""
     names: list[str] = []
     rows: dict[str, list[Array]] = {}
-    part = manifest.parts[passed]
+    spec = manifest.parts[passed]
     for stepper, images in steppers:
         if not len(stepper.alive):
             continue  # all of them left, perhaps before the last segment that ran
         names += [images[row] for row in stepper.alive.tolist()]
-        tensors = dict(zip((p.name for p in part.takes_state + part.takes_carry), (*stepper.state, *stepper.carry)))
+        tensors = dict(zip((p.name for p in spec.takes_state + spec.takes_carry), (*stepper.state, *stepper.carry)))
         tensors |= {f"judged_{key}": value for key, value in stepper.policy_carry.items()}
         for key, value in tensors.items():
             rows.setdefault(key, []).append(value)
@@ -120,14 +120,14 @@ def load(path: Path, bundle: Bundle) -> Handover:
     return Handover(passed, tuple(names), arrays)
 
 
-def _expected(manifest: Manifest, policy: ExitPolicy, passed: int) -> dict[str, Port]:
+def _expected(manifest: Manifest, policy: ExitPolicy, passed: int) -> dict[str, TensorSpec]:
     """Every array that goes over to segment number `passed`, with its shape without the batch."""
-    part = manifest.parts[passed]
-    ports = list(part.takes_state + part.takes_carry)
+    spec = manifest.parts[passed]
+    ports = list(spec.takes_state + spec.takes_carry)
     if policy.answer != "exit":
-        ports.append(Port("judged_total", (len(manifest.classes),), "float32"))
+        ports.append(TensorSpec("judged_total", (len(manifest.classes),), "float32"))
     if policy.score == "patience":
-        ports += [Port("judged_said", (), "int64"), Port("judged_count", (), "float32")]
+        ports += [TensorSpec("judged_said", (), "int64"), TensorSpec("judged_count", (), "float32")]
     return {port.name: port for port in ports}
 
 

@@ -112,7 +112,7 @@ def check_batch(bundle: Bundle, size: int) -> None:
     Raises:
         ValueError: naming the largest batch size.
     """
-    ports = [port for part in bundle.manifest.parts for port in part.takes_state + part.takes_carry]
+    ports = [port for spec in bundle.manifest.parts for port in spec.takes_state + spec.takes_carry]
     bytes_each = 4 * max(math.prod(port.shape) for port in ports)
     if size * bytes_each > LARGEST_BATCH:
         most = max(1, LARGEST_BATCH // bytes_each)
@@ -175,16 +175,16 @@ def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Prediction]
 def warm_up(bundle: Bundle, size: int) -> None:
     """Run every open segment on zeros: a runtime's first calls are slow, and would be taken for an image's time."""
     check_batch(bundle, size)
-    part = bundle.manifest.parts[bundle.begin]
+    spec = bundle.manifest.parts[bundle.begin]
     for _ in range(WARM):
-        state: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in part.takes_state)
-        carry: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in part.takes_carry)
+        state: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in spec.takes_state)
+        carry: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in spec.takes_carry)
         if not bundle.begin:
-            pixels = np.zeros((size, *part.takes_state[0].shape), np.uint8)
+            pixels = np.zeros((size, *spec.takes_state[0].shape), np.uint8)
             _advance(bundle, Stepper(bundle.policy, bundle.manifest.preprocessing.normalise(pixels)), 0.0)
         for segment in bundle.segments:
             state, carry, logits = segment(state, carry)
-            bundle.policy.step({}, logits, part.exit)
+            bundle.policy.step({}, logits, spec.exit)
 
 
 def _advance(bundle: Bundle, stepper: Stepper, began: float) -> float:

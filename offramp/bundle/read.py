@@ -86,8 +86,8 @@ def open_files(folder: Path, manifest: Manifest, runtime: str, begin: int = 0, e
     policy = read_policy(folder, manifest)
     classes = len(manifest.classes)
     segments = [
-        open_segment(content(folder, manifest, part.file), part, runtime, classes=classes)
-        for part in manifest.parts[begin:end]
+        open_segment(content(folder, manifest, spec.file), spec, runtime, classes=classes)
+        for spec in manifest.parts[begin:end]
     ]
     return Bundle(folder, manifest, policy, tuple(segments), begin)
 
@@ -100,7 +100,7 @@ def read_policy(folder: Path, manifest: Manifest) -> ExitPolicy:
     """
     policy = parse_policy(content(folder, manifest, POLICY), str(folder / POLICY))
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-    if policy.exits != manifest.exits or enabled != [part.exit for part in manifest.parts]:
+    if policy.exits != manifest.exits or enabled != [spec.exit for spec in manifest.parts]:
         raise ValueError(f"{folder / POLICY} enables other exits than {folder / MANIFEST} has segments for")
     return policy
 

@@ -39,8 +39,8 @@ def exported_trace(
         pixels = split.source.batch(split.indices[start : start + BATCH])
         state: Any = bundle.manifest.preprocessing.normalise(pixels)
         carry: Any = ()
-        for part, segment in zip(bundle.manifest.parts, bundle.segments, strict=True):
-            state, carry, logits[part.exit, start : start + len(pixels)] = segment(state, carry)
+        for spec, segment in zip(bundle.manifest.parts, bundle.segments, strict=True):
+            state, carry, logits[spec.exit, start : start + len(pixels)] = segment(state, carry)
         advance(len(pixels))
     finite.check([(f"the logits of {split.name}", logits)], "the exported segments")
     return logits, split.labels

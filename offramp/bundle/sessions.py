@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.external_data import external_tensor
 from offramp.bundle.gpu_sessions import PROVIDERS, open_on_gpu
-from offramp.bundle.manifest import Part
+from offramp.bundle.manifest import SegmentSpec
 from offramp.lookup import with_parameters
 from offramp.text import one_line
 
@@ -17,7 +17,7 @@ RUNTIMES = ("onnx", "openvino", *PROVIDERS)
 LOGITS = "logits"
 
 Array = NDArray[Any]
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+RunSession = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """Tensors by name in, tensors by name out."""
 
 ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], Array]]
@@ -25,7 +25,7 @@ ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], 
 
 
 def open_segment(
-    model: bytes, part: Part, runtime: str = "onnx", threads: int | None = None, classes: int | None = None
+    model: bytes, spec: SegmentSpec, runtime: str = "onnx", threads: int | None = None, classes: int | None = None
 ) -> ArraySegment:
     """A segment that a runtime computes in float32, on the CPU or (`onnx-cuda`, `onnx-tensorrt`) on a GPU.
 
@@ -35,29 +35,29 @@ def open_segment(
         threads: how many it may use; by default, as many as there are cores.
         classes: how many logits it must give; any number by default.
     Returns:
-        The segment; it raises ValueError if the model fails, or gives tensors of other shapes than `part` says.
+        The segment; it raises ValueError if the model fails, or gives tensors of other shapes than `spec` says.
     Raises:
         ValueError: if the runtime is unknown or cannot read the model, the model reads other files, or has other
-            tensors than `part`.
+            tensors than `spec`.
         ImportError: if the runtime is not installed, with the command that installs it.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"unknown runtime {runtime!r}: there are {', '.join(RUNTIMES)}")
-    _refuse_external_data(model, part.file)
+    _refuse_external_data(model, spec.file)
     if runtime in PROVIDERS:
-        segment: ArraySegment = open_on_gpu(model, part, runtime, threads, classes)
+        segment: ArraySegment = open_on_gpu(model, spec, runtime, threads, classes)
         return segment
     opened = _onnx if runtime == "onnx" else _openvino
-    run, takes, gives = opened(model, part.file, threads)
-    wanted = {port.name for port in part.takes_state + part.takes_carry}
-    promised = {LOGITS, *(port.name for port in part.gives_state + part.gives_carry)}
+    run, takes, gives = opened(model, spec.file, threads)
+    wanted = {port.name for port in spec.takes_state + spec.takes_carry}
+    promised = {LOGITS, *(port.name for port in spec.gives_state + spec.gives_carry)}
     # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
     if (takes != wanted and not (runtime == "openvino" and takes < wanted)) or gives != promised:
         raise ValueError(
-            f"{part.file} has the inputs {sorted(takes)} and the outputs {sorted(gives)}, but "
+            f"{spec.file} has the inputs {sorted(takes)} and the outputs {sorted(gives)}, but "
             f"manifest.json says {sorted(wanted)} and {sorted(promised)}"
         )
-    return _segment(run, part, classes)
+    return _segment(run, spec, classes)
 
 
 def _refuse_external_data(model: bytes, name: str) -> None:
@@ -69,9 +69,9 @@ def _refuse_external_data(model: bytes, name: str) -> None:
         raise ValueError(f"{name} keeps tensors in other files, which a bundle must not do: export it again")
 
 
-def _segment(run: Run, part: Part, classes: int | None) -> ArraySegment:
-    takes = [port.name for port in part.takes_state + part.takes_carry]
-    gives = {port.name: port.shape for port in part.gives_state + part.gives_carry}
+def _segment(run: RunSession, spec: SegmentSpec, classes: int | None) -> ArraySegment:
+    takes = [port.name for port in spec.takes_state + spec.takes_carry]
+    gives = {port.name: port.shape for port in spec.gives_state + spec.gives_carry}
 
     def segment(state: Any, carry: Any) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
         tensors = (*(state if isinstance(state, tuple) else (state,)), *carry)
@@ -79,19 +79,19 @@ def _segment(run: Run, part: Part, classes: int | None) -> ArraySegment:
         logits, batch = outputs[LOGITS], len(tensors[0])
         if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
             wanted = "C" if classes is None else classes
-            raise ValueError(f"{part.file} returns logits {logits.shape}, not {(batch, wanted)} as manifest.json says")
+            raise ValueError(f"{spec.file} returns logits {logits.shape}, not {(batch, wanted)} as manifest.json says")
         for name, shape in gives.items():
             if outputs[name].shape != (batch, *shape):
                 raise ValueError(
-                    f"{part.file} returns {name} {outputs[name].shape}, not {(batch, *shape)} as manifest.json says"
+                    f"{spec.file} returns {name} {outputs[name].shape}, not {(batch, *shape)} as manifest.json says"
                 )
-        next_state = tuple(outputs[port.name] for port in part.gives_state)
-        return next_state, tuple(outputs[port.name] for port in part.gives_carry), logits
+        next_state = tuple(outputs[port.name] for port in spec.gives_state)
+        return next_state, tuple(outputs[port.name] for port in spec.gives_carry), logits
 
     return segment
 
 
-def _onnx(model: bytes, name: str, threads: int | None) -> tuple[Run, set[str], set[str]]:
+def _onnx(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
     try:
         import onnxruntime
     except ImportError:
@@ -116,7 +116,7 @@ def _onnx(model: bytes, name: str, threads: int | None) -> tuple[Run, set[str], 
     return run, {port.name for port in session.get_inputs()}, set(gives)
 
 
-def _openvino(model: bytes, name: str, threads: int | None) -> tuple[Run, set[str], set[str]]:
+def _openvino(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
     try:
         import openvino
     except ImportError:

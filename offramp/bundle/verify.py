@@ -130,11 +130,11 @@ def _compare_logits(bundle: Bundle, expected: Reference, arrays: np.ndarray, sam
     state: Any = arrays
     carry: Any = ()
     worst = 0.0
-    for part, segment, expected_logits in zip(
+    for spec, segment, expected_logits in zip(
         bundle.manifest.parts, bundle.segments, expected.logits.numpy(), strict=True
     ):
         state, carry, logits = segment(state, carry)
-        worst = max(worst, _near(logits, expected_logits, part.file, part.exit, samples))
+        worst = max(worst, _near(logits, expected_logits, spec.file, spec.exit, samples))
     return worst
 
 
@@ -154,7 +154,7 @@ def _near(actual: np.ndarray, expected: np.ndarray, what: str, exit: int, sample
 
 def _compare_exits(bundle: Bundle, expected: Reference, answers: Any, samples: Samples) -> int:
     """How many samples left elsewhere because their score lies at a threshold; every other difference is an error."""
-    enabled = [part.exit for part in bundle.manifest.parts]
+    enabled = [spec.exit for spec in bundle.manifest.parts]
     ties = 0
     for row, exit in enumerate(answers.exit.tolist()):
         place, expected_place = enabled.index(exit), int(expected.taken[row])
@@ -188,7 +188,7 @@ def _spread(segment: ArraySegment, inputs: tuple[Any, Any]) -> Any:
 
 def _costs(bundle: Bundle, net: MultiExitNet, data: DataSet, exits: list[int]) -> dict[str, Any]:
     """Operations and measured times of every segment, and of the mean test image."""
-    enabled = [part.exit for part in bundle.manifest.parts]
+    enabled = [spec.exit for spec in bundle.manifest.parts]
     macs = segment_macs(net, data.shape, bundle.policy.enabled)
     plain = segment_macs(net, data.shape, [False] * (net.exits - 1) + [True])[0]
     times = []

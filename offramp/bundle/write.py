@@ -101,10 +101,10 @@ def _files(
     _put(folder / POLICY, (policy.to_json() + "\n").encode())
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     parts = []
-    for model, part in export_segments(segments(net, policy.enabled), enabled, preprocessing.shape):
-        _put(folder / part.file, model)
-        parts.append(part)
-    names = (POLICY, *(part.file for part in parts))
+    for model, spec in export_segments(segments(net, policy.enabled), enabled, preprocessing.shape):
+        _put(folder / spec.file, model)
+        parts.append(spec)
+    names = (POLICY, *(spec.file for spec in parts))
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     return Manifest(tuple(classes), preprocessing, net.exits, tuple(parts), digests)
 

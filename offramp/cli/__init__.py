@@ -83,12 +83,12 @@ def _run(words: list[str]) -> int:
         return 0
     from cyclopts.exceptions import CycloptsError
 
-    from offramp.cli._argv import blamed, check_whole, prepare
+    from offramp.cli._argv import blamed, check_whole, rewrite
     from offramp.cli._errors import as_typed
     from offramp.cli._trust_option import take_trust
 
     try:
-        typed = prepare(take_trust(words))
+        typed = rewrite(take_trust(words))
         named = [name for name in typed[:1] if name in MODULES]
         for name in named:
             check_whole(verb(name), typed)

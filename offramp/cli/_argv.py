@@ -17,7 +17,7 @@ ONE_FOR_MANY = ("--seed", "--method")
 """Options that `compare` has in the plural; in a config file the singular may stand and gives way."""
 
 
-def prepare(argv: list[str]) -> list[str]:
+def rewrite(argv: list[str]) -> list[str]:
     """Rewrite the words of a command line.
 
     `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` or the file of `--recipe NAME` is

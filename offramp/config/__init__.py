@@ -7,7 +7,7 @@ from offramp.config.build import (
     build_net,
     load_weights,
     of_kind,
-    prepare,
+    prepare_objective,
 )
 from offramp.config.complete import Completed, complete, keep_choices
 from offramp.config.config import Config
@@ -29,7 +29,7 @@ __all__ = [
     "keys",
     "load_weights",
     "of_kind",
-    "prepare",
+    "prepare_objective",
     "read_yaml",
     "resolve",
     "unflat",

@@ -177,7 +177,7 @@ def build_backbone(
             classes=classes,
             channels=channels,
             size=size,
-            after=list(config.exits_after),
+            exits_after=list(config.exits_after),
             exits=None if config.exits == "auto" else config.exits,
             options=options,
             device=config.device,
@@ -236,7 +236,7 @@ def _fresh_classifiers(fresh: Sequence[Sequence[str]], source: str) -> tuple[str
     return tuple(dict.fromkeys(notes))
 
 
-def prepare(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> tuple[str, ...]:
+def prepare_objective(method: "Method", net: "nn.Module", shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Let the method see the exits it will train; returns notes for the user (exits whose features are left out).
 
     Raises:

@@ -15,7 +15,7 @@ from offramp.data._shards import Columns, fill_from
 from offramp.data._tables import Shard, open_shard, shards_by_split
 from offramp.data.hub import shards_of
 from offramp.data.load import NORMALISE
-from offramp.data.splits import ArraySource, Found, Request, consecutive
+from offramp.data.splits import ArraySource, RawDataSet, Request, consecutive
 from offramp.images import Fit
 from offramp.lookup import with_parameters
 from offramp.progress import Progress
@@ -44,7 +44,7 @@ class Cifar(NamedTuple):
     hub: str
 
 
-def read(cifar: Cifar, request: Request) -> Found:
+def read(cifar: Cifar, request: Request) -> RawDataSet:
     """The data set in the form that is found at `--data-dir`.
 
     Raises:
@@ -71,7 +71,7 @@ def read(cifar: Cifar, request: Request) -> Found:
     mean, std = NORMALISE["cifar10"]
     parts = consecutive(found.facts["parts"])
     # Some images are in train and test of CIFAR itself; as nobody may change that, it is not said.
-    return Found(source, parts, mean, std, augmentation="crop-flip", notes=tuple(found.facts["notes"]))
+    return RawDataSet(source, parts, mean, std, augmentation="crop-flip", notes=tuple(found.facts["notes"]))
 
 
 def _on_disk(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:

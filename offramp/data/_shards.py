@@ -12,7 +12,7 @@ from offramp.data._decode import SAMPLE, Encoded, Shape, decode_into, guess_size
 from offramp.data._labels import label_kind, read_labels
 from offramp.data._tables import Shard
 from offramp.data.load import NORMALISE
-from offramp.data.splits import ArraySource, Found, Request, consecutive
+from offramp.data.splits import ArraySource, RawDataSet, Request, consecutive
 from offramp.images import Fit
 from offramp.lookup import with_parameters
 from offramp.progress import Progress
@@ -104,7 +104,9 @@ def _columns(shards: Sequence[Shard], columns: Columns) -> tuple[str, str]:
     return image, label
 
 
-def tabular(request: Request, parts: dict[str, list[Shard]], files: list[tuple[str, Path]], columns: Columns) -> Found:
+def tabular(
+    request: Request, parts: dict[str, list[Shard]], files: list[tuple[str, Path]], columns: Columns
+) -> RawDataSet:
     """A data set of resized images from shards: what `parquet` and `hub` have in common."""
     fill = fill_from(request.name, parts, columns, request.image_size, request.progress)
     settings = {
@@ -120,7 +122,7 @@ def tabular(request: Request, parts: dict[str, list[Shard]], files: list[tuple[s
     mean, std = NORMALISE["imagenet"]
     augmentation, fit = usual_augmentation(source.shape[1]), Fit(*facts["fit"])
     rows, notes = consecutive(facts["parts"]), tuple(facts["notes"])
-    return Found(source, rows, mean, std, augmentation, notes, fit, facts["duplicates"])
+    return RawDataSet(source, rows, mean, std, augmentation, notes, fit, facts["duplicates"])
 
 
 def usual_augmentation(size: int) -> str:

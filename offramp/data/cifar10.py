@@ -1,7 +1,7 @@
 """CIFAR-10 from --data-dir: Parquet shards, the python or the binary version (folder or tar.gz), or hub:ID."""
 
 from offramp.data._cifar import Cifar, read
-from offramp.data.splits import Found, Request
+from offramp.data.splits import RawDataSet, Request
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 
@@ -25,6 +25,6 @@ CIFAR10 = Cifar(
 )
 
 
-def build(request: Request) -> Found:
+def build(request: Request) -> RawDataSet:
     """CIFAR-10, 50,000 + 10,000 images of 32x32 in 10 classes (A. Krizhevsky, 2009)."""
     return read(CIFAR10, request)

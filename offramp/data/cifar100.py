@@ -3,7 +3,7 @@
 from typing import Literal
 
 from offramp.data._cifar import Cifar, read
-from offramp.data.splits import Found, Request
+from offramp.data.splits import RawDataSet, Request
 
 CIFAR100 = Cifar(
     name="cifar100",
@@ -34,7 +34,7 @@ COARSE = CIFAR100._replace(
 )
 
 
-def build(request: Request, *, labels: Literal["fine", "coarse"] = "fine") -> Found:
+def build(request: Request, *, labels: Literal["fine", "coarse"] = "fine") -> RawDataSet:
     """CIFAR-100, 50,000 + 10,000 images of 32x32 (A. Krizhevsky, 2009).
 
     Args:

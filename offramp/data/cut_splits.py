@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 
-from offramp.data.splits import Found, Indices, Source, halves, subset, take
+from offramp.data.splits import Indices, RawDataSet, Source, halves, subset, take
 from offramp.lookup import with_parameters
 
 
 def cut_splits(
-    name: str, found: Found, holdout: int | float, per_class: int | None, inclusive: bool, seed: int
+    name: str, found: RawDataSet, holdout: int | float, per_class: int | None, inclusive: bool, seed: int
 ) -> dict[str, Indices]:
     """Rows of train, test and, unless nothing is held out, val and cal; arguments as in `offramp.data.load`.
 

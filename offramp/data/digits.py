@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from offramp.data.splits import ArraySource, Found, Request, take
+from offramp.data.splits import ArraySource, RawDataSet, Request, take
 from offramp.lookup import with_parameters
 
 TEST_SEED = 0  # which digits are test is part of the data set, not of a run
 
 
-def build(request: Request) -> Found:
+def build(request: Request) -> RawDataSet:
     """Read the digits (values 0..16 become 0..255): 80 % train and 20 % test, stratified, always the same.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
@@ -35,4 +35,4 @@ def build(request: Request) -> Found:
     labels = bunch.target.astype(np.int64)
     test, train = take(labels, np.arange(len(labels), dtype=np.int64), 0.2, 1, TEST_SEED)
     source = ArraySource("digits", tuple("0123456789"), labels, pixels)
-    return Found(source, {"train": train, "test": test}, mean=(0.3052,), std=(0.3758,), augmentation="crop")
+    return RawDataSet(source, {"train": train, "test": test}, mean=(0.3052,), std=(0.3758,), augmentation="crop")

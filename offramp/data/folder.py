@@ -21,7 +21,7 @@ from offramp.data._duplicates import groups_of
 from offramp.data._shards import usual_augmentation
 from offramp.data.load import NORMALISE
 from offramp.data.parquet import located
-from offramp.data.splits import ArraySource, Found, Indices, Request, consecutive
+from offramp.data.splits import ArraySource, Indices, RawDataSet, Request, consecutive
 from offramp.images import (
     INTERPOLATIONS,
     BadImage,
@@ -42,7 +42,7 @@ def build(
     interpolation: Interpolation = "bilinear",
     layout: Layout = "auto",
     check: Literal["full", "headers"] = "full",
-) -> Found:
+) -> RawDataSet:
     """Images in one folder per class, in train/, val/ and test/ or undivided (then a seeded 80/10/10 split).
 
     Args:
@@ -70,7 +70,7 @@ def build(
     else:
         source, facts = _resident(request, listing, shape)
         fit = Fit(*facts["fit"])
-    return Found(
+    return RawDataSet(
         source,
         consecutive(listing.counts),
         mean,

@@ -7,7 +7,7 @@ from typing import Any
 from offramp.data._decode import Interpolation, Shape
 from offramp.data._shards import Columns, tabular
 from offramp.data._tables import ROWS, SPLIT_WORDS, Shard
-from offramp.data.splits import Found, Request
+from offramp.data.splits import RawDataSet, Request
 
 
 def shards_of(identity: str, config: str | None = None) -> tuple[dict[str, list[Shard]], list[tuple[str, Path]]]:
@@ -62,7 +62,7 @@ def build(
     resize: int | None = None,
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
-) -> Found:
+) -> RawDataSet:
     """Images and labels of a data set on the Hub, resized like those of `parquet`.
 
     Args:

@@ -17,8 +17,8 @@ from offramp.data.splits import (
     SPLITS,
     CroppingSource,
     DataSet,
-    Found,
     Indices,
+    RawDataSet,
     Request,
     Split,
 )
@@ -162,8 +162,8 @@ def load(
         progress=progress or no_progress,
     )
     found = source.build(request, **arguments("data", head, source.build, options))
-    if not isinstance(found, Found):
-        raise ValueError(f"{name}: build must return offramp.data.splits.Found, got {type(found).__name__}")
+    if not isinstance(found, RawDataSet):
+        raise ValueError(f"{name}: build must return offramp.data.splits.RawDataSet, got {type(found).__name__}")
     rows = cut_splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
     if shared_holdout and "val" in rows:
         rows["val"] = rows["cal"] = np.union1d(rows["val"], rows["cal"])
@@ -177,7 +177,7 @@ def load(
     return DataSet(name, splits, found.source.classes, found.source.shape, *constants, kind, notes, found.fit)
 
 
-def _check_augmentation(name: str, kind: str, found: Found) -> None:
+def _check_augmentation(name: str, kind: str, found: RawDataSet) -> None:
     """Refuse random crops of originals where the source has none left, or none larger than the crop."""
     if kind != "resize-crop-flip":
         return
@@ -217,7 +217,7 @@ def _constants(
     return tuple(mean), tuple(std)
 
 
-def _notes(name: str, found: Found, rows: dict[str, Indices]) -> tuple[str, ...]:
+def _notes(name: str, found: RawDataSet, rows: dict[str, Indices]) -> tuple[str, ...]:
     """Lines about duplicates and about classes that are much smaller than others."""
     labels = found.source.labels
     counts = np.bincount(labels[rows["train"]], minlength=len(found.source.classes))

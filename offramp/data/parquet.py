@@ -5,7 +5,7 @@ from pathlib import Path
 from offramp.data._decode import Interpolation, Shape
 from offramp.data._shards import Columns, tabular
 from offramp.data._tables import open_shard, shards_by_split
-from offramp.data.splits import Found, Request
+from offramp.data.splits import RawDataSet, Request
 
 
 def build(
@@ -16,7 +16,7 @@ def build(
     resize: int | None = None,
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
-) -> Found:
+) -> RawDataSet:
     """Images and labels of Parquet shards; which split a shard belongs to, its name says (or its folder's).
 
     Args:

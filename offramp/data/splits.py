@@ -148,7 +148,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class RawDataSet:
     """What a source's `build` answers: images, and the rows of each part that the data came in.
 
     The parts are {train, test}, {train, val, test}, {train, val} or, where the data came undivided, {all}. `fit` as in

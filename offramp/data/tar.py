@@ -21,7 +21,7 @@ from offramp.data._tar_index import Sample, labels_of, samples_of
 from offramp.data.folder import Cut, centre, look_at, look_through, random_box, random_window, remember, remembered
 from offramp.data.load import NORMALISE
 from offramp.data.parquet import located
-from offramp.data.splits import Found, Indices, Request, consecutive
+from offramp.data.splits import Indices, RawDataSet, Request, consecutive
 from offramp.images import BadImage, Fit, decode
 
 
@@ -32,7 +32,7 @@ def build(
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
     check: Literal["full", "headers"] = "full",
-) -> Found:
+) -> RawDataSet:
     """Images and labels of tar shards; which split a shard belongs to, its name says (or its folder's).
 
     A sample is the members of one name: an image (jpg, jpeg, png, webp) and its label (cls, or json with `label` or
@@ -67,7 +67,7 @@ def build(
     mean, std = NORMALISE["imagenet"]
     notes = image_notes(request.name, facts["remarks"])
     augmentation = usual_augmentation(fit.size)
-    return Found(source, consecutive(counts), mean, std, augmentation, notes, fit, facts["duplicates"])
+    return RawDataSet(source, consecutive(counts), mean, std, augmentation, notes, fit, facts["duplicates"])
 
 
 def _fit(samples: Sequence[Sample], request: Request, shape: Shape) -> Fit:

@@ -36,7 +36,7 @@ class Runner:
 
     Attributes:
         name: of the runtime and its precision.
-        prepare: pixels (B, channels, height, width) as uint8 -> inputs as the segments take them.
+        to_inputs: pixels (B, channels, height, width) as uint8 -> inputs as the segments take them.
         plain: the network with its final exit only, as one segment.
         everything: one segment per exit of the network.
         segments: one segment per exit that the policy enables.
@@ -47,7 +47,7 @@ class Runner:
     """
 
     name: str
-    prepare: Callable[[np.ndarray], Any]
+    to_inputs: Callable[[np.ndarray], Any]
     plain: Any
     everything: Sequence[Any]
     segments: Sequence[Any]
@@ -131,7 +131,7 @@ def _sizes(runner: Runner, policy: ExitPolicy, pixels: np.ndarray, batch: int, s
     reached = []
     for probe in islice(random_batches(pixels, images, seed), rounds):
         with runner.scope():
-            reached.append(_reached(policy, answer(runner.segments, policy, runner.prepare(probe)).exit.tolist()))
+            reached.append(_reached(policy, answer(runner.segments, policy, runner.to_inputs(probe)).exit.tolist()))
     return tuple(max(1, round(batch * share)) for share in np.mean(reached, axis=0).tolist())
 
 
@@ -151,7 +151,7 @@ def _time_group(
     for runner in order.sample(runners, len(runners)):
         with runner.scope():
             for place, pixels in enumerate(batches):
-                inputs = runner.prepare(pixels)
+                inputs = runner.to_inputs(pixels)
                 if not place:
                     _run_segment(runner.plain, inputs)
                 _time_round(runner, policy, inputs, order, times[runner.name])

@@ -7,17 +7,17 @@ from torch import nn
 from offramp.measure import cost
 from offramp.measure.accuracy import summary
 from offramp.measure.cost import Image
-from offramp.multi_net import Cohort, GatedFan, Several
+from offramp.multi_net import Cohort, GatedFan, MultiNet
 from offramp.net import MultiExitNet
 from offramp.outputs import Trace
 
 
-def macs(net: Several, shape: Image) -> list[int]:
+def macs(net: MultiNet, shape: Image) -> list[int]:
     """Multiply-adds for one sample of each output's plain network; a gated ensemble needs all branches."""
     return [cost.macs(net.deploy(output), shape)[-1] for output in range(net.exits)]
 
 
-def macs_cumulative(net: Several, shape: Image) -> list[int]:
+def macs_cumulative(net: MultiNet, shape: Image) -> list[int]:
     """Multiply-adds to compute each output and all before it; the last value is the total."""
     each = macs(net, shape)
     if isinstance(net, Cohort):
@@ -33,7 +33,7 @@ def training_cost(net: nn.Module, shape: Image) -> dict[str, int]:
     return {"macs": forward(net, shape)[-1], "parameters": sum(part.numel() for part in net.parameters())}  # type: ignore[arg-type]
 
 
-def answers(net: Several, trace: Trace) -> dict[str, object]:
+def answers(net: MultiNet, trace: Trace) -> dict[str, object]:
     """As `offramp.measure.accuracy.summary`; ensemble: the gated one of a fan, the sum of logits of a cohort."""
     values = summary(trace)
     accuracy = values["accuracy"]

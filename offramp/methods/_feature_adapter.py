@@ -13,7 +13,7 @@ Adapt = Literal["off", "linear", "all"]
 Features = Sequence[Float[Tensor, "B ..."]]
 
 
-class Match(nn.Module):
+class FeatureAdapter(nn.Module):
     """Makes each exit's feature or map as wide as the final exit's, or leaves it out; trained with the run.
 
     Args:
@@ -27,7 +27,7 @@ class Match(nn.Module):
         self.adapt = adapt
         self.layers = nn.ModuleDict()
 
-    def prepare(
+    def create_layers(
         self, widths: Sequence[int], unused: Collection[int] = (), *, without: str = "method.beta=0"
     ) -> tuple[str, ...]:
         """Create the layers that features of these widths (one per exit) need; returns notes on what is left out.

@@ -17,7 +17,7 @@ from offramp.losses.hint import distance, total
 from offramp.losses.schedules import rising_powers
 from offramp.losses.softmax import exact
 from offramp.methods._check import choice, has_peers, not_negative, positive
-from offramp.methods._feature_adapter import Adapt, Match
+from offramp.methods._feature_adapter import Adapt, FeatureAdapter
 from offramp.methods._method import Method, Terms
 from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
@@ -81,7 +81,7 @@ def build(**parameters: Any) -> Method:
         ValueError: if a value is out of range.
     """
     settings = Settings(**parameters)
-    return Method(WeightedEnsemble(settings, Match(settings.adapt)))
+    return Method(WeightedEnsemble(settings, FeatureAdapter(settings.adapt)))
 
 
 def balancing(balance: float | None, exits: int) -> float:
@@ -110,7 +110,7 @@ def importances(importance: float, logits: Float[Tensor, "E B C"]) -> Float[Tens
 class WeightedEnsemble(nn.Module):
     """The objective of BEED and of its code's two other modes; adaptation layers are trained with the run."""
 
-    def __init__(self, settings: Settings, match: Match) -> None:
+    def __init__(self, settings: Settings, match: FeatureAdapter) -> None:
         super().__init__()
         self.settings = settings
         self.match = match
@@ -120,7 +120,7 @@ class WeightedEnsemble(nn.Module):
         has_peers("beed", exits)
         if self.settings.mode == "beed":
             balancing(self.settings.balance, exits)
-        return self.match.prepare(widths) if self.settings.maps_weight else ()
+        return self.match.create_layers(widths) if self.settings.maps_weight else ()
 
     def check_exit_maps(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Called once after `prepare_for_exits`, with the shape of every exit's map without its batch.

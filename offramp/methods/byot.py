@@ -14,7 +14,7 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl, soft_cross_entropy
 from offramp.losses.hint import Reduction, distance, total
 from offramp.methods._check import choice, exit_numbers, fraction, has_peers, not_negative, positions, positive
-from offramp.methods._feature_adapter import Adapt, Match
+from offramp.methods._feature_adapter import Adapt, FeatureAdapter
 from offramp.methods._method import Method, Terms
 from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
@@ -83,13 +83,13 @@ def build(**parameters: Any) -> Method:
         ValueError: if a value is out of range.
     """
     settings = Settings(**parameters)
-    return Method(OwnTeacher(settings, Match(settings.adapt)))
+    return Method(OwnTeacher(settings, FeatureAdapter(settings.adapt)))
 
 
 class OwnTeacher(nn.Module):
     """The objective of BYOT; adaptation layers are trained with the run."""
 
-    def __init__(self, settings: Settings, match: Match) -> None:
+    def __init__(self, settings: Settings, match: FeatureAdapter) -> None:
         super().__init__()
         self.settings = settings
         self.match = match
@@ -98,7 +98,7 @@ class OwnTeacher(nn.Module):
         """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers("byot", exits)
         left_out = positions("without_features", self.settings.without_features, exits)
-        return self.match.prepare(widths, left_out) if self.settings.beta else ()
+        return self.match.create_layers(widths, left_out) if self.settings.beta else ()
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `soft-ce` or `kl`, and `features` unless beta is 0."""

@@ -16,7 +16,7 @@ from offramp.losses.distillation import kl, mse, soft_cross_entropy
 from offramp.losses.hint import distance, total
 from offramp.losses.softmax import exact
 from offramp.methods._check import choice, exit_numbers, has_peers, not_negative, positions, positive
-from offramp.methods._feature_adapter import Adapt, Match
+from offramp.methods._feature_adapter import Adapt, FeatureAdapter
 from offramp.methods._method import Method, Terms
 from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
@@ -85,13 +85,13 @@ def build(**parameters: Any) -> Method:
         ValueError: if a value is out of range or no teacher is left.
     """
     settings = Settings(**parameters)
-    return Method(EnsembleTeacher(settings, Match(settings.adapt)))
+    return Method(EnsembleTeacher(settings, FeatureAdapter(settings.adapt)))
 
 
 class EnsembleTeacher(nn.Module):
     """The objective of EED; adaptation layers and learned weights are trained with the run."""
 
-    def __init__(self, settings: Settings, match: Match) -> None:
+    def __init__(self, settings: Settings, match: FeatureAdapter) -> None:
         super().__init__()
         self.settings = settings
         self.match = match
@@ -105,7 +105,7 @@ class EnsembleTeacher(nn.Module):
         teachers = self.settings.positions(exits)
         if self.settings.weights == "learned":
             self.mix = nn.Parameter(torch.zeros(len(teachers)))
-        return self.match.prepare(widths) if self.settings.beta else ()
+        return self.match.create_layers(widths) if self.settings.beta else ()
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `soft-ce`, `kl` or `mse`, `features` unless beta is 0, `ensemble` where weights are learned."""

@@ -15,7 +15,7 @@ from offramp.losses.hint import distance, total
 from offramp.losses.kl_table import kl_table
 from offramp.losses.schedules import cosine
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
-from offramp.methods._feature_adapter import Adapt, Match
+from offramp.methods._feature_adapter import Adapt, FeatureAdapter
 from offramp.methods._method import Method, Terms
 from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
@@ -100,13 +100,13 @@ def build(**parameters: Any) -> Method:
 def method(settings: Settings) -> Method:
     """The method with these settings."""
     annealed = settings.schedule == "cosine" and settings.compares_features and settings.beta_begin != settings.beta_end
-    return Method(Mutual(settings, Match(settings.adapt)), scheduled=("features",) if annealed else ())
+    return Method(Mutual(settings, FeatureAdapter(settings.adapt)), scheduled=("features",) if annealed else ())
 
 
 class Mutual(nn.Module):
     """The objective of MUSE and MSD; adaptation layers are trained with the run."""
 
-    def __init__(self, settings: Settings, match: Match) -> None:
+    def __init__(self, settings: Settings, match: FeatureAdapter) -> None:
         super().__init__()
         self.settings = settings
         self.match = match
@@ -114,7 +114,9 @@ class Mutual(nn.Module):
     def prepare_for_exits(self, exits: int, widths: tuple[int, ...]) -> tuple[str, ...]:
         """Check the exits and create adaptation layers; returns notes on features that are left out."""
         has_peers(self.settings.name, exits)
-        return self.match.prepare(widths, without="method.schedule=off") if self.settings.compares_features else ()
+        return (
+            self.match.create_layers(widths, without="method.schedule=off") if self.settings.compares_features else ()
+        )
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
         """Terms `ce`, `kl`, and `features` unless their weight is 0 for the whole run."""

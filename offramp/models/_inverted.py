@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.blocks import conv, initialise
+from offramp.layers import conv, initialise
 
 Activation = Callable[[Tensor], Tensor]
 

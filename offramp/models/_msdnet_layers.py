@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp.blocks import conv_norm_relu, initialise
+from offramp.layers import conv_norm_relu, initialise
 from offramp.outputs import State
 
 Scales = tuple[Tensor, ...]

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.blocks import conv, initialise
+from offramp.layers import conv, initialise
 from offramp.lookup import unknown
 from offramp.models import form_of
 from offramp.models._options import check

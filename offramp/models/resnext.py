@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.blocks import Conv, conv, initialise
+from offramp.layers import Conv, conv, initialise
 from offramp.models._options import check
 from offramp.models._stages import make_stages, widths_along
 from offramp.models.resnet import Stem, shortcut

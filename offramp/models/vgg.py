@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.blocks import Conv, initialise
+from offramp.layers import Conv, initialise
 from offramp.models._options import check
 from offramp.net import Backbone, Head
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.blocks import conv, initialise, norm_relu
+from offramp.layers import conv, initialise, norm_relu
 from offramp.models._options import check
 from offramp.models._stages import make_stages, widths_along
 from offramp.net import Backbone, Head

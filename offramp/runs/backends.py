@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy import ndarray
 
-    from offramp.bundle.manifest import Part
+    from offramp.bundle.manifest import SegmentSpec
     from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
     from offramp.measure.interleaved_benchmark import Runner
@@ -171,7 +171,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
 
     device, half = torch.device(device_of(loaded.config.device)), "bf16" in name
 
-    def prepare(pixels: "ndarray") -> Any:
+    def to_inputs(pixels: "ndarray") -> Any:
         inputs = normalise(torch.from_numpy(pixels).to(device), data.mean, data.std)
         return inputs.contiguous(memory_format=torch.channels_last)
 
@@ -183,7 +183,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
         parts = [[GraphedSegment(segment, device) for segment in each] for each in parts]
     (plain,), everything, enabled = parts
     scope = partial(inference, device, half)
-    return Runner(name, prepare, plain, everything, enabled, scope, partial(finish, device), others, device.type)
+    return Runner(name, to_inputs, plain, everything, enabled, scope, partial(finish, device), others, device.type)
 
 
 def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "MultiExitNet":
@@ -225,28 +225,28 @@ def _plain(net: "MultiExitNet") -> "FusedSegment":
 
 def _exported(
     segments: Sequence["FusedSegment"], shape: tuple[int, int, int], progress: Progress
-) -> tuple[list[bytes], list["Part"]]:
+) -> tuple[list[bytes], list["SegmentSpec"]]:
     """Segments that follow each other, as ONNX in float32."""
     from offramp.bundle.onnx import export_segments
 
     ready = [copy.deepcopy(segment).eval().float().cpu() for segment in segments]
     models, parts = [], []
     with progress("exporting", len(segments)) as advance:
-        for model, part in export_segments(ready, range(len(ready)), shape):
+        for model, spec in export_segments(ready, range(len(ready)), shape):
             models.append(model)
-            parts.append(part)
+            parts.append(spec)
             advance(1)
     return models, parts
 
 
 def _foreign(
     models: Sequence[bytes],
-    parts: Sequence["Part"],
+    parts: Sequence["SegmentSpec"],
     policy: "ExitPolicy",
     normalise: Callable[["ndarray"], Any],
     name: str,
     threads: int,
-    rivals: Mapping[str, tuple[bytes, "Part"]] | None = None,
+    rivals: Mapping[str, tuple[bytes, "SegmentSpec"]] | None = None,
 ) -> "Runner":
     """A foreign runtime on exported segments: as they are, put together where the policy skips exits, all as one."""
     from offramp.bundle.merge_onnx import fuse
@@ -254,10 +254,10 @@ def _foreign(
     from offramp.measure.interleaved_benchmark import Runner
 
     def opened(begin: int, end: int) -> Any:
-        model, part = fuse(models[begin:end], parts[begin:end])
-        return open_segment(model, part, name, threads)
+        model, spec = fuse(models[begin:end], parts[begin:end])
+        return open_segment(model, spec, name, threads)
 
-    ends = [place + 1 for place, part in enumerate(parts) if policy.enabled[part.exit]]
+    ends = [place + 1 for place, spec in enumerate(parts) if policy.enabled[spec.exit]]
     everything = [opened(place, place + 1) for place in range(len(parts))]
     enabled = [everything[begin] if end == begin + 1 else opened(begin, end) for begin, end in zip([0, *ends], ends)]
     others = {key: open_segment(*made, name, threads) for key, made in (rivals or {}).items()}

@@ -10,7 +10,7 @@ from offramp.config import Config, flat, multi_net
 from offramp.files import write_errors
 from offramp.lookup import with_parameters
 from offramp.measure.units import count
-from offramp.runs.run import SeveralRun, open_run
+from offramp.runs.run import MultiNetRun, open_run
 from offramp.text import shell_word
 
 
@@ -60,7 +60,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
 
     run, out = Path(run), Path(out)
     opened = open_run(run)
-    if not isinstance(opened, SeveralRun):
+    if not isinstance(opened, MultiNetRun):
         raise ValueError(f"{run} was trained with {opened.config.method}, one network: there is nothing to extract")
     trained = run_dir.read_result(run)
     if trained is None:
@@ -70,7 +70,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
         return _write(run, out, opened, output, trained)
 
 
-def _write(run: Path, out: Path, opened: SeveralRun, output: int, trained: dict[str, Any]) -> Deployment:
+def _write(run: Path, out: Path, opened: MultiNetRun, output: int, trained: dict[str, Any]) -> Deployment:
     """Weights, split and result of the plain run."""
     from offramp.measure.multi_net import training_cost
     from offramp.measure.provenance import provenance
@@ -99,7 +99,7 @@ def _write(run: Path, out: Path, opened: SeveralRun, output: int, trained: dict[
     return result
 
 
-def _chosen(opened: SeveralRun, keep: str) -> int:
+def _chosen(opened: MultiNetRun, keep: str) -> int:
     """The output (from 0) that `keep` means.
 
     Raises:
@@ -123,7 +123,7 @@ def _chosen(opened: SeveralRun, keep: str) -> int:
     raise with_parameters(ValueError(message), "keep")
 
 
-def _plain_config(opened: SeveralRun, output: int) -> Config:
+def _plain_config(opened: MultiNetRun, output: int) -> Config:
     """The configuration that builds the plain network of an output."""
     from offramp.config import of_kind
 
@@ -139,7 +139,7 @@ def _save(run: Path, out: Path, weights: str, output: int) -> dict[str, Any]:
     from offramp.train import checkpoint
 
     opened = open_run(run, weights)
-    assert isinstance(opened, SeveralRun)
+    assert isinstance(opened, MultiNetRun)
     accuracy = opened.about["val_accuracy"]
     about = {**opened.about, "val_accuracy": None if accuracy is None else [accuracy[output]]}
     checkpoint.save_weights(out / f"{weights}.safetensors", opened.net.deploy(output).state_dict(), about)

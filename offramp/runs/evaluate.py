@@ -7,13 +7,13 @@ from offramp.lookup import ParameterError
 from offramp.progress import Progress
 from offramp.runs.baseline import Baseline, BaselineLike, open_baseline
 from offramp.runs.evaluation import EarlyExits, Evaluation, Evaluations, PlainNetwork
-from offramp.runs.frontier import compare_run, refuse_several
+from offramp.runs.frontier import compare_run, refuse_multi_net
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import (
     Device,
     LoadedRun,
+    MultiNetRun,
     RunLike,
-    SeveralRun,
     Weights,
     folder_of,
     load_data,
@@ -100,7 +100,7 @@ def evaluate(
     training = read_result(loaded.folder)
     warn_if_stale(loaded, weights, reporter)
     data = load_data(loaded, data_dir, reporter)
-    other = None if baseline is None else open_baseline(baseline, refuse_several(loaded), weights)
+    other = None if baseline is None else open_baseline(baseline, refuse_multi_net(loaded), weights)
     traced = trace_split(loaded, data, "test", reporter, weights)
     _compare_with_cal(loaded, traced, reporter)
     compared = compare_run(loaded, other, traced, data, weights, data_dir, batch_size, frontier, reporter)
@@ -117,7 +117,7 @@ def evaluate(
     )
 
 
-def _compare_with_cal(loaded: LoadedRun | SeveralRun, test: "Trace", reporter: Reporter) -> None:
+def _compare_with_cal(loaded: LoadedRun | MultiNetRun, test: "Trace", reporter: Reporter) -> None:
     """Warn if the plain network is right more, or less, often on test than where its policy was fitted."""
     from offramp.measure.accuracy import top_k
     from offramp.measure.two_samples import warning
@@ -132,12 +132,12 @@ def _compare_with_cal(loaded: LoadedRun | SeveralRun, test: "Trace", reporter: R
         reporter.warn(text)
 
 
-def _accuracies_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape: "Image") -> dict[str, Any]:
+def _accuracies_and_costs(loaded: LoadedRun | MultiNetRun, traced: "Trace", shape: "Image") -> dict[str, Any]:
     """Accuracy and operations of every exit, or of every network."""
     from offramp.measure import cost, multi_net
     from offramp.measure.accuracy import summary
 
-    if isinstance(loaded, SeveralRun):
+    if isinstance(loaded, MultiNetRun):
         return {
             **multi_net.answers(loaded.net, traced),
             "outputs": list(loaded.net.names),
@@ -154,7 +154,7 @@ def _accuracies_and_costs(loaded: LoadedRun | SeveralRun, traced: "Trace", shape
 
 
 def _exit_early(
-    loaded: LoadedRun | SeveralRun,
+    loaded: LoadedRun | MultiNetRun,
     data: "DataSet",
     batch_size: int,
     other: LoadedRun | None,
@@ -162,7 +162,7 @@ def _exit_early(
     progress: Progress,
 ) -> EarlyExits | None:
     """Exit early for real on test, in the precision that the run was trained in; None if there is no policy."""
-    if isinstance(loaded, SeveralRun) or loaded.policy is None:
+    if isinstance(loaded, MultiNetRun) or loaded.policy is None:
         return None
     import torch
 

@@ -7,7 +7,7 @@ from offramp.early_exit.frontier import FrontierPoint
 from offramp.lookup import with_parameters
 from offramp.runs.baseline import Baseline, CostAtBaseline, costs_at, describe, traces_of
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import LoadedRun, SeveralRun
+from offramp.runs.run import LoadedRun, MultiNetRun
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -27,7 +27,7 @@ class Compared(NamedTuple):
     images: dict[str, str] | None = None
 
 
-def rule_of(loaded: LoadedRun | SeveralRun) -> "Rule":
+def rule_of(loaded: LoadedRun | MultiNetRun) -> "Rule":
     """The rule of a run's policy; confidence without one."""
     from offramp.early_exit.exit_scores import Rule, rule_of_policy
 
@@ -36,7 +36,7 @@ def rule_of(loaded: LoadedRun | SeveralRun) -> "Rule":
 
 
 def compare_run(
-    loaded: LoadedRun | SeveralRun,
+    loaded: LoadedRun | MultiNetRun,
     baseline: LoadedRun | None,
     test: "Trace",
     data: "DataSet",
@@ -58,7 +58,7 @@ def compare_run(
 
     rule = rule_of(loaded)
     auroc = of_exits(*_arrays(test), rule)
-    if isinstance(loaded, SeveralRun) or not (frontier or baseline):
+    if isinstance(loaded, MultiNetRun) or not (frontier or baseline):
         return Compared(auroc)
     splits: list[str] = [name for name in data.splits if name in ("cal", "test")]
     others = [name for name in splits if name != "test"]
@@ -130,13 +130,13 @@ def _digests(data: "DataSet", splits: list[str]) -> dict[str, str]:
     return {name: content_digest(data.splits[name]) for name in splits}
 
 
-def refuse_several(loaded: LoadedRun | SeveralRun) -> LoadedRun:
+def refuse_multi_net(loaded: LoadedRun | MultiNetRun) -> LoadedRun:
     """A run with exits; a baseline says nothing about networks that were trained side by side.
 
     Raises:
         ValueError: naming the run.
     """
-    if isinstance(loaded, SeveralRun):
+    if isinstance(loaded, MultiNetRun):
         message = (
             f"baseline is for exits along one network; {loaded.folder} was trained with {loaded.config.method}, which "
             "trains networks side by side"

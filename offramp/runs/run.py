@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
     from offramp.methods._method import Method
-    from offramp.multi_net import Several
+    from offramp.multi_net import MultiNet
     from offramp.net import MultiExitNet
     from offramp.runs.trace_data import TraceData
 
@@ -92,12 +92,12 @@ class LoadedRun:
 
 
 @dataclass(frozen=True)
-class SeveralRun:
+class MultiNetRun:
     """A trained run of a method that trains several networks; as `LoadedRun`, without a policy."""
 
     folder: Path
     config: ResolvedConfig
-    net: "Several"
+    net: "MultiNet"
     about: dict[str, Any]
 
     trace = trace_of_run
@@ -118,7 +118,7 @@ def load_run(
         offramp.trust.NotTrusted: if it names code and was neither trained here nor trusted.
     """
     opened = open_run(folder, weights, with_policy=with_policy, device=device)
-    if isinstance(opened, SeveralRun):
+    if isinstance(opened, MultiNetRun):
         raise ValueError(
             f"{folder} was trained with {opened.config.method}: its networks are not ordered by depth, so there are no "
             f"early exits; `offramp deploy {shell_word(folder)} --out DIR` extracts one of them as a run"
@@ -128,7 +128,7 @@ def load_run(
 
 def open_run(
     folder: Path | str, weights: str = "last", *, with_policy: bool = True, device: Device = "auto"
-) -> LoadedRun | SeveralRun:
+) -> LoadedRun | MultiNetRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
     from offramp.early_exit import policy
     from offramp.multi_net import Cohort, GatedFan
@@ -162,7 +162,7 @@ def open_run(
         raise ValueError(f"{path} does not fit the network of {folder}: {' '.join(str(error).split())[:300]}") from None
     check_config(folder, values)
     if isinstance(net, Cohort | GatedFan):
-        return SeveralRun(folder, config, net.eval(), about)
+        return MultiNetRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)
     there = with_policy and (folder / POLICY).is_file()
     found, fitted = policy.load_with_origin(folder / POLICY) if there else (None, {})
@@ -233,7 +233,7 @@ def _naming(folder: Path, kinds: type[Exception] = Exception) -> Iterator[None]:
 
 
 def load_data(
-    run: LoadedRun | SeveralRun, data_dir: Path | str | None = None, reporter: Reporter = SILENT
+    run: LoadedRun | MultiNetRun, data_dir: Path | str | None = None, reporter: Reporter = SILENT
 ) -> "DataSet":
     """The data set of a run, every image in the split where the run had it.
 
@@ -257,7 +257,7 @@ def load_data(
     return data
 
 
-def warn_if_stale(run: LoadedRun | SeveralRun, weights: str, reporter: "Reporter") -> None:
+def warn_if_stale(run: LoadedRun | MultiNetRun, weights: str, reporter: "Reporter") -> None:
     """Warn if a run's policy was fitted on other weights than those that are used."""
     if isinstance(run, LoadedRun) and run.policy and (text := _stale(run, weights)):
         reporter.warn(text)

@@ -17,7 +17,7 @@ from offramp.config import (
     complete,
     flat,
     load_weights,
-    prepare,
+    prepare_objective,
     resolve,
     unflat,
 )
@@ -243,7 +243,7 @@ def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Ent
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
             refuse(method, entry.config, net, data)
-            told = (*load_weights(entry.config, net, data.shape), *prepare(method, net, data.shape))
+            told = (*load_weights(entry.config, net, data.shape), *prepare_objective(method, net, data.shape))
             notes += [f"{entry.method}: {note}" for note in told]
         except ValueError as error:
             raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None

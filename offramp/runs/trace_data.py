@@ -10,7 +10,7 @@ from numpy import ndarray
 from offramp.lookup import ParameterError, nearest
 from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, RunLike, SeveralRun, Weights, folder_of, load_data, open_run
+from offramp.runs.run import Device, LoadedRun, MultiNetRun, RunLike, Weights, folder_of, load_data, open_run
 from offramp.runs.traces import loader_of, trace_split
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ def load_trace(
     )
 
 
-def _outputs(loaded: LoadedRun | SeveralRun) -> tuple[str, ...]:
-    if isinstance(loaded, SeveralRun):
+def _outputs(loaded: LoadedRun | MultiNetRun) -> tuple[str, ...]:
+    if isinstance(loaded, MultiNetRun):
         return tuple(loaded.net.names)
     return (*(f"exit{exit + 1}" for exit in range(loaded.net.exits - 1)), "final")
 
 
 def _features(
-    loaded: LoadedRun | SeveralRun, data: "DataSet", split: str, progress: Progress
+    loaded: LoadedRun | MultiNetRun, data: "DataSet", split: str, progress: Progress
 ) -> tuple[Float[ndarray, "N _"], ...]:
     """What enters each exit's classifier, in the precision that the run was trained in, as float32."""
     import torch

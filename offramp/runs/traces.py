@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import LoadedRun, SeveralRun, load_data
+from offramp.runs.run import LoadedRun, MultiNetRun, load_data
 
 if TYPE_CHECKING:
     from offramp.data.loading import Loader
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from offramp.outputs import Trace
 
 TRACES = "traces"
-Run = LoadedRun | SeveralRun
+AnyRun = LoadedRun | MultiNetRun
 
 
 def split_traces(
-    loaded: Run,
+    loaded: AnyRun,
     splits: Sequence[str],
     weights: str,
     data_dir: Path | str | None,
@@ -48,7 +48,7 @@ def split_traces(
     return {split: trace_split(loaded, data, split, reporter, weights) for split in splits}
 
 
-def trace_split(loaded: Run, data: "DataSet", split: str, reporter: Reporter, weights: str = "last") -> "Trace":
+def trace_split(loaded: AnyRun, data: "DataSet", split: str, reporter: Reporter, weights: str = "last") -> "Trace":
     """All exits' logits of a split, in the precision that the run was trained in; computed only if not stored yet."""
     from offramp.data.split_record import content_digest
 
@@ -64,7 +64,7 @@ def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | str | No
 
 
 def both_traces(
-    loaded: Run, weights: str, data_dir: Path | str | None, reporter: Reporter, data: "DataSet | None" = None
+    loaded: AnyRun, weights: str, data_dir: Path | str | None, reporter: Reporter, data: "DataSet | None" = None
 ) -> "tuple[Trace | None, Trace]":
     """The traces of cal, if there is one, and test; warns if they differ too much. See `split_traces`."""
     names = ("cal", "test") if loaded.config.holdout else ("test",)
@@ -74,7 +74,7 @@ def both_traces(
     return traces.get("cal"), traces["test"]
 
 
-def check_held_out(loaded: Run) -> None:
+def check_held_out(loaded: AnyRun) -> None:
     """Refuse a run that was trained on everything.
 
     Raises:
@@ -95,7 +95,7 @@ def warn_if_apart(cal: "Trace", test: "Trace", reporter: Reporter) -> None:
         reporter.warn(text)
 
 
-def _stored(loaded: Run, split: str, weights: str, data: str | None, reporter: Reporter) -> "Trace | None":
+def _stored(loaded: AnyRun, split: str, weights: str, data: str | None, reporter: Reporter) -> "Trace | None":
     """The trace in the run's folder, if it is of these weights, this configuration, precision and data (None: any)."""
     from offramp.measure.trace_file import Damaged, load
 
@@ -107,7 +107,7 @@ def _stored(loaded: Run, split: str, weights: str, data: str | None, reporter: R
         return None
 
 
-def _compute(loaded: Run, data: "DataSet", split: str, digest: str, weights: str, reporter: Reporter) -> "Trace":
+def _compute(loaded: AnyRun, data: "DataSet", split: str, digest: str, weights: str, reporter: Reporter) -> "Trace":
     from offramp import finite
     from offramp.measure.trace import trace
     from offramp.measure.trace_file import store
@@ -129,7 +129,7 @@ def _compute(loaded: Run, data: "DataSet", split: str, digest: str, weights: str
         return computed
 
 
-def loader_of(loaded: Run, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
+def loader_of(loaded: AnyRun, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
     """The network in the precision that the run was trained in, and the batches of a split on its device."""
     from offramp.data.loading import Loader
     from offramp.train.device import make_fabric
@@ -139,11 +139,11 @@ def loader_of(loaded: Run, data: "DataSet", split: str) -> tuple[Any, "Loader"]:
     return net, Loader(rows, data, batch_size=256, device=fabric.device, augment=False, seed=0, channels_last=True)
 
 
-def _place(loaded: Run, split: str, weights: str) -> Path:
+def _place(loaded: AnyRun, split: str, weights: str) -> Path:
     return loaded.folder / TRACES / f"{weights}-{split}.safetensors"
 
 
-def _depends(loaded: Run, data: str | None) -> dict[str, Any]:
+def _depends(loaded: AnyRun, data: str | None) -> dict[str, Any]:
     """Everything that a trace is computed from."""
     from offramp import __version__
     from offramp.digests import of_file

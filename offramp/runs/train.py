@@ -17,7 +17,7 @@ from offramp.config import (
     flat,
     keep_choices,
     load_weights,
-    prepare,
+    prepare_objective,
     resolve,
 )
 from offramp.config.plan import cheapest, said
@@ -203,7 +203,7 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
         *data.notes,
         *load_weights(config, net, data.shape),
         *first.notes,
-        *prepare(method, net, data.shape),
+        *prepare_objective(method, net, data.shape),
     )
     if (
         config.weights is None and not config.pretrained and not config.net.startswith("python:")

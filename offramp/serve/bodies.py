@@ -78,7 +78,7 @@ async def read_body(request: Request, limit: int, seconds: int | float) -> bytes
 
 
 @dataclass
-class Part:
+class FormPart:
     """One part of a multipart body."""
 
     name: str = ""
@@ -101,14 +101,14 @@ class _Collector:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self.ended = False
         self._name, self._value = bytearray(), bytearray()
 
     def begin(self) -> None:
         if len(self.parts) == self.most:
             raise too_large(f"the body has more than {self.most} parts")
-        self.parts.append(Part())
+        self.parts.append(FormPart())
 
     def header_field(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
@@ -131,7 +131,7 @@ class _Collector:
         self.ended = True
 
 
-def multipart(content_type: str, body: bytes, images: int) -> list[Part]:
+def multipart(content_type: str, body: bytes, images: int) -> list[FormPart]:
     """The parts of a multipart/form-data body that may hold this many images.
 
     Raises:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from offramp.bundle.predict import Prediction
 from offramp.images import BadImage
 from offramp.serve.answers import all_exits, prediction, probabilities, top
-from offramp.serve.bodies import Part, multipart
+from offramp.serve.bodies import FormPart, multipart
 from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, answers
 from offramp.serve.engine import Outcome
 from offramp.serve.errors import malformed, too_large
@@ -87,12 +87,12 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
         }
 
 
-def _images(request: Request, body: bytes) -> list[Part]:
+def _images(request: Request, body: bytes) -> list[FormPart]:
     most = context_of(request).options.max_images
     return _named(multipart(request.headers.get("content-type", ""), body, most), "images", most)
 
 
-def _named(parts: list[Part], name: str, most: int) -> list[Part]:
+def _named(parts: list[FormPart], name: str, most: int) -> list[FormPart]:
     """The files of a field."""
     images = [part for part in parts if part.name == name]
     if not images:
@@ -102,11 +102,11 @@ def _named(parts: list[Part], name: str, most: int) -> list[Part]:
     return images
 
 
-def _unread(served: Version, part: Part, error: str) -> dict[str, Any]:
+def _unread(served: Version, part: FormPart, error: str) -> dict[str, Any]:
     return {**Prediction(part.filename, error=error).record(served.bundle.manifest.exits), "at_deadline": False}
 
 
-def _row(served: Version, part: Part, outcome: Outcome, count: int, reject: float) -> dict[str, Any]:
+def _row(served: Version, part: FormPart, outcome: Outcome, count: int, reject: float) -> dict[str, Any]:
     """The keys of `predict --json`, and what was asked for."""
     manifest = served.bundle.manifest
     answer = prediction(manifest.classes, part.filename, outcome)

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from offramp.net import Backbone
-from offramp.split import equivalence, exit_placement
-from offramp.split import layers as found_layers
+from offramp.split import cut_points, equivalence, exit_placement
+from offramp.split.cut_points import Image
 from offramp.split.exit_placement import Place
-from offramp.split.layers import Image
 from offramp.split.manual import by_hand
 from offramp.split.random_state import same_random_state
 from offramp.split.supported import check_supported
@@ -22,7 +21,7 @@ __all__ = ["Place", "Untraceable", "by_hand", "load_state", "places", "split", "
 
 def split(
     model: nn.Module,
-    after: Sequence[str] | int,
+    exits_after: Sequence[str] | int,
     shape: Image,
     *,
     make: Callable[[], nn.Module] | None = None,
@@ -37,8 +36,8 @@ def split(
     samples is free.
 
     Args:
-        after: the layers (names as in `model.named_modules()`) after which exits are to stand, in order; or the number
-            of exits, the final one included, to place them at equal shares of the multiply-adds.
+        exits_after: the layers (names as in `model.named_modules()`) to attach exits to, in order; or the number of
+            exits, the final one included, which are then placed at equal shares of the multiply-adds.
         shape: (channels, height, width) of the images.
         make: builds the same model again, newly initialised; with it, blocks that branches sample start as the model's
             own do.
@@ -53,14 +52,14 @@ def split(
     """
     check_supported(model)
     with same_random_state():
-        names = [] if isinstance(after, int) else list(after)
-        layers = found_layers.find(model, shape, names)
-        if isinstance(after, int):
-            names = exit_placement.equal(layers, after)
-        backbone = assemble(model, layers, names, shape, make)
+        names = [] if isinstance(exits_after, int) else list(exits_after)
+        points = cut_points.find(model, shape, names)
+        if isinstance(exits_after, int):
+            names = exit_placement.equal(points, exits_after)
+        backbone = assemble(model, points, names, shape, make)
         if check:
-            macs = sum(layers.traced.macs.values())
-            own = found_layers.own_names(model, names)
+            macs = sum(points.traced.macs.values())
+            own = cut_points.own_names(model, names)
             equivalence.check(model, backbone, own, device=device, macs=macs)
     return backbone
 
@@ -72,4 +71,4 @@ def places(model: nn.Module, shape: Image) -> list[Place]:
         ValueError: as `split` does.
     """
     check_supported(model)
-    return exit_placement.places(found_layers.find(model, shape))
+    return exit_placement.places(cut_points.find(model, shape))

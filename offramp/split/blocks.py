@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from offramp.split.layers import WORKING
+from offramp.split.cut_points import WORKING
 from offramp.split.tracer import Traced
 
 

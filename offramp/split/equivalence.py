@@ -61,7 +61,7 @@ class Pair(NamedTuple):
 
     model: nn.Module
     backbone: Backbone
-    after: Sequence[str]
+    cut_layers: Sequence[str]
 
 
 Forward = Callable[[Tensor], tuple[list[Tensor], Tensor]]
@@ -71,7 +71,7 @@ Forward = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 def check(
     model: nn.Module,
     backbone: Backbone,
-    after: Sequence[str],
+    cut_layers: Sequence[str],
     *,
     device: str | torch.device | None = None,
     macs: int = 0,
@@ -85,7 +85,7 @@ def check(
     than `FIXED` is compared on three images in evaluation and on one in training (on three if one is too few for it).
 
     Args:
-        after: the layers at the cuts, in order.
+        cut_layers: the layers at the cuts, in order.
         device: where to compare; default where the model is.
         macs: multiply-adds of the model for one image.
     Raises:
@@ -103,7 +103,7 @@ def check(
             model.to(device)
             net.to(device)
         with _unequal(model):
-            _compare_all(Pair(model, backbone, after), macs)
+            _compare_all(Pair(model, backbone, cut_layers), macs)
 
 
 def _compare_all(pair: Pair, macs: int) -> None:
@@ -145,14 +145,14 @@ def _parts(backbone: Backbone) -> list[nn.Module]:
 
 def _compare(pair: Pair, shape: tuple[int, ...], case: Case) -> bool:
     """Raise ValueError if both sides differ; whether the model can be run on this batch."""
-    model, backbone, after = pair
+    model, backbone, cut_layers = pair
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(case.batch)
     images = torch.randn(case.batch, *shape, generator=generator).to(device, dtype_of(model))
     name = type(model).__name__
 
     def run_model() -> Pass:
-        return _run([model], partial(_forward_model, model, after), images, case)
+        return _run([model], partial(_forward_model, model, cut_layers), images, case)
 
     try:
         expected = run_model()
@@ -176,7 +176,7 @@ def _compare(pair: Pair, shape: tuple[int, ...], case: Case) -> bool:
             "pass, even with the same random numbers; split(..., check=False) cuts it unchecked"
         )
     stage, what = difference
-    part = f"stage {stage + 1} (up to {after[stage]})" if stage < len(after) else "the last stage or the head"
+    part = f"stage {stage + 1} (up to {cut_layers[stage]})" if stage < len(cut_layers) else "the last stage or the head"
     raise ValueError(f"the cut form of {name} is not the model: {case}, {part} {what}; {BY_HAND}")
 
 
@@ -209,20 +209,20 @@ def _forward(backbone: Backbone, images: Tensor) -> tuple[list[Tensor], Tensor]:
     return states[:-1], backbone.head(state)[0]
 
 
-def _forward_model(model: nn.Module, after: Sequence[str], images: Tensor) -> tuple[list[Tensor], Tensor]:
+def _forward_model(model: nn.Module, cut_layers: Sequence[str], images: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs: dict[str, Tensor] = {}
 
     def record(module: nn.Module, inputs: Any, output: Any, *, name: str) -> None:
         first = output[0] if isinstance(output, tuple | list) else output
         outputs[name] = first.detach().clone()
 
-    hooks = [model.get_submodule(name).register_forward_hook(partial(record, name=name)) for name in after]
+    hooks = [model.get_submodule(name).register_forward_hook(partial(record, name=name)) for name in cut_layers]
     try:
         logits = logits_of(model(images))
     finally:
         for hook in hooks:
             hook.remove()
-    return [outputs[name] for name in after], logits
+    return [outputs[name] for name in cut_layers], logits
 
 
 def _difference(expected: Pass, actual: Pass, backbone: Backbone) -> tuple[int, str] | None:

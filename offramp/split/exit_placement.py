@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from offramp.lookup import with_parameters
 from offramp.split import blocks
-from offramp.split.layers import Layers, main
+from offramp.split.cut_points import CutPoints, main
 
 NEAR = 0.05
 """How far from the asked share a place may be, to be preferred for lying between two resolutions."""
@@ -24,14 +24,14 @@ class Place(NamedTuple):
     shape_changes: bool
 
 
-def places(layers: Layers) -> list[Place]:
+def places(cut_points: CutPoints) -> list[Place]:
     """All places before the pooling between the model's blocks, in order; blocks that return no tensor are left out."""
-    traced = layers.traced
+    traced = cut_points.traced
     nodes = list(traced.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
     spent = list(accumulate(traced.macs.get(node, 0) for node in nodes))
-    limit = order[blocks.head_nodes(traced, layers.classifier).map]
-    ends: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in layers.ends]
+    limit = order[blocks.head_nodes(traced, cut_points.classifier).map]
+    ends: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in cut_points.ends]
     ends = [(name, node) for name, node in ends if order[node] < limit and spent[order[node]] > 0]
     ends = [(name, node) for name, node in ends if isinstance(traced.values[node][0], Tensor)]
     shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in ends]
@@ -41,13 +41,13 @@ def places(layers: Layers) -> list[Place]:
     ]
 
 
-def equal(layers: Layers, exits: int) -> list[str]:
+def equal(cut_points: CutPoints, exits: int) -> list[str]:
     """The layers after which to put all exits but the final one, at shares 1/exits, 2/exits, ... of the multiply-adds.
 
     Raises:
         ValueError: if there are not so many places.
     """
-    choice = places(layers)
+    choice = places(cut_points)
     if exits < 1 or exits - 1 > len(choice):
         raise with_parameters(
             ValueError(

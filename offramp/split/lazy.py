@@ -78,7 +78,7 @@ class Trunk(NamedTuple):
     batched: set[fx.Node]
 
 
-class Part(NamedTuple):
+class StagePlan(NamedTuple):
     """What one new stage reads from the one before, computes, and hands on, each in the order of the graph."""
 
     reads: list[fx.Node]
@@ -152,7 +152,7 @@ def _needed(net: MultiExitNet, shape: tuple[int, int, int], singles: Sequence[bo
     return needed
 
 
-def _postpone(trunk: Trunk) -> list[Part] | None:
+def _postpone(trunk: Trunk) -> list[StagePlan] | None:
     """The new stages; None if they would not save enough."""
     nodes = list(trunk.graph.nodes)
     position = {node: place for place, node in enumerate(nodes)}
@@ -171,7 +171,7 @@ def _postpone(trunk: Trunk) -> list[Part] | None:
         later = {source for other in chosen[exit + 1 :] for node in other for source in node.all_input_nodes}
         wanted = {trunk.states[other][place] for other in range(exit, len(chosen)) for place in trunk.needed[other]}
         handed = sorted(known & (later | wanted), key=position.__getitem__)
-        parts.append(Part(reads, sorted(part, key=position.__getitem__), handed))
+        parts.append(StagePlan(reads, sorted(part, key=position.__getitem__), handed))
         reads = handed
     return parts
 
@@ -250,7 +250,7 @@ class PickingBranch(nn.Module):
         return self.branch(picked[0] if self.single else picked, carry)
 
 
-def _assemble(net: MultiExitNet, trunk: Trunk, parts: Sequence[Part]) -> MultiExitNet:
+def _assemble(net: MultiExitNet, trunk: Trunk, parts: Sequence[StagePlan]) -> MultiExitNet:
     stages, branches = [], []
     for exit, (part, branch) in enumerate(zip(parts, net.branches, strict=True)):
         stages.append(LazyStage(fx.GraphModule(net.stages, _graph(part))))
@@ -261,7 +261,7 @@ def _assemble(net: MultiExitNet, trunk: Trunk, parts: Sequence[Part]) -> MultiEx
     return MultiExitNet(stages, branches)
 
 
-def _graph(part: Part) -> fx.Graph:
+def _graph(part: StagePlan) -> fx.Graph:
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in part.reads}
     for node in part.computes:

@@ -33,7 +33,7 @@ def build(
     classes: int,
     channels: int = 3,
     size: tuple[int, int] | None = None,
-    after: Sequence[str] = (),
+    exits_after: Sequence[str] = (),
     exits: int | None = None,
     options: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
@@ -46,7 +46,7 @@ def build(
         classes: number of classes C.
         channels: channels of the images.
         size: (height, width) of the images; default what the network is made for.
-        after: layers after which exits are to stand.
+        exits_after: layers after which exits are to stand.
         exits: how many exits to place at equal shares of the multiply-adds instead; default `EXITS`.
         options: passed to the network's constructor.
         device, check: as in `offramp.split.split`.
@@ -56,7 +56,7 @@ def build(
     """
     from offramp.split import split
 
-    if after and exits is not None:
+    if exits_after and exits is not None:
         raise with_parameters(
             ValueError("exits_after names the layers to place them after, exits how many to place: give one of them"),
             "exits_after",
@@ -66,7 +66,7 @@ def build(
         make, usual = _source(name, classes, channels, size, options or {})
         model = _constructed(name, make)
         if isinstance(model, Backbone):
-            if after or exits is not None:
+            if exits_after or exits is not None:
                 raise with_parameters(
                     ValueError(
                         f"{name} comes in stages of its own: exits_after and exits are for models that are not cut yet"
@@ -76,7 +76,7 @@ def build(
                 )
             return model
         _check_precision(name, model)
-        places = after or (EXITS if exits is None else exits)
+        places = exits_after or (EXITS if exits is None else exits)
         again = partial(_again, name, make)
         return split(model, places, (channels, *(size or usual)), make=again, device=device, check=check)
 

@@ -10,27 +10,31 @@ from offramp.meta_device import written
 from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
+from offramp.split.cut_points import CutPoints, Image, main, own_names
 from offramp.split.graph_module import Rebuilder, Subgraph, plan, put_tensor
-from offramp.split.layers import Image, Layers, main, own_names
 from offramp.split.tracer import Traced
 
 
 def assemble(
-    model: nn.Module, layers: Layers, after: Sequence[str], shape: Image, make: Callable[[], nn.Module] | None
+    model: nn.Module,
+    cut_points: CutPoints,
+    cut_layers: Sequence[str],
+    shape: Image,
+    make: Callable[[], nn.Module] | None,
 ) -> Backbone:
-    """Cut a traced model after the layers named in `after`; the stages hold the model's own modules.
+    """Cut a traced model after the layers named in `cut_layers`; the stages hold the model's own modules.
 
     Raises:
         ValueError: if the layers are not in order, not before the pooling, or a value cannot cross a cut.
     """
-    end = blocks.head_nodes(layers.traced, layers.classifier)
-    after = own_names(model, after)
-    groups = _groups(model, layers, _in_order(layers, after, end), end)
-    parts = _parts(model, layers.traced, groups, end, shape, after)
+    end = blocks.head_nodes(cut_points.traced, cut_points.classifier)
+    cut_layers = own_names(model, cut_layers)
+    groups = _groups(model, cut_points, _in_order(cut_points, cut_layers, end), end)
+    parts = _parts(model, cut_points.traced, groups, end, shape, cut_layers)
     shared = _shared(parts, groups)
     if any(len(groups[stage]) > 1 for stage in shared):
         groups = [group[-1:] if stage in shared else group for stage, group in enumerate(groups)]
-        parts = _parts(model, layers.traced, groups, end, shape, after)
+        parts = _parts(model, cut_points.traced, groups, end, shape, cut_layers)
         shared = _shared(parts, groups)
     if shared:
         names = sorted(_twice(parts))
@@ -40,7 +44,7 @@ def assemble(
         )
     bounds = [sum(map(len, groups[:index])) for index in range(len(groups) + 1)]
     if make is not None:
-        rebuilder = Rebuilder(make, [parts[index].plan for index in _sampled(layers.traced, groups)])
+        rebuilder = Rebuilder(make, [parts[index].plan for index in _sampled(cut_points.traced, groups)])
         for part in parts[bounds[1] :]:
             rebuilder.attach(part)
     _add_unused(model, parts)
@@ -63,11 +67,11 @@ def order_of(traced: Traced) -> dict[fx.Node, int]:
     return {node: index for index, node in enumerate(traced.graph.nodes)}
 
 
-def _in_order(layers: Layers, after: Sequence[str], end: blocks.HeadNodes) -> list[fx.Node]:
+def _in_order(cut_points: CutPoints, cut_layers: Sequence[str], end: blocks.HeadNodes) -> list[fx.Node]:
     """The nodes to cut after, checked."""
-    traced, order = layers.traced, order_of(layers.traced)
+    traced, order = cut_points.traced, order_of(cut_points.traced)
     cuts: list[fx.Node] = []
-    for name in after:
+    for name in cut_layers:
         if name not in traced.ends:
             raise ValueError(f"the model never calls the layer {name} by itself, so no exit can stand after it")
         node = main(traced, traced.ends[name])
@@ -75,7 +79,7 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.HeadNodes) -> li
         if order[node] >= order[end.map]:
             raise ValueError(
                 f"an exit after {name} would not come before the final exit, which begins with the pooling of "
-                f"{written(tuple(traced.values[end.map][0].shape[1:]))}; {_choice(layers, end)}"
+                f"{written(tuple(traced.values[end.map][0].shape[1:]))}; {_choice(cut_points, end)}"
             )
         if not has_batch(value) or value[0].dim() not in (3, 4):
             raise ValueError(
@@ -84,29 +88,31 @@ def _in_order(layers: Layers, after: Sequence[str], end: blocks.HeadNodes) -> li
             )
         if node in cuts:
             raise ValueError(
-                f"two exits stand at the same place: {after[cuts.index(node)]} and {name} end together; "
-                + _choice(layers, end)
+                f"two exits stand at the same place: {cut_layers[cuts.index(node)]} and {name} end together; "
+                + _choice(cut_points, end)
             )
         cuts.append(node)
-    ranked = [name for _, name in sorted(zip(map(order.__getitem__, cuts), after, strict=True))]
-    if ranked != list(after):
-        raise ValueError(f"exits must be in the order of the forward pass: {','.join(ranked)}, not {','.join(after)}")
+    ranked = [name for _, name in sorted(zip(map(order.__getitem__, cuts), cut_layers, strict=True))]
+    if ranked != list(cut_layers):
+        raise ValueError(
+            f"exits must be in the order of the forward pass: {','.join(ranked)}, not {','.join(cut_layers)}"
+        )
     return cuts
 
 
-def _choice(layers: Layers, end: blocks.HeadNodes) -> str:
+def _choice(cut_points: CutPoints, end: blocks.HeadNodes) -> str:
     """The end of a sentence about a wrong place: the layers at whose end only their own value passes on."""
-    order = order_of(layers.traced)
-    names = [name for name, node in layers.ends if order[main(layers.traced, node)] < order[end.map]]
+    order = order_of(cut_points.traced)
+    names = [name for name, node in cut_points.ends if order[main(cut_points.traced, node)] < order[end.map]]
     if not names:
         return "nothing before that is a map or a sequence that an exit could stand on"
     return f"exits can stand after {', '.join(names if len(names) <= 12 else [*names[:5], '…', *names[-6:]])}"
 
 
-def _groups(model: nn.Module, layers: Layers, cuts: list[fx.Node], end: blocks.HeadNodes) -> list[list[fx.Node]]:
+def _groups(model: nn.Module, cut_points: CutPoints, cuts: list[fx.Node], end: blocks.HeadNodes) -> list[list[fx.Node]]:
     """The last nodes of the blocks of every stage; the head begins after the last of them."""
-    traced, order = layers.traced, order_of(layers.traced)
-    ends = {main(traced, node) for _, node in layers.ends} | set(cuts)
+    traced, order = cut_points.traced, order_of(cut_points.traced)
+    ends = {main(traced, node) for _, node in cut_points.ends} | set(cuts)
     ends = {node for node in ends if order[node] <= order[end.map]}
     if not cuts or not any(order[node] > order[cuts[-1]] for node in ends):
         ends.add(end.map)
@@ -123,10 +129,10 @@ def _parts(
     groups: list[list[fx.Node]],
     end: blocks.HeadNodes,
     shape: Image,
-    after: Sequence[str],
+    cut_layers: Sequence[str],
 ) -> list[Subgraph]:
     flat = [node for group in groups for node in group]
-    last = {group[-1]: name for group, name in zip(groups, after, strict=False)}
+    last = {group[-1]: name for group, name in zip(groups, cut_layers, strict=False)}
     cutter = Cutter(model, traced, flat, layout(traced, [*flat, end.map], shape))
     try:
         graphs = [cutter.graph(index) for index in range(len(flat))]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from offramp.optional import vision
-from offramp.split import equivalence, exit_placement, layers, model_sources
+from offramp.split import cut_points, equivalence, exit_placement, model_sources
 from offramp.split.supported import check_supported
 from offramp.split.to_backbone import assemble
 
@@ -88,20 +88,20 @@ def survey(name: str) -> dict[str, Any]:
     model, shape = _model(name, side), (3, side, side)
     try:
         check_supported(model)
-        found = layers.find(model, shape)
-        after = exit_placement.equal(found, min(EXITS, len(exit_placement.places(found)) + 1))
-        backbone = assemble(model, found, after, shape, None)
-        equivalence.check(model, backbone, after)
+        points = cut_points.find(model, shape)
+        names = exit_placement.equal(points, min(EXITS, len(exit_placement.places(points)) + 1))
+        backbone = assemble(model, points, names, shape, None)
+        equivalence.check(model, backbone, names)
     except ValueError as error:
         return {**record, "result": "refused", "reason": str(error)}
-    return {**record, "result": "equal", "after": after}
+    return {**record, "result": "equal", "after": names}
 
 
 def smallest_side(name: str) -> int | None:
     """The first of `SIDES` that a network takes."""
     for side in SIDES:
         try:
-            layers.logits_on_meta(_without_values(name, side), (3, side, side), search=False)
+            cut_points.logits_on_meta(_without_values(name, side), (3, side, side), search=False)
         except ValueError:
             continue
         return side

@@ -44,7 +44,7 @@ def terms_are_finite_with_a_gradient(build: BuildMethod, parameters: dict[str, A
     """For 2, 4 and 7 exits all terms are finite scalars, and the final exit gets a gradient."""
     for exits in (2, 4, 7):
         given = outputs(exits)
-        terms = prepared(build, parameters, exits)(given, batch(), 0.3)
+        terms = prepared_objective(build, parameters, exits)(given, batch(), 0.3)
         _expect(bool(terms), "an objective must return at least one term")
         for name, term in terms.items():
             _expect(term.shape == () and bool(term.isfinite()), f"term {name} must be a finite scalar, got {term}")
@@ -73,14 +73,14 @@ def one_exit_works_or_is_refused(build: BuildMethod, parameters: dict[str, Any])
 
 def soft_labels_of_one_class_are_that_class(build: BuildMethod, parameters: dict[str, Any]) -> None:
     """One-hot labels (B, C) give the terms of class indices (B,)."""
-    hard = prepared(build, parameters, 4)(outputs(4), batch(), 0.3)
-    soft = prepared(build, parameters, 4)(outputs(4), batch(soft=True), 0.3)
+    hard = prepared_objective(build, parameters, 4)(outputs(4), batch(), 0.3)
+    soft = prepared_objective(build, parameters, 4)(outputs(4), batch(soft=True), 0.3)
     torch.testing.assert_close(soft, hard)
 
 
 def progress_changes_only_scheduled_terms(build: BuildMethod, parameters: dict[str, Any]) -> None:
     """Exactly the terms that the method lists as `scheduled` change with progress."""
-    early, late = (prepared(build, parameters, 4)(outputs(4), batch(), progress) for progress in (0.0, 0.9))
+    early, late = (prepared_objective(build, parameters, 4)(outputs(4), batch(), progress) for progress in (0.0, 0.9))
     changed = {name for name in early if not torch.equal(early[name], late[name])}
     scheduled = set(build(**parameters).scheduled)
     _expect(changed == scheduled, f"terms {sorted(changed)} change over a run, but scheduled is {sorted(scheduled)}")
@@ -90,11 +90,11 @@ def half_precision_gives_float32_terms(build: BuildMethod, parameters: dict[str,
     """Terms of bfloat16 outputs are float32 and equal those of the same values in float32."""
     half = outputs(4, torch.bfloat16)
     full = ExitOutputs(half.logits.float(), *(tuple(t.float() for t in group) for group in half[1:]))
-    objective = prepared(build, parameters, 4)
+    objective = prepared_objective(build, parameters, 4)
     learned = isinstance(objective, nn.Module) and any(len(p.shape) > 1 for p in objective.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = objective(half, batch(), 0.3)
-    for name, exact in prepared(build, parameters, 4)(full, batch(), 0.3).items():
+    for name, exact in prepared_objective(build, parameters, 4)(full, batch(), 0.3).items():
         _expect(rounded[name].dtype == torch.float32, f"term {name} must be float32, got {rounded[name].dtype}")
         # a learned layer itself runs in bfloat16
         torch.testing.assert_close(rounded[name], exact, rtol=2e-2 if learned else 1e-6, atol=1e-7, msg=name)
@@ -156,7 +156,7 @@ def batch(soft: bool = False) -> Batch:
     return Batch(torch.zeros(SAMPLES, 1), one_hot(labels, CLASSES).float() if soft else labels, torch.arange(SAMPLES))
 
 
-def prepared(build: BuildMethod, parameters: dict[str, Any], exits: int) -> Objective:
+def prepared_objective(build: BuildMethod, parameters: dict[str, Any], exits: int) -> Objective:
     """The method's objective, prepared for that many exits of equal width."""
     objective = _objective(build, parameters)
     if isinstance(objective, PreparedObjective):

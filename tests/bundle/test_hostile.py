@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from offramp.bundle import partial_state
 from offramp.bundle.external_data import external_tensor
-from offramp.bundle.manifest import Part, Port, parse, render
+from offramp.bundle.manifest import SegmentSpec, TensorSpec, parse, render
 from offramp.bundle.predict import check_batch, warm_up
 from offramp.bundle.read import Bundle, open_bundle, read_manifest
 from offramp.bundle.sessions import open_segment
@@ -44,7 +44,7 @@ def model(classes: int = 3, tensor: Any = None, nodes: Any = None) -> bytes:
     return data
 
 
-PART = Part("segment-1.onnx", 0, (Port("state_0", (4,), "float32"),), (), (), ())
+PART = SegmentSpec("segment-1.onnx", 0, (TensorSpec("state_0", (4,), "float32"),), (), (), ())
 INPUTS = np.zeros((2, 4), np.float32)
 
 
@@ -138,7 +138,7 @@ def test_a_manifest_that_asks_for_too_much(made: Any, change: Callable[[Any], An
 def test_a_batch_that_does_not_fit_into_memory(made: Any) -> None:
     opened = open_bundle(made.folder)
     check_batch(opened, 64)
-    part = replace(made.manifest.parts[0], takes_state=(Port("state_0", (1 << 24,), "float32"),))
+    part = replace(made.manifest.parts[0], takes_state=(TensorSpec("state_0", (1 << 24,), "float32"),))
     large = Bundle(opened.folder, replace(made.manifest, parts=(part, *made.manifest.parts[1:])), opened.policy, ())
     with pytest.raises(ValueError, match=r"batch_size 65 needs 4\.1 GiB .* take at most 64"):
         check_batch(large, 65)

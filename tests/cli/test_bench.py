@@ -171,7 +171,7 @@ def test_every_runtime_computes_the_network(trained: Path) -> None:
     sides = of_run(loaded, None, None, build_data(loaded.config), 5)
     with torch.inference_mode():
         for runner in sides.runners:
-            inputs = runner.prepare(sides.pixels[:5])
+            inputs = runner.to_inputs(sides.pixels[:5])
             wanted = loaded.net(torch.as_tensor(np.asarray(inputs))).logits
             with runner.scope():
                 plain = runner.plain(inputs, ())[2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from offramp.bundle import sessions
-from offramp.bundle.manifest import Part
+from offramp.bundle.manifest import SegmentSpec
 from offramp.cli._goal import _macs
 from offramp.config import build_data
 from offramp.data.loading import Loader
@@ -236,7 +236,7 @@ def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
         if isinstance(module, torch.nn.Conv2d):
             seen.add(f"torch {module.weight.dtype}")
 
-    def opening(model: bytes, part: Part, name: str, threads: int | None = None) -> Any:
+    def opening(model: bytes, part: SegmentSpec, name: str, threads: int | None = None) -> Any:
         seen.add(name)
         return opened(model, part, name, threads)
 

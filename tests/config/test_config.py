@@ -18,7 +18,7 @@ from offramp.config import (
     check_key,
     flat,
     keys,
-    prepare,
+    prepare_objective,
     read_yaml,
     resolve,
     unflat,
@@ -246,14 +246,14 @@ def test_objects_are_built_from_a_configuration() -> None:
     net = build_net(config, method, classes=10, shape=data.shape)
     assert isinstance(net, MultiExitNet) and net.exits == 4
     assert net(torch.zeros(2, 1, 8, 8)).logits.shape == (4, 2, 10)
-    assert prepare(method, net, data.shape) == ()
+    assert prepare_objective(method, net, data.shape) == ()
 
 
 def test_a_method_sees_the_exits_that_it_will_train() -> None:
     byot = resolve(dataclasses.replace(TINY, method="byot", method_options={"adapt": "all"}))
     method = build_method(byot)
     net = build_net(byot, method, classes=10, shape=(1, 8, 8))
-    prepare(method, net, (1, 8, 8))
+    prepare_objective(method, net, (1, 8, 8))
     assert len(list(method.objective.parameters())) == 2 * 3
     assert not any(parameter.is_meta for parameter in method.objective.parameters())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offramp import branches, methods, models
-from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.testing import SilentReporter, patterns
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
@@ -26,7 +26,7 @@ def trains(net: str, branch: str, method: str, folder: Path) -> None:
     config = resolve(Config(net=net, branch=branch, method=method, width=width, **options, **recipe))
     data, made = patterns(16, 8, CLASSES, SIDE), build_method(config)
     network = build_net(config, made, classes=CLASSES, shape=data.shape)
-    prepare(made, network, data.shape)
+    prepare_objective(made, network, data.shape)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     loop = Loop(make_fabric(config), folder, config, network, made, data, SilentReporter())
     loop.context.net.train()

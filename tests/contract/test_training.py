@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from offramp import methods
-from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.data.loading import Loader
 from offramp.outputs import Batch
 from offramp.step import plain_step
@@ -61,7 +61,7 @@ def loop(net: str, method: str, folder: Path, *, train: int = 24, frozen: bool =
     config = resolve(Config(method=method, **given, **NETS[net]))
     data, made = patterns(train, HELD, CLASSES, SIDE), build_method(config)
     network = build_net(config, made, classes=CLASSES, shape=data.shape)
-    prepare(made, network, data.shape)
+    prepare_objective(made, network, data.shape)
     if frozen:
         freeze(network)
     folder.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 mode = fake.install()
 
-from offramp.config import Config, build_method, build_net, prepare, resolve  # noqa: E402
+from offramp.config import Config, build_method, build_net, prepare_objective, resolve  # noqa: E402
 from offramp.data.augment import augment  # noqa: E402
 from offramp.early_exit.policy import ExitPolicy  # noqa: E402
 from offramp.early_exit.runtime import answer  # noqa: E402
@@ -44,7 +44,7 @@ def loop(folder: Path, **options: Any) -> Loop:
     config = resolve(Config(**given))
     data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
-    prepare(method, net, data.shape)
+    prepare_objective(method, net, data.shape)
     fabric = make_fabric(config, parted=method.parted)
     return Loop(fabric, folder, config, net, method, data, SilentReporter())
 

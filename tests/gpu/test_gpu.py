@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from offramp import methods
-from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.data.augment import augment
 from offramp.data.load import AUGMENTATIONS
 from offramp.early_exit.policy import ANSWERS, SCORES, ExitPolicy
@@ -46,7 +46,7 @@ def loop(folder: Path, reporter: SilentReporter | None = None, **options: Any) -
     config = resolve(Config(**given))
     data, method = patterns(44, 8, CLASSES, 16), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
-    prepare(method, net, data.shape)
+    prepare_objective(method, net, data.shape)
     folder.mkdir(exist_ok=True)
     fabric = make_fabric(config, parted=method.parted)
     return Loop(fabric, folder, config, net, method, data, reporter or SilentReporter())

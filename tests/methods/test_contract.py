@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offramp.methods import available, find
 from offramp.testing import METHOD_CHECKS
-from offramp.testing.methods import batch, outputs, prepared, steps_lower_the_loss
+from offramp.testing.methods import batch, outputs, prepared_objective, steps_lower_the_loss
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in available()),
@@ -67,7 +67,7 @@ def test_one_exit_is_refused_in_words_that_help(name: str) -> None:
 
 
 def build(name: str, hyper: dict[str, Any], exits: int) -> Callable[..., dict[str, Tensor]]:
-    return prepared(find(name).build, hyper, exits)
+    return prepared_objective(find(name).build, hyper, exits)
 
 
 # The exits that only teach: no gradient may reach their logits through the imitation, nor their features.

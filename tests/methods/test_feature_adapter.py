@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from offramp.methods import find
-from offramp.methods._feature_adapter import Match, apply_to_width
+from offramp.methods._feature_adapter import FeatureAdapter, apply_to_width
 from offramp.outputs import Batch, ExitOutputs
 
 WIDTHS = (3, 5, 5)
@@ -112,4 +112,4 @@ def test_a_layer_on_a_map_is_a_1x1_convolution() -> None:
 
 
 def test_exits_that_are_not_compared_get_no_note() -> None:
-    assert Match("off").prepare((3, 5), unused=(0,)) == ()
+    assert FeatureAdapter("off").create_layers((3, 5), unused=(0,)) == ()

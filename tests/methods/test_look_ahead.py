@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from offramp.blocks import Conv
+from offramp.layers import Conv
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from offramp.config import build_method, build_net, resolve
-from offramp.config import prepare as prepare_method
+from offramp.config import build_method, build_net, prepare_objective, resolve
 from offramp.lookup import ParameterError
 from offramp.papers import catalog
 from offramp.papers.catalog import FULL, Training, config_of, trainings
@@ -95,7 +94,7 @@ def check(one: Training, protocol: catalog.Protocol) -> None:
     with torch.device("meta"):
         net = build_net(config, method, classes=classes, shape=shape)
     if fixed is None:  # otherwise it needs the run that gives the weights
-        prepare_method(method, net, shape)
+        prepare_objective(method, net, shape)
     printed = {
         len(row.cells)
         for table in tables().values()

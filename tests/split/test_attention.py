@@ -17,7 +17,12 @@ def test_one_step(name: str) -> None:
     torch.manual_seed(0)
     options = {"patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
     backbone = model_sources.build(
-        "timm:vit_tiny_patch16_224", classes=CLASSES, size=SHAPE[1:], after=["blocks.0"], options=options, check=False
+        "timm:vit_tiny_patch16_224",
+        classes=CLASSES,
+        size=SHAPE[1:],
+        exits_after=["blocks.0"],
+        options=options,
+        check=False,
     )
     method = methods.find(name).build()
     net = method.network(lambda: backbone, lambda trunk, exit: linear.build(trunk, exit, CLASSES))

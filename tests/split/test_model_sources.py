@@ -80,7 +80,7 @@ def test_what_does_not_go_together(own: str) -> None:
     with pytest.raises(
         ValueError, match=r"^exits_after names the layers to place them after, exits how many to place: give one"
     ):
-        model_sources.build("timm:resnet18", classes=3, after=["layer1"], exits=2)
+        model_sources.build("timm:resnet18", classes=3, exits_after=["layer1"], exits=2)
     with pytest.raises(ValueError, match=r"^torchvision:resnet18 takes images of 3 channels, not 1; timm:resnet18 may"):
         model_sources.build("torchvision:resnet18", classes=3, channels=1)
     with pytest.raises(ValueError, match=r"^timm:resnet18 cannot be built: .*unexpected keyword argument 'widht'"):

@@ -16,7 +16,7 @@ from offramp.measure import cost
 from offramp.net import Backbone, Branch, Head, MultiExitNet, attach, segments
 from offramp.optional import vision
 from offramp.outputs import State
-from offramp.split import exit_placement, layers, load_state, split, state
+from offramp.split import cut_points, exit_placement, load_state, split, state
 from offramp.split.logits import logits_of
 
 CLASSES = 5
@@ -336,7 +336,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 def test_exits_at_equal_shares_are_within_five_points_where_a_boundary_is(name: str) -> None:
     with torch.device("meta"):
         model = REAL[name].make()
-    found = layers.find(model, REAL[name].shape)
+    found = cut_points.find(model, REAL[name].shape)
     known = {each.layer: each.share for each in exit_placement.places(found)}
     for exits in (2, 3, 4, 5, 6):
         shares = [known[layer] for layer in exit_placement.equal(found, exits)]

@@ -229,9 +229,9 @@ def test_exits_at_equal_shares_of_the_operations() -> None:
     assert [place.share for place in known] == sorted(place.share for place in known)
     shares = {place.layer: place.share for place in known}
     assert 0.19 < shares["layer1"] < 0.25 and 0.75 < shares["layer3"] < 0.85
-    from offramp.split import exit_placement, layers
+    from offramp.split import cut_points, exit_placement
 
-    found = layers.find(model, shape)
+    found = cut_points.find(model, shape)
     assert [len(exit_placement.equal(found, exits)) for exits in (1, 2, 3, 6)] == [0, 1, 2, 5]
     chosen = exit_placement.equal(found, 4)
     assert all(abs(shares[name] - wanted) <= 0.05 for name, wanted in zip(chosen, (0.25, 0.5, 0.75), strict=True)), (

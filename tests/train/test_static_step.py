@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from offramp.config import Config, build_method, build_net, prepare, resolve
+from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.methods import find
 from offramp.outputs import Batch
 from offramp.testing import SilentReporter, patterns
@@ -37,7 +37,7 @@ def trained(folder: Path, **options: Any) -> tuple[dict[str, Any], list[Any], To
     config = resolve(Config(**{**given, **options}))
     data, method = patterns(22, 8, 4, 16), build_method(config)
     net = build_net(config, method, classes=4, shape=data.shape)
-    prepare(method, net, data.shape)
+    prepare_objective(method, net, data.shape)
     folder.mkdir()
     told = Told()
     Loop(make_fabric(config), folder, config, net, method, data, told).run(resume=False)

@@ -11,7 +11,7 @@ from torch import nn
 import offramp
 from offramp import methods
 from offramp.branches import sketch
-from offramp.config import Config, ResolvedConfig, build_method, build_net, prepare, resolve
+from offramp.config import Config, ResolvedConfig, build_method, build_net, prepare_objective, resolve
 from offramp.data.loading import Loader
 from offramp.methods import find
 from offramp.models import resnet
@@ -51,7 +51,7 @@ def test_steps_equal_those_of_a_run(name: str, steps: int, tmp_path: Path) -> No
     """Two epochs, or one per phase, of one step; in the full grid of two, which two methods have to show always."""
     config, data = configured(name), patterns(train=8 * steps)
     method, net = built(config)
-    prepare(method, net, SHAPE)
+    prepare_objective(method, net, SHAPE)
     fabric = make_fabric(config, parted=method.parted)
     Loop(fabric, tmp_path, config, net, method, data, SilentReporter()).run(resume=False)
     expected = [record["terms"] for record in log.read(tmp_path / "metrics.jsonl", "step")]

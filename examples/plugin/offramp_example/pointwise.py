@@ -3,8 +3,8 @@
 from torch import nn
 
 from offramp import Backbone, Branch, Head
-from offramp.blocks import conv_norm_relu, initialise
 from offramp.branches import check_exit, maps
+from offramp.layers import conv_norm_relu, initialise
 
 
 def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from offramp import Backbone, Head
-from offramp.blocks import conv_norm_relu
+from offramp.layers import conv_norm_relu
 
 NETS = ("stack8", "stack12")
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from offramp.data.splits import ArraySource, Found, Request, consecutive
+from offramp.data.splits import ArraySource, RawDataSet, Request, consecutive
 
 
-def build(request: Request, *, noise: int = 40) -> Found:
+def build(request: Request, *, noise: int = 40) -> RawDataSet:
     """Two classes of stripes under noise: 500 images to train on, 100 to test.
 
     Args:
@@ -24,4 +24,4 @@ def build(request: Request, *, noise: int = 40) -> Found:
     pixels = (clean + generator.randint(0, noise + 1, clean.shape)).astype(np.uint8)[:, None]
     source = ArraySource("stripes", ("horizontal", "vertical"), labels, pixels)
     parts = consecutive({"train": 500, "test": 100})
-    return Found(source, parts, mean=(0.3,), std=(0.25,), augmentation="none")
+    return RawDataSet(source, parts, mean=(0.3,), std=(0.25,), augmentation="none")

@@ -21,7 +21,7 @@ WORKING = (nn.Linear, nn.modules.conv._ConvNd)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-class Layers(NamedTuple):
+class CutPoints(NamedTuple):
     """A traced model, the ends of its blocks in order (name of the layer, node), and its classifier's name."""
 
     traced: Traced
@@ -29,19 +29,19 @@ class Layers(NamedTuple):
     classifier: str
 
 
-def find(model: nn.Module, shape: Image, after: Collection[str] = ()) -> Layers:
-    """Trace a model so that it can be cut at the ends of its blocks, and after the layers named in `after`.
+def find(model: nn.Module, shape: Image, cut_layers: Collection[str] = ()) -> CutPoints:
+    """Trace a model so that it can be cut at the ends of its blocks, and after the layers named in `cut_layers`.
 
     Blocks are found through the model's containers. A class of modules in which something else than its last value
     passes on (a residual block) is a block itself, wherever it occurs.
 
     Raises:
-        ValueError: if it cannot take images of the shape, has no classifier, or a layer of `after` does not exist.
+        ValueError: if it cannot take images of the shape, has no classifier, or a layer of `cut_layers` does not exist.
         Untraceable: if its forward pass cannot be written as a graph.
     """
-    after = own_names(model, after)
+    cut_layers = own_names(model, cut_layers)
     classifier = find_classifier(model, shape)
-    needed = _above([*after, classifier])
+    needed = _above([*cut_layers, classifier])
     containers = {
         name
         for name, part in model.named_modules()
@@ -50,11 +50,11 @@ def find(model: nn.Module, shape: Image, after: Collection[str] = ()) -> Layers:
     opened = needed | containers | _above(containers)
     traced, opened = _trace_what_can_be(model, shape, opened - {""}, needed)
     names = [name for name, _ in _clean(model, traced, opened)]
-    narrow = _above([*names, *after, classifier]) - {""}
+    narrow = _above([*names, *cut_layers, classifier]) - {""}
     if narrow != opened or not traced.flags:
         traced = trace(model, shape, narrow)
     ends = [(name, traced.ends[name]) for name in names if name in traced.ends]
-    return Layers(traced, tuple(ends), classifier)
+    return CutPoints(traced, tuple(ends), classifier)
 
 
 def _repeats(part: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.blocks import Conv, SmallMaps, conv
+from offramp.layers import Conv, SmallMaps, conv
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_strided_1x1_convolution_trains_without_writing_elsewhere(enters: int,
     """In a process of its own: where PyTorch's kernel is used for the input's gradient, the heap is damaged."""
     code = f"""
 import torch
-from offramp.blocks import conv
+from offramp.layers import conv
 torch.manual_seed(0)
 layer = conv({enters}, {leaves}, 1, 2).to(memory_format=torch.channels_last)
 for _ in range(30):
@@ -113,7 +113,7 @@ def test_products_are_compiled_as_one_graph(size: int) -> None:
     code = f"""
 import torch
 from torch import nn
-from offramp.blocks import Conv
+from offramp.layers import Conv
 torch.manual_seed(0)
 net = nn.Sequential(Conv(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), Conv(4, 4, 3, 2))
 inputs = torch.randn(3, 4, {size}, {size})
