@@ -1,10 +1,8 @@
 """Several jobs at once, each in a process of its own that ends when the one that started it ends."""
 
 import importlib
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +14,10 @@ from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 from offramp.engine import gpus
+from offramp.engine.preloaded import Forked, Preloaded
 
+THREADS = "OMP_NUM_THREADS"
+"""The variable that says how many threads a process computes with."""
 LONGEST_SAVING = 120.0
 """Seconds that a run may take to save itself after the process that started it is gone."""
 
@@ -34,6 +35,7 @@ class Job:
         answer: file that standard output is written to.
         done: called in the process that started the job when all commands have succeeded.
         needs_gpu: for engines that place jobs on machines.
+        preload: modules that take long to import; they are imported once for all jobs.
         failure: None unless a command failed, then one sentence.
         gpu: the only GPU that its process sees; None: those that are there.
     """
@@ -46,7 +48,8 @@ class Job:
     answer: Path
     done: Callable[[], None]
     needs_gpu: bool = False
-    process: subprocess.Popen[bytes] | None = None
+    preload: tuple[str, ...] = ()
+    process: Forked | None = None
     failure: str | None = None
     told: int = field(default=0)
     gpu: str | None = None
@@ -84,14 +87,14 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
         Whether all had their turn: False after Ctrl-C.
     """
     waiting, active, there = deque(jobs), list[Job](), gpus.visible()
-    with stopping(watcher) as stops:
+    with stopping(watcher) as stops, _preloaded(jobs, at_once, keep_open) as origin:
         try:
             while active or (waiting and not stops):
                 while waiting and len(active) < at_once and not stops:
                     job = waiting.popleft()
                     job.gpu = gpus.least_loaded(there, [other.gpu for other in active])
                     watcher.started(job)
-                    _start(job, at_once, keep_open)
+                    _start(job, origin)
                     active.append(job)
                 for job in list(active):
                     _look(job, watcher, stops)
@@ -114,7 +117,6 @@ def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
     status = job.process.poll()
     if status is None:
         return watcher.running(job)
-    job.process.communicate()
     job.process = None
     if status and stops:
         return None
@@ -125,35 +127,36 @@ def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
     return watcher.ended(job)
 
 
-def _start(job: Job, at_once: int, keep_open: int) -> None:
-    """Start the job's process; it is told that we are gone by the end of its standard input."""
-    program = "from offramp.engine.local import child; child()"
+@contextmanager
+def _preloaded(jobs: Sequence[Job], at_once: int, keep_open: int) -> Iterator[Preloaded]:
+    """The process that the jobs are forked from, with the environment that all have."""
     paths = dict.fromkeys(
         (str(Path(__file__).parents[2]), *filter(None, sys.path))
     )  # it finds the modules that we find
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if job.gpu is not None:
-        environment[gpus.VISIBLE] = job.gpu
     if at_once > 1:
-        threads = max(1, _cores() // at_once)
-        environment["OMP_NUM_THREADS"] = str(min(threads, _number(os.environ.get("OMP_NUM_THREADS"), threads)))
+        threads = max(1, cores() // at_once)
+        environment[THREADS] = str(min(threads, _number(os.environ.get(THREADS), threads)))
+    origin = Preloaded(list(dict.fromkeys(name for job in jobs for name in job.preload)), environment, keep_open)
+    try:
+        yield origin
+    finally:
+        origin.close()
+
+
+def _start(job: Job, origin: Preloaded) -> None:
+    """Start the job's process; it is told that we are gone by the end of its standard input."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("ab") as log, job.answer.open("wb") as answer:
-        job.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, json.dumps([job.entry, job.commands])],
-            stdin=subprocess.PIPE,
-            stdout=answer,
-            stderr=log,
-            env=environment,
-            pass_fds=(keep_open,),
-            start_new_session=True,  # the terminal's Ctrl-C reaches us alone, and we hand on one of it
-        )
+    job.log.open("ab").close()
+    job.answer.open("wb").close()
+    environment = {} if job.gpu is None else {gpus.VISIBLE: job.gpu}
+    call = f"{__name__}:child"
+    job.process = origin.fork(call, [job.entry, job.commands], environment, output=job.answer, errors=job.log)
 
 
-def child() -> None:
+def child(work: tuple[str, list[list[str]]]) -> None:
     """The process of a job: its commands one after the other, unless the process that started it ends."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's processes block it
-    entry, commands = json.loads(sys.argv.pop())
+    entry, commands = work
     module, _, function = entry.partition(":")
     run_command = getattr(importlib.import_module(module), function)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -231,7 +234,8 @@ def reason(log: Path, status: int) -> str:
     return lines[-1].removeprefix("offramp: ") if lines else f"it ended with status {status}"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,13 @@ PATIENCE = 20.0
 """Seconds to wait for runs of a comparison that was killed and are still saving."""
 ENTRY = "offramp.cli:main"
 """What runs the commands of a child process."""
+PRELOAD = (
+    *("torch", "torch._dynamo", "lightning_fabric", "safetensors.torch", "yaml", "rich.progress", "cyclopts"),
+    *("offramp.cli.train", "offramp.cli.evaluate", "offramp.runs.train", "offramp.runs.evaluate", "offramp.train.loop"),
+)
+"""What every run imports."""
+SLOW = ("pyarrow.parquet", "sklearn.datasets", "timm", "torchvision", "transformers")
+"""What takes long to import and only some runs need; the check of the runs has imported what they need."""
 
 
 @runtime_checkable
@@ -135,4 +143,6 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
         append(ledger, json.loads(answer.read_text()))
 
     commands = [evaluate] if result is not None else [train, evaluate]
-    return Job(entry.name, ENTRY, commands, folder, logs / f"{folder.name}.log", answer, done, config.device == "cuda")
+    preload = (*PRELOAD, *(name for name in SLOW if name in sys.modules))
+    log = logs / f"{folder.name}.log"
+    return Job(entry.name, ENTRY, commands, folder, log, answer, done, config.device == "cuda", preload)
