@@ -26,11 +26,11 @@ def discover(package: str) -> dict[str, str]:
 def docstrings(package: str) -> dict[str, str]:
     """{name: its whole docstring} of the files that `discover` finds, without importing any of them."""
     module = importlib.import_module(package)
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for entry in pkgutil.iter_modules(module.__path__):
         if not entry.name.startswith("_") and not entry.ispkg:
-            found[entry.name] = _docstring(Path(entry.module_finder.path) / f"{entry.name}.py")  # type: ignore[union-attr]
-    return dict(sorted(found.items()))
+            texts[entry.name] = _docstring(Path(entry.module_finder.path) / f"{entry.name}.py")  # type: ignore[union-attr]
+    return dict(sorted(texts.items()))
 
 
 @cache
@@ -64,10 +64,10 @@ def load(kind: str, package: str, name: str) -> Offer:
     """
     if name in discover(package):
         return importlib.import_module(f"{package}.{name}")
-    found = from_outside(package, name)
-    if found is None:
+    builder = from_outside(package, name)
+    if builder is None:
         raise unknown(kind, name, offers(package))
-    return found
+    return builder
 
 
 def from_outside(package: str, name: str) -> Builder | None:

@@ -36,7 +36,7 @@ def summary(build: Callable[..., Any]) -> str:
 
 
 def _section(build: Callable[..., Any], title: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     lines = (inspect.getdoc(build) or "").splitlines()
     start = lines.index(f"{title}:") + 1 if f"{title}:" in lines else len(lines)
     key = ""
@@ -46,7 +46,7 @@ def _section(build: Callable[..., Any], title: str) -> dict[str, str]:
         entry = _ENTRY.match(line)
         if entry:
             key, text = entry.groups()
-            found[key] = text
+            descriptions[key] = text
         elif key and line.strip():
-            found[key] += f" {line.strip()}"
-    return found
+            descriptions[key] += f" {line.strip()}"
+    return descriptions

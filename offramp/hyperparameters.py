@@ -19,7 +19,7 @@ _NAMES: dict[Any, str] = {float: "a number", int: "a whole number", bool: "true 
 LISTINGS = {"net": "offramp nets", "branch": "offramp branches", "method": "offramp methods", "data": "offramp data"}
 
 
-def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(kind: str, name: str, build: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The given parameters, converted to the types that `build` declares.
 
     Raises:
@@ -31,12 +31,12 @@ def arguments(kind: str, name: str, build: Callable[..., Any], given: Mapping[st
         for key, spec in inspect.signature(build).parameters.items()
         if spec.kind is spec.KEYWORD_ONLY and key not in ("classes", "channels")
     ]
-    made = {}
-    for key, value in given.items():
+    converted = {}
+    for key, value in values.items():
         if key.replace("-", "_") not in offered:
             raise unknown(f"parameter of {kind} {name}", key, offered, listing=f"{LISTINGS[kind]} {name}")
-        made[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"{kind}.{key}")
-    return made
+        converted[key.replace("-", "_")] = convert(value, hints[key.replace("-", "_")], f"{kind}.{key}")
+    return converted
 
 
 def hints_of(build: Callable[..., Any]) -> dict[str, Any]:
@@ -71,9 +71,9 @@ def convert(value: Any, hint: Any, parameter: str) -> Any:
     """`value` as the type `hint`, or a ParameterError that says what the parameter takes."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     for kind in typing.get_args(hint) if union else (hint,):
-        fits, made = _fit(value, kind)
+        fits, converted = _fit(value, kind)
         if fits:
-            return made
+            return converted
     choice = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] if union else [hint]
     named = " or ".join(_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
@@ -95,8 +95,8 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
     if origin in (tuple, list, Sequence):
         words = [part for part in value.split(",") if part] if isinstance(value, str) else value
         parts = words if isinstance(words, list | tuple) else [words]
-        made = [_fit(part, typing.get_args(kind)[0]) for part in parts]
-        return all(fits for fits, _ in made), tuple(part for _, part in made)
+        parts_converted = [_fit(part, typing.get_args(kind)[0]) for part in parts]
+        return all(fits for fits, _ in parts_converted), tuple(part for _, part in parts_converted)
     parsed = value
     if isinstance(value, str):
         import yaml

@@ -116,9 +116,13 @@ def open_image(data: bytes | Path) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    said = "".join(str(error).splitlines()[:1])
+    reason = "".join(str(error).splitlines()[:1])
     # what decoders mean to say comes in these; the rest are accidents, told best by their kind
-    return said if said and isinstance(error, OSError | SyntaxError | ValueError) else f"{type(error).__name__}: {said}"
+    return (
+        reason
+        if reason and isinstance(error, OSError | SyntaxError | ValueError)
+        else f"{type(error).__name__}: {reason}"
+    )
 
 
 def kind_of(mode: str) -> str | None:

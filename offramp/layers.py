@@ -62,8 +62,8 @@ class Conv(nn.Conv2d):
             # pooling over single pixels; slicing would turn the gradient's channels_last around
             input, strides = F.avg_pool2d(input, 1, strides), (1, 1)
         if on_cpu and torch.is_grad_enabled() and _in_bfloat16() and self._by_product(input, strides):
-            made: Tensor = SmallMaps.apply(input.bfloat16(), self.weight.bfloat16(), strides)  # type: ignore[no-untyped-call]
-            return made if self.bias is None else made + self.bias.bfloat16()[:, None, None]
+            outputs: Tensor = SmallMaps.apply(input.bfloat16(), self.weight.bfloat16(), strides)  # type: ignore[no-untyped-call]
+            return outputs if self.bias is None else outputs + self.bias.bfloat16()[:, None, None]
         return F.conv2d(input, self.weight, self.bias, strides, self.padding, self.dilation, self.groups)
 
     def _by_product(self, input: Tensor, strides: tuple[int, ...]) -> bool:
@@ -93,9 +93,9 @@ class SmallMaps(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:
         """(B, enters, H, W), (leaves, enters, k, k) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        made = _convolved(input, weight, strides)
+        outputs = _convolved(input, weight, strides)
         # The product is a view, which must not be changed in place (a ReLU does) outside of the Function.
-        return made.clone() if _is_tiny(input, strides) else made
+        return outputs.clone() if _is_tiny(input, strides) else outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -119,8 +119,8 @@ def _convolved(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tenso
     """The convolution, as a matrix product if the output has very few pixels."""
     if not _is_tiny(input, strides):
         return F.conv2d(input, weight, None, strides, _padding(weight))
-    made = _patches(input, weight, strides) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return made.view(len(input), *_pixels(input, strides), len(weight)).permute(0, 3, 1, 2)
+    outputs = _patches(input, weight, strides) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return outputs.view(len(input), *_pixels(input, strides), len(weight)).permute(0, 3, 1, 2)
 
 
 def _is_tiny(input: Tensor, strides: tuple[int, int]) -> bool:
@@ -135,8 +135,8 @@ def _weight_gradient(input: Tensor, weight: Tensor, gradient: Tensor, strides: t
     """sum over samples and pixels of gradient x the patch of the input that the pixel sees: (leaves, enters, k, k)."""
     leaves, enters, high, wide = weight.shape
     by_pixel = gradient.permute(0, 2, 3, 1).reshape(-1, leaves)
-    made = by_pixel.t() @ _patches(input, weight, strides)
-    return made.view(leaves, high, wide, enters).permute(0, 3, 1, 2)
+    gradients = by_pixel.t() @ _patches(input, weight, strides)
+    return gradients.view(leaves, high, wide, enters).permute(0, 3, 1, 2)
 
 
 def _patches(input: Tensor, weight: Tensor, strides: tuple[int, int]) -> Tensor:

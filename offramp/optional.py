@@ -35,10 +35,10 @@ def vision(package: str) -> ModuleType:
 
 def _declare_missing_operators() -> None:
     try:
-        found = importlib.util.find_spec("torchvision")
+        spec = importlib.util.find_spec("torchvision")
     except ValueError:
         return  # half imported, or switched off: the import itself will say so
-    if _kept or found is None or found.origin is None or _loads(Path(found.origin).parent):
+    if _kept or spec is None or spec.origin is None or _loads(Path(spec.origin).parent):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):

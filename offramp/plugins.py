@@ -103,9 +103,9 @@ def load(group: str, name: str) -> Builder | None:
         module = importlib.import_module(plugin.module)
     except (Exception, SystemExit) as error:  # code of others fails in many ways
         raise ParameterError(f"{owner} cannot be imported: {reason(error)}") from error
-    found = builder(module, plugin.function, owner)
+    build = builder(module, plugin.function, owner)
     _loaded[plugin.package] = plugin.version
-    return found
+    return build
 
 
 def loaded() -> dict[str, str]:

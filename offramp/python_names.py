@@ -137,8 +137,8 @@ def working_directory(name: str) -> Iterator[None]:
     """
     here = str(Path.cwd())
     top = name.removeprefix(PREFIX).partition(":")[0].partition(".")[0]
-    there = importlib.machinery.PathFinder.find_spec
-    added = is_python(name) and here not in sys.path and there(top, [here]) is not None
+    find_spec = importlib.machinery.PathFinder.find_spec
+    added = is_python(name) and here not in sys.path and find_spec(top, [here]) is not None
     if added:
         sys.path.insert(0, here)
     try:
@@ -181,7 +181,7 @@ def _find(module: str, places: list[str] | None) -> importlib.machinery.ModuleSp
     """Where a module is: on these paths, else where an installed package says (as editable ones do)."""
     spec = importlib.machinery.PathFinder.find_spec(module, places)
     finders = () if spec is not None else sys.meta_path
-    return spec or next((found for finder in finders if (found := finder.find_spec(module, places))), None)
+    return spec or next((spec_found for finder in finders if (spec_found := finder.find_spec(module, places))), None)
 
 
 def parsed(file: Path) -> ast.Module:

@@ -51,10 +51,10 @@ def _check_object(value: dict[Any, Any], spec: dict[Any, Spec], source: str, key
         for name, part in value.items():
             check(part, spec[str], source, f"{inside}{quoted(name, 40)}")
         return
-    for name, wanted in spec.items():
+    for name, expected in spec.items():
         plain = name.removesuffix("?")
         if plain in value:
-            check(value[plain], wanted, source, inside + plain)
+            check(value[plain], expected, source, inside + plain)
         elif plain == name:
             raise ValueError(f"{source}: {inside}{name} is missing")
 

@@ -72,9 +72,9 @@ def escaped(text: str) -> str:
     return escape(printable(text))
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape(match: re.Match[str]) -> str:
     """The character's escape; of a byte that is not UTF-8, as file names may hold, that of the byte."""
-    character = found[0]
+    character = match[0]
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()

@@ -99,10 +99,10 @@ def _known(values: Mapping[str, Any]) -> dict[str, str] | None:
     """The trusted modules of a configuration, None if nothing is recorded."""
     try:
         path = _record(values)
-        found = read_json(path, {"modules": {str: str}}) if path.is_file() else None
+        record = read_json(path, {"modules": {str: str}}) if path.is_file() else None
     except ValueError:
         return None
-    return found["modules"] if found else None
+    return record["modules"] if record else None
 
 
 def _record(values: Mapping[str, Any]) -> Path:

@@ -22,14 +22,14 @@ def shapes(backbone: Backbone, until: int | None = None) -> tuple[list[tuple[Sta
     For inputs of the shape that the network is made for; of the first `until` stages, all by default.
     """
     state: State = blank(nn.Sequential(*backbone.stages), backbone.shape)
-    found = []
+    indices = []
     for stage in backbone.stages[:until]:
         after = []
         for block in stage:
             state = run_on_meta(block, state)
             after.append(shape_of(state))
-        found.append(tuple(after))
-    return found, state
+        indices.append(tuple(after))
+    return indices, state
 
 
 def coarsest(shape: StateShape) -> Shape:

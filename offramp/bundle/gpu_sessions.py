@@ -54,8 +54,8 @@ def absent(runtime: str) -> str:
     return _missing(runtime, onnxruntime.get_available_providers())
 
 
-def _missing(runtime: str, there: Sequence[str]) -> str:
-    if PROVIDERS[runtime] in there:
+def _missing(runtime: str, available: Sequence[str]) -> str:
+    if PROVIDERS[runtime] in available:
         return ""
     name = PROVIDERS[runtime].removesuffix("ExecutionProvider")
     return f"not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in place of onnxruntime"
@@ -84,8 +84,8 @@ def open_on_gpu(model: bytes, spec: SegmentSpec, runtime: str, threads: int | No
         ValueError: if the GPU cannot be used, or a part of the model would run on the CPU.
         ImportError: if the runtime is not installed, or this one has no support for GPUs.
     """
-    if why := absent(runtime):
-        raise with_parameters(ImportError(f"runtime={runtime} is {why}"), "runtime")
+    if reason := absent(runtime):
+        raise with_parameters(ImportError(f"runtime={runtime} is {reason}"), "runtime")
     import onnxruntime
     import torch
 
@@ -127,23 +127,23 @@ def bound(session: Any, spec: SegmentSpec, device: Any, classes: int | None = No
     def kind(name: str) -> Any:
         return TYPES[types[name]]
 
-    def tensor_of(name: str, given: Any) -> Any:
-        if isinstance(given, DeviceArray):
-            return given.tensor.contiguous()
-        return torch.from_numpy(np.ascontiguousarray(given, kind(name))).to(device)
+    def tensor_of(name: str, value: Any) -> Any:
+        if isinstance(value, DeviceArray):
+            return value.tensor.contiguous()
+        return torch.from_numpy(np.ascontiguousarray(value, kind(name))).to(device)
 
     def segment(state: Any, carry: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], NDArray[Any]]:
-        given = (*(state if isinstance(state, tuple) else (state,)), *carry)
-        tensors = [tensor_of(name, each) for name, each in zip(takes, given, strict=True)]
+        inputs = (*(state if isinstance(state, tuple) else (state,)), *carry)
+        tensors = [tensor_of(name, each) for name, each in zip(takes, inputs, strict=True)]
         batch, binding = len(tensors[0]), session.io_binding()
-        made = {
+        outputs = {
             name: torch.empty((batch, *shape), dtype=getattr(torch, np.dtype(kind(name)).name), device=device)
             for name, shape in shapes.items()
         }
         place = device.type, device.index or 0
         for name, tensor in zip(takes, tensors, strict=True):
             binding.bind_input(name, *place, kind(name), tuple(tensor.shape), tensor.data_ptr())
-        for name, tensor in made.items():
+        for name, tensor in outputs.items():
             binding.bind_output(name, *place, kind(name), tuple(tensor.shape), tensor.data_ptr())
         if device.type == "cuda":  # ONNX Runtime has a stream of its own, for which these tensors must be there
             torch.cuda.current_stream(device).synchronize()
@@ -151,7 +151,11 @@ def bound(session: Any, spec: SegmentSpec, device: Any, classes: int | None = No
             session.run_with_iobinding(binding)
         except Exception as error:
             raise ValueError(f"{spec.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
-        next_state = tuple(DeviceArray(made[port.name]) for port in spec.gives_state)
-        return next_state, tuple(DeviceArray(made[port.name]) for port in spec.gives_carry), made[LOGITS].cpu().numpy()
+        next_state = tuple(DeviceArray(outputs[port.name]) for port in spec.gives_state)
+        return (
+            next_state,
+            tuple(DeviceArray(outputs[port.name]) for port in spec.gives_carry),
+            outputs[LOGITS].cpu().numpy(),
+        )
 
     return segment

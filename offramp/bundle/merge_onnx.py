@@ -28,12 +28,12 @@ def fuse(models: Sequence[bytes], parts: Sequence[SegmentSpec]) -> tuple[bytes, 
     fused, whole = onnx.load_model_from_string(models[0]), parts[0]
     for data, spec in zip(models[1:], parts[1:], strict=True):
         following = onnx.load_model_from_string(data)
-        given, taken = whole.gives_state + whole.gives_carry, spec.takes_state + spec.takes_carry
+        outputs, inputs = whole.gives_state + whole.gives_carry, spec.takes_state + spec.takes_carry
         before = f"before_{spec.exit}/"  # both have a `logits`
         fused = compose.merge_models(
             fused,
             following,
-            io_map=[(here.name, there.name) for here, there in zip(given, taken, strict=True)],
+            io_map=[(output.name, input_of_next.name) for output, input_of_next in zip(outputs, inputs, strict=True)],
             outputs=[port.name for port in following.graph.output],
             prefix1=before,
         )

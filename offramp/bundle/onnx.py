@@ -26,9 +26,9 @@ class _Flat(nn.Module):
         """(state..., carry...) -> (logits (B, C), state..., carry...); the last segment gives logits only."""
         state = tensors[: self.states] if self.packed else tensors[0]
         state, carry, logits = self.segment(state, tensors[self.states :])
-        handed = () if self.last else (*_row(state), *carry)
+        outputs = () if self.last else (*_row(state), *carry)
         # a tensor that is handed on as it came, or twice, would have two names in the file
-        return (logits, *(tensor.clone() for tensor in handed))
+        return (logits, *(tensor.clone() for tensor in outputs))
 
 
 def export_segments(

@@ -80,14 +80,14 @@ def recertified(
     accurate = goal.get("accuracy") is None or outcome.accuracy >= goal["accuracy"] - 1e-9
     if goal and not (cheap and accurate):
         budget = None if unit is None else goal[unit]
-        wanted = None if unit else goal["accuracy"]
+        checked = None if unit else goal["accuracy"]
         try:
             outcome = calibrate(
                 logits,
                 labels,
                 segment_costs={policy.enabled: segment_costs},
                 budget=budget,
-                accuracy=wanted,
+                accuracy=checked,
                 rule=rule,
             )
         except (TooCheap, ValueError) as error:
@@ -108,9 +108,9 @@ def _certified(
     about: dict[str, Any],
 ) -> Shipped:
     """The policy with a certificate of its own."""
-    alone = (*(False,) * (policy.exits - 1), True)
+    final_only = (*(False,) * (policy.exits - 1), True)
     plain = [value for unit, value in origin.get("plain", {}).items() if unit in ("macs", "ms")]
-    costs = {policy.enabled: segment_costs, alone: plain or [sum(segment_costs)]}
+    costs = {policy.enabled: segment_costs, final_only: plain or [sum(segment_costs)]}
     certificate = certify(
         logits,
         labels,

@@ -49,13 +49,13 @@ def open_segment(
         return segment
     opened = _onnx if runtime == "onnx" else _openvino
     run, takes, gives = opened(model, spec.file, threads)
-    wanted = {port.name for port in spec.takes_state + spec.takes_carry}
+    expected_inputs = {port.name for port in spec.takes_state + spec.takes_carry}
     promised = {LOGITS, *(port.name for port in spec.gives_state + spec.gives_carry)}
     # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
-    if (takes != wanted and not (runtime == "openvino" and takes < wanted)) or gives != promised:
+    if (takes != expected_inputs and not (runtime == "openvino" and takes < expected_inputs)) or gives != promised:
         raise ValueError(
             f"{spec.file} has the inputs {sorted(takes)} and the outputs {sorted(gives)}, but "
-            f"manifest.json says {sorted(wanted)} and {sorted(promised)}"
+            f"manifest.json says {sorted(expected_inputs)} and {sorted(promised)}"
         )
     return _segment(run, spec, classes)
 
@@ -78,8 +78,10 @@ def _segment(run: RunSession, spec: SegmentSpec, classes: int | None) -> ArraySe
         outputs = run({name: np.ascontiguousarray(tensor) for name, tensor in zip(takes, tensors, strict=True)})
         logits, batch = outputs[LOGITS], len(tensors[0])
         if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
-            wanted = "C" if classes is None else classes
-            raise ValueError(f"{spec.file} returns logits {logits.shape}, not {(batch, wanted)} as manifest.json says")
+            expected_width = "C" if classes is None else classes
+            raise ValueError(
+                f"{spec.file} returns logits {logits.shape}, not {(batch, expected_width)} as manifest.json says"
+            )
         for name, shape in gives.items():
             if outputs[name].shape != (batch, *shape):
                 raise ValueError(

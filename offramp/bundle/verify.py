@@ -72,7 +72,7 @@ def batches(data: DataSet, chosen: dict[str, np.ndarray]) -> Iterator[Samples]:
 
 
 def verify(
-    bundle: Bundle, net: MultiExitNet, data: DataSet, wanted: int, advance: Any = lambda samples: None
+    bundle: Bundle, net: MultiExitNet, data: DataSet, count: int, advance: Any = lambda samples: None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compare a bundle with its network, and measure it.
 
@@ -81,7 +81,7 @@ def verify(
 
     Args:
         net: in eval mode, float32, on the CPU.
-        wanted: number of images, evenly spread over test, then cal, val and train; all where there are fewer.
+        count: number of images, evenly spread over test, then cal, val and train; all where there are fewer.
         advance: called with the number of samples after each batch.
     Returns:
         (verified, measured) as the manifest holds them.
@@ -91,9 +91,9 @@ def verify(
     parts = segments(net, bundle.policy.enabled)
     worst, ties, right, plainly_right = 0.0, 0, 0, 0
     exits: list[int] = []
-    chosen = images(data, wanted)
+    selection = images(data, count)
     with torch.inference_mode():
-        for samples in batches(data, chosen):
+        for samples in batches(data, selection):
             inputs = normalise(torch.from_numpy(samples.pixels), data.mean, data.std)
             expected = _reference(parts, bundle.policy, inputs)
             arrays = bundle.manifest.preprocessing.normalise(samples.pixels)
@@ -105,7 +105,7 @@ def verify(
                 plainly_right += int((expected.logits[-1].argmax(1).numpy() == samples.labels).sum())
                 exits += answers.exit.tolist()
             advance(len(samples.ids))
-    counts = {split: len(rows) for split, rows in chosen.items()}
+    counts = {split: len(rows) for split, rows in selection.items()}
     verified = {"images": counts, "largest_difference": worst, "tolerance": TOLERANCE, "ties": ties}
     measured = _costs(bundle, net, data, exits)
     return verified, {"accuracy": right / len(exits), "plain_accuracy": plainly_right / len(exits), **measured}

@@ -29,7 +29,7 @@ def rewrite(argv: list[str]) -> list[str]:
             wrong type.
     """
     words: list[str] = []
-    said: set[str] = set()
+    typed: set[str] = set()
     configs: list[Path] = []
     rest = list(argv)
     verb = argv[0] if argv else ""
@@ -44,13 +44,13 @@ def rewrite(argv: list[str]) -> list[str]:
                 raise ValueError(f"{name} needs a value")
             value = rest.pop(0)
         if dotted:
-            said.add(_bare(name))
+            typed.add(_bare(name))
             words += ["--option", f"{kind}.{key}={value}"]
         elif config:
             configs.append(recipes.find(value) if name == "--recipe" else Path(value))
         else:
             if word.startswith("--"):
-                said.add(_bare(name))
+                typed.add(_bare(name))
             if verb == "compare" and name in ONE_FOR_MANY:
                 raise ParameterError(f"compare trains with several: take {name}s (comma-separated), not {name}")
             words.append(word)
@@ -58,12 +58,12 @@ def rewrite(argv: list[str]) -> list[str]:
         raise ValueError("--config and --recipe name one file: give one of them, once")
     for path in configs or _of_resumed(words):
         values = read_yaml(path)
-        if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in said}):
+        if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in typed}):
             trust.check(values, path.parent)
         unflat(values, str(path))  # a value of the wrong type is the file's mistake, and said with its name
         others = [kind for kind in KINDS if not configs and _typed(words, kind) not in (None, values.get(kind))]
         for key, value in values.items():
-            if _bare(key) not in said and key.partition(".")[0] not in others:
+            if _bare(key) not in typed and key.partition(".")[0] not in others:
                 words += _words(key, value)
     return words
 
@@ -89,11 +89,11 @@ def check_whole(verb: Callable[..., Any], words: list[str]) -> None:
     Raises:
         ParameterError: naming the option.
     """
-    wanted = _whole(verb)
+    hints = _whole(verb)
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         text = value if equals else following
-        if not name.startswith("--") or _bare(name) not in wanted or "." not in text:
+        if not name.startswith("--") or _bare(name) not in hints or "." not in text:
             continue
         try:
             whole = float(text).is_integer()
@@ -105,13 +105,13 @@ def check_whole(verb: Callable[..., Any], words: list[str]) -> None:
 
 def _whole(owner: Any) -> set[str]:
     """The options of a verb, or of a configuration among its parameters, that take whole numbers."""
-    found: set[str] = set()
+    types: set[str] = set()
     for name, hint in get_type_hints(owner).items():
         if dataclasses.is_dataclass(hint):
-            found |= _whole(hint)
+            types |= _whole(hint)
         elif int in (hint, *get_args(hint)):
-            found.add(name.replace("_", "-"))
-    return found
+            types.add(name.replace("_", "-"))
+    return types
 
 
 def blamed(argv: list[str], message: str) -> str:

@@ -68,10 +68,10 @@ class CompareProgress:
         self.ended_runs += 1
         seconds = time.monotonic() - self.began[job.name]
         _, exits = last_epoch(job.folder)
-        said = (
+        text = (
             f"failed: {job.failure}" if job.failure else f"done in {seconds:.0f} s" + (f", val % {exits}" * bool(exits))
         )
-        self.note(f"{job.name}: {said}")
+        self.note(f"{job.name}: {text}")
         if self.live:
             self.bar.update(self.tasks[job.name], completed=self.epochs, visible=False)
             self._move()

@@ -33,14 +33,14 @@ stderr = console(stderr=True)
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table: the first column left, numbers right, at most 80 columns."""
-    made = Table(
+    table = Table(
         title=printable(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
     )
     for index, name in enumerate(head):
-        made.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
-        made.add_row(*map(printable, row))
-    return made
+        table.add_row(*map(printable, row))
+    return table
 
 
 def list_offers(offers: Mapping[str, str]) -> None:

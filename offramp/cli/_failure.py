@@ -59,12 +59,12 @@ def explain(error: Exception) -> tuple[str, int]:
         named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         return named + error.strerror, 1
     if _out_of_memory(error):
-        said = one_line(str(error), 300)
-        if "CUDA" in said:
-            return f"the GPU has not enough memory: {said}; {LESS_MEMORY}", 1
-        return f"there is not enough memory{f': {said}' if said else ''}", 1
-    if said := _of_gpu(error):
-        return said, 1
+        sentence = one_line(str(error), 300)
+        if "CUDA" in sentence:
+            return f"the GPU has not enough memory: {sentence}; {LESS_MEMORY}", 1
+        return f"there is not enough memory{f': {sentence}' if sentence else ''}", 1
+    if sentence := _of_gpu(error):
+        return sentence, 1
     if _expected(error):
         return as_typed(error), getattr(error, "status", 1)
     line = failing_line(error)
@@ -82,11 +82,11 @@ def _of_gpu(error: Exception) -> str:
 
     The device reports it late, so that the line which raised it is not the line that failed.
     """
-    said = one_line(str(error).partition("\n")[0], 200)
-    if not isinstance(error, RuntimeError) or not _DEVICE.search(said):
+    message = one_line(str(error).partition("\n")[0], 200)
+    if not isinstance(error, RuntimeError) or not _DEVICE.search(message):
         return ""
-    advice = next(text for pattern, text in GPU_ADVICE if re.search(pattern, said, re.IGNORECASE))
-    return f"the GPU failed: {said}; {advice}"
+    advice = next(text for pattern, text in GPU_ADVICE if re.search(pattern, message, re.IGNORECASE))
+    return f"the GPU failed: {message}; {advice}"
 
 
 def _out_of_memory(error: Exception) -> bool:

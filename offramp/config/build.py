@@ -25,9 +25,11 @@ def build_data(config: Config, progress: Progress = no_progress) -> "DataSet":
     """Read the data set and split it; see `offramp.data.load`."""
     from offramp import data
 
-    own = dict(config.data_options)
-    shared = {key.replace("-", "_") for key in own} & set(inspect.signature(data.load).parameters)
-    options = arguments("data", config.data, data.load, {key: own.pop(key) for key in [*own] if key in shared})
+    parameters = dict(config.data_options)
+    shared = {key.replace("-", "_") for key in parameters} & set(inspect.signature(data.load).parameters)
+    options = arguments(
+        "data", config.data, data.load, {key: parameters.pop(key) for key in [*parameters] if key in shared}
+    )
     return data.load(
         config.data,
         data_dir=config.data_dir,
@@ -38,7 +40,7 @@ def build_data(config: Config, progress: Progress = no_progress) -> "DataSet":
         streaming=config.streaming,
         progress=progress,
         **options,
-        **own,
+        **parameters,
     )
 
 
@@ -107,14 +109,14 @@ def assemble_net(
     exits = branches.find(config.branch)
 
     def backbone(name: str) -> Any:
-        own = of_kind(config, name)
-        return build_backbone(own, classes=classes, channels=shape[0], size=shape[1:], check=check)
+        single_config = of_kind(config, name)
+        return build_backbone(single_config, classes=classes, channels=shape[0], size=shape[1:], check=check)
 
     def branch(trunk: Any, exit: int) -> Any:
-        made = exits.build(trunk, exit, classes, **config.branch_options)
-        if not isinstance(made, nn.Module | None):
-            raise ValueError(f"{config.branch}: build must return a module or None, got {type(made).__name__}")
-        return made
+        module = exits.build(trunk, exit, classes, **config.branch_options)
+        if not isinstance(module, nn.Module | None):
+            raise ValueError(f"{config.branch}: build must return a module or None, got {type(module).__name__}")
+        return module
 
     names = multi_net.names(config.net)
     if len(names) == 1:
@@ -149,8 +151,8 @@ def of_kind(config: ResolvedConfig, name: str) -> ResolvedConfig:
     """The configuration of one network of those that `net` names: its own parameters, nothing of the others."""
     if len(multi_net.names(config.net)) == 1:
         return config
-    own = multi_net.of_one(name, config.net_options)
-    return dataclasses.replace(config, net=name, width=None, exits=None, net_options=own)
+    parameters = multi_net.of_one(name, config.net_options)
+    return dataclasses.replace(config, net=name, width=None, exits=None, net_options=parameters)
 
 
 def build_backbone(

@@ -38,11 +38,11 @@ def keep_choices(config: ResolvedConfig, recorded: Mapping[str, Any]) -> Resolve
         options = config.branch_options if recorded["branch"] == config.branch else {}
         chosen: dict[str, Any] = {**places, "branch": recorded["branch"], "branch_options": options}
         config = resolve(dataclasses.replace(config, exits=None, goal_macs=None, **chosen))
-    given = {key.replace("-", "_") for key in config.data_options}
+    explicit = {key.replace("-", "_") for key in config.data_options}
     inputs = {
         key: recorded[f"data.{key}"]
         for key in (*NORMALISATION, *CROP)
-        if f"data.{key}" in recorded and key not in given
+        if f"data.{key}" in recorded and key not in explicit
     }
     forms = {key: recorded[f"net.{key}"] for key in open_forms(config.net_options) if f"net.{key}" in recorded}
     return dataclasses.replace(
@@ -67,8 +67,8 @@ def complete(config: ResolvedConfig, *, resumed: bool = False, progress: Progres
         The configuration, the data set, and notes: what was filled in, and values that a paper gives for these data.
     """
     expected, note = ({}, "") if resumed else _expected(config)
-    given = {key.replace("-", "_") for key in config.data_options}
-    missing = {key: value for key, value in expected.items() if key not in given}
+    explicit = {key.replace("-", "_") for key in config.data_options}
+    missing = {key: value for key, value in expected.items() if key not in explicit}
     config = dataclasses.replace(config, data_options={**config.data_options, **missing})
     data = build_data(config, progress=progress)
     config, placed = planned(config, len(data.classes), data.shape)
@@ -95,12 +95,12 @@ def _expected(config: ResolvedConfig) -> tuple[dict[str, Any], str]:
         resizes or ((config.weights or config.pretrained) and config.data in ("cifar10", "cifar100"))
     ):
         return {}, ""
-    given = {key.replace("-", "_") for key in config.data_options}
+    explicit = {key.replace("-", "_") for key in config.data_options}
     values = {"mean": list(contract.mean), "std": list(contract.std)}
-    expected: dict[str, Any] = {} if "normalise" in given else values
+    expected: dict[str, Any] = {} if "normalise" in explicit else values
     if resizes:
         expected["interpolation"] = contract.interpolation
-        expected |= {} if "resize" in given else {"crop": contract.crop}
+        expected |= {} if "resize" in explicit else {"crop": contract.crop}
     return expected, contract.note
 
 

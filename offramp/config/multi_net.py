@@ -33,15 +33,15 @@ def parameters(nets: Sequence[str], options: Mapping[str, Any], short: Mapping[s
     values: dict[str, Any] = {}
     used: set[str] = set()
     for net in nets:
-        own = of_one(net, options)
+        parameters = of_one(net, options)
         if models.is_external(net):
-            named = {f"{net}.{key.replace('-', '_')}": value for key, value in own.items()}
+            named = {f"{net}.{key.replace('-', '_')}": value for key, value in parameters.items()}
             values |= {key: typed(value, f"net.{key}") for key, value in named.items()}
             continue
         build = models.find(net).build
         fitting = {key: value for key, value in shared.items() if key in inspect.signature(build).parameters}
         used |= set(fitting)
-        complete = defaults(build) | arguments("net", net, build, fitting) | arguments("net", net, build, own)
+        complete = defaults(build) | arguments("net", net, build, fitting) | arguments("net", net, build, parameters)
         values |= {f"{net}.{key}": value for key, value in complete.items()}
     for key in shared.keys() - used:
         example = f"net.{nets[0]}.KEY"

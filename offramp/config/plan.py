@@ -52,20 +52,22 @@ def planned(config: ResolvedConfig, classes: int, shape: Image) -> tuple[Resolve
         )
     assert config.goal_macs is not None
     layers, backbone = _candidates(config, classes, shape)
-    found = {name: costs for name in _structures(config) if (costs := costs_of(backbone, name, config, classes, shape))}
-    name, stages = _choice(config, found)
+    costs_by_name = {
+        name: costs for name in _structures(config) if (costs := costs_of(backbone, name, config, classes, shape))
+    }
+    name, stages = _choice(config, costs_by_name)
     places: dict[str, Any] = {"exits_at": stages}
     if layers:
         places = {"exits_after": tuple(layers[stage - 1] for stage in stages)}
     where = ", ".join(map(str, next(iter(places.values()))))
-    first, plain = found[name].exits[stages[0]], found[name].plain
+    first, plain = costs_by_name[name].exits[stages[0]], costs_by_name[name].plain
     note = (
         f"exits for {config.goal_macs:g} of plain: {name} exits after {where}; the first one costs {first / plain:.2f} "
         f"of plain ({said({name: plain / first})})"
     )
     options = config.branch_options if name == config.branch else {}
-    chosen = dataclasses.replace(config, exits=None, goal_macs=None, branch=name, branch_options=options, **places)
-    return resolve(chosen), (note,)
+    planned = dataclasses.replace(config, exits=None, goal_macs=None, branch=name, branch_options=options, **places)
+    return resolve(planned), (note,)
 
 
 def _structures(config: ResolvedConfig) -> list[str]:
@@ -98,10 +100,12 @@ def _layers(config: ResolvedConfig, classes: int, shape: Image) -> list[str]:
     )
     if isinstance(model, Backbone):
         return []
-    found = places(model, shape)
-    wanted = [number / CANDIDATES for number in range(1, CANDIDATES)]
-    nearest = [min(found, key=lambda place: abs(place.share - share)).layer for share in wanted] if found else []
-    return [place.layer for place in found if place.layer in nearest]
+    candidates = places(model, shape)
+    shares = [number / CANDIDATES for number in range(1, CANDIDATES)]
+    nearest = (
+        [min(candidates, key=lambda place: abs(place.share - share)).layer for share in shares] if candidates else []
+    )
+    return [place.layer for place in candidates if place.layer in nearest]
 
 
 def costs_of(
@@ -127,12 +131,12 @@ def costs_of(
         if only and exit + 1 not in only:
             return None
         try:
-            made: nn.Module | None = build(trunk, exit, classes, **options)
+            module: nn.Module | None = build(trunk, exit, classes, **options)
         except ValueError:
             return None
-        if made is not None:
+        if module is not None:
             stages.append(exit + 1)
-        return made
+        return module
 
     with torch.device("meta"):
         net = attach(backbone, branch)
@@ -140,15 +144,15 @@ def costs_of(
     return Costs(counted[-1], dict(zip(stages, counted, strict=False))) if stages else None
 
 
-def _choice(config: ResolvedConfig, found: Mapping[str, Costs]) -> tuple[str, tuple[int, ...]]:
+def _choice(config: ResolvedConfig, costs_by_name: Mapping[str, Costs]) -> tuple[str, tuple[int, ...]]:
     """The first structure that has a cheap enough exit, and the stages to attach exits to."""
     goal = config.goal_macs or 0.0
     for share in (FIRST, 0.9):  # at 0.9 of the goal nearly all samples have to take the first exit
-        for name, costs in found.items():
+        for name, costs in costs_by_name.items():
             cheap = [stage for stage, macs in costs.exits.items() if macs <= share * goal * costs.plain]
             if cheap:
                 return name, _spread(max(cheap), [stage for stage in costs.exits if stage > max(cheap)])
-    least = {name: costs.plain / min(costs.exits.values()) for name, costs in found.items()}
+    least = {name: costs.plain / min(costs.exits.values()) for name, costs in costs_by_name.items()}
     reason = f"early exit gets {said(least)}" if least else "no structure fits the network"
     raise ParameterError(f"goal_macs={goal:g}: no exit of {config.net} is that cheap: {reason}", "goal_macs")
 

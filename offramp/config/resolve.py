@@ -81,12 +81,12 @@ def _net_options(config: Config) -> dict[str, Any]:
     short = _short_options(config)
     if len(names) > 1:
         return multi_net.parameters(names, config.net_options, short)
-    given = {**config.net_options, **short}
+    net_parameters = {**config.net_options, **short}
     if models.is_external(config.net):
-        named = {key.replace("-", "_"): value for key, value in given.items()}
+        named = {key.replace("-", "_"): value for key, value in net_parameters.items()}
         return {key: multi_net.typed(value, f"net.{key}") for key, value in named.items()}
     build = models.find(config.net).build
-    return defaults(build) | arguments("net", config.net, build, given)
+    return defaults(build) | arguments("net", config.net, build, net_parameters)
 
 
 def _short_options(config: Config) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def _short_options(config: Config) -> dict[str, Any]:
             f"exits_after is for external models (timm:NAME and the like); {config.net} has its own stages",
             "exits_after",
         )
-    own = {"width": config.width, "exits": None if external or config.exits == "auto" else config.exits}
-    short = {key: value for key, value in own.items() if value is not None}
+    values = {"width": config.width, "exits": None if external or config.exits == "auto" else config.exits}
+    short = {key: value for key, value in values.items() if value is not None}
     _refuse_contradiction(short, config.net_options)
     return short
 

@@ -11,7 +11,7 @@ from typing import Any
 RATIO, SLACK = 20, 1 << 20  # an archive may hold RATIO times its own size and SLACK bytes; pictures hardly compress
 
 
-def members(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
+def members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     """{name: content} of those wanted files that exist, directly in a folder or anywhere in a .tar or .tar.gz.
 
     Raises:
@@ -19,7 +19,7 @@ def members(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
             name twice, or much more than its own size.
     """
     if path.is_dir():
-        return {name: (path / name).read_bytes() for name in wanted if (path / name).is_file()}
+        return {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
     limit = RATIO * path.stat().st_size + SLACK
     contents: dict[str, bytes] = {}
     try:
@@ -30,7 +30,7 @@ def members(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
                 if limit < 0:
                     raise _too_large(path)
                 name = PurePosixPath(member.name).name
-                content = archive.extractfile(member) if member.isfile() and name in wanted else None
+                content = archive.extractfile(member) if member.isfile() and name in names else None
                 if content is None:
                     continue
                 if name in contents:

@@ -50,9 +50,9 @@ def cache_root(cache_dir: str | None) -> Path:
     Raises:
         ValueError: if there is no home folder to look in.
     """
-    chosen = cache_dir or os.environ.get("OFFRAMP_CACHE")
+    folder = cache_dir or os.environ.get("OFFRAMP_CACHE")
     try:
-        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "offramp"
+        return Path(folder).expanduser() if folder else Path.home() / ".cache" / "offramp"
     except RuntimeError as error:
         raise ValueError("there is no home folder for decoded images: name another one by $OFFRAMP_CACHE") from error
 

@@ -66,12 +66,12 @@ def read(cifar: Cifar, request: Request) -> RawDataSet:
         )
     files, fill = _from_hub(cifar, request) if str(request.data_dir).startswith("hub:") else _on_disk(cifar, request)
     settings = {"form": cifar.name, "labels": cifar.column, "pillow": PIL.__version__}
-    found = cached(cifar.name, files, settings, fill, request.cache_dir)
-    source = ArraySource(cifar.name, tuple(found.facts["classes"]), found.labels, found.pixels)
+    images = cached(cifar.name, files, settings, fill, request.cache_dir)
+    source = ArraySource(cifar.name, tuple(images.facts["classes"]), images.labels, images.pixels)
     mean, std = NORMALISE["cifar10"]
-    parts = consecutive(found.facts["parts"])
+    parts = consecutive(images.facts["parts"])
     # Some images are in train and test of CIFAR itself; as nobody may change that, it is not said.
-    return RawDataSet(source, parts, mean, std, augmentation="crop-flip", notes=tuple(found.facts["notes"]))
+    return RawDataSet(source, parts, mean, std, augmentation="crop-flip", notes=tuple(images.facts["notes"]))
 
 
 def _on_disk(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
@@ -181,11 +181,11 @@ def _fill(
 
 def _content(place: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     """The files' contents; all but the last (the classes' names) must be there."""
-    found = members(place, wanted)
+    archive_members = members(place, wanted)
     for name in wanted[:-1]:
-        if name not in found:
+        if name not in archive_members:
             raise FileNotFoundError(f"{place} has no {name}: download the whole data set")
-    return found
+    return archive_members
 
 
 def _python_fill(cifar: Cifar, place: Path, wanted: Sequence[str]) -> Fill:

@@ -84,18 +84,18 @@ def printable(name: str) -> str:
 def _class_folders(splits: dict[str, Path]) -> Folders:
     """Class folders by name. Two Unicode spellings of one name (NFC and NFD) are one class."""
     spelled: dict[str, str] = {}
-    found: dict[str, dict[str, list[Path]]] = {}
+    listing: dict[str, dict[str, list[Path]]] = {}
     notes: dict[str, str] = {}
     for split, home in splits.items():
         for folder in _folders(home):
             name = printable(folder.name)
             known = spelled.setdefault(unicodedata.normalize("NFC", name), name)
-            found.setdefault(known, {}).setdefault(split, []).append(folder)
+            listing.setdefault(known, {}).setdefault(split, []).append(folder)
             if known != name:
                 notes[known] = f"{folder}: its name is {known!r} in another Unicode form (NFC, NFD): taken as one class"
             elif name != folder.name:
                 notes[known] = f"{home}: the class name {name} is not UTF-8, its bytes are written in hexadecimal"
-    return Folders({name: found[name] for name in sorted(found)}, tuple(notes.values()))
+    return Folders({name: listing[name] for name in sorted(listing)}, tuple(notes.values()))
 
 
 def _refuse_empty(root: Path, names: list[str], labels: list[int]) -> None:
@@ -131,27 +131,27 @@ def _why_none(root: Path) -> str:
 
 def _splits(root: Path) -> dict[str, Path]:
     """The folders of train, val and test by these names, or the folder itself as "all"."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     others = []
     for child in _folders(root):
         split = SPLIT_WORDS.get(child.name.lower())
         if split is None:
             others.append(child.name)
-        elif split in found:
-            raise ValueError(f"{root} has both {found[split].name}/ and {child.name}/: keep one")
+        elif split in folders:
+            raise ValueError(f"{root} has both {folders[split].name}/ and {child.name}/: keep one")
         else:
-            found[split] = child
-    if "train" not in found:
+            folders[split] = child
+    if "train" not in folders:
         return {"all": root}
     if others:
         raise ParameterError(
-            f"{root} has {printable(others[0])}/ beside {found['train'].name}/: only train/, val/ and test/ belong "
-            f"there; if {found['train'].name}/ is a class like {printable(others[0])}/, add data.layout=classes",
+            f"{root} has {printable(others[0])}/ beside {folders['train'].name}/: only train/, val/ and test/ belong "
+            f"there; if {folders['train'].name}/ is a class like {printable(others[0])}/, add data.layout=classes",
             "data.layout",
         )
-    if len(found) == 1:
-        return {"all": found["train"]}
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+    if len(folders) == 1:
+        return {"all": folders["train"]}
+    return {split: folders[split] for split in ("train", "val", "test") if split in folders}
 
 
 def _folders(root: Path) -> list[Path]:

@@ -98,8 +98,8 @@ def each_image(
 
     workers = min(16, (os.cpu_count() or 1) + 1)
     with ThreadPoolExecutor(workers) as pool, progress(title, count) as advance:
-        for found, failed in in_order(pool, run, chunks(enumerate(items), CHUNK), 2 * workers):
-            kinds.update(found)
+        for decoded, failed in in_order(pool, run, chunks(enumerate(items), CHUNK), 2 * workers):
+            kinds.update(decoded)
             bad.extend(failed)
             advance(CHUNK)
     if bad:

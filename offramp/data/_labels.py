@@ -79,9 +79,9 @@ def read_labels(shards: Sequence[Shard], column: str, count: int | None = None) 
         return _distinct(shards, values, column)
     notes: list[str] = []
     indices: list[np.ndarray] = []
-    for shard, own, names in zip(shards, values, named, strict=True):
-        _check_range(shard, column, own, len(names or classes))
-        numbers = np.array(own, dtype=np.int64)
+    for shard, labels, names in zip(shards, values, named, strict=True):
+        _check_range(shard, column, labels, len(names or classes))
+        numbers = np.array(labels, dtype=np.int64)
         if names and names != classes:
             numbers = _renumbered(shard, shards[first or 0], names, classes)[numbers]
             notes.append(
@@ -118,10 +118,10 @@ def _check_range(shard: Shard, column: str, values: Sequence[Any], count: int | 
 
 def _distinct(shards: Sequence[Shard], values: Sequence[Sequence[Any]], column: str) -> Labels:
     """The distinct labels are the classes. Unicode spellings of one name (NFC and NFD) are one class."""
-    for shard, own in zip(shards, values, strict=True):
-        _check_range(shard, column, own, None)
+    for shard, labels in zip(shards, values, strict=True):
+        _check_range(shard, column, labels, None)
     spelled: dict[Any, Any] = {}
-    flat = [value for own in values for value in own]
+    flat = [value for labels in values for value in labels]
     known = [
         spelled.setdefault(unicodedata.normalize("NFC", value), value) if isinstance(value, str) else value
         for value in flat

@@ -131,10 +131,10 @@ def usual_augmentation(size: int) -> str:
 
 
 def _first(shard: Shard, column: str) -> list[bytes]:
-    found = []
+    files = []
     for item in images(shard, column):
         assert isinstance(item.data, bytes)
-        found.append(item.data)
-        if len(found) == SAMPLE:
+        files.append(item.data)
+        if len(files) == SAMPLE:
             break
-    return found
+    return files

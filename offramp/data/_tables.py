@@ -60,8 +60,8 @@ def open_shard(file: Path) -> Shard:
 
 def split_of(path: str) -> str | None:
     """Which split a file's name (or its folder's) speaks of: train, val, test or None."""
-    found = [SPLIT_WORDS[word] for word in re.split(r"[/_.\-]", path.lower()) if word in SPLIT_WORDS]
-    return found[-1] if found else None
+    splits = [SPLIT_WORDS[word] for word in re.split(r"[/_.\-]", path.lower()) if word in SPLIT_WORDS]
+    return splits[-1] if splits else None
 
 
 def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -57,10 +57,10 @@ def samples_of(shard: Path) -> list[Sample]:
         stem, _, ending = base.partition(".")
         members.setdefault(f"{folder}{slash}{stem}", {})[ending.lower()] = member
     samples = []
-    for key, own in members.items():
-        image = next((own[ending] for ending in IMAGES if ending in own), None)
+    for key, files in members.items():
+        image = next((files[ending] for ending in IMAGES if ending in files), None)
         if image is not None:
-            samples.append(Sample(shard, key, image.offset, image.size, _label(shard, key, own)))
+            samples.append(Sample(shard, key, image.offset, image.size, _label(shard, key, files)))
     if not samples:
         raise ValueError(f"{shard} contains no images ({', '.join(IMAGES)})")
     return samples
@@ -70,22 +70,22 @@ def _members(shard: Path) -> list[tuple[str, Member]]:
     """Name and place of every file in the shard, from its headers alone."""
     try:
         with tarfile.open(shard, "r:") as archive:
-            found = [(one.name, Member(one.offset_data, one.size)) for one in archive if one.isfile()]
+            entries = [(one.name, Member(one.offset_data, one.size)) for one in archive if one.isfile()]
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"{shard} is no plain tar file ({error}): unpack .tar.gz, or make the shard again") from error
     if _read(shard, Member(end, BLOCK)) != bytes(BLOCK):
-        last = f" after {found[-1][0]}" if found else ""
+        last = f" after {entries[-1][0]}" if entries else ""
         raise ValueError(f"{shard} is damaged or truncated{last}: make the shard again")
-    return found
+    return entries
 
 
-def _label(shard: Path, key: str, own: dict[str, Member]) -> str | int:
-    member = own.get("cls") or own.get("json")
+def _label(shard: Path, key: str, files: dict[str, Member]) -> str | int:
+    member = files.get("cls") or files.get("json")
     if member is None or member.size > LARGEST_LABEL:
         raise ValueError(f"{shard}: {key} has no label: add {key}.cls, or {key}.json with `label`")
     text = _read(shard, member).decode("utf-8", "replace").strip()
-    if "cls" not in own:
+    if "cls" not in files:
         try:
             values = json.loads(text)
             text = str(values["label"] if "label" in values else values["cls"])

@@ -17,12 +17,12 @@ def respelled(data: DataSet, classes: Sequence[str]) -> DataSet:
     """
     source = data.splits["train"].source
     forms = [unicodedata.normalize("NFC", name) for name in classes]
-    own = [unicodedata.normalize("NFC", name) for name in data.classes]
-    if data.classes == tuple(classes) or sorted(own) != sorted(forms) or len({*own}) < len(own):
+    names = [unicodedata.normalize("NFC", name) for name in data.classes]
+    if data.classes == tuple(classes) or sorted(names) != sorted(forms) or len({*names}) < len(names):
         return data
     if sorted(data.classes) == sorted(classes) or not dataclasses.is_dataclass(source):
         return data  # the same spelling in another order is not a matter of Unicode
-    numbers = np.array([forms.index(name) for name in own], dtype=np.int64)
+    numbers = np.array([forms.index(name) for name in names], dtype=np.int64)
     labels = numbers[source.labels]
     renamed = dataclasses.replace(source, classes=tuple(classes), labels=labels)
     splits = {name: dataclasses.replace(split, source=renamed) for name, split in data.splits.items()}

@@ -9,14 +9,14 @@ from offramp.lookup import with_parameters
 
 
 def cut_splits(
-    name: str, found: RawDataSet, holdout: int | float, per_class: int | None, inclusive: bool, seed: int
+    name: str, data: RawDataSet, holdout: int | float, per_class: int | None, inclusive: bool, seed: int
 ) -> dict[str, Indices]:
     """Rows of train, test and, unless nothing is held out, val and cal; arguments as in `offramp.data.load`.
 
     Raises:
         ValueError: if a split is empty, train or test is missing, or a class has too few images.
     """
-    labels, parts = found.source.labels, dict(found.parts)
+    labels, parts = data.source.labels, dict(data.parts)
     for part, rows in parts.items():
         if not len(rows):
             raise ValueError(f"{name}: the split {part!r} has no samples")
@@ -31,10 +31,10 @@ def cut_splits(
                 parts["test"] = parts.pop("val")
         if "train" not in parts or "test" not in parts:
             raise ValueError(f"there is only {' and '.join(parts)}, but train and test are needed")
-        _check_classes(found.source, {"train": parts["train"], "test": parts["test"]})
+        _check_classes(data.source, {"train": parts["train"], "test": parts["test"]})
         return _held_out(labels, parts, share, per_class, inclusive, seed)
     except ValueError as error:
-        message = f"{name}: {_with_class_names(str(error), found.source.classes)}"
+        message = f"{name}: {_with_class_names(str(error), data.source.classes)}"
         raise with_parameters(ValueError(message), "per_class", "holdout", "data.per_class_includes_holdout") from error
 
 
@@ -63,7 +63,7 @@ def _held_out(
 
 def _with_class_names(text: str, classes: tuple[str, ...]) -> str:
     """Say `class 3 (cat)` where the splitting functions, which know numbers only, said `class 3`."""
-    return re.sub(r"(?<!-)\bclass (\d+)\b", lambda found: f"class {found[1]} ({classes[int(found[1])]})", text)
+    return re.sub(r"(?<!-)\bclass (\d+)\b", lambda match: f"class {match[1]} ({classes[int(match[1])]})", text)
 
 
 def _check_classes(source: Source, rows: dict[str, Indices]) -> None:

@@ -64,12 +64,12 @@ def available() -> dict[str, str]:
 
 def built_in() -> dict[str, str]:
     """{name: what it is} of the data sources of this package."""
-    found = {}
+    sources = {}
     for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
         text = file.read_text(encoding="utf-8")
         if re.search(r"^def build\(", text, re.MULTILINE):
-            found[file.stem] = text.splitlines()[0].strip('"')
-    return found
+            sources[file.stem] = text.splitlines()[0].strip('"')
+    return sources
 
 
 def find(name: str) -> Offer:
@@ -83,10 +83,10 @@ def find(name: str) -> Offer:
     head = _head(name)
     if head in built_in():
         return import_module(f"{PACKAGE}.{head}")
-    found = from_outside(PACKAGE, head)
-    if found is None:
+    source = from_outside(PACKAGE, head)
+    if source is None:
         raise unknown("data set", head, available(), listing="offramp data")
-    return found
+    return source
 
 
 def _head(name: str) -> str:
@@ -161,35 +161,35 @@ def load(
         cache_dir=None if cache_dir is None else str(cache_dir),
         progress=progress or no_progress,
     )
-    found = source.build(request, **arguments("data", head, source.build, options))
-    if not isinstance(found, RawDataSet):
-        raise ValueError(f"{name}: build must return offramp.data.splits.RawDataSet, got {type(found).__name__}")
-    rows = cut_splits(name, found, holdout, per_class, per_class_includes_holdout, split_seed)
+    data = source.build(request, **arguments("data", head, source.build, options))
+    if not isinstance(data, RawDataSet):
+        raise ValueError(f"{name}: build must return offramp.data.splits.RawDataSet, got {type(data).__name__}")
+    rows = cut_splits(name, data, holdout, per_class, per_class_includes_holdout, split_seed)
     if shared_holdout and "val" in rows:
         rows["val"] = rows["cal"] = np.union1d(rows["val"], rows["cal"])
-    check_splits(name, found.source, rows)
-    notes = (*found.notes, *_notes(name, found, rows))
-    usual = NORMALISE[normalise] if normalise else (found.mean, found.std)
-    constants = _constants(name, found.source.shape[0], mean or usual[0], std or usual[1])
-    splits = {split: Split(found.source, rows[split], split) for split in SPLITS if split in rows}
-    kind = augmentation or found.augmentation
-    _check_augmentation(name, kind, found)
-    return DataSet(name, splits, found.source.classes, found.source.shape, *constants, kind, notes, found.fit)
+    check_splits(name, data.source, rows)
+    notes = (*data.notes, *_notes(name, data, rows))
+    usual = NORMALISE[normalise] if normalise else (data.mean, data.std)
+    constants = _constants(name, data.source.shape[0], mean or usual[0], std or usual[1])
+    splits = {split: Split(data.source, rows[split], split) for split in SPLITS if split in rows}
+    kind = augmentation or data.augmentation
+    _check_augmentation(name, kind, data)
+    return DataSet(name, splits, data.source.classes, data.source.shape, *constants, kind, notes, data.fit)
 
 
-def _check_augmentation(name: str, kind: str, found: RawDataSet) -> None:
+def _check_augmentation(name: str, kind: str, data: RawDataSet) -> None:
     """Refuse random crops of originals where the source has none left, or none larger than the crop."""
     if kind != "resize-crop-flip":
         return
-    if not isinstance(found.source, CroppingSource):
+    if not isinstance(data.source, CroppingSource):
         raise ParameterError(
             f"data.augmentation={kind} crops the originals, but {name} keeps images that are cropped already: set "
             "streaming=true with folder:PATH, or take data.augmentation=random-resized-crop",
             "data.augmentation",
             "streaming",
         )
-    if found.fit is None or found.fit.resize is None or found.fit.resize <= found.fit.size:
-        size = found.source.shape[1]
+    if data.fit is None or data.fit.resize is None or data.fit.resize <= data.fit.size:
+        size = data.source.shape[1]
         raise ParameterError(
             f"data.augmentation={kind} needs images resized to more than the {size} pixels that are cropped: set "
             f"data.resize, such as data.resize={round(size * 256 / 224)}",
@@ -217,16 +217,16 @@ def _constants(
     return tuple(mean), tuple(std)
 
 
-def _notes(name: str, found: RawDataSet, rows: dict[str, Indices]) -> tuple[str, ...]:
+def _notes(name: str, data: RawDataSet, rows: dict[str, Indices]) -> tuple[str, ...]:
     """Lines about duplicates and about classes that are much smaller than others."""
-    labels = found.source.labels
-    counts = np.bincount(labels[rows["train"]], minlength=len(found.source.classes))
+    labels = data.source.labels
+    counts = np.bincount(labels[rows["train"]], minlength=len(data.source.classes))
     most, least = int(counts.argmax()), int(counts.argmin())
-    notes = duplicate_notes(name, found.duplicates, labels, rows)
-    notes += look_alikes(name, found.source.classes)
+    notes = duplicate_notes(name, data.duplicates, labels, rows)
+    notes += look_alikes(name, data.source.classes)
     if counts[most] < IMBALANCE * counts[least]:
         return notes
     return *notes, (
-        f"{name}: the classes of train are unbalanced: {counts[most]:,} images of {found.source.classes[most]}, "
-        f"{counts[least]:,} of {found.source.classes[least]}; accuracy says little about the small classes"
+        f"{name}: the classes of train are unbalanced: {counts[most]:,} images of {data.source.classes[most]}, "
+        f"{counts[least]:,} of {data.source.classes[least]}; accuracy says little about the small classes"
     )

@@ -97,8 +97,8 @@ class Loader:
         bounds = [self._bounds(step) for step in range(start, len(self))]
         pixels = self.store.batches(ids, bounds, self.seed, epoch)
         for (first, last), images in zip(bounds, pixels, strict=True):
-            chosen = ids[first:last]
-            yield Batch(self._inputs(images, chosen, epoch), self.labels[chosen], chosen)
+            batch_ids = ids[first:last]
+            yield Batch(self._inputs(images, batch_ids, epoch), self.labels[batch_ids], batch_ids)
 
     def _inputs(self, pixels: Tensor, ids: Int[Tensor, "B"], epoch: int) -> Tensor:
         mean, std = self.dataset.mean, self.dataset.std

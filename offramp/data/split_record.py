@@ -135,13 +135,13 @@ def save(record: SplitRecord, path: Path) -> None:
     """Write a record, whole or not at all, with the digest of its content."""
     arrays = {f"split:{name}": part for name, part in record.splits.items()}
     arrays |= {f"before:{kind}": part for kind, part in record.before.items()}
-    said = json.dumps({"kind": record.kind, "start": record.start})
-    digest = digests.of_arrays(sorted(arrays.items()), said)
+    text = json.dumps({"kind": record.kind, "start": record.start})
+    digest = digests.of_arrays(sorted(arrays.items()), text)
     part = path.with_name(f".part-{path.name}")
     with write_errors(path):
         part.touch()
         mode = part.stat().st_mode & 0o777
-        save_file(arrays, part, {"format": FORMAT, "about": said, "blake2b": digest})
+        save_file(arrays, part, {"format": FORMAT, "about": text, "blake2b": digest})
         part.chmod(mode)  # the library makes its files the owner's alone
         part.replace(path)
 
@@ -156,11 +156,11 @@ def load(path: Path) -> SplitRecord | None:
         return None
     try:
         with safe_open(path, framework="np") as file:
-            said = file.metadata() or {}
+            header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(said["about"])
-        whole = digests.of_arrays(sorted(arrays.items()), said["about"]) == said["blake2b"]
-        if said["format"] != FORMAT or not whole:
+        about = json.loads(header["about"])
+        whole = digests.of_arrays(sorted(arrays.items()), header["about"]) == header["blake2b"]
+        if header["format"] != FORMAT or not whole:
             raise ValueError("it was changed since it was written")
         splits = {name.removeprefix("split:"): part for name, part in arrays.items() if name.startswith("split:")}
         before = {name.removeprefix("before:"): part for name, part in arrays.items() if name.startswith("before:")}

@@ -186,13 +186,13 @@ def halves(labels: Int64[np.ndarray, "N"], rows: Indices, seed: int) -> tuple[In
     second: list[Indices] = []
     surplus = 0
     for label in np.unique(labels[rows]):
-        mine = shuffled(rows[labels[rows] == label], seed, int(label), 1)
-        if len(mine) < 2:
+        of_class = shuffled(rows[labels[rows] == label], seed, int(label), 1)
+        if len(of_class) < 2:
             raise ValueError(f"class {int(label)} has one image to share between val and cal: give it at least two")
-        cut = len(mine) // 2 + (len(mine) % 2 if surplus <= 0 else 0)
-        surplus += 2 * cut - len(mine)
-        first.append(mine[:cut])
-        second.append(mine[cut:])
+        cut = len(of_class) // 2 + (len(of_class) % 2 if surplus <= 0 else 0)
+        surplus += 2 * cut - len(of_class)
+        first.append(of_class[:cut])
+        second.append(of_class[cut:])
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
@@ -202,14 +202,14 @@ def take(
     """(taken, left): a stratified share of the rows, at least `least` and never all of a class."""
     taken: list[Indices] = []
     for label in np.unique(labels[rows]):
-        mine = shuffled(rows[labels[rows] == label], seed, int(label))
-        count = max(least, round(share * len(mine)))
-        if count >= len(mine):
+        of_class = shuffled(rows[labels[rows] == label], seed, int(label))
+        count = max(least, round(share * len(of_class)))
+        if count >= len(of_class):
             raise ValueError(
-                f"class {int(label)} has {len(mine)} images, too few to set {count} of them aside and train on the "
+                f"class {int(label)} has {len(of_class)} images, too few to set {count} of them aside and train on the "
                 "rest: give it more images, or hold out less"
             )
-        taken.append(mine[:count])
+        taken.append(of_class[:count])
     chosen = np.sort(np.concatenate(taken))
     return chosen, np.setdiff1d(rows, chosen)
 
@@ -222,14 +222,14 @@ def subset(labels: Int64[np.ndarray, "N"], rows: Indices, per_class: int, seed: 
     """
     chosen: list[Indices] = []
     for label in np.unique(labels[rows]):
-        mine = shuffled(rows[labels[rows] == label], seed, int(label), 2)
-        if len(mine) < per_class:
+        of_class = shuffled(rows[labels[rows] == label], seed, int(label), 2)
+        if len(of_class) < per_class:
             raise with_parameters(
                 ValueError(
-                    f"class {int(label)} has {len(mine)} images to train on, fewer than the {per_class} asked for by "
-                    "per_class: ask for fewer"
+                    f"class {int(label)} has {len(of_class)} images to train on, fewer than "
+                    f"per_class={per_class}: ask for fewer"
                 ),
                 "per_class",
             )
-        chosen.append(mine[:per_class])
+        chosen.append(of_class[:per_class])
     return np.sort(np.concatenate(chosen))

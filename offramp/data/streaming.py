@@ -43,8 +43,11 @@ class Streaming:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="offramp-decode")
         try:
             for start, stop in bounds:
-                chosen = rows[start:stop]
-                parts = (torch.tensor_split(each, self.workers) for each in (chosen, self._draws(chosen, seed, epoch)))
+                batch_rows = rows[start:stop]
+                parts = (
+                    torch.tensor_split(each, self.workers)
+                    for each in (batch_rows, self._draws(batch_rows, seed, epoch))
+                )
                 waiting.append([pool.submit(self._decode, *part) for part in zip(*parts, strict=True)])
                 if len(waiting) > AHEAD:
                     yield self._collect(waiting.popleft())

@@ -121,8 +121,8 @@ class TarSource:
 
     def identities(self, rows: Indices) -> list[bytes]:
         """What tells images apart without reading them: shard, name and size."""
-        chosen = [self.samples[row] for row in rows]
-        return [os.fsencode(f"{os.path.relpath(one.shard, self.root)} {one.key} {one.size}") for one in chosen]
+        samples = [self.samples[row] for row in rows]
+        return [os.fsencode(f"{os.path.relpath(one.shard, self.root)} {one.key} {one.size}") for one in samples]
 
     def contents(self, rows: Indices) -> Iterable[bytes]:
         """The encoded images."""

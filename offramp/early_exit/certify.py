@@ -139,8 +139,8 @@ def _needed(counts: Int[ndarray, "J"], n: int, risk: float, delta: float | None)
 
 
 def _plain(rule: Rule, exits: int) -> ExitPolicy:
-    alone = (*(False,) * (exits - 1), True)
-    return replace(policy_of(rule, alone), answer="exit", score="confidence", predictors=())
+    final_only = (*(False,) * (exits - 1), True)
+    return replace(policy_of(rule, final_only), answer="exit", score="confidence", predictors=())
 
 
 def _prices(costs: Mapping[Enabled, Sequence[int | float]], enabled: Enabled) -> Float[ndarray, "K"]:

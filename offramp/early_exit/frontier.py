@@ -66,10 +66,10 @@ def frontier(
     """
     unit = next(iter(costs))
     prices = costs[unit]
-    *_, alone = prices
+    *_, final_only = prices
     cal = _drawn(cal)
-    lowest, highest = min(float(each[0]) for each in prices.values()), float(prices[alone][0])
-    policies = {_plain(alone, rule)}
+    lowest, highest = min(float(each[0]) for each in prices.values()), float(prices[final_only][0])
+    policies = {_plain(final_only, rule)}
     for budget in np.geomspace(lowest, highest, BUDGETS).tolist() if lowest < highest else ():
         try:
             policies.add(calibrate(*cal, segment_costs=prices, budget=budget * (1 + 1e-9), rule=rule).policy)
@@ -87,8 +87,8 @@ def _drawn(split: Split) -> Split:
     return logits[:, rows], labels[rows]
 
 
-def _plain(alone: tuple[bool, ...], rule: Rule) -> ExitPolicy:
-    return policy_of(rule._replace(score="confidence", answer="exit", predictors=()), alone)
+def _plain(final_only: tuple[bool, ...], rule: Rule) -> ExitPolicy:
+    return policy_of(rule._replace(score="confidence", answer="exit", predictors=()), final_only)
 
 
 def _point(policy: ExitPolicy, cal: Fitted, test: Split, costs: Mapping[str, Costs], unit: str) -> FrontierPoint:
@@ -105,7 +105,7 @@ def _point(policy: ExitPolicy, cal: Fitted, test: Split, costs: Mapping[str, Cos
     )
 
 
-def at_accuracy(points: Sequence[FrontierPoint], wanted: int | float) -> AtAccuracy | None:
+def at_accuracy(points: Sequence[FrontierPoint], targets: int | float) -> AtAccuracy | None:
     """What the cheapest mixture of two policies that reaches this accuracy on cal does on the reported split.
 
     Between two policies lies every mixture of them: some samples, chosen at random, take the one, the others the other.
@@ -114,13 +114,13 @@ def at_accuracy(points: Sequence[FrontierPoint], wanted: int | float) -> AtAccur
         None if no policy is that accurate on cal.
     """
     hull = _hull(points)
-    if wanted > hull[-1].cal_accuracy + 1e-12:
+    if targets > hull[-1].cal_accuracy + 1e-12:
         return None
-    above = next(place for place, point in enumerate(hull) if point.cal_accuracy >= wanted - 1e-12)
+    above = next(place for place, point in enumerate(hull) if point.cal_accuracy >= targets - 1e-12)
     if not above:
         return AtAccuracy(hull[0].accuracy, dict(hull[0].costs))
     low, high = hull[above - 1], hull[above]
-    share = (wanted - low.cal_accuracy) / (high.cal_accuracy - low.cal_accuracy)
+    share = (targets - low.cal_accuracy) / (high.cal_accuracy - low.cal_accuracy)
 
     def mixed(first: int | float, second: int | float) -> float:
         return float(first + share * (second - first))

@@ -47,8 +47,8 @@ class GraphedSegment:
         captured = self.sizes[size]
         for here, new in zip(captured.inputs, tensors, strict=True):
             here[:samples].copy_(new)
-        onward, handed, logits = captured.run()
-        return _first(onward, samples), _first(handed, samples), logits[:samples]
+        onward, carry_after, logits = captured.run()
+        return _first(onward, samples), _first(carry_after, samples), logits[:samples]
 
     def _captured(self, state: Any, carry: tuple[Tensor, ...]) -> Callable[[], Outputs]:
         """What computes the segment from these tensors, again and again: on a GPU a graph."""
@@ -78,6 +78,6 @@ def _first(state: Any, samples: int) -> Any:
 
 def _buffer(tensor: Tensor, size: int) -> Tensor:
     """Room for `size` samples like these, in their memory format; zeros, so that no unused one is NaN."""
-    made = torch.zeros((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    buffer = torch.zeros((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
     last = tensor.dim() == 4 and tensor.stride(1) == 1
-    return made.contiguous(memory_format=torch.channels_last) if last else made
+    return buffer.contiguous(memory_format=torch.channels_last) if last else buffer

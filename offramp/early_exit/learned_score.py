@@ -35,8 +35,8 @@ def score(xp: Any, z: Array, carry: Carry, weights: tuple[float, ...]) -> tuple[
     """
     if len(z) == 1 and (xp is np or (getattr(z, "is_cpu", False) and not z.requires_grad)):  # numpy, or torch on a CPU
         array = z if xp is np else z.numpy()
-        said, certainty = _one(array[0], carry[SAID].tolist()[0] if SAID in carry else None, weights)
-        after, scores = np.array([said], np.float32), np.array([certainty], np.float32)
+        prediction, certainty = _one(array[0], carry[SAID].tolist()[0] if SAID in carry else None, weights)
+        after, scores = np.array([prediction], np.float32), np.array([certainty], np.float32)
         if xp is not np:
             after, scores = xp.from_numpy(after), xp.from_numpy(scores)
         return {**carry, SAID: after}, scores
@@ -50,7 +50,7 @@ def score(xp: Any, z: Array, carry: Carry, weights: tuple[float, ...]) -> tuple[
 def _one(row: np.ndarray, before: list[float] | None, weights: tuple[float, ...]) -> tuple[list[float], float]:
     """What `score` computes, of one sample, by numbers: at batch 1 an operation on arrays costs as much as a layer."""
     places = _places(len(row))
-    said = float(row.argmax())
+    prediction = float(row.argmax())
     ordered = np.partition(row, places)
     largest = float(ordered[-1]) if places[0] else float(row.max())
     second, third = (min(largest - float(ordered[place]), FARTHEST) for place in places)
@@ -58,16 +58,16 @@ def _one(row: np.ndarray, before: list[float] | None, weights: tuple[float, ...]
     exponentials = np.exp(shifted)
     total = float(np.add.reduce(exponentials))
     log_total = math.log(total)
-    agreeing = before[1] + 1 if before is not None and said == before[0] else 0.0
+    agreeing = before[1] + 1 if before is not None and prediction == before[0] else 0.0
     entropy = log_total - float(exponentials.dot(shifted)) / total
     values = (-log_total, second, third, entropy, float(agreeing > 0), agreeing, 1.0)
     logit = sum(map(operator.mul, weights, values))
-    return [said, agreeing], 1 / (1 + math.exp(-max(logit, -700.0)))
+    return [prediction, agreeing], 1 / (1 + math.exp(-max(logit, -700.0)))
 
 
 def features(xp: Any, z: Array, carry: Carry) -> tuple[list[Array], Carry]:
     """What `FEATURES` lists, each (B,), and the carry for the next exit; arguments as in `score`."""
-    said = xp.argmax(z, axis=1)
+    prediction = xp.argmax(z, axis=1)
     shifted = z - xp.max(z, axis=1, keepdims=True)
     exponentials = xp.exp(shifted)
     total = xp.sum(exponentials, axis=1)
@@ -75,13 +75,13 @@ def features(xp: Any, z: Array, carry: Carry) -> tuple[list[Array], Carry]:
     entropy = log_total - xp.sum(exponentials * shifted, axis=1) / total
     second, third = _next_two(xp, shifted)
     none = xp.zeros_like(total)
-    said = none + said
+    prediction = none + prediction
     agrees = agreeing = none
     if SAID in carry:
-        agrees = xp.where(said == carry[SAID][:, 0], none + 1, none)
+        agrees = xp.where(prediction == carry[SAID][:, 0], none + 1, none)
         agreeing = agrees * (carry[SAID][:, 1] + 1)
     values = [-log_total, second, third, entropy, agrees, agreeing]
-    return values, {**carry, SAID: xp.stack([said, agreeing], axis=1)}
+    return values, {**carry, SAID: xp.stack([prediction, agreeing], axis=1)}
 
 
 def _next_two(xp: Any, shifted: Array) -> tuple[Array, Array]:

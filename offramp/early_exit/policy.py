@@ -139,8 +139,8 @@ class ExitPolicy:
 
     def to_json(self, provenance: dict[str, Any] | None = None) -> str:
         """The policy as JSON text with its version, its provenance, and a digest of both."""
-        own = {name: value for name, value in asdict(self).items() if value or name not in LATER}
-        values = {"format": "offramp-policy", "version": VERSION, **own, "provenance": provenance or {}}
+        fields_written = {name: value for name, value in asdict(self).items() if value or name not in LATER}
+        values = {"format": "offramp-policy", "version": VERSION, **fields_written, "provenance": provenance or {}}
         values = json.loads(finite.dumps(values))
         return finite.dumps({**values, "digest": _digest(values)}, indent=2)
 

@@ -30,8 +30,8 @@ def fit(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"]) -> tuple[flo
 def nll(logits: Float[ndarray, "N C"], labels: Int[ndarray, "N"]) -> float:
     """Mean negative log-likelihood in nats."""
     shifted = logits - logits.max(1, keepdims=True)
-    own = shifted[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(shifted).sum(1)) - own).mean())
+    label_logits = shifted[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(shifted).sum(1)) - label_logits).mean())
 
 
 def _one(logits: Float[ndarray, "N C"], labels: Int[ndarray, "N"]) -> float:

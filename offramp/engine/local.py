@@ -86,13 +86,13 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
     Returns:
         Whether all had their turn: False after Ctrl-C.
     """
-    waiting, active, there = deque(jobs), list[Job](), gpus.visible()
+    waiting, active, visible = deque(jobs), list[Job](), gpus.visible()
     with stopping(watcher) as stops, _preloaded(jobs, at_once, keep_open) as origin:
         try:
             while active or (waiting and not stops):
                 while waiting and len(active) < at_once and not stops:
                     job = waiting.popleft()
-                    job.gpu = gpus.least_loaded(there, [other.gpu for other in active])
+                    job.gpu = gpus.least_loaded(visible, [other.gpu for other in active])
                     watcher.started(job)
                     _start(job, origin)
                     active.append(job)
@@ -209,7 +209,7 @@ def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[b
 
     with path.open("ab") as file:
         end = time.monotonic() + wait
-        said = False
+        announced = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,9 +219,9 @@ def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[b
                     raise ValueError(
                         f"another `offramp compare` or `reproduce` is at work in {path.parent}: wait, or stop it first"
                     ) from None
-            if not said:
+            if not announced:
                 note(f"{path.parent} is in use: waiting for runs that are still saving")
-                said = True
+                announced = True
             time.sleep(0.1)
         yield file
 

@@ -85,8 +85,8 @@ class Cluster:
             os.fsync(file.fileno())
             answers = []
             for node in self.nodes:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                task = self.ray.remote(_seen).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+                affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = self.ray.remote(_seen).options(num_cpus=0, scheduling_strategy=affinity, max_retries=0)
                 answers.append(task.remote(file.name, self.origin))
             self.ray.wait(answers, num_returns=len(answers), timeout=ANSWER)
             for node, answer in zip(self.nodes, answers, strict=True):
@@ -122,13 +122,13 @@ class Cluster:
             job.answer.unlink(missing_ok=True)
         tasks = {self._submit(job, cores): job for job in jobs}
         started: set[str] = set()
-        told = 0
+        forwarded = 0
         with local.stopping(watcher) as stops:
             while tasks:
-                if told < len(stops):
-                    told = len(stops)
+                if forwarded < len(stops):
+                    forwarded = len(stops)
                     for task in tasks:
-                        self.ray.cancel(task, force=told > 1)
+                        self.ray.cancel(task, force=forwarded > 1)
                 ended, _ = self.ray.wait(list(tasks), timeout=0.2)
                 for task, job in list(tasks.items()):
                     self._look(job, watcher, started)

@@ -50,8 +50,8 @@ def _reverse(logits: Float[Tensor, "E B C"], temperature: Temperature, detach_te
         students = log_probabilities(logits, temperature).flatten(1)
         teachers = students.detach() if detach_teachers else students
         p = students.exp()
-        own = (p * students).sum(1, keepdim=True)
-        return (own - _product(p, teachers)) / logits.shape[1]
+        entropies = (p * students).sum(1, keepdim=True)
+        return (entropies - _product(p, teachers)) / logits.shape[1]
 
 
 def _product(students: Float[Tensor, "E J"], teachers: Float[Tensor, "E J"]) -> Float[Tensor, "E E"]:

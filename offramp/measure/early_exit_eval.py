@@ -46,8 +46,8 @@ def leave_early(
     Raises:
         ValueError: if there are no samples, or the policy is for another number of exits.
     """
-    alone = [False] * (net.exits - 1) + [True]
-    parts, (plain,) = segments(net, policy.enabled), segments(net, alone)
+    final_only = [False] * (net.exits - 1) + [True]
+    parts, (plain,) = segments(net, policy.enabled), segments(net, final_only)
     runs: dict[str, Callable[[torch.Tensor], object]] = {
         "plain": lambda inputs: plain(inputs, ()),
         "adaptive": lambda inputs: answer(parts, policy, inputs),
@@ -83,7 +83,7 @@ def leave_early(
         "accuracy": right / n,
         "macs": sum(price[exit] * count for exit, count in taken.items()) / n,
         "ms": ms["adaptive"],
-        "plain": {"accuracy": plainly_right / n, "macs": segment_macs(net, shape, alone)[0], "ms": ms["plain"]},
+        "plain": {"accuracy": plainly_right / n, "macs": segment_macs(net, shape, final_only)[0], "ms": ms["plain"]},
         "speedup": faster["plain"],
         **({} if baseline is None else {"baseline_ms": ms["baseline"], "baseline_speedup": faster["baseline"]}),
     }

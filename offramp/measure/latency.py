@@ -56,14 +56,14 @@ def _stage(stage: Any, entering: State) -> Callable[[], object]:
 
 
 def _branch(
-    branch: Any, given: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int
+    branch: Any, inputs: tuple[State, Carry, PolicyCarry], policy: ExitPolicy, exit: int
 ) -> Callable[[], object]:
-    state, carry, policy_carry = given
+    state, carry, policy_carry = inputs
     first = state[0] if isinstance(state, tuple) else state
     staying = FixedStay(policy, {exit: len(first) - 1})
 
     def run() -> object:
-        logits, _, _, handed = branch(state, carry)
-        return step_once(staying, policy_carry, (state, handed, logits), exit)
+        logits, _, _, carry_after = branch(state, carry)
+        return step_once(staying, policy_carry, (state, carry_after, logits), exit)
 
     return run

@@ -77,10 +77,10 @@ def _gpu() -> dict[str, Any]:
 def _driver() -> str | None:
     """The version of NVIDIA's driver, as its kernel module says it."""
     try:
-        found = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        version = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
-    return found[0] if found else None
+    return version[0] if version else None
 
 
 def _version(name: str) -> str | None:

@@ -19,8 +19,8 @@ def fisher(right: tuple[int, int], samples: tuple[int, int]) -> float:
     logs = [
         _choose(samples[0], k) + _choose(samples[1], total - k) - _choose(both, total) for k in range(low, high + 1)
     ]
-    own = logs[right[0] - low] + 1e-7  # includes equal ones, whatever their rounding
-    return min(1.0, math.fsum(math.exp(value) for value in logs if value <= own))
+    log_ranks = logs[right[0] - low] + 1e-7  # includes equal ones, whatever their rounding
+    return min(1.0, math.fsum(math.exp(value) for value in logs if value <= log_ranks))
 
 
 def _choose(n: int, k: int) -> float:

@@ -50,8 +50,8 @@ def about() -> dict[str, About]:
 def _about(text: str, cost: dict[str, float]) -> About:
     """Read `Family: WORDS. Fits: WORDS.`, a paragraph of a method's docstring."""
     words = " ".join(text.split())
-    said = re.search(r"Family: (.+?)\. Fits: (.+?)\.(?= |$)", words)
-    family, fits = said.groups() if said else ("other", "not said")
+    match = re.search(r"Family: (.+?)\. Fits: (.+?)\.(?= |$)", words)
+    family, fits = match.groups() if match else ("other", "not said")
     return About(text.split("\n", 1)[0], family, fits, cost.get("time"), cost.get("memory"))
 
 

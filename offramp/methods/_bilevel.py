@@ -69,14 +69,14 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
     del loss, vector  # and their graph: the held-out pass is where most memory is in use
     rates = look_ahead.rates(theta, optimizer, initial=settings.xi == "initial")
     step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
-    ahead, reach = step(theta, gradient, rates=rates)
+    next_parameters, reach = step(theta, gradient, rates=rates)
     del gradient  # as large as the network
     held = context.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
-        direction = look_ahead.along(held_out_gradient(net, objective, ahead, held), reach)
+        direction = look_ahead.along(held_out_gradient(net, objective, next_parameters, held), reach)
     if settings.averages == "train":
         objective.observe(global_mean(training_ce))
-    del ahead
+    del next_parameters
     with look_ahead.with_rng_state(thrown, device):
         return global_mean(look_ahead.product(losses, theta, direction, convolved))
 
@@ -85,7 +85,7 @@ NEEDS_HELD_OUT = "the weights of the losses are learned on the val split, but no
 
 
 def held_out_gradient(
-    net: nn.Module, objective: LossWeights, ahead: look_ahead.Tensors, held: Batch
+    net: nn.Module, objective: LossWeights, next_parameters: look_ahead.Tensors, held: Batch
 ) -> look_ahead.Tensors:
     """Gradient of the held-out loss at theta'; then the moving averages are updated.
 
@@ -93,10 +93,10 @@ def held_out_gradient(
     softplus, so that several processes compute what one would.
     """
     with look_ahead.batch_norms(net, running=objective.settings.val_bn == "running"):
-        ce = cross_entropy(look_ahead.outputs_with(net, ahead, held.inputs, share).logits, held.labels)
+        ce = cross_entropy(look_ahead.outputs_with(net, next_parameters, held.inputs, share).logits, held.labels)
     observed = global_mean(ce).requires_grad_()
     pull = torch.autograd.grad(objective.validation(observed), observed)[0]
-    pulled = look_ahead.gradients((pull * ce).sum(), ahead)
+    pulled = look_ahead.gradients((pull * ce).sum(), next_parameters)
     if objective.settings.averages == "held-out":
         objective.observe(observed.detach())
     return pulled

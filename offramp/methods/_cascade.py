@@ -43,11 +43,11 @@ class Cascaded(nn.Module):
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """(state, carry) -> (logits (B, C), feature, map, carry); the carry begins with these logits."""
-        logits, feature, before_pooling, own = self.branch(state, carry[1:])
+        logits, feature, before_pooling, branch_carry = self.branch(state, carry[1:])
         if self.link is not None and not self.ignores_earlier_exits:
             earlier = carry[0].detach() if self.detach else carry[0]
             logits = logits + self.link(earlier) * self.on
-        return logits, feature, before_pooling, (logits, *own)
+        return logits, feature, before_pooling, (logits, *branch_carry)
 
 
 class Concatenated(nn.Module):

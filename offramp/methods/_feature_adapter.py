@@ -42,11 +42,11 @@ class FeatureAdapter(nn.Module):
         early = [exit for exit in range(len(widths) - 1) if exit not in unused]
         differing = [exit for exit in early if widths[exit] != last]
         if self.adapt == "off" and early and differing == early:
-            found = ", ".join(str(widths[exit]) for exit in early)
+            early_widths = ", ".join(str(widths[exit]) for exit in early)
             raise with_parameters(
                 ValueError(
                     "this method compares features, but no early exit's are as wide as the final exit's: "
-                    f"{found} against {last}; method.adapt=linear compares them through learned layers, "
+                    f"{early_widths} against {last}; method.adapt=linear compares them through learned layers, "
                     f"{without} leaves the term out"
                 ),
                 "method.adapt",

@@ -60,8 +60,8 @@ def rates(parameters: Tensors, optimizer: torch.optim.Optimizer, *, initial: boo
 
 def plain_step(parameters: Tensors, gradient: Tensors, rates: Rates) -> tuple[Tensors, Rates]:
     """theta' = theta - rate g, as leaves; and by parameter how far it moves per unit of gradient."""
-    ahead = {name: tensor.detach() - rates[name] * gradient[name] for name, tensor in parameters.items()}
-    return _leaves(ahead), rates
+    next_parameters = {name: tensor.detach() - rates[name] * gradient[name] for name, tensor in parameters.items()}
+    return _leaves(next_parameters), rates
 
 
 def own_step(
@@ -75,7 +75,7 @@ def own_step(
     Raises:
         ValueError: if the optimizer is not SGD.
     """
-    ahead, reach = {}, {}
+    next_parameters, reach = {}, {}
     groups = {id(part): group for group in optimizer.param_groups for part in group["params"]}
     for name, part in parameters.items():
         group, rate = groups[id(part)], rates[name]
@@ -88,9 +88,9 @@ def own_step(
         kept = optimizer.state[part].get("momentum_buffer") if part in optimizer.state else None
         running = moved if kept is None else momentum * kept + moved
         twice = nesterov and group["nesterov"]
-        ahead[name] = here - rate * (moved + momentum * running if twice else running)
+        next_parameters[name] = here - rate * (moved + momentum * running if twice else running)
         reach[name] = rate * (1.0 + momentum if twice else 1.0)
-    return _leaves(ahead), reach
+    return _leaves(next_parameters), reach
 
 
 def _leaves(tensors: Tensors) -> Tensors:
@@ -118,8 +118,8 @@ class RecordedConvolutions(TorchFunctionMode):
         """Run the function."""
         result = called(*args, **(kwargs or {}))
         if _is_convolution(called, args):
-            kept = result.detach()
-            self.kept.append(Kept(args[1].data_ptr(), kept, kept._version))
+            detached = result.detach()
+            self.kept.append(Kept(args[1].data_ptr(), detached, detached._version))
         return result
 
 
@@ -155,15 +155,15 @@ def product(
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", DeprecationWarning)
         dual = {name: _dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
         with _Forwards(convolved.kept if convolved else []):
-            _, found = _parts(losses(dual))
-    if found is None:
+            _, losses_and_tangents = _parts(losses(dual))
+    if losses_and_tangents is None:
         raise ValueError("the network cannot look ahead: a function within it has no forward-mode derivative")
-    return found
+    return losses_and_tangents
 
 
 def _dual(value: Tensor, along: Tensor) -> Tensor:
-    made: Tensor = forward_ad.make_dual(value, along)  # type: ignore[no-untyped-call]
-    return made
+    dual: Tensor = forward_ad.make_dual(value, along)  # type: ignore[no-untyped-call]
+    return dual
 
 
 def _parts(dual: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -189,20 +189,20 @@ class _Forwards(TorchFunctionMode):
         self, called: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function, or its faster rule."""
-        made = None
+        result = None
         if called is F.batch_norm:
-            given = _BATCH_NORM.bind(*args, **(kwargs or {}))
-            given.apply_defaults()
-            norm = [given.arguments[name] for name in ("input", "weight", "bias", "eps")]
-            if given.arguments["training"] and all(part is not None for part in norm):
-                made = _batch_norm(*norm)
+            bound = _BATCH_NORM.bind(*args, **(kwargs or {}))
+            bound.apply_defaults()
+            norm = [bound.arguments[name] for name in ("input", "weight", "bias", "eps")]
+            if bound.arguments["training"] and all(part is not None for part in norm):
+                result = _batch_norm(*norm)
         elif self.convolved and _is_convolution(called, args):
             kept = self.convolved.pop()
             if kept.weight == args[1].data_ptr():
-                made = _convolution(kept, *args, **(kwargs or {}))
+                result = _convolution(kept, *args, **(kwargs or {}))
             else:
                 self.convolved.clear()
-        return called(*args, **(kwargs or {})) if made is None else made
+        return called(*args, **(kwargs or {})) if result is None else result
 
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
@@ -215,7 +215,7 @@ def _batch_norm(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
     the backward pass finds, and all but a dx is a batch norm with other weights.
     """
     (maps, along), (weight, turning), (bias, shifting) = _parts(maps), _parts(weight), _parts(bias)
-    made, mean, inverse = torch.native_batch_norm(maps, weight, bias, None, None, True, 0.0, eps)
+    result, mean, inverse = torch.native_batch_norm(maps, weight, bias, None, None, True, 0.0, eps)
     turning = torch.zeros_like(weight) if turning is None else turning
     shifting = torch.zeros_like(bias) if shifting is None else shifting
     steep = weight * inverse
@@ -225,8 +225,8 @@ def _batch_norm(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
         )
         share = steep / (maps.numel() // maps.shape[1])
         turning, shifting = turning - share * turned, shifting - share * shifted
-    found = torch.native_batch_norm(maps, turning, shifting, mean, inverse.pow(-2) - eps, False, 0.0, eps)[0]
-    return _dual(made, found if along is None else found.addcmul_(along, steep.view(-1, *[1] * (maps.dim() - 2))))
+    result = torch.native_batch_norm(maps, turning, shifting, mean, inverse.pow(-2) - eps, False, 0.0, eps)[0]
+    return _dual(result, result if along is None else result.addcmul_(along, steep.view(-1, *[1] * (maps.dim() - 2))))
 
 
 def _convolution(
@@ -236,14 +236,14 @@ def _convolution(
     (maps, along), (weight, turning) = _parts(maps), _parts(weight)
     bias, shifting = (None, None) if bias is None else _parts(bias)
     usable = kept.result._version == kept.version
-    made = kept.result if usable else F.conv2d(maps, weight, bias, *how, **named)
+    result = kept.result if usable else F.conv2d(maps, weight, bias, *how, **named)
     moves = [F.conv2d(along, weight, None, *how, **named)] if along is not None else []
     moves += [F.conv2d(maps, turning, None, *how, **named)] if turning is not None else []
     if not moves and shifting is None:
-        return made
-    found = moves[0] if moves else torch.zeros_like(made)
+        return result
+    found = moves[0] if moves else torch.zeros_like(result)
     found = found.add_(moves[1]) if len(moves) == 2 else found
-    return _dual(made, found if shifting is None else found.add_(shifting[:, None, None]))
+    return _dual(result, found if shifting is None else found.add_(shifting[:, None, None]))
 
 
 def along(gradient: Tensors, reach: Rates) -> Tensors:

@@ -117,15 +117,15 @@ class LossWeights(nn.Module):
         """
         self._check(exits)
         settings = self.settings
-        given = weights_of(settings.fixed) if settings.fixed is not None else list(settings.weights)
-        wanted = exits + len(pairs(exits, settings.teachers))
-        if given and len(given) != wanted:
+        values = weights_of(settings.fixed) if settings.fixed is not None else list(settings.weights)
+        expected = exits + len(pairs(exits, settings.teachers))
+        if values and len(values) != expected:
             where = f"the run {settings.fixed}" if settings.fixed is not None else "weights"
             raise ValueError(
-                f"{where} gives {len(given)} weights, but {settings.name} with {exits} exits has {wanted} losses: "
-                f"{exits} of the labels and {wanted - exits} of pairs of exits"
+                f"{where} gives {len(values)} weights, but {settings.name} with {exits} exits has {expected} losses: "
+                f"{exits} of the labels and {expected - exits} of pairs of exits"
             )
-        self.weights = torch.tensor(given) if given else first_weights(exits, settings.teachers, settings.init)
+        self.weights = torch.tensor(values) if values else first_weights(exits, settings.teachers, settings.init)
         self.averages = torch.zeros(exits)
         return ()
 

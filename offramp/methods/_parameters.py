@@ -23,8 +23,8 @@ def parameters_of(settings: type[Any], *, omit: Collection[str] = ()) -> Callabl
     """
 
     def complete(build: Build) -> Build:
-        own = [spec for spec in inspect.signature(build).parameters.values() if spec.kind is KEYWORD_ONLY]
-        left_out = {*omit, *(spec.name for spec in own)}
+        keywords = [spec for spec in inspect.signature(build).parameters.values() if spec.kind is KEYWORD_ONLY]
+        left_out = {*omit, *(spec.name for spec in keywords)}
         hints = get_type_hints(settings)
         shared = [
             inspect.Parameter(
@@ -34,9 +34,9 @@ def parameters_of(settings: type[Any], *, omit: Collection[str] = ()) -> Callabl
             if field.name not in left_out and field.default is not dataclasses.MISSING
         ]
         returned = build.__annotations__.get("return")
-        signature: Any = inspect.Signature([*own, *shared], return_annotation=returned)
+        signature: Any = inspect.Signature([*keywords, *shared], return_annotation=returned)
         build.__signature__ = signature  # type: ignore[attr-defined]
-        build.__annotations__ = {spec.name: spec.annotation for spec in (*own, *shared)} | {"return": returned}
+        build.__annotations__ = {spec.name: spec.annotation for spec in (*keywords, *shared)} | {"return": returned}
         meaning = _explained(settings)
         build.__doc__ = _with_arguments(inspect.getdoc(build) or "", [meaning.get(spec.name, "") for spec in shared])
         return build
@@ -63,8 +63,8 @@ def _with_arguments(text: str, entries: list[str]) -> str:
     added = "\n".join(entry for entry in entries if entry)
     if "\nArgs:\n" in text:
         head, _, rest = text.partition("\nArgs:\n")
-        own, blank, rest = rest.partition("\n\n")
-        return f"{head}\nArgs:\n{own}\n{added}{blank}{rest}"
+        summary, blank, rest = rest.partition("\n\n")
+        return f"{head}\nArgs:\n{summary}\n{added}{blank}{rest}"
     section = re.search(r"\n\n(Data sets|Raises):\n", text)
     place = section.start() if section else len(text)
     return f"{text[:place]}\n\nArgs:\n{added}{text[place:]}"

@@ -42,10 +42,10 @@ def _scaled(tensor: Tensor, weight: float) -> Tensor:
     return still + weight * (tensor - still)
 
 
-def tap_named(name: TapName, own: Tap) -> Tap:
-    """The tap that `--tap` names; `own` is the method's."""
+def tap_named(name: TapName, method_tap: Tap) -> Tap:
+    """The tap that `--tap` names; `method_tap` is the method's."""
     taps: dict[str, Tap] = {
-        "own": own,
+        "own": method_tap,
         "equilibrium": equilibrium,
         "equilibrium-all": partial(equilibrium, scope="all"),
     }

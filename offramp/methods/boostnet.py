@@ -90,11 +90,11 @@ class Summed(nn.Module):
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """(state, carry) -> (running sum (B, C), feature, map, carry)."""
-        logits, feature, before_pooling, own = self.branch(state, carry[1:])
+        logits, feature, before_pooling, branch_carry = self.branch(state, carry[1:])
         if carry and not self.ignores_earlier_exits:
             earlier = carry[0].detach() if self.detach else carry[0]
             logits = logits + (self.weaken if self.training else self.weaken_in_use) * earlier
-        return logits, feature, before_pooling, (logits, *own)
+        return logits, feature, before_pooling, (logits, *branch_carry)
 
 
 def network(

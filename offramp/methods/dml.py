@@ -134,18 +134,18 @@ def alternate(context: StepContext, batch: Batch, progress: float) -> Terms:
     """One optimizer step for each network in turn; returns the sum of the terms of all steps."""
     net, objective = context.bare, context.objective
     assert isinstance(net, Cohort) and isinstance(objective, Mutual)
-    found: list[Terms] = []
+    per_network: list[Terms] = []
     # The wrapper would wait for gradients of all networks; `unsynchronised` lets `update` average those that there are.
     with context.fabric.no_backward_sync(context.net):
         logits = [context.net(batch.inputs, tap=context.tap, only=member).logits[0] for member in range(net.exits)]
         for member, student in enumerate(logits):
             teachers = torch.stack([other.detach() for other in logits if other is not student])
             context.unsynchronised = context.fabric.world_size > 1
-            found.append(context.update(objective.of_one(student, teachers, batch)))
+            per_network.append(context.update(objective.of_one(student, teachers, batch)))
             if member < net.exits - 1:
                 with torch.no_grad(), unmoved(net.deploy(member)):
                     logits[member] = context.net(batch.inputs, tap=context.tap, only=member).logits[0]
-    return {name: torch.stack([terms[name] for terms in found]).sum() for name in found[0]}
+    return {name: torch.stack([terms[name] for terms in per_network]).sum() for name in per_network[0]}
 
 
 @contextmanager

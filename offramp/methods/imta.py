@@ -90,11 +90,11 @@ def network(backbone: BuildBackbone, branch: BuildBranch, *, links: bool, detach
     net = attach(trunk, branch)
     *early, last = net.branches
     classes, widths = sizes(net, trunk)
-    found = classifier(last, classes, widths[-1])
-    branches = [*early, last if found is None else Final(last, found)]
+    layer = classifier(last, classes, widths[-1])
+    branches = [*early, last if layer is None else Final(last, layer)]
     if links:
-        heard = widths[1:] if found is not None else widths[1:-1]
-        branches = linked(branches, classes, heard, detach=detach, on=False)
+        adapted = widths[1:] if layer is not None else widths[1:-1]
+        branches = linked(branches, classes, adapted, detach=detach, on=False)
     return MultiExitNet(list(net.stages), branches)
 
 
@@ -124,9 +124,9 @@ class Final(nn.Module):
     @property
     def classifier(self) -> nn.Linear:
         """The linear layer that goes on learning."""
-        found = self.branch.get_submodule(self.place)
-        assert isinstance(found, nn.Linear)
-        return found
+        layer = self.branch.get_submodule(self.place)
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """What the branch returns."""

@@ -109,8 +109,8 @@ class SampleWeights(nn.Module):
         """Make phi for that many exits."""
         seen = exits * (2 if self.settings.sees == "both" else 1)
         first, second = nn.Linear(seen, self.settings.hidden), nn.Linear(self.settings.hidden, exits)
-        made = (first.weight, first.bias, second.weight, second.bias)
-        for name, tensor in zip(self.NAMES, made, strict=True):
+        phi = (first.weight, first.bias, second.weight, second.bias)
+        for name, tensor in zip(self.NAMES, phi, strict=True):
             self.register_buffer(name, tensor.detach().clone())
             self.register_buffer(f"{name}_mean", torch.zeros_like(tensor))
             self.register_buffer(f"{name}_square", torch.zeros_like(tensor))
@@ -138,9 +138,9 @@ class SampleWeights(nn.Module):
     ) -> Float[Tensor, "E B"]:
         """Output of phi for every sample at every exit, in (-1, 1)."""
         parts = {"loss": [losses], "conf": [confidence(logits)], "both": [losses, confidence(logits)]}
-        seen = torch.cat(parts[self.settings.sees]).detach().T.to(phi[0].dtype)
-        with torch.autocast(seen.device.type, enabled=False):
-            inner = torch.relu(nn.functional.linear(seen, phi[0], phi[1]))
+        features = torch.cat(parts[self.settings.sees]).detach().T.to(phi[0].dtype)
+        with torch.autocast(features.device.type, enabled=False):
+            inner = torch.relu(nn.functional.linear(features, phi[0], phi[1]))
             return torch.tanh(nn.functional.linear(inner, phi[2], phi[3])).T
 
     def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
@@ -160,9 +160,9 @@ class SampleWeights(nn.Module):
         rate = cosine(settings.meta_lr, 0.0, progress)
         self.taken += 1
         biased = 1.0 - torch.pow(self.decays, self.taken)
-        for name, found in zip(self.NAMES, gradient, strict=True):
+        for name, derivative in zip(self.NAMES, gradient, strict=True):
             weight, mean, square = (getattr(self, name + end) for end in ("", "_mean", "_square"))
-            moved = found + settings.meta_weight_decay * weight
+            moved = derivative + settings.meta_weight_decay * weight
             mean.mul_(0.9).add_(moved, alpha=0.1)
             square.mul_(0.999).addcmul_(moved, moved, value=0.001)
             root = (square / biased[1]).sqrt() + 1e-8
@@ -190,13 +190,13 @@ def selected(sure: Float[Tensor, "E B"], target: float) -> list[Int[Tensor, "_"]
     free = torch.ones(size, dtype=torch.bool, device=sure.device)
     by_exit, left = [], size
     for exit, share_ in enumerate(shares(target, exits)):
-        wanted = left if exit == exits - 1 else int(size * share_)
+        count = left if exit == exits - 1 else int(size * share_)
         order = sure[exit].argsort(descending=True, stable=True)
         free_first = free[order].to(torch.uint8).argsort(descending=True, stable=True)
-        mine = order[free_first[:wanted]]
-        free.index_fill_(0, mine, False)
-        by_exit.append(mine)
-        left -= wanted
+        leaving = order[free_first[:count]]
+        free.index_fill_(0, leaving, False)
+        by_exit.append(leaving)
+        left -= count
     return by_exit
 
 
@@ -248,9 +248,11 @@ def phi_gradient(
     theta = look_ahead.trained(net)
     gradient = context.gradient((weights * losses).mean(1).sum())
     rates = look_ahead.rates(theta, optimizer)
-    ahead, reach = look_ahead.own_step(theta, gradient, optimizer, rates, nesterov=False)
-    seen = look_ahead.outputs_with(net, ahead, other.inputs, share).logits
-    pull = look_ahead.gradients(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), ahead)
+    next_parameters, reach = look_ahead.own_step(theta, gradient, optimizer, rates, nesterov=False)
+    seen = look_ahead.outputs_with(net, next_parameters, other.inputs, share).logits
+    pull = look_ahead.gradients(
+        meta_loss(seen, other.labels, settings.target, settings.meta_reduction), next_parameters
+    )
 
     def again(parameters: look_ahead.Tensors) -> Tensor:
         logits = look_ahead.outputs_with(net, parameters, here.inputs, context.tap).logits
@@ -259,4 +261,4 @@ def phi_gradient(
     with look_ahead.with_rng_state(thrown, here.inputs.device):
         by_weight = look_ahead.product(again, theta, look_ahead.along(pull, reach))
     by_answer = centred(by_weight.to(answered.dtype), settings.centre, settings.epsilon)
-    return tuple(global_mean(found) for found in torch.autograd.grad(answered, phi, by_answer))
+    return tuple(global_mean(derivative) for derivative in torch.autograd.grad(answered, phi, by_answer))

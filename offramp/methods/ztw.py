@@ -82,11 +82,11 @@ def build(
         begin=answer_together,
         step=on_held_out if fit == "val" else None,
     )
-    given = zip((backbone, exits, ensembles), shares, rates, strict=True)
+    phases = zip((backbone, exits, ensembles), shares, rates, strict=True)
     return Method(
         Cascade(),
         network=partial(network, norm=norm, combine=combine, detach=detach, ensemble_final=ensemble_final),
-        phases=tuple(phase(share=share, rate=rate) for phase, share, rate in given if share),
+        phases=tuple(phase(share=share, rate=rate) for phase, share, rate in phases if share),
         needs_held_out=fit == "val" and shares[-1] > 0,
         check_network=contains(Ensemble),
     )

@@ -47,10 +47,10 @@ def find(name: str) -> Offer:
     for family in discover(__name__):
         if name in _nets(family):
             return importlib.import_module(f"{__name__}.{family}")
-    found = None if is_external(name) else from_outside(__name__, name)
-    if found is None:
+    builder = None if is_external(name) else from_outside(__name__, name)
+    if builder is None:
         raise unknown("net", name, available())
-    return found
+    return builder
 
 
 @cache

@@ -78,12 +78,12 @@ class Layer(nn.Module):
     def forward(self, scales: Scales) -> Scales:
         """Maps of the live scales, finest first. The input is never changed: exits share it."""
         live = scales[1:] if self.drops else scales
-        kept = [keep(state) for keep, state in zip(self.keeps, live, strict=True)]
+        maps = [keep(state) for keep, state in zip(self.keeps, live, strict=True)]
         downs = [down(state) for down, state in zip(self.downs, scales, strict=False)]
         if self.drops:
-            return tuple(torch.cat(parts, 1) for parts in zip(live, downs, kept, strict=True))
-        coarser = [torch.cat(parts, 1) for parts in zip(live[1:], downs, kept[1:], strict=True)]
-        return (torch.cat((live[0], kept[0]), 1), *coarser)
+            return tuple(torch.cat(parts, 1) for parts in zip(live, downs, maps, strict=True))
+        coarser = [torch.cat(parts, 1) for parts in zip(live[1:], downs, maps[1:], strict=True)]
+        return (torch.cat((live[0], maps[0]), 1), *coarser)
 
 
 class Transition(nn.Module):

@@ -68,7 +68,7 @@ class _Plan(NamedTuple):
 
 def _plan(layers: int, scales: int, prune: str, reduction: float) -> list[_Plan]:
     """Which scales live where. `max` drops the finest after each of `scales` equal parts; `min` as late as it can."""
-    found = []
+    plans = []
     interval = -(-layers // scales)
     for layer in range(1, layers + 1):
         if prune == "max":
@@ -77,8 +77,8 @@ def _plan(layers: int, scales: int, prune: str, reduction: float) -> list[_Plan]
         else:
             enters, leaves = min(scales, layers - layer + 2), min(scales, layers - layer + 1)
             narrows = layer in (layers // 3, 2 * layers // 3)
-        found.append(_Plan(enters, leaves, narrows and reduction > 0))
-    return found
+        plans.append(_Plan(enters, leaves, narrows and reduction > 0))
+    return plans
 
 
 def _stages(
@@ -155,8 +155,8 @@ def build(
         ValueError: for an unknown name, setting, mode, form, prune or init, or a number that cannot be.
     """
     _check_words(setting=(setting, SETTINGS), prune=(prune, ("max", "min")), init=(init, ("torch", "he")))
-    given: dict[str, Any] = {"exits": exits, "base": base, "step": step, "mode": mode, "form": form}
-    chosen = SETTINGS[setting]._replace(**{key: value for key, value in given.items() if value is not None})
+    parameters: dict[str, Any] = {"exits": exits, "base": base, "step": step, "mode": mode, "form": form}
+    chosen = SETTINGS[setting]._replace(**{key: value for key, value in parameters.items() if value is not None})
     _check_words(mode=(chosen.mode, ("even", "lin_grow")), form=(chosen.form, _SIZE))
     large = chosen.form == "imagenet"
     usual = (1, 2, 4, 4) if large else (1, 2, 4)

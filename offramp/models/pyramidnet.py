@@ -26,8 +26,8 @@ class Stem(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
         """Maps (B, width, H, W) for images (B, channels, H, W)."""
-        made: Tensor = self.bn(self.conv(inputs))
-        return made
+        outputs: Tensor = self.bn(self.conv(inputs))
+        return outputs
 
 
 class PyramidBlock(nn.Module):

@@ -25,8 +25,8 @@ class Stem(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
         """Maps (B, width, H, W) for images (B, channels, H, W)."""
-        made: Tensor = self.conv(inputs)
-        return made
+        outputs: Tensor = self.conv(inputs)
+        return outputs
 
 
 class WideBlock(nn.Module):

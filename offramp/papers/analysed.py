@@ -46,10 +46,10 @@ def read(ledger: Path, trainings: Sequence[Training], protocol: Protocol) -> dic
     result: dict[str, dict[int, RunValues]] = {}
     if not path.is_file():
         return result
-    wanted = {one.name for one in trainings}
+    names = {one.name for one in trainings}
     for number, text in enumerate(read_text(path, LARGEST).splitlines(), 1):
         line = parse_json(text, f"{path} line {number}", LINE)
-        if line["training"] in wanted and line["protocol"] == protocol.name:
+        if line["training"] in names and line["protocol"] == protocol.name:
             result.setdefault(line["training"], {})[line["seed"]] = RunValues(
                 line["exits"], line["epochs"], line["budgeted"]
             )
@@ -65,13 +65,13 @@ def analyse_runs(
     """
     from offramp.runs.analyse import analyse
 
-    wanted = dict.fromkeys(_needed(figures, protocol, *PER_EXIT, BY_EPOCH, BEST, BLOCKS))
+    names = dict.fromkeys(_needed(figures, protocol, *PER_EXIT, BY_EPOCH, BEST, BLOCKS))
     budgeted, timed, mapped = (set(_needed(figures, protocol, kind)) for kind in (BEST, "relative_cost", BLOCKS))
-    trainings = [one for one in map(training, wanted) if runnable(one, protocol)]
-    there = read(ledger, trainings, protocol)
+    trainings = [one for one in map(training, names) if runnable(one, protocol)]
+    stored = read(ledger, trainings, protocol)
     done = []
     for one, seed, run in runs_in(folder, trainings, protocol):
-        if (known := there.get(one.name, {}).get(seed)) and (known.exits[0]["relative_ms"] or one.name not in timed):
+        if (known := stored.get(one.name, {}).get(seed)) and (known.exits[0]["relative_ms"] or one.name not in timed):
             continue
         result = analyse(run, dissimilarity=0, data_dir=data_dir, batch_size=1 if one.name in timed else None)
         exits = [_plain(exit) for exit in result.runs[0].exits]

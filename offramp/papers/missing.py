@@ -26,7 +26,7 @@ def train_missing(
     protocol: Protocol,
     folder: Path,
     ledger: Path,
-    found: Measured,
+    measured: Measured,
     data_dir: Path | None,
     jobs: int,
     reporter: CompareReporter,
@@ -42,7 +42,7 @@ def train_missing(
 
     drawn = [figure for figure in figures().values() if figure.analysis == BY_EPOCH]
     by_epoch = {name for figure in drawn for name in figure.trainings(protocol)}
-    missing = [(one, seed) for seed in seeds for one in trainings if seed not in found.lines.get(one.name, {})]
+    missing = [(one, seed) for seed in seeds for one in trainings if seed not in measured.lines.get(one.name, {})]
     givers = {giver for one, _ in missing if (giver := needs_run(one))}
     first = [pair for pair in missing if needs_run(pair[0]) is None]
     first += [(training(name), seed) for name, seed in sorted(givers) if (name, seed) not in _names(first)]

@@ -60,12 +60,12 @@ def planned(
         for done, one in enumerate(trainings):
             advance(done)
             config = config_of(one, protocol)
-            there = present.get(one.name, [])
-            missing = [seed for seed in seeds if seed not in there]
+            lines = present.get(one.name, [])
+            missing = [seed for seed in seeds if seed not in lines]
             step = step_seconds(resolve(config)) if missing else None
             hours = step * steps(config) * len(missing) / 3600 if step is not None else None
             needs = "ImageNet in --data-dir, as imagenet/train and imagenet/val" if config.data not in SHAPES else ""
-            result.append(PlannedTraining(one.name, missing, there, config.epochs, step, hours, needs))
+            result.append(PlannedTraining(one.name, missing, lines, config.epochs, step, hours, needs))
     return result
 
 

@@ -104,27 +104,27 @@ def reproduce(
         ValueError: for a name that does not exist, with the nearest, and for data that are missing, before training.
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
-    chosen = _protocol(quick, protocol)
+    settings = _protocol(quick, protocol)
     selection = select(name, rows)
-    folder = Path(out) if out is not None else default_out(chosen)
-    kept = ledger or folder / LEDGER
+    folder = Path(out) if out is not None else default_out(settings)
+    ledger_path = ledger or folder / LEDGER
     reporter = reporter or Silent()
-    needed = [one for one in selection.trainings(chosen) if runnable(one, chosen)]
-    found = measured(kept, needed, chosen)
+    needed = [one for one in selection.trainings(settings) if runnable(one, settings)]
+    lines = measured(ledger_path, needed, settings)
     costs: list[PlannedTraining] = []
     failed: list[dict[str, str]] = []
     if plan:
-        present = {one.name: found.seeds(one.name) for one in needed}
-        costs = planned(needed, present, seeds, chosen, reporter.working)
+        present = {one.name: lines.seeds(one.name) for one in needed}
+        costs = planned(needed, present, seeds, settings, reporter.working)
     elif not show:
-        _refuse(jobs, seeds, kept, found)
+        _refuse(jobs, seeds, ledger_path, lines)
         with opened(engine, address) as where:
-            failed = train_missing(needed, seeds, chosen, folder, kept, found, data_dir, jobs, reporter, where)
-        found = measured(kept, needed, chosen)
+            failed = train_missing(needed, seeds, settings, folder, ledger_path, lines, data_dir, jobs, reporter, where)
+        lines = measured(ledger_path, needed, settings)
     if not plan and selection.figures:
-        for run in analysed.analyse_runs(selection.figures, folder, kept, chosen, data_dir):
+        for run in analysed.analyse_runs(selection.figures, folder, ledger_path, settings, data_dir):
             reporter.note(f"{run}: analysed")
-    return _result(name, selection, chosen, kept, found, costs, failed, failures(folder))
+    return _result(name, selection, settings, ledger_path, lines, costs, failed, failures(folder))
 
 
 def _protocol(quick: bool, protocol: Path | str | None) -> Protocol:
@@ -138,16 +138,16 @@ def default_out(protocol: Protocol) -> Path:
     return Path(f"{OUT}-{protocol.name}" if protocol.reduced else OUT)
 
 
-def _refuse(jobs: int, seeds: Sequence[int], ledger: Path, found: Measured) -> None:
+def _refuse(jobs: int, seeds: Sequence[int], ledger: Path, measured: Measured) -> None:
     if jobs < 1:
         raise ParameterError(f"jobs must be at least 1, got {jobs}", "jobs")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ParameterError("seeds must be different numbers, at least one", "seeds")
     check_writable(ledger)
     here = short_version(__version__)
-    if found.version not in (None, here):
+    if measured.version not in (None, here):
         raise ParameterError(
-            f"ledger {ledger} has runs of version {found.version}, which are not mixed with those of this version, "
+            f"ledger {ledger} has runs of version {measured.version}, which are not mixed with those of this version, "
             f"{here}: take another ledger to train anew, or show=True to see what it has",
             "ledger",
             "show=True",
@@ -159,7 +159,7 @@ def _result(
     selection: Selection,
     protocol: Protocol,
     ledger: Path,
-    found: Measured,
+    measured: Measured,
     costs: list[PlannedTraining],
     failed: list[dict[str, str]],
     reasons: Mapping[str, str],
@@ -170,14 +170,14 @@ def _result(
         protocol=protocol.name,
         recipe=protocol.recipe,
         ledger=str(ledger),
-        version=found.version,
-        left_out=found.left_out,
-        seeds=sorted({seed for _, seed in found.cost}),
-        hours=sum(seconds for seconds, _ in found.cost.values()) / 3600,
-        hardware=sorted({where for _, where in found.cost.values()}),
-        tables=[table_result(table, rows, found.lines, protocol, reasons) for table, rows in selection.tables],
-        figures=[figure_result(figure, found.lines, analyses, protocol) for figure in selection.figures],
-        claims=[decided(claim, found.lines) for claim in selection.claims],
+        version=measured.version,
+        left_out=measured.left_out,
+        seeds=sorted({seed for _, seed in measured.cost}),
+        hours=sum(seconds for seconds, _ in measured.cost.values()) / 3600,
+        hardware=sorted({where for _, where in measured.cost.values()}),
+        tables=[table_result(table, rows, measured.lines, protocol, reasons) for table, rows in selection.tables],
+        figures=[figure_result(figure, measured.lines, analyses, protocol) for figure in selection.figures],
+        claims=[decided(claim, measured.lines) for claim in selection.claims],
         plan=costs,
         failed=failed,
     )
@@ -203,15 +203,15 @@ def overview(
     ledger: Path | None = None,
 ) -> list[Available]:
     """Every table, figure and claim, with how much of it the ledger has; arguments as in `reproduce`."""
-    chosen = _protocol(quick, protocol)
+    settings = _protocol(quick, protocol)
     everything = select("all")
-    folder = Path(out) if out is not None else default_out(chosen)
-    lines = measured(ledger or folder / LEDGER, everything.trainings(chosen), chosen).lines
+    folder = Path(out) if out is not None else default_out(settings)
+    lines = measured(ledger or folder / LEDGER, everything.trainings(settings), settings).lines
 
     def entry(kind: str, name: str, title: str, selection: Selection) -> Available:
-        needed = [one.name for one in selection.trainings(chosen)]
-        there = [name for name in needed if name in lines]
-        return Available(name, title, kind, len(there), len(needed), sum(len(lines[name]) for name in there))
+        needed = [one.name for one in selection.trainings(settings)]
+        present = [name for name in needed if name in lines]
+        return Available(name, title, kind, len(present), len(needed), sum(len(lines[name]) for name in present))
 
     return [
         *(

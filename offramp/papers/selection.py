@@ -79,8 +79,8 @@ def select(name: str, rows: Sequence[str] = ()) -> Selection:
         raise ParameterError(f"rows choose from one table, and {name} is none", "rows")
     if name in tables():
         table = tables()[name]
-        own = () if rows else tuple(claim for claim in claims().values() if claim.table == name)
-        return Selection(tables=((table, chosen(table, rows)),), claims=own)
+        shown_claims = () if rows else tuple(claim for claim in claims().values() if claim.table == name)
+        return Selection(tables=((table, chosen(table, rows)),), claims=shown_claims)
     if name in figures():
         return Selection(figures=(figures()[name],))
     if name in claims():

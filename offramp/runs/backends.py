@@ -61,20 +61,20 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
         ValueError: if one is unknown or not offered, or none is left.
     """
     usual = [name for name in offered if name not in (*PROVIDERS, *GRAPHS) or not absent(name)]
-    wanted = usual if runtimes is None else list(runtimes)
-    for name in wanted:
+    requested = usual if runtimes is None else list(runtimes)
+    for name in requested:
         if name not in RUNTIMES:
             raise unknown("runtime", name, RUNTIMES, listing="offramp bench --help")
         if name not in offered:
             raise ValueError(f"a bundle has {', '.join(offered)}, not {name}: name the run for that")
     left_out = {}
-    for name in wanted:
-        if why := absent(name):
-            left_out[name] = why
-    chosen = [name for name in dict.fromkeys(wanted) if name not in left_out]
-    if not chosen:
-        raise ValueError(f"no runtime is left: {'; '.join(f'{name} is {why}' for name, why in left_out.items())}")
-    return chosen, left_out
+    for name in requested:
+        if reason := absent(name):
+            left_out[name] = reason
+    usable = [name for name in dict.fromkeys(requested) if name not in left_out]
+    if not usable:
+        raise ValueError(f"no runtime is left: {'; '.join(f'{name} is {reason}' for name, reason in left_out.items())}")
+    return usable, left_out
 
 
 def absent(runtime: str) -> str:
@@ -193,13 +193,13 @@ def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "Mu
     """
     import torch
 
-    made = copy.deepcopy(net).eval().float()
+    copy_of_net = copy.deepcopy(net).eval().float()
     if half:
-        for part in made.modules():
+        for part in copy_of_net.modules():
             if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
                 part.bfloat16()
-    made.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return made
+    copy_of_net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return copy_of_net
 
 
 def inference(device: "torch.device", half: bool) -> ExitStack:
@@ -260,6 +260,6 @@ def _foreign(
     ends = [place + 1 for place, spec in enumerate(parts) if policy.enabled[spec.exit]]
     everything = [opened(place, place + 1) for place in range(len(parts))]
     enabled = [everything[begin] if end == begin + 1 else opened(begin, end) for begin, end in zip([0, *ends], ends)]
-    others = {key: open_segment(*made, name, threads) for key, made in (rivals or {}).items()}
+    others = {key: open_segment(*model_and_spec, name, threads) for key, model_and_spec in (rivals or {}).items()}
     device = "cuda" if name in PROVIDERS else "cpu"
     return Runner(name, normalise, opened(0, len(parts)), everything, enabled, rivals=others, device=device)

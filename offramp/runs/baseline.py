@@ -66,12 +66,12 @@ def costs_at(points: "Sequence[FrontierPoint]", accuracy: float) -> list[CostAtB
     """The cost at a baseline's accuracy on cal and at `DROPS` below it, from the policies of a frontier."""
     from offramp.early_exit.frontier import at_accuracy
 
-    found = {drop: at_accuracy(points, accuracy - drop) for drop in DROPS}
+    points_by_drop = {drop: at_accuracy(points, accuracy - drop) for drop in DROPS}
     return [
         CostAtBaseline(drop, each.accuracy, each.costs.get("macs"), each.costs.get("ms"))
         if each
         else CostAtBaseline(drop, None, None, None)
-        for drop, each in found.items()
+        for drop, each in points_by_drop.items()
     ]
 
 
@@ -105,14 +105,18 @@ def _refused(message: str) -> Exception:
 
 def _check_like(baseline: LoadedRun, run: LoadedRun) -> None:
     """Refuse a baseline whose answers or inputs mean something else."""
-    ours, theirs = list(run.about["classes"]), list(baseline.about["classes"])
-    if ours != theirs:
-        pairs = zip((*theirs, None), (*ours, None), strict=False)
-        number, (there, here) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-        there, here = ("no such class" if name is None else repr(name) for name in (there, here))
+    run_classes, baseline_classes = list(run.about["classes"]), list(baseline.about["classes"])
+    if run_classes != baseline_classes:
+        pairs = zip((*baseline_classes, None), (*run_classes, None), strict=False)
+        number, (baseline_name, run_name) = next(
+            (place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1]
+        )
+        baseline_name, run_name = (
+            "no such class" if name is None else repr(name) for name in (baseline_name, run_name)
+        )
         raise _refused(
-            f"baseline {baseline.folder} was trained on other classes than {run.folder}: class {number} is {there}, "
-            f"not {here}"
+            f"baseline {baseline.folder} was trained on other classes than {run.folder}: class {number} is "
+            f"{baseline_name}, not {run_name}"
         )
     if tuple(run.about["shape"]) != tuple(baseline.about["shape"]):
         from offramp.meta_device import written
@@ -170,19 +174,19 @@ def traces_of(
 
     if baseline.folder == run.folder:
         return split_traces(baseline, [*traces], f"baseline-{baseline.about['digest'][:12]}", data_dir, reporter, data)
-    ours = data if data is not None else _readable(run, data_dir, reporter)
-    theirs = _readable(baseline, data_dir, reporter)
-    if ours is not None and theirs is not None:
-        _check_images(baseline, run, traces, ours, theirs)
-    computed = split_traces(baseline, [*traces], weights, data_dir, reporter, theirs)
+    run_data = data if data is not None else _readable(run, data_dir, reporter)
+    baseline_data = _readable(baseline, data_dir, reporter)
+    if run_data is not None and baseline_data is not None:
+        _check_images(baseline, run, traces, run_data, baseline_data)
+    computed = split_traces(baseline, [*traces], weights, data_dir, reporter, baseline_data)
     for name, trace in computed.items():
         if not (_equal(trace.ids, traces[name].ids) and _equal(_labels(trace), _labels(traces[name]))):
             raise _other_images(baseline, run, name)
     return computed
 
 
-def _equal(ours: "Tensor", theirs: "Tensor") -> bool:
-    return len(ours) == len(theirs) and bool((ours == theirs).all())
+def _equal(first: "Tensor", second: "Tensor") -> bool:
+    return len(first) == len(second) and bool((first == second).all())
 
 
 def _readable(run: LoadedRun, data_dir: Path | str | None, reporter: Reporter) -> "DataSet | None":
@@ -194,12 +198,14 @@ def _readable(run: LoadedRun, data_dir: Path | str | None, reporter: Reporter) -
 
 
 def _check_images(
-    baseline: LoadedRun, run: LoadedRun, splits: Iterable[str], ours: "DataSet", theirs: "DataSet"
+    baseline: LoadedRun, run: LoadedRun, splits: Iterable[str], run_data: "DataSet", baseline_data: "DataSet"
 ) -> None:
     from offramp.data.split_record import content_digest
 
     for name in splits:
-        if name not in theirs.splits or content_digest(theirs.splits[name]) != content_digest(ours.splits[name]):
+        if name not in baseline_data.splits or content_digest(baseline_data.splits[name]) != content_digest(
+            run_data.splits[name]
+        ):
             raise _other_images(baseline, run, name)
 
 

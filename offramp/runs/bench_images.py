@@ -61,12 +61,16 @@ def data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress 
     """
     from offramp.config import build_data, unflat
 
-    given = about.get("config")
-    if not isinstance(given, dict) or _fetched(given.get("data")) or (not data_dir and _fetched(given.get("data-dir"))):
+    parameters = about.get("config")
+    if (
+        not isinstance(parameters, dict)
+        or _fetched(parameters.get("data"))
+        or (not data_dir and _fetched(parameters.get("data-dir")))
+    ):
         raise with_parameters(
             ValueError(f"{folder} does not record which data it was made from: name a folder of images"), "images"
         )
-    kept = {key: value for key, value in given.items() if key.replace("-", "_") != "data.cache_dir"}
+    kept = {key: value for key, value in parameters.items() if key.replace("-", "_") != "data.cache_dir"}
     trust.check(kept, folder)
     config = unflat(kept, str(folder))
     return build_data(moved(config, data_dir), progress=progress)

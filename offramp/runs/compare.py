@@ -91,18 +91,20 @@ def compare(
     if jobs < 1:
         raise ParameterError(f"jobs must be at least 1, got {jobs}", "jobs")
     folder = Path(out)
-    kept = ledger or folder / LEDGER
-    check_writable(kept)
+    ledger_path = ledger or folder / LEDGER
+    check_writable(ledger_path)
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
-    asked = sweep.entries(config, pairs, seeds, folder, grid or NO_GRID)
-    with opened(engine, address) as chosen:
-        entries, failed = train_all(asked, folder, jobs, kept, reporter or Silent(), grid or NO_GRID, engine=chosen)
+    requested = sweep.entries(config, pairs, seeds, folder, grid or NO_GRID)
+    with opened(engine, address) as runner:
+        entries, failed = train_all(
+            requested, folder, jobs, ledger_path, reporter or Silent(), grid or NO_GRID, engine=runner
+        )
     commons = [common_of(flat(entry.config)) for entry in entries]
     runs = [entry.folder for entry in entries]
-    comparisons = _comparisons(kept, baseline, metric, runs=runs) if kept.is_file() else []
+    comparisons = _comparisons(ledger_path, baseline, metric, runs=runs) if ledger_path.is_file() else []
     comparisons = [one for one in comparisons if one.common in commons]
-    return ComparisonResult(str(kept), comparisons, failed, _write(comparisons, write))
+    return ComparisonResult(str(ledger_path), comparisons, failed, _write(comparisons, write))
 
 
 def compare_ledger(
@@ -148,9 +150,9 @@ def _comparisons(
     for method in methods:
         if method not in labels:
             raise ParameterError(f"method {method} is not in {ledger}: {nearest(method, labels)}", "methods")
-    given = None
+    plain = None
     if str(baseline) not in (*labels, "joint") and Path(baseline).exists():
-        given, baseline = _plain(Path(baseline), lines, runs), "joint"
+        plain, baseline = _plain(Path(baseline), lines, runs), "joint"
     lines = [line for line in lines if not methods or line.method in methods]
     if baseline != "joint" and baseline not in labels:
         raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(str(baseline), labels)}", "baseline")
@@ -158,7 +160,7 @@ def _comparisons(
         raise ParameterError(f"metric must be top1 or top5, got {metric}", "metric")
     if metric == "top5" and any(line.top5 is None for line in lines):
         raise ParameterError(f"metric top5: {ledger} has runs without top-5 accuracies", "metric")
-    return comparison.compare(lines, str(baseline), metric, given)
+    return comparison.compare(lines, str(baseline), metric, plain)
 
 
 def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tuple[str, FrontierPoint]:
@@ -174,10 +176,10 @@ def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tup
         if network is None:
             message = f"baseline {baseline} is a file of weights, and there is no run here whose network it is for"
             raise with_parameters(ValueError(f"{message}: name the folder of a run"), "baseline")
-        found = evaluate(network, baseline=baseline, frontier=True).baseline
-        assert found is not None
-        costs = {"macs": float(found.macs)} | ({} if found.ms is None else {"ms": found.ms})
-        return str(baseline), FrontierPoint(found.accuracy["cal"], found.macs, found.accuracy["test"], costs)
+        plain = evaluate(network, baseline=baseline, frontier=True).baseline
+        assert plain is not None
+        costs = {"macs": float(plain.macs)} | ({} if plain.ms is None else {"ms": plain.ms})
+        return str(baseline), FrontierPoint(plain.accuracy["cal"], plain.macs, plain.accuracy["test"], costs)
     result = evaluate(baseline, frontier=True)
     if len(result.accuracy) > 1 or not result.frontier:
         raise with_parameters(

@@ -33,19 +33,19 @@ def continued(config: Config, resolved: ResolvedConfig, stored: dict[str, Any], 
     """
     from offramp.train.device import GPU_ONLY
 
-    before, here = stored.get("device"), resolved.device
-    if before == here:
+    before, device = stored.get("device"), resolved.device
+    if before == device:
         return resolved
     if config.device == "auto":
         raise ParameterError(
-            f"{folder} was trained on {before}, and here it would continue on {here}, with other numbers: add "
-            f"device={here} if that is meant",
+            f"{folder} was trained on {before}, and here it would continue on {device}, with other numbers: add "
+            f"device={device} if that is meant",
             "device",
         )
     if config.precision != "auto":
         return resolved
     precision: Any = stored.get("precision")
-    return dataclasses.replace(resolved, precision=GPU_ONLY.get(precision, precision) if here == "cpu" else precision)
+    return dataclasses.replace(resolved, precision=GPU_ONLY.get(precision, precision) if device == "cpu" else precision)
 
 
 def change(folder: Path, config: ResolvedConfig) -> str:
@@ -60,12 +60,12 @@ def change(folder: Path, config: ResolvedConfig) -> str:
 
     if not begun(folder):
         return ""
-    stored, wanted = read_config(folder), flat(config)
-    before, here = stored.get("device"), wanted["device"]
-    if before == here:
+    stored, values = read_config(folder), flat(config)
+    before, device = stored.get("device"), values["device"]
+    if before == device:
         return ""
-    changed = {"device": here}
-    if here == "cpu" and stored.get("precision") in GPU_ONLY:
-        changed["precision"] = wanted["precision"]
+    changed = {"device": device}
+    if device == "cpu" and stored.get("precision") in GPU_ONLY:
+        changed["precision"] = values["precision"]
     put(folder / CONFIG, yaml.safe_dump({**stored, **changed}, sort_keys=False))
-    return f"the run was trained on {before}, and goes on on {here} in precision {config.precision}"
+    return f"the run was trained on {before}, and goes on on {device} in precision {config.precision}"

@@ -67,10 +67,10 @@ def compare_run(
     compared = Compared(auroc, frontier=points, budgeted_area=_area(loaded, traces), images=_digests(data, splits))
     if baseline is None:
         return compared
-    theirs = traces_of(baseline, loaded, traces, weights, data_dir, reporter, data)
-    described = describe(baseline, loaded, theirs, _plain_ms(baseline, batch_size))
-    at = costs_at(points, described.accuracy["cal"]) if points else None
-    return compared._replace(baseline=described, at_baseline=at)
+    baseline_traces = traces_of(baseline, loaded, traces, weights, data_dir, reporter, data)
+    described = describe(baseline, loaded, baseline_traces, _plain_ms(baseline, batch_size))
+    costs = costs_at(points, described.accuracy["cal"]) if points else None
+    return compared._replace(baseline=described, at_baseline=costs)
 
 
 def _arrays(trace: "Trace") -> tuple[Any, Any]:

@@ -54,10 +54,10 @@ class Goal:
         self._check_pairs()
 
     def _check_one(self) -> None:
-        chosen = [name for name in GOALS if getattr(self, name) is not None]
-        if len(chosen) != 1:
+        goals = [name for name in GOALS if getattr(self, name) is not None]
+        if len(goals) != 1:
             *first, last = GOALS
-            got = " and ".join(chosen) or "none"
+            got = " and ".join(goals) or "none"
             raise ParameterError(f"exactly one goal is needed, {', '.join(first)} or {last}; got {got}", *GOALS)
 
     def _check(self, name: str, rule: str, above: int | float, below: int | float) -> None:

@@ -35,8 +35,8 @@ def timed(
     from offramp.train.device import device_of
 
     if runtime in FOREIGN:
-        if why := absent(runtime):
-            raise with_parameters(ImportError(f"runtime={runtime} is {why}"), "runtime")
+        if reason := absent(runtime):
+            raise with_parameters(ImportError(f"runtime={runtime} is {reason}"), "runtime")
         device = "cuda" if runtime in PROVIDERS else "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
     else:

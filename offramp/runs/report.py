@@ -134,10 +134,10 @@ def names(runs: Sequence[Path]) -> list[str]:
     """What the page calls the runs: the last part of their paths, or as much of the path as tells them apart."""
     parts = [run.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(path[-depth:]) for path in parts]
-        if len(set(found)) == len(found):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len(set(names)) == len(names):
             break
-    return found
+    return names
 
 
 def _see(

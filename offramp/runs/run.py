@@ -164,14 +164,14 @@ def open_run(
     if isinstance(net, Cohort | GatedFan):
         return MultiNetRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)
-    there = with_policy and (folder / POLICY).is_file()
-    found, fitted = policy.load_with_origin(folder / POLICY) if there else (None, {})
-    if found is not None and found.exits != net.exits:
+    has_policy = with_policy and (folder / POLICY).is_file()
+    run_policy, fitted = policy.load_with_origin(folder / POLICY) if has_policy else (None, {})
+    if run_policy is not None and run_policy.exits != net.exits:
         raise ValueError(
-            f"{folder / POLICY} is for {found.exits} exits, but this network has {net.exits}: fit it again with "
+            f"{folder / POLICY} is for {run_policy.exits} exits, but this network has {net.exits}: fit it again with "
             f"`{policy.fitting_command(fitted, folder, weights)}`"
         )
-    return LoadedRun(folder, config, net.eval(), about, found, fitted)
+    return LoadedRun(folder, config, net.eval(), about, run_policy, fitted)
 
 
 def _on(config: Config, device: Device) -> Config:
@@ -302,8 +302,8 @@ def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], ow
         )
     if tuple(data.classes) != tuple(classes):
         pairs = zip((*data.classes, None), (*classes, None), strict=False)
-        number, (here, there) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-        said = ["no such class" if name is None else repr(name) for name in (here, there)]
+        number, (here, recorded) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+        said = ["no such class" if name is None else repr(name) for name in (here, recorded)]
         raise with_parameters(
             ValueError(
                 f"{data.name} has other classes than {owner} was trained on: class {number} is {said[0]}, not {said[1]}"

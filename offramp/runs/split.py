@@ -81,8 +81,8 @@ def restore(data: "DataSet", folder: Path, use_new: bool) -> tuple["DataSet", tu
     record = read(folder)
     if record is None:
         return data, ()
-    kept = split_record.restored(data, record, str(folder), use_new)
-    return kept, kept.notes[len(data.notes) :]
+    restored = split_record.restored(data, record, str(folder), use_new)
+    return restored, restored.notes[len(data.notes) :]
 
 
 def keep_apart(data: "DataSet", weights: Path | None) -> tuple["DataSet", Origin]:
@@ -133,8 +133,8 @@ def _without(data: "DataSet", weights: Path, record: SplitRecord, trained: Keys)
         rows = np.sort(np.concatenate([splits["train"].indices, *moved]))
         splits["train"] = dataclasses.replace(splits["train"], indices=rows)
     notes = (f"--weights {weights} was trained on {', '.join(counts)} images: they are kept out",) if counts else ()
-    kept = dataclasses.replace(data, splits=splits) if counts else data
-    return kept, Origin("run", {record.kind: np.unique(trained)}, notes)
+    reduced = dataclasses.replace(data, splits=splits) if counts else data
+    return reduced, Origin("run", {record.kind: np.unique(trained)}, notes)
 
 
 def _check_classes(labels: np.ndarray, data: "DataSet", name: str, why: str) -> None:

@@ -138,9 +138,11 @@ def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:
     from offramp.study.ledger import common
 
     axes = {key.replace("_", "-") for key in grid}
-    own = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in axes)
+    prefixes = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in axes)
     values = common(flat(entries[0].config))
-    kept = {key: value for key, value in values.items() if key not in axes and not (own and key.startswith(own))}
+    kept = {
+        key: value for key, value in values.items() if key not in axes and not (prefixes and key.startswith(prefixes))
+    }
     return kept | ({"grid": sorted(axes)} if axes else {})
 
 
@@ -168,14 +170,14 @@ def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> Non
 
     path = out / COMPARISON
     if path.is_file():
-        there = read_yaml(path)
-        differing = [key for key in sorted({*there, *shared}) if there.get(key) != shared.get(key)]
+        stored = read_yaml(path)
+        differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise with_parameters(
                 ValueError(
-                    f"{out} contains a comparison with another configuration: {key} is {there.get(key)!r} there, not "
+                    f"{out} contains a comparison with another configuration: {key} is {stored.get(key)!r} there, not "
                     f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
                 ),
                 "out",
@@ -214,7 +216,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
         groups.setdefault(_inputs(entry.config), []).append(entry)
     checked = [_check_group(group, progress) for group in groups.values()]
     by_folder = {entry.folder: entry for group, _ in checked for entry in group}
-    notes = dict.fromkeys(note for _, told in checked for note in told)
+    notes = dict.fromkeys(note for _, messages in checked for note in messages)
     return [by_folder[entry.folder] for entry in entries], tuple(notes)
 
 
@@ -243,8 +245,8 @@ def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Ent
         try:
             net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
             refuse(method, entry.config, net, data)
-            told = (*load_weights(entry.config, net, data.shape), *prepare_objective(method, net, data.shape))
-            notes += [f"{entry.method}: {note}" for note in told]
+            messages = (*load_weights(entry.config, net, data.shape), *prepare_objective(method, net, data.shape))
+            notes += [f"{entry.method}: {note}" for note in messages]
         except ValueError as error:
             raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None
     return list(entries), notes

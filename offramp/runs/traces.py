@@ -53,8 +53,8 @@ def trace_split(loaded: AnyRun, data: "DataSet", split: str, reporter: Reporter,
     from offramp.data.split_record import content_digest
 
     digest = content_digest(data.splits[split])
-    found = _stored(loaded, split, weights, digest, reporter)
-    return found if found is not None else _compute(loaded, data, split, digest, weights, reporter)
+    trace = _stored(loaded, split, weights, digest, reporter)
+    return trace if trace is not None else _compute(loaded, data, split, digest, weights, reporter)
 
 
 def calibration_trace(loaded: LoadedRun, weights: str, data_dir: Path | str | None, reporter: Reporter) -> "Trace":

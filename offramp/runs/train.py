@@ -192,14 +192,14 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
     from offramp.train import phases
     from offramp.train.check import refuse
 
-    config, data, chosen = completed
+    config, data, sources = completed
     data, first = keep_apart(data, config.weights)
     torch.manual_seed(config.seed)
     method = build_method(config)
     net = build_net(config, method, classes=len(data.classes), shape=data.shape)
     refuse(method, config, net, data)
     notes = (
-        *chosen,
+        *sources,
         *data.notes,
         *load_weights(config, net, data.shape),
         *first.notes,
@@ -260,8 +260,8 @@ def _gains(config: ResolvedConfig, net: "MultiExitNet", data: "DataSet") -> dict
     from offramp.measure import cost
     from offramp.models import is_external
 
-    own = cost.macs(net, data.shape)
-    gains = {config.branch: own[-1] / own[0]}
+    macs = cost.macs(net, data.shape)
+    gains = {config.branch: macs[-1] / macs[0]}
     return gains if is_external(config.net) else gains | cheapest(config, len(data.classes), data.shape)
 
 

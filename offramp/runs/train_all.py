@@ -80,7 +80,7 @@ def check_writable(ledger: Path) -> None:
 
 
 def train_all(
-    asked: list[Entry],
+    requested: list[Entry],
     out: Path,
     jobs: int,
     ledger: Path,
@@ -99,7 +99,7 @@ def train_all(
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
     sweep.check_folder(out)
-    entries, notes = sweep.check(asked, reporter.working)
+    entries, notes = sweep.check(requested, reporter.working)
     for note in notes:
         reporter.note(note)
     out.mkdir(parents=True, exist_ok=True)

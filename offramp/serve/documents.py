@@ -97,11 +97,11 @@ STATUSES = {
 
 def answers(schema: Schema | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documented answers of an endpoint: its own, 401 and 403, and these statuses."""
-    own: dict[str, Any] = {"description": "The answer."}
+    response: dict[str, Any] = {"description": "The answer."}
     if schema is not None:
-        own["content"] = {"application/json": {"schema": schema}}
+        response["content"] = {"application/json": {"schema": schema}}
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": STATUSES[status], "content": {"application/json": {"schema": ERROR}}}
         for status in (*statuses, 401, 403, 500)
     }
-    return {200: own, **errors, 422: {"description": "Not used."}}
+    return {200: response, **errors, 422: {"description": "Not used."}}

@@ -66,12 +66,17 @@ class Feedback:
                 f"{self.bundle.folder / POLICY} says no goal: export a run that was calibrated, so that there is one "
                 "to calibrate for"
             )
-        kept = list(self._kept)
-        logits = np.stack([one for one, _ in kept], axis=1)
-        policy, about = fit(self.bundle.policy, origin, logits, np.array([label for _, label in kept]))
-        found = {"split": "feedback", "samples": len(kept), "expected": about, "scores": exit_counts(policy, logits)}
-        text = policy.to_json({**origin, **found}) + "\n"
-        return _write(self.bundle.folder, text), {**about, "samples": len(kept)}
+        samples = list(self._kept)
+        logits = np.stack([one for one, _ in samples], axis=1)
+        policy, about = fit(self.bundle.policy, origin, logits, np.array([label for _, label in samples]))
+        summary = {
+            "split": "feedback",
+            "samples": len(samples),
+            "expected": about,
+            "scores": exit_counts(policy, logits),
+        }
+        text = policy.to_json({**origin, **summary}) + "\n"
+        return _write(self.bundle.folder, text), {**about, "samples": len(samples)}
 
 
 def fit(
@@ -95,8 +100,8 @@ def fit(
     goal, costs = origin["goal"], {policy.enabled: origin["segment_costs"]}
     plain = float((logits[-1].argmax(1) == labels).mean())
     if goal.get("risk") is not None:
-        alone = (*(False,) * (policy.exits - 1), True)
-        costs = {**costs, alone: [sum(origin["segment_costs"])]}
+        final_only = (*(False,) * (policy.exits - 1), True)
+        costs = {**costs, final_only: [sum(origin["segment_costs"])]}
         certificate = certify(
             logits,
             labels,

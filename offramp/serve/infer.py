@@ -30,14 +30,16 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
     async with received(request, model, version) as (served, body):
         shape = served.bundle.manifest.preprocessing.shape
-        asked = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
-        inputs, errors = await _inputs(served, asked)
+        request_body = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
+        inputs, errors = await _inputs(served, request_body)
         request.state.noted["images"] = len(errors)
         try:
-            results = await served.predictor.infer(inputs, deadline_ms=asked.deadline_ms)
+            results = await served.predictor.infer(inputs, deadline_ms=request_body.deadline_ms)
         except QueueFull as error:
             raise full(error) from None
-        content, headers = render(served.model, served.version, asked, _columns(served, outcomes(results), errors))
+        content, headers = render(
+            served.model, served.version, request_body, _columns(served, outcomes(results), errors)
+        )
         return Response(content, headers=headers)
 
 
@@ -77,23 +79,25 @@ async def model_metadata(request: Request, model: str, version: str | None = Non
     return metadata(model, list(models.open.get(model, ())), models.get(model, version).bundle)
 
 
-async def _inputs(served: Version, asked: InferRequest) -> tuple[NDArray[np.float32], list[str]]:
+async def _inputs(served: Version, infer_request: InferRequest) -> tuple[NDArray[np.float32], list[str]]:
     """Inputs of the network of all images that could be read, and per image what was wrong with it, or nothing."""
     preprocessing = served.bundle.manifest.preprocessing
-    if not isinstance(asked.inputs, list):
-        pixels = asked.inputs.dtype == np.uint8
-        given = preprocessing.normalise(asked.inputs) if pixels else asked.inputs.astype(np.float32)
-        return given, [""] * len(given)
-    inputs = await decoded(served, asked.inputs)
+    if not isinstance(infer_request.inputs, list):
+        pixels = infer_request.inputs.dtype == np.uint8
+        pixels_or_inputs = (
+            preprocessing.normalise(infer_request.inputs) if pixels else infer_request.inputs.astype(np.float32)
+        )
+        return pixels_or_inputs, [""] * len(pixels_or_inputs)
+    inputs = await decoded(served, infer_request.inputs)
     return stacked(served, inputs), [str(each) if isinstance(each, BadImage) else "" for each in inputs]
 
 
 def _columns(
-    served: Version, given: Sequence[Outcome], errors: Sequence[str]
+    served: Version, results: Sequence[Outcome], errors: Sequence[str]
 ) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
     """Every output; images that could not be read have class -1 and exit 0."""
     classes = served.bundle.manifest.classes
-    outcome = iter(given)
+    outcome = iter(results)
     rows = [None if error else next(outcome) for error in errors]
     logits = np.stack([np.zeros(len(classes), np.float32) if row is None else row.logits for row in rows])
     indices = [-1 if row is None else int(row.logits.argmax()) for row in rows]

@@ -61,8 +61,8 @@ class Guard:
         if origin is None:
             return headers.get("sec-fetch-site", b"none") in (b"none", b"same-origin")
         text = origin.decode("latin-1")
-        own = headers.get("host", b"").decode("latin-1")
-        return (own != "" and text.partition("://")[2] == own) or text in self.options.cors
+        host = headers.get("host", b"").decode("latin-1")
+        return (host != "" and text.partition("://")[2] == host) or text in self.options.cors
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route: Any = scope.get("route")

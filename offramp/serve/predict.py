@@ -48,12 +48,12 @@ async def predict(
             results = await served.predictor.infer(stacked(served, inputs), deadline_ms=deadline_ms)
         except QueueFull as refused:
             raise full(refused) from None
-        given, rows = iter(outcomes(results)), []
+        remaining, rows = iter(outcomes(results)), []
         for part, each in zip(parts, inputs, strict=True):
             if isinstance(each, BadImage):
                 rows.append(_unread(served, part, str(each)))
                 continue
-            row = _row(served, part, next(given), top, reject)
+            row = _row(served, part, next(remaining), top, reject)
             if all_exits:
                 row["exits"] = await beside(context_of(request), _every_exit, served, each)
             rows.append(row)

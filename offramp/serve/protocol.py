@@ -128,14 +128,14 @@ def _deadline(parameters: Mapping[str, Any]) -> int | float | None:
     return number
 
 
-def _outputs(wanted: Any, parameters: Mapping[str, Any]) -> dict[str, bool]:
+def _outputs(expected: Any, parameters: Mapping[str, Any]) -> dict[str, bool]:
     binary = _flag(parameters, "binary_data_output", "parameters")
-    if wanted is None or wanted == []:
+    if expected is None or expected == []:
         return dict.fromkeys(OUTPUTS, binary)
-    if not isinstance(wanted, list):
-        raise malformed(f"outputs must be a list, got {quoted(wanted)}")
+    if not isinstance(expected, list):
+        raise malformed(f"outputs must be a list, got {quoted(expected)}")
     result = {}
-    for index, output in enumerate(wanted):
+    for index, output in enumerate(expected):
         field = f"outputs[{index}]"
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in OUTPUTS:
@@ -158,21 +158,27 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
     if not isinstance(tensor, dict) or tensor.get("name") != INPUT:
         name = tensor.get("name") if isinstance(tensor, dict) else tensor
         raise malformed(f"inputs[0].name must be `{INPUT}`, got {quoted(name)}")
-    kind, given = tensor.get("datatype"), tensor.get("shape")
+    kind, shape_value = tensor.get("datatype"), tensor.get("shape")
     if kind not in (*INPUT_TYPES, "BYTES"):
         raise malformed(
             "inputs[0].datatype must be FP32 (inputs of the network), UINT8 (pixels) or BYTES (encoded images), got "
             f"{quoted(kind)}"
         )
-    wanted = "[N]" if kind == "BYTES" else f"[N, {', '.join(map(str, shape))}]"
-    if not isinstance(given, list) or any(type(size) is not int for size in given):
-        raise malformed(f"inputs[0].shape must be {wanted} for the datatype {kind}, got {quoted(given)}")
-    if kind == "BYTES" and len(given) == 2 and given[1] == 1:
-        given = given[:1]
-    if len(given) != len(wanted.split(",")) or (kind != "BYTES" and tuple(given[1:]) != shape) or given[0] < 1:
-        raise malformed(f"inputs[0].shape must be {wanted} for the datatype {kind}, got {quoted(given)}")
-    if given[0] > most:
-        raise too_large(f"inputs[0].shape holds {quoted(given[0])} images, more than the {most} allowed in a request")
+    requested = "[N]" if kind == "BYTES" else f"[N, {', '.join(map(str, shape))}]"
+    if not isinstance(shape_value, list) or any(type(size) is not int for size in shape_value):
+        raise malformed(f"inputs[0].shape must be {requested} for the datatype {kind}, got {quoted(shape_value)}")
+    if kind == "BYTES" and len(shape_value) == 2 and shape_value[1] == 1:
+        shape_value = shape_value[:1]
+    if (
+        len(shape_value) != len(requested.split(","))
+        or (kind != "BYTES" and tuple(shape_value[1:]) != shape)
+        or shape_value[0] < 1
+    ):
+        raise malformed(f"inputs[0].shape must be {requested} for the datatype {kind}, got {quoted(shape_value)}")
+    if shape_value[0] > most:
+        raise too_large(
+            f"inputs[0].shape holds {quoted(shape_value[0])} images, more than the {most} allowed in a request"
+        )
     size = _mapping(tensor.get("parameters"), "inputs[0].parameters").get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != len(binary):
@@ -180,11 +186,11 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
                 f"inputs[0].parameters.binary_data_size must be the {len(binary)} bytes that follow the JSON, got "
                 f"{quoted(size)}"
             )
-        return _images(binary, given[0]) if kind == "BYTES" else _array(binary, kind, tuple(given))
+        return _images(binary, shape_value[0]) if kind == "BYTES" else _array(binary, kind, tuple(shape_value))
     if binary:
         raise malformed(f"inputs[0].parameters.binary_data_size is missing, though {len(binary)} bytes follow the JSON")
     data = tensor.get("data")
-    return _from_texts(data, given[0]) if kind == "BYTES" else _from_json(data, kind, tuple(given))
+    return _from_texts(data, shape_value[0]) if kind == "BYTES" else _from_json(data, kind, tuple(shape_value))
 
 
 def _array(data: bytes, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:

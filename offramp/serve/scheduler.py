@@ -148,13 +148,13 @@ class Scheduler:
 
     def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
         """The samples of a batch that has run and are answered; the others (their indices in it) go on."""
-        kept = set(staying)
-        for index in kept:
+        staying_set = set(staying)
+        for index in staying_set:
             sample = work.samples[index]
             sample.passed = work.segment + 1
             self._queues[sample.passed].add(sample)
-        self.unanswered -= len(work.samples) - len(kept)
-        return [sample for index, sample in enumerate(work.samples) if index not in kept]
+        self.unanswered -= len(work.samples) - len(staying_set)
+        return [sample for index, sample in enumerate(work.samples) if index not in staying_set]
 
     def _choose(self, now: int | float) -> int | None:
         """The segment that runs next, or None if nobody waits."""

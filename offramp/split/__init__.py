@@ -59,8 +59,8 @@ def split(
         backbone = assemble(model, points, names, shape, make)
         if check:
             macs = sum(points.traced.macs.values())
-            own = cut_points.own_names(model, names)
-            equivalence.check(model, backbone, own, device=device, macs=macs)
+            layer_names = cut_points.own_names(model, names)
+            equivalence.check(model, backbone, layer_names, device=device, macs=macs)
     return backbone
 
 

@@ -51,10 +51,10 @@ def plan(graph: fx.Graph, model: nn.Module, borrowed: set[str], traced: Traced) 
     sizes = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules}
     heaviest = max(sizes, key=lambda name: sizes[name]) if sizes else ""
     kind = type(model.get_submodule(heaviest)).__name__ if heaviest else "Function"
-    own = {name: constants[name] for name in reads if name in constants}
+    own_constants = {name: constants[name] for name in reads if name in constants}
     held = tuple(f"{name}." for name in modules)
     modes = {mode: tuple(n for n in names if f"{n}.".startswith(held)) for mode, names in traced.modes.items()}
-    return Plan(_compile(graph, {*modules}), kind, modules, tensors, own, modes)
+    return Plan(_compile(graph, {*modules}), kind, modules, tensors, own_constants, modes)
 
 
 def _compile(graph: fx.Graph, modules: Collection[str]) -> Callable[["Subgraph", Any], Any]:

@@ -92,8 +92,8 @@ class _LeafTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.Sequential | nn.ModuleList):
             return False
-        own = (base for base in type(m).__mro__ if base is not nn.Module)
-        return any(base.__module__.startswith("torch.nn.") for base in own)
+        bases = (base for base in type(m).__mro__ if base is not nn.Module)
+        return any(base.__module__.startswith("torch.nn.") for base in bases)
 
 
 def _trunk(net: MultiExitNet, shape: tuple[int, int, int]) -> Trunk:
@@ -169,10 +169,12 @@ def _postpone(trunk: Trunk) -> list[StagePlan] | None:
     for exit, part in enumerate(chosen):
         known |= part & trunk.batched
         later = {source for other in chosen[exit + 1 :] for node in other for source in node.all_input_nodes}
-        wanted = {trunk.states[other][place] for other in range(exit, len(chosen)) for place in trunk.needed[other]}
-        handed = sorted(known & (later | wanted), key=position.__getitem__)
-        parts.append(StagePlan(reads, sorted(part, key=position.__getitem__), handed))
-        reads = handed
+        needed_later = {
+            trunk.states[other][place] for other in range(exit, len(chosen)) for place in trunk.needed[other]
+        }
+        passed_on = sorted(known & (later | needed_later), key=position.__getitem__)
+        parts.append(StagePlan(reads, sorted(part, key=position.__getitem__), passed_on))
+        reads = passed_on
     return parts
 
 
@@ -266,6 +268,6 @@ def _graph(part: StagePlan) -> fx.Graph:
     copies = {node: graph.placeholder(node.name) for node in part.reads}
     for node in part.computes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    handed = tuple(copies[node] for node in part.hands_on)
-    graph.output(handed[0] if len(handed) == 1 else handed)
+    results = tuple(copies[node] for node in part.hands_on)
+    graph.output(results[0] if len(results) == 1 else results)
     return graph

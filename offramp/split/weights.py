@@ -48,7 +48,9 @@ def _trunk(net: Net) -> tuple[list[nn.Module], nn.Module]:
     return blocks, head
 
 
-def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights", classes: bool = False) -> list[str]:
+def load_state(
+    net: Net, tensors: Mapping[str, Tensor], source: str = "the weights", classes: bool = False
+) -> list[str]:
     """Load the trunk's weights by the unsplit model's names.
 
     Args:
@@ -60,12 +62,12 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
         ValueError: naming the weights that are missing, unexpected or of another shape.
     """
     current = state(net)
-    given = _of_usual_resnet(_of_run(given, split=isinstance(_trunk(net)[1], Subgraph)), current)
-    wrong = {name for name in current if name in given and current[name].shape != given[name].shape}
+    tensors = _of_usual_resnet(_of_run(tensors, split=isinstance(_trunk(net)[1], Subgraph)), current)
+    wrong = {name for name in current if name in tensors and current[name].shape != tensors[name].shape}
     skipped = sorted(wrong & set(_classifier(net, current))) if classes else []
     missing, unexpected = (
-        [name for name in current if name not in given],
-        [name for name in given if name not in current],
+        [name for name in current if name not in tensors],
+        [name for name in tensors if name not in current],
     )
     problems = [
         *_listed("missing", missing),
@@ -73,7 +75,7 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
         *_listed(
             "of another shape",
             [
-                f"{name} {tuple(given[name].shape)} instead of {tuple(current[name].shape)}"
+                f"{name} {tuple(tensors[name].shape)} instead of {tuple(current[name].shape)}"
                 for name in current
                 if name in wrong - {*skipped}
             ],
@@ -84,7 +86,7 @@ def load_state(net: Net, given: Mapping[str, Tensor], source: str = "the weights
     with torch.no_grad():
         for name, tensor in current.items():
             if name not in skipped and not tensor.is_meta:
-                tensor.copy_(given[name])
+                tensor.copy_(tensors[name])
     return skipped
 
 
@@ -101,19 +103,19 @@ def _classifier(net: Net, current: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in current.items() if id(tensor) in last]
 
 
-def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
+def _of_run(tensors: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
     """Weights of a run of offramp by the names that `state` gives: the last branch is the head, others are left out.
 
     Blocks are counted through all stages, so that weights fit networks with other exits, or none.
     """
-    exits = [int(name.split(".")[1]) for name in given if name.startswith("branches.")]
-    if not exits or not any(name.startswith("stages.") for name in given):
-        return given
+    exits = [int(name.split(".")[1]) for name in tensors if name.startswith("branches.")]
+    if not exits or not any(name.startswith("stages.") for name in tensors):
+        return tensors
     head = re.compile(rf"branches\.{max(exits)}\.(branch\.)*head\.")  # a method may put its own around a branch
-    blocks = sorted({tuple(map(int, name.split(".")[1:3])) for name in given if name.startswith("stages.")})
+    blocks = sorted({tuple(map(int, name.split(".")[1:3])) for name in tensors if name.startswith("stages.")})
     number = {f"stages.{stage}.{block}.": index for index, (stage, block) in enumerate(blocks)}
     named: dict[str, Tensor] = {}
-    for name, tensor in given.items():
+    for name, tensor in tensors.items():
         place = ".".join(name.split(".")[:3]) + "."
         if place in number:
             named[("" if split else f"blocks.{number[place]}.") + name.removeprefix(place)] = tensor
@@ -122,15 +124,15 @@ def _of_run(given: Mapping[str, Tensor], split: bool) -> Mapping[str, Tensor]:
     return named
 
 
-def _of_usual_resnet(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _of_usual_resnet(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Weights of a ResNet of this package by the names that `state` gives; others are returned as they are.
 
     Understood are the names of torchvision, timm and the usual code for CIFAR: conv1, bn1, layer1.0.conv1,
     layer2.0.shortcut.0 or .downsample.0, and linear or fc for the classifier.
     """
-    blocks = sorted({tuple(map(int, found.groups())) for name in given if (found := _RESNET_BLOCK.match(name))})
-    if not blocks or "blocks.0.conv.weight" not in own or "conv1.weight" not in given:
-        return given
+    blocks = sorted({tuple(map(int, match.groups())) for name in tensors if (match := _RESNET_BLOCK.match(name))})
+    if not blocks or "blocks.0.conv.weight" not in expected or "conv1.weight" not in tensors:
+        return tensors
     number = {f"layer{layer}.{block}.": index for index, (layer, block) in enumerate(blocks, start=1)}
     stem = {
         "conv1.": "blocks.0.conv.",
@@ -139,11 +141,11 @@ def _of_usual_resnet(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
         "fc.": "head.classifier.",
     }
     named: dict[str, Tensor] = {}
-    for name, tensor in given.items():
-        found = _RESNET_BLOCK.match(name)
-        if found is not None:
-            rest = name[found.end() :].replace("downsample.", "shortcut.")
-            named[f"blocks.{number[found[0]]}.{rest}"] = tensor
+    for name, tensor in tensors.items():
+        match = _RESNET_BLOCK.match(name)
+        if match is not None:
+            rest = name[match.end() :].replace("downsample.", "shortcut.")
+            named[f"blocks.{number[match[0]]}.{rest}"] = tensor
         else:
             place = next((prefix for prefix in stem if name.startswith(prefix)), "")
             named[stem.get(place, "") + name.removeprefix(place)] = tensor

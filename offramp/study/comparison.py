@@ -72,18 +72,18 @@ def compare(
     lines: Iterable[Line],
     baseline: str = "joint",
     metric: str = "top1",
-    given: tuple[str, FrontierPoint] | None = None,
+    plain: tuple[str, FrontierPoint] | None = None,
 ) -> list[Comparison]:
     """One comparison for each set of runs that differ in nothing but method and seed, in the ledger's order.
 
     Args:
         metric: `top1` or `top5`, which every line must have then.
-        given: the plain network that all runs are compared with, see `offramp.study.plain_costs.plain_networks`.
+        plain: the plain network that all runs are compared with, see `offramp.study.plain_costs.plain_networks`.
     """
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(json.dumps(line.common, sort_keys=True), []).append(line)
-    return _told_apart([_compared(group, baseline, metric, given) for group in groups.values()])
+    return _told_apart([_compared(group, baseline, metric, plain) for group in groups.values()])
 
 
 TITLE = ("net", "net.width", "width", "branch", "data", "per-class", "epochs", "evaluated")
@@ -94,12 +94,14 @@ def _told_apart(comparisons: list[Comparison]) -> list[Comparison]:
     """The comparisons, each with the options in which they differ; a network's own options go with its name."""
     keys = list(dict.fromkeys(key for one in comparisons for key in one.common))
     differing = [key for key in keys if len({json.dumps(one.common.get(key)) for one in comparisons}) > 1]
-    own = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in differing)
-    kept = [key for key in differing if key not in TITLE and not (own and key.startswith(own))]
+    prefixes = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in differing)
+    kept = [key for key in differing if key not in TITLE and not (prefixes and key.startswith(prefixes))]
     return [replace(one, apart={key: one.common.get(key) for key in kept if key in one.common}) for one in comparisons]
 
 
-def _compared(lines: Sequence[Line], baseline: str, metric: str, given: tuple[str, FrontierPoint] | None) -> Comparison:
+def _compared(
+    lines: Sequence[Line], baseline: str, metric: str, plain_network: tuple[str, FrontierPoint] | None
+) -> Comparison:
     exits = max(len(line.accuracy) for line in lines)
     runs: dict[str, dict[int, Values]] = {baseline: {}}
     macs: dict[str, list[int]] = {}
@@ -114,9 +116,9 @@ def _compared(lines: Sequence[Line], baseline: str, metric: str, given: tuple[st
         for method, by_seed in runs.items()
         if by_seed
     ]
-    plain = plain_networks(lines, given)
-    own = {row.method: [line for line in lines if line.method == row.method] for row in rows}
-    costs = [method_costs(method, members, plain) for method, members in own.items()]
+    plain = plain_networks(lines, plain_network)
+    lines_by_method = {row.method: [line for line in lines if line.method == row.method] for row in rows}
+    costs = [method_costs(method, members, plain) for method, members in lines_by_method.items()]
     return Comparison(lines[0].common, columns, baseline, rows, metric, plain=plain.name, costs=costs)
 
 

@@ -168,15 +168,15 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 
 def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
-    found = _json(text, where)
+    record = _json(text, where)
     try:
-        config = found["config"]
-        known = common(config, found["split"], found["weights"])
-        accuracy = tuple(float(share) for share in found["accuracy"])
-        top5 = tuple(float(share) for share in found["top5"]) if found.get("top5") else None
-        macs = tuple(int(count) for count in found["macs"]) if found.get("macs") else None
-        line = Line(label(config), int(config["seed"]), known, accuracy, float(found["ensemble"]), top5, macs)
-        return line._replace(**_of_policies(found)), found
+        config = record["config"]
+        known = common(config, record["split"], record["weights"])
+        accuracy = tuple(float(share) for share in record["accuracy"])
+        top5 = tuple(float(share) for share in record["top5"]) if record.get("top5") else None
+        macs = tuple(int(count) for count in record["macs"]) if record.get("macs") else None
+        line = Line(label(config), int(config["seed"]), known, accuracy, float(record["ensemble"]), top5, macs)
+        return line._replace(**_of_policies(record)), record
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where} is not a run ({type(error).__name__}: {error}): "
@@ -184,16 +184,16 @@ def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
         ) from None
 
 
-def _of_policies(found: Mapping[str, Any]) -> dict[str, Any]:
+def _of_policies(record: Mapping[str, Any]) -> dict[str, Any]:
     """What newer lines say about early exit, as fields of `Line`."""
-    area, errors = found.get("budgeted_area"), found.get("calibration_error")
-    points = found.get("frontier")
+    area, errors = record.get("budgeted_area"), record.get("calibration_error")
+    points = record.get("frontier")
     return {
         "frontier": tuple(FrontierPoint(**point) for point in points) if points else None,
         "area": None if area is None else float(area),
-        "auroc": tuple(found["auroc"]) if found.get("auroc") else None,
+        "auroc": tuple(record["auroc"]) if record.get("auroc") else None,
         "calibration_error": tuple(map(float, errors)) if errors else None,
-        "images": found.get("images"),
+        "images": record.get("images"),
     }
 
 

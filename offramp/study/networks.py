@@ -71,8 +71,8 @@ def _gops(built: Made) -> list[float]:
     return [count / 1e9 for count in cost.msdnet_ops(built.net, built.shape)]
 
 
-def _first_shares(made: Made) -> list[float]:
-    first, second, *_, final = cost.macs(made.net, made.shape)
+def _first_shares(built: Made) -> list[float]:
+    first, second, *_, final = cost.macs(built.net, built.shape)
     return [100 * first / final, 100 * second / final]
 
 

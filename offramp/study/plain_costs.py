@@ -64,17 +64,17 @@ class MethodCosts:
     calibration_error: list[float]
 
 
-def plain_networks(lines: Sequence[Line], given: tuple[str, FrontierPoint] | None) -> PlainNetworks:
+def plain_networks(lines: Sequence[Line], plain: tuple[str, FrontierPoint] | None) -> PlainNetworks:
     """The plain networks to compare with: the one that was given, else those of the method vanilla, else final exits.
 
     Args:
-        given: a name, and the point of a network that all runs are compared with.
+        plain: a name, and the point of a network that all runs are compared with.
     """
-    if given is not None:
-        return PlainNetworks(f"baseline {given[0]}", {line.seed: given[1] for line in lines})
-    alone = {line.seed: line.frontier[0] for line in lines if line.method == PLAIN and line.frontier}
-    if alone:
-        return PlainNetworks(f"plain = {PLAIN} with the same seed", alone)
+    if plain is not None:
+        return PlainNetworks(f"baseline {plain[0]}", {line.seed: plain[1] for line in lines})
+    plain_points = {line.seed: line.frontier[0] for line in lines if line.method == PLAIN and line.frontier}
+    if plain_points:
+        return PlainNetworks(f"plain = {PLAIN} with the same seed", plain_points)
     return PlainNetworks("plain = final exit of each network", None)
 
 
@@ -101,20 +101,20 @@ def _plain_of(line: Line, plain: PlainNetworks) -> FrontierPoint | None:
 
 def _at(pairs: Sequence[tuple[Line, FrontierPoint]], drop: float) -> CostAt:
     reached = [at_accuracy(line.frontier or (), point.cal_accuracy - drop) for line, point in pairs]
-    found = [cost for cost in reached if cost is not None]
-    if len(found) < len(pairs):
+    values = [cost for cost in reached if cost is not None]
+    if len(values) < len(pairs):
         return CostAt(drop, None, None, None)
-    differences = [cost.accuracy - point.accuracy for cost, (_, point) in zip(found, pairs, strict=True)]
-    ms = [cost.costs["ms"] for cost in found if "ms" in cost.costs]
-    macs = _figure([cost.costs["macs"] for cost in found])
-    accuracy = mean([cost.accuracy for cost in found]).mean
-    return CostAt(drop, macs, _figure(ms) if len(ms) == len(found) else None, _figure(differences), accuracy)
+    differences = [cost.accuracy - point.accuracy for cost, (_, point) in zip(values, pairs, strict=True)]
+    ms = [cost.costs["ms"] for cost in values if "ms" in cost.costs]
+    macs = _figure([cost.costs["macs"] for cost in values])
+    accuracy = mean([cost.accuracy for cost in values]).mean
+    return CostAt(drop, macs, _figure(ms) if len(ms) == len(values) else None, _figure(differences), accuracy)
 
 
 def _figure(values: Sequence[int | float]) -> Figure:
-    found = paired([float(value) for value in values], [0.0] * len(values))
-    interval = None if found.low is None or found.high is None else [found.low, found.high]
-    return Figure(found.mean, interval)
+    difference = paired([float(value) for value in values], [0.0] * len(values))
+    interval = None if difference.low is None or difference.high is None else [difference.low, difference.high]
+    return Figure(difference.mean, interval)
 
 
 def _over_seeds(lists: Sequence[tuple[float | None, ...] | None]) -> list[float | None]:
@@ -163,8 +163,8 @@ def _cell(figure: Figure | None, written: Callable[[float], str]) -> str:
 
 def quality_cells(costs: MethodCosts, exits: int) -> list[str]:
     """Of each of so many exits, the area under the ROC curve and the calibration error in percent: `0.912 / 3.40`."""
-    own = list(zip(costs.auroc, costs.calibration_error, strict=False))
-    return ["–"] * (exits - len(own)) + [f"{decimal(area)} / {percent(error)}" for area, error in own]
+    pairs = list(zip(costs.auroc, costs.calibration_error, strict=False))
+    return ["–"] * (exits - len(pairs)) + [f"{decimal(area)} / {percent(error)}" for area, error in pairs]
 
 
 def csv_rows(costs: MethodCosts) -> Iterator[tuple[str, str, Figure]]:

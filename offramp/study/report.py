@@ -114,7 +114,7 @@ def _deeper(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
     for exit, places in enumerate(analyses.only_correct(right)):
         selected = places[: run.images] if run.pictures else places[:0]
         pixels = run.pictures(ids[selected]) if run.pictures and len(selected) else []
-        alone = single_exit(logits[exit], run.labels, exit)
+        single = single_exit(logits[exit], run.labels, exit)
         rows.append(
             {
                 "name": names[exit],
@@ -123,7 +123,7 @@ def _deeper(run: RunReport, names: Sequence[str]) -> list[dict[str, Any]]:
                 "softmax": analyses.softmax_statistics(logits[exit]),
                 "alone": len(places),
                 "cards": [
-                    _card(run, alone, place, image) for place, image in zip(selected.tolist(), pixels, strict=True)
+                    _card(run, single, place, image) for place, image in zip(selected.tolist(), pixels, strict=True)
                 ],
             }
         )

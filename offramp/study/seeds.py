@@ -123,8 +123,8 @@ def best_of_models(
         if max(map(len, seeds.values())) > 1:
             chosen = zip(*(best_per_budget(models, budgets) for models in seeds.values()), strict=True)
             best[method] = [
-                {**_without_q(together(there)), "budget": budget, "models": [point["model"] for point in there]}
+                {**_without_q(together(present)), "budget": budget, "models": [point["model"] for point in present]}
                 for budget, points in zip(budgets, chosen, strict=True)
-                if len(there := [point for point in points if point]) == len(points)
+                if len(present := [point for point in points if point]) == len(points)
             ]
     return best

@@ -43,13 +43,13 @@ def parameters_are_documented(build: BuildMethod, parameters: dict[str, Any]) ->
 def terms_are_finite_with_a_gradient(build: BuildMethod, parameters: dict[str, Any]) -> None:
     """For 2, 4 and 7 exits all terms are finite scalars, and the final exit gets a gradient."""
     for exits in (2, 4, 7):
-        given = outputs(exits)
-        terms = prepared_objective(build, parameters, exits)(given, batch(), 0.3)
+        exit_outputs = outputs(exits)
+        terms = prepared_objective(build, parameters, exits)(exit_outputs, batch(), 0.3)
         _expect(bool(terms), "an objective must return at least one term")
         for name, term in terms.items():
             _expect(term.shape == () and bool(term.isfinite()), f"term {name} must be a finite scalar, got {term}")
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        gradient = given.logits.grad
+        gradient = exit_outputs.logits.grad
         _expect(gradient is not None and bool(gradient.isfinite().all()), "gradients of logits must be finite")
         _expect(gradient is not None and bool(gradient[-1].any()), "the final exit must get a gradient")
 

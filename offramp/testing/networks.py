@@ -109,8 +109,8 @@ def state_dict_restores_the_network(net: MultiExitNet, shape: Shape) -> None:
 
 def exits_share_no_weight(net: MultiExitNet, shape: Shape) -> None:
     """No parameter belongs to two stages or branches."""
-    own = [id(p) for part in (*net.stages, *net.branches) for p in part.parameters()]
-    _expect(len(set(own)) == len(own), "a parameter is shared between stages or branches")
+    parameter_ids = [id(p) for part in (*net.stages, *net.branches) for p in part.parameters()]
+    _expect(len(set(parameter_ids)) == len(parameter_ids), "a parameter is shared between stages or branches")
 
 
 def costs_equal_torchs_counter(net: MultiExitNet, shape: Shape) -> None:

@@ -38,9 +38,9 @@ def check_devices(recipe: Recipe) -> None:
     """
     if device_of(recipe.device) == "cuda" and recipe.devices > torch.cuda.device_count():
         count = torch.cuda.device_count()
-        there = "1 GPU" if count == 1 else f"{count} GPUs"
+        available = "1 GPU" if count == 1 else f"{count} GPUs"
         raise with_parameters(
-            ValueError(f"devices={recipe.devices}: PyTorch sees {there} here; take devices={count}"), "devices"
+            ValueError(f"devices={recipe.devices}: PyTorch sees {available} here; take devices={count}"), "devices"
         )
 
 

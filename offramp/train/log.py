@@ -80,11 +80,11 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
     text = path.read_bytes()[:size] if path.is_file() else b""
     limits = {"step": steps, "epoch": epochs}
     present: dict[str, set[int]] = {kind: set() for kind in limits}
-    kept = 0
+    size_kept = 0
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         record = _record(path, number, line)
         if record["kind"] == "device":
-            kept += len(line) + 1
+            size_kept += len(line) + 1
             continue
         kind, place = record["kind"], record.get(record["kind"])
         if kind not in limits or not isinstance(place, int):
@@ -92,17 +92,17 @@ def seen_by(path: Path, size: int, steps: int, epochs: int) -> tuple[int, str]:
         if place >= limits[kind]:
             break
         present[kind].add(place)
-        kept += len(line) + 1
+        size_kept += len(line) + 1
     lost = [
         f"{expected - len(present[kind]):,} of {expected:,} {kind}s"
         for kind, expected in limits.items()
         if len(present[kind]) != expected
     ]
     if not lost:
-        return kept, ""
+        return size_kept, ""
     state = "was shortened" if path.is_file() else "is gone"
     return (
-        kept,
+        size_kept,
         f"{path} {state}: the records of {' and '.join(lost)} are lost; training continues, and appends to the rest",
     )
 

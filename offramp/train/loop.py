@@ -291,7 +291,7 @@ class Loop:
         self.position = Position(**newest.state["position"])
         self.record.sums = dict(newest.state["sums"])
         size = int(newest.state["metrics_offset"])
-        kept, lost = log.seen_by(self.folder / "metrics.jsonl", size, self.step_number, self.position.epoch)
-        if lost:
-            self.reporter.note(lost)
-        return kept
+        offset, warning = log.seen_by(self.folder / "metrics.jsonl", size, self.step_number, self.position.epoch)
+        if warning:
+            self.reporter.note(warning)
+        return offset

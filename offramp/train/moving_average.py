@@ -29,14 +29,14 @@ class MovingAverage(nn.Module):
         """Follow the network by one step; the first one is copied."""
         pairs = list(zip(_tensors(self.module), _tensors(net), strict=True))
         if not self.begun:
-            for kept, new in pairs:
-                kept.copy_(new)
+            for average, new in pairs:
+                average.copy_(new)
         else:
             floats = [pair for pair in pairs if pair[0].is_floating_point()]
-            torch._foreach_lerp_([kept for kept, _ in floats], [new for _, new in floats], 1 - self.decay)
-            for kept, new in pairs:
-                if not kept.is_floating_point():
-                    kept.copy_(kept * self.decay + new * (1 - self.decay))
+            torch._foreach_lerp_([average for average, _ in floats], [new for _, new in floats], 1 - self.decay)
+            for average, new in pairs:
+                if not average.is_floating_point():
+                    average.copy_(average * self.decay + new * (1 - self.decay))
         self.begun = True
         self.n_averaged += 1
 

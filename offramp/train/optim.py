@@ -81,9 +81,9 @@ HOW = ("lr", "fused", "foreach", "capturable")
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load the state of an optimizer over the same parameters, however that one computed."""
-    own = [{key: group[key] for key in HOW if key in group} for group in optimizer.param_groups]
+    options = [{key: group[key] for key in HOW if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, how in zip(optimizer.param_groups, own, strict=True):
+    for group, how in zip(optimizer.param_groups, options, strict=True):
         group.update(how)
 
 

@@ -203,8 +203,8 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _config_digest(config: Mapping[str, Any]) -> str:
-    kept = {key: value for key, value in config.items() if key not in {*FREE, "data"}}
-    return digests.of_bytes(json.dumps(kept, sort_keys=True, default=str).encode())
+    fixed = {key: value for key, value in config.items() if key not in {*FREE, "data"}}
+    return digests.of_bytes(json.dumps(fixed, sort_keys=True, default=str).encode())
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
