@@ -155,10 +155,10 @@ def product(
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", DeprecationWarning)
         dual = {name: _dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
         with _Forwards(convolved.kept if convolved else []):
-            _, losses_and_tangents = _parts(losses(dual))
-    if losses_and_tangents is None:
+            _, tangents = _parts(losses(dual))
+    if tangents is None:
         raise ValueError("the network cannot look ahead: a function within it has no forward-mode derivative")
-    return losses_and_tangents
+    return tangents
 
 
 def _dual(value: Tensor, along: Tensor) -> Tensor:
@@ -225,8 +225,8 @@ def _batch_norm(maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
         )
         share = steep / (maps.numel() // maps.shape[1])
         turning, shifting = turning - share * turned, shifting - share * shifted
-    result = torch.native_batch_norm(maps, turning, shifting, mean, inverse.pow(-2) - eps, False, 0.0, eps)[0]
-    return _dual(result, result if along is None else result.addcmul_(along, steep.view(-1, *[1] * (maps.dim() - 2))))
+    tangent = torch.native_batch_norm(maps, turning, shifting, mean, inverse.pow(-2) - eps, False, 0.0, eps)[0]
+    return _dual(result, tangent if along is None else tangent.addcmul_(along, steep.view(-1, *[1] * (maps.dim() - 2))))
 
 
 def _convolution(
@@ -241,9 +241,9 @@ def _convolution(
     moves += [F.conv2d(maps, turning, None, *how, **named)] if turning is not None else []
     if not moves and shifting is None:
         return result
-    found = moves[0] if moves else torch.zeros_like(result)
-    found = found.add_(moves[1]) if len(moves) == 2 else found
-    return _dual(result, found if shifting is None else found.add_(shifting[:, None, None]))
+    tangent = moves[0] if moves else torch.zeros_like(result)
+    tangent = tangent.add_(moves[1]) if len(moves) == 2 else tangent
+    return _dual(result, tangent if shifting is None else tangent.add_(shifting[:, None, None]))
 
 
 def along(gradient: Tensors, reach: Rates) -> Tensors:
