@@ -38,6 +38,7 @@ def build_data(config: Config, progress: Progress = no_progress) -> "DataSet":
         image_size=config.image_size,
         split_seed=config.split_seed,
         streaming=config.streaming,
+        skip_damaged=config.skip_damaged,
         progress=progress,
         **options,
         **parameters,

@@ -42,6 +42,7 @@ class Config(Recipe):
         holdout: Share of the training images to hold out, half for val and half for cal; 0: none.
         split_seed: Seed that selects the held-out images.
         streaming: Decode the images in every epoch instead of once, in bounded memory.
+        skip_damaged: Leave out damaged images and shards of folder:, parquet:, tar: and hub:, and say how many.
         net_options: Parameters of the network (`offramp nets NAME`), such as `{"form": "cifar"}`.
         branch_options: Parameters of the exits (`offramp branches NAME`).
         method_options: Parameters of the method (`offramp methods NAME`), such as `{"alpha": 0.1}`.
@@ -68,6 +69,7 @@ class Config(Recipe):
     holdout: float = 0.1
     split_seed: int = 0
     streaming: bool = False
+    skip_damaged: bool = False
     net_options: Mapping[str, Any] = field(default_factory=dict)
     branch_options: Mapping[str, Any] = field(default_factory=dict)
     method_options: Mapping[str, Any] = field(default_factory=dict)

@@ -91,7 +91,7 @@ def cached(
     kept_images = _open(target)
     if kept_images is not None:
         return kept_images
-    with _workplace(root) as place:
+    with workplace(root) as place:
         arrays: list[np.ndarray] = []
         kept = [place is not None]
 
@@ -116,7 +116,7 @@ def cached(
 
 
 @contextlib.contextmanager
-def _workplace(root: Path) -> Iterator[Path | None]:
+def workplace(root: Path) -> Iterator[Path | None]:
     """A new folder in the cache that is removed afterwards, or None if nothing can be written."""
     place = lock = None
     try:

@@ -56,7 +56,7 @@ def read(cifar: Cifar, request: Request) -> RawDataSet:
             ValueError(f"write {cifar.name} and name its folder by data_dir, not {request.name}"), "data_dir"
         )
     if request.streaming:
-        raise ValueError(f"{cifar.name} fits memory and does not stream: only folder:PATH does")
+        raise ValueError(f"{cifar.name} fits memory and does not stream")
     if request.image_size not in (None, 32):
         raise with_parameters(
             ValueError(
@@ -149,7 +149,7 @@ def _shards_fill(cifar: Cifar, parts: dict[str, list[Shard]], progress: Progress
 
 
 def _from_hub(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
-    parts, files = shards_of(str(request.data_dir).removeprefix("hub:") or cifar.hub)
+    parts, files, _ = shards_of(str(request.data_dir).removeprefix("hub:") or cifar.hub)
     return files, _shards_fill(cifar, parts, request.progress)
 
 

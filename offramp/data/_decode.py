@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, open_image, resize_and_crop
+from offramp.lookup import with_parameters
 from offramp.progress import Progress
 
 CHUNK = 128  # images per task
@@ -41,6 +42,13 @@ class Encoded(NamedTuple):
 
     data: bytes | Path
     where: str
+
+
+class Looked(NamedTuple):
+    """How many images have each remark, such as their kind; and (row, image and reason) of those that are damaged."""
+
+    remarks: dict[str, int]
+    damaged: list[tuple[int, str]]
 
 
 def decode_centre(data: bytes | Path, fit: Fit) -> tuple[UInt8[np.ndarray, "3 H W"], tuple[str, ...]]:
@@ -74,26 +82,24 @@ def each_image(
     name: str,
     title: str,
     progress: Progress,
-) -> dict[str, int]:
+    skip: bool | None = None,
+) -> Looked:
     """Run `task(index, data)` on all images in threads; it returns remarks such as the kind of an image.
 
-    Returns:
-        How many images have each remark.
-
     Raises:
-        ValueError: naming the bad images, after all were tried.
+        ValueError: naming the damaged images, after all were tried, unless `skip`; None: they cannot be skipped.
     """
     kinds: Counter[str] = Counter()
-    bad: list[str] = []
+    bad: list[tuple[int, str]] = []
 
-    def run(chunk: list[tuple[int, Encoded]]) -> tuple[list[str], list[str]]:
+    def run(chunk: list[tuple[int, Encoded]]) -> tuple[list[str], list[tuple[int, str]]]:
         good: list[str] = []
-        failed: list[str] = []
+        failed: list[tuple[int, str]] = []
         for index, item in chunk:
             try:
                 good.extend(task(index, item.data))
             except BadImage as error:
-                failed.append(f"{item.where} ({error})")
+                failed.append((index, f"{item.where} ({error})"))
         return good, failed
 
     workers = min(16, (os.cpu_count() or 1) + 1)
@@ -102,25 +108,39 @@ def each_image(
             kinds.update(decoded)
             bad.extend(failed)
             advance(CHUNK)
-    if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise ValueError(
-            f"{name}: {len(bad)} of {count} images cannot be decoded: {', '.join(bad[:SHOWN])}{more}; "
-            "repair or remove them"
-        )
-    return dict(kinds)
+    if bad and not skip:
+        way_out = "" if skip is None else ", or leave them out by skip_damaged"
+        error = f"{name}: {len(bad)} of {count} images cannot be decoded: {listed(bad)}; repair or remove them{way_out}"
+        raise with_parameters(ValueError(error), "skip_damaged")
+    return Looked(dict(kinds), bad)
+
+
+def listed(damaged: Sequence[tuple[int, str]]) -> str:
+    """The first damaged images, and how many more there are."""
+    more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
+    return ", ".join(text for _, text in damaged[:SHOWN]) + more
 
 
 def decode_into(
-    out: UInt8[np.ndarray, "N 3 H W"], items: Iterable[Encoded], fit: Fit, *, name: str, progress: Progress
-) -> dict[str, int]:
-    """Decode all images into `out`, in order; see `each_image`."""
+    out: UInt8[np.ndarray, "N 3 H W"],
+    items: Iterable[Encoded],
+    fit: Fit,
+    *,
+    name: str,
+    progress: Progress,
+    skip: bool | None = None,
+) -> Looked:
+    """Decode all images into `out`, in order; see `each_image`. Those that are skipped become black."""
 
     def task(index: int, data: bytes | Path) -> tuple[str, ...]:
-        out[index], remarks = decode_centre(data, fit)
+        try:
+            out[index], remarks = decode_centre(data, fit)
+        except BadImage:
+            out[index] = 0
+            raise
         return remarks
 
-    return each_image(items, len(out), task, name=name, title=f"decoding {name}", progress=progress)
+    return each_image(items, len(out), task, name=name, title=f"decoding {name}", progress=progress, skip=skip)
 
 
 def guess_size(items: Sequence[bytes | Path]) -> int:

@@ -1,6 +1,6 @@
 """Tables of encoded images and labels, as Parquet shards or from the Hub: columns, classes, rows by name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +8,13 @@ import numpy as np
 import PIL
 
 from offramp.data._cache import Allocate, Fill, cached
+from offramp.data._checked import Check, checked
 from offramp.data._decode import SAMPLE, Encoded, Shape, decode_into, guess_size, image_notes
 from offramp.data._labels import label_kind, read_labels
+from offramp.data._photographs import facts_of, photographs, streams
 from offramp.data._tables import Shard
-from offramp.data.load import NORMALISE
-from offramp.data.splits import ArraySource, RawDataSet, Request, consecutive
+from offramp.data.encoded import EncodedSource, Encodings
+from offramp.data.splits import ArraySource, RawDataSet, Request
 from offramp.images import Fit
 from offramp.lookup import with_parameters
 from offramp.progress import Progress
@@ -75,59 +77,107 @@ class Columns(NamedTuple):
 
 
 def fill_from(
-    name: str, parts: dict[str, list[Shard]], columns: Columns, size: Fit | int | None, progress: Progress
+    name: str,
+    parts: dict[str, list[Shard]],
+    columns: Columns,
+    size: Fit | int | None,
+    progress: Progress,
+    skip: bool | None = None,
 ) -> Fill:
-    """What `cached` needs to decode these shards. `size` None: it is guessed from the first images."""
+    """What `cached` needs to decode these shards. `size` None: it is guessed from the first images.
+
+    `skip` as of `offramp.data._decode.each_image`.
+    """
 
     def fill(allocate: Allocate) -> tuple[np.ndarray, dict[str, Any]]:
         shards = [shard for group in parts.values() for shard in group]
-        image, label = _columns(shards, columns)
+        image, label = columns_of(shards, columns)
         labels, classes, notes = read_labels(shards, label, columns.classes)
-        fit = size if isinstance(size, Fit) else columns.shape.fit(size or guess_size(_first(shards[0], image)))
+        fit = size if isinstance(size, Fit) else fit_of(shards, image, size, columns.shape)
         pixels = allocate(len(labels), 3, fit.size, fit.size)
         stream = (item for shard in shards for item in images(shard, image))
-        remarks = decode_into(pixels, stream, fit, name=name, progress=progress)
-        counts = {split: sum(shard.rows for shard in group) for split, group in parts.items()}
-        facts = {"parts": counts, "classes": list(classes), "notes": [*notes, *image_notes(name, remarks)]}
+        looked = decode_into(pixels, stream, fit, name=name, progress=progress, skip=skip)
+        facts = {"parts": counts_of(parts), "classes": list(classes), "notes": notes, **facts_of(looked)}
+        if skip is None:
+            facts["notes"] = [*notes, *image_notes(name, looked.remarks)]
         return labels, {**facts, "fit": list(fit)}
 
     return fill
 
 
-def _columns(shards: Sequence[Shard], columns: Columns) -> tuple[str, str]:
-    """Names of the image and the label column, which every shard must have."""
+def counts_of(parts: dict[str, list[Shard]]) -> dict[str, int]:
+    """How many rows each part has."""
+    return {split: sum(shard.rows for shard in group) for split, group in parts.items()}
+
+
+def columns_of(shards: Sequence[Shard], columns: Columns) -> tuple[str, str]:
+    """Names of the image and the label column, which every shard must have.
+
+    Raises:
+        ValueError: if they cannot be told, or a shard has them not, or of another type.
+    """
     image = choose_column(shards[0], columns.image, ("image", "img"), image=True)
     label = choose_column(shards[0], columns.label, ("label", "labels", "class", "target"), image=False)
     for shard in shards[1:]:
-        choose_column(shard, image, (), image=True)
-        choose_column(shard, label, (), image=False)
+        for column, fits, what in ((image, _is_image, "image bytes"), (label, label_kind, "labels")):
+            names = [field.name for field in shard.schema]
+            if column not in names:
+                differs = f"it has no column {column!r}, but {', '.join(names)}"
+            elif not fits(shard.schema.field(column).type):
+                differs = f"its column {column!r} holds {shard.schema.field(column).type}, not {what}"
+            else:
+                continue
+            raise ValueError(f"{shard.where} has another schema than {shards[0].where}: {differs}; store them alike")
     return image, label
 
 
 def tabular(
     request: Request, parts: dict[str, list[Shard]], files: list[tuple[str, Path]], columns: Columns
 ) -> RawDataSet:
-    """A data set of resized images from shards: what `parquet` and `hub` have in common."""
-    fill = fill_from(request.name, parts, columns, request.image_size, request.progress)
+    """A data set of resized images from shards, all of them decoded: what `parquet` and `hub` have in common."""
+    fill = fill_from(request.name, parts, columns, request.image_size, request.progress, request.skip_damaged)
     settings = {
         "form": "shards",
         "size": request.image_size,
         "columns": list(columns),
         "pillow": PIL.__version__,
         "parts": {split: len(group) for split, group in parts.items()},
+        "skip": request.skip_damaged,
     }
     decoded = cached(request.name, files, settings, fill, request.cache_dir)
     facts = decoded.facts
     source = ArraySource(request.name, tuple(facts["classes"]), decoded.labels, decoded.pixels)
-    mean, std = NORMALISE["imagenet"]
-    augmentation, fit = usual_augmentation(source.shape[1]), Fit(*facts["fit"])
-    rows, notes = consecutive(facts["parts"]), tuple(facts["notes"])
-    return RawDataSet(source, rows, mean, std, augmentation, notes, fit, facts["duplicates"])
+    return photographs(request, source, facts["parts"], Fit(*facts["fit"]), facts)
 
 
-def usual_augmentation(size: int) -> str:
-    """For photographs: as on CIFAR up to 64 pixels, as on ImageNet above."""
-    return "crop-flip" if size <= 64 else "random-resized-crop"
+Access = Callable[[list[Shard], str], Encodings]
+"""(shards, column) -> their images, any of which can be read at any time."""
+
+
+def table(
+    request: Request,
+    parts: dict[str, list[Shard]],
+    files: list[tuple[str, Path]],
+    columns: Columns,
+    access: Access,
+    check: Check,
+) -> RawDataSet:
+    """A data set from shards: decoded once, or streamed through `access`."""
+    shards = [shard for group in parts.values() for shard in group]
+    image, label = columns_of(shards, columns)
+    fit = fit_of(shards, image, request.image_size, columns.shape)
+    if not streams(request, sum(shard.rows for shard in shards), fit):
+        return tabular(request, parts, files, columns)
+    labels, classes, notes = read_labels(shards, label)
+    encoded = access(shards, image)
+    facts = checked(request, encoded, [file for _, file in files], check, f"table {image}")
+    source = EncodedSource(request.name, classes, labels, encoded, fit)
+    return photographs(request, source, counts_of(parts), fit, facts, notes)
+
+
+def fit_of(shards: Sequence[Shard], column: str, size: int | None, shape: Shape) -> Fit:
+    """How images are resized; their size, if it is not given, follows from the first ones."""
+    return shape.fit(size or guess_size(_first(shards[0], column)))
 
 
 def _first(shard: Shard, column: str) -> list[bytes]:

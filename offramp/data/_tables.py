@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,14 @@ SPLIT_WORDS = {
 
 
 class Shard(NamedTuple):
-    """A table in one piece: its name in errors, its length, its Arrow schema, and its columns, batch by batch."""
+    """A table in one piece.
+
+    Attributes:
+        where: Its name in errors.
+        rows: Its length.
+        schema: Its Arrow schema.
+        batches: (column) -> the column, batch by batch, in order.
+    """
 
     where: str
     rows: int
@@ -28,34 +36,51 @@ class Shard(NamedTuple):
     batches: Callable[[str], Iterator[Any]]
 
 
-def open_shard(file: Path) -> Shard:
-    """A Parquet file.
+def open_shard(file: Path, skip: bool = False) -> Shard:
+    """A Parquet file; with `skip`, rows that cannot be read are nulls.
 
     Raises:
-        ValueError: if it is not one, or not whole.
+        ValueError: if it is not one, or not whole; when it is read, naming the rows that cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def broken(error: Exception) -> ValueError:
-        reason = str(error).splitlines()[0]
-        return ValueError(f"{file} is not a whole Parquet file ({reason}): it may be truncated, download it again")
-
     try:
         table = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise broken(error) from error
-
-    def batches(column: str) -> Iterator[Any]:
-        try:
-            with pq.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(batch_size=ROWS, columns=[column], use_threads=False):
-                    yield batch.column(0)
-        except (pa.ArrowException, OSError) as error:
-            raise broken(error) from error
-
+        reason = _first_line(error)
+        raise ValueError(
+            f"{file} is not a whole Parquet file ({reason}): it may be truncated, download it again"
+        ) from error
     with table:
-        return Shard(str(file), table.metadata.num_rows, table.schema_arrow, batches)
+        return Shard(str(file), table.metadata.num_rows, table.schema_arrow, partial(_batches, file, skip=skip))
+
+
+def _batches(file: Path, column: str, *, skip: bool) -> Iterator[Any]:
+    """A column of a Parquet file; with `skip`, nulls for the rest of a row group that cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        start = 0
+        for group in range(opened.num_row_groups):
+            end, done = start + opened.metadata.row_group(group).num_rows, start
+            try:
+                for batch in opened.iter_batches(ROWS, row_groups=[group], columns=[column], use_threads=False):
+                    yield batch.column(0)
+                    done += len(batch)
+            except (pa.ArrowException, OSError) as error:
+                if not skip:
+                    raise ValueError(
+                        f"{file}, rows {done} to {end - 1}: {column!r} cannot be read ({_first_line(error)}); the file "
+                        "may be damaged, download it again"
+                    ) from error
+                yield pa.nulls(end - done)
+            start = end
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def split_of(path: str) -> str | None:

@@ -1,13 +1,17 @@
 """What lies where in WebDataset shards: samples are the members of a tar file that share a name."""
 
 import json
+import os
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
+
+from offramp.lookup import with_parameters
 
 BLOCK = 512
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -34,9 +38,30 @@ class Sample(NamedTuple):
     def __str__(self) -> str:
         return f"{self.shard}: {self.key}"
 
-    def read(self) -> bytes:
+
+@dataclass(frozen=True)
+class TarImages:
+    """The images of tar shards, each read where it lies."""
+
+    samples: Sequence[Sample]
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, row: int) -> bytes:
         """The encoded image."""
-        return _read(self.shard, Member(self.offset, self.size))
+        sample = self.samples[row]
+        return _read(sample.shard, Member(sample.offset, sample.size))
+
+    def where(self, row: int) -> str:
+        """Shard and name."""
+        return str(self.samples[row])
+
+    def identity(self, row: int) -> bytes:
+        """Shard below the root, name and size."""
+        sample = self.samples[row]
+        return os.fsencode(f"{os.path.relpath(sample.shard, self.root)} {sample.key} {sample.size}")
 
 
 def _read(shard: Path, member: Member) -> bytes:
@@ -45,39 +70,65 @@ def _read(shard: Path, member: Member) -> bytes:
         return file.read(member.size)
 
 
-def samples_of(shard: Path) -> list[Sample]:
+def samples_of(shard: Path, skipped: list[str] | None = None) -> list[Sample]:
     """The samples of a shard, in order; members that belong to no image are left out.
+
+    Args:
+        shard: A tar file.
+        skipped: Takes a line for a shard that is damaged, of which what comes before the damage is used; None: such a
+            shard is an error.
 
     Raises:
         ValueError: naming the shard if it is compressed, damaged or truncated, and the sample whose label is missing.
     """
     members: dict[str, dict[str, Member]] = {}
-    for name, member in _members(shard):
+    before = len(skipped or ())
+    every = _members(shard, skipped)
+    cut = len(skipped or ()) > before
+    for name, member in every:
         folder, slash, base = name.rpartition("/")
         stem, _, ending = base.partition(".")
         members.setdefault(f"{folder}{slash}{stem}", {})[ending.lower()] = member
     samples = []
     for key, files in members.items():
         image = next((files[ending] for ending in IMAGES if ending in files), None)
-        if image is not None:
+        complete = not cut or key != [*members][-1] or "cls" in files or "json" in files
+        if image is not None and complete:
             samples.append(Sample(shard, key, image.offset, image.size, _label(shard, key, files)))
-    if not samples:
+    if not samples and not cut:
         raise ValueError(f"{shard} contains no images ({', '.join(IMAGES)})")
     return samples
 
 
-def _members(shard: Path) -> list[tuple[str, Member]]:
+def _members(shard: Path, skipped: list[str] | None) -> list[tuple[str, Member]]:
     """Name and place of every file in the shard, from its headers alone."""
+    entries: list[tuple[str, Member]] = []
     try:
         with tarfile.open(shard, "r:") as archive:
-            entries = [(one.name, Member(one.offset_data, one.size)) for one in archive if one.isfile()]
-            end = archive.offset
+            for one in archive:
+                if one.isfile():
+                    entries.append((one.name, Member(one.offset_data, one.size)))
+            if _read(shard, Member(archive.offset, BLOCK)) == bytes(BLOCK):
+                return entries
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{shard} is no plain tar file ({error}): unpack .tar.gz, or make the shard again") from error
-    if _read(shard, Member(end, BLOCK)) != bytes(BLOCK):
-        last = f" after {entries[-1][0]}" if entries else ""
-        raise ValueError(f"{shard} is damaged or truncated{last}: make the shard again")
-    return entries
+        if not entries:
+            return _damaged([], f"{shard} is no plain tar file ({error}): unpack .tar.gz, or make it again", skipped)
+    end = shard.stat().st_size
+    whole = [(name, member) for name, member in entries if member.offset + member.size <= end]
+    last = f" after {whole[-1][0]}" if whole else ""
+    return _damaged(whole, f"{shard} is damaged or truncated{last}: make it again", skipped)
+
+
+def _damaged(whole: list[tuple[str, Member]], message: str, skipped: list[str] | None) -> list[tuple[str, Member]]:
+    """The members before the damage, if it is to be skipped.
+
+    Raises:
+        ValueError: else.
+    """
+    if skipped is None:
+        raise with_parameters(ValueError(f"{message}, or leave the rest out by skip_damaged"), "skip_damaged")
+    skipped.append(f"{message.partition(':')[0]}: the rest was left out ({len(whole)} files before it are used)")
+    return whole
 
 
 def _label(shard: Path, key: str, files: dict[str, Member]) -> str | int:
@@ -96,12 +147,14 @@ def _label(shard: Path, key: str, files: dict[str, Member]) -> str | int:
     return int(text) if text.isdecimal() and text.isascii() else text
 
 
-def labels_of(samples: Sequence[Sample]) -> tuple[Int64[np.ndarray, "N"], tuple[str, ...]]:
+def labels_of(root: Path, samples: Sequence[Sample]) -> tuple[Int64[np.ndarray, "N"], tuple[str, ...]]:
     """The class index of every sample, and the names of the classes: the distinct labels, sorted.
 
     Raises:
-        ValueError: if some labels are numbers and others names, with a sample of each.
+        ValueError: if some labels are numbers and others names, with a sample of each; if there is no sample.
     """
+    if not samples:
+        raise ValueError(f"{root}: no shard has an image that could be read")
     kinds = {type(sample.label): sample for sample in reversed(samples)}
     if len(kinds) > 1:
         first, other = kinds.values()

@@ -1,17 +1,28 @@
 """A data set of the Hugging Face Hub, hub:ID; needs the package `datasets` and network access."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from offramp.data._checked import Check
 from offramp.data._decode import Interpolation, Shape
-from offramp.data._shards import Columns, tabular
+from offramp.data._packed import ArrowImages, rows_of
+from offramp.data._shards import Columns, table
 from offramp.data._tables import ROWS, SPLIT_WORDS, Shard
 from offramp.data.splits import RawDataSet, Request
 
 
-def shards_of(identity: str, config: str | None = None) -> tuple[dict[str, list[Shard]], list[tuple[str, Path]]]:
-    """Every split of a data set on the Hub as one shard, by our names of the splits, and the files that hold them.
+class Tables(NamedTuple):
+    """The splits of a data set by our names, each as one shard; the files that hold them, and the Arrow tables."""
+
+    parts: dict[str, list[Shard]]
+    files: list[tuple[str, Path]]
+    arrow: list[Any]
+
+
+def shards_of(identity: str, config: str | None = None) -> Tables:
+    """Every split of a data set on the Hub.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -30,7 +41,7 @@ def shards_of(identity: str, config: str | None = None) -> tuple[dict[str, list[
     return parts_of(f"hub:{identity}", loaded)
 
 
-def parts_of(where: str, loaded: Mapping[str, Any]) -> tuple[dict[str, list[Shard]], list[tuple[str, Path]]]:
+def parts_of(where: str, loaded: Mapping[str, Any]) -> Tables:
     """The same of a `datasets.DatasetDict`."""
     tables = {SPLIT_WORDS[name]: loaded[name] for name in loaded if name in SPLIT_WORDS}
     if "train" not in tables:
@@ -39,7 +50,7 @@ def parts_of(where: str, loaded: Mapping[str, Any]) -> tuple[dict[str, list[Shar
     if len(parts) == 1:
         parts = {"all": parts["train"]}
     files = [Path(entry["filename"]) for table in tables.values() for entry in table.cache_files]
-    return parts, [(file.name, file) for file in files]
+    return Tables(parts, [(file.name, file) for file in files], [*tables.values()])
 
 
 def shard_of(where: str, table: Any) -> Shard:
@@ -53,6 +64,11 @@ def shard_of(where: str, table: Any) -> Shard:
     return Shard(where, len(table), table.features.arrow_schema, batches)
 
 
+def images_of(tables: Sequence[Any], shards: list[Shard], column: str) -> ArrowImages:
+    """The images of `datasets.Dataset`s, whose Arrow tables are mapped from disk and have no index of chosen rows."""
+    return ArrowImages([table.data.column(column) for table in tables], rows_of(shards))
+
+
 def build(
     request: Request,
     *,
@@ -62,6 +78,7 @@ def build(
     resize: int | None = None,
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
+    check: Check = "full",
 ) -> RawDataSet:
     """Images and labels of a data set on the Hub, resized like those of `parquet`.
 
@@ -73,13 +90,13 @@ def build(
         resize: shorter side before the centre crop.
         crop: alternative to `resize`: size / resize, such as 0.875.
         interpolation: how images are resized, with antialiasing.
+        check: with streaming: `full` decodes every image once, before the first training on these files; `headers`
+            only looks at their beginnings.
 
     Raises:
         ImportError: if `datasets` is not installed.
         ValueError: if the data set cannot be had or used.
     """
-    if request.streaming:
-        raise ValueError(f"{request.name} does not stream: only folder:PATH does")
-    parts, files = shards_of(request.path, config)
+    parts, files, tables = shards_of(request.path, config)
     columns = Columns(image_column, label_column, Shape(resize, crop, interpolation))
-    return tabular(request, parts, files, columns)
+    return table(request, parts, files, columns, partial(images_of, tables), check)

@@ -46,6 +46,9 @@ AUGMENTATIONS = (
 the image's size, half of them mirrored.
 """
 
+SKIPPING = ("folder", "parquet", "tar", "hub")
+"""The sources that can leave out damaged images."""
+
 IMBALANCE = 10  # the largest class is this many times the smallest: said to the user
 
 NORMALISE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -105,6 +108,7 @@ def load(
     image_size: int | None = None,
     split_seed: int = 0,
     streaming: bool = False,
+    skip_damaged: bool = False,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     augmentation: str | None = None,
@@ -129,7 +133,10 @@ def load(
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
             median shorter side is at most 48, else 224).
         split_seed: decides which images are held out; independent of the training seed.
-        streaming: decode images anew for every batch instead of keeping them all (folder only).
+        streaming: decode images anew for every batch instead of keeping them all (folder, parquet and hub; tar always
+            does, and so do images that would need more than 64 GiB when decoded).
+        skip_damaged: leave out images that cannot be decoded, and what cannot be read of a shard, instead of refusing
+            the data (folder, parquet, hub and tar); `notes` say how many.
         cache_dir: where decoded images are kept; default $OFFRAMP_CACHE, else ~/.cache/offramp.
         progress: called while images are decoded; see `offramp.progress`. Nothing is shown by default.
         augmentation: none, flip, crop, crop-flip, crop-normalised, crop-flip-normalised, random-resized-crop or
@@ -148,6 +155,9 @@ def load(
     if image_size is not None and image_size < 1:
         raise ParameterError(f"image_size must be at least 1, got {image_size}", "image_size")
     source, head = find(name), _head(name)
+    if skip_damaged and head not in SKIPPING:
+        message = f"skip_damaged is for {', '.join(f'{kind}:' for kind in SKIPPING)}, not for {name}: leave it out"
+        raise ParameterError(message, "skip_damaged")
     for option, value, known in (("augmentation", augmentation, AUGMENTATIONS), ("normalise", normalise, NORMALISE)):
         if value is not None and value not in known:
             error = unknown(f"data.{option}", value, known, listing=f"offramp data {head}")
@@ -158,6 +168,7 @@ def load(
         data_dir=str(data_dir) if data_dir is not None else os.environ.get("OFFRAMP_DATA") or None,
         image_size=image_size,
         streaming=streaming,
+        skip_damaged=skip_damaged,
         cache_dir=None if cache_dir is None else str(cache_dir),
         progress=progress or no_progress,
     )
@@ -174,7 +185,9 @@ def load(
     splits = {split: Split(data.source, rows[split], split) for split in SPLITS if split in rows}
     kind = augmentation or data.augmentation
     _check_augmentation(name, kind, data)
-    return DataSet(name, splits, data.source.classes, data.source.shape, *constants, kind, notes, data.fit)
+    return DataSet(
+        name, splits, data.source.classes, data.source.shape, *constants, kind, notes, data.fit, data.damaged
+    )
 
 
 def _check_augmentation(name: str, kind: str, data: RawDataSet) -> None:
@@ -184,7 +197,7 @@ def _check_augmentation(name: str, kind: str, data: RawDataSet) -> None:
     if not isinstance(data.source, CroppingSource):
         raise ParameterError(
             f"data.augmentation={kind} crops the originals, but {name} keeps images that are cropped already: set "
-            "streaming=true with folder:PATH, or take data.augmentation=random-resized-crop",
+            "streaming=true with folder:, parquet: or hub:, or take data.augmentation=random-resized-crop",
             "data.augmentation",
             "streaming",
         )

@@ -1,11 +1,17 @@
 """Any Parquet file, or folder of shards, with a column of images and one of labels: parquet:PATH."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from offramp.data._checked import Check
 from offramp.data._decode import Interpolation, Shape
-from offramp.data._shards import Columns, tabular
-from offramp.data._tables import open_shard, shards_by_split
+from offramp.data._packed import packed
+from offramp.data._shards import Columns, images, table
+from offramp.data._tables import Shard, open_shard, shards_by_split
+from offramp.data.encoded import Encodings
 from offramp.data.splits import RawDataSet, Request
+from offramp.lookup import with_parameters
 
 
 def build(
@@ -16,6 +22,7 @@ def build(
     resize: int | None = None,
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
+    check: Check = "full",
 ) -> RawDataSet:
     """Images and labels of Parquet shards; which split a shard belongs to, its name says (or its folder's).
 
@@ -27,6 +34,8 @@ def build(
         resize: shorter side before the centre crop; default 256/224 of the size, the size itself up to 64.
         crop: alternative to `resize`: size / resize, such as 0.875.
         interpolation: how images are resized, with antialiasing.
+        check: with streaming: `full` decodes every image once, before the first training on these files, so that no
+            bad one stops a run; `headers` only looks at their beginnings.
 
     Raises:
         FileNotFoundError: if there is no such file or folder, or no shard in it.
@@ -34,17 +43,41 @@ def build(
     """
     if not request.path:
         raise ValueError("parquet needs a path: write parquet:PATH, a file or a folder of shards")
-    if request.streaming:
-        raise ValueError(f"{request.name} does not stream: only folder:PATH does")
     root = located(request)
     files = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if root.is_dir() else [root]
     if not files:
         raise FileNotFoundError(f"{root} contains no *.parquet files: name the folder of the shards")
     split = shards_by_split(root, files)
-    parts = {part: [open_shard(file) for file in group] for part, group in split.items()}
+    notes: list[str] = []
+    skipped = notes if request.skip_damaged else None
+    opened = {part: _opened(group, skipped) for part, group in split.items()}
+    parts = {part: [shard for _, shard in group] for part, group in opened.items() if group}
+    if not parts:
+        raise ValueError(f"{root}: no shard can be read")
     base = root if root.is_dir() else root.parent
-    listed = [(str(file.relative_to(base)), file) for group in split.values() for file in group]
-    return tabular(request, parts, listed, Columns(image_column, label_column, Shape(resize, crop, interpolation)))
+    listed = [(str(file.relative_to(base)), file) for group in opened.values() for file, _ in group]
+    columns = Columns(image_column, label_column, Shape(resize, crop, interpolation))
+
+    def access(shards: list[Shard], column: str) -> Encodings:
+        return packed(request, shards, column, [file for _, file in listed], lambda shard: images(shard, column))
+
+    data = table(request, parts, listed, columns, access, check)
+    return dataclasses.replace(data, notes=(*notes, *data.notes))
+
+
+def _opened(files: Sequence[Path], skipped: list[str] | None) -> list[tuple[Path, Shard]]:
+    """Files as shards; `skipped` takes a line for each that is no whole Parquet file, None: that is an error."""
+    shards = []
+    for file in files:
+        try:
+            shards.append((file, open_shard(file, skip=skipped is not None)))
+        except ValueError as error:
+            if skipped is None:
+                raise with_parameters(
+                    ValueError(f"{error}, or leave it out by skip_damaged"), "skip_damaged"
+                ) from error
+            skipped.append(f"{file} was left out, all of it: it is not a whole Parquet file")
+    return shards
 
 
 def located(request: Request) -> Path:

@@ -62,12 +62,14 @@ class SplitRecord:
         splits: The keys of train, val, cal, test and `unused`, in the order of the rows.
         start: Where the first weights came from.
         before: By kind, the keys of images that those weights had been trained on already.
+        damaged: How many images were left out because they are damaged (`skip_damaged`); they are in `unused`.
     """
 
     kind: str
     splits: dict[str, Keys]
     start: Start = "new"
     before: dict[str, Keys] = field(default_factory=dict)
+    damaged: int = 0
 
     def trained(self, kind: str) -> Keys | None:
         """The keys of all images that the weights have been trained on; None if they are not known by this kind."""
@@ -80,8 +82,8 @@ def kinds(source: Source) -> tuple[str, ...]:
     """How the images of a source can be told apart, the way that a run of it records first."""
     if isinstance(source, FileSource) and source.files is not None:
         return ("names", "files") if source.streaming else ("files", "names")
-    if isinstance(source, ShardSource):
-        return ("names", "files")
+    if isinstance(source, ShardSource):  # the same images may have been in memory
+        return ("names", "files", f"pixels {'x'.join(map(str, source.shape))}")
     return (f"pixels {'x'.join(map(str, source.shape))}",)
 
 
@@ -128,14 +130,15 @@ def record_of(data: DataSet, start: Start = "new", before: dict[str, Keys] | Non
     used = np.concatenate([split.indices for split in data.splits.values()])
     rows = {name: split.indices for name, split in data.splits.items()}
     rows[UNUSED] = np.setdiff1d(np.arange(len(source), dtype=np.int64), used)
-    return SplitRecord(kind, {name: keys(source, part, kind) for name, part in rows.items()}, start, before or {})
+    by_split = {name: keys(source, part, kind) for name, part in rows.items()}
+    return SplitRecord(kind, by_split, start, before or {}, data.damaged)
 
 
 def save(record: SplitRecord, path: Path) -> None:
     """Write a record, whole or not at all, with the digest of its content."""
     arrays = {f"split:{name}": part for name, part in record.splits.items()}
     arrays |= {f"before:{kind}": part for kind, part in record.before.items()}
-    text = json.dumps({"kind": record.kind, "start": record.start})
+    text = json.dumps({"kind": record.kind, "start": record.start, "damaged": record.damaged})
     digest = digests.of_arrays(sorted(arrays.items()), text)
     part = path.with_name(f".part-{path.name}")
     with write_errors(path):
@@ -164,7 +167,7 @@ def load(path: Path) -> SplitRecord | None:
             raise ValueError("it was changed since it was written")
         splits = {name.removeprefix("split:"): part for name, part in arrays.items() if name.startswith("split:")}
         before = {name.removeprefix("before:"): part for name, part in arrays.items() if name.startswith("before:")}
-        return SplitRecord(about["kind"], splits, about["start"], before)
+        return SplitRecord(about["kind"], splits, about["start"], before, about.get("damaged", 0))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(

@@ -132,6 +132,7 @@ class DataSet:
     augmentation: str
     notes: tuple[str, ...] = ()
     fit: Fit | None = None
+    damaged: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class Request:
     data_dir: str | None = None
     image_size: int | None = None
     streaming: bool = False
+    skip_damaged: bool = False
     cache_dir: str | None = None
     progress: Progress = no_progress
 
@@ -152,7 +154,7 @@ class RawDataSet:
     """What a source's `build` answers: images, and the rows of each part that the data came in.
 
     The parts are {train, test}, {train, val, test}, {train, val} or, where the data came undivided, {all}. `fit` as in
-    `DataSet`; `duplicates` are the rows of equal images, a list for each.
+    `DataSet`; `duplicates` are the rows of equal images, a list for each; `damaged` as in `DataSet`.
     """
 
     source: Source
@@ -163,6 +165,7 @@ class RawDataSet:
     notes: tuple[str, ...] = field(default=())
     fit: Fit | None = None
     duplicates: Sequence[Sequence[int]] = ()
+    damaged: int = 0
 
 
 def consecutive(counts: dict[str, Any]) -> dict[str, Indices]:

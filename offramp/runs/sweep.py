@@ -224,7 +224,7 @@ def _inputs(config: ResolvedConfig) -> str:
     """The network, and what decides the images that a run reads; runs that share both share what `complete` says."""
     keys = ("net", "weights", "data", "per-class", "holdout", "split-seed", "image-size", "streaming", "data-dir")
     values = flat(config)
-    return str([values[key] for key in keys] + [config.data_options, config.net_options])
+    return str([values[key] for key in keys] + [config.skip_damaged] + [config.data_options, config.net_options])
 
 
 def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Entry], list[str]]:

@@ -235,3 +235,18 @@ def test_streamed_files_whose_names_are_not_utf8_are_trained_on(tmp_path: Path, 
     data = ["--data", f"folder:{tmp_path / 'p'}", *QUICK, "--holdout", 0.3, "--streaming"]
     succeed("train", *data, "--out", tmp_path / "r", "--json")
     succeed("train", *data, "--out", tmp_path / "r", "--json", "--resume")
+
+
+def test_damaged_images_are_left_out_on_request_and_recorded(tmp_path: Path, offramp: Callable[..., Any]) -> None:
+    folder(tmp_path / "p", 20)
+    bad = tmp_path / "p/x/003.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    words = ["train", "--data", f"folder:{tmp_path / 'p'}", *QUICK, "--holdout", 0.3, "--out", tmp_path / "r"]
+    refused = offramp(*words)
+    assert refused.status == 1 and f": {bad} (" in refused.err and refused.err.endswith("out by --skip-damaged\n")
+    ran = offramp(*words, "--skip-damaged")
+    assert not ran.status and "without1of60images,whichcannotbedecoded:" in "".join(ran.err.split())  # lines are broken
+    assert "\nskip-damaged: true\n" in (tmp_path / "r/config.yaml").read_text()
+    record = split_record.load(tmp_path / "r/split.safetensors")
+    assert record is not None and record.damaged == 1 and sum(map(len, record.splits.values())) == 60
+    assert not offramp("evaluate", tmp_path / "r").status

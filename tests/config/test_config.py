@@ -46,7 +46,7 @@ def test_a_configuration_survives_its_file() -> None:
 def test_flat_names_are_those_of_the_command_line() -> None:
     values = flat(resolve(TINY))
     assert set(keys()) - set(values) == set(LATER)  # as configurations were before
-    changed = dataclasses.replace(TINY, deterministic=True, graph=True, pretrained=True)
+    changed = dataclasses.replace(TINY, deterministic=True, graph=True, pretrained=True, skip_damaged=True)
     assert set(keys()) <= set(flat(changed))
     assert unflat(values, "c.yaml").deterministic is False
     assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)

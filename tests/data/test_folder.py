@@ -193,6 +193,11 @@ def test_undecodable_image(tmp_path, write, streaming):
     bad = tmp_path / "train/dog/003.png"
     bad.write_bytes(bad.read_bytes()[:200])
     refused(tmp_path, ValueError, rf"1 of 28 images cannot be decoded: {bad} \(", streaming=streaming)
+    shutil.copy(tmp_path / "train/cat/000.png", tmp_path / "train/cat/001.png")
+    for _ in range(2):  # the second time from the cache
+        data = load(f"folder:{tmp_path}", holdout=0, streaming=streaming, skip_damaged=True)
+        assert data.notes[0].startswith(f"folder:{tmp_path}: without 1 of 28 images, which cannot be decoded: {bad} (")
+        assert len(data.splits["train"]) == 23
 
 
 def test_a_check_of_headers_finds_what_headers_show(tmp_path, write):

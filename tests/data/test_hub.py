@@ -17,11 +17,6 @@ def test_without_datasets_the_extra_is_named(name):
         load(name, data_dir="hub:owner/name")
 
 
-def test_it_does_not_stream():
-    with pytest.raises(ValueError, match="does not stream"):
-        load("hub:owner/name", streaming=True)
-
-
 def test_tables_of_the_library_are_read_as_they_are(write):
     datasets = pytest.importorskip("datasets")
     from offramp.data._labels import read_labels
@@ -32,8 +27,36 @@ def test_tables_of_the_library_are_read_as_they_are(write):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = {"img": [{"bytes": data, "path": None} for data in pictures], "label": [0, 1] * 3}
     table = datasets.Dataset.from_dict(rows, features=features)
-    parts, _ = parts_of("hub:x", {"train": table, "validation": table, "extra": table})
+    parts, _, _ = parts_of("hub:x", {"train": table, "validation": table, "extra": table})
     assert list(parts) == ["train", "val"]
     assert [item.data for item in images(parts["train"][0], "img")] == pictures
     labels, classes, _ = read_labels(parts["train"], "label", 2)
     assert np.array_equal(labels, [0, 1] * 3) and classes == ("a", "b")
+
+
+@pytest.fixture
+def tables(write):
+    """train and test as the library has them, and a second table of the first one's images in two pieces."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+
+    def table(count, seed):
+        images = [{"bytes": write.png(one), "path": None} for one in write.random_images(count, 24, seed)]
+        return datasets.Dataset.from_dict({"img": images, "label": [0, 1] * (count // 2)}, features=features)
+
+    return {"train": datasets.concatenate_datasets([table(20, 1), table(10, 2)]), "test": table(6, 3)}
+
+
+def test_streaming_gives_what_memory_gives(tables, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: tables)
+    memory, stream = (load("hub:x", streaming=streaming, image_size=24, holdout=0.2) for streaming in (False, True))
+    assert stream.splits["train"].source.streaming and not memory.splits["train"].source.streaming
+    for name, split in memory.splits.items():
+        other = stream.splits[name]
+        assert np.array_equal(split.ids, other.ids) and np.array_equal(split.labels, other.labels)
+        assert np.array_equal(split.source.batch(split.ids), other.source.batch(split.ids))
+    source = stream.splits["train"].source
+    assert source.images.where(29) == "hub:x train, row 29" and source.images.where(30) == "hub:x test, row 0"
+    assert len({*source.identities(np.arange(36))}) == 36

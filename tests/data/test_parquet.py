@@ -1,11 +1,13 @@
-"""Any Parquet shards: columns, classes, splits by name, and every promised refusal."""
+"""Any Parquet shards: columns, classes, splits by name, streaming, and every promised refusal."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offramp.data import load
+from offramp.data import _photographs, load
+from offramp.data.loading import Loader
+from offramp.data.split_record import record_of, restored
 
 
 @pytest.fixture
@@ -95,7 +97,6 @@ def test_places(tmp_path, write, pictures):
     refused(tmp_path / "x", "x does not exist", FileNotFoundError)
     refused(tmp_path, r"contains no \*.parquet files", FileNotFoundError)
     two(write, tmp_path, pictures)
-    refused(tmp_path, "does not stream", streaming=True)
     write.shard(tmp_path / "more.parquet", pictures, [0] * 40, label="label")
     refused(tmp_path, "more.parquet does not say which split it belongs to")
     (tmp_path / "more.parquet").write_bytes(b"PAR1")
@@ -183,3 +184,108 @@ def test_every_kind_of_label(tmp_path, pictures, labels, classes):
     file = table(tmp_path / "a.parquet", pa.array(pictures, pa.binary_view()), labels)
     data = load(f"parquet:{file}", holdout=0)
     assert data.classes == classes and data.splits["train"].source.labels[:2].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_streaming_gives_the_batches_that_memory_gives(tmp_path, write, pictures, augment):
+    two(write, tmp_path / "set", pictures)
+    common = {"image_size": 24, "holdout": 0.2, "data_dir": tmp_path}
+    memory, stream = (load("parquet:set", streaming=streaming, **common) for streaming in (False, True))
+    assert stream.splits["train"].source.streaming and not memory.splits["train"].source.streaming
+    options = {"batch_size": 7, "augment": augment, "seed": 1, "world": 2, "rank": 1}
+    batches = [Loader(data.splits["train"], data, **options).epoch(1, 1) for data in (memory, stream)]
+    for one, other in zip(*batches, strict=True):
+        assert all(a.equal(b) for a, b in zip(one, other, strict=True))
+    for name, split in memory.splits.items():
+        assert np.array_equal(split.ids, stream.splits[name].ids)
+
+
+def test_a_run_keeps_its_split_between_memory_and_streaming_and_when_shards_are_divided_anew(tmp_path, write, pictures):
+    two(write, tmp_path / "set", pictures)
+    memory, stream = (
+        load(f"parquet:{tmp_path / 'set'}", streaming=streaming, holdout=0.2) for streaming in (False, True)
+    )
+    assert restored(stream, record_of(memory), "run", False) is stream
+    (tmp_path / "set/test.parquet").unlink()
+    labels = [0, 1, 2] * 3 + [0]
+    for shard, rows in enumerate((slice(0, 4), slice(4, 10))):
+        file = tmp_path / f"set/test-0000{shard}-of-00002.parquet"
+        write.shard(file, pictures[30:][rows], labels[rows], label="label", image="image")
+    again = load(f"parquet:{tmp_path / 'set'}", streaming=True, holdout=0.2)
+    assert restored(again, record_of(stream), "run", False) is again
+    (tmp_path / "set/test-00000-of-00002.parquet").unlink()
+    (tmp_path / "set/test-00001-of-00002.parquet").rename(tmp_path / "set/test.parquet")
+    fewer = load(f"parquet:{tmp_path / 'set'}", streaming=True, holdout=0.2)
+    assert restored(fewer, record_of(stream), "run", False).notes[-1].endswith("are gone: 4 of 10 test")
+
+
+def test_what_would_be_too_large_when_decoded_streams(tmp_path, write, pictures, monkeypatch):
+    two(write, tmp_path, pictures)
+    monkeypatch.setattr(_photographs, "MOST_DECODED", 40 * 3 * 32**2 - 1)
+    data = load(f"parquet:{tmp_path}", image_size=32)
+    assert data.splits["train"].source.streaming
+    assert data.notes[0] == f"parquet:{tmp_path} is streamed: its decoded images would be 0 GiB"
+    monkeypatch.undo()
+    assert not load(f"parquet:{tmp_path}", image_size=32).splits["train"].source.streaming
+
+
+def test_a_disk_without_space_is_said(tmp_path, write, pictures):
+    two(write, tmp_path, pictures)
+    (tmp_path / "cache").write_text("a file")
+    cache = {"streaming": True, "cache_dir": tmp_path / "cache"}
+    refused(tmp_path, "its images are copied once into .*cache, which has no space for 0.0 GB", OSError, **cache)
+
+
+def test_shards_of_another_schema_are_named(tmp_path, write, pictures):
+    write.shard(tmp_path / "train.parquet", pictures[:30], [0, 1, 2] * 10, label="label", image="image")
+    write.shard(tmp_path / "test.parquet", pictures[30:39], [0, 1, 2] * 3, label="y", image="image")
+    told = r"test.parquet has another schema than .*train.parquet: it has no column 'label', but image, y; store them"
+    refused(tmp_path, told)
+    refused(tmp_path, told, streaming=True)
+    pq.write_table(pa.table({"image": [1, 2, 3], "label": [0, 1, 2]}), tmp_path / "test.parquet")
+    refused(tmp_path, r"test.parquet has another .*: its column 'image' holds int64, not image bytes; store them alike")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_damaged_images_are_named_and_left_out_on_request(tmp_path, write, pictures, streaming):
+    pictures[7], pictures[12] = pictures[7][:60], None
+    two(write, tmp_path, pictures)
+    options = {"streaming": streaming, "holdout": 0}
+    named = (
+        r"2 of 40 images cannot be decoded: .*train.parquet, row 7 .*, .*row 12 \(it is empty\); .* by skip_damaged$"
+    )
+    refused(tmp_path, named, **options)
+    for _ in range(2):  # the second time from the cache
+        data = load(f"parquet:{tmp_path}", skip_damaged=True, **options)
+        assert data.notes[0].startswith(
+            f"parquet:{tmp_path}: without 2 of 40 images, which cannot be decoded: {tmp_path}/train"
+        )
+        assert sorted({*range(30)} - {*data.splits["train"].ids.tolist()}) == [7, 12] and len(data.notes) == 1
+    refused(tmp_path, named, **options)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_cannot_be_read_are_named_and_left_out_on_request(tmp_path, write, pictures, streaming):
+    two(write, tmp_path, pictures)
+    file = tmp_path / "train.parquet"
+    whole = bytearray(file.read_bytes())
+    chunk = pq.ParquetFile(file).metadata.row_group(1).column(0)  # of 16 rows each
+    whole[chunk.dictionary_page_offset : chunk.dictionary_page_offset + 40] = bytes(40)
+    file.write_bytes(whole)
+    options = {"streaming": streaming, "holdout": 0}
+    refused(tmp_path, rf"{file}, rows 16 to 29: 'image' cannot be read \(", **options)
+    data = load(f"parquet:{tmp_path}", skip_damaged=True, **options)
+    assert data.splits["train"].ids.tolist() == [*range(16)]
+    assert data.notes[0].startswith(
+        f"parquet:{tmp_path}: without 14 of 40 images, which cannot be decoded: {file}, row 16 ("
+    )
+    write.shard(tmp_path / "train-00000-of-00002.parquet", pictures[:30], [0, 1, 2] * 10, label="label", image="image")
+    file.rename(tmp_path / "train-00001-of-00002.parquet").write_bytes(b"PAR1")
+    refused(tmp_path, r"00001-of-00002.parquet is not a whole Parquet file .* leave it out by skip_damaged", **options)
+    data = load(f"parquet:{tmp_path}", skip_damaged=True, **options)
+    assert len(data.splits["train"]) == 30 and "00001-of-00002.parquet was left out, all of it" in data.notes[0]
+
+
+def test_only_sources_of_many_files_skip():
+    with pytest.raises(ValueError, match="skip_damaged is for folder:, parquet:, tar:, hub:, not for digits: leave it"):
+        load("digits", skip_damaged=True)

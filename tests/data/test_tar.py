@@ -114,3 +114,25 @@ def test_bad_shards_are_named(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"contains no \*\.tar files"):
         (tmp_path / "empty").mkdir()
         load(f"tar:{tmp_path / 'empty'}")
+
+
+def test_what_is_damaged_is_left_out_on_request(shards: Path, tmp_path: Path) -> None:
+    shard = shards / "x-train-001.tar"
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        members = archive.getmembers()
+    options = {"image_size": 32, "cache_dir": tmp_path / "cache", "holdout": 0, "skip_damaged": True}
+    shard.write_bytes(whole[: members[46].offset_data - 512])  # image 45 is there, its label is not
+    data = load(f"tar:{shards}", **options)
+    assert len(data.splits["train"]) == 45
+    assert data.notes[0] == (
+        f"{shard} is damaged or truncated after a/0045.jpg: the rest was left out (46 files before it are used)"
+    )
+    shard.write_bytes(b"not a shard" * 100)
+    data = load(f"tar:{shards}", **options)
+    assert len(data.splits["train"]) == 30 and data.notes[0].startswith(f"{shard} is no plain tar file (")
+    start = members[3].offset_data + 100
+    shard.write_bytes(whole[:start] + bytes(members[3].size - 100) + whole[start + members[3].size - 100 :])
+    data = load(f"tar:{shards}", **options)
+    assert data.notes[0].startswith(f"tar:{shards}: without 1 of 80 images, which cannot be decoded: {shard}: a/0031 (")
+    assert 31 not in data.splits["train"].ids and len(data.splits["train"]) == 59
