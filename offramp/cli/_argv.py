@@ -22,7 +22,7 @@ def rewrite(argv: list[str]) -> list[str]:
 
     `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` or the file of `--recipe NAME` is
     read, or else the configuration of the run that is resumed, and what the command line does not say itself is
-    appended from it.
+    appended from it. The folder of a run of a recipe is runs/ and the recipe's name, unless it is said.
 
     Raises:
         ValueError: if a value is missing, or the config file is absent, no YAML, has an unknown key or a value of the
@@ -31,6 +31,7 @@ def rewrite(argv: list[str]) -> list[str]:
     words: list[str] = []
     typed: set[str] = set()
     configs: list[Path] = []
+    recipe = ""
     rest = list(argv)
     verb = argv[0] if argv else ""
     while rest:
@@ -47,6 +48,7 @@ def rewrite(argv: list[str]) -> list[str]:
             typed.add(_bare(name))
             words += ["--option", f"{kind}.{key}={value}"]
         elif config:
+            recipe = value if name == "--recipe" else recipe
             configs.append(recipes.find(value) if name == "--recipe" else Path(value))
         else:
             if word.startswith("--"):
@@ -54,6 +56,8 @@ def rewrite(argv: list[str]) -> list[str]:
             if verb == "compare" and name in ONE_FOR_MANY:
                 raise ParameterError(f"compare trains with several: take {name}s (comma-separated), not {name}")
             words.append(word)
+    if verb == "train" and recipe and "out" not in typed:
+        words += ["--out", f"runs/{recipe}"]
     if len(configs) > 1:
         raise ValueError("--config and --recipe name one file: give one of them, once")
     for path in configs or _of_resumed(words):

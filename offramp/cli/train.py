@@ -28,7 +28,7 @@ def train(
     results (on a GPU with --deterministic). So do SIGTERM and SIGUSR1, with exit status 75.
 
     Args:
-        out: Folder of the run: config, metrics, checkpoints, weights.
+        out: Folder of the run: config, metrics, checkpoints, weights. With --recipe by default runs/ and its name.
         resume: Continue the run in --out; a finished run is left as it is.
         nodes: Number of machines, each with --devices processes; torchrun, srun or you start the command on each.
     """

@@ -12,7 +12,14 @@ from offramp.hyperparameters import KINDS, convert
 from offramp.lookup import ParameterError, unknown
 from offramp.train.recipe import Recipe
 
-LATER = {"deterministic": False, "graph": False, "pretrained": False, "skip-damaged": False}
+LATER = {
+    "deterministic": False,
+    "graph": False,
+    "pretrained": False,
+    "skip-damaged": False,
+    "balanced": False,
+    "patience": 0,
+}
 """Options that configurations did not have at first, with the value that stands for how it was then."""
 _OPTIONS = tuple(f"{kind}_options" for kind in KINDS)
 

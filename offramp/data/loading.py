@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from offramp.data.augment import augment, normalise, order
+from offramp.data.balanced import balanced_order
 from offramp.data.resident import Resident, does_not_fit
 from offramp.data.splits import DataSet, Split
 from offramp.data.streaming import Streaming
@@ -34,6 +35,7 @@ class Loader:
         channels_last: memory layout of the inputs.
         rank: this process among `world`; it gets its slice of every batch.
         world: number of processes.
+        balanced: if shuffled, every class comes equally often in an epoch, which keeps its length.
         store: the split's images on the device, if another loader has them there; default: they are brought there.
 
     Raises:
@@ -56,6 +58,7 @@ class Loader:
         channels_last: bool = False,
         rank: int = 0,
         world: int = 1,
+        balanced: bool = False,
         store: Store | None = None,
     ) -> None:
         if not 0 <= rank < world:
@@ -66,6 +69,7 @@ class Loader:
         self.augment, self.seed = augment, seed
         self.shuffle = augment if shuffle is None else shuffle
         self.channels_last, self.rank, self.world = channels_last, rank, world
+        self.balanced = balanced and self.shuffle
         _check_labels(split, len(dataset.classes), dataset.name)
         self.device = torch.device(device)
         self.steps = _steps(len(split), batch_size, world, drop=self.shuffle)
@@ -93,12 +97,19 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on; after a resume they equal those of the unbroken run."""
-        ids = order(self.seed, epoch, self.ids) if self.shuffle else self.ids
+        ids, size = self._order(epoch), len(self.split.source)
         bounds = [self._bounds(step) for step in range(start, len(self))]
         pixels = self.store.batches(ids, bounds, self.seed, epoch)
         for (first, last), images in zip(bounds, pixels, strict=True):
             batch_ids = ids[first:last]
-            yield Batch(self._inputs(images, batch_ids, epoch), self.labels[batch_ids], batch_ids)
+            known = batch_ids % size if self.balanced else batch_ids
+            yield Batch(self._inputs(images, batch_ids, epoch), self.labels[known], known)
+
+    def _order(self, epoch: int) -> Int[Tensor, "N"]:
+        """The ids in the order of an epoch."""
+        if self.balanced:
+            return balanced_order(self.seed, epoch, self.ids, self.labels[self.ids], len(self.split.source))
+        return order(self.seed, epoch, self.ids) if self.shuffle else self.ids
 
     def _inputs(self, pixels: Tensor, ids: Int[Tensor, "B"], epoch: int) -> Tensor:
         mean, std = self.dataset.mean, self.dataset.std

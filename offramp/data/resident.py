@@ -36,6 +36,7 @@ class Resident:
 
     def __init__(self, split: Split, device: torch.device) -> None:
         source = split.source
+        self.size = len(source)
         self.rows: Tensor | None = None
         if device.type == "cpu" and isinstance(source, ArraySource):
             self.pixels = torch.from_numpy(source.pixels)  # no copy: mapped from the cache, shared between processes
@@ -48,7 +49,8 @@ class Resident:
     def batches(
         self, ids: Int[Tensor, "N"], bounds: Sequence[tuple[int, int]], seed: int, epoch: int
     ) -> Iterator[UInt8[Tensor, "B C H W"]]:
-        """The pixels of ids[a:b] for each of the bounds (a, b)."""
+        """The pixels of ids[a:b] for each of the bounds (a, b); ids beyond the source's are those of `balanced`."""
+        ids = ids % self.size
         rows = ids if self.rows is None else self.rows[ids]
         for start, stop in bounds:
             yield self.pixels.index_select(0, rows[start:stop])

@@ -63,7 +63,7 @@ class Streaming:
         return window_draws(seed, epoch, ids) if self.crop == "resize-crop-flip" else box_draws(seed, epoch, ids)
 
     def _decode(self, ids: Int[Tensor, "B"], draws: Tensor) -> Any:
-        rows = ids.numpy()
+        rows = ids.numpy() % len(self.source)
         if self.crop is None:
             return self.source.batch(rows)
         return self.source.windows(rows, draws) if self.crop == "resize-crop-flip" else self.source.crops(rows, draws)

@@ -96,7 +96,7 @@ def step_seconds(config: ResolvedConfig) -> float:
     labels = torch.randint(classes, (batch,), generator=draw).to(config.device)
 
     def autocast() -> Any:
-        return torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16")
+        return torch.autocast(config.device, torch.bfloat16, enabled=config.precision.startswith("bf16"))
 
     trainer = StepTrainer(
         method,

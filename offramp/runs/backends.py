@@ -193,10 +193,12 @@ def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "Mu
     """
     import torch
 
+    from offramp.train.depthwise import keeps_float32
+
     copy_of_net = copy.deepcopy(net).eval().float()
     if half:
         for part in copy_of_net.modules():
-            if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+            if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)) and not keeps_float32(part):
                 part.bfloat16()
     copy_of_net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return copy_of_net

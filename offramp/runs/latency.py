@@ -75,7 +75,7 @@ def _own(loaded: LoadedRun) -> str:
     from offramp.train.device import device_of, precision_of
 
     config = loaded.config
-    return "torch-bf16" if precision_of(config.precision, device_of(config.device)) == "bf16" else "torch"
+    return "torch-bf16" if precision_of(config.precision, device_of(config.device)).startswith("bf16") else "torch"
 
 
 def _all(loaded: LoadedRun, rule: "Rule") -> "ExitPolicy":

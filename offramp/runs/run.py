@@ -134,6 +134,7 @@ def open_run(
     from offramp.multi_net import Cohort, GatedFan
     from offramp.net import MultiExitNet
     from offramp.train import checkpoint
+    from offramp.train.depthwise import keep_float32
     from offramp.train.run_dir import POLICY, check_config, read_config
 
     folder = Path(folder)
@@ -161,6 +162,8 @@ def open_run(
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the network of {folder}: {' '.join(str(error).split())[:300]}") from None
     check_config(folder, values)
+    if config.precision == "bf16-dense":
+        keep_float32(net)
     if isinstance(net, Cohort | GatedFan):
         return MultiNetRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)

@@ -57,7 +57,7 @@ class TrainedRun:
 
     Attributes:
         run: folder of the run.
-        epochs: how many were trained.
+        epochs: how many were trained; fewer than configured if `patience` ended the run.
         seconds: what training took, all parts of a resumed run together.
         last: accuracy after the last epoch.
         best: accuracy of the epoch with the highest mean over the exits; None if nothing was held out.
@@ -275,7 +275,7 @@ def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: 
         origin = {**origin, "device_changes": changes}
     result = TrainedRun(
         run=str(loop.folder),
-        epochs=config.epochs,
+        epochs=loop.position.epoch,
         seconds=loop.position.seconds,
         last=_accuracy(loop.folder / "last.safetensors"),
         best=_accuracy(loop.folder / "best.safetensors") if loop.position.best_epoch >= 0 else None,
@@ -283,6 +283,11 @@ def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: 
         provenance=origin,
     )
     run_dir.write_result(loop.folder, dataclasses.asdict(result))
+    if result.epochs < config.epochs and result.best:
+        reporter.note(
+            f"stopped after {_epochs(result.epochs)} of {config.epochs}: accuracy on val was best in epoch "
+            f"{result.best.epoch}; --weights best takes its weights"
+        )
     reporter.note(f"done: {result}")
     return result
 

@@ -14,7 +14,8 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
 
     Raises:
         ValueError: if the method learns from held-out batches and there is no `val`, its step does not work with the
-            optimizer or the precision, accuracies of a split that does not exist are to be logged, batches are too
+            optimizer or the precision, accuracies of a split that does not exist are to be logged or
+            watched, batches are too
             small to be divided, its phases conflict with `tune` or outnumber the epochs, or the network cannot be
             divided into backbone and exits as `tune` requires.
     """
@@ -35,6 +36,12 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             raise ParameterError(
                 f"log_accuracy names {split}, and these data have {', '.join(data.splits)} alone", "log_accuracy"
             )
+    if recipe.patience and "val" not in data.splits:
+        raise ParameterError(
+            "patience watches the accuracy on val, but nothing is held out: set holdout above 0, or patience=0",
+            "patience",
+            "holdout",
+        )
     if recipe.precision == "16" and (method.needs_held_out or method.optimizers):
         raise ParameterError(
             "precision=16 scales the losses, and this method differentiates through a step of the optimizer: take "

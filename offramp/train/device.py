@@ -47,6 +47,9 @@ def check_devices(recipe: Recipe) -> None:
 GPU_ONLY = {"tf32": "32", "16": "32"}
 """Precisions of GPUs alone, and what a CPU takes for them when a finished run is used there."""
 
+FABRIC = {"bf16": "bf16-mixed", "bf16-dense": "bf16-mixed", "16": "16-mixed"}
+"""What Fabric calls the precisions that are not float32; `bf16-dense` also needs `depthwise.keep_float32`."""
+
 
 def precision_of(wish: str, device: str) -> str:
     """The precision: `auto` is bf16 if the processor has instructions for it (AVX512-BF16, AMX, Ampere GPUs), else 32.
@@ -56,7 +59,8 @@ def precision_of(wish: str, device: str) -> str:
     """
     if wish in GPU_ONLY and device != "cuda":
         raise with_parameters(
-            ValueError(f"precision={wish} is for GPUs; on a CPU take precision=32, bf16 or auto"), "precision"
+            ValueError(f"precision={wish} is for GPUs; on a CPU take precision=32, bf16, bf16-dense or auto"),
+            "precision",
         )
     if wish != "auto":
         return wish
@@ -195,7 +199,7 @@ def set_up(recipe: Recipe, parted: bool = False, nodes: int = 1) -> Fabric:
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
-    precision = {"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision_of(recipe.precision, device), "32-true")
+    precision = FABRIC.get(precision_of(recipe.precision, device), "32-true")
     return Fabric(
         accelerator=device,
         devices=recipe.devices // nodes,

@@ -45,7 +45,7 @@ def build_loaders(fabric: Any, recipe: Recipe, data: DataSet) -> Loaders:
             **order,
         )
 
-    train = loader("train", augment=True, **order)
+    train = loader("train", augment=True, balanced=recipe.balanced, **order)
     val = loader("val", batch_size=evaluated) if "val" in data.splits else None
     logged = {split: loader(split, batch_size=evaluated) for split in recipe.log_accuracy}
     held_out = partial(loader, "val", shuffle=True, store=val.store if val else None, **order)

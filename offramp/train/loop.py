@@ -17,6 +17,7 @@ from offramp.protocols import LoggingObjective
 from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, soft_labels
 from offramp.train.check import refuse
+from offramp.train.depthwise import keep_float32
 from offramp.train.epoch_accuracy import epoch_accuracies
 from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.loaders import build_loaders
@@ -56,6 +57,8 @@ class Loop:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         refuse(method, recipe, self.net, data)
+        if recipe.precision == "bf16-dense":
+            keep_float32(self.net)
         self.method, self.spans = method, phases.spans(recipe, method)
         parameters = list(self.net.parameters())
         if isinstance(method.objective, nn.Module):
@@ -106,6 +109,13 @@ class Loop:
         """Optimizer steps taken since the run began."""
         return self.position.epoch * self.steps + self.position.step
 
+    @property
+    def ended(self) -> bool:
+        """Whether all epochs are done, or `patience` of them without a better one since the last phase began."""
+        position, patience = self.position, self.recipe.patience
+        since = position.epoch - max(position.best_epoch + 1, self.spans[-1].first)
+        return position.epoch >= self.recipe.epochs or (patience > 0 and since >= patience)
+
     def run(self, resume: bool) -> Position:
         """Train to the end; if `resume`, from the newest valid checkpoint.
 
@@ -124,7 +134,7 @@ class Loop:
             settings = computing(self.recipe, self.fabric.device, training=True)
             with stopping_on_interrupt(self.stop, self.reporter.note, when) as self.signals, settings:
                 self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
-                while self.position.epoch < self.recipe.epochs:
+                while not self.ended:
                     self._epoch()
         finally:
             if self.record.metrics:
@@ -223,15 +233,22 @@ class Loop:
             record["logged_only"] = epoch_accuracies(self._validated(), self.batches.logged)
         if self.fabric.is_global_zero and self.record.metrics:
             self.record.metrics.write(record)
-        score = sum(accuracy) / len(accuracy) if accuracy else -1.0
+        score = self._score(accuracy)
         if accuracy and score > position.best:
             self._save_weights("best", accuracy)
             position.best, position.best_epoch = score, epoch
-        if position.epoch == self.recipe.epochs:
+        if self.ended:
             self._save_weights("last", accuracy)
-        if self._due() or position.epoch == self.recipe.epochs:
+        if self._due() or self.ended:
             self._save()
         self.reporter.epoch_done(record)
+
+    def _score(self, accuracy: list[float] | None) -> float:
+        """What the best epoch is chosen by: the mean accuracy on val, -1 if there is none."""
+        score = sum(accuracy) / len(accuracy) if accuracy else -1.0
+        if self.recipe.patience and self.fabric.world_size > 1:  # their batch norms differ, and all must stop together
+            score = self.fabric.broadcast(score)
+        return score
 
     def _save_weights(self, name: str, accuracy: list[float] | None) -> None:
         """Write the network to evaluate, with what is needed to use it; the first process only."""

@@ -34,11 +34,16 @@ class Recipe:
         mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
         ema: Decay per step of a moving average of the weights, which is then evaluated and saved; 0 disables it.
         clip: Maximum norm of the gradient; 0 disables clipping.
-        precision: `auto` is bf16 if the processor supports it natively, else 32. For GPUs also tf32 (products in
-            float32 of inputs that are rounded to TF32) and 16 (float16 with scaled losses, for GPUs without bf16).
+        precision: `auto` is bf16 if the processor supports it natively, else 32; `bf16-dense` is bf16 with depthwise
+            convolutions in float32. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
+            (float16 with scaled losses, for GPUs without bf16).
         compile: Compile the network with torch.compile.
         graph: On a GPU, start all kernels of a step at once (one CUDA graph). Steps that cannot be captured run as
             usual, and the run says why.
+        balanced: Draw every class equally often: in an epoch of the usual length, images of small classes come several
+            times, and a part of those of large classes.
+        patience: Stop if the mean accuracy of the exits on val has not risen for this many epochs; 0: never. The run
+            keeps the weights of the last and of the best epoch.
         device: Device to train on; `auto` is a GPU if there is one.
         devices: Number of processes, one per device.
         deterministic: On a GPU, use kernels alone that give the same numbers in every run; slower. Only then does a
@@ -69,9 +74,11 @@ class Recipe:
     mixup: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
-    precision: Literal["auto", "32", "tf32", "bf16", "16"] = "auto"
+    precision: Literal["auto", "32", "tf32", "bf16", "bf16-dense", "16"] = "auto"
     compile: bool = False
     graph: bool = False
+    balanced: bool = False
+    patience: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     deterministic: bool = False
@@ -87,7 +94,7 @@ class Recipe:
             self._refuse(name, not 0 < getattr(self, name) < math.inf, "be positive and finite")
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             self._refuse(name, not 0 <= getattr(self, name) < 1, "be in [0, 1)")
-        for name in ("weight_decay", "mixup", "clip", "seed"):
+        for name in ("weight_decay", "mixup", "clip", "patience", "seed"):
             self._refuse(name, not 0 <= getattr(self, name) < math.inf, "not be negative, and finite")
         self._refuse("seed", self.seed >= 2**63, "be below 2^63")
         wrong = any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones)

@@ -46,7 +46,8 @@ def test_a_configuration_survives_its_file() -> None:
 def test_flat_names_are_those_of_the_command_line() -> None:
     values = flat(resolve(TINY))
     assert set(keys()) - set(values) == set(LATER)  # as configurations were before
-    changed = dataclasses.replace(TINY, deterministic=True, graph=True, pretrained=True, skip_damaged=True)
+    later = {"deterministic": True, "graph": True, "pretrained": True, "skip_damaged": True}
+    changed = dataclasses.replace(TINY, **later, balanced=True, patience=1)
     assert set(keys()) <= set(flat(changed))
     assert unflat(values, "c.yaml").deterministic is False
     assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)
@@ -225,7 +226,7 @@ def test_keys_are_checked_in_both_spellings() -> None:
     [
         ({"lr": "fast"}, "c.yaml: lr takes a number, got 'fast'"),
         ({"epochs": None}, "c.yaml: epochs takes a whole number, got None"),
-        ({"precision": "bf61"}, "c.yaml: precision takes one of auto, 32, tf32, bf16, 16, got 'bf61'"),
+        ({"precision": "bf61"}, "c.yaml: precision takes one of auto, 32, tf32, bf16, bf16-dense, 16, got 'bf61'"),
         ({"lr": -1}, "c.yaml: lr must be positive"),
         ({"net": 3}, "c.yaml: net takes text, got 3"),
         ({"data-dir": 3}, "c.yaml: data-dir takes"),

@@ -227,6 +227,26 @@ def test_the_last_and_the_best_epoch_are_kept(tmp_path: Path) -> None:
         assert top_k(traced.logits, traced.labels) == about["val_accuracy"]
 
 
+def test_a_run_ends_after_epochs_without_a_better_one_and_a_resume_agrees(tmp_path: Path) -> None:
+    how = recipe(epochs=9, patience=2, lr=1e-9)  # such a rate changes no answer
+    position = loop(tmp_path, how).run(resume=False)
+    assert (position.epoch, position.best_epoch) == (3, 0)
+    assert len(log.read(tmp_path / "metrics.jsonl", "epoch")) == 3
+    about = {name: checkpoint.load_weights(tmp_path / f"{name}.safetensors")[1] for name in ("last", "best")}
+    assert (about["last"]["epoch"], about["best"]["epoch"]) == (3, 1)
+    again = loop(tmp_path, how)
+    assert again.run(resume=True).epoch == 3 and not again.reporter.epochs
+
+
+def test_patience_counts_from_the_last_phase_on(tmp_path: Path) -> None:
+    assert loop(tmp_path, recipe(epochs=8, patience=1, lr=1e-9, tune="mixed")).run(resume=False).epoch == 5
+
+
+def test_patience_needs_held_out_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience watches the accuracy on val, but nothing is held out"):
+        loop(tmp_path, recipe(patience=1), of=data(held_out=False))
+
+
 def test_where_nothing_is_held_out_only_the_last_epoch_exists(tmp_path: Path) -> None:
     position = loop(tmp_path, recipe(), of=data(held_out=False)).run(resume=False)
     assert position.best_epoch == -1
