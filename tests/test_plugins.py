@@ -22,7 +22,7 @@ from offramp.cli import main
 from offramp.config import build_method, build_net, resolve
 from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError
-from offramp.runs.run import moved
+from offramp.runs.run_data import moved
 from offramp.study.ledger import label
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, parse
 from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.policy import parse as parse_policy
+from offramp.early_exit.policy_file import parse as parse_policy
 from offramp.early_exit.runtime import Answer, answer
 from offramp.files import LARGEST_TEXT
 from offramp.lookup import ParameterError

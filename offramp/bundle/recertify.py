@@ -11,8 +11,8 @@ from offramp import finite
 from offramp.bundle.read import Bundle
 from offramp.data.splits import Split
 from offramp.early_exit.calibrate import TooCheap, calibrate, does
-from offramp.early_exit.certify import certify
-from offramp.early_exit.exit_scores import Rule, rule_of_policy, score_samples
+from offramp.early_exit.certify import certify_exits
+from offramp.early_exit.exit_scores import rule_of_policy, score_samples
 from offramp.early_exit.policy import ExitPolicy
 
 BATCH = 64
@@ -68,7 +68,7 @@ def recertified(
     rule = rule_of_policy(policy)
     about: dict[str, Any] = {"goal": goal or None, "samples": len(labels), "certificate": None, "refitted": False}
     if goal.get("risk") is not None and any(policy.enabled[:-1]):
-        return _certified(policy, origin, goal, logits, labels, segment_costs, rule, about)
+        return _certified(policy, origin, goal, logits, labels, segment_costs, about)
     plain = float((logits[-1].argmax(1) == labels).mean())
     if "max_drop" in goal and not origin.get("baseline"):  # else the accuracy is that of another network, less the drop
         goal["accuracy"] = max(0.0, plain - goal["max_drop"])
@@ -104,22 +104,11 @@ def _certified(
     logits: np.ndarray,
     labels: np.ndarray,
     segment_costs: Sequence[int | float],
-    rule: Rule,
     about: dict[str, Any],
 ) -> Shipped:
     """The policy with a certificate of its own."""
-    final_only = (*(False,) * (policy.exits - 1), True)
     plain = [value for unit, value in origin.get("plain", {}).items() if unit in ("macs", "ms")]
-    costs = {policy.enabled: segment_costs, final_only: plain or [sum(segment_costs)]}
-    certificate = certify(
-        logits,
-        labels,
-        segment_costs=costs,
-        risk=goal["risk"],
-        delta=goal.get("delta"),
-        rule=rule,
-        fit_temperatures=False,
-    )
+    certificate = certify_exits(policy, goal, logits, labels, segment_costs, plain[0] if plain else None)
     if certificate.outcome.policy.enabled != policy.enabled:
         raise ValueError(_missed(goal, f"{certificate.lost} of {certificate.samples} certifying samples are lost"))
     values = {key: value for key, value in dataclasses.asdict(certificate).items() if key != "outcome"}

@@ -66,10 +66,12 @@ def compare(
     """
     from offramp.cli._compare_progress import CompareProgress
     from offramp.runs.compare import compare as run_comparison
-    from offramp.study import comparison
+    from offramp.study.comparison_files import MARKERS
+    from offramp.study.comparison_files import markdown as markdown_of
+    from offramp.study.marked_block import around, write_block
 
     if markdown is not None:
-        comparison.around(markdown)  # refused before anything is trained, not after
+        around(markdown, MARKERS)  # refused before anything is trained, not after
     if show is not None:
         options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1, "--grid": grid}
         options |= {"--engine": engine != "local", "--address": address is not None}
@@ -94,7 +96,7 @@ def compare(
             reporter=CompareProgress(not json),
         )
     if markdown is not None and result.comparisons:
-        comparison.write_block(markdown, "\n".join(map(comparison.markdown, result.comparisons)))
+        write_block(markdown, "\n".join(map(markdown_of, result.comparisons)), MARKERS)
     if json:
         emit(dataclasses.asdict(result))
     else:
@@ -191,7 +193,7 @@ def _print_result(result: "ComparisonResult") -> None:
 def _print(comparison: "Comparison", number: int) -> None:
     """As `comparison_text` writes it, with cells that fold where the terminal is narrow."""
     from offramp.cli._console import stdout, table
-    from offramp.study.comparison import title
+    from offramp.study.comparison_labels import title
     from offramp.study.comparison_text import comparison_parts
 
     if number:

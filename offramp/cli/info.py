@@ -1,16 +1,10 @@
 """offramp info: draw a network with its exits."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from offramp.cli import emit
 from offramp.cli._options import Dotted, Json, Layers, Stages, by_kind
-from offramp.measure.units import count
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from offramp.runs.info import NetworksInfo
 
 
 def info(
@@ -48,10 +42,10 @@ def info(
     """
     from offramp.cli._console import stdout
     from offramp.config import Config
-    from offramp.config.plan import said
     from offramp.measure import network_summary
     from offramp.runs.info import NetworkInfo
     from offramp.runs.info import info as describe
+    from offramp.runs.info_text import cheapest_lines
 
     config = Config(
         net=net,
@@ -72,20 +66,7 @@ def info(
         for note in result.notes:
             stdout.print(note, highlight=False, markup=False, soft_wrap=True)
         stdout.print(network_summary.draw(result.summary), soft_wrap=True)
-        if result.cheapest:
-            text = f"early exit can get {said(result.cheapest)} (every image at exit 1; exits at the same places)"
-            stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+        for line in cheapest_lines(result):
+            stdout.print(line, highlight=False, markup=False, soft_wrap=True)
     else:
-        stdout.print(_table(result), soft_wrap=True)
-
-
-def _table(result: "NetworksInfo") -> "Table":
-    """Networks that are trained together: parameters and operations of each one and of all."""
-    from offramp.cli._console import table
-
-    columns = zip(result.outputs, result.parameters["outputs"], result.macs, strict=True)
-    rows = [[name, count(size), count(macs)] for name, size, macs in columns]
-    rows.append(["everything that is trained", count(result.cost["parameters"]), count(result.cost["macs"])])
-    shape = "×".join(map(str, result.shape))
-    title = f"{result.method} on {result.net}, {result.classes} classes, input {shape}"
-    return table(title, ["", "parameters", "MACs"], rows)
+        stdout.print(str(result), highlight=False, markup=False, soft_wrap=True)

@@ -63,7 +63,7 @@ def planned(config: ResolvedConfig, classes: int, shape: Image) -> tuple[Resolve
     first, plain = costs_by_name[name].exits[stages[0]], costs_by_name[name].plain
     note = (
         f"exits for {config.goal_macs:g} of plain: {name} exits after {where}; the first one costs {first / plain:.2f} "
-        f"of plain ({said({name: plain / first})})"
+        f"of plain ({gains_text({name: plain / first})})"
     )
     options = config.branch_options if name == config.branch else {}
     planned = dataclasses.replace(config, exits=None, goal_macs=None, branch=name, branch_options=options, **places)
@@ -153,7 +153,7 @@ def _choice(config: ResolvedConfig, costs_by_name: Mapping[str, Costs]) -> tuple
             if cheap:
                 return name, _spread(max(cheap), [stage for stage in costs.exits if stage > max(cheap)])
     least = {name: costs.plain / min(costs.exits.values()) for name, costs in costs_by_name.items()}
-    reason = f"early exit gets {said(least)}" if least else "no structure fits the network"
+    reason = f"early exit gets {gains_text(least)}" if least else "no structure fits the network"
     raise ParameterError(f"goal_macs={goal:g}: no exit of {config.net} is that cheap: {reason}", "goal_macs")
 
 
@@ -181,7 +181,7 @@ def cheapest(config: ResolvedConfig, classes: int, shape: Image) -> dict[str, fl
     return gains
 
 
-def said(gains: Mapping[str, float]) -> str:
+def gains_text(gains: Mapping[str, float]) -> str:
     """`at most 1.6 times cheaper with sketch; 4.2 times with byot`."""
     (first, gain), *others = gains.items()
     texts = [f"at most {gain:.1f} times cheaper with {first}"]

@@ -7,6 +7,7 @@ else. They have selected nothing before, so that both guarantees hold as stated 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,7 +15,15 @@ from numpy import ndarray
 
 from offramp.early_exit import temperature
 from offramp.early_exit.calibrate import Enabled, Outcome, does
-from offramp.early_exit.exit_scores import Rule, ScoredSamples, check_trace, looks_back, policy_of, score_samples
+from offramp.early_exit.exit_scores import (
+    Rule,
+    ScoredSamples,
+    check_trace,
+    looks_back,
+    policy_of,
+    rule_of_policy,
+    score_samples,
+)
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.risk import conformal, fixed_sequence, samples_needed
 
@@ -129,6 +138,37 @@ def certify(
         len(levels),
         certified,
         needed,
+    )
+
+
+def certify_exits(
+    policy: ExitPolicy,
+    goal: Mapping[str, Any],
+    logits: Float[ndarray, "E N C"],
+    labels: Int[ndarray, "N"],
+    segment_costs: Sequence[int | float],
+    plain_cost: int | float | None = None,
+) -> Certificate:
+    """Certify new thresholds for a policy's exits, score and temperatures, on other logits than it was fitted on.
+
+    Args:
+        goal: `risk`, and `delta` if there is one.
+        segment_costs: of the enabled exits.
+        plain_cost: of the final exit alone; default: the sum of `segment_costs`.
+    Returns:
+        A certificate whose policy enables other exits than `policy` if its own cannot be certified.
+    Raises:
+        ValueError: as `certify`.
+    """
+    final_only = (*(False,) * (policy.exits - 1), True)
+    plain = [sum(segment_costs) if plain_cost is None else plain_cost]
+    return certify(
+        logits,
+        labels,
+        segment_costs={policy.enabled: segment_costs, final_only: plain},
+        risk=goal["risk"],
+        delta=goal.get("delta"),
+        rule=rule_of_policy(policy),
     )
 
 

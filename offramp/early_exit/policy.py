@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import array_api_compat
@@ -14,9 +13,7 @@ import numpy as np
 from offramp import finite
 from offramp.early_exit.learned_score import FEATURES
 from offramp.early_exit.learned_score import score as learned
-from offramp.files import parse_json, write_errors
-from offramp.schema import check
-from offramp.text import quoted, shell_word
+from offramp.text import quoted
 
 VERSION = 1
 SCORES = ("confidence", "margin", "entropy", "patience", "learned")
@@ -142,7 +139,7 @@ class ExitPolicy:
         fields_written = {name: value for name, value in asdict(self).items() if value or name not in LATER}
         values = {"format": "offramp-policy", "version": VERSION, **fields_written, "provenance": provenance or {}}
         values = json.loads(finite.dumps(values))
-        return finite.dumps({**values, "digest": _digest(values)}, indent=2)
+        return finite.dumps({**values, "digest": digest_of(values)}, indent=2)
 
 
 def namespace(array: Array) -> Any:
@@ -184,154 +181,13 @@ def _agreement(xp: Any, carry: PolicyCarry, answer: Array) -> tuple[PolicyCarry,
     return {**carry, "said": prediction, "count": count}, count
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest_of(values: Mapping[str, Any]) -> str:
+    """The digest of a policy's JSON: of all keys but `digest`."""
     text = json.dumps({key: value for key, value in values.items() if key != "digest"}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-ORIGIN = {
-    "goal?": ({str: (float, None)}, None),
-    "samples?": int,
-    "weights?": str,
-    "epoch?": int,
-    "weights_digest?": str,
-    "segment_costs?": [float],
-    "plain?": {str: float},
-    "certificate?": ({"samples": int}, None),
-}
-"""Content of the provenance of a policy; see `offramp.schema`."""
 FIELDS = tuple(field.name for field in fields(ExitPolicy))
 """The fields of a policy, as in its JSON."""
 LATER = ("predictors",)
 """Fields that are written only if they hold something, so that programs that do not know them read other policies."""
-
-
-def parse(text: str | bytes, source: str = "policy") -> ExitPolicy:
-    """Read a policy from JSON text; `source` names it in errors.
-
-    Raises:
-        ValueError: if it is not a policy, of another version, changed since it was written, or not valid.
-    """
-    values = parse_json(text, source, object)
-    if not isinstance(values, dict) or values.get("format") != "offramp-policy":
-        raise ValueError(f"{source} is not a policy: its `format` is not `offramp-policy`")
-    if values.get("version") != VERSION:
-        raise ValueError(
-            f"{source} has policy version {quoted(values.get('version'))}; this offramp reads version {VERSION}"
-        )
-    missing = [name for name in FIELDS if name not in values and name not in LATER]
-    if missing:
-        raise ValueError(f"{source} lacks {', '.join(missing)}")
-    try:
-        policy = ExitPolicy(**{name: _typed(name, values[name]) for name in FIELDS if name in values})
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{source}: {error}") from None
-    if "digest" in values and values["digest"] != _digest(values):
-        raise ValueError(
-            f"{source} was changed since it was written: fit it again, or remove its `digest` to use it as it is"
-        )
-    return policy
-
-
-def _typed(name: str, value: Any) -> Any:
-    """The value of a field of a policy, lists as tuples; an error says what it must be."""
-    if name == "predictors":
-        if not isinstance(value, list):
-            raise ValueError(f"{name} must be a list of lists of numbers, got {quoted(value)}")
-        return tuple(_typed(f"{name}[]", weights) for weights in value)
-    many, kinds, expected = _KINDS[name]
-    parts = value if many and isinstance(value, list) else [value]
-    if many != isinstance(value, list) or any(type(part) not in kinds for part in parts):
-        raise ValueError(f"{name} must be {expected}, got {quoted(value)}")
-    return tuple(map(kinds[0], value)) if many else value
-
-
-_NUMBERS = (True, (float, int), "a list of numbers")
-_KINDS: dict[str, tuple[bool, tuple[type, ...], str]] = {
-    "thresholds": _NUMBERS,
-    "enabled": (True, (bool,), "a list of true or false"),
-    "score": (False, (str,), "a text"),
-    "temperatures": _NUMBERS,
-    "answer": (False, (str,), "a text"),
-    "patience": (False, (int,), "a whole number"),
-    "predictors[]": _NUMBERS,
-}
-
-
-def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write atomically; the previous policy is kept as `<name>.old`."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    with write_errors(path):
-        fresh.write_text(policy.to_json(provenance) + "\n")
-        if path.exists():  # copied, not moved: there is a policy at every moment
-            copy = path.with_suffix(path.suffix + ".part")
-            copy.write_bytes(path.read_bytes())
-            copy.replace(path.with_suffix(path.suffix + ".old"))
-        fresh.replace(path)
-
-
-def load(path: Path) -> ExitPolicy:
-    """Read `policy.json`; see `parse`."""
-    return load_with_origin(path)[0]
-
-
-def load_with_origin(path: Path) -> tuple[ExitPolicy, dict[str, Any]]:
-    """Read `policy.json` and its provenance ({} if there is none), checked; errors as in `parse`."""
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a policy: it is not text") from None
-    policy = parse(text, str(path))
-    origin = parse_json(text, str(path)).get("provenance") or {}
-    check(origin, ORIGIN, f"{path} is damaged", "provenance")
-    return policy, origin
-
-
-def stale(origin: Mapping[str, Any], run: object, weights: str, epoch: int, digest: str | None = None) -> str:
-    """A warning if a policy is used with other weights than those it was fitted on, else nothing.
-
-    Args:
-        origin: the provenance of the policy.
-        run: folder of the run, for the command that fits it again.
-        weights: `last` or `best`.
-        epoch: of these weights.
-        digest: of the weights; a policy that names one belongs to those weights alone.
-    """
-    if digest is not None and origin.get("weights_digest") == digest:  # `best` may be the very weights of `last`
-        return ""
-    fitted = origin.get("weights", weights), origin.get("epoch", epoch)
-    again = f"fit it again with `{fitting_command(origin, run, weights)}`."
-    if fitted == (weights, epoch):
-        if origin.get("weights_digest", digest) == digest:
-            return ""
-        return (
-            f"The policy was fitted on other weights than these {weights} ones, which have been replaced since: {again}"
-        )
-    return (
-        f"The policy was fitted on the {fitted[0]} weights of epoch {fitted[1]}; these are the {weights} ones of epoch "
-        f"{epoch}: {again}"
-    )
-
-
-def fitting_command(origin: Mapping[str, Any], run: object, weights: str = "last") -> str:
-    """The command that fits a policy for the same goal again; a loss of half a point if the goal is unknown.
-
-    Args:
-        origin: the provenance of the policy.
-        run: folder of the run.
-        weights: `last` or `best`.
-    """
-    words = ["offramp calibrate", shell_word(run), *_goal_words(origin)]
-    return " ".join([*words, "--weights best"] if weights == "best" else words)
-
-
-def _goal_words(origin: Mapping[str, Any]) -> list[str]:
-    goal = origin.get("goal")
-    known = {key: value for key, value in goal.items() if type(value) in (int, float)} if isinstance(goal, dict) else {}
-    for key in ("max_drop", "risk", "macs", "ms", "accuracy"):
-        if key in known:
-            name = "target-accuracy" if key == "accuracy" else key.replace("_", "-")
-            value = f"{known[key]:.12g}" if key in ("macs", "ms") else f"{100 * known[key]:.12g}%"
-            delta = [f"--delta {known['delta']:g}"] if key == "risk" and "delta" in known else []
-            return [f"--{name} {value}", *delta]
-    return ["--max-drop 0.5%"]

@@ -7,7 +7,7 @@ from itertools import accumulate, groupby, zip_longest
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -133,6 +133,15 @@ def _chain(branch: nn.Module, state: Any) -> tuple[str, ...]:
         if shape_of(state) != shapes[-1]:
             shapes.append(shape_of(state))
     return tuple(written(shape) for shape in shapes)
+
+
+def drawing_text(description: Description) -> str:
+    """What `draw` shows, as plain text without colours."""
+    console = Console(width=80, color_system=None, highlight=False)
+    with console.capture() as capture:
+        console.print(draw(description), soft_wrap=True)
+    lines = capture.get().rstrip().splitlines()
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def draw(description: Description) -> RenderableType:

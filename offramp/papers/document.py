@@ -7,7 +7,7 @@ from offramp.papers.claims import ClaimResult
 from offramp.papers.render import UNITS, claims_markdown, figure_markdown, pipes, protocol_line, table_grid, table_notes
 from offramp.papers.reproduce import Reproduction
 from offramp.papers.values import TableResult
-from offramp.study.comparison import around, write_block
+from offramp.study.marked_block import around, write_block
 
 MARKERS = "<!-- offramp reproduce -->", "<!-- end of offramp reproduce -->"
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from offramp.lookup import with_parameters
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import HasFolder, LoadedRun, RunLike, folder_of, load_data, load_run
+from offramp.runs.run import HasFolder, LoadedRun, RunLike, folder_of, load_run
+from offramp.runs.run_data import load_data
 
 if TYPE_CHECKING:
     from torch import Tensor

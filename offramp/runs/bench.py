@@ -10,7 +10,8 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.baseline import BaselineLike, open_baseline, source_of
 from offramp.runs.bench_text import MS, bench_text
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, load_data, load_run, warn_if_stale
+from offramp.runs.run import Device, LoadedRun, load_run, warn_if_stale
+from offramp.runs.run_data import load_data
 from offramp.text import shell_word
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from offramp import trust
 from offramp.lookup import with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import check_data, moved
+from offramp.runs.run_data import check_data, moved
 
 if TYPE_CHECKING:
     from numpy import ndarray

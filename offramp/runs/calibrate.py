@@ -166,12 +166,13 @@ def _save(
     about: dict[str, Any],
     baseline: Baseline | None,
 ) -> Calibration:
-    from offramp.early_exit import policy
+    from offramp.early_exit.policy import FIELDS
+    from offramp.early_exit.policy_file import save
     from offramp.measure.provenance import provenance
 
     about |= provenance()
-    policy.save(fitted, path, {**about, "baseline": baseline and dataclasses.asdict(baseline)})
-    fields = {key: getattr(fitted, key) for key in policy.FIELDS}
+    save(fitted, path, {**about, "baseline": baseline and dataclasses.asdict(baseline)})
+    fields = {key: getattr(fitted, key) for key in FIELDS}
     return Calibration(run=str(loaded.folder), policy=str(path), unit=unit, **fields, **about, baseline=baseline)
 
 

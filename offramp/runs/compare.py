@@ -13,7 +13,7 @@ from offramp.runs import sweep
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.sweep import NO_GRID, Grid
 from offramp.runs.train_all import CompareReporter, Silent, check_writable, train_all
-from offramp.study import comparison
+from offramp.study import comparison, comparison_files
 from offramp.study.comparison import Comparison
 from offramp.study.comparison_text import comparison_text
 from offramp.study.ledger import common as common_of
@@ -132,11 +132,11 @@ def _write(comparisons: list[Comparison], paths: Sequence[Path]) -> list[str]:
     def figures(path: Path) -> list[Path]:
         names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, len(comparisons) + 1))]
         for one, name in zip(comparisons, names, strict=False):
-            comparison.draw(one, name)
+            comparison_files.draw(one, name)
         return names[: len(comparisons)]
 
     return write_outputs(
-        paths, lambda: comparison.csv_of(comparisons), lambda: comparison.latex_of(comparisons), figures
+        paths, lambda: comparison_files.csv_of(comparisons), lambda: comparison_files.latex_of(comparisons), figures
     )
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from offramp import digests, finite
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
-from offramp.runs.baseline import BaselineLike, describe, open_baseline, traces_of
+from offramp.runs.baseline import BaselineLike
+from offramp.runs.curve_points import baseline_point, both_curves
 from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
@@ -19,7 +20,7 @@ from offramp.study.seeds import CurveGroup, best_of_models, group_curves
 from offramp.train.run_dir import put
 
 if TYPE_CHECKING:
-    from offramp.outputs import Trace
+    pass
 
 
 METRICS = {"top1": "accuracy", "top5": "top5"}
@@ -214,60 +215,6 @@ def _measured(
         files=[],
         baseline=None if baseline is None else baseline_point(loaded, baseline, test, weights, data_dir, reporter),
     )
-
-
-def baseline_point(
-    loaded: LoadedRun,
-    baseline: BaselineLike,
-    test: "Trace",
-    weights: str,
-    data_dir: Path | str | None,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """The baseline as a point of the chart: `source`, `accuracy`, `top5` and `cost` on test."""
-    from offramp.measure.accuracy import top_k
-
-    other = open_baseline(baseline, loaded, weights)
-    traces = traces_of(other, loaded, {"test": test}, weights, data_dir, reporter)
-    described = describe(other, loaded, traces)
-    assert test.labels is not None
-    (top5,) = top_k(traces["test"].logits[-1:], test.labels, 5)
-    values = {"accuracy": described.accuracy["test"], "cost": described.macs, "top5": top5}
-    return {"source": described.source, **values}
-
-
-def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost: str) -> dict[str, Any]:
-    """Both curves and the plain network's point; no budgeted batches if nothing was held out to fit them on."""
-    from offramp.early_exit.curves import anytime, budgeted
-    from offramp.measure import cost as costs
-    from offramp.measure.accuracy import in_top_k
-
-    shape = tuple(loaded.about["shape"])
-    if cost == "macs_cumulative":
-        prices = costs.macs_cumulative(loaded.inference_net, shape)
-    else:
-        prices = costs.msdnet_ops(loaded.net, shape)
-    cal, evaluated = _arrays(held_out) if held_out else None, _arrays(test)
-    assert test.labels is not None
-    top5 = in_top_k(test.logits, test.labels, 5).numpy()
-    shares = [float(hits.mean()) for hits in top5]
-    points = anytime(*evaluated, prices)
-    return {
-        "cost": cost,
-        "samples": {"cal": len(cal[1]) if cal else 0, "test": len(evaluated[1])},
-        "anytime": [point | {"top5": share} for point, share in zip(points, shares, strict=True)],
-        "budgeted": budgeted(cal, evaluated, prices, hits={"top5": top5}) if cal else [],
-        "plain": {
-            "accuracy": float((evaluated[0][-1].argmax(1) == evaluated[1]).mean()),
-            "cost": costs.macs(loaded.inference_net, shape)[-1],
-            "top5": shares[-1],
-        },
-    }
-
-
-def _arrays(trace: "Trace") -> tuple[Any, Any]:
-    assert trace.labels is not None
-    return trace.logits.numpy(), trace.labels.numpy()
 
 
 def _group_of(loaded: LoadedRun, result: Curves) -> CurveGroup:

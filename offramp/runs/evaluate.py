@@ -16,10 +16,10 @@ from offramp.runs.run import (
     RunLike,
     Weights,
     folder_of,
-    load_data,
     open_run,
     warn_if_stale,
 )
+from offramp.runs.run_data import load_data
 from offramp.runs.sweep import runs_of
 
 if TYPE_CHECKING:

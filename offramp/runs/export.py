@@ -7,7 +7,8 @@ from typing import Any
 from offramp.lookup import ParameterError
 from offramp.measure.units import count, percent
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, RunLike, Weights, folder_of, load_data, load_run, warn_if_stale
+from offramp.runs.run import LoadedRun, RunLike, Weights, folder_of, load_run, warn_if_stale
+from offramp.runs.run_data import load_data
 from offramp.text import shell_word
 
 LEAST = 1000

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.config import Config, ResolvedConfig, build_backbone, build_method, build_net, multi_net, of_kind, resolve
 from offramp.config.plan import cheapest, planned
 from offramp.lookup import ParameterError
+from offramp.runs.info_text import network_text, networks_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +51,12 @@ class NetworkInfo:
     cheapest: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return network_text(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
 
 @dataclass(frozen=True)
 class NetworksInfo:
@@ -78,6 +85,12 @@ class NetworksInfo:
     parameters: dict[str, Any]
     cost: dict[str, Any]
     options: dict[str, dict[str, Any]]
+
+    def __str__(self) -> str:
+        return networks_text(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
 def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInfo | NetworksInfo:

@@ -13,7 +13,8 @@ from offramp.measure.units import count, percent
 from offramp.runs.baseline import BaselineLike
 from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, load_data, load_run
+from offramp.runs.run import Device, LoadedRun, load_run
+from offramp.runs.run_data import load_data
 from offramp.runs.sweep import runs_of
 from offramp.study.report_groups import RunGroup, groups_of
 
@@ -156,7 +157,7 @@ def _see(
     from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.network_summary import describe
-    from offramp.runs.curves import baseline_point, both_curves
+    from offramp.runs.curve_points import baseline_point, both_curves
     from offramp.runs.latency import timed_pieces
     from offramp.runs.made_from import made_from
     from offramp.runs.traces import both_traces

@@ -1,7 +1,7 @@
 """A trained run, opened for use: its network, its configuration, its policy and its data."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from offramp import trust
-from offramp.config import Config, ResolvedConfig, build_data, build_method, build_net, resolve, unflat
-from offramp.lookup import ParameterError, with_parameters
-from offramp.runs.reporting import SILENT, Reporter
+from offramp.config import Config, ResolvedConfig, build_method, build_net, resolve, unflat
+from offramp.lookup import with_parameters
+from offramp.runs.reporting import Reporter
 from offramp.text import one_line, shell_word
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
     from offramp.methods._method import Method
     from offramp.multi_net import MultiNet
@@ -130,7 +129,8 @@ def open_run(
     folder: Path | str, weights: str = "last", *, with_policy: bool = True, device: Device = "auto"
 ) -> LoadedRun | MultiNetRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
-    from offramp.early_exit import policy
+    from offramp.early_exit.policy_file import load_with_origin
+    from offramp.early_exit.policy_origin import fitting_command
     from offramp.multi_net import Cohort, GatedFan
     from offramp.net import MultiExitNet
     from offramp.train import checkpoint
@@ -141,7 +141,7 @@ def open_run(
     values = read_config(folder)
     trust.check(values, folder)
     config = unflat(values, str(folder / "config.yaml"))
-    with _naming(folder):
+    with config_errors(folder):
         config = resolve(_on(config, device))
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
@@ -152,7 +152,7 @@ def open_run(
         )
     tensors, about = checkpoint.load_weights(path)
     shape = tuple(about["shape"])
-    with _naming(folder):
+    with config_errors(folder):
         method = build_method(config)
         if not trust.code_names(values):  # who trusts code lets it take what it wants
             _check_size(config, method, tensors, about, path)
@@ -168,11 +168,11 @@ def open_run(
         return MultiNetRun(folder, config, net.eval(), about)
     assert isinstance(net, MultiExitNet)
     has_policy = with_policy and (folder / POLICY).is_file()
-    run_policy, fitted = policy.load_with_origin(folder / POLICY) if has_policy else (None, {})
+    run_policy, fitted = load_with_origin(folder / POLICY) if has_policy else (None, {})
     if run_policy is not None and run_policy.exits != net.exits:
         raise ValueError(
             f"{folder / POLICY} is for {run_policy.exits} exits, but this network has {net.exits}: fit it again with "
-            f"`{policy.fitting_command(fitted, folder, weights)}`"
+            f"`{fitting_command(fitted, folder, weights)}`"
         )
     return LoadedRun(folder, config, net.eval(), about, run_policy, fitted)
 
@@ -223,8 +223,8 @@ def _check_size(
 
 
 @contextmanager
-def _naming(folder: Path, kinds: type[Exception] = Exception) -> Iterator[None]:
-    """Errors of this kind (all by default) that a run's configuration causes, with the name of its file.
+def config_errors(folder: Path, kinds: type[Exception] = Exception) -> Iterator[None]:
+    """Raises errors of these kinds (all by default) that a run's configuration causes with the name of its file.
 
     A file is believed to be what training wrote; one that was changed makes the packages of networks fail in many ways.
     """
@@ -235,31 +235,6 @@ def _naming(folder: Path, kinds: type[Exception] = Exception) -> Iterator[None]:
         raise ValueError(f"{folder / 'config.yaml'}: {kind}{one_line(str(error), 500)}") from error
 
 
-def load_data(
-    run: LoadedRun | MultiNetRun, data_dir: Path | str | None = None, reporter: Reporter = SILENT
-) -> "DataSet":
-    """The data set of a run, every image in the split where the run had it.
-
-    Images that are new since are left out; with `data_dir`, those that fall into val, cal and test are used.
-
-    Args:
-        data_dir: read the data from here, if given.
-        reporter: told if images have to be decoded, and what is new or gone.
-    Raises:
-        ValueError: if what lies there now is not what the run was trained on; see `check_data`.
-    """
-    from offramp.runs.split import restore
-
-    place = None if data_dir is None else Path(data_dir)
-    with _naming(run.folder, ParameterError):
-        read = build_data(moved(run.config, place), progress=reporter.working)
-    checked = check_data(read, run.about["classes"], run.about["shape"], str(run.folder))
-    data, notes = restore(checked, run.folder, use_new=data_dir is not None)
-    for note in (*checked.notes[len(read.notes) :], *notes):
-        reporter.note(note)
-    return data
-
-
 def warn_if_stale(run: LoadedRun | MultiNetRun, weights: str, reporter: "Reporter") -> None:
     """Warn if a run's policy was fitted on other weights than those that are used."""
     if isinstance(run, LoadedRun) and run.policy and (text := _stale(run, weights)):
@@ -267,51 +242,6 @@ def warn_if_stale(run: LoadedRun | MultiNetRun, weights: str, reporter: "Reporte
 
 
 def _stale(run: LoadedRun, weights: str) -> str:
-    from offramp.early_exit.policy import stale
+    from offramp.early_exit.policy_origin import stale
 
     return stale(run.fitted, run.folder, weights, run.about["epoch"], run.about["digest"])
-
-
-def moved(config: Config, data_dir: Path | None) -> Config:
-    """The configuration whose data lie in `data_dir`, the data set's own folder or its parent; None: as they lay."""
-    kind, colon, path = config.data.partition(":")
-    if data_dir is None or not colon or kind in ("hub", "python"):
-        return dataclasses.replace(config, data_dir=data_dir) if data_dir else config
-    below = data_dir / Path(path).name
-    return dataclasses.replace(config, data=f"{kind}:{below if below.exists() else data_dir}")
-
-
-def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], owner: str) -> "DataSet":
-    """Refuse data that are not those that `owner` (a run or a bundle) was trained on: labels would mean others.
-
-    Args:
-        classes: names of the C classes it was trained on; shape: of its inputs, (channels, height, width).
-    Returns:
-        The data set; classes whose names are in another Unicode form get those that the owner has, which is noted.
-    Raises:
-        ValueError: naming the first class, or the shape, that differs.
-    """
-    from offramp.data.class_names import respelled
-    from offramp.meta_device import written
-
-    data = respelled(data, classes)
-    if tuple(data.shape) != tuple(shape):
-        raise with_parameters(
-            ValueError(
-                f"{data.name} has images of {written(tuple(data.shape))}, but {owner} was trained on "
-                f"{written(tuple(shape))}: name the data that it was trained on by data_dir"
-            ),
-            "data_dir",
-        )
-    if tuple(data.classes) != tuple(classes):
-        pairs = zip((*data.classes, None), (*classes, None), strict=False)
-        number, (here, recorded) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-        said = ["no such class" if name is None else repr(name) for name in (here, recorded)]
-        raise with_parameters(
-            ValueError(
-                f"{data.name} has other classes than {owner} was trained on: class {number} is {said[0]}, not {said[1]}"
-                "; name the data that it was trained on by data_dir"
-            ),
-            "data_dir",
-        )
-    return data

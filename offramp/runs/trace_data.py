@@ -10,7 +10,8 @@ from numpy import ndarray
 from offramp.lookup import ParameterError, nearest
 from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, MultiNetRun, RunLike, Weights, folder_of, load_data, open_run
+from offramp.runs.run import Device, LoadedRun, MultiNetRun, RunLike, Weights, folder_of, open_run
+from offramp.runs.run_data import load_data
 from offramp.runs.traces import loader_of, trace_split
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import LoadedRun, MultiNetRun, load_data
+from offramp.runs.run import LoadedRun, MultiNetRun
+from offramp.runs.run_data import load_data
 
 if TYPE_CHECKING:
     from offramp.data.loading import Loader

@@ -20,7 +20,7 @@ from offramp.config import (
     prepare_objective,
     resolve,
 )
-from offramp.config.plan import cheapest, said
+from offramp.config.plan import cheapest, gains_text
 from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import trace_of_run
@@ -251,7 +251,9 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
         if values:
             reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
     if chain and net.exits > 1 and reporter is not SILENT:
-        reporter.note(fill(f"early exit can get {said(_gains(config, net, data))} (every image at exit 1)", WIDTH))
+        reporter.note(
+            fill(f"early exit can get {gains_text(_gains(config, net, data))} (every image at exit 1)", WIDTH)
+        )
     reporter.note(f"  {config.device}, {config.precision}, seed {config.seed}")
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from offramp.bundle.manifest import POLICY
 from offramp.bundle.read import Bundle
-from offramp.early_exit.policy import ExitPolicy, load_with_origin
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import exit_counts
 from offramp.serve.answers import all_exits
 
@@ -92,26 +93,14 @@ def fit(
     """
     try:
         from offramp.early_exit.calibrate import calibrate
-        from offramp.early_exit.certify import certify
-        from offramp.early_exit.exit_scores import Rule
+        from offramp.early_exit.certify import certify_exits
+        from offramp.early_exit.exit_scores import rule_of_policy
     except ModuleNotFoundError as error:
         raise ImportError(f"a new calibration needs {error.name}: pip install {error.name}") from None
-    rule = Rule(policy.score, policy.answer, policy.temperatures)
-    goal, costs = origin["goal"], {policy.enabled: origin["segment_costs"]}
+    goal = origin["goal"]
     plain = float((logits[-1].argmax(1) == labels).mean())
     if goal.get("risk") is not None:
-        final_only = (*(False,) * (policy.exits - 1), True)
-        costs = {**costs, final_only: [sum(origin["segment_costs"])]}
-        certificate = certify(
-            logits,
-            labels,
-            segment_costs=costs,
-            risk=goal["risk"],
-            delta=goal.get("delta"),
-            rule=rule,
-            fit_temperatures=False,
-        )
-        outcome = certificate.outcome
+        outcome = certify_exits(policy, goal, logits, labels, origin["segment_costs"]).outcome
         if outcome.policy.enabled != policy.enabled:
             raise ValueError(f"no policy with these exits is certified for the risk {goal['risk']:g} on these images")
     else:
@@ -120,10 +109,10 @@ def fit(
         outcome = calibrate(
             logits,
             labels,
-            segment_costs=costs,
+            segment_costs={policy.enabled: origin["segment_costs"]},
             budget=budget,
             accuracy=None if budget is not None else accuracy,
-            rule=rule,
+            rule=rule_of_policy(policy),
         )
     outcome_policy = outcome.policy
     if outcome_policy.enabled != policy.enabled:  # exits that no sample takes: their segments run all the same

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.manifest import MANIFEST
 from offramp.bundle.read import Bundle, open_bundle
-from offramp.early_exit.policy import load_with_origin
+from offramp.early_exit.policy_file import load_with_origin
 from offramp.lookup import ParameterError
 from offramp.serve.drift import DriftMonitor, reference
 from offramp.serve.engine import Result

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from offramp.measure.text_table import text_table
-from offramp.study.comparison import METRICS, Comparison, counted, difference_cells, exit_columns, mean_cells, title
+from offramp.study.comparison import METRICS, Comparison
+from offramp.study.comparison_labels import counted, difference_cells, exit_columns, mean_cells, title
 from offramp.study.plain_costs import narrow_rows, quality_cells
 
 WIDEST = 11

@@ -6,7 +6,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from offramp.early_exit.policy import ExitPolicy, stale
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_origin import stale
 from offramp.measure.cost import Pieces, as_run
 from offramp.measure.network_summary import Description
 from offramp.outputs import Trace

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offramp.early_exit.policy import ExitPolicy, save
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import save
 from offramp.measure.plain_network import plain_note
 from offramp.runs import load_run
 from offramp.study.ledger import append

@@ -15,7 +15,8 @@ from PIL import Image
 from offramp.bundle.manifest import render
 from offramp.bundle.read import read_manifest
 from offramp.config import build_data
-from offramp.early_exit.policy import ExitPolicy, save
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import save
 from offramp.runs import load_run
 
 Offramp = Callable[..., Any]

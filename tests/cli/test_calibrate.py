@@ -15,7 +15,7 @@ from offramp.bundle.manifest import SegmentSpec
 from offramp.cli._goal import _macs
 from offramp.config import build_data
 from offramp.data.loading import Loader
-from offramp.early_exit.policy import load
+from offramp.early_exit.policy_file import load
 from offramp.measure.early_exit_eval import leave_early
 from offramp.runs import load_run
 from offramp.runs.backends import NEEDS

@@ -13,7 +13,8 @@ from PIL import Image
 
 from offramp.config import build_data
 from offramp.data.loading import Loader
-from offramp.early_exit.policy import NEVER, ExitPolicy, load, save
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.policy_file import load, save
 from offramp.runs import load_run
 from offramp.runs.evaluation import EarlyExits, PlainNetwork
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from offramp.bundle.read import open_bundle
-from offramp.early_exit.policy import ExitPolicy, load, save
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import load, save
 from offramp.runs.export import Export
 
 Offramp = Callable[..., Any]

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from offramp import Config, info
+
 Offramp = Callable[..., Any]
 
 
@@ -73,3 +75,13 @@ def test_exits_behind_some_stages(offramp: Offramp) -> None:
     assert len(every["macs"]) == 4 and found["macs"] == every["macs"][1:]
     ran = offramp(*words, "--exits-at", "4")
     assert ran.status and "--exits-at must name stages from 1 to 3 of this network, got 4" in ran.err
+
+
+def test_print_shows_what_the_command_line_prints(offramp: Offramp) -> None:
+    cohort = ("--width", 8, "--method", "dml", "--net", "resnet18")
+    for words, config in (
+        (("--width", 8), Config(width=8)),
+        (cohort, Config(net="resnet18", width=8, method="dml")),
+    ):
+        printed = offramp("info", *words).out
+        assert [line.rstrip() for line in printed.rstrip().splitlines()] == str(info(config)).splitlines()

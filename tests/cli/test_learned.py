@@ -11,7 +11,7 @@ import pytest
 from offramp.bundle.read import load_bundle
 from offramp.early_exit.exit_scores import Rule
 from offramp.early_exit.fit_learned import fit
-from offramp.early_exit.policy import load
+from offramp.early_exit.policy_file import load
 from offramp.runs import load_run
 
 Offramp = Callable[..., Any]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.early_exit import policy
+from offramp.early_exit.policy_file import load_with_origin
 from offramp.runs import load_data, load_run
 from offramp.runs.reporting import SILENT
 from offramp.runs.traces import _stored
@@ -61,7 +61,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": opened,
     "last.safetensors": opened,
     "split.safetensors": opened,
-    "policy.json": lambda folder: policy.load_with_origin(folder / "policy.json")[0],
+    "policy.json": lambda folder: load_with_origin(folder / "policy.json")[0],
     "result.json": lambda folder: {**(read_result(folder) or {}), "digest": ""},
     "metrics.jsonl": read_history,
     "traces/last-test.safetensors": traced,

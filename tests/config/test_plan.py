@@ -3,7 +3,7 @@
 import pytest
 
 from offramp.config import Config
-from offramp.config.plan import said
+from offramp.config.plan import gains_text
 from offramp.lookup import ParameterError
 from offramp.runs.info import NetworkInfo, info
 
@@ -49,7 +49,7 @@ def test_places_in_an_external_model_are_layers(own: str) -> None:
 
 
 def test_how_cheap_exits_get_is_said_by_structure() -> None:
-    assert said({"sketch": 1.62, "byot": 4.21}) == "at most 1.6 times cheaper with sketch; 4.2 times with byot"
+    assert gains_text({"sketch": 1.62, "byot": 4.21}) == "at most 1.6 times cheaper with sketch; 4.2 times with byot"
     result = info(Config(width=8, image_size=32), classes=10)
     assert isinstance(result, NetworkInfo) and list(result.cheapest) == ["sketch", "byot", "linear"]
     assert 1 < result.cheapest["sketch"] < result.cheapest["byot"] < result.cheapest["linear"]

@@ -12,7 +12,8 @@ from offramp.early_exit.exit_scores import Rule, policy_of, score_samples
 from offramp.early_exit.failure_prediction import auroc
 from offramp.early_exit.fit_learned import fit
 from offramp.early_exit.learned_score import FEATURES
-from offramp.early_exit.policy import ExitPolicy, parse
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import parse
 
 WEIGHTS = (0.3, 0.2, -0.1, -0.5, 0.6, 0.7, 0.1)
 POLICY = ExitPolicy(thresholds=(0.6, 0.5, 0.0), enabled=(True,) * 3, score="learned", predictors=(WEIGHTS, WEIGHTS))

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.early_exit.policy import NEVER, ExitPolicy, load, parse, save, stale
+from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.policy_file import load, parse, save
+from offramp.early_exit.policy_origin import stale
 
 EXITS, BATCH, CLASSES = 4, 9, 5
 LOGITS = 3 * torch.randn(EXITS, BATCH, CLASSES, generator=torch.Generator().manual_seed(0))

@@ -258,7 +258,8 @@ def test_segments_that_do_not_fit_the_policy(enabled: tuple[bool, ...]) -> None:
 ANSWERS = """
 import sys
 import numpy as np
-from offramp.early_exit.policy import ExitPolicy, parse
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import parse
 from offramp.early_exit.runtime import answer
 rows = np.random.default_rng(0)
 weights = rows.standard_normal((3, 6, 6)).astype("float32")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from offramp.bundle.read import Bundle, open_bundle
-from offramp.early_exit.policy import ExitPolicy, load_with_origin
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import BINS, exit_counts, score_bin
 from offramp.serve.costs import CostCurve
 from offramp.serve.drift import DriftMonitor, Reference, reference

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from offramp.config import Config, flat, resolve
-from offramp.study.comparison import BEGIN, END, compare, csv_of, draw, latex_of, markdown, write_block
+from offramp.study.comparison import compare
+from offramp.study.comparison_files import MARKERS, csv_of, draw, latex_of, markdown
 from offramp.study.ledger import append, common, holds, label, read
+from offramp.study.marked_block import write_block
 
 JOINT = {0: (0.50, 0.60), 1: (0.52, 0.61), 2: (0.51, 0.65)}
 BYOT = {0: (0.51, 0.60), 1: (0.55, 0.61), 2: (0.53, 0.65)}
@@ -182,20 +184,29 @@ def test_a_ledger_that_is_not_there_or_no_text(tmp_path: Path) -> None:
 
 def test_the_block_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "x.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    path.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     for text in ("new\n", "newer\n"):
-        write_block(path, text)
-        assert path.read_text() == f"before\n{BEGIN}\n{text}{END}\nafter\n"
-    write_block(tmp_path / "made.md", "text\n")
-    assert (tmp_path / "made.md").read_text() == f"{BEGIN}\ntext\n{END}\n"
+        write_block(path, text, MARKERS)
+        assert path.read_text() == f"before\n{MARKERS[0]}\n{text}{MARKERS[1]}\nafter\n"
+    write_block(tmp_path / "made.md", "text\n", MARKERS)
+    assert (tmp_path / "made.md").read_text() == f"{MARKERS[0]}\ntext\n{MARKERS[1]}\n"
 
 
-@pytest.mark.parametrize("text", ["mine", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mine",
+        MARKERS[0],
+        f"{MARKERS[1]}{MARKERS[0]}",
+        f"{MARKERS[0]}{MARKERS[0]}{MARKERS[1]}",
+        f"{MARKERS[0]}{MARKERS[1]}{MARKERS[1]}",
+    ],
+)
 def test_a_document_without_the_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.md"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.md was not changed: the table is written between a line"):
-        write_block(path, "table")
+        write_block(path, "table", MARKERS)
     assert path.read_text() == text
 
 
