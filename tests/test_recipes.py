@@ -25,7 +25,12 @@ from offramp.train.optim import rate
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "offramp" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-SHAPES = {"digits": ((1, 8, 8), 10), "cifar100": ((3, 32, 32), 100), "folder:imagenet": ((3, 224, 224), 1000)}
+SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "folder:imagenet": ((3, 224, 224), 1000),
+    "parquet:cifar100": ((3, 96, 96), 20),
+}
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
@@ -76,7 +81,12 @@ def test_every_key_arrives_in_the_resolved_configuration(path: Path) -> None:
         assert arrived[key] == value, key
 
 
-EXITS = {"msd-cifar100-msdnet": 5, "hdkd-cifar150-msdnet": 8, "eed-cifar100-pyramidnet110-270": 3}
+EXITS = {
+    "finetune-cifar100-coarse": 5,
+    "msd-cifar100-msdnet": 5,
+    "hdkd-cifar150-msdnet": 8,
+    "eed-cifar100-pyramidnet110-270": 3,
+}
 
 
 @every_recipe

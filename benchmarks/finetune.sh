@@ -1,0 +1,26 @@
+#!/bin/bash
+# Early exit against the same network fine-tuned without exits: EfficientNet-Lite0 on CIFAR-100's coarse labels.
+#
+#     benchmarks/finetune.sh DATA_DIR [OUT] [SEEDS]
+#
+# Trains the plain network, then joint, byot, muse and hdkd with --tune all and mixed, and ztw and joint on the plain
+# network's frozen weights. May be killed at any time: the same command goes on, also with more SEEDS (such as 0,1,2).
+# Thresholds are fitted on cal, results are those of the last epoch on test. The lines are in OUT/finetune.jsonl;
+# `offramp compare --show OUT/finetune.jsonl --baseline OUT/plain/vanilla-seed-0` compares them with the plain network.
+set -e
+data=$1; out=${2:-runs/finetune-proof}; seeds=${3:-0}
+train() {  # METHODS TUNE FOLDER OPTIONS...
+    offramp compare --recipe finetune-cifar100-coarse --data-dir "$data" --seeds "$seeds" --ledger "$out/finetune.jsonl" \
+        --methods "$1" --tune "$2" --out "$out/$3" "${@:4}"
+}
+mkdir -p "$out"
+train vanilla all plain
+train joint all all
+train joint,byot all all
+train joint,byot,muse all all
+train joint mixed mixed
+train joint,byot mixed mixed
+train joint,byot,muse mixed mixed
+train joint,ztw exits exits --weights "$out/plain/vanilla-seed-0/last.safetensors" --no-pretrained
+train joint,byot,muse,hdkd all all
+train joint,byot,muse,hdkd mixed mixed
