@@ -28,6 +28,7 @@ class StepContext:
         held_out: returns the held-out batch of this step, the same after a resume; None if nothing is held out.
         scaler: what the losses are scaled by, in precision 16.
         unsynchronised: whether gradients of the network must still be averaged over the processes by `update`.
+        more_follows: the batch is a part of a larger one, and not its last: `update` adds to the gradients alone.
     """
 
     fabric: Any
@@ -40,6 +41,7 @@ class StepContext:
     held_out: Callable[[], Batch] | None = None
     scaler: torch.amp.GradScaler | None = None
     unsynchronised: bool = False
+    more_follows: bool = False
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
         """Gradient of a loss of `net`'s outputs by parameter name, averaged over all processes.
@@ -64,6 +66,12 @@ class StepContext:
         """
         terms = {name: _weighted(term) for name, term in terms.items()}
         self.fabric.backward(torch.stack(list(terms.values())).sum())
+        if not self.more_follows:
+            self._move()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _move(self) -> None:
+        """The optimizer's step along the gradients, which are then None."""
         self._average_gradients()
         if self.clip:
             if self.scaler is not None:  # of the optimizer itself, not of Fabric's wrapper
@@ -71,7 +79,6 @@ class StepContext:
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: term.detach() for name, term in terms.items()}
 
     def _average_gradients(self) -> None:
         """Average over all processes what the network's wrapper does not: gradients of an objective's learned parts.

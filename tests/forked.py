@@ -93,8 +93,9 @@ def run_offramp(*words: object, cwd: Path | None = None, processes: int = 1) -> 
 
 def run_ranks(file: str, *arguments: object, processes: int = 2) -> None:
     """Run `python FILE ARGUMENTS` in several processes as if started by a launcher."""
-    for ran in _run(_launched(processes), _file, file, *arguments):
-        assert ran.returncode == 0, ran.stderr[-3000:]
+    ended = _run(_launched(processes), _file, file, *arguments)
+    said = "\n".join(f"{ran.returncode}: {ran.stderr[-3000:]}" for ran in ended)
+    assert not any(ran.returncode for ran in ended), said
 
 
 def _launched(processes: int) -> list[dict[str, str]]:

@@ -13,12 +13,15 @@ from offramp.lookup import ParameterError, unknown
 from offramp.train.recipe import Recipe
 
 LATER = {
+    "accumulate": 1,
     "deterministic": False,
     "graph": False,
     "pretrained": False,
     "skip-damaged": False,
     "balanced": False,
     "patience": 0,
+    "strategy": "ddp",
+    "sync-batch-norm": False,
 }
 """Options that configurations did not have at first, with the value that stands for how it was then."""
 _OPTIONS = tuple(f"{kind}_options" for kind in KINDS)

@@ -79,6 +79,8 @@ class Method:
     samples of the same part only.
     `check_network` raises ValueError for a network that `network` did not build; for methods with a `network` of their
     own.
+    `whole_batch` says what in its loss is a statistic of the whole batch, so that a batch cannot be divided; empty if
+    its losses are means and sums over samples.
     `scheduled` names the terms whose weight changes over a run, `annealed` what else its step changes with progress.
     """
 
@@ -94,6 +96,7 @@ class Method:
     check_network: Callable[[nn.Module], None] | None = None
     scheduled: tuple[str, ...] = ()
     annealed: tuple[str, ...] = ()
+    whole_batch: str = ""
 
     def __post_init__(self) -> None:
         if not self.phases:

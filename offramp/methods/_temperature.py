@@ -8,6 +8,9 @@ from offramp.losses.distributed import global_mean
 from offramp.losses.softmax import confidence
 from offramp.methods._check import fraction, positive
 
+RISING = "its temperature rises by the confidence of every batch"
+"""Why a method with a rising temperature cannot divide a batch."""
+
 
 class Temperature(nn.Module):
     """T = start * rate^rises; after each training batch whose mean confidence exceeds `limit`, rises grows by one.

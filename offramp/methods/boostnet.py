@@ -57,6 +57,7 @@ def build(
         network=partial(network, weaken=tuple(weaken), detach=detach, eval_shift=eval_shift),
         tap=partial(equilibrium, scope=scope) if rescale else share,
         check_network=contains(Summed),
+        whole_batch="equal scales the losses by averages of every batch" if equal else "",
     )
 
 

@@ -83,7 +83,9 @@ def build(**parameters: Any) -> Method:
         ValueError: if a value is out of range.
     """
     settings = Settings(**parameters)
-    return Method(OwnTeacher(settings, FeatureAdapter(settings.adapt)))
+    norm = settings.features == "norm" and settings.beta > 0
+    whole = "features=norm is a norm over all its samples" if norm else ""
+    return Method(OwnTeacher(settings, FeatureAdapter(settings.adapt)), whole_batch=whole)
 
 
 class OwnTeacher(nn.Module):

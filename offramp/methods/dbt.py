@@ -11,7 +11,7 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distillation import kl, soft_cross_entropy
 from offramp.methods._check import choice, fraction, has_peers, positive
 from offramp.methods._method import Method, Terms
-from offramp.methods._temperature import Temperature
+from offramp.methods._temperature import RISING, Temperature
 from offramp.outputs import Batch, ExitOutputs
 
 Imitation = Literal["soft-ce", "kl"]
@@ -50,7 +50,8 @@ def build(
     if scale is not None:
         positive("scale", scale)
     start = (1.0 if rising else 4.0) if temperature is None else temperature
-    return Method(Distil(alpha, Temperature(start=start, rising=rising, rate=rate, limit=limit), scale, imitation))
+    current = Temperature(start=start, rising=rising, rate=rate, limit=limit)
+    return Method(Distil(alpha, current, scale, imitation), whole_batch=RISING if rising else "")
 
 
 class Distil(nn.Module):

@@ -12,7 +12,7 @@ from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.kl_table import kl_table, soft_cross_entropy_table
 from offramp.methods._check import choice, has_peers, not_negative
 from offramp.methods._method import Method, Terms
-from offramp.methods._temperature import Temperature
+from offramp.methods._temperature import RISING, Temperature
 from offramp.outputs import Batch, ExitOutputs
 
 Imitation = Literal["soft-ce", "kl"]
@@ -49,7 +49,8 @@ def build(
     if weight is not None:
         not_negative("weight", weight)
     held = Temperature(start=temperature, rising=rising, rate=rate, limit=limit)
-    return Method(Dense(weight, held, detach_teachers, imitation))
+    objective = Dense(weight, held, detach_teachers, imitation)
+    return Method(objective, whole_batch=RISING if rising else "")
 
 
 class Dense(nn.Module):

@@ -151,6 +151,7 @@ def trained_run(values: dict[str, Any]) -> TrainedRun:
 
 
 def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter, nodes: int) -> TrainedRun:
+    from offramp.measure.multi_net import training_cost
     from offramp.measure.provenance import provenance
     from offramp.runs import split
     from offramp.train import device, run_dir
@@ -179,9 +180,10 @@ def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter,
             device.check_shared(fabric, folder)
         reporter = reporter if fabric.is_global_zero else SILENT
         _introduce(reporter, config, net, data, notes)
+        cost = training_cost(net, data.shape) if fabric.is_global_zero else {}  # before the network is divided
         loop = Loop(fabric, folder, recipe, net, method, data, reporter)
         _run(loop, resume, reporter)
-        return _conclude(loop, config, reporter, origin)
+        return _conclude(loop, config, reporter, cost, origin)
 
 
 def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Origin", tuple[str, ...]]:
@@ -205,6 +207,7 @@ def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Ori
         *first.notes,
         *prepare_objective(method, net, data.shape),
     )
+    refuse(method, config, net, data)  # again: now the objective has its learned parts
     if (
         config.weights is None and not config.pretrained and not config.net.startswith("python:")
     ):  # functions may load weights themselves
@@ -267,9 +270,10 @@ def _gains(config: ResolvedConfig, net: "MultiExitNet", data: "DataSet") -> dict
     return gains if is_external(config.net) else gains | cheapest(config, len(data.classes), data.shape)
 
 
-def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: dict[str, Any]) -> TrainedRun:
+def _conclude(
+    loop: "Loop", config: ResolvedConfig, reporter: Reporter, cost: dict[str, Any], origin: dict[str, Any]
+) -> TrainedRun:
     """Write result.json: where the figures come from, the last epoch and the best on val."""
-    from offramp.measure.multi_net import training_cost
     from offramp.train import log, run_dir
     from offramp.train.run_dir import METRICS
 
@@ -281,7 +285,7 @@ def _conclude(loop: "Loop", config: ResolvedConfig, reporter: Reporter, origin: 
         seconds=loop.position.seconds,
         last=_accuracy(loop.folder / "last.safetensors"),
         best=_accuracy(loop.folder / "best.safetensors") if loop.position.best_epoch >= 0 else None,
-        cost=training_cost(loop.net, loop.data.shape),
+        cost=cost,
         provenance=origin,
     )
     run_dir.write_result(loop.folder, dataclasses.asdict(result))

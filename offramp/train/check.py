@@ -5,7 +5,7 @@ from torch import nn
 from offramp.data.splits import DataSet
 from offramp.lookup import ParameterError
 from offramp.methods._method import Method
-from offramp.train import phases
+from offramp.train import accumulation, phases, sharding
 from offramp.train.recipe import Recipe
 
 
@@ -14,10 +14,9 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
 
     Raises:
         ValueError: if the method learns from held-out batches and there is no `val`, its step does not work with the
-            optimizer or the precision, accuracies of a split that does not exist are to be logged or
-            watched, batches are too
-            small to be divided, its phases conflict with `tune` or outnumber the epochs, or the network cannot be
-            divided into backbone and exits as `tune` requires.
+            optimizer or the precision, accuracies of a split that does not exist are to be logged or watched, batches
+            are too small to be divided or must stay whole (`accumulate`), its phases conflict with `tune` or outnumber
+            the epochs, or the network cannot be divided into backbone and exits as `tune` requires.
     """
     phases.refuse_net(recipe, method, net)
     if method.needs_held_out and "val" not in data.splits:
@@ -42,12 +41,23 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             "patience",
             "holdout",
         )
-    if recipe.precision == "16" and (method.needs_held_out or method.optimizers):
+    looks_ahead = method.needs_held_out or method.optimizers
+    if recipe.sync_batch_norm and looks_ahead and recipe.devices > 1:
+        raise ParameterError(
+            "sync_batch_norm has no forward-mode derivative, and this method differentiates through a step of the "
+            "optimizer: leave it out",
+            "sync_batch_norm",
+        )
+    if recipe.strategy == "fsdp" and recipe.devices > 1 and (what := sharding.why_not(method, recipe, net)):
+        raise ParameterError(f"strategy=fsdp does not divide {what}: take strategy=ddp", "strategy", "ema")
+    if recipe.precision == "16" and looks_ahead:
         raise ParameterError(
             "precision=16 scales the losses, and this method differentiates through a step of the optimizer: take "
             "precision=bf16, tf32 or 32",
             "precision",
         )
+    if recipe.accumulate > 1 and (why := accumulation.why_not(method, phases.tuned(recipe, method))):
+        raise ParameterError(f"{why}: take accumulate=1, got {recipe.accumulate}", "accumulate")
     least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
     if method.turns > 1 and recipe.batch_size < least:
         raise ParameterError(

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+from lightning_fabric.strategies.strategy import Strategy
 
 from offramp.lookup import with_parameters
 from offramp.train.recipe import Recipe
@@ -215,8 +216,12 @@ def launch(fabric: Fabric) -> None:
         fabric.launch()
 
 
-def _strategy(recipe: Recipe, parted: bool) -> str:
+def _strategy(recipe: Recipe, parted: bool) -> str | Strategy:
     if recipe.devices == 1:
         return "auto"
+    if recipe.strategy == "fsdp":
+        from offramp.train.sharding import strategy
+
+        return strategy(recipe.devices)
     # Frozen parts have no gradients.
     return "ddp" if recipe.tune == "all" and not parted else "ddp_find_unused_parameters_true"

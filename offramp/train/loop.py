@@ -15,7 +15,8 @@ from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.protocols import LoggingObjective
 from offramp.step import StepContext
-from offramp.train import checkpoint, log, optim, phases, soft_labels
+from offramp.train import checkpoint, log, optim, phases, sharding, soft_labels
+from offramp.train.batch_norms import over_all_processes
 from offramp.train.check import refuse
 from offramp.train.depthwise import keep_float32
 from offramp.train.epoch_accuracy import epoch_accuracies
@@ -29,6 +30,7 @@ from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
 from offramp.train.state import Position, collect_state, restore_state, trained_on
 from offramp.train.static_step import Steps, why_not
+from offramp.train.wrap import prepared
 
 
 class Loop:
@@ -60,21 +62,12 @@ class Loop:
         if recipe.precision == "bf16-dense":
             keep_float32(self.net)
         self.method, self.spans = method, phases.spans(recipe, method)
-        parameters = list(self.net.parameters())
-        if isinstance(method.objective, nn.Module):
-            method.objective.to(fabric.device)
-            parameters += list(method.objective.parameters())
-        self.trained = [parameter for parameter in parameters if parameter.requires_grad]
         unable = why_not(method, recipe, [span.phase for span in self.spans])
         static = recipe.graph and not unable
         if recipe.graph and unable and fabric.is_global_zero:
             reporter.note(f"graph: {unable}; kernels are started one by one")
-        if static:  # to where the optimizer's learning rate will be
-            self.net.to(fabric.device)
-        captured = static and fabric.device.type == "cuda"
-        optimizer = optim.build(recipe, self.trained, phases.of_backbone(self.net), static=captured)
-        compiled = torch.compile(self.net) if recipe.compile else self.net
-        wrapped, optimizer = fabric.setup(compiled, optimizer)
+        wrapped, optimizer, self.trained = prepared(fabric, self.net, method.objective, recipe, static)
+        self.sharded = sharding.is_sharded(self.net)
         held_out = self._held_out if "val" in data.splits else None
         self.context = StepContext(
             fabric,
@@ -87,7 +80,7 @@ class Loop:
             held_out=held_out,
             scaler=getattr(fabric.strategy.precision, "scaler", None),
         )
-        self.take_step = Steps(method, self.context, recipe.batch_size if static else None)
+        self.take_step = Steps(method, self.context, recipe.batch_size if static else None, recipe.accumulate)
         self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.batches = build_loaders(fabric, recipe, data)
         for loader in (self.batches.train, self.batches.val):
@@ -199,7 +192,8 @@ class Loop:
         if recipe.mixup:
             key = (recipe.seed, position.epoch, position.step)
             batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
-        with weighing(self.batches.train.weight(position.step)):
+        weight = self.batches.train.weight(position.step)
+        with weighing(weight), over_all_processes(recipe.sync_batch_norm):
             terms = self.take_step(span.phase, batch, progress)
         if self.average:
             self.average.update(self.net)
@@ -252,6 +246,7 @@ class Loop:
 
     def _save_weights(self, name: str, accuracy: list[float] | None) -> None:
         """Write the network to evaluate, with what is needed to use it; the first process only."""
+        weights = sharding.whole(self._evaluated().state_dict())
         if not self.fabric.is_global_zero:
             return
         about = {
@@ -263,15 +258,18 @@ class Loop:
             "mean": self.data.mean,
             "std": self.data.std,
         }
-        checkpoint.save_weights(self.folder / f"{name}.safetensors", self._evaluated().state_dict(), about)
+        checkpoint.save_weights(self.folder / f"{name}.safetensors", weights, about)
 
     def _validate(self) -> list[float] | None:
         """Accuracy of every exit on val, in [0, 1]; None if nothing was held out."""
         if self.batches.val is None:
             return None
+        if self.sharded:  # else its wrapper does that
+            sharding.take_first_buffers(self.net)
         traced = trace(self._validated(), self.batches.val.epoch(0), "val")
         assert traced.labels is not None
-        return top_k(traced.logits, traced.labels)
+        accuracy = top_k(traced.logits, traced.labels)
+        return self.fabric.broadcast(accuracy) if self.sharded else accuracy  # all must agree on which epoch is best
 
     def _validated(self) -> nn.Module:
         """The network whose accuracy is measured each epoch, in the run's precision."""
@@ -287,12 +285,13 @@ class Loop:
         """Write a checkpoint of this state, after a check that losses and weights are finite."""
         self._look()
         check_weights(self.net, self.step_number, self.folder)
-        state = collect_state(self.context, self.average)
+        state, weights = collect_state(self.context, self.average), sharding.whole(self.net.state_dict())
         metrics = self.record.metrics
         if not self.fabric.is_global_zero or metrics is None:
             return
-        state |= {"position": vars(self.position).copy(), "sums": self.record.sums, "metrics_offset": metrics.flush()}
-        checkpoint.save(self.folder / "checkpoints", self.step_number, self.net.state_dict(), state)
+        state |= {"position": vars(self.position).copy(), "sums": self.record.sums, "steps": self.steps}
+        state["metrics_offset"] = metrics.flush()
+        checkpoint.save(self.folder / "checkpoints", self.step_number, weights, state)
 
     def _restore(self) -> int:
         """Restore everything from the newest valid checkpoint; returns how much of the metrics to keep.
@@ -303,7 +302,7 @@ class Loop:
         newest = checkpoint.to_resume(self.folder / "checkpoints", self.reporter.note)
         if newest is None:
             return 0
-        restore_state(newest, self.net, self.context, self.average)
+        restore_state(newest, self.net, self.context, self.average, self.steps)
         self.trained_on = trained_on(newest)
         self.position = Position(**newest.state["position"])
         self.record.sums = dict(newest.state["sums"])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.train import sharding
 from offramp.train.log import Metrics
 from offramp.train.reporter import Diverged, Reporter
 
@@ -99,8 +100,9 @@ def check_weights(net: nn.Module, step: int, folder: Path) -> None:
         Diverged: naming the weight.
     """
     weights = dict(net.named_parameters())
-    finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()  # one wait for all
-    for name, is_finite in zip(weights, finite, strict=True):
+    finite = torch.stack([torch.isfinite(sharding.local(weight)).all() for weight in weights.values()])
+    finite = sharding.everywhere(finite) if sharding.is_sharded(net) else finite
+    for name, is_finite in zip(weights, finite.tolist(), strict=True):  # one wait for all
         if not is_finite:
             raise Diverged(f"the weight {name} is no longer finite at step {step}; {_kept(folder)}")
 

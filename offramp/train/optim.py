@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.train import sharding
 from offramp.train.recipe import Recipe
 
 
@@ -81,8 +82,13 @@ HOW = ("lr", "fused", "foreach", "capturable")
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load the state of an optimizer over the same parameters, however that one computed."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    divided = {
+        index: {name: sharding.like(value, parameters[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
     options = [{key: group[key] for key in HOW if key in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**state, "state": divided})
     for group, how in zip(optimizer.param_groups, options, strict=True):
         group.update(how)
 

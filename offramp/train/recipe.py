@@ -17,6 +17,8 @@ class Recipe:
     Attributes:
         epochs: Passes over the training split.
         batch_size: Samples per optimizer step, summed over all devices.
+        accumulate: Number of passes through the network for one optimizer step, each on a part of the batch, to use
+            less memory; batch norms see a part at a time.
         optimizer: The optimizer.
         lr: Peak learning rate.
         lr_backbone: Peak learning rate of the backbone (stages and final exit); default: `lr`.
@@ -46,6 +48,10 @@ class Recipe:
             keeps the weights of the last and of the best epoch.
         device: Device to train on; `auto` is a GPU if there is one.
         devices: Number of processes, one per device.
+        strategy: With several processes, `ddp` keeps the whole network in each, `fsdp` divides weights, gradients and
+            optimizer state over them (FSDP2).
+        sync_batch_norm: With several processes, batch norms use the statistics of all of them, as one process with the
+            whole batch does; otherwise each uses its own.
         deterministic: On a GPU, use kernels alone that give the same numbers in every run; slower. Only then does a
             resumed run continue with identical results there; on a CPU it always does.
         seed: Seed of initial weights, sample order and augmentation.
@@ -59,6 +65,7 @@ class Recipe:
 
     epochs: int = 200
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     lr_backbone: float | None = None
@@ -81,6 +88,8 @@ class Recipe:
     patience: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    sync_batch_norm: bool = False
     deterministic: bool = False
     seed: int = 0
     checkpoint_every: int = 500
@@ -88,7 +97,7 @@ class Recipe:
     log_accuracy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "devices", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "accumulate", "devices", "checkpoint_every"):
             self._refuse(name, getattr(self, name) < 1, "be at least 1")
         for name in ("lr", "gamma"):
             self._refuse(name, not 0 < getattr(self, name) < math.inf, "be positive and finite")
@@ -116,9 +125,21 @@ class Recipe:
             )
         if self.nesterov and not self.momentum:
             raise ParameterError("nesterov needs momentum above 0", "nesterov", "momentum")
+        if self.sync_batch_norm and self.compile:
+            raise ParameterError(
+                "sync_batch_norm and compile cannot be combined: leave one out", "sync_batch_norm", "compile"
+            )
         if self.batch_size % self.devices:
             raise ParameterError(
                 f"batch_size={self.batch_size} does not divide evenly over devices={self.devices}",
                 "batch_size",
                 "devices",
+            )
+        if self.batch_size % (self.devices * self.accumulate):
+            raise ParameterError(
+                f"batch_size={self.batch_size} on devices={self.devices} does not divide evenly into "
+                f"accumulate={self.accumulate} parts each",
+                "batch_size",
+                "devices",
+                "accumulate",
             )

@@ -35,6 +35,8 @@ RESULT_CONTENT = {
 SPLIT = "split.safetensors"
 BEFORE_TRAINING = (CONFIG, SPLIT, LOCK)
 """What a run may hold that was stopped before its first step, or is just being started by another process."""
+PROCESSES = {"accumulate", "devices", "strategy"}
+"""Options that may differ when a run is resumed, though they change how results are rounded."""
 FREE = {"data-dir", "checkpoint-every", "graph", "tensorboard", "log-accuracy", "goal-macs"}
 """Options that may differ when a run is resumed: they do not change the results."""
 
@@ -90,7 +92,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
         raise with_parameters(ValueError(f"{folder} is a file, but a run is a folder; choose another out"), "out")
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
-        free = {*FREE, "devices"} | ({"epochs"} if extend and epochs_before(folder, config) else set())
+        free = {*FREE, *PROCESSES} | ({"epochs"} if extend and epochs_before(folder, config) else set())
         differing = [key for key in sorted({*stored, *config} - free) if stored.get(key) != config.get(key)]
         if differing:
             key = differing[0]

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from offramp.lookup import with_parameters
 from offramp.step import StepContext
-from offramp.train import optim
+from offramp.train import optim, sharding
 from offramp.train.checkpoint import Checkpoint
 from offramp.train.moving_average import MovingAverage
 
@@ -28,7 +30,7 @@ def collect_state(context: StepContext, average: MovingAverage | None) -> dict[s
     fabric, objective = context.fabric, context.objective
     cuda = fabric.device.type == "cuda"
     return {
-        "optimizer": context.optimizer.state_dict(),
+        "optimizer": sharding.whole(context.optimizer.state_dict()),
         "objective": objective.state_dict() if isinstance(objective, nn.Module) else {},
         "average": average.state_dict() if average else {},
         "precision": fabric.strategy.precision.state_dict(),
@@ -41,8 +43,15 @@ def _gather(fabric: Any, state: Tensor) -> Tensor:
     """The random state of every process, one row each."""
     if fabric.world_size == 1:
         return state[None]
-    gathered: Tensor = fabric.all_gather(state.to(fabric.device))
-    return gathered.reshape(fabric.world_size, -1).cpu()
+    own = state.to(fabric.device)
+    rows = [torch.empty_like(own) for _ in range(fabric.world_size)]
+    dist.all_gather(rows, own)
+    return torch.stack(rows).cpu()
+
+
+def _own(states: Tensor, fabric: Any) -> Tensor:
+    """The random state of this process; more processes than before take turns. PyTorch needs one that is no view."""
+    return states[fabric.global_rank % len(states)].clone()
 
 
 def trained_on(checkpoint: Checkpoint) -> str:
@@ -50,15 +59,29 @@ def trained_on(checkpoint: Checkpoint) -> str:
     return "cpu" if checkpoint.state["rng_cuda"] is None else "cuda"
 
 
-def restore_state(checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: MovingAverage | None) -> None:
+def restore_state(
+    checkpoint: Checkpoint, net: nn.Module, context: StepContext, average: MovingAverage | None, steps: int
+) -> None:
     """Restore weights and everything of `collect_state`; random numbers last.
 
+    Args:
+        steps: of an epoch.
     Raises:
-        ValueError: if the checkpoint is of another network.
+        ValueError: if the checkpoint is of another network, or of epochs of another length.
     """
     fabric, objective, state = context.fabric, context.objective, checkpoint.state
+    if state.get("steps", steps) != steps:
+        raise with_parameters(
+            ValueError(
+                f"{checkpoint.path} is of epochs of {state['steps']} steps, and {fabric.world_size} process(es) make "
+                f"{steps} of the same data, because a batch that leaves a process one sample is dropped: continue with "
+                "the number of devices that the run had"
+            ),
+            "devices",
+        )
     try:
-        net.load_state_dict(checkpoint.weights)
+        own = net.state_dict()
+        net.load_state_dict({name: sharding.like(value, own.get(name)) for name, value in checkpoint.weights.items()})
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ValueError(f"{checkpoint.path} does not fit the network, which was another one then: {why}") from None
@@ -69,6 +92,6 @@ def restore_state(checkpoint: Checkpoint, net: nn.Module, context: StepContext, 
         objective.load_state_dict(state["objective"])
     if average:
         average.restore(state["average"])
-    torch.set_rng_state(state["rng"][fabric.global_rank])
+    torch.set_rng_state(_own(state["rng"], fabric))
     if state["rng_cuda"] is not None and fabric.device.type == "cuda":
-        torch.cuda.set_rng_state(state["rng_cuda"][fabric.global_rank], fabric.device)
+        torch.cuda.set_rng_state(_own(state["rng_cuda"], fabric), fabric.device)

@@ -15,6 +15,7 @@ from offramp.methods._method import Method, Phase
 from offramp.outputs import Batch
 from offramp.protocols import Terms
 from offramp.step import StepContext
+from offramp.train.accumulation import accumulated
 from offramp.train.phases import take_step
 from offramp.train.recipe import Recipe
 
@@ -45,10 +46,11 @@ class Steps:
     Args:
         method, context: of the run.
         static: samples of a batch that is taken so; others are not. None: no batch is.
+        parts: how many passes a batch takes through the network.
     """
 
-    def __init__(self, method: Method, context: StepContext, static: int | None) -> None:
-        self.method, self.context, self.static = method, context, static
+    def __init__(self, method: Method, context: StepContext, static: int | None, parts: int = 1) -> None:
+        self.method, self.context, self.static, self.parts = method, context, static, parts
         self.phase: Phase | None = None
         self.progress = 0.0
         self.step: StaticStep | None = None
@@ -56,17 +58,23 @@ class Steps:
     def __call__(self, phase: Phase, batch: Batch, progress: float) -> Terms:
         """Take a step on a batch; returns the terms, detached."""
         if self.static is None or len(batch.ids) != self.static:
-            return take_step(self.method, phase, self.context, batch, progress)
+            return self._take(phase, batch, progress)
         if self.step is None or phase is not self.phase:
-            self.step, self.phase = StaticStep(self._take, self.context.fabric.device), phase
+            self.step, self.phase = StaticStep(self._again, self.context.fabric.device), phase
         elif progress != self.progress and (self.method.scheduled or self.method.annealed):
             self.step.forget()
         self.progress = progress
         return self.step(batch)
 
-    def _take(self, batch: Batch) -> Terms:
+    def _again(self, batch: Batch) -> Terms:
         assert self.phase is not None
-        return take_step(self.method, self.phase, self.context, batch, self.progress)
+        return self._take(self.phase, batch, self.progress)
+
+    def _take(self, phase: Phase, batch: Batch, progress: float) -> Terms:
+        def take(context: StepContext, part: Batch) -> Terms:
+            return take_step(self.method, phase, context, part, progress)
+
+        return accumulated(take, self.context, batch, self.parts)
 
 
 class StaticStep:

@@ -66,6 +66,30 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
             "--method joint --batch-size 1",
             "a batch norm of this network cannot train on a single sample",
         ),
+        (
+            "--method dbt --accumulate 2",
+            "needs the whole batch: its temperature rises by the confidence of every batch: take --accumulate 1, got 2",
+        ),
+        (
+            "--method joint --accumulate 3",
+            "--batch-size 256 on --devices 1 does not divide evenly into --accumulate 3 parts each",
+        ),
+        (
+            "--method hdkd --sync-batch-norm --devices 2",
+            "--sync-batch-norm has no forward-mode derivative, and this method differentiates through a step",
+        ),
+        ("--method joint --sync-batch-norm --compile", "--sync-batch-norm and --compile cannot be combined"),
+        *(
+            (f"--strategy fsdp --devices 2 {words}", f"--strategy fsdp does not divide {what}: take --strategy ddp")
+            for words, what in (
+                ("--method dml", "several networks side by side"),
+                ("--method hdkd", "methods with steps of their own"),
+                ("--method joint --tune exits", "phases that freeze parts"),
+                ("--method byot --method.adapt all", "learned parts of a method"),
+                ("--method joint --ema 0.9", "a moving average, --ema"),
+                ("--method joint --compile", "compile"),
+            )
+        ),
         ("--method vanilla --tune exits", "only exits are to be trained, but the network has no early exits"),
         ("--method dml --tune exits", "--tune tells a backbone from its exits, but this method trains networks side"),
         ("--method one --lr-backbone 0.1", "--lr-backbone tells a backbone from its exits"),

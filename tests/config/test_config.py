@@ -47,7 +47,8 @@ def test_flat_names_are_those_of_the_command_line() -> None:
     values = flat(resolve(TINY))
     assert set(keys()) - set(values) == set(LATER)  # as configurations were before
     later = {"deterministic": True, "graph": True, "pretrained": True, "skip_damaged": True}
-    changed = dataclasses.replace(TINY, **later, balanced=True, patience=1)
+    processes = {"accumulate": 2, "strategy": "fsdp", "sync_batch_norm": True}
+    changed = dataclasses.replace(TINY, **later, **processes, balanced=True, patience=1)
     assert set(keys()) <= set(flat(changed))
     assert unflat(values, "c.yaml").deterministic is False
     assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)

@@ -1,0 +1,38 @@
+"""Network and optimizer made ready for the device and the processes of a run."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from offramp.protocols import Objective
+from offramp.train import optim, phases
+from offramp.train.recipe import Recipe
+
+
+def prepared(
+    fabric: Any, net: nn.Module, objective: Objective, recipe: Recipe, static: bool
+) -> tuple[Any, Any, list[nn.Parameter]]:
+    """The network wrapped by Fabric, its optimizer, and the parameters that train; the objective moves to the device.
+
+    Args:
+        static: steps are taken on tensors that stay where they are.
+    """
+    if isinstance(objective, nn.Module):
+        objective.to(fabric.device)
+    captured = static and fabric.device.type == "cuda"
+    if recipe.strategy == "fsdp" and fabric.world_size > 1:  # which puts divided parameters in the place of whole ones
+        wrapped = fabric.setup_module(net)
+        trained = _trained(net, objective)
+        return wrapped, fabric.setup_optimizers(optim.build(recipe, trained, phases.of_backbone(net))), trained
+    if static:  # to where the optimizer's learning rate will be
+        net.to(fabric.device)
+    trained = _trained(net, objective)
+    optimizer = optim.build(recipe, trained, phases.of_backbone(net), static=captured)
+    wrapped, optimizer = fabric.setup(torch.compile(net) if recipe.compile else net, optimizer)
+    return wrapped, optimizer, trained
+
+
+def _trained(net: nn.Module, objective: Objective) -> list[nn.Parameter]:
+    learned = list(objective.parameters()) if isinstance(objective, nn.Module) else []
+    return [parameter for parameter in (*net.parameters(), *learned) if parameter.requires_grad]
