@@ -123,11 +123,11 @@ def load(path: Path, bundle: Bundle) -> Handover:
 def _expected(manifest: Manifest, policy: ExitPolicy, passed: int) -> dict[str, TensorSpec]:
     """Every array that goes over to segment number `passed`, with its shape without the batch."""
     spec = manifest.parts[passed]
-    ports = list(spec.takes_state + spec.takes_carry)
-    if policy.answer != "exit":
-        ports.append(TensorSpec("judged_total", (len(manifest.classes),), "float32"))
-    if policy.score == "patience":
-        ports += [TensorSpec("judged_said", (), "int64"), TensorSpec("judged_count", (), "float32")]
+    ports = [*spec.takes_state, *spec.takes_carry]
+    if passed:  # what the policy carries is what it returns for no samples
+        logits = np.zeros((0, len(manifest.classes)), np.float32)
+        carried, *_ = policy.step({}, logits, manifest.parts[passed - 1].exit)
+        ports += [TensorSpec(f"judged_{key}", array.shape[1:], str(array.dtype)) for key, array in carried.items()]
     return {port.name: port for port in ports}
 
 

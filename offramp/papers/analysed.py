@@ -26,7 +26,7 @@ LINE = {
     "exits": [{"name": str, "relative_ms": (float, None)}],
     "epochs": [{str: object}],
     "budgeted": [{str: object}],
-    "blocks": [{"where": str, "within": float, "between": float}],
+    "blocks?": [{"where": str, "within": float, "between": float}],
 }
 """What a line holds, beside configuration and provenance."""
 
@@ -50,16 +50,15 @@ def read(ledger: Path, trainings: Sequence[Training], protocol: Protocol) -> dic
     for number, text in enumerate(read_text(path, LARGEST).splitlines(), 1):
         line = parse_json(text, f"{path} line {number}", LINE)
         if line["training"] in names and line["protocol"] == protocol.name:
-            result.setdefault(line["training"], {})[line["seed"]] = RunValues(
-                line["exits"], line["epochs"], line["budgeted"]
-            )
+            values = RunValues(line["exits"], line["epochs"], line["budgeted"], line.get("blocks", ()))
+            result.setdefault(line["training"], {})[line["seed"]] = values
     return result
 
 
 def analyse_runs(
     figures: Sequence[Figure], folder: Path, ledger: Path, protocol: Protocol, data_dir: Path | None
 ) -> list[str]:
-    """Analyse the finished runs in a folder that figures need and that have no line yet; returns the runs' names.
+    """Analyse the finished runs in a folder whose lines lack what figures need; returns the runs' names.
 
     Latencies, if a figure needs them, are those of single images on this machine.
     """
@@ -71,11 +70,16 @@ def analyse_runs(
     stored = read(ledger, trainings, protocol)
     done = []
     for one, seed, run in runs_in(folder, trainings, protocol):
-        if (known := stored.get(one.name, {}).get(seed)) and (known.exits[0]["relative_ms"] or one.name not in timed):
+        config = read_yaml(run / CONFIG)
+        known = stored.get(one.name, {}).get(seed)
+        if known and not (
+            (one.name in timed and known.exits[0]["relative_ms"] is None)
+            or (one.name in budgeted and config["holdout"] and not known.budgeted)
+            or (one.name in mapped and not known.blocks)
+        ):
             continue
         result = analyse(run, dissimilarity=0, data_dir=data_dir, batch_size=1 if one.name in timed else None)
         exits = [_plain(exit) for exit in result.runs[0].exits]
-        config = read_yaml(run / CONFIG)
         config["data-dir"] = str(data_dir) if data_dir else config.get("data-dir")  # left out of the line, see `append`
         line = {"training": one.name, "protocol": protocol.name, "seed": seed, "samples": result.runs[0].samples}
         points = _budgeted(run, data_dir) if one.name in budgeted else []

@@ -42,7 +42,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class ContrastResult:
-    """A contrast over the seeds that all its trainings have: its mean and 95 % confidence interval, in points.
+    """A contrast over the seeds that all its trainings have values of: its mean and 95 % confidence interval, in points.
 
     `difference` is None without a common seed, `interval95` with fewer than two.
     """
@@ -104,21 +104,27 @@ def decided(claim: Claim, lines: Mapping[str, Mapping[int, Line]]) -> ClaimResul
 def _contrast(terms: tuple[Term, ...], claim: Claim, lines: Mapping[str, Mapping[int, Line]]) -> ContrastResult:
     text = " ".join(f"{'-' if term.sign < 0 else '+'} {term.training}@{term.exit}" for term in terms)
     text = text.removeprefix("+ ")
-    seeds = sorted(set.intersection(*(set(lines.get(term.training, {})) for term in terms)))
-
-    def total(sign: int, seed: int) -> float:
-        return sum(
-            at_exit(lines[term.training][seed], term.exit, claim.metric) or 0.0 for term in terms if term.sign == sign
-        )
-
+    shares = [_shares(term, claim.metric, lines.get(term.training, {})) for term in terms]
+    seeds = sorted(set.intersection(*map(set, shares)))
     if not seeds:
         return ContrastResult(text, [], None, None, "not run")
-    result = paired([100 * total(1, seed) for seed in seeds], [100 * total(-1, seed) for seed in seeds])
+
+    def totals(sign: int) -> list[float]:
+        own = [by_seed for term, by_seed in zip(terms, shares, strict=True) if term.sign == sign]
+        return [100 * sum(by_seed[seed] for by_seed in own) for seed in seeds]
+
+    result = paired(totals(1), totals(-1))
     if result.low is None or result.high is None:
         return ContrastResult(text, seeds, result.mean, None, "undecided")
     return ContrastResult(
         text, seeds, result.mean, [result.low, result.high], _verdict(result.low, result.high, claim.margin)
     )
+
+
+def _shares(term: Term, metric: str, lines: Mapping[int, Line]) -> dict[int, float]:
+    """What the term's exit got right, by seed; without the lines that lack this exit or metric."""
+    shares = {seed: at_exit(line, term.exit, metric) for seed, line in lines.items()}
+    return {seed: share for seed, share in shares.items() if share is not None}
 
 
 def _verdict(low: float, high: float, margin: float | None) -> Verdict:

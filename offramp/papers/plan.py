@@ -57,8 +57,7 @@ def planned(
     """
     result = []
     with progress("measuring steps", len(trainings)) as advance:
-        for done, one in enumerate(trainings):
-            advance(done)
+        for one in trainings:
             config = config_of(one, protocol)
             lines = present.get(one.name, [])
             missing = [seed for seed in seeds if seed not in lines]
@@ -66,6 +65,7 @@ def planned(
             hours = step * steps(config) * len(missing) / 3600 if step is not None else None
             needs = "ImageNet in --data-dir, as imagenet/train and imagenet/val" if config.data not in SHAPES else ""
             result.append(PlannedTraining(one.name, missing, lines, config.epochs, step, hours, needs))
+            advance(1)
     return result
 
 

@@ -54,7 +54,12 @@ def test_two_halves_make_the_whole(made: Any, tmp_path: Path, passed: int, size:
     assert list(tmp_path.iterdir()) == [tmp_path / "cut.npz"]
 
 
-@pytest.mark.parametrize("changes", [{"score": "patience", "patience": 2}, {"answer": "sum"}, {"answer": "exit"}])
+LEARNED = {"score": "learned", "predictors": ((1.0, *(0.0,) * 5, 0.5),) * 2 + ((*(0.0,) * 5, 9.0, -4.0),)}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"score": "patience", "patience": 2}, {"answer": "sum"}, {"answer": "exit"}, LEARNED]
+)
 def test_what_the_policy_looks_back_at_goes_along(made: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     bundle = open_bundle(made.folder)
     policy = ExitPolicy(**{**vars(made.policy), **changes})
@@ -70,6 +75,7 @@ def test_what_the_policy_looks_back_at_goes_along(made: Any, tmp_path: Path, cha
             stepper.advance(segment)
     assert stepper.answer is not None
     assert stepper.answer.exit.tolist() == whole.exit[whole.exit > 0].tolist()
+    assert len(stepper.answer.exit)
 
 
 def test_nobody_goes_on(made: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Claims are decided by paired seeds: they hold, do not hold, or are undecided; what is not run is not decided."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,15 @@ def test_it_is_undecided_with_zero_in_the_interval_or_one_seed(lines) -> None:
 def test_it_is_not_run_without_a_common_seed(lines) -> None:
     result = decided(claim(1), lines([], [0.5]))
     assert (result.verdict, result.contrasts[0].difference) == ("not run", None)
+
+
+def test_a_line_without_the_exit_or_the_metric_is_no_accuracy_of_zero(line, write) -> None:
+    ledger = [line(A, (0.5, 0.6), seed) for seed in range(3)] + [line(B, (0.4,), seed) for seed in range(3)]
+    by_training = measured(write(ledger), trainings().values(), quick()).lines
+    assert decided(claim(2), by_training).verdict == "not run"
+    assert decided(claim(1), by_training).contrasts[0].difference == pytest.approx(10)
+    without_top5 = {name: {seed: one._replace(top5=None) for seed, one in by_training[name].items()} for name in (A, B)}
+    assert decided(replace(claim(1), metric="top5"), without_top5).verdict == "not run"
 
 
 @pytest.mark.parametrize(

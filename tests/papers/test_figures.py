@@ -1,9 +1,12 @@
 """Figures from analyses of runs: per exit, per epoch and per budget."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from offramp.papers.analysed import file_of, read
 from offramp.papers.catalog import quick, training
 from offramp.papers.figures import RunValues, figure_result
 from offramp.papers.lines import measured
@@ -30,6 +33,16 @@ def exits(*shares: float) -> list[dict[str, Any]]:
         }
         for place, share in enumerate(shares)
     ]
+
+
+def test_lines_beside_the_ledger_are_read_whole(tmp_path: Path) -> None:
+    blocks = [{"where": "after it", "within": 0.4, "between": 1.0}]
+    name = figures()["eed-fig-4"].reduced[0]
+    about = {"training": name, "protocol": QUICK.name, "seed": 3}
+    values = RunValues(exits(0.5), [{"train": {}}], [{"cost": 1.0}], blocks)
+    ledger = tmp_path / "results.jsonl"
+    file_of(ledger).write_text(json.dumps({**about, **values._asdict()}) + "\n")
+    assert read(ledger, [training(name)], QUICK) == {name: {3: values}}
 
 
 def test_means_and_deviations_over_seeds() -> None:
