@@ -11,6 +11,8 @@ from offramp.early_exit.calibrate import Costs, TooCheap, calibrate, does
 from offramp.early_exit.exit_scores import Rule, policy_of, rule_of_policy, score_samples
 from offramp.early_exit.policy import ExitPolicy
 
+DROPS = (0.0, 0.005)
+"""Shares of accuracy below a plain network at which costs are compared."""
 BUDGETS = 10
 """Budgets from the cheapest exit's cost to the plain network's, in equal ratios."""
 SAMPLES = 2500
@@ -27,7 +29,8 @@ class FrontierPoint:
     """A policy that was fitted for a budget, and what it does on the split that it was fitted on and on another.
 
     Attributes:
-        cal_accuracy: on the split that it was fitted on, in [0, 1]; cal_cost: mean per sample there, in the first unit.
+        cal_accuracy: on the split that it was fitted on, in [0, 1].
+        cal_cost: mean per sample there, in the first unit.
         accuracy: on the reported split, in [0, 1].
         costs: mean per sample on the reported split, by unit (`macs`, `ms`).
     """
@@ -69,13 +72,13 @@ def frontier(
     *_, final_only = prices
     cal = _drawn(cal)
     lowest, highest = min(float(each[0]) for each in prices.values()), float(prices[final_only][0])
-    policies = {_plain(final_only, rule)}
+    policies = [_plain(final_only, rule)]
     for budget in np.geomspace(lowest, highest, BUDGETS).tolist() if lowest < highest else ():
         try:
-            policies.add(calibrate(*cal, segment_costs=prices, budget=budget * (1 + 1e-9), rule=rule).policy)
+            policies.append(calibrate(*cal, segment_costs=prices, budget=budget * (1 + 1e-9), rule=rule).policy)
         except TooCheap:  # the cheapest segment belongs to a choice of exits that the search left out
             continue
-    points = [_point(policy, cal, test, costs, unit) for policy in policies]
+    points = [_point(policy, cal, test, costs, unit) for policy in dict.fromkeys(policies)]
     return sorted(points, key=lambda point: (point.cal_cost, point.cal_accuracy))
 
 

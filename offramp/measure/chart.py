@@ -233,11 +233,15 @@ def written(values: Sequence[Number]) -> list[str]:
 
 
 def ticks(values: Sequence[Number], most: int = 8) -> list[float]:
-    """Round numbers, at most about `most` steps, whose range contains all values."""
+    """Round numbers, at most about `most` steps, whose range contains all values.
+
+    Values that differ by rounding alone (a billionth) count as one, with room around it.
+    """
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(high), 1) * 0.05
     step = 10 ** math.floor(math.log10((high - low) / 5))
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= most)
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [float(round(index * step, 12)) for index in range(first, last + 1)]
+    decimals = max(0, 1 - math.floor(math.log10(step)))
+    return [float(round(index * step, decimals)) for index in range(first, last + 1)]

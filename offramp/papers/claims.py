@@ -42,7 +42,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class ContrastResult:
-    """A contrast over the seeds that all its trainings have values of: its mean and 95 % confidence interval, in points.
+    """A contrast over the seeds that all its trainings have values of: its mean and 95 % interval, in points.
 
     `difference` is None without a common seed, `interval95` with fewer than two.
     """

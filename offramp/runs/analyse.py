@@ -104,7 +104,7 @@ def analyse(
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
     Raises:
-        ValueError: if no run is named, a number is out of range, or the folder cannot be written.
+        ValueError: if no run is named, one is named twice, a number is out of range, or the folder cannot be written.
     """
     from offramp.measure.provenance import provenance
     from offramp.train.run_dir import writing_into

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.early_exit.frontier import DROPS, FrontierPoint, at_accuracy
 from offramp.lookup import with_parameters
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import HasFolder, LoadedRun, RunLike, folder_of, load_run
+from offramp.runs.run import HasFolder, LoadedRun, RunLike, Weights, folder_of, load_run
 from offramp.runs.run_data import load_data
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from offramp.data.splits import DataSet
-    from offramp.early_exit.frontier import FrontierPoint
     from offramp.outputs import Trace
 
 BaselineLike = RunLike
@@ -59,24 +59,19 @@ class CostAtBaseline:
     ms: int | float | None
 
 
-DROPS = (0.0, 0.005)
-"""Shares of accuracy below the baseline at which costs are compared."""
-
-
-def costs_at(points: "Sequence[FrontierPoint]", accuracy: float) -> list[CostAtBaseline]:
+def costs_at(points: Sequence[FrontierPoint], accuracy: float) -> list[CostAtBaseline]:
     """The cost at a baseline's accuracy on cal and at `DROPS` below it, from the policies of a frontier."""
-    from offramp.early_exit.frontier import at_accuracy
+    costs = []
+    for drop in DROPS:
+        reached = at_accuracy(points, accuracy - drop)
+        if reached is None:
+            costs.append(CostAtBaseline(drop, None, None, None))
+        else:
+            costs.append(CostAtBaseline(drop, reached.accuracy, reached.costs.get("macs"), reached.costs.get("ms")))
+    return costs
 
-    points_by_drop = {drop: at_accuracy(points, accuracy - drop) for drop in DROPS}
-    return [
-        CostAtBaseline(drop, each.accuracy, each.costs.get("macs"), each.costs.get("ms"))
-        if each
-        else CostAtBaseline(drop, None, None, None)
-        for drop, each in points_by_drop.items()
-    ]
 
-
-def open_baseline(source: BaselineLike, run: LoadedRun, weights: str = "last") -> LoadedRun:
+def open_baseline(source: BaselineLike, run: LoadedRun, weights: Weights = "last") -> LoadedRun:
     """The network that a run is compared with.
 
     Args:

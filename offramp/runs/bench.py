@@ -10,7 +10,7 @@ from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.baseline import BaselineLike, open_baseline, source_of
 from offramp.runs.bench_text import MS, bench_text
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, load_run, warn_if_stale
+from offramp.runs.run import Device, LoadedRun, Weights, load_run, warn_if_stale
 from offramp.runs.run_data import load_data
 from offramp.text import shell_word
 
@@ -67,7 +67,7 @@ def bench(
     seconds: float = 10.0,
     threads: int | None = None,
     images: Path | None = None,
-    weights: str = "last",
+    weights: Weights = "last",
     data_dir: Path | None = None,
     baseline: BaselineLike | None = None,
     seed: int = 0,
@@ -118,7 +118,7 @@ def _sides(
     runtimes: Sequence[str] | None,
     threads: int | None,
     images: Path | None,
-    weights: str,
+    weights: Weights,
     data_dir: Path | None,
     device: Device,
     baseline: BaselineLike | None,

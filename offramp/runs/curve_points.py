@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.runs.baseline import BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.reporting import Reporter
-from offramp.runs.run import LoadedRun
+from offramp.runs.run import LoadedRun, Weights
 
 if TYPE_CHECKING:
     from offramp.outputs import Trace
@@ -15,7 +15,7 @@ def baseline_point(
     loaded: LoadedRun,
     baseline: BaselineLike,
     test: "Trace",
-    weights: str,
+    weights: Weights,
     data_dir: Path | str | None,
     reporter: Reporter,
 ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from offramp.runs.curve_points import baseline_point, both_curves
 from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, load_run
+from offramp.runs.run import Device, LoadedRun, Weights, load_run
 from offramp.runs.sweep import runs_of
 from offramp.study import curve_tables
 from offramp.study.seeds import CurveGroup, best_of_models, group_curves
@@ -101,7 +101,7 @@ def curves(
     *,
     cost: str = "macs_cumulative",
     metric: str = "top1",
-    weights: str = "last",
+    weights: Weights = "last",
     data_dir: Path | None = None,
     baseline: BaselineLike | None = None,
     out: Path | None = None,
@@ -132,7 +132,7 @@ def curves(
     loaded = load_run(run, weights, with_policy=False, device=device)
     with writing_into(folder):
         result = _measured(loaded, str(run), cost, weights, data_dir, baseline, folder, reporter or SILENT)
-        files = _write(folder, result, [_group_of(loaded, result)], Path(run).name, metric, write)
+        files = _write(folder, result, [_group_of(loaded, result)], Path(run).resolve().name, metric, write)
     return replace(result, files=files)
 
 
@@ -142,7 +142,7 @@ def compare_curves(
     *,
     cost: str = "macs_cumulative",
     metric: str = "top1",
-    weights: str = "last",
+    weights: Weights = "last",
     data_dir: Path | None = None,
     baseline: BaselineLike | None = None,
     write: Sequence[Path] = (),
@@ -156,7 +156,7 @@ def compare_curves(
         out: folder that curves.json and curves.svg are written into.
         cost, metric, weights, data_dir, device, baseline, write: as in `curves`; the baseline must fit every run.
     Raises:
-        ValueError: if `out` or `write` cannot be written, or the baseline does not fit a run.
+        ValueError: if a run is named twice, `out` or `write` cannot be written, or the baseline does not fit a run.
     """
     from offramp.measure.provenance import provenance
 
@@ -189,7 +189,7 @@ def _measured(
     loaded: LoadedRun,
     run: str,
     cost: str,
-    weights: str,
+    weights: Weights,
     data_dir: Path | None,
     baseline: BaselineLike | None,
     folder: Path,

@@ -10,7 +10,7 @@ from offramp.config import Config, flat, multi_net
 from offramp.files import write_errors
 from offramp.lookup import with_parameters
 from offramp.measure.units import count
-from offramp.runs.run import MultiNetRun, open_run
+from offramp.runs.run import MultiNetRun, Weights, open_run
 from offramp.text import shell_word
 
 
@@ -134,7 +134,7 @@ def _plain_config(opened: MultiNetRun, output: int) -> Config:
     return dataclasses.replace(alone, method="vanilla", method_options={})
 
 
-def _save(run: Path, out: Path, weights: str, output: int) -> dict[str, Any]:
+def _save(run: Path, out: Path, weights: Weights, output: int) -> dict[str, Any]:
     """Write the output's weights; returns their header."""
     from offramp.train import checkpoint
 

@@ -13,7 +13,7 @@ from offramp.measure.units import count, percent
 from offramp.runs.baseline import BaselineLike
 from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, load_run
+from offramp.runs.run import Device, LoadedRun, Weights, load_run
 from offramp.runs.run_data import load_data
 from offramp.runs.sweep import runs_of
 from offramp.study.report_groups import RunGroup, groups_of
@@ -59,7 +59,7 @@ def _plain_note(run: dict[str, Any]) -> str:
 def report(
     *runs: Path | str,
     out: Path | None = None,
-    weights: str = "last",
+    weights: Weights = "last",
     images: int = 8,
     batch_size: int | None = None,
     data_dir: Path | None = None,
@@ -115,10 +115,6 @@ def _target(runs: Sequence[Path], out: Path | None) -> Path:
     """Where the report is written, known to be possible before anything is computed."""
     if not runs:
         raise ValueError("name at least one run, as in `offramp report RUN`")
-    real = [run.resolve() for run in runs]
-    twice = next((run for place, run in enumerate(runs) if real[place] in real[:place]), None)
-    if twice is not None:
-        raise ValueError(f"{twice} is named twice: name every run once")
     if out is None and len(runs) > 1:
         raise with_parameters(ValueError(f"a report of {len(runs)} runs needs out=FILE"), "out")
     target = runs[0] / "report.html" if out is None else out
@@ -144,7 +140,7 @@ def names(runs: Sequence[Path]) -> list[str]:
 def _see(
     loaded: LoadedRun,
     name: str,
-    weights: str,
+    weights: Weights,
     data_dir: Path | None,
     baseline: BaselineLike | None,
     images: int,

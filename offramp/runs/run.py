@@ -52,15 +52,22 @@ def trace_of_run(
     run: RunLike,
     split: str = "test",
     *,
-    weights: Weights = "last",
+    weights: Weights | None = None,
     features: bool = False,
     data_dir: Path | str | None = None,
     device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> "TraceData":
-    """The logits of every exit on a split as numpy arrays; see `offramp.load_trace`. The method `trace` of all runs."""
+    """The logits of every exit on a split as numpy arrays: the method `trace` of all runs.
+
+    Args:
+        weights: `last` or `best`; default: those that the run was opened with.
+        The others, and errors, are as in `offramp.load_trace`.
+    """
     from offramp.runs.trace_data import load_trace
 
+    if weights is None:
+        weights = run.weights if isinstance(run, LoadedRun | MultiNetRun) else "last"
     return load_trace(
         run, split, weights=weights, features=features, data_dir=data_dir, device=device, reporter=reporter
     )
@@ -70,7 +77,8 @@ def trace_of_run(
 class LoadedRun:
     """A trained run: its configuration, its network in eval mode, and what its weights' header says.
 
-    `policy` is None until the run was calibrated, `fitted` where it says that it comes from.
+    `policy` is None until the run was calibrated, `fitted` where it says that it comes from. `weights` are the `last`
+    or the `best` ones.
     """
 
     folder: Path
@@ -79,6 +87,7 @@ class LoadedRun:
     about: dict[str, Any]
     policy: "ExitPolicy | None"
     fitted: Mapping[str, Any]
+    weights: Weights = "last"
 
     @cached_property
     def inference_net(self) -> "MultiExitNet":
@@ -98,12 +107,13 @@ class MultiNetRun:
     config: ResolvedConfig
     net: "MultiNet"
     about: dict[str, Any]
+    weights: Weights = "last"
 
     trace = trace_of_run
 
 
 def load_run(
-    folder: Path | str, weights: str = "last", *, with_policy: bool = True, device: Device = "auto"
+    folder: Path | str, weights: Weights = "last", *, with_policy: bool = True, device: Device = "auto"
 ) -> LoadedRun:
     """Open a run for use.
 
@@ -126,7 +136,7 @@ def load_run(
 
 
 def open_run(
-    folder: Path | str, weights: str = "last", *, with_policy: bool = True, device: Device = "auto"
+    folder: Path | str, weights: Weights = "last", *, with_policy: bool = True, device: Device = "auto"
 ) -> LoadedRun | MultiNetRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
     from offramp.early_exit.policy_file import load_with_origin
@@ -165,7 +175,7 @@ def open_run(
     if config.precision == "bf16-dense":
         keep_float32(net)
     if isinstance(net, Cohort | GatedFan):
-        return MultiNetRun(folder, config, net.eval(), about)
+        return MultiNetRun(folder, config, net.eval(), about, weights)
     assert isinstance(net, MultiExitNet)
     has_policy = with_policy and (folder / POLICY).is_file()
     run_policy, fitted = load_with_origin(folder / POLICY) if has_policy else (None, {})
@@ -174,7 +184,7 @@ def open_run(
             f"{folder / POLICY} is for {run_policy.exits} exits, but this network has {net.exits}: fit it again with "
             f"`{fitting_command(fitted, folder, weights)}`"
         )
-    return LoadedRun(folder, config, net.eval(), about, run_policy, fitted)
+    return LoadedRun(folder, config, net.eval(), about, run_policy, fitted, weights)
 
 
 def _on(config: Config, device: Device) -> Config:

@@ -213,18 +213,19 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
     """
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(_inputs(entry.config), []).append(entry)
+        groups.setdefault(inputs_of(entry.config), []).append(entry)
     checked = [_check_group(group, progress) for group in groups.values()]
     by_folder = {entry.folder: entry for group, _ in checked for entry in group}
     notes = dict.fromkeys(note for _, messages in checked for note in messages)
     return [by_folder[entry.folder] for entry in entries], tuple(notes)
 
 
-def _inputs(config: ResolvedConfig) -> str:
-    """The network, and what decides the images that a run reads; runs that share both share what `complete` says."""
+def inputs_of(config: ResolvedConfig) -> str:
+    """The network and its weights, and what decides the images; runs that share them share what `complete` says."""
     keys = ("net", "weights", "data", "per-class", "holdout", "split-seed", "image-size", "streaming", "data-dir")
     values = flat(config)
-    return str([values[key] for key in keys] + [config.skip_damaged] + [config.data_options, config.net_options])
+    others = (config.skip_damaged, config.pretrained, config.data_options, config.net_options)
+    return str([*(values[key] for key in keys), *others])
 
 
 def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Entry], list[str]]:
@@ -256,7 +257,7 @@ def runs_of(folders: Sequence[Path | str]) -> list[Path]:
     """The folders, with all finished runs of a comparison in place of its folder, by name.
 
     Raises:
-        ValueError: if a comparison has no finished run yet.
+        ValueError: if a comparison has no finished run yet, or a run is there twice.
     """
     runs: list[Path] = []
     for folder in map(Path, folders):
@@ -269,4 +270,8 @@ def runs_of(folders: Sequence[Path | str]) -> list[Path]:
                 f"{folder} is a comparison without a finished run yet: the same `offramp compare` continues"
             )
         runs += finished
+    places = [run.resolve() for run in runs]
+    for number, run in enumerate(runs):
+        if places[number] in places[:number]:
+            raise ValueError(f"{run} is named twice: name every run once")
     return runs

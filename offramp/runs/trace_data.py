@@ -92,11 +92,12 @@ def load_trace(
     import numpy as np
 
     reporter = reporter or SILENT
-    loaded = open_run(folder_of(run), weights, device=device)
+    loaded = open_run(folder_of(run), weights, with_policy=False, device=device)
     data = load_data(loaded, data_dir, reporter)
     if split not in data.splits:
         raise ParameterError(
-            f"split must be one of those of {loaded.folder}, got {split!r}; {nearest(split, data.splits)}"
+            f"split must be one of those of {loaded.folder}, got {split!r}; {nearest(split, data.splits)}",
+            "split",
         )
     trace = trace_split(loaded, data, split, reporter, weights)
     assert trace.labels is not None

@@ -4,14 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from offramp.early_exit.frontier import FrontierPoint, at_accuracy
+from offramp.early_exit.frontier import DROPS, FrontierPoint, at_accuracy
 from offramp.measure.units import count, decimal, percent
 from offramp.study.ledger import Line
 from offramp.study.statistics import mean, paired
 from offramp.study.tables import Cell
 
-DROPS = (0.0, 0.005)
-"""Shares of accuracy below the plain network at which costs are compared."""
 PLAIN = "vanilla"
 """The method that trains the plain network alone."""
 

@@ -48,7 +48,8 @@ def test_without_matrices_and_with_milliseconds(offramp: Offramp, run: Path, tmp
     "words, message",
     [
         ((), "name at least one run"),
-        (("RUN", "RUN"), "an analysis of 2 runs needs --out DIR"),
+        (("RUN", "other"), "an analysis of 2 runs needs --out DIR"),
+        (("RUN", "RUN", "--out", "out"), "is named twice: name every run once"),
         (("RUN", "--top", "0"), "--top must be at least 1, got 0"),
         (("RUN", "--dissimilarity", "-1"), "--dissimilarity must be at least 0, got -1"),
         (("RUN", "--out", "missing/folder"), "there is no folder missing"),

@@ -19,7 +19,7 @@ from offramp.cli._compare_progress import last_epoch
 from offramp.cli.compare import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import alone, reason
-from offramp.runs.sweep import Entry, entries, folder_name, shared_by
+from offramp.runs.sweep import Entry, entries, folder_name, inputs_of, shared_by
 from offramp.runs.train_all import job_of
 from offramp.study.ledger import append, common
 from offramp.train.run_dir import read_config
@@ -368,6 +368,12 @@ def test_runs_of_a_grid_differ_in_its_axes_alone(tmp_path: Path) -> None:
     assert shared["grid"] == ["lr", "net", "net.width"] and shared["epochs"] == 3
     assert not [key for key in shared if key.startswith("net") or key == "lr"]
     assert shared_by(made[:1]) == common(flat(made[0].config))
+
+
+def test_runs_with_and_without_pretrained_weights_prepare_images_for_themselves(tmp_path: Path) -> None:
+    config = Config(net="timm:test_resnet", exits=2, data="cifar100")
+    plain, pretrained = entries(config, [("joint", {})], [0], tmp_path, {"pretrained": [False, True]})
+    assert inputs_of(plain.config) != inputs_of(pretrained.config)
 
 
 @pytest.mark.parametrize(

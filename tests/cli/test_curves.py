@@ -110,7 +110,8 @@ def test_a_comparison_stands_for_its_runs(offramp: Offramp, seeds: list[Path]) -
     ("words", "says"),
     [
         ([], "name at least one run: offramp curves RUN..."),
-        (["{run}", "{run}"], "curves of 2 runs need --out DIR"),
+        (["{run}", "{run}/.."], "curves of 2 runs need --out DIR"),
+        (["{run}", "{run}/.", "--out", "{run}"], "{run} is named twice: name every run once"),
         (["{run}", "--write", "x.gif"], "--write takes files ending in .csv, .tex, .svg, .pdf or .png, got x.gif"),
         (["{run}", "--write", "{run}/no/x.csv"], "--write {run}/no/x.csv: there is no folder {run}/no; make it first"),
     ],

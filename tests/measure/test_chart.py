@@ -28,6 +28,15 @@ def test_one_place_alone_has_room_around_it() -> None:
     assert LEFT < float(x) < WIDTH - RIGHT and TOP < float(y) < HEIGHT - BOTTOM
 
 
+@pytest.mark.parametrize("pair", [(0.3, 0.1 + 0.2), (1e15, 1e15 + 1), (1e-13, 3e-13)])
+def test_values_that_differ_by_rounding_are_one_and_tiny_ones_are_not(pair: tuple[float, float]) -> None:
+    points = list(enumerate(pair))
+    drawn = chart("t", {"a": points}, "x", "y")
+    places = [float(y) for _, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)][1:]
+    assert all(TOP <= y <= HEIGHT - BOTTOM for y in places)
+    assert (abs(places[0] - places[1]) > 100) == (pair[1] == 3e-13)
+
+
 @pytest.mark.parametrize("lines", [{}, {"a": []}, {"a": [(1.0, float("nan"))]}])
 def test_nothing_to_draw(lines: dict[str, list[tuple[float, float]]]) -> None:
     with pytest.raises(ValueError, match="a chart needs points, all of them finite numbers"):

@@ -17,6 +17,6 @@ def test_progress_ends_at_the_number_of_trainings() -> None:
         assert (text, total) == ("measuring steps", 3)
         yield advanced.append
 
-    plan = planned([training(name) for name in NAMES], dict.fromkeys(NAMES, [0]), [0], quick(), progress)
+    plan = planned([training(name) for name in NAMES], {name: [0] for name in NAMES}, [0], quick(), progress)
     assert [(one.training, one.missing, one.hours) for one in plan] == [(name, [], None) for name in NAMES]
     assert advanced == [1, 1, 1]

@@ -81,6 +81,8 @@ def test_a_trace_is_numpy_arrays(run: Any) -> None:
     accuracy = (trace.logits.argmax(2) == trace.labels).mean(1)
     assert offramp.evaluate(run).accuracy == pytest.approx(accuracy.tolist())
     assert np.array_equal(loaded.trace("test").logits, trace.logits) and loaded.trace().features is None
+    offramp.load_run(run.folder, "best").trace("cal")
+    assert (run.folder / "traces" / "best-cal.safetensors").is_file()
     with pytest.raises(ParameterError, match=r"split must be one of those of .*, got 'tset'; the nearest is 'test'"):
         run.trace("tset")
 
