@@ -1,10 +1,13 @@
 """What all tests share: run-time shape checks on the whole package, threads kept few, data, networks, processes."""
 
+import functools
+import gc
 import inspect
 import os
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +52,19 @@ def own() -> Iterator[str]:
         yield "my_nets"
 
 
+@pytest.fixture(scope="module")
+def forked_origin() -> Iterator[None]:
+    """The process that `compare` and `reproduce` fork runs from is forked itself: 0.1 CPU seconds instead of 4."""
+    import forked
+
+    from offramp.engine import preloaded
+
+    ways = types.SimpleNamespace(Popen=forked.popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preloaded, "subprocess", ways)
+        yield
+
+
 @pytest.fixture
 def traceable_msdnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of MSDNet without the checks of types and shapes, which only tests have and which refuse fx proxies."""
@@ -82,3 +98,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in for_gpus:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; benchmarks/gpu_all.py runs these tests there"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: without it, the garbage collector looks at a million objects less each time."""
+    gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """PyTorch's exporter builds the table of its operators for every segment, half a second each: one does for all."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration and not hasattr(registration.ONNXRegistry.from_torchlib, "cache_info"):
+        registration.ONNXRegistry.from_torchlib = staticmethod(functools.cache(registration.ONNXRegistry.from_torchlib))

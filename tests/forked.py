@@ -5,18 +5,20 @@ that tests put around every function. Where starting Python is itself what is te
 interpreter, launchers), use `subprocess`.
 """
 
+import fcntl
 import multiprocessing
 import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PRELOAD = [
@@ -66,6 +68,57 @@ class Program:
     def kill(self) -> None:
         """End it at once."""
         self.send_signal(signal.SIGKILL)
+
+
+class Origin(Program):
+    """What `popen` started."""
+
+    def __init__(self, process: BaseProcess, stdin: IO[bytes]) -> None:
+        super().__init__(process)
+        self.stdin = stdin
+
+
+class _Descriptor:
+    """An open file that a forked process is to have as well: there, it is the number of the file."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.number),)
+
+
+def _received(duplicate: Any) -> int:
+    return int(duplicate.detach())
+
+
+def popen(command: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], **pipes: Any) -> Origin:
+    """As `subprocess.Popen` for `python -P -c CODE ARGUMENTS` as `offramp.engine.preloaded` starts it."""
+    assert list(command[:3]) == [sys.executable, "-P", "-c"]
+    assert pipes.pop("stdin") == subprocess.PIPE and pipes.pop("start_new_session")
+    assert set(pipes.values()) == {subprocess.DEVNULL}
+    reads, writes = os.pipe()
+    files = {0: _Descriptor(reads), **{number: _Descriptor(number) for number in pass_fds}}
+    arguments = (list(command[3:]), str(Path.cwd()), dict(env), files, list(sys.path))
+    process = _context().Process(target=_enter_session, args=arguments)
+    process.start()
+    os.close(reads)
+    return Origin(process, os.fdopen(writes, "wb"))
+
+
+def _enter_session(
+    words: Sequence[str], cwd: str, env: Mapping[str, str], files: Mapping[int, int], path: Sequence[str]
+) -> None:
+    """In the child of `popen`: run the code with its files at the numbers they have in the parent."""
+    os.setsid()
+    apart = {number: fcntl.fcntl(file, fcntl.F_DUPFD, 100) for number, file in files.items()}
+    for number, file in apart.items():
+        os.dup2(file, number)
+    os.closerange(100, max(apart.values()) + 1)
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    _settle(cwd, env, path)
+    _code(*words)
 
 
 def start(
@@ -194,9 +247,13 @@ def _enter(
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    _settle(cwd, env, path)
+    target(*words)
+
+
+def _settle(cwd: str, env: Mapping[str, str], path: Sequence[str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    target(*words)

@@ -49,3 +49,17 @@ def test_what_fits_passes_and_the_next_call_has_its_own_axes() -> None:
     for count in (3, 4):
         assert checked(scaled)(torch.zeros(2, count), torch.zeros(count)).shape == (2, count)
     assert checked(name)(1, other=[]) == ["1"] and checked(name).__annotations__ == name.__annotations__
+
+
+def test_a_function_inside_another_is_checked_whenever_it_is_made() -> None:
+    def outer(result: Any) -> Any:
+        def inner(value: int) -> int:
+            return result
+
+        return checked(inner)
+
+    first, second, wrong = outer(1), outer(2), outer("3")
+    assert [first(0), second(0), first(0)] == [1, 2, 1]
+    for call in (lambda: second("0"), lambda: wrong(0)):
+        with pytest.raises(Exception, match="violates type hint"):
+            call()

@@ -1,5 +1,9 @@
 """The 1,797 handwritten digits of scikit-learn, 8x8 grey: real images with nothing to download."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from offramp.data.splits import ArraySource, RawDataSet, Request, take
@@ -30,9 +34,15 @@ def build(request: Request) -> RawDataSet:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("digits come with scikit-learn: pip install 'offramp[demo]'") from error
-    bunch = load_digits()
+    bunch = _read(load_digits)
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = bunch.target.astype(np.int64)
     test, train = take(labels, np.arange(len(labels), dtype=np.int64), 0.2, 1, TEST_SEED)
     source = ArraySource("digits", tuple("0123456789"), labels, pixels)
     return RawDataSet(source, {"train": train, "test": test}, mean=(0.3052,), std=(0.3758,), augmentation="crop")
+
+
+@cache
+def _read(load_digits: Callable[[], Any]) -> Any:
+    """Scikit-learn parses its file of digits in every call; callers must not change the arrays."""
+    return load_digits()

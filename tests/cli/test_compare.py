@@ -57,7 +57,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> tuple[Path, str, int]:
+def stopped(
+    tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None], forked_origin: None
+) -> tuple[Path, str, int]:
     """A comparison of one run that was told to stop, then one of two runs that was killed, and finished the third time.
 
     Answers its folder, what the first one said, and its exit status.
@@ -338,7 +340,9 @@ def test_a_run_that_is_killed_is_reported(tmp_path: Path) -> None:
     assert reason(tmp_path / "log", 1) == "no room"
 
 
-def test_a_grid_trains_every_combination_and_compares_within_it(offramp: Offramp, tmp_path: Path) -> None:
+def test_a_grid_trains_every_combination_and_compares_within_it(
+    offramp: Offramp, tmp_path: Path, forked_origin: None
+) -> None:
     out = tmp_path / "out"
     short = [*RECIPE[:2], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
     given = ["compare", *short, "--methods", "joint", "--out", out, "--jobs", 2, "--json"]

@@ -40,7 +40,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, package.Reproduction]:
+def trained(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory, forked_origin: None
+) -> tuple[Path, package.Reproduction]:
     """Two rows of MUSE Table 4 reproduced with one seed; nobody may change the folder."""
     out = tmp_path_factory.mktemp("reproduced") / "out"
     return out, reproduce("muse-table-4", protocol=tiny, rows=ROWS, out=out, jobs=2)
@@ -93,7 +95,7 @@ def test_a_folder_of_another_protocol_is_refused(trained, tmp_path: Path) -> Non
         reproduce("muse-table-4", protocol=other, rows=ROWS, out=out)
 
 
-def test_a_diverged_training_is_a_row_that_says_so(tmp_path: Path) -> None:
+def test_a_diverged_training_is_a_row_that_says_so(tmp_path: Path, forked_origin: None) -> None:
     protocol = tmp_path / "wild.yaml"
     protocol.write_text(TINY.replace("lr: 0.05", "lr: 1.0e+30"))
     table, rows = "beed-table-1", ["resnet18 ce exit=tofd"]
