@@ -27,7 +27,10 @@ def check(tensors: Iterable[tuple[str, Any]], source: object) -> None:
 
 def dumps(value: Any, indent: int | None = None) -> str:
     """JSON that every reader takes: numbers that JSON lacks (NaN, infinity) are null."""
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def plain(value: Any) -> Any:

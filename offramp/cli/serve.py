@@ -2,12 +2,16 @@
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from offramp.lookup import ParameterError
+
+if TYPE_CHECKING:
+    from offramp.serve.models import Opener
 
 TOKEN = "OFFRAMP_TOKEN"
 
@@ -21,8 +25,12 @@ def serve(
     max_batch: int = 32,
     queue: int = 1024,
     workers: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    replicas: int = 8,
     max_images: int = 64,
     max_body: int = 32 << 20,
+    connections: int = 512,
     body_timeout: float = 30.0,
     drain_timeout: float = 30.0,
     token_file: Path | None = None,
@@ -43,9 +51,14 @@ def serve(
         deadline_ms: Milliseconds after which an image is answered by the best exit so far. Default: never.
         max_batch: Images of the largest batch.
         queue: Images that may wait; beyond, requests are refused with status 429.
-        workers: Batches that run at the same time.
+        workers: Batches that run at the same time, with the engine `local`.
+        engine: What runs the segments: `local`, this process; `ray`, replicas of each segment on a Ray cluster, whose
+            nodes see the bundles under the same path.
+        address: HOST:PORT of the Ray cluster's head. Default: $RAY_ADDRESS, a cluster of this machine, or a new one.
+        replicas: Most replicas of a segment, with the engine `ray`.
         max_images: Images of one request.
         max_body: Bytes of one request's body.
+        connections: Connections that may be open; one more is answered with status 503.
         body_timeout: Seconds in which a request's body must arrive.
         drain_timeout: Seconds that requests in progress get at the end.
         token_file: File with a bearer token that requests must carry; or set OFFRAMP_TOKEN.
@@ -55,26 +68,43 @@ def serve(
     """
     from offramp.serve.server import Server
 
-    server = Server(
-        *bundles,
-        host=host,
-        port=port,
-        runtime=runtime,
-        deadline_ms=deadline_ms,
-        max_batch=max_batch,
-        queue=queue,
-        workers=workers,
-        max_images=max_images,
-        max_body=max_body,
-        body_timeout=body_timeout,
-        drain_timeout=drain_timeout,
-        token=_token(token_file),
-        cors=tuple(origin for origin in cors.split(",") if origin),
-        log=log,
-        false_alarm=false_alarm,
-    )
-    text = f"serving {', '.join(server.models.folders)} at {server.url}"
-    server.run(lambda: print(text, file=sys.stderr, flush=True))
+    if engine == "ray" and workers != 1:
+        raise ParameterError("workers is for the engine local: with engine=ray, each segment has replicas", "workers")
+    with _engine(engine, address) as opener:
+        server = Server(
+            *bundles,
+            opener=opener,
+            host=host,
+            port=port,
+            runtime=runtime,
+            deadline_ms=deadline_ms,
+            max_batch=max_batch,
+            queue=queue,
+            workers=workers,
+            replicas=replicas,
+            max_images=max_images,
+            max_body=max_body,
+            connections=connections,
+            body_timeout=body_timeout,
+            drain_timeout=drain_timeout,
+            token=_token(token_file),
+            cors=tuple(origin for origin in cors.split(",") if origin),
+            log=log,
+            false_alarm=false_alarm,
+        )
+        text = f"serving {', '.join(server.models.folders)} at {server.url}"
+        server.run(lambda: print(text, file=sys.stderr, flush=True))
+
+
+def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | None"]:
+    """What opens the models: replicas of a cluster, or nothing but this process."""
+    if name == "ray":
+        from offramp.serve.ray_app import opened
+
+        return opened(address)
+    if address is not None:
+        raise ParameterError(f"address={address} is that of a Ray cluster: add engine=ray", "address", "engine")
+    return nullcontext()
 
 
 def _token(file: Path | None) -> str | None:

@@ -10,17 +10,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from offramp import __version__
 from offramp.serve import infer, manage, predict
 from offramp.serve.bodies import Budget
-from offramp.serve.errors import RequestError
+from offramp.serve.direct import Direct
+from offramp.serve.errors import RequestError, malformed
 from offramp.serve.logs import Log
 from offramp.serve.metrics import Requests
 from offramp.serve.middleware import Guard
 from offramp.serve.models import Models
 from offramp.serve.options import ServeOptions
 from offramp.serve.page import PAGE, POLICY
+from offramp.serve.receive import refusal
 
 BODIES = 8
 """Largest bodies that all requests being read may hold together."""
@@ -70,6 +73,7 @@ def build(models: Models, options: ServeOptions) -> FastAPI:
     def page() -> Response:
         return Response(PAGE, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
 
+    app.add_middleware(Direct)  # the last one added sees a request first
     if options.cors:
         app.add_middleware(CORSMiddleware, allow_origins=options.cors, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Guard, options=options, requests=context.requests, log=context.log)
@@ -81,17 +85,17 @@ def _errors(app: FastAPI, context: Context) -> None:
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        context.requests.refused[error.reason] += 1
-        _note(request, error.reason)
-        return JSONResponse({"error": str(error)}, error.status, error.headers)
+        return refusal(request, error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return refusal(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        context.requests.refused["malformed"] += 1
-        _note(request, "malformed")
         first: Any = error.errors()[0]
         field = ".".join(map(str, first["loc"][1:]))
-        return JSONResponse({"error": f"{field}: {first['msg']}"}, 400)
+        return refusal(request, malformed(f"{field}: {first['msg']}"))
 
     @app.exception_handler(Exception)
     async def mistake(request: Request, error: Exception) -> Response:
@@ -101,7 +105,3 @@ def _errors(app: FastAPI, context: Context) -> None:
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-
-def _note(request: Request, reason: str) -> None:
-    request.state.noted = {**getattr(request.state, "noted", {}), "reason": reason}

@@ -1,28 +1,72 @@
-"""Connections that send headers slowly or without end; uvicorn would keep both. Runs without torch."""
+"""Bounds on connections: how many, how large a head, how long without a request. Runs without torch.
+
+uvicorn would keep any number of connections, and those that send headers slowly or without end.
+"""
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 LARGEST_HEAD = 1 << 16
 """Bytes of a request's first line and headers."""
+LINGER = 1.0
+"""Seconds in which the client of a connection too many can read why it is refused."""
+_BODY = json.dumps({"error": "too many connections are open: come back later, or use one for several requests"})
+TOO_MANY = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    f"Content-Length: {len(_BODY)}\r\n\r\n{_BODY}"
+).encode()
 
 
-def bounded(**options: Any) -> Any:
-    """The protocol of one connection, which is closed when the head of a request is larger than `LARGEST_HEAD`."""
-    protocol: Any = AutoHTTPProtocol(**options)
-    take, size = protocol.data_received, 0
+def bounded(most: int, refused: Callable[[], None]) -> Callable[..., Any]:
+    """What makes the protocol of one connection.
 
-    def data_received(data: bytes) -> None:
-        nonlocal size
-        take(data)
-        size = size + len(data) if between_requests(protocol) else 0
-        if size > LARGEST_HEAD:
-            protocol.transport.close()
+    A connection beyond the first `most` is answered with status 503 and closed; beyond twice as many, it is closed at
+    once. A connection is closed if the head of a request is larger than `LARGEST_HEAD`.
 
-    protocol.data_received = data_received
-    return protocol
+    Args:
+        refused: called for every connection too many.
+    """
+
+    def build(**options: Any) -> Any:
+        protocol: Any = AutoHTTPProtocol(**options)
+        make, take, size, surplus = protocol.connection_made, protocol.data_received, 0, False
+
+        def connection_made(transport: Any) -> None:
+            nonlocal surplus
+            make(transport)
+            count = len(protocol.connections)
+            surplus = count > most
+            if surplus:
+                refused()
+                _turn_away(transport, at_once=count > 2 * most)
+
+        def data_received(data: bytes) -> None:
+            nonlocal size
+            if surplus:  # nothing that it sends is read
+                return
+            take(data)
+            size = size + len(data) if between_requests(protocol) else 0
+            if size > LARGEST_HEAD:
+                protocol.transport.close()
+
+        protocol.connection_made, protocol.data_received = connection_made, data_received
+        return protocol
+
+    return build
+
+
+def _turn_away(transport: Any, at_once: bool) -> None:
+    """Say why, then close; closed at once, what the client is sending would make it lose the answer."""
+    if at_once:
+        transport.abort()
+        return
+    transport.write(TOO_MANY)
+    transport.write_eof()
+    asyncio.get_running_loop().call_later(LINGER, transport.abort)
 
 
 def between_requests(protocol: Any) -> bool:

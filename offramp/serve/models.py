@@ -2,25 +2,22 @@
 
 Runs without torch. All methods but `open_model` belong to the event loop's thread.
 
-A model is a bundle's folder (version 1), or a folder of them with numbers as names (their versions). A policy that was
-fitted later lies beside a bundle's own as `policy-2.json` and so on, and is the version `1.2`.
+What versions a model's folder holds: `offramp.serve.versions`.
 """
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.manifest import MANIFEST
-from offramp.bundle.read import Bundle, open_bundle
-from offramp.early_exit.policy_file import load_with_origin
+from offramp.bundle.read import Bundle
 from offramp.lookup import ParameterError
+from offramp.serve.costs import CostCurve
 from offramp.serve.drift import DriftMonitor, reference
 from offramp.serve.engine import Result
 from offramp.serve.errors import unknown
@@ -29,10 +26,10 @@ from offramp.serve.logs import Log
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
 from offramp.serve.statistics import Statistics
+from offramp.serve.versions import open_versions
 from offramp.text import quoted
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
-LATER_POLICY = re.compile(r"policy-([1-9][0-9]{0,8})\.json")
 
 
 @runtime_checkable
@@ -228,9 +225,12 @@ def open_model(folder: Path, options: ServeOptions) -> dict[str, AsyncPredictor]
         ValueError: if there is no bundle, or one of them cannot be opened.
     """
     result: dict[str, AsyncPredictor] = {}
+    costs: dict[str, Sequence[CostCurve]] = {}  # policies of one bundle share its segments
     try:
-        for number, path in _bundles(folder):
-            result |= _policies(number, path, options)
+        for version, bundle in open_versions(folder, options.runtime).items():
+            number = version.partition(".")[0]
+            result[version] = _predictor(bundle, options, costs.get(number))
+            costs[number] = result[version].engine.scheduler.costs
     except Exception:
         for predictor in result.values():
             predictor.close()
@@ -238,51 +238,12 @@ def open_model(folder: Path, options: ServeOptions) -> dict[str, AsyncPredictor]
     return result
 
 
-def _bundles(folder: Path) -> list[tuple[int, Path]]:
-    """The bundles of a model's folder by version."""
-    if (folder / MANIFEST).is_file():
-        return [(1, folder)]
-    numbered = [
-        path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit() and (path / MANIFEST).is_file()
-    ]
-    if not numbered:
-        return [(1, folder)]  # opening it says what is wrong
-    return sorted((int(path.name), path) for path in numbered)
-
-
-def _policies(number: int, folder: Path, options: ServeOptions) -> dict[str, AsyncPredictor]:
-    """A predictor for a bundle's own policy, and for each that was fitted later; they share the segments."""
-    bundle = open_bundle(folder, options.runtime)
-    first = _predictor(bundle, options, None)
-    result = {str(number): first}
-    try:
-        for later, path in later_policies(folder):
-            policy, origin = load_with_origin(path)
-            if policy.enabled != bundle.policy.enabled:
-                raise ValueError(f"{path} enables other exits than {folder / MANIFEST} has segments for")
-            about = {**bundle.manifest.provenance, "policy": origin}  # drift is measured from what it was fitted on
-            other = replace(bundle, policy=policy, manifest=replace(bundle.manifest, provenance=about))
-            result[f"{number}.{later}"] = _predictor(other, options, first)
-    except Exception:
-        for predictor in result.values():
-            predictor.close()
-        raise
-    return result
-
-
-def later_policies(folder: Path) -> list[tuple[int, Path]]:
-    """The policies that were fitted after the bundle was written, by number."""
-    matches = [(LATER_POLICY.fullmatch(path.name), path) for path in folder.iterdir() if not path.is_symlink()]
-    return sorted((int(match[1]), path) for match, path in matches if match and path.is_file())
-
-
-def _predictor(bundle: Bundle, options: ServeOptions, like: AsyncPredictor | None) -> AsyncPredictor:
-    """A predictor with the costs of another one, if they have the same segments."""
+def _predictor(bundle: Bundle, options: ServeOptions, costs: Sequence[CostCurve] | None) -> AsyncPredictor:
     return AsyncPredictor(
         bundle,
         deadline_ms=options.deadline_ms,
         max_batch=options.max_batch,
         queue=options.queue,
         workers=options.workers,
-        costs=None if like is None else like.engine.scheduler.costs,
+        costs=costs,
     )

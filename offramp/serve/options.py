@@ -22,8 +22,10 @@ class ServeOptions:
         queue: Images that may be accepted and not answered, for each version of a model; beyond, requests are refused
             with status 429.
         workers: Batches that run at the same time.
+        replicas: On a Ray cluster, the most replicas of a segment.
         max_images: Images of one request; never more than fit into the queue.
         max_body: Bytes of one request's body; requests being read may hold eight times as much together.
+        connections: Open connections; one more is answered with status 503.
         body_timeout: Seconds in which a request's body must arrive.
         header_timeout: Seconds in which a request's headers must arrive.
         drain_timeout: Seconds that requests in progress get after SIGTERM.
@@ -43,8 +45,10 @@ class ServeOptions:
     max_batch: int = 32
     queue: int = 1024
     workers: int = 1
+    replicas: int = 8
     max_images: int = 64
     max_body: int = 32 * MEGABYTE
+    connections: int = 512
     body_timeout: int | float = 30.0
     header_timeout: int | float = 10.0
     drain_timeout: int | float = 30.0
@@ -55,7 +59,7 @@ class ServeOptions:
     feedback: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue", "workers", "max_images", "max_body", "feedback"):
+        for name in ("max_batch", "queue", "workers", "replicas", "max_images", "max_body", "connections", "feedback"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}", name)
         object.__setattr__(self, "max_images", min(self.max_images, self.queue))

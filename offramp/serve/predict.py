@@ -3,7 +3,8 @@
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from offramp.bundle.predict import Prediction
 from offramp.images import BadImage
@@ -58,6 +59,11 @@ async def predict(
                 row["exits"] = await beside(context_of(request), _every_exit, served, each)
             rows.append(row)
         return {"model": served.model, "version": served.version, "predictions": rows}
+
+
+async def predict_files(request: Request) -> Response:
+    """What `/predict` answers without a query."""
+    return JSONResponse(await predict(request))
 
 
 @router.post("/feedback", openapi_extra=FEEDBACK_FORM, responses=answers(FEEDBACK, 400, 404, 408, 413, 415, 429))

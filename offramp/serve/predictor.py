@@ -65,7 +65,7 @@ class AsyncPredictor:
         curves = measure(self.bundle, max_batch) if costs is None else costs
         scheduler = Scheduler(curves, most=max_batch, capacity=queue, workers=workers)
         self.engine = Engine(self.bundle, scheduler)
-        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="offramp-decode")
+        self._decoder = Decoder(self.bundle.manifest.preprocessing)
         self._sinks: tuple[asyncio.AbstractEventLoop, Sink] | None = None
 
     async def predict(self, image: Path | str | bytes, *, deadline_ms: int | float | None = None) -> Prediction:
@@ -97,10 +97,7 @@ class AsyncPredictor:
         Raises:
             BadImage: whatever is wrong with it.
         """
-        preprocessing = self.bundle.manifest.preprocessing
-        if isinstance(image, bytes) and _quick(image):
-            return read_input(preprocessing, image)
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, read_input, preprocessing, image)
+        return await self._decoder(image)
 
     async def infer(self, inputs: Inputs, *, deadline_ms: int | float | None = None) -> list[Result]:
         """The outcome of each input (B, channels, size, size), in order; `Failed` for those whose segment failed.
@@ -139,7 +136,7 @@ class AsyncPredictor:
     def close(self) -> None:
         """Answer everything that was accepted, then stop; waits for it."""
         self.engine.stop()
-        self._decoders.shutdown(wait=True)
+        self._decoder.close()
 
     async def __aenter__(self) -> "AsyncPredictor":
         return self
@@ -154,6 +151,25 @@ class AsyncPredictor:
         if self._sinks is None or self._sinks[0] is not loop:
             self._sinks = loop, lambda results: _hand_over(loop, results)
         return self._sinks[1]
+
+
+class Decoder:
+    """Decodes images: small ones at once, others in two threads."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="offramp-decode")
+
+    async def __call__(self, image: Path | str | bytes) -> Inputs:
+        """The inputs (1, channels, size, size) of one image; see `AsyncPredictor.decode`."""
+        if isinstance(image, bytes) and _quick(image):
+            return read_input(self.preprocessing, image)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, read_input, self.preprocessing, image)
+
+    def close(self) -> None:
+        """Wait for what is being decoded, and end the threads."""
+        self._threads.shutdown(wait=True)
 
 
 def read_input(preprocessing: Preprocessing, image: Path | str | bytes) -> Inputs:

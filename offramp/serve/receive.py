@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 from offramp.images import BadImage
 from offramp.serve.bodies import declared, read_body
@@ -19,11 +21,23 @@ from offramp.serve.scheduler import QueueFull
 if TYPE_CHECKING:
     from offramp.serve.app import Context
 
+CLOSED = 499
+"""Status of a request whose client went away: nobody reads it but the log and the metrics (a convention of nginx)."""
+
 
 def context_of(request: Request) -> "Context":
     """What the endpoints share."""
     context: Context = request.app.state.context
     return context
+
+
+def refusal(request: Request, error: RequestError | ClientDisconnect) -> Response:
+    """The response to a request that is not answered, counted and noted for the log."""
+    if isinstance(error, ClientDisconnect):
+        error = RequestError(CLOSED, "closed", "the client closed the connection before its request had arrived")
+    context_of(request).requests.refused[error.reason] += 1
+    request.state.noted = {**getattr(request.state, "noted", {}), "reason": error.reason}
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ import offramp
 from offramp.bundle.manifest import render
 from offramp.bundle.read import Bundle, open_bundle, read_manifest
 from offramp.early_exit.policy import ExitPolicy
-from offramp.serve import models as served_models
+from offramp.serve import versions as served_versions
 from offramp.serve.costs import CostCurve
 from offramp.serve.predictor import AsyncPredictor
 from offramp.serve.server import Server
@@ -76,6 +76,14 @@ def tensor(values: np.ndarray, **more: Any) -> dict[str, Any]:
     kind = {"float32": "FP32", "uint8": "UINT8"}[values.dtype.name]
     given = {"name": "image", "shape": list(values.shape), "datatype": kind, "data": values.ravel().tolist(), **more}
     return {"inputs": [given]}
+
+
+def _all(connection: socket.socket) -> bytes:
+    """Everything that a server sends before it closes a connection."""
+    try:
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+    except ConnectionError:
+        return b""
 
 
 class TestTriton:
@@ -372,7 +380,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Lets a test choose how bundles are opened: `opened["with"] = function`."""
     chosen: dict[str, Any] = {"with": lambda bundle: bundle}
     monkeypatch.setattr(
-        served_models, "open_bundle", lambda folder, runtime: chosen["with"](open_bundle(folder, runtime))
+        served_versions, "open_bundle", lambda folder, runtime: chosen["with"](open_bundle(folder, runtime))
     )
     return chosen
 
@@ -433,6 +441,24 @@ class TestLimits:
                 )
                 assert head.recv(4096) == b""
 
+    def test_connections_are_bounded(self, folder: Path, images: list[bytes]) -> None:
+        with Server(folder, port=0, connections=2, log="none") as server:
+            address = ("127.0.0.1", server.options.port)
+            opened = [socket.create_connection(address, timeout=20) for _ in range(2)]
+            until(lambda: len(server._server.server_state.connections) == 2)
+            refused = httpx.post(f"{server.url}/predict", files=files(images[0]), trust_env=False)
+            assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
+            assert "too many connections are open" in refused.json()["error"]
+            more = [socket.create_connection(address, timeout=20) for _ in range(4)]  # twice as many: closed at once
+            ends = [_all(connection) for connection in more]
+            assert b"" in ends
+            for connection in (*opened, *more):
+                connection.close()
+            until(lambda: not server._server.server_state.connections)
+            with httpx.Client(base_url=server.url, trust_env=False) as client:
+                assert client.post("/predict", files=files(images[0])).status_code == 200
+                assert 'offramp_refused_total{reason="connections"} 5.0' in client.get("/metrics").text
+
     def test_headers_without_end(self, server: Server, client: httpx.Client, images: list[bytes]) -> None:
         with socket.create_connection(("127.0.0.1", server.options.port)) as connection:
             connection.settimeout(20)
@@ -459,6 +485,9 @@ class TestLimits:
                 connection.sendall(content)
         assert client.post("/predict", files=files(images[0])).status_code == 200
         until(lambda: server.app.state.context.budget.taken == 0)
+        served = server.app.state.context.requests.served
+        until(lambda: served["/predict", "499"])  # nobody's mistake: no 500, no line that says so
+        assert not any(status == "500" for _, status in served)
 
     def test_a_failing_segment(
         self, folder: Path, images: list[bytes], opened: dict[str, Any], pixels: np.ndarray

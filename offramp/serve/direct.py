@@ -1,0 +1,66 @@
+"""The frequent requests, past the framework's routing and validation, which take longer than all else. Without torch.
+
+The same endpoints are routes of the application, which documents them and serves what is not frequent.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from offramp.serve.errors import RequestError
+from offramp.serve.infer import infer
+from offramp.serve.predict import predict_files
+from offramp.serve.receive import refusal
+
+INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+ROUTES = {
+    path: SimpleNamespace(path=path)
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer", "/predict")
+}
+"""What the metrics call them; the same as without this."""
+
+
+class Direct:
+    """Calls the endpoint of a frequent request itself; all others go on to the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        endpoint = _endpoint(scope)
+        if endpoint is None:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response = await endpoint(request)
+        except (RequestError, ClientDisconnect) as error:
+            response = refusal(request, error)
+        await response(scope, receive, send)
+
+
+def _endpoint(scope: Scope) -> Callable[[Request], Awaitable[Response]] | None:
+    """What answers a frequent request; None for others."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"]
+    match = INFER.fullmatch(path)
+    if match is None:
+        if path != "/predict" or scope["query_string"]:
+            return None
+        scope["route"] = ROUTES[path]
+        return predict_files
+    model, version = match.groups()
+    versioned = "/v2/models/{model}/versions/{version}/infer"
+    scope["route"] = ROUTES["/v2/models/{model}/infer" if version is None else versioned]
+
+    def call(request: Request) -> Any:
+        return infer(request, model, version)
+
+    return call

@@ -1,0 +1,140 @@
+"""Segments as replicas of Ray Serve: the same answers as here; a replica and a node are killed under load."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.bundle.read import Bundle
+from offramp.serve.engine import Failed, Outcome, Result
+from offramp.serve.options import ServeOptions
+from offramp.serve.scheduler import QueueFull
+
+pytest.importorskip("ray.serve")
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from offramp import __version__
+from offramp.serve.ray_predictor import RayPredictor
+from offramp.serve.ray_segment import Part, Passed, Segment
+
+
+class Near:
+    """A deployment's handle without a cluster: the segment answers in this process, two requests at a time."""
+
+    def __init__(self, bundle: Bundle, index: int, losses: int = 0, delay: float = 0.0) -> None:
+        arguments = (str(bundle.folder), bundle.policy.to_json(), index, "onnx", 32, 1, __version__)
+        self.segment, self.losses, self.delay = Segment(*arguments), losses, delay
+        self.waiting: list[tuple[Part, asyncio.Future[Any]]] = []
+
+    def remote(self, part: Part) -> Any:
+        assert part.places is None  # these states are small enough for messages
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.waiting.append((part, future))
+        asyncio.get_running_loop().call_later(self.delay, self.run)
+        return future
+
+    def run(self) -> None:
+        batch, self.waiting = self.waiting[:2], self.waiting[2:]
+        if self.losses and batch:
+            self.losses -= 1
+            for _, future in batch:
+                future.set_exception(ActorDiedError())
+            return
+        for (_, future), result in zip(batch, self.segment.compute([part.state for part, _ in batch]), strict=True):
+            if not future.done():
+                future.set_result(result)
+
+
+def predictor(bundle: Bundle, *handles: Any, **options: Any) -> RayPredictor:
+    return RayPredictor(bundle, handles, ServeOptions(**options))
+
+
+def infer(asked: RayPredictor, *inputs: np.ndarray, **options: Any) -> list[Result]:
+    async def ask() -> list[Result]:
+        requests = (asked.infer(each, **options) for each in inputs)
+        return [result for results in await asyncio.gather(*requests) for result in results]
+
+    return asyncio.run(ask())
+
+
+def equal(results: Sequence[Result], bundle: Bundle, inputs: np.ndarray) -> None:
+    wanted = bundle.answer(inputs)
+    outcomes = [result for result in results if isinstance(result, Outcome)]
+    assert len(outcomes) == len(inputs) and not any(outcome.late for outcome in outcomes)
+    assert [outcome.exit for outcome in outcomes] == wanted.exit.tolist()
+    logits = np.stack([outcome.logits for outcome in outcomes])
+    assert np.abs(logits - wanted.logits).max() < 1e-5 * np.abs(wanted.logits).max()
+    assert np.allclose([outcome.score for outcome in outcomes], wanted.score, atol=1e-5)
+
+
+@pytest.fixture
+def inputs(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
+    return bundle.manifest.preprocessing.normalise(pixels[:40])
+
+
+def test_answers_are_those_of_the_bundle_though_replicas_are_lost(bundle: Bundle, inputs: np.ndarray) -> None:
+    handles = [Near(bundle, 0, losses=1), Near(bundle, 1, losses=2), Near(bundle, 2)]
+    asked = predictor(bundle, *handles, max_batch=8)
+    results = infer(asked, inputs[:1], inputs[1:3], inputs[3:20], inputs[20:])
+    equal(results, bundle, inputs)
+    assert sum(asked.statistics.answered) == 40 and asked.waiting == [0, 0, 0]
+    assert not any(handle.losses for handle in handles)
+    assert sum(asked.statistics.batches[2].counts) < sum(asked.statistics.batches[0].counts)
+
+
+def test_a_full_queue_a_deadline_and_a_segment_that_fails(
+    bundle: Bundle, inputs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = [Near(bundle, 0), Near(bundle, 1, delay=30.0), Near(bundle, 2)]
+    asked = predictor(bundle, *slow, queue=4)
+    with pytest.raises(QueueFull, match="0 of at most 4 samples wait"):
+        infer(asked, inputs[:5])
+    late = infer(asked, inputs[:4], deadline_ms=1)
+    exits = bundle.answer(inputs[:4]).exit
+    assert [(one.exit, one.late) for one in late if isinstance(one, Outcome)] == [(0, exit > 0) for exit in exits]
+
+    def fail(state: Any, carry: Any) -> Any:
+        raise ValueError("the disk is gone")
+
+    monkeypatch.setattr(slow[1].segment, "segment", fail)
+    slow[1].delay = 0.0
+    results = infer(asked, inputs[:4])
+    assert [isinstance(result, Failed) for result in results] == [exit > 0 for exit in exits]
+    assert asked.statistics.failed == sum(exits > 0) > 0
+
+
+def test_a_mistake_is_not_repeated(bundle: Bundle, inputs: np.ndarray) -> None:
+    class Mistaken:
+        def remote(self, part: Part) -> Any:
+            error = RayTaskError("call", "", KeyError("shape"))
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+            return future
+
+    results = infer(predictor(bundle, Mistaken()), inputs[:2])
+    assert [type(result) for result in results] == [Failed] * 2
+
+
+def test_survivors_that_are_large_are_shared(
+    bundle: Bundle, inputs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offramp.serve import ray_segment
+    from offramp.serve.rows import Block
+
+    kept: list[Block] = []
+    monkeypatch.setattr(ray_segment, "INLINE", 0)
+    monkeypatch.setattr(ray_segment.ray, "put", lambda block: kept.append(block) or "reference")
+    blocks = [Block(inputs[:30]), Block(inputs[30:])]
+    passed = [each for each in Near(bundle, 0).segment.compute(blocks) if isinstance(each, Passed)]
+    places = [part.places for each in passed if (part := each.onward) is not None]
+    assert len(kept) == 1 and places == [
+        list(range(len(passed[0].alive))),
+        list(range(len(passed[0].alive), len(kept[0]))),
+    ]
+
+
+def test_another_version_on_a_node_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match=f"this node has offramp {__version__}, the server 0.0.1"):
+        Segment(str(bundle.folder), bundle.policy.to_json(), 0, "onnx", 32, 1, "0.0.1")
