@@ -14,13 +14,15 @@ train() {  # METHODS TUNE FOLDER OPTIONS...
         --methods "$1" --tune "$2" --out "$out/$3" "${@:4}"
 }
 mkdir -p "$out"
+two="joint,byot(adapt=linear)"
+three="$two,muse(adapt=linear)"
 train vanilla all plain
 train joint all all
-train joint,byot all all
-train joint,byot,muse all all
+train "$two" all all
+train "$three" all all
 train joint mixed mixed
-train joint,byot mixed mixed
-train joint,byot,muse mixed mixed
+train "$two" mixed mixed
+train "$three" mixed mixed
 train joint,ztw exits exits --weights "$out/plain/vanilla-seed-0/last.safetensors" --no-pretrained
-train joint,byot,muse,hdkd all all
-train joint,byot,muse,hdkd mixed mixed
+train "$three,hdkd" all all
+train "$three,hdkd" mixed mixed

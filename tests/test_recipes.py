@@ -108,8 +108,11 @@ def test_the_network_is_built_and_the_method_can_train_it(path: Path) -> None:
 def test_data_options_are_known(path: Path) -> None:
     config = parsed(path)
     assert config.data.partition(":")[0] in dict(data.available())
-    given: dict[str, Any] = arguments("data", config.data, data.load, config.data_options)
-    assert set(given) <= set(inspect.signature(data.load).parameters)
+    shared = set(inspect.signature(data.load).parameters)
+    own = {key: value for key, value in config.data_options.items() if key not in shared}
+    assert arguments("data", config.data, data.find(config.data).build, own).keys() == own.keys()
+    loading = {key: value for key, value in config.data_options.items() if key in shared}
+    given: dict[str, Any] = arguments("data", config.data, data.load, loading)
     assert given.get("augmentation", "none") in AUGMENTATIONS
     assert given.get("normalise", "imagenet") in NORMALISE
 
