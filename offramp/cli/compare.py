@@ -25,7 +25,7 @@ def compare(
     seeds: str = "0",
     grid: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None,
     out: Path | None = None,
-    jobs: int = 1,
+    jobs: int | Literal["auto"] = "auto",
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     ledger: Path | None = None,
@@ -50,7 +50,8 @@ def compare(
         grid: Values of another option, as in `net=resnet18,resnet34`; repeat it for further options. All methods and
             seeds are trained with every combination, and compared within it.
         out: Folder of the comparison; each run is a folder in it.
-        jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores.
+        jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores. `auto` measures
+            a few steps and takes what finishes all soonest; with Ray, it is 1.
         engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
         ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
@@ -73,7 +74,7 @@ def compare(
     if markdown is not None:
         around(markdown, MARKERS)  # refused before anything is trained, not after
     if show is not None:
-        options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != 1, "--grid": grid}
+        options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != "auto", "--grid": grid}
         options |= {"--engine": engine != "local", "--address": address is not None}
         _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
         result = _shown(show, methods, baseline, metric, write)

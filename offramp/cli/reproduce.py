@@ -30,7 +30,7 @@ def reproduce(
     out: Path | None = None,
     ledger: Path | None = None,
     data_dir: Annotated[Path | None, Parameter(help="Folder of the data sets; default: $OFFRAMP_DATA.")] = None,
-    jobs: int = 1,
+    jobs: int | Literal["auto"] = "auto",
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     format: Format = "text",
@@ -53,7 +53,7 @@ def reproduce(
         out: Folder of the runs; default: runs/reproduce, with the name of a reduced protocol.
         ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
             trained again.
-        jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores.
+        jobs: Number of runs at a time, as in `offramp compare`.
         engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
         format: How the result is printed.

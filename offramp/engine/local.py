@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 from offramp.engine import gpus
-from offramp.engine.preloaded import Forked, Preloaded
+from offramp.engine.preloaded import THREADS, Forked, Preloaded, Task
 
-THREADS = "OMP_NUM_THREADS"
-"""The variable that says how many threads a process computes with."""
 LONGEST_SAVING = 120.0
 """Seconds that a run may take to save itself after the process that started it is gone."""
 
@@ -87,14 +85,16 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
         Whether all had their turn: False after Ctrl-C.
     """
     waiting, active, visible = deque(jobs), list[Job](), gpus.visible()
-    with stopping(watcher) as stops, _preloaded(jobs, at_once, keep_open) as origin:
+    with stopping(watcher) as stops, preloading() as origin:
+        if jobs:
+            origin.load([name for job in jobs for name in job.preload])
         try:
             while active or (waiting and not stops):
                 while waiting and len(active) < at_once and not stops:
                     job = waiting.popleft()
                     job.gpu = gpus.least_loaded(visible, [other.gpu for other in active])
                     watcher.started(job)
-                    _start(job, origin)
+                    _start(job, origin, at_once, keep_open)
                     active.append(job)
                 for job in list(active):
                     _look(job, watcher, stops)
@@ -127,31 +127,44 @@ def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
     return watcher.ended(job)
 
 
+_origin: Preloaded | None = None
+
+
 @contextmanager
-def _preloaded(jobs: Sequence[Job], at_once: int, keep_open: int) -> Iterator[Preloaded]:
-    """The process that the jobs are forked from, with the environment that all have."""
-    paths = dict.fromkeys(
-        (str(Path(__file__).parents[2]), *filter(None, sys.path))
+def preloading(modules: Sequence[str] = ()) -> Iterator[Preloaded]:
+    """Import modules in a process that all jobs in this context are forked from; within another context, use its own.
+
+    They are imported while the caller goes on.
+    """
+    global _origin
+    if _origin is not None:
+        yield _origin
+        return
+    _origin = Preloaded(modules)
+    try:
+        yield _origin
+    finally:
+        ended, _origin = _origin, None
+        ended.close()
+
+
+def _start(job: Job, origin: Preloaded, at_once: int, keep_open: int) -> None:
+    """Start the job's process; it is told that we are gone by the end of its standard input."""
+    paths = list(
+        dict.fromkeys((str(Path(__file__).parents[2]), *filter(None, sys.path)))
     )  # it finds the modules that we find
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if job.gpu is not None:
+        environment[gpus.VISIBLE] = job.gpu
     if at_once > 1:
         threads = max(1, cores() // at_once)
         environment[THREADS] = str(min(threads, _number(os.environ.get(THREADS), threads)))
-    origin = Preloaded(list(dict.fromkeys(name for job in jobs for name in job.preload)), environment, keep_open)
-    try:
-        yield origin
-    finally:
-        origin.close()
-
-
-def _start(job: Job, origin: Preloaded) -> None:
-    """Start the job's process; it is told that we are gone by the end of its standard input."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.log.open("ab").close()
     job.answer.open("wb").close()
-    environment = {} if job.gpu is None else {gpus.VISIBLE: job.gpu}
-    call = f"{__name__}:child"
-    job.process = origin.fork(call, [job.entry, job.commands], environment, output=job.answer, errors=job.log)
+    work = [job.entry, job.commands]
+    files = {"output": str(job.answer.absolute()), "errors": str(job.log.absolute())}
+    job.process = origin.fork(Task(f"{__name__}:child", work, str(Path.cwd()), paths, environment, **files), keep_open)
 
 
 def child(work: tuple[str, list[list[str]]]) -> None:
@@ -176,6 +189,22 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(LONGEST_SAVING)
     os._exit(130)
+
+
+class Unwatched:
+    """A watcher that says nothing."""
+
+    def started(self, job: Job) -> None:
+        """Ignored."""
+
+    def running(self, job: Job) -> None:
+        """Ignored."""
+
+    def ended(self, job: Job) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
 
 
 @contextmanager

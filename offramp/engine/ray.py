@@ -226,25 +226,9 @@ def _work(job: Job, origin: Origin) -> str | None:
     origin.enter()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with local.alone(job.log.with_suffix(".lock"), local.LONGEST_SAVING, _ignore) as lock:
-        if not local.run([job], 1, Unwatched(), lock.fileno()):
+        if not local.run([job], 1, local.Unwatched(), lock.fileno()):
             raise Stopped("it was stopped on its node; the same command continues")
     return job.failure
-
-
-class Unwatched:
-    """A watcher that says nothing."""
-
-    def started(self, job: Job) -> None:
-        """Ignored."""
-
-    def running(self, job: Job) -> None:
-        """Ignored."""
-
-    def ended(self, job: Job) -> None:
-        """Ignored."""
-
-    def note(self, text: str) -> None:
-        """Ignored."""
 
 
 def _nothing() -> None:

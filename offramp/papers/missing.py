@@ -12,6 +12,7 @@ from offramp.papers.catalog import Protocol, Training, config_of, folder_of, nee
 from offramp.papers.figures import BY_EPOCH
 from offramp.papers.lines import Measured
 from offramp.papers.selection import figures
+from offramp.runs.packing import Jobs
 from offramp.runs.sweep import Entry
 from offramp.runs.train_all import CompareReporter, train_all
 from offramp.train.run_dir import RESULT, put
@@ -28,7 +29,7 @@ def train_missing(
     ledger: Path,
     measured: Measured,
     data_dir: Path | None,
-    jobs: int,
+    jobs: Jobs,
     reporter: CompareReporter,
     engine: Engine,
 ) -> list[dict[str, str]]:

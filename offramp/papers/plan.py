@@ -1,14 +1,14 @@
 """What is left to train, and what that costs on this machine, by a step of every training that is measured here."""
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.config import Config, ResolvedConfig, build_method, build_net, resolve
+from offramp.config import Config, ResolvedConfig, resolve
 from offramp.papers.catalog import Protocol, Training, config_of
 from offramp.progress import Progress, no_progress
+from offramp.runs.step_time import step_times
 
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000}
@@ -80,42 +80,12 @@ def steps(config: Config) -> int:
 
 def step_seconds(config: ResolvedConfig) -> float:
     """Seconds of one optimizer step, the median of a few on random images, on the device that would train."""
-    import torch
-
-    from offramp.train.step_trainer import StepTrainer
-
     shape, classes = _shape(config)
     batch = _batch(config, shape)
     if config.method_options.get("fixed") is not None:  # the weights of losses change no cost
         config = _replaced(config, fixed=None, meta_every=0)
-    method = build_method(config)
-    net: Any = build_net(config, method, classes=classes, shape=shape)
-    net = net.to(device=config.device, memory_format=torch.channels_last)
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, *shape, generator=draw).to(device=config.device, memory_format=torch.channels_last)
-    labels = torch.randint(classes, (batch,), generator=draw).to(config.device)
-
-    def autocast() -> Any:
-        return torch.autocast(config.device, torch.bfloat16, enabled=config.precision.startswith("bf16"))
-
-    trainer = StepTrainer(
-        method,
-        net,
-        torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9),
-        input_shape=shape,
-        epochs=max(2, len(method.phases)),
-        held_out=[(images, labels)],
-        autocast=autocast,
-    )
-    trainer.start_epoch(0)
-    times = []
-    for _ in range(STEPS + 1):
-        start = time.perf_counter()
-        trainer.step(images, labels)
-        if config.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]) * config.batch_size / batch
+    times = step_times(config, shape, classes, batch=batch, steps=STEPS)
+    return statistics.median(times) * config.batch_size / batch
 
 
 def _replaced(config: ResolvedConfig, **options: Any) -> ResolvedConfig:

@@ -18,6 +18,7 @@ from offramp.papers.plan import PlannedTraining, planned
 from offramp.papers.selection import Selection, select
 from offramp.papers.values import TableResult, table_result
 from offramp.runs.compare import LEDGER
+from offramp.runs.packing import Jobs, check_jobs
 from offramp.runs.train_all import CompareReporter, Silent, check_writable
 
 OUT = "runs/reproduce"
@@ -77,7 +78,7 @@ def reproduce(
     out: Path | str | None = None,
     ledger: Path | None = None,
     data_dir: Path | None = None,
-    jobs: int = 1,
+    jobs: Jobs = "auto",
     engine: str = "local",
     address: str | None = None,
     reporter: CompareReporter | None = None,
@@ -98,7 +99,7 @@ def reproduce(
         out: folder of the runs; default runs/reproduce, with the name of a reduced protocol.
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         data_dir: the folder of the data sets; default $OFFRAMP_DATA.
-        jobs: how many runs at once, each with its share of the cores.
+        jobs: how many runs at once, as in `offramp.compare`.
         engine, address: where the runs are trained, as in `offramp.compare`.
     Raises:
         ValueError: for a name that does not exist, with the nearest, and for data that are missing, before training.
@@ -138,9 +139,8 @@ def default_out(protocol: Protocol) -> Path:
     return Path(f"{OUT}-{protocol.name}" if protocol.reduced else OUT)
 
 
-def _refuse(jobs: int, seeds: Sequence[int], ledger: Path, measured: Measured) -> None:
-    if jobs < 1:
-        raise ParameterError(f"jobs must be at least 1, got {jobs}", "jobs")
+def _refuse(jobs: Jobs, seeds: Sequence[int], ledger: Path, measured: Measured) -> None:
+    check_jobs(jobs)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ParameterError("seeds must be different numbers, at least one", "seeds")
     check_writable(ledger)

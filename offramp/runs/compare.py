@@ -11,6 +11,7 @@ from offramp.engine.choice import opened
 from offramp.lookup import ParameterError, nearest, with_parameters
 from offramp.runs import sweep
 from offramp.runs.outputs import check_outputs, write_outputs
+from offramp.runs.packing import Jobs, check_jobs
 from offramp.runs.sweep import NO_GRID, Grid
 from offramp.runs.train_all import CompareReporter, Silent, check_writable, train_all
 from offramp.study import comparison, comparison_files
@@ -52,7 +53,7 @@ def compare(
     out: Path | str,
     *,
     seeds: Sequence[int] = (0,),
-    jobs: int = 1,
+    jobs: Jobs = "auto",
     ledger: Path | None = None,
     grid: Grid | None = None,
     baseline: str | Path = "joint",
@@ -71,7 +72,8 @@ def compare(
         methods: names, or pairs of a name and the parameters of the method.
         out: folder of the comparison; every run is a folder in it.
         seeds: of every method.
-        jobs: how many runs at once (on each node of a Ray cluster), each with its share of the cores.
+        jobs: how many runs at once (on each node of a Ray cluster), each with its share of the cores; `auto` measures a
+            few steps and takes what finishes all soonest (one at a time on a Ray cluster).
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         grid: values of further options, such as {"net": ["resnet18", "resnet34"], "branch": ["sketch", "byot"]}: all
             methods and seeds are trained with every combination, and compared within it.
@@ -88,8 +90,7 @@ def compare(
         ValueError: for names, parameters or folders that do not fit, before anything is trained.
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
-    if jobs < 1:
-        raise ParameterError(f"jobs must be at least 1, got {jobs}", "jobs")
+    check_jobs(jobs)
     folder = Path(out)
     ledger_path = ledger or folder / LEDGER
     check_writable(ledger_path)

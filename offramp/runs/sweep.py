@@ -30,13 +30,25 @@ T = TypeVar("T")
 COMPARISON = "comparison.yaml"
 
 
+class Inputs(NamedTuple):
+    """What a run learns from: (channels, height, width) of its images, its classes, and the steps of an epoch."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    steps: int
+
+
 class Entry(NamedTuple):
-    """One run of a comparison: the method's label, its resolved configuration, where it lies, its point of a grid."""
+    """One run of a comparison: the method's label, its resolved configuration, where it lies, its point of a grid.
+
+    `inputs` is known when the data were read (see `check`).
+    """
 
     method: str
     config: ResolvedConfig
     folder: Path
     point: str = ""
+    inputs: Inputs | None = None
 
     @property
     def name(self) -> str:
@@ -235,7 +247,8 @@ def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Ent
     first, data, completed = complete(entries[0].config, progress=progress)
     entries = [
         entry._replace(
-            config=dataclasses.replace(entry.config, data_options=first.data_options, net_options=first.net_options)
+            config=dataclasses.replace(entry.config, data_options=first.data_options, net_options=first.net_options),
+            inputs=Inputs(data.shape, len(data.classes), -(-len(data.splits["train"]) // entry.config.batch_size)),
         )
         for entry in entries
     ]

@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from offramp.engine.local import Job, Watcher
 from offramp.lookup import with_parameters
 from offramp.progress import Advance, no_progress
 from offramp.runs import sweep
+from offramp.runs.packing import Jobs, runs_at_once
 from offramp.runs.sweep import NO_GRID, Entry, Grid
 
 PATIENCE = 20.0
@@ -82,7 +83,7 @@ def check_writable(ledger: Path) -> None:
 def train_all(
     requested: list[Entry],
     out: Path,
-    jobs: int,
+    jobs: Jobs,
     ledger: Path,
     reporter: CompareReporter,
     grid: Grid = NO_GRID,
@@ -92,6 +93,7 @@ def train_all(
     """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why.
 
     Args:
+        jobs: how many runs at once; `auto` for what finishes all soonest, by a few steps that are measured.
         grid: in what else than method and seed the runs differ.
         shared: what tells this folder from others; default the configuration that all runs share.
         engine: where they run.
@@ -99,23 +101,49 @@ def train_all(
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
     sweep.check_folder(out)
-    entries, notes = sweep.check(requested, reporter.working)
-    for note in notes:
-        reporter.note(note)
-    out.mkdir(parents=True, exist_ok=True)
-    engine.check(out, any(entry.config.device == "cuda" for entry in entries))
-    with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
-        sweep.claim(out, entries, sweep.shared_by(entries, grid) if shared is None else shared)
-        waiting = [job for entry in entries if (job := job_of(entry, out, ledger, reporter.note))]
-        reporter.begin(len(entries), len(entries) - len(waiting), max(entry.config.epochs for entry in entries))
-        try:
-            complete = engine.run(waiting, jobs, reporter, lock.fileno())
-        finally:
-            reporter.stop()
+    with local.preloading(PRELOAD) if _trains_here(requested, engine) else nullcontext():
+        entries, notes = sweep.check(requested, reporter.working)
+        for note in notes:
+            reporter.note(note)
+        out.mkdir(parents=True, exist_ok=True)
+        engine.check(out, any(entry.config.device == "cuda" for entry in entries))
+        with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
+            sweep.claim(out, entries, sweep.shared_by(entries, grid) if shared is None else shared)
+            complete, failed = _run(entries, out, jobs, ledger, reporter, engine, lock.fileno())
     if not complete:
         reporter.note(f"saved in {out}; the same command continues")
         raise KeyboardInterrupt
-    return entries, [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
+    return entries, failed
+
+
+def _trains_here(requested: Sequence[Entry], engine: Engine) -> bool:
+    """Whether there is anything to train in processes of this machine."""
+    from offramp.train.run_dir import RESULT
+
+    return engine is local and any(not (entry.folder / RESULT).is_file() for entry in requested)
+
+
+def _run(
+    entries: Sequence[Entry],
+    out: Path,
+    jobs: Jobs,
+    ledger: Path,
+    reporter: CompareReporter,
+    engine: Engine,
+    keep_open: int,
+) -> tuple[bool, list[dict[str, str]]]:
+    """Run what is left to do; returns whether all had their turn, and what failed."""
+    todo = [(entry, job) for entry in entries if (job := job_of(entry, out, ledger, reporter.note))]
+    waiting = [job for _, job in todo]
+    if jobs == "auto":  # the nodes of a cluster are not measured
+        ours = engine is local
+        jobs = runs_at_once([entry for entry, _ in todo], out, reporter, keep_open) if ours else 1
+    reporter.begin(len(entries), len(entries) - len(waiting), max(entry.config.epochs for entry in entries))
+    try:
+        complete = engine.run(waiting, jobs, reporter, keep_open)
+    finally:
+        reporter.stop()
+    return complete, [{"run": job.name, "reason": job.failure} for job in waiting if job.failure]
 
 
 def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -> Job | None:

@@ -19,6 +19,7 @@ from offramp.cli._compare_progress import last_epoch
 from offramp.cli.compare import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import alone, reason
+from offramp.runs import packing
 from offramp.runs.sweep import Entry, entries, folder_name, inputs_of, shared_by
 from offramp.runs.train_all import job_of
 from offramp.study.ledger import append, common
@@ -165,10 +166,17 @@ def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
     ]
 
 
-def test_more_seeds_and_methods_are_added_and_what_fails_stops_nobody(offramp: Offramp, finished: Path) -> None:
+def test_more_seeds_and_methods_are_added_and_what_fails_stops_nobody(
+    offramp: Offramp, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 0)
+    monkeypatch.setattr(packing, "candidates", lambda *limits: [1, 2])  # though every run has one thread here
     # beta times the distance of features is no number any more after a step or two
-    ran = offramp(*words("muse(beta_begin=1e30,beta_end=1e30),joint", "1", finished, "--jobs", 2, "--json"))
+    ran = offramp(*words("muse(beta_begin=1e30,beta_end=1e30),joint", "1", finished, "--json"))
     assert ran.status == 1
+    chosen = json.loads((finished / "logs/packing.json").read_text())
+    assert chosen["jobs"] in (1, 2) and set(chosen["seconds_per_step"]) == {"1", "2"}
+    assert not list(finished.glob("logs/packing-*"))
     (failed,) = ran.json["failed"]
     assert failed["run"] == "muse(beta_begin=1e+30,beta_end=1e+30) seed 1" and " at step " in failed["reason"]
     (found,) = ran.json["comparisons"]
@@ -233,7 +241,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint", "--seeds", "0,1,0"], "--seeds 0,1,0 names a seed twice"),
         (["--methods", "joint", "--seeds", "0..3"], "--seeds takes comma-separated whole numbers from 0"),
         (["--methods", "joint,muse", "--method.alpha", "0.1"], "write --methods 'NAME(alpha=0.1)'"),
-        (["--methods", "joint", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--methods", "joint", "--jobs", "0"], "--jobs must be auto or at least 1, got 0"),
         (
             ["--methods", "joint", "--devices", "2", "--batch-size", "2"],
             "omit --devices, --jobs N runs N at once",
