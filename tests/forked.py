@@ -5,6 +5,7 @@ that tests put around every function. Where starting Python is itself what is te
 interpreter, launchers), use `subprocess`.
 """
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -76,6 +77,11 @@ class Origin(Program):
     def __init__(self, process: BaseProcess, stdin: IO[bytes]) -> None:
         super().__init__(process)
         self.stdin = stdin
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            super().kill()
 
 
 class _Descriptor:

@@ -94,6 +94,7 @@ class Server:
                 stdin=subprocess.PIPE,  # every job inherits it: its end tells them that this process has ended
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                env=dict(os.environ),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
