@@ -37,12 +37,12 @@ def segment_ms(
     """Milliseconds per sample of every segment there is for any choice of exits, in ONNX Runtime or OpenVINO.
 
     A foreign runtime computes a segment as one model, faster than its stages one by one, so each is timed as it would
-    run: with judging its answers and making a batch of those that go on, all but one. Medians of rounds in which all
-    take turns.
+    run: with the scores of its predictions, and the batch of samples that continue (all but one). Medians of rounds in
+    which all take turns.
 
     Args:
         shape: one input's (channels, height, width); batch: samples at a time.
-        policy: a policy with the wanted score and answer; its thresholds do not matter.
+        policy: its score and answer are used, its thresholds are not.
         runtime: one of `offramp.bundle.sessions.RUNTIMES`; threads: how many it may use, all cores by default.
         rounds: how often everything is timed.
         advance: called with 1 after every exit that was exported.

@@ -131,7 +131,9 @@ def answers(
     Args:
         bundle: with all its segments, or the first of them.
         size: images per batch.
-        left: called with every batch's stepper and its images' names, where only the first segments run.
+        on_batch: called with every batch's stepper and the names of its images, after its segments have run.
+    Raises:
+        ParameterError: if a batch needs too much memory, see `check_batch`.
     """
     check_batch(bundle, size)
     for rows, pixels in read(bundle.manifest.preprocessing, files, size):

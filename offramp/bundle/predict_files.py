@@ -12,7 +12,7 @@ from offramp.bundle.read import Bundle, open_bundle
 from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
 
-Runtime = Literal["onnx", "openvino"]
+Runtime = Literal["onnx", "onnx-cuda", "onnx-tensorrt", "openvino"]
 
 
 class PredictionStream(NamedTuple):
@@ -36,7 +36,7 @@ class Predictions:
     Attributes:
         bundle: folder of the bundle.
         digest: of its manifest.
-        runtime: `onnx` or `openvino`.
+        runtime: what computed them.
         exits: number of exits of the network, enabled or not.
         state: file with the images that have not exited after `first` segments; None if all segments ran.
         images: one prediction per image, in order.
@@ -89,7 +89,7 @@ def predict(
     Args:
         bundle: folder that `export` wrote.
         images: image files, and folders of images.
-        runtime: in float32 on the CPU.
+        runtime: in float32: `onnx` and `openvino` on the CPU, `onnx-cuda` and `onnx-tensorrt` on a GPU.
         batch_size: images per batch; above 1, the time of an image is its share of the batch's.
         first: run only the first N segments; images that have not exited are written to `state`.
         from_: continue after N segments with the images in `state`.

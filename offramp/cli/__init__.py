@@ -73,7 +73,7 @@ def _unwritable(error: OSError) -> int:
     return 1
 
 
-COMPUTING = {"train", "evaluate", "calibrate", "curves", "report", "bench", "analyse"}
+COMPUTING = {"train", "evaluate", "calibrate", "curves", "report", "bench", "analyse", "reproduce"}
 """Verbs that run networks with PyTorch in this process."""
 
 

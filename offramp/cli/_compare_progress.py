@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from offramp.cli._console import stderr, working
 from offramp.engine.local import Job
+from offramp.train.run_dir import METRICS
 
-METRICS = "metrics.jsonl"
 TAIL = 2**20
 """Bytes at the end of metrics.jsonl that are searched for the last epoch."""
 

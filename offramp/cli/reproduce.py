@@ -12,7 +12,9 @@ from offramp.cli.compare import parse_seeds
 from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
-    from offramp.papers.reproduce import Reproduction
+    from collections.abc import Sequence
+
+    from offramp.papers.reproduce import Available, Reproduction
 
 Format = Literal["text", "markdown", "latex", "csv", "json"]
 
@@ -128,9 +130,10 @@ def _print(result: "Reproduction", format: Format) -> None:
         stderr.print(f"{run['run']} failed: {run['reason']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_overview(entries: list, format: Format) -> None:  # type: ignore[type-arg]
+def _print_overview(entries: "Sequence[Available]", format: Format) -> None:
     from offramp.cli._console import stdout
-    from offramp.papers.render import overview_text, pipes
+    from offramp.papers.render import overview_text
+    from offramp.study.tables import markdown_text
 
     if format == "json":
         emit({"available": [dataclasses.asdict(one) for one in entries]})
@@ -140,5 +143,5 @@ def _print_overview(entries: list, format: Format) -> None:  # type: ignore[type
     text = overview_text(entries)
     if format == "markdown":
         rows = [[one.name, one.kind, f"{one.measured}/{one.trainings}", str(one.runs), one.title] for one in entries]
-        text = pipes(["name", "kind", "trainings", "runs", "title"], rows)
+        text = markdown_text(["name", "kind", "trainings", "runs", "title"], rows)
     stdout.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
+from math import comb
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -35,6 +36,8 @@ Enabled = tuple[bool, ...]
 Costs = Mapping[Enabled, Sequence[int | float]]
 """For every choice of enabled exits to consider, the cost of each of its segments (stages and branch)."""
 
+MOST_CHOICES = 4096
+"""Choices of enabled exits that are considered: their number doubles with every exit."""
 ALL_CHOICES = 8
 """Up to this many choices of exits (four exits), all are searched; of more, only the most promising ones."""
 PROMISING = 2
@@ -74,8 +77,20 @@ class Outcome:
 
 
 def choices(exits: int) -> list[Enabled]:
-    """All choices of enabled exits. The final exit is always enabled; the last choice is the plain network."""
-    return [(*early, True) for early in product((True, False), repeat=exits - 1)]
+    """The choices of enabled exits to consider: all exits first, the plain network last; the final exit is in all.
+
+    They are all choices if that is at most `MOST_CHOICES` (13 exits); of more exits, besides all of them, those with as
+    many early exits as fit.
+    """
+    early = exits - 1
+    if 2**early <= MOST_CHOICES:
+        return [(*flags, True) for flags in product((True, False), repeat=early)]
+    sizes, number = [0], 1
+    while number + comb(early, len(sizes)) <= MOST_CHOICES:
+        number += comb(early, len(sizes))
+        sizes.append(len(sizes))
+    subsets = [subset for size in reversed(sizes) for subset in combinations(range(early), size)]
+    return [(True,) * exits, *((*(exit in subset for exit in range(early)), True) for subset in subsets)]
 
 
 def calibrate(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.lookup import unknown
+from offramp.measure.timing import finish
 from offramp.meta_device import blank, run_on_meta, smallest, written
 from offramp.net import MultiExitNet
 from offramp.protocols import is_chained
@@ -134,20 +135,16 @@ def milliseconds(run: Callable[[Any], Any], inputs: Any, repeats: int = 20) -> f
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    device = inputs.device if isinstance(inputs, Tensor) else None
     times = []
     with torch.inference_mode():
         for _ in range(repeats + 2):
-            _wait(inputs)
+            finish(device)
             start = time.perf_counter()
             run(inputs)
-            _wait(inputs)
+            finish(device)
             times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[2:])
-
-
-def _wait(inputs: Any) -> None:
-    if isinstance(inputs, Tensor) and inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
 
 
 def measure(

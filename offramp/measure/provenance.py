@@ -55,12 +55,6 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def device_name(device: str) -> str:
-    """What computes on this device, `cpu` or `cuda`: the name of the processor or of the GPU."""
-    about = hardware()
-    return str(about["gpu"] if device == "cuda" else about["cpu"])
-
-
 def _gpu() -> dict[str, Any]:
     """What else a GPU's numbers depend on: how many there are, memory, and the versions of CUDA, cuDNN and driver."""
     about = torch.cuda.get_device_properties(torch.cuda.current_device())

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.papers.claims import ClaimResult
-from offramp.papers.render import UNITS, claims_markdown, figure_markdown, pipes, protocol_line, table_grid, table_notes
+from offramp.papers.render import UNITS, claims_markdown, figure_markdown, protocol_line, table_grid, table_notes
 from offramp.papers.reproduce import Reproduction
 from offramp.papers.values import TableResult
 from offramp.study.marked_block import around, write_block
+from offramp.study.tables import markdown_text
 
 MARKERS = "<!-- offramp reproduce -->", "<!-- end of offramp reproduce -->"
 
@@ -78,5 +79,5 @@ def _not_run(claims: Sequence[ClaimResult]) -> str:
 
 
 def _table(table: TableResult) -> list[str]:
-    parts = [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", pipes(*table_grid(table))]
+    parts = [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", markdown_text(*table_grid(table))]
     return [*parts, *table_notes(table)]

@@ -8,7 +8,7 @@ from offramp.papers.figures import FigureResult
 from offramp.papers.plan import PlannedTraining
 from offramp.papers.reproduce import Available, Reproduction
 from offramp.papers.values import CellResult, RowResult, TableResult
-from offramp.study.tables import Cell, csv_text, latex_text
+from offramp.study.tables import Cell, csv_text, latex_text, markdown_text
 
 NOTHING = "–"
 UNITS = {"top1": "top-1 accuracy, percent", "top5": "top-5 accuracy, percent", "gflops": "GFLOPs"}
@@ -43,14 +43,14 @@ def as_markdown(result: Reproduction) -> str:
     """For a document."""
     parts = [protocol_line(result), *_left_out(result)]
     for table in result.tables:
-        parts += [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", pipes(*table_grid(table))]
+        parts += [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", markdown_text(*table_grid(table))]
         parts += table_notes(table)
     for figure in result.figures:
         parts += [f"### {figure.name}", *figure_markdown(figure)]
     if result.claims:
         parts += ["### Claims", claims_markdown(result.claims)]
     if result.plan:
-        parts += ["### Plan", pipes(*_plan_grid(result.plan)), _total(result.plan)]
+        parts += ["### Plan", markdown_text(*_plan_grid(result.plan)), _total(result.plan)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,12 +122,6 @@ def overview_text(entries: Sequence[Available]) -> str:
     return "\n\n".join(parts)
 
 
-def pipes(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown: the first column to the left, the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def table_grid(table: TableResult) -> tuple[list[str], list[list[str]]]:
     """Head and rows: what was printed, what was measured, and the difference, below each other."""
     columns = [f"exit {exit}" if isinstance(exit, int) else exit for exit in table.columns]
@@ -175,7 +169,7 @@ def figure_markdown(figure: FigureResult) -> list[str]:
     if not figure.rows:
         return [f"{figure.title}: {figure.state}."]
     state = "" if figure.state == "measured" else f" ({figure.state})"
-    return [f"{figure.title}{state}.", pipes(*figure_grid(figure))]
+    return [f"{figure.title}{state}.", markdown_text(*figure_grid(figure))]
 
 
 def _with_deviation(value: float | None, deviation: float | None) -> str:
@@ -220,7 +214,7 @@ def claims_markdown(claims: Sequence[ClaimResult]) -> str:
         measured = [contrast_cell(one) for one in claim.contrasts if one.difference is not None]
         rows.append([claim.text, claim.verdict, "; ".join(measured) or NOTHING])
     head = ["claim", "verdict", "differences in points [95 % confidence interval] (seeds)"]
-    return pipes(head, rows)
+    return markdown_text(head, rows)
 
 
 def _left_out(result: Reproduction) -> list[str]:

@@ -84,15 +84,14 @@ def _fit(
     from offramp.early_exit import temperature
     from offramp.runs.made_from import made_from
     from offramp.runs.split import caution
-    from offramp.runs.traces import calibration_trace
+    from offramp.runs.traces import arrays_of, calibration_trace
     from offramp.train.run_dir import POLICY
 
     rule = rule._replace(temperatures=goal.temperature_list(loaded.net.exits))
     if goal.risk is not None and (text := caution(loaded.folder)):
         reporter.warn(text)
     traced = calibration_trace(loaded, weights, data_dir, reporter)
-    assert traced.labels is not None
-    logits, labels = traced.logits.numpy(), traced.labels.numpy()
+    logits, labels = arrays_of(traced)
     if rule.score == "learned":
         rule = learned_rule(loaded, rule, weights, data_dir, reporter)
     costs, measured = _costs(loaded, goal, rule, reporter.working)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.runs.baseline import BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.reporting import Reporter
 from offramp.runs.run import LoadedRun, Weights
+from offramp.runs.traces import arrays_of
 
 if TYPE_CHECKING:
     from offramp.outputs import Trace
@@ -42,7 +43,7 @@ def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost
         prices = costs.macs_cumulative(loaded.inference_net, shape)
     else:
         prices = costs.msdnet_ops(loaded.net, shape)
-    cal, evaluated = _arrays(held_out) if held_out else None, _arrays(test)
+    cal, evaluated = arrays_of(held_out) if held_out else None, arrays_of(test)
     assert test.labels is not None
     top5 = in_top_k(test.logits, test.labels, 5).numpy()
     shares = [float(hits.mean()) for hits in top5]
@@ -58,8 +59,3 @@ def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost
             "top5": shares[-1],
         },
     }
-
-
-def _arrays(trace: "Trace") -> tuple[Any, Any]:
-    assert trace.labels is not None
-    return trace.logits.numpy(), trace.labels.numpy()

@@ -1,13 +1,14 @@
 """What a run's early exit is compared by: how its scores rank, a baseline, and the cost at any accuracy."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from offramp.early_exit.frontier import FrontierPoint
 from offramp.lookup import with_parameters
 from offramp.runs.baseline import Baseline, CostAtBaseline, costs_at, describe, traces_of
 from offramp.runs.reporting import Reporter
 from offramp.runs.run import LoadedRun, MultiNetRun
+from offramp.runs.traces import arrays_of, trace_split
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
@@ -54,10 +55,9 @@ def compare_run(
         frontier: fit policies on cal even without a baseline.
     """
     from offramp.early_exit.failure_prediction import of_exits
-    from offramp.runs.traces import trace_split
 
     rule = rule_of(loaded)
-    auroc = of_exits(*_arrays(test), rule)
+    auroc = of_exits(*arrays_of(test), rule)
     if isinstance(loaded, MultiNetRun) or not (frontier or baseline):
         return Compared(auroc)
     splits: list[str] = [name for name in data.splits if name in ("cal", "test")]
@@ -71,11 +71,6 @@ def compare_run(
     described = describe(baseline, loaded, baseline_traces, _plain_ms(baseline, batch_size))
     costs = costs_at(points, described.accuracy["cal"]) if points else None
     return compared._replace(baseline=described, at_baseline=costs)
-
-
-def _arrays(trace: "Trace") -> tuple[Any, Any]:
-    assert trace.labels is not None
-    return trace.logits.numpy(), trace.labels.numpy()
 
 
 def _points(
@@ -95,7 +90,7 @@ def _points(
         unit: {enabled: as_run(each, enabled) for enabled in choices(loaded.net.exits)} for unit, each in pieces.items()
     }
     with reporter.working("fitting policies", 1) as advance:
-        points = frontier(_arrays(traces["cal"]), _arrays(traces["test"]), costs, rule)
+        points = frontier(arrays_of(traces["cal"]), arrays_of(traces["test"]), costs, rule)
         advance(1)
     return points
 
@@ -107,10 +102,10 @@ def _area(loaded: LoadedRun, traces: dict[str, "Trace"]) -> float | None:
 
     if "cal" not in traces or loaded.net.exits == 1:
         return None
-    shape, test = tuple(loaded.about["shape"]), _arrays(traces["test"])
+    shape, test = tuple(loaded.about["shape"]), arrays_of(traces["test"])
     prices = cost.macs_cumulative(loaded.inference_net, shape)
     ends = anytime(*test, prices)
-    points = [ends[0], *budgeted(_arrays(traces["cal"]), test, prices), ends[-1]]
+    points = [ends[0], *budgeted(arrays_of(traces["cal"]), test, prices), ends[-1]]
     return area(points, cost.macs(loaded.inference_net, shape)[-1], 1 / len(loaded.about["classes"]))
 
 

@@ -23,7 +23,7 @@ def learned_rule(
 
     from offramp.early_exit import fit_learned, temperature
     from offramp.runs import split
-    from offramp.runs.traces import split_traces
+    from offramp.runs.traces import arrays_of, split_traces
 
     record = split.read(loaded.folder)
     if record is not None and np.isin(record.splits.get("cal", ()), record.splits.get("val", ())).any():
@@ -35,8 +35,7 @@ def learned_rule(
             "score",
         )
     trace = split_traces(loaded, ("val",), weights, data_dir, reporter)["val"]
-    assert trace.labels is not None
-    logits, labels = trace.logits.numpy(), trace.labels.numpy()
+    logits, labels = arrays_of(trace)
     if not rule.temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
     return rule._replace(predictors=fit_learned.fit(logits, labels, rule))

@@ -10,6 +10,8 @@ from offramp.runs.run import LoadedRun, MultiNetRun
 from offramp.runs.run_data import load_data
 
 if TYPE_CHECKING:
+    from numpy import ndarray
+
     from offramp.data.loading import Loader
     from offramp.data.splits import DataSet
     from offramp.outputs import Trace
@@ -73,6 +75,12 @@ def both_traces(
     if "cal" in traces:
         warn_if_apart(traces["cal"], traces["test"], reporter)
     return traces.get("cal"), traces["test"]
+
+
+def arrays_of(trace: "Trace") -> "tuple[ndarray, ndarray]":
+    """Logits (E, N, C) and labels (N,) of a trace as numpy arrays that share its memory."""
+    assert trace.labels is not None
+    return trace.logits.numpy(), trace.labels.numpy()
 
 
 def check_held_out(loaded: AnyRun) -> None:

@@ -1,6 +1,6 @@
 """A comparison as Markdown, CSV, LaTeX and figures."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from offramp.study.comparison import METRICS, Comparison
@@ -17,7 +17,7 @@ from offramp.study.comparison_labels import (
 )
 from offramp.study.plain_costs import HEAD, cells, csv_cells, csv_rows, quality_cells
 from offramp.study.plots import Curve, write_figure
-from offramp.study.tables import Cell, csv_text, latex_text
+from offramp.study.tables import Cell, csv_text, latex_text, markdown_text
 
 MARKERS = ("<!-- offramp compare -->", "<!-- end of offramp compare -->")
 """The lines of a document between which `compare --markdown` writes."""
@@ -31,33 +31,27 @@ def markdown(comparison: Comparison) -> str:
         f"{METRICS[comparison.metric]} in percent, mean ± standard deviation over seeds (n - 1).",
         "",
     ]
-    parts += _table(
-        ["method", "seeds", *columns],
-        [[f"`{row.method}`", counted(row.seeds), *mean_cells(row)] for row in comparison.methods],
-    )
+    rows = [[f"`{row.method}`", counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
+    parts.append(markdown_text(["method", "seeds", *columns], rows))
     others = [row for row in comparison.methods if row.difference]
     if others:
         parts += ["", f"Difference to `{comparison.baseline}` on the same seeds, in points [95 % confidence interval:"]
         parts += ["Student's t on the pairs, n - 1; not corrected for the number of comparisons].", ""]
-        parts += _table(
-            ["method", "pairs", *columns],
-            [[f"`{row.method}`", counted(row.pairs), *difference_cells(row, brackets=True)] for row in others],
-        )
+        rows = [[f"`{row.method}`", counted(row.pairs), *difference_cells(row, brackets=True)] for row in others]
+        parts.append(markdown_text(["method", "pairs", *columns], rows))
     return "\n".join(parts + _markdown_costs(comparison)) + "\n"
 
 
 def _markdown_costs(comparison: Comparison) -> list[str]:
     """What early exit costs, and how well exits know when they are right; nothing if the ledger lacks it."""
-    parts, rows = [], comparison.costs
-    if any(row.seeds for row in rows):
-        parts = ["", f"{cost_heading(comparison)}.", ""]
-        parts += _table(
-            ["method", "seeds", *HEAD], [[f"`{row.method}`", counted(row.seeds), *cells(row)] for row in rows]
-        )
-    if any(row.auroc for row in rows):
+    parts, costs = [], comparison.costs
+    if any(row.seeds for row in costs):
+        rows = [[f"`{row.method}`", counted(row.seeds), *cells(row)] for row in costs]
+        parts = ["", f"{cost_heading(comparison)}.", "", markdown_text(["method", "seeds", *HEAD], rows)]
+    if any(row.auroc for row in costs):
         exits = exit_columns(comparison)
-        parts += ["", f"{QUALITY}.", ""]
-        parts += _table(["method", *exits], [[f"`{row.method}`", *quality_cells(row, len(exits))] for row in rows])
+        rows = [[f"`{row.method}`", *quality_cells(row, len(exits))] for row in costs]
+        parts += ["", f"{QUALITY}.", "", markdown_text(["method", *exits], rows)]
     return parts
 
 
@@ -142,7 +136,3 @@ def _at_plain(comparison: Comparison) -> list[Curve]:
             name = f"{row.method}, early exit at the accuracy of plain"
             curves.append(Curve(name, [(at.macs.mean / 1e6, 100 * at.accuracy)], [], look, look + 1))
     return curves
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]

@@ -1,4 +1,4 @@
-"""Tables as CSV that spreadsheets open safely, and as LaTeX."""
+"""Tables as CSV that spreadsheets open safely, as Markdown and as LaTeX."""
 
 import csv
 import io
@@ -28,6 +28,13 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([[csv_cell(cell) for cell in row] for row in (head, *rows)])
     return text.getvalue()
+
+
+def markdown_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def latex_text(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

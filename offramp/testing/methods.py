@@ -13,6 +13,7 @@ from offramp.methods._method import Method
 from offramp.outputs import Batch, ExitOutputs
 from offramp.protocols import Objective, PreparedObjective
 from offramp.testing.data import small_backbone
+from offramp.testing.expect import expect
 from offramp.train.step_trainer import StepTrainer
 
 SAMPLES, CLASSES, WIDTH = 6, 3, 4
@@ -35,9 +36,9 @@ def parameters_are_documented(build: BuildMethod, parameters: dict[str, Any]) ->
     """Every parameter is keyword-only, annotated, and explained in the docstring's `Args`."""
     text = inspect.getdoc(build) or ""
     for spec in inspect.signature(build).parameters.values():
-        _expect(spec.kind is spec.KEYWORD_ONLY, f"parameter {spec.name} of build must be keyword-only")
-        _expect(spec.annotation is not spec.empty, f"parameter {spec.name} of build must have a type")
-        _expect(f"\n    {spec.name}: " in text, f"the docstring of build must explain {spec.name} in Args")
+        expect(spec.kind is spec.KEYWORD_ONLY, f"parameter {spec.name} of build must be keyword-only")
+        expect(spec.annotation is not spec.empty, f"parameter {spec.name} of build must have a type")
+        expect(f"\n    {spec.name}: " in text, f"the docstring of build must explain {spec.name} in Args")
 
 
 def terms_are_finite_with_a_gradient(build: BuildMethod, parameters: dict[str, Any]) -> None:
@@ -45,13 +46,13 @@ def terms_are_finite_with_a_gradient(build: BuildMethod, parameters: dict[str, A
     for exits in (2, 4, 7):
         exit_outputs = outputs(exits)
         terms = prepared_objective(build, parameters, exits)(exit_outputs, batch(), 0.3)
-        _expect(bool(terms), "an objective must return at least one term")
+        expect(bool(terms), "an objective must return at least one term")
         for name, term in terms.items():
-            _expect(term.shape == () and bool(term.isfinite()), f"term {name} must be a finite scalar, got {term}")
+            expect(term.shape == () and bool(term.isfinite()), f"term {name} must be a finite scalar, got {term}")
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         gradient = exit_outputs.logits.grad
-        _expect(gradient is not None and bool(gradient.isfinite().all()), "gradients of logits must be finite")
-        _expect(gradient is not None and bool(gradient[-1].any()), "the final exit must get a gradient")
+        expect(gradient is not None and bool(gradient.isfinite().all()), "gradients of logits must be finite")
+        expect(gradient is not None and bool(gradient[-1].any()), "the final exit must get a gradient")
 
 
 def one_exit_works_or_is_refused(build: BuildMethod, parameters: dict[str, Any]) -> None:
@@ -67,8 +68,8 @@ def one_exit_works_or_is_refused(build: BuildMethod, parameters: dict[str, Any])
             attempt()
         except ValueError as error:
             refusals.append(str(error))
-    _expect(len(refusals) in (0, len(attempts)), f"one exit must be refused always or never, got {refusals}")
-    _expect(all(text and "\n" not in text for text in refusals), f"a refusal must be one sentence, got {refusals}")
+    expect(len(refusals) in (0, len(attempts)), f"one exit must be refused always or never, got {refusals}")
+    expect(all(text and "\n" not in text for text in refusals), f"a refusal must be one sentence, got {refusals}")
 
 
 def soft_labels_of_one_class_are_that_class(build: BuildMethod, parameters: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def progress_changes_only_scheduled_terms(build: BuildMethod, parameters: dict[s
     early, late = (prepared_objective(build, parameters, 4)(outputs(4), batch(), progress) for progress in (0.0, 0.9))
     changed = {name for name in early if not torch.equal(early[name], late[name])}
     scheduled = set(build(**parameters).scheduled)
-    _expect(changed == scheduled, f"terms {sorted(changed)} change over a run, but scheduled is {sorted(scheduled)}")
+    expect(changed == scheduled, f"terms {sorted(changed)} change over a run, but scheduled is {sorted(scheduled)}")
 
 
 def half_precision_gives_float32_terms(build: BuildMethod, parameters: dict[str, Any]) -> None:
@@ -95,7 +96,7 @@ def half_precision_gives_float32_terms(build: BuildMethod, parameters: dict[str,
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = objective(half, batch(), 0.3)
     for name, exact in prepared_objective(build, parameters, 4)(full, batch(), 0.3).items():
-        _expect(rounded[name].dtype == torch.float32, f"term {name} must be float32, got {rounded[name].dtype}")
+        expect(rounded[name].dtype == torch.float32, f"term {name} must be float32, got {rounded[name].dtype}")
         # a learned layer itself runs in bfloat16
         torch.testing.assert_close(rounded[name], exact, rtol=2e-2 if learned else 1e-6, atol=1e-7, msg=name)
 
@@ -116,8 +117,8 @@ def steps_lower_the_loss(build: BuildMethod, parameters: dict[str, Any]) -> None
     for epoch in range(len(trainer.spans)):
         trainer.start_epoch(epoch)
         losses = [_total(trainer.step(images, labels).values()) for _ in range(8)]
-    _expect(min(losses[1:]) < losses[0], f"eight steps must lower the loss, got {losses}")
-    _expect(all(bool(p.isfinite().all()) for p in net.parameters()), "weights must stay finite")
+    expect(min(losses[1:]) < losses[0], f"eight steps must lower the loss, got {losses}")
+    expect(all(bool(p.isfinite().all()) for p in net.parameters()), "weights must stay finite")
 
 
 METHOD_CHECKS: tuple[Callable[[BuildMethod, dict[str, Any]], None], ...] = (
@@ -161,7 +162,7 @@ def prepared_objective(build: BuildMethod, parameters: dict[str, Any], exits: in
     objective = _objective(build, parameters)
     if isinstance(objective, PreparedObjective):
         notes = objective.prepare_for_exits(exits=exits, widths=(WIDTH,) * exits)
-        _expect(notes == (), f"exits of equal width need no note, got {notes}")
+        expect(notes == (), f"exits of equal width need no note, got {notes}")
     return objective
 
 
@@ -172,8 +173,3 @@ def _objective(build: BuildMethod, parameters: dict[str, Any]) -> Objective:
 
 def _total(terms: Iterable[Tensor]) -> float:
     return sum(term.item() for term in terms)
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)

@@ -12,6 +12,7 @@ from offramp.branches import linear
 from offramp.measure import cost
 from offramp.net import Backbone, BuildBackbone, MultiExitNet, attach, plain, segments
 from offramp.testing.data import small_backbone
+from offramp.testing.expect import expect
 
 Shape = tuple[int, int, int]
 
@@ -25,7 +26,7 @@ def check_backbone(build: BuildBackbone) -> None:
         AssertionError: saying what does not hold.
     """
     backbone = build()
-    _expect(isinstance(backbone, Backbone), f"build must return a Backbone, got {type(backbone).__name__}")
+    expect(isinstance(backbone, Backbone), f"build must return a Backbone, got {type(backbone).__name__}")
     classes = backbone.head(
         nn.Sequential(*(block for stage in backbone.stages for block in stage))(_images(backbone.shape))
     )
@@ -46,7 +47,7 @@ def check_branch(
     """
     trunk = backbone(5)
     net = attach(trunk, lambda trunk, exit: build(trunk, exit, 5, **parameters))
-    _expect(net.exits > 1, "the structure must have an exit behind one stage at least")
+    expect(net.exits > 1, "the structure must have an exit behind one stage at least")
     check_network(net, trunk.shape)
 
 
@@ -66,12 +67,12 @@ def outputs_and_gradients_are_finite(net: MultiExitNet, shape: Shape) -> None:
     """Logits (E, B, C), one feature and one map per exit; every parameter gets a finite gradient."""
     outputs = net(_images(shape))
     exits, batch = outputs.logits.shape[:2]
-    _expect((exits, batch) == (net.exits, 4), f"logits must be (E, B, C), got {tuple(outputs.logits.shape)}")
-    _expect(len(outputs.features) == len(outputs.maps) == net.exits, "every exit must have a feature and a map")
-    _expect(bool(outputs.logits.isfinite().all()), "logits must be finite")
+    expect((exits, batch) == (net.exits, 4), f"logits must be (E, B, C), got {tuple(outputs.logits.shape)}")
+    expect(len(outputs.features) == len(outputs.maps) == net.exits, "every exit must have a feature and a map")
+    expect(bool(outputs.logits.isfinite().all()), "logits must be finite")
     outputs.logits.square().sum().backward()
     bad = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    _expect(not bad, f"parameters without a finite gradient: {', '.join(bad)}")
+    expect(not bad, f"parameters without a finite gradient: {', '.join(bad)}")
 
 
 def exits_are_in_order(net: MultiExitNet, shape: Shape) -> None:
@@ -80,8 +81,8 @@ def exits_are_in_order(net: MultiExitNet, shape: Shape) -> None:
         net.zero_grad()
         net(_images(shape)).logits[exit].sum().backward()
         reached = [any(p.grad is not None and p.grad.any() for p in stage.parameters()) for stage in net.stages]
-        _expect(not any(reached[exit + 1 :]), f"exit {exit + 1} depends on a later stage")
-        _expect(all(reached[: exit + 1]), f"exit {exit + 1} does not depend on all stages before it")
+        expect(not any(reached[exit + 1 :]), f"exit {exit + 1} depends on a later stage")
+        expect(all(reached[: exit + 1]), f"exit {exit + 1} does not depend on all stages before it")
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def segments_are_the_network(net: MultiExitNet, shape: Shape) -> None:
         state, carry = _images(shape), ()
         for number, (segment, logits) in enumerate(zip(segments(net, flags), expected, strict=True), 1):
             state, carry, answer = segment(state, carry)
-            _expect(torch.equal(answer, logits), f"segment {number} of exits {flags} differs from the network")
+            expect(torch.equal(answer, logits), f"segment {number} of exits {flags} differs from the network")
 
 
 @torch.no_grad()
@@ -102,15 +103,15 @@ def state_dict_restores_the_network(net: MultiExitNet, shape: Shape) -> None:
     other = copy.deepcopy(net).eval()
     for parameter in net.eval().parameters():
         parameter.uniform_(-0.1, 0.1)
-    _expect(not torch.equal(net(_images(shape)).logits, other(_images(shape)).logits), "parameters must matter")
+    expect(not torch.equal(net(_images(shape)).logits, other(_images(shape)).logits), "parameters must matter")
     other.load_state_dict(net.state_dict())
-    _expect(torch.equal(net(_images(shape)).logits, other(_images(shape)).logits), "state_dict must hold all state")
+    expect(torch.equal(net(_images(shape)).logits, other(_images(shape)).logits), "state_dict must hold all state")
 
 
 def exits_share_no_weight(net: MultiExitNet, shape: Shape) -> None:
     """No parameter belongs to two stages or branches."""
     parameter_ids = [id(p) for part in (*net.stages, *net.branches) for p in part.parameters()]
-    _expect(len(set(parameter_ids)) == len(parameter_ids), "a parameter is shared between stages or branches")
+    expect(len(set(parameter_ids)) == len(parameter_ids), "a parameter is shared between stages or branches")
 
 
 def costs_equal_torchs_counter(net: MultiExitNet, shape: Shape) -> None:
@@ -119,8 +120,8 @@ def costs_equal_torchs_counter(net: MultiExitNet, shape: Shape) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(_images(shape, 1))
     counted = cost.macs_cumulative(net, shape)[-1]
-    _expect(counted == sum(cost.segment_macs(net, shape)), "segments must cost what the network costs")
-    _expect(
+    expect(counted == sum(cost.segment_macs(net, shape)), "segments must cost what the network costs")
+    expect(
         2 * counted == counter.get_total_flops(), f"{2 * counted} operations, torch counts {counter.get_total_flops()}"
     )
 
@@ -129,10 +130,10 @@ def bfloat16_autocast_trains(net: MultiExitNet, shape: Shape) -> None:
     """Under autocast logits are bfloat16 and every gradient is finite."""
     with torch.autocast("cpu", torch.bfloat16):
         outputs = net(_images(shape))
-    _expect(outputs.logits.dtype == torch.bfloat16, f"logits must be bfloat16, got {outputs.logits.dtype}")
+    expect(outputs.logits.dtype == torch.bfloat16, f"logits must be bfloat16, got {outputs.logits.dtype}")
     outputs.logits.float().square().mean().backward()
     finite = all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    _expect(finite, "gradients under bfloat16 autocast must be finite")
+    expect(finite, "gradients under bfloat16 autocast must be finite")
 
 
 @torch.no_grad()
@@ -159,8 +160,3 @@ NETWORK_CHECKS: tuple[Callable[[MultiExitNet, Shape], None], ...] = (
 
 def _images(shape: Shape, batch: int = 4) -> Tensor:
     return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1)) - 0.5
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)

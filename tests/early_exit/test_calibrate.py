@@ -94,6 +94,15 @@ def test_every_choice_of_exits_keeps_the_final_one() -> None:
     assert found[-1] == (False, False, False, True)
 
 
+@pytest.mark.parametrize(("exits", "most_early"), [(13, 11), (14, 6), (24, 3), (200, 1)])
+def test_of_many_exits_a_bounded_number_of_choices_is_considered(exits: int, most_early: int) -> None:
+    considered = choices(exits)
+    assert len(set(considered)) == len(considered) <= 4097
+    assert all(len(flags) == exits and flags[-1] for flags in considered)
+    assert considered[0] == (True,) * exits and considered[-1] == (*(False,) * (exits - 1), True)
+    assert max(sum(flags[:-1]) for flags in considered[1:]) == most_early
+
+
 PIECES = {"stages": (3, 4, 5, 6), "branches": (2, 2, 2, 1)}
 
 
