@@ -14,8 +14,6 @@ def device_of_run(config: Config, resolved: ResolvedConfig, stored: dict[str, An
     Arguments as in `continued`.
     """
     device: Any = stored.get("device")
-    if device == resolved.device:
-        return resolved
     precision: Any = stored.get("precision") if config.precision == "auto" else resolved.precision
     return dataclasses.replace(resolved, device=device, precision=precision)
 
@@ -34,6 +32,8 @@ def continued(config: Config, resolved: ResolvedConfig, stored: dict[str, Any], 
     from offramp.train.device import GPU_ONLY
 
     before, device = stored.get("device"), resolved.device
+    if before == device and config.precision == "auto":  # as it was chosen when the run began
+        return dataclasses.replace(resolved, precision=stored.get("precision"))
     if before == device:
         return resolved
     if config.device == "auto":

@@ -127,7 +127,9 @@ def train(
     longer = resumed and run_dir.epochs_before(folder, flat(resolved))
     if resume and not longer and (result := _finished(resolved, folder, reporter)):
         return result
-    return _train(complete(resolved, resumed=resumed, progress=reporter.working), folder, resume, reporter, nodes)
+    completed = complete(resolved, resumed=resumed, progress=reporter.working)
+    measured = config.precision == "auto" and not resumed
+    return _train(completed, folder, resume, reporter, nodes, measured)
 
 
 def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> TrainedRun | None:
@@ -150,17 +152,25 @@ def trained_run(values: dict[str, Any]) -> TrainedRun:
     return TrainedRun(**{key: value for key, value in {**values, **epochs}.items() if key in names})
 
 
-def _train(completed: Completed, folder: Path, resume: bool, reporter: Reporter, nodes: int) -> TrainedRun:
+def _train(
+    completed: Completed, folder: Path, resume: bool, reporter: Reporter, nodes: int, measured: bool
+) -> TrainedRun:
+    """Train what `completed` says; `measured`: the precision is chosen for this network and machine."""
     from offramp.measure.multi_net import training_cost
     from offramp.measure.provenance import provenance
     from offramp.runs import split
     from offramp.train import device, run_dir
+    from offramp.train.choose_precision import choose_precision
     from offramp.train.loop import Loop
     from offramp.train.more_epochs import refuse_more_epochs
 
     config = completed.config
     recipe = device.of_all_nodes(config, nodes)
     method, net, data, first, notes = _build(completed._replace(config=recipe))
+    if measured:
+        precision, note = choose_precision(net, recipe, len(data.splits["train"]), data.shape, len(data.classes))
+        config, recipe = (dataclasses.replace(each, precision=precision) for each in (config, recipe))
+        notes += (note,) if note else ()
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)

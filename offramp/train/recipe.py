@@ -36,8 +36,9 @@ class Recipe:
         mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
         ema: Decay per step of a moving average of the weights, which is then evaluated and saved; 0 disables it.
         clip: Maximum norm of the gradient; 0 disables clipping.
-        precision: `auto` is bf16 if the processor supports it natively, else 32; `bf16-dense` is bf16 with depthwise
-            convolutions in float32. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
+        precision: `auto` is bf16 if the processor supports it natively, else 32; on a CPU, depthwise convolutions are
+            then computed in float32 (`bf16-dense`), and longer runs take what a few steps show to be the fastest of
+            32, bf16 and bf16-dense. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
             (float16 with scaled losses, for GPUs without bf16).
         compile: Compile the network with torch.compile.
         graph: On a GPU, start all kernels of a step at once (one CUDA graph). Steps that cannot be captured run as

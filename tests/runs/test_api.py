@@ -51,6 +51,8 @@ def test_a_finished_run_is_returned_by_resume(run: Any) -> None:
         net="resnet18", width=4, branch="linear", method="joint", data="digits", epochs=2, holdout=0.3, precision="32"
     )
     assert offramp.train(config, run.folder, resume=True) == run
+    auto = dataclasses.replace(config, precision="auto")  # stays what it was when the run began
+    assert offramp.train(auto, run.folder, resume=True) == run
 
 
 def test_a_reporter_is_called(run: Any) -> None:
