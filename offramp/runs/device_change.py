@@ -32,8 +32,9 @@ def continued(config: Config, resolved: ResolvedConfig, stored: dict[str, Any], 
     from offramp.train.device import GPU_ONLY
 
     before, device = stored.get("device"), resolved.device
+    precision: Any = stored.get("precision")
     if before == device and config.precision == "auto":  # as it was chosen when the run began
-        return dataclasses.replace(resolved, precision=stored.get("precision"))
+        return dataclasses.replace(resolved, precision=precision)
     if before == device:
         return resolved
     if config.device == "auto":
@@ -44,7 +45,6 @@ def continued(config: Config, resolved: ResolvedConfig, stored: dict[str, Any], 
         )
     if config.precision != "auto":
         return resolved
-    precision: Any = stored.get("precision")
     return dataclasses.replace(resolved, precision=GPU_ONLY.get(precision, precision) if device == "cpu" else precision)
 
 

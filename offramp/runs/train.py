@@ -168,6 +168,7 @@ def _train(
     recipe = device.of_all_nodes(config, nodes)
     method, net, data, first, notes = _build(completed._replace(config=recipe))
     if measured:
+        precision: Any
         precision, note = choose_precision(net, recipe, len(data.splits["train"]), data.shape, len(data.classes))
         config, recipe = (dataclasses.replace(each, precision=precision) for each in (config, recipe))
         notes += (note,) if note else ()
