@@ -145,9 +145,14 @@ def run_code(code: str, *arguments: object, cwd: Path | None = None) -> Ran:
     return _run([{}], _code, code, *arguments, cwd=cwd)[0]
 
 
-def run_offramp(*words: object, cwd: Path | None = None, processes: int = 1) -> list[Ran]:
-    """Run `offramp WORDS`, in several processes as if started by a launcher."""
-    return _run(_launched(processes), _offramp, *words, cwd=cwd)
+def run_offramp(
+    *words: object,
+    cwd: Path | None = None,
+    processes: int = 1,
+    environments: Sequence[Mapping[str, str]] | None = None,
+) -> list[Ran]:
+    """Run `offramp WORDS`, in several processes as if started by a launcher, which may set these variables in each."""
+    return _run(environments or _launched(processes), _offramp, *words, cwd=cwd)
 
 
 def run_ranks(file: str, *arguments: object, processes: int = 2) -> None:
@@ -157,13 +162,18 @@ def run_ranks(file: str, *arguments: object, processes: int = 2) -> None:
     assert not any(ran.returncode for ran in ended), said
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _launched(processes: int) -> list[dict[str, str]]:
     """What a launcher adds to the environment of each, so that they find each other."""
     if processes == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     return [{**common, "LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(processes)]
 
 

@@ -108,6 +108,7 @@ def train(
             another run, or a launcher started another number of processes.
         offramp.train.run_lock.InUse: if another process writes into the folder.
         offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.
+        offramp.train.lost.ConnectionLost: if another process of the run ended, or did not come.
         KeyboardInterrupt: after Ctrl-C, when the run was saved; after SIGTERM or SIGUSR1 its kind
             `offramp.train.interrupt.Preempted`.
     """
@@ -162,6 +163,7 @@ def _train(
     from offramp.train import device, run_dir
     from offramp.train.choose_precision import choose_precision
     from offramp.train.loop import Loop
+    from offramp.train.lost import naming_lost_processes
     from offramp.train.more_epochs import refuse_more_epochs
 
     config = completed.config
@@ -186,14 +188,15 @@ def _train(
             return result
         if writes:
             notes += split.begin(folder, data, first, run_dir.begun(folder))
-        device.launch(fabric)
-        if resume:
-            device.check_shared(fabric, folder)
-        reporter = reporter if fabric.is_global_zero else SILENT
-        _introduce(reporter, config, net, data, notes)
-        cost = training_cost(net, data.shape) if fabric.is_global_zero else {}  # before the network is divided
-        loop = Loop(fabric, folder, recipe, net, method, data, reporter)
-        _run(loop, resume, reporter)
+        with naming_lost_processes(fabric, recipe.devices):
+            device.launch(fabric)
+            if resume:
+                device.check_shared(fabric, folder)
+            reporter = reporter if fabric.is_global_zero else SILENT
+            _introduce(reporter, config, net, data, notes)
+            cost = training_cost(net, data.shape) if fabric.is_global_zero else {}  # before the network is divided
+            loop = Loop(fabric, folder, recipe, net, method, data, reporter)
+            _run(loop, resume, reporter)
         return _conclude(loop, config, reporter, cost, origin)
 
 

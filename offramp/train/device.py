@@ -84,7 +84,14 @@ def check_launcher(devices: int, nodes: int = 1) -> None:
         raise with_parameters(ValueError(f"nodes must be at least 1, got {nodes}"), "nodes")
     if nodes > 1:
         _check_nodes(devices, nodes)
-        return
+    else:
+        _check_count(devices)
+    if devices * nodes > 1:
+        _check_srun(devices)
+
+
+def _check_count(devices: int) -> None:
+    """Refuse a launcher that started another number of processes on one machine."""
     for name in LAUNCHERS:
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) != devices and (int(count) > 1 or "LOCAL_RANK" in os.environ):
@@ -127,6 +134,19 @@ def _check_nodes(devices: int, nodes: int) -> None:
     rank = os.environ["NODE_RANK"]
     if not rank.isdecimal() or int(rank) >= nodes:
         raise with_parameters(ValueError(f"NODE_RANK={rank} must be 0 to {nodes - 1} for nodes={nodes}"), "nodes")
+
+
+def _check_srun(devices: int) -> None:
+    """Refuse tasks of srun that could not find each other."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
+        return
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        raise ValueError(
+            f"SLURM_JOB_NAME={os.environ['SLURM_JOB_NAME']}: tasks of an interactive job are not joined; add "
+            "--job-name=NAME to srun"
+        )
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ValueError(f"srun does not say how many tasks run on each machine: add --ntasks-per-node={devices} to it")
 
 
 def per_node(devices: int, nodes: int) -> dict[str, int]:

@@ -15,11 +15,16 @@ from typing import Any
 import forked
 import pytest
 import torch
+import two_hosts
 from safetensors.torch import load_file
+
+from offramp.methods import available
+from offramp.train import log
 
 Offramp = Callable[..., Any]
 NETS = Path(__file__).parents[1] / "nets"
-SMALL = ["train", "--width", "4", "--data", "digits", "--precision", "32", "--device", "cpu", "--batch-size", "64"]
+TINY = ["train", "--width", "4", "--data", "digits", "--precision", "32", "--device", "cpu"]
+SMALL = [*TINY, "--batch-size", "64"]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,17 @@ SMALL = ["train", "--width", "4", "--data", "digits", "--precision", "32", "--de
             {"WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"},
             "the launcher says LOCAL_WORLD_SIZE=4, but --nodes 2 with --devices 2 on each make it 2",
         ),
-        ("--nodes 2", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}, "SLURM_STEP_NUM_NODES=1"),
+        ("--devices 2", {"SLURM_STEP_NUM_TASKS": "2"}, "add --ntasks-per-node=2 to it"),
+        (
+            "--devices 2",
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "bash"},
+            "SLURM_JOB_NAME=bash: tasks of an interactive job are not joined; add --job-name=NAME to srun",
+        ),
+        (
+            "--nodes 2",
+            {"SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"},
+            "SLURM_STEP_NUM_NODES=1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -66,6 +81,52 @@ def test_a_preempted_run_is_saved_and_its_status_says_so(tmp_path: Path) -> None
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 75, said.read_text()
     assert "SIGUSR1: saving after this step" in said.read_text() and "--resume continues" in said.read_text()
+
+
+def test_srun_starts_the_processes(tmp_path: Path) -> None:
+    """With the variables that srun sets for two tasks on one machine, and those that a wrong number of them has."""
+    words = [*TINY, "--method", "joint", "--epochs", "1", "--batch-size", "256", "--out", tmp_path / "run"]
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "SLURM_NNODES": "1"}
+    job["SLURM_NTASKS_PER_NODE"] = "2"
+    step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    common = {**job, **step, "MASTER_PORT": str(forked.free_port())}
+    tasks = [{**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    refused = forked.run_offramp(*words, environments=tasks)
+    for ran in refused:
+        assert ran.returncode == 1 and "SLURM_STEP_NUM_TASKS=2" in ran.stderr and "--devices 2" in ran.stderr
+    assert not (tmp_path / "run").exists()
+    first, second = forked.run_offramp(*words, "--devices", "2", environments=tasks)
+    assert (first.returncode, second.returncode) == (0, 0), (first, second)
+    assert "done: 1 epoch" in first.stderr and "done" not in second.stderr
+
+
+def machine(rank: int, words: list[Any], out: Path, port: int) -> forked.Program:
+    """`offramp WORDS` as on one of two machines, both of which are this one."""
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    return forked.start(*words, "--nodes", "2", out=out, env={**os.environ, **here})
+
+
+def test_a_machine_is_lost_the_other_one_says_so_in_one_line_and_both_continue(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [*TINY, "--batch-size", "128", "--method", "joint", "--epochs", "4", "--checkpoint-every", "2"]
+    words += ["--out", run, "--resume"]
+    logs = [tmp_path / "said0", tmp_path / "said1"]
+    port = forked.free_port()
+    both = [machine(rank, words, out, port) for rank, out in enumerate(logs)]
+    end = time.monotonic() + 100
+    while not list(run.glob("checkpoints/step-*")):
+        assert both[0].poll() is None and time.monotonic() < end, logs[0].read_text()
+        time.sleep(0.02)
+    both[1].kill()
+    assert both[0].wait(60) == 1, logs[0].read_text()
+    *_, last = logs[0].read_text().splitlines()
+    assert last.startswith("offramp: the connection to another process was lost")
+    assert last.endswith("start the command again on every machine, with --resume")
+    assert "Traceback" not in logs[0].read_text()
+    again = [machine(rank, words, out, port) for rank, out in enumerate(logs)]
+    assert [each.wait(100) for each in again] == [0, 0], logs[0].read_text()
+    assert "continuing at epoch" in logs[0].read_text() and "done: 4 epochs" in logs[0].read_text()
+    assert [record["step"] for record in log.read(run / "metrics.jsonl", "step")] == list(range(44))
 
 
 @pytest.fixture
@@ -98,10 +159,15 @@ def hosts() -> Iterator[list[list[str]]]:
                 ip("netns", "del", name)
 
 
-def on_both(hosts: list[list[str]], folder: Path, words: list[str]) -> list[subprocess.Popen[bytes]]:
-    """`offramp WORDS` on both hosts, as a user starts it on each."""
-    (folder / "program.py").write_text("from offramp.cli import main\nmain()\n")
-    path = os.pathsep.join([str(Path.cwd()), str(NETS), os.environ.get("PYTHONPATH", "")])
+PROGRAM = "from offramp.cli import main\nmain()\n"
+
+
+def on_both(
+    hosts: list[list[str]], folder: Path, words: list[str], program: str = PROGRAM
+) -> list[subprocess.Popen[bytes]]:
+    """`offramp WORDS`, or another program, on both hosts, as a user starts it on each."""
+    (folder / "program.py").write_text(program)
+    path = os.pathsep.join([str(Path.cwd()), str(Path.cwd() / "tests"), str(NETS), os.environ.get("PYTHONPATH", "")])
     common = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29400", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
     processes = []
     for rank, host in enumerate(hosts):
@@ -134,3 +200,12 @@ def test_two_hosts_train_as_one_process_and_one_process_goes_on(
     ran = forked.run_offramp(*words, "--out", "two", "--resume", cwd=tmp_path)
     assert ran[0].returncode == 0 and "continuing at epoch" in ran[0].stderr, ran
     torch.testing.assert_close(load_file(tmp_path / "two/last.safetensors"), one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+def test_every_method_on_two_hosts_is_that_of_one_process(tmp_path: Path, hosts: list[list[str]], own: str) -> None:
+    for process in on_both(hosts, tmp_path, ["2", "2"], "import two_hosts\ntwo_hosts.main()\n"):
+        assert process.wait(570) == 0, (tmp_path / "said0").read_text()
+    two_hosts.train_all(tmp_path, 1, 1)
+    wrong = [name for name in available() if not two_hosts.same(tmp_path / f"{name}-1", tmp_path / f"{name}-2")]
+    assert not wrong
