@@ -98,3 +98,14 @@ def test_gpu_all_measures_every_part(gpu_all: Any, tmp_path: Path) -> None:
     assert set(result["steps"]["images_per_second"]) == {"eager", "graph", "plain"}
     assert result["resume"]["equal"] and result["hdkd"]["steps_of_joint"] > 1
     assert [each["batch"] for each in result["inference"]["batches"]] == [1, 4]
+
+
+@pytest.mark.full
+def test_train_models_measures_networks_and_epochs() -> None:
+    words = ["--tiny", "--minutes", "0.1", "--networks", "tf_efficientnet_lite0", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "train_models.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    steps, epochs = map(json.loads, done.stdout.splitlines())
+    assert len(steps["ms"]) == 5 and steps["precision"] in ("32", "bf16", "bf16-dense")
+    assert set(epochs["end_to_end"]) == {"timm", "offramp", "offramp streaming"} and epochs["provenance"]["hardware"]
