@@ -1,7 +1,9 @@
 """A document of a reproduction: conditions, verdicts, tables and figures, between two markers of a Markdown file."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from textwrap import TextWrapper
 
 from offramp.papers.claims import ClaimResult
 from offramp.papers.render import UNITS, claims_markdown, figure_markdown, protocol_line, table_grid, table_notes
@@ -10,23 +12,25 @@ from offramp.papers.values import TableResult
 from offramp.study.marked_block import around, write_block
 from offramp.study.tables import markdown_text
 
+WIDTH = 120
+"""Characters of a line."""
 MARKERS = "<!-- offramp reproduce -->", "<!-- end of offramp reproduce -->"
 
 
 def write_document(result: Reproduction, path: Path) -> None:
-    """Write a reproduction into a document, between its markers if it is there.
+    """Write a reproduction into a new document, or between the markers of an existing one.
 
     Raises:
-        ValueError: if the document is there and lacks the markers.
+        ValueError: if the document exists without the markers.
     """
     write_block(path, document(result), MARKERS)
 
 
 def check_document(path: Path) -> None:
-    """Refuse a document that is there and lacks the markers.
+    """Refuse a document that exists without the markers.
 
     Raises:
-        ValueError: saying where the text goes.
+        ValueError: naming the markers.
     """
     around(path, MARKERS)
 
@@ -46,30 +50,43 @@ def document(result: Reproduction) -> str:
         "## Figures",
         *(part for one in result.figures for part in (f"### {one.name}", *figure_markdown(one))),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(wrapped(part) for part in parts if part) + "\n"
+
+
+def wrapped(part: str) -> str:
+    """Markdown with lines of at most `WIDTH` characters; headings and tables stay as they are."""
+    if part.startswith(("|", "#")):
+        return part
+    return "\n".join(chain.from_iterable(map(_lines, part.splitlines())))
+
+
+def _lines(line: str) -> list[str]:
+    indent = "  " if line.startswith("- ") else ""
+    wrapper = TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(line) or [""]
 
 
 def _conditions(result: Reproduction) -> str:
     if not result.seeds:
-        return "Nothing has been run yet."
+        return "No training has been run yet."
     seeds = ", ".join(map(str, result.seeds))
     return (
         f"Seeds {seeds}; {result.hours:.1f} hours of training on {' and '.join(result.hardware)}; offramp "
-        f"{result.version}. Every run is evaluated on test once, at its last epoch."
+        f"{result.version}. Every run is evaluated once on test, after its last epoch."
     )
 
 
 def _verdicts(claims: Sequence[ClaimResult]) -> str:
     counts = {verdict: sum(one.verdict == verdict for one in claims) for verdict in ORDER}
-    return "; ".join(f"{count} {SAID[verdict]}" for verdict, count in counts.items()) + "."
+    return "; ".join(f"{count} {VERBS[verdict]}" for verdict, count in counts.items()) + "."
 
 
 ORDER = ("holds", "does not hold", "undecided", "not run")
-SAID = {
+VERBS = {
     "holds": "hold",
     "does not hold": "do not hold",
-    "undecided": "are undecided: the interval of a difference contains zero, or there are fewer than two seeds",
-    "not run": "are not run",
+    "undecided": "are undecided (the interval of a difference contains zero, or there are fewer than two seeds)",
+    "not run": "have not been run",
 }
 
 

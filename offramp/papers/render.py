@@ -15,12 +15,12 @@ UNITS = {"top1": "top-1 accuracy, percent", "top5": "top-5 accuracy, percent", "
 
 
 def protocol_line(result: Reproduction) -> str:
-    """Which protocol the measured values are of."""
+    """Under which protocol the values were measured."""
     if not result.recipe:
         return "Protocol full: the papers' own recipes."
     options = ", ".join(f"{key} {value}" for key, value in result.recipe.items())
     return (
-        f"Protocol {result.protocol}: REDUCED ({options}). It shows whether an ordering holds there, "
+        f"Protocol {result.protocol}: REDUCED ({options}). It shows whether an ordering holds under these conditions, "
         "not whether a printed number is right."
     )
 
