@@ -65,11 +65,11 @@ def test_configurations_are_those_of_the_papers() -> None:
 def test_a_reduced_protocol_takes_the_place_of_the_recipe_and_narrows_networks() -> None:
     quick = catalog.quick()
     resnet = config_of(trainings()["c100.resnet18.byot.muse"], quick)
-    assert (resnet.epochs, resnet.holdout, resnet.width, resnet.branch) == (10, 0.1, 16, "byot")
+    assert (resnet.epochs, resnet.holdout, resnet.width, resnet.branch) == (5, 0.1, 16, "byot")
     assert config_of(trainings()["c100.wrn16-4.beed.beed"], quick).width == 4
     assert config_of(trainings()["c100.pyramidnet.eed.joint"], quick).net_options["alpha"] == 64
     msdnet = config_of(trainings()["c150.msdnet-cifar-5.own.hdkd"], quick)
-    assert (msdnet.width, msdnet.per_class, msdnet.epochs) == (None, 150, 10)
+    assert (msdnet.width, msdnet.per_class, msdnet.epochs) == (None, 150, 5)
     assert not catalog.runnable(trainings()["imagenet.resnet18.sketch.muse"], quick)
 
 
