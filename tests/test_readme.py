@@ -35,7 +35,9 @@ def test_the_picture_is_that_of_the_ledger(tmp_path):
     assert drawn.read_text() == (ROOT / "docs/images/methods-cifar150.svg").read_text()
 
 
-def test_the_five_commands_run_as_printed(tmp_path):
+@pytest.fixture
+def five(tmp_path):
+    """The five commands, and a folder with photos to run them in."""
     from sklearn.datasets import load_digits
 
     (tmp_path / "photos").mkdir()
@@ -44,7 +46,25 @@ def test_the_five_commands_run_as_printed(tmp_path):
     block = README.split("```console")[1].split("```")[0]
     commands = re.findall(r"^\$ (offramp .*)$", block, re.MULTILINE)
     assert len(commands) == 5
-    for command in commands:
+    return commands
+
+
+def test_the_five_commands_run_with_a_smaller_network(five, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    smaller = {"--width 8": "--width 4", "--epochs 10": "--epochs 1", "--macs 0.8": "--macs 1.0"}
+    for command in five:
+        for printed in [printed for printed in smaller if printed in command]:
+            command = command.replace(printed, smaller.pop(printed))
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(command)[1:])
+        assert not left.value.code, command
+        assert capsys.readouterr().out or "train" in command
+    assert not smaller, "not in the commands"
+
+
+@pytest.mark.full
+def test_the_five_commands_run_as_printed(five, tmp_path):
+    for command in five:
         (ran,) = forked.run_offramp(*shlex.split(command)[1:], cwd=tmp_path)
         assert ran.returncode == 0, f"{command}: {ran.stderr}"
         assert ran.stdout or "train" in command

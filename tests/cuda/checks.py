@@ -161,7 +161,8 @@ def commanded() -> dict[str, Any]:
     """`train`, `calibrate`, `evaluate` and `bench` as typed; what they say of the device."""
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
-        training = "--data digits --width 4 --epochs 1 --batch-size 256 --per-class 60 --method joint --device cuda"
+        data = "--data digits --per-class 20 --batch-size 64"
+        training = f"{data} --width 2 --epochs 1 --method joint --branch linear --device cuda"
         told = [
             typed(f"{verb} --json")
             for verb in (
@@ -177,7 +178,9 @@ def commanded() -> dict[str, Any]:
 def moved() -> dict[str, Any]:
     """A run that continues on the CPU; what its result says of it."""
     with tempfile.TemporaryDirectory() as folder:
-        training = "--data digits --width 4 --batch-size 256 --per-class 60 --method joint --schedule constant"
+        training = (
+            "--data digits --width 2 --batch-size 64 --per-class 24 --method joint --branch linear --schedule constant"
+        )
         first = typed(f"train {training} --epochs 1 --device cuda --out {folder}/run --json")
         second = typed(f"train {training} --epochs 2 --device cpu --resume --out {folder}/run --json")
     return {"told": [first["epochs"], second["epochs"], second["provenance"]["device_changes"]]}

@@ -16,7 +16,7 @@ from offramp.early_exit.risk import binomial_tail
 from offramp.measure.cost import segment_macs
 from offramp.net import Branch, Head, MultiExitNet
 
-DRAWS = 200
+DRAWS = 100
 Trace = tuple[ndarray, ndarray, dict[tuple[bool, ...], list[int]]]
 
 

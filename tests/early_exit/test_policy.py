@@ -243,7 +243,7 @@ def test_there_is_a_whole_policy_at_every_moment(tmp_path: Path) -> None:
     save(policy(), path)
     watcher = threading.Thread(target=watch)
     watcher.start()
-    for _ in range(300):
+    for _ in range(100):
         save(policy(), path)
     stop.set()
     watcher.join()

@@ -107,11 +107,12 @@ def test_a_batch_of_1024(kind: str) -> None:
 
 def compiled(kind: str, backend: str) -> None:
     """Called in a process of its own, where shapes are not checked at run time: that cannot be compiled."""
+    resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # every block is traced again for every kind of batch size
     net = network(kind)
     with torch.no_grad():
         policy = with_gaps(net, (True,) * net.exits, "exit")
         parts: list[Any] = [torch.compile(part, backend=backend, dynamic=True) for part in segments(net)]
-        for size in (64, 9, 2, 1):
+        for size in (64, 9, 1):
             check(net, parts, policy, size)
 
 
