@@ -107,7 +107,10 @@ def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         if (rival.config.data, rival.about["shape"]) != (loaded.config.data, loaded.about["shape"]):
             raise ValueError(f"{name} was trained on other data than {given.run}: they cannot be compared")
     data = load_data(loaded, given.data_dir)
-    sides = of_run(loaded, given.runtimes and given.runtimes.split(","), given.threads, data, 64, rivals=rivals)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    runtimes = given.runtimes and given.runtimes.split(",")
+    sides = of_run(loaded, runtimes, torch.get_num_threads(), data, 64, rivals=rivals)
     found = {}
     for runner in sides.runners:
         say(f"{runner.name}: accuracy on test")

@@ -94,7 +94,7 @@ def absent(runtime: str) -> str:
 def of_run(
     loaded: LoadedRun,
     runtimes: Sequence[str] | None,
-    threads: int | None,
+    threads: int,
     data: "DataSet",
     largest: int,
     progress: Progress = no_progress,
@@ -105,14 +105,9 @@ def of_run(
     Args:
         rivals: runs on the same data, whose plain networks are measured as well.
     """
-    import torch
-
     chosen, left_out = choose(runtimes, RUNTIMES)
     assert loaded.policy is not None
     others = {name: run.inference_net for name, run in (rivals or {}).items()}
-    if threads is not None:
-        torch.set_num_threads(threads)
-    threads = torch.get_num_threads()
     runners = [_in_torch(loaded, data, name, others) for name in chosen if name.startswith("torch")]
     foreign = [name for name in chosen if not name.startswith("torch")]
     if foreign:
@@ -130,7 +125,7 @@ def of_run(
 def of_bundle(
     folder: Path,
     runtimes: Sequence[str] | None,
-    threads: int | None,
+    threads: int,
     images: Path | None,
     data_dir: Path | None,
     largest: int,
@@ -141,17 +136,12 @@ def of_bundle(
     Raises:
         ValueError: if the bundle is damaged, or there are no images.
     """
-    import torch
-
     from offramp.bundle.read import content, read_manifest, read_policy
 
     chosen, left_out = choose(runtimes, FOREIGN)
     manifest = read_manifest(folder)
     policy = read_policy(folder, manifest)
     models = [content(folder, manifest, part.file) for part in manifest.parts]
-    if threads is not None:
-        torch.set_num_threads(threads)
-    threads = torch.get_num_threads()
     pixels, source = bench_images.of_bundle(folder, manifest, images, data_dir, largest, reporter)
     normalise = manifest.preprocessing.normalise
     runners = [_foreign(models, manifest.parts, policy, normalise, name, threads) for name in chosen]

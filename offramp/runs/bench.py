@@ -1,7 +1,8 @@
 """Latency and throughput of the plain network, all exits and early exit, side by side in every runtime."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,10 +97,24 @@ def bench(
     """
     target = Path(target)
     _check(batch, seconds, threads, seed)
-    sides = _sides(
-        target, runtimes, threads, images, weights, data_dir, device, baseline, max(batch), reporter or SILENT
-    )
-    return _measure(target, sides, batch, seconds, seed, reporter or SILENT)
+    reporter = reporter or SILENT
+    with _cpu_threads(threads) as number:
+        sides = _sides(target, runtimes, number, images, weights, data_dir, device, baseline, max(batch), reporter)
+        return _measure(target, sides, batch, seconds, seed, reporter)
+
+
+@contextmanager
+def _cpu_threads(number: int | None) -> Iterator[int]:
+    """Let PyTorch use this many CPU threads (None: as many as it does), and as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield number or before
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(batch: Sequence[int], seconds: float, threads: int | None, seed: int) -> None:
@@ -116,7 +131,7 @@ def _check(batch: Sequence[int], seconds: float, threads: int | None, seed: int)
 def _sides(
     target: Path,
     runtimes: Sequence[str] | None,
-    threads: int | None,
+    threads: int,
     images: Path | None,
     weights: Weights,
     data_dir: Path | None,

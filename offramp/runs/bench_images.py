@@ -57,7 +57,7 @@ def data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress 
     """The data set that a bundle was made of; one that would have to be fetched is not.
 
     Raises:
-        ValueError: asking for --images.
+        ValueError: asking for images, if it does not record which data those are.
     """
     from offramp.config import build_data, unflat
 

@@ -139,15 +139,14 @@ def open_run(
     folder: Path | str, weights: Weights = "last", *, with_policy: bool = True, device: Device = "auto"
 ) -> LoadedRun | MultiNetRun:
     """Open a run of any method; arguments and errors as in `load_run`."""
-    from offramp.early_exit.policy_file import load_with_origin
-    from offramp.early_exit.policy_origin import fitting_command
     from offramp.multi_net import Cohort, GatedFan
     from offramp.net import MultiExitNet
     from offramp.train import checkpoint
     from offramp.train.depthwise import keep_float32
-    from offramp.train.run_dir import POLICY, check_config, read_config
+    from offramp.train.run_dir import check_config, read_config
 
     folder = Path(folder)
+    _refuse_comparison(folder)
     values = read_config(folder)
     trust.check(values, folder)
     config = unflat(values, str(folder / "config.yaml"))
@@ -177,14 +176,38 @@ def open_run(
     if isinstance(net, Cohort | GatedFan):
         return MultiNetRun(folder, config, net.eval(), about, weights)
     assert isinstance(net, MultiExitNet)
-    has_policy = with_policy and (folder / POLICY).is_file()
-    run_policy, fitted = load_with_origin(folder / POLICY) if has_policy else (None, {})
-    if run_policy is not None and run_policy.exits != net.exits:
+    policy, fitted = _policy_of(folder, net.exits, weights) if with_policy else (None, {})
+    return LoadedRun(folder, config, net.eval(), about, policy, fitted, weights)
+
+
+def _refuse_comparison(folder: Path) -> None:
+    """Name a run of a comparison where its folder is given for a run."""
+    from offramp.runs.sweep import COMPARISON, runs_of
+
+    if (folder / COMPARISON).is_file():
+        example = shell_word(runs_of([folder])[0])
+        raise ValueError(f"{folder} is a comparison, but this takes one run: name one of its runs, such as {example}")
+
+
+def _policy_of(folder: Path, exits: int, weights: str) -> "tuple[ExitPolicy | None, Mapping[str, Any]]":
+    """The policy of a run and its provenance; None if the run was not calibrated.
+
+    Raises:
+        ValueError: if it is for another number of exits.
+    """
+    from offramp.early_exit.policy_file import load_with_origin
+    from offramp.early_exit.policy_origin import fitting_command
+    from offramp.train.run_dir import POLICY
+
+    if not (folder / POLICY).is_file():
+        return None, {}
+    policy, fitted = load_with_origin(folder / POLICY)
+    if policy.exits != exits:
         raise ValueError(
-            f"{folder / POLICY} is for {run_policy.exits} exits, but this network has {net.exits}: fit it again with "
+            f"{folder / POLICY} is for {policy.exits} exits, but this network has {exits}: fit it again with "
             f"`{fitting_command(fitted, folder, weights)}`"
         )
-    return LoadedRun(folder, config, net.eval(), about, run_policy, fitted, weights)
+    return policy, fitted
 
 
 def _on(config: Config, device: Device) -> Config:

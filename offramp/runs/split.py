@@ -91,7 +91,7 @@ def keep_apart(data: "DataSet", weights: Path | None) -> tuple["DataSet", Origin
     Those of val and cal are trained on instead; those of test are left out.
 
     Args:
-        weights: the file given by `--weights`; None without one.
+        weights: the file that training starts from; None without one.
     Raises:
         ValueError: if what is left of a split lacks a class.
     """
@@ -103,7 +103,7 @@ def keep_apart(data: "DataSet", weights: Path | None) -> tuple["DataSet", Origin
     trained = None if record is None else record.trained(record.kind)
     if record is None or trained is None or record.kind not in split_record.kinds(source):
         why = "do not say what they were trained on" if record is None else "were trained on images of another kind"
-        return data, Origin("elsewhere", {}, (f"--weights {weights} {why}: {NEW_IMAGES}",))
+        return data, Origin("elsewhere", {}, (f"weights={weights} {why}: {NEW_IMAGES}",))
     return _without(data, weights, record, trained)
 
 
@@ -127,12 +127,12 @@ def _without(data: "DataSet", weights: Path, record: SplitRecord, trained: Keys)
         if seen.any():
             counts.append(f"{int(seen.sum()):,} of {len(split):,} {name}")
             moved += [split.indices[seen]] if name != "test" else []
-            _check_classes(split.labels[~seen], data, name, f"--weights {weights} was trained on {counts[-1]} images")
+            _check_classes(split.labels[~seen], data, name, f"weights={weights} was trained on {counts[-1]} images")
             splits[name] = dataclasses.replace(split, indices=split.indices[~seen])
     if moved:
         rows = np.sort(np.concatenate([splits["train"].indices, *moved]))
         splits["train"] = dataclasses.replace(splits["train"], indices=rows)
-    notes = (f"--weights {weights} was trained on {', '.join(counts)} images: they are kept out",) if counts else ()
+    notes = (f"weights={weights} was trained on {', '.join(counts)} images: they are kept out",) if counts else ()
     reduced = dataclasses.replace(data, splits=splits) if counts else data
     return reduced, Origin("run", {record.kind: np.unique(trained)}, notes)
 
@@ -147,6 +147,7 @@ def _check_classes(labels: np.ndarray, data: "DataSet", name: str, why: str) -> 
             ),
             "holdout",
             "split_seed",
+            "weights",
         )
 
 

@@ -116,7 +116,7 @@ def _check_precision(name: str, model: nn.Module) -> None:
     if dtype != torch.float32:
         raise ValueError(
             f"{name} has weights in {str(dtype).removeprefix('torch.')}, but images come in float32: let the function "
-            "return model.float() (--precision bf16 computes in bfloat16)"
+            "return model.float() (precision=bf16 computes in bfloat16)"
         )
 
 

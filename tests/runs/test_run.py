@@ -1,5 +1,6 @@
 """Trained runs: opened as they were trained, and those that cannot be opened."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere is not a run: the folder does not exist"):
         load_run(tmp_path / "nowhere")
     folder = a_run(tmp_path / "a")
+    for name in ("comparison.yaml", "a/result.json"):
+        (tmp_path / name).write_text("{}")
+    says = f"{tmp_path} is a comparison, but this takes one run: name one of its runs, such as {folder}"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        load_run(tmp_path)
     with pytest.raises(ValueError, match=r"has no best\.safetensors yet: train it to the end"):
         load_run(folder, "best")
     config = (folder / "config.yaml").read_text()
