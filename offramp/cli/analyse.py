@@ -23,7 +23,7 @@ def analyse(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Analyse what exits know: later errors, agreement, softmax statistics, relative cost, dissimilarity.
+    """Analyse exits: later errors, agreement, softmax statistics, relative cost, dissimilarity.
 
     The analyses of MUSE (Fig. 4 to 6) and EED (Fig. 2 and 4), and which images each exit alone gets right, on test.
     Writes analysis.json and figures as SVG.

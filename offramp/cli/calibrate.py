@@ -38,8 +38,8 @@ def calibrate(
     Shares are plain numbers or percent: 0.6 is 60%. --max-drop is in percentage points: 0.5 and 0.5% are half a point;
     plain numbers below 0.1, which may be meant as shares, are refused.
 
-    Writes `policy.json` into the run; the previous one is kept as policy.json.old. If no early exit pays, all are
-    disabled: the plain network remains.
+    Writes `policy.json` into the run; the previous one is kept as policy.json.old. If no early exit saves anything, all
+    are disabled and the plain network remains.
 
     Args:
         run: Folder of a trained run.

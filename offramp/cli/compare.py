@@ -54,11 +54,11 @@ def compare(
             a few steps and takes what finishes all soonest; with Ray, it is 1.
         engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
-            trained again.
+        ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
+            again.
         baseline: Method that the others are compared with, seed by seed; or the plain network at whose accuracy costs
             are compared, a run without early exits or a file of weights. Default for the latter: the method vanilla
-            with the same seed, if it is there, else the final exit of each network.
+            with the same seed if the ledger has it, else the final exit of each network.
         show: Train nothing; compare the runs of this ledger, all or those of --methods.
         markdown: Also write the tables to this file; in an existing file, between its markers.
         metric: Top-1 or top-5 accuracy.

@@ -20,13 +20,13 @@ def evaluate(
     frontier: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """Accuracy and cost of every exit on test; with a policy, early exit and the plain network.
+    """Measure accuracy and cost of every exit on test; with a policy, early exit compared with the plain network.
 
     Args:
         run: Folder of a trained run, or of a comparison (all its finished runs).
         batch_size: Batch size at which times are measured.
-        frontier: Also fit policies on cal for a ladder of budgets: what early exit costs at any accuracy, which
-            `offramp compare` reads. With --baseline they are fitted anyway.
+        frontier: Also fit policies on cal for ten budgets: the cost of early exit at any accuracy, which `offramp
+            compare` needs. With --baseline they are always fitted.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.evaluate import evaluate as evaluate_run

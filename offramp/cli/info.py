@@ -35,7 +35,7 @@ def info(
         exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
         exits: Number of exits, the final one included; external models get them at equal shares of the operations.
             `auto` chooses places and structure for --goal-macs.
-        goal_macs: With --exits auto: the mean multiply-adds to get to, as a share of the plain network's, such as 0.4.
+        goal_macs: With --exits auto: target for the mean multiply-adds, as a share of the plain network's, such as 0.4.
         classes: Number of classes.
         channels: Channels of the input.
         image_size: Height and width of the input in pixels; default: the network's own.

@@ -41,20 +41,20 @@ def reproduce(
 ) -> None:
     """Reproduce a table, a figure or a claim of the papers: train what is missing, print printed and measured values.
 
-    Without NAME, list everything, with how many of its trainings the ledger has. The same command continues what was
-    stopped.
+    Without NAME, list everything, with the number of its trainings in the ledger. The same command continues after an
+    interruption.
 
     Args:
         name: A table, figure or claim; a paper (muse, msd, eed, beed, hdkd); `claims`, or `all`.
         quick: Train by the reduced protocol (recipe quick-cifar100-resnet18): narrow networks, few epochs, for CPUs.
         protocol: Train by another reduced protocol: a recipe's name or a YAML file.
         seeds: Comma-separated numbers.
-        rows: Comma-separated words that choose rows of a table, such as `resnet18`; its claims are then left out.
-        plan: Train nothing; print the missing trainings and what they would cost, by steps measured on this machine.
-        show: Train nothing; print what the ledger has.
+        rows: Rows of a table whose names contain one of these words (comma-separated); its claims are then omitted.
+        plan: Train nothing; print the missing trainings and their cost, estimated from steps measured on this machine.
+        show: Train nothing; print what the ledger contains.
         out: Folder of the runs; default: runs/reproduce, with the name of a reduced protocol.
-        ledger: File that gets one line per run; default: results.jsonl in --out. Runs that have a line there are not
-            trained again.
+        ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
+            again.
         jobs: Number of runs at a time, as in `offramp compare`.
         engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.

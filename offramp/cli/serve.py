@@ -38,7 +38,7 @@ def serve(
     log: Literal["all", "errors", "none"] = "all",
     false_alarm: float = 0.01,
 ) -> None:
-    """Serve bundles over HTTP: survivors are batched again at every exit, answers leave at their exit.
+    """Serve bundles over HTTP, with new batches at every exit, and an answer as soon as an image exits.
 
     Ends with Ctrl-C or SIGTERM, after all requests in progress are answered.
 
@@ -48,9 +48,10 @@ def serve(
         host: Address to listen on; 0.0.0.0 listens on all of the machine's.
         port: Port to listen on; 0 takes a free one.
         runtime: Runtime, in float32 on the CPU.
-        deadline_ms: Milliseconds after which an image is answered by the best exit so far. Default: never.
+        deadline_ms: Milliseconds after which an image gets the prediction of the deepest exit that it has passed.
+            Default: never.
         max_batch: Images of the largest batch.
-        queue: Images that may wait; beyond, requests are refused with status 429.
+        queue: Maximum number of waiting images; further requests get status 429.
         workers: Batches that run at the same time, with the engine `local`.
         engine: What runs the segments: `local`, this process; `ray`, replicas of each segment on a Ray cluster, whose
             nodes see the bundles under the same path.
@@ -58,7 +59,7 @@ def serve(
         replicas: Most replicas of a segment, with the engine `ray`.
         max_images: Images of one request.
         max_body: Bytes of one request's body.
-        connections: Connections that may be open; one more is answered with status 503.
+        connections: Maximum number of open connections; further ones get status 503.
         body_timeout: Seconds in which a request's body must arrive.
         drain_timeout: Seconds that requests in progress get at the end.
         token_file: File with a bearer token that requests must carry; or set OFFRAMP_TOKEN.

@@ -29,7 +29,7 @@ def train(
 
     Args:
         out: Folder of the run: config, metrics, checkpoints, weights. With --recipe by default runs/ and its name.
-        resume: Continue the run in --out; a finished run is left as it is.
+        resume: Continue the run in --out; a finished run is not changed.
         nodes: Number of machines, each with --devices processes; torchrun, srun or you start the command on each.
     """
     from offramp.cli._console import ConsoleReporter

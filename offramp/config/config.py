@@ -21,7 +21,7 @@ class Config(Recipe):
             for methods that train several of them, a comma-separated list.
         branch: The structure of the exits (`offramp branches`), also python:MODULE.
         method: How the exits are trained (`offramp methods`), also python:MODULE.
-        tap: How gradients of several exits are combined in the backbone: `own` as the method does it, `equilibrium`
+        tap: How gradients of several exits are combined in the backbone: `own` as the method specifies, `equilibrium`
             adds gradient equilibrium to any method (multi-scale networks: at the coarsest scale only),
             `equilibrium-all` at every scale.
         data: The data set (`offramp data`), folder:PATH, parquet:PATH, tar:PATH, hub:OWNER/NAME or
@@ -33,16 +33,16 @@ class Config(Recipe):
         exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
         exits: Number of exits, the final one included; external models get them at equal shares of the operations.
             `auto` chooses places and structure for goal_macs.
-        goal_macs: With exits=auto: the mean multiply-adds to get to, as a share of the plain network's, such as 0.4.
+        goal_macs: With exits=auto: target for the mean multiply-adds, as a share of the plain network's, such as 0.4.
         weights: File to start from: safetensors, a PyTorch checkpoint, or the weights of a run.
-        pretrained: Start from the pretrained weights of a timm: or torchvision: network, which its library downloads
-            unless they are installed or in its cache.
+        pretrained: Start from the pretrained weights of a timm: or torchvision: network; its library downloads them
+            unless they are installed or cached.
         image_size: Height and width of the images in pixels, for data sets without a fixed size.
         per_class: Use only this many training images of each class (CIFAR(X) in the DBT and HDKD papers).
         holdout: Share of the training images to hold out, half for val and half for cal; 0: none.
         split_seed: Seed that selects the held-out images.
         streaming: Decode the images in every epoch instead of once, in bounded memory.
-        skip_damaged: Leave out damaged images and shards of folder:, parquet:, tar: and hub:, and say how many.
+        skip_damaged: Leave out damaged images and shards of folder:, parquet:, tar: and hub:; their number is printed.
         net_options: Parameters of the network (`offramp nets NAME`), such as `{"form": "cifar"}`.
         branch_options: Parameters of the exits (`offramp branches NAME`).
         method_options: Parameters of the method (`offramp methods NAME`), such as `{"alpha": 0.1}`.

@@ -21,13 +21,17 @@ from offramp.text import quoted
 router = APIRouter(tags=["images"])
 Model = Annotated[str | None, Query(description="Name of the model; by default, the first.")]
 VersionName = Annotated[str | None, Query(description="Version of the model; by default, the latest.")]
-Top = Annotated[int, Query(ge=1, le=1000, description="How many of the most probable classes to list.")]
-Reject = Annotated[float, Query(ge=0, le=1, description="Least probability of an answer; others get no label.")]
+Top = Annotated[int, Query(ge=1, le=1000, description="Number of most probable classes to list.")]
+Reject = Annotated[
+    float, Query(ge=0, le=1, description="Smallest acceptable probability; below it, there is no label.")
+]
 Deadline = Annotated[
     float | None,
-    Query(gt=0, lt=1e9, description="Milliseconds after which an image is answered by the best exit so far."),
+    Query(
+        gt=0, lt=1e9, description="Milliseconds after which an image gets the prediction of its deepest exit so far."
+    ),
 ]
-Every = Annotated[bool, Query(description="Also compute what every exit says; takes longer.")]
+Every = Annotated[bool, Query(description="Also return the predictions of all exits; takes longer.")]
 
 
 @router.post("/predict", openapi_extra=FORM, responses=answers(PREDICTIONS, 400, 404, 408, 413, 415, 429))

@@ -34,32 +34,33 @@ class Recipe:
         warmup: Fraction of the run during which the rate rises linearly from zero (with onecycle: to its peak).
         label_smoothing: Share of the label that is spread evenly over all classes.
         mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
-        ema: Decay per step of a moving average of the weights, which is then evaluated and saved; 0 disables it.
+        ema: Decay per step of a moving average of the weights, evaluated and saved in place of the weights; 0 disables
+            it.
         clip: Maximum norm of the gradient; 0 disables clipping.
         precision: `auto` is bf16 if the processor supports it natively, else 32; on a CPU, depthwise convolutions are
-            then computed in float32 (`bf16-dense`), and longer runs take what a few steps show to be the fastest of
-            32, bf16 and bf16-dense. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
+            then computed in float32 (`bf16-dense`), and longer runs use the fastest of 32, bf16 and bf16-dense,
+            measured in a few steps. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
             (float16 with scaled losses, for GPUs without bf16).
         compile: Compile the network with torch.compile.
         graph: On a GPU, start all kernels of a step at once (one CUDA graph). Steps that cannot be captured run as
-            usual, and the run says why.
-        balanced: Draw every class equally often: in an epoch of the usual length, images of small classes come several
-            times, and a part of those of large classes.
-        patience: Stop if the mean accuracy of the exits on val has not risen for this many epochs; 0: never. The run
-            keeps the weights of the last and of the best epoch.
+            usual, and a note gives the reason.
+        balanced: Draw every class equally often: an epoch keeps its length; images of small classes are repeated, and
+            large classes contribute a part of their images.
+        patience: Stop if the mean accuracy of the exits on val has not increased for this many epochs; 0: never. The
+            run keeps the weights of the last and of the best epoch.
         device: Device to train on; `auto` is a GPU if there is one.
         devices: Number of processes, one per device.
-        strategy: With several processes, `ddp` keeps the whole network in each, `fsdp` divides weights, gradients and
-            optimizer state over them (FSDP2).
-        sync_batch_norm: With several processes, batch norms use the statistics of all of them, as one process with the
-            whole batch does; otherwise each uses its own.
-        deterministic: On a GPU, use kernels alone that give the same numbers in every run; slower. Only then does a
-            resumed run continue with identical results there; on a CPU it always does.
+        strategy: With several processes, `ddp` keeps the whole network in each, `fsdp` distributes weights, gradients
+            and optimizer state over them (FSDP2).
+        sync_batch_norm: With several processes, batch norms use statistics of the whole batch, as one process does;
+            otherwise each process uses those of its part.
+        deterministic: On a GPU, use only kernels that return the same numbers in every run; slower. Needed for resumed
+            runs on a GPU to continue with identical results; on a CPU they always do.
         seed: Seed of initial weights, sample order and augmentation.
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events (needs the extra `tensorboard`).
         log_accuracy: Also record the accuracy of every exit and of the ensemble after each epoch on these splits:
-            train, val, test, comma-separated; it is only logged, nothing is selected by it.
+            train, val, test, comma-separated; only logged, never used to select anything.
     Raises:
         ParameterError: naming the parameter, if a value makes no sense.
     """
