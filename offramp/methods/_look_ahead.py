@@ -73,7 +73,7 @@ def own_step(
         rates: of the step, by parameter.
         nesterov: use Nesterov momentum if the optimizer does.
     Raises:
-        ValueError: if the optimizer is not SGD.
+        ValueError: if the optimizer is not SGD, or has dampening or maximizes.
     """
     next_parameters, reach = {}, {}
     groups = {id(part): group for group in optimizer.param_groups for part in group["params"]}
@@ -83,6 +83,8 @@ def own_step(
             raise with_parameters(
                 ValueError("a look-ahead by the optimizer's own step needs SGD: use optimizer=sgd"), "optimizer"
             )
+        if group.get("dampening") or group.get("maximize"):
+            raise ValueError("a look-ahead by the optimizer's own step needs SGD without dampening and maximize")
         here, momentum = part.detach(), group["momentum"]
         moved = gradient[name] + group["weight_decay"] * here
         kept = optimizer.state[part].get("momentum_buffer") if part in optimizer.state else None

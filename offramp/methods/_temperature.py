@@ -1,5 +1,7 @@
 """The temperature of Phuong & Lampert 2019: constant, or rising whenever the softened final exit grows too sure."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,8 +35,8 @@ class Temperature(nn.Module):
         super().__init__()
         positive("temperature", start)
         fraction("limit", limit)
-        if rate < 1.0:
-            raise ValueError(f"rate must be at least 1 (the temperature only rises), got {rate}")
+        if not 1.0 <= rate < math.inf:
+            raise ValueError(f"rate must be at least 1 (the temperature only rises) and finite, got {rate}")
         self.start, self.rising, self.rate, self.limit = start, rising, rate, limit
         self.register_buffer("rises", torch.zeros((), dtype=torch.int64))
 

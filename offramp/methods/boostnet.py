@@ -13,6 +13,7 @@ from offramp.losses.distributed import global_mean
 from offramp.methods._check import choice, fraction, not_negative
 from offramp.methods._method import Method, Terms, contains
 from offramp.methods._taps import Scope, equilibrium
+from offramp.methods.joint import objective
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, attach, share
 from offramp.outputs import Batch, Carry, ExitOutputs, State
 
@@ -115,11 +116,6 @@ def summed(net: MultiExitNet, weaken: list[float], *, detach: bool = True, eval_
         for branch, training, using in zip(net.branches, before, in_use, strict=True)
     ]
     return MultiExitNet(list(net.stages), branches)
-
-
-def objective(outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
-    """Cross-entropy of all running sums, added up."""
-    return {"ce": cross_entropy(outputs.logits, batch.labels).sum()}
 
 
 class AsLarge(nn.Module):

@@ -277,6 +277,10 @@ def test_own_step_needs_sgd() -> None:
     with pytest.raises(ValueError, match="own step needs SGD: use optimizer=sgd"):
         theta = look_ahead.trained(net)
         look_ahead.own_step(theta, dict(theta), torch.optim.AdamW(net.parameters()), dict.fromkeys(theta, 0.1))
+    for options in ({"momentum": 0.9, "dampening": 0.1}, {"maximize": True}):
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1, **options)
+        with pytest.raises(ValueError, match="needs SGD without dampening and maximize"):
+            look_ahead.own_step(theta, dict(theta), sgd, dict.fromkeys(theta, 0.1))
 
 
 def test_a_step_ahead_takes_every_part_s_own_rate() -> None:

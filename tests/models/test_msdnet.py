@@ -165,13 +165,14 @@ def test_start_values() -> None:
     for init in ("torch", "he"):
         backbone = build(setting="beed-4", init=init)
         net = attach(backbone, lambda trunk, exit: own.build(trunk, exit, 5))
-        for part in net.modules():
-            if isinstance(part, nn.Conv2d) and part.weight.numel() > 4000:
-                area = part.kernel_size[0] * part.kernel_size[1]
-                he, torchs = (2 / (part.out_channels * area)) ** 0.5, (1 / (3 * part.in_channels * area)) ** 0.5
-                assert part.weight.std().item() == pytest.approx(he if init == "he" else torchs, rel=0.1)
-            if isinstance(part, nn.Linear):
-                assert bool(part.bias.any()) == (init == "torch")
+        large = [part for part in net.modules() if isinstance(part, nn.Conv2d) and part.weight.numel() > 4000]
+        linear = [part for part in net.modules() if isinstance(part, nn.Linear)]
+        assert large and linear
+        for part in large:
+            area = part.kernel_size[0] * part.kernel_size[1]
+            he, torchs = (2 / (part.out_channels * area)) ** 0.5, (1 / (3 * part.in_channels * area)) ** 0.5
+            assert part.weight.std().item() == pytest.approx(he if init == "he" else torchs, rel=0.1)
+        assert all(bool(part.bias.any()) == (init == "torch") for part in linear)
 
 
 def test_blocks_leave_their_input_alone_and_can_be_made_afresh() -> None:
