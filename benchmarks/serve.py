@@ -55,13 +55,13 @@ def networks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from offramp.bundle.read import open_bundle
 
     early, plain = folder / "early", folder / "plain"
-    pixels = _trained(options.run, early, plain) if options.run else _random(early, plain, options.width)
+    pixels = _trained(options.run, early, plain) if options.run else random_network(early, plain, options.width)
     _requests(folder, pixels)
     bundles = open_bundle(early), open_bundle(plain)
     return {"network": options.run or f"random weights, width {options.width}", **_promise(*bundles, pixels)}
 
 
-def _random(early: Path, plain: Path, width: int) -> Any:
+def random_network(early: Path, plain: Path, width: int) -> Any:
     """A network of four exits on digits whose thresholds give `SHARES` on its test images."""
     import torch
     from torch import nn
@@ -88,12 +88,12 @@ def _random(early: Path, plain: Path, width: int) -> Any:
         logits = net.eval()(normalise(torch.from_numpy(pixels), data.mean, data.std)).logits.numpy()
     policy = ExitPolicy(thresholds=(0.0,) * exits, enabled=(True,) * exits)
     thresholds, remaining = [], logits
-    for exit, share in enumerate(SHARES):
+    for exit, share in enumerate(SHARES[:-1]):
         score = policy.step({}, remaining[exit], exit)[2]
         cut = sorted(score)[-max(1, round(share * logits.shape[1]))]
         thresholds.append(float(cut))
         remaining = remaining[:, score < cut]
-    write(early, net, ExitPolicy(thresholds=tuple(thresholds), enabled=(True,) * exits), data, images=100)
+    write(early, net, ExitPolicy(thresholds=(*thresholds, 0.0), enabled=(True,) * exits), data, images=100)
     only = ExitPolicy(thresholds=(0.0,) * exits, enabled=(*(False,) * (exits - 1), True))
     write(plain, net, only, data, images=100)
     return pixels[:300]
@@ -167,6 +167,7 @@ class Machine:
         """A Python process on some cores, with all that it starts."""
         command = [sys.executable, *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(len(self.server)), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["RAY_worker_niceness"] = "0"  # as all other servers
         pin: Callable[[], None] = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
         return subprocess.Popen(
             command, text=True, env=environment, preexec_fn=pin, start_new_session=True, cwd=HERE.parent, **more
@@ -327,6 +328,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a file to append the lines to, besides standard output")
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers end, too
     machine = Machine()
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -29,6 +29,7 @@ from offramp.serve.predictor import AsyncPredictor
 KINDS = ("rebatched", "whole", "plain", "litserve", "ray", "echo", "hop")
 MOST = 32
 """Images of the largest batch, in every server."""
+PATH = "/v2/models/model/infer"
 WAIT = 0.0
 """Seconds that LitServe and Ray Serve wait for a batch to fill."""
 
@@ -100,29 +101,12 @@ def answers(bundle: Bundle, requests: Sequence[np.ndarray]) -> list[Any]:
 
 def litserve(port: int, folder: Path) -> None:
     """The plain network in LitServe."""
-    import litserve as served
+    import litserve
+    from serve_litserve import Plain
 
-    class Plain(served.LitAPI):
-        def setup(self, device: Any) -> None:
-            self.bundle = open_bundle(folder)
-
-        def decode_request(self, request: Any) -> Any:
-            return decode(self.bundle, texts(request))
-
-        def batch(self, inputs: Any) -> Any:
-            return inputs
-
-        def predict(self, inputs: Any) -> Any:
-            return answers(self.bundle, inputs)
-
-        def unbatch(self, output: Any) -> Any:
-            return output
-
-        def encode_response(self, output: Any) -> Any:
-            return {"logits": output}
-
-    api = Plain(max_batch_size=MOST, batch_timeout=WAIT, api_path="/v2/models/model/infer")
-    server = served.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1)
+    api = Plain(max_batch_size=MOST, batch_timeout=WAIT, api_path=PATH)
+    api.folder = folder
+    server = litserve.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
@@ -131,6 +115,7 @@ def ray(port: int, folder: Path, replicas: int = 1) -> None:
     import ray
     from ray import serve
     from starlette.requests import Request
+    from starlette.responses import JSONResponse
 
     @serve.deployment(num_replicas=replicas, max_ongoing_requests=4 * MOST, ray_actor_options={"num_cpus": 0.1})
     class Plain:
@@ -142,12 +127,13 @@ def ray(port: int, folder: Path, replicas: int = 1) -> None:
             return answers(self.bundle, inputs)
 
         async def __call__(self, request: Request) -> Any:
-            return {"logits": await self.batch(decode(self.bundle, texts(await request.json())))}
+            logits = await self.batch(decode(self.bundle, texts(await request.json())))
+            return JSONResponse({"logits": logits})  # with its length: a mere object would come in chunks
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=4)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
-    serve.run(Plain.bind(), route_prefix="/v2/models/model/infer", logging_config=quiet)
+    serve.run(Plain.bind(), route_prefix=PATH, logging_config=quiet)
     while True:
         time.sleep(60)
 

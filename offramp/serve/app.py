@@ -70,7 +70,7 @@ def build(models: Models, options: ServeOptions) -> FastAPI:
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)
-    def page() -> Response:
+    async def page() -> Response:
         return Response(PAGE, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
 
     app.add_middleware(Direct)  # the last one added sees a request first

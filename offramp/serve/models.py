@@ -25,7 +25,7 @@ from offramp.serve.feedback import Feedback
 from offramp.serve.logs import Log
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
-from offramp.serve.statistics import Statistics
+from offramp.serve.statistics import Statistics, nobody
 from offramp.serve.versions import open_versions
 from offramp.text import quoted
 
@@ -79,11 +79,12 @@ class Version:
         self.model, self.version, self.predictor = model, version, predictor
         self.bundle = predictor.bundle
         log = Log(options.log)
-        self.drift = DriftMonitor(
+        drift = DriftMonitor(  # the alarm must not refer to this version: a cycle would keep its network in memory
             reference(self.bundle.manifest),
             options.false_alarm,
-            lambda: log.error("drift", model=model, version=version, **self.drift.report()),
+            lambda: log.error("drift", model=model, version=version, **drift.report()),
         )
+        self.drift = drift
         self.feedback = Feedback(self.bundle, options.feedback)
         predictor.statistics.listener = self.drift.add
         self._uses = 0
@@ -106,6 +107,7 @@ class Version:
         """Close it when its last request is answered."""
         await self._idle.wait()
         await asyncio.to_thread(self.predictor.close)
+        self.predictor.statistics.listener = nobody  # else a cycle would keep the network in memory
 
 
 class Models:

@@ -22,6 +22,10 @@ class Histogram:
         self.total += value * times
 
 
+def nobody(exit: int, score: int | float) -> None:
+    """A listener that does nothing."""
+
+
 class Statistics:
     """The counters of one bundle; written by its engine alone, read at any time.
 
@@ -39,7 +43,7 @@ class Statistics:
         self.latencies = [Histogram(LATENCIES) for _ in range(exits)]
         self.batches = [Histogram(BATCHES) for _ in range(segments)]
         self.seconds = [0.0] * segments
-        self.listener: Callable[[int, int | float], None] = lambda exit, score: None
+        self.listener: Callable[[int, int | float], None] = nobody
 
     def ran(self, segment: int, samples: int, seconds: int | float) -> None:
         """Count a batch."""

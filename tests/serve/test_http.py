@@ -1,12 +1,14 @@
 """The server over HTTP, as clients meet it: the Open Inference Protocol, multipart, several models, limits, errors."""
 
 import base64
+import gc
 import json
 import re
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -538,6 +540,17 @@ class TestReload:
             for number, rows in enumerate(results):
                 assert {(status, label) for status, label, _ in rows} == {(200, wanted[number])}
             until(lambda: not server.models._retiring)
+
+    def test_the_old_network_leaves_memory_at_once(self, folder: Path) -> None:
+        with Server(folder, port=0, log="none") as server:
+            old = weakref.ref(server.models.get().bundle)
+            gc.disable()  # no cycle may keep it until someone looks for cycles
+            try:
+                answer = httpx.post(f"{server.url}/v2/repository/models/digits/load", trust_env=False)
+                assert answer.status_code == 200
+                until(lambda: old() is None)
+            finally:
+                gc.enable()
 
     def test_a_request_that_began_before_is_answered(self, folder: Path, images: list[bytes]) -> None:
         """Half of its body has come when the model is loaded again: the old one waits for the rest."""
