@@ -25,6 +25,7 @@ def goal_of(
     save: Literal["macs", "ms"] | None,
     batch_size: int,
     runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None,
+    never_slower_at: tuple[int, ...],
     temperatures: str,
 ) -> Goal:
     """The goal that was typed.
@@ -42,6 +43,7 @@ def goal_of(
         save=save,
         batch_size=batch_size,
         runtime=runtime,
+        never_slower_at=never_slower_at,
         temperatures=parse_temperatures(temperatures),
     )
 

@@ -31,6 +31,15 @@ def _fractions(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
         raise ParameterError(f"fractions of the run must be numbers such as 0.5,0.75, got {','.join(words)}") from None
 
 
+def _sizes(kind: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
+    """Comma-separated batch sizes, the option repeated, or both; an empty word counts as none."""
+    words = _words(kind, tokens)
+    try:
+        return tuple(map(int, words))
+    except ValueError:
+        raise ParameterError(f"batch sizes must be whole numbers such as 1,64, got {','.join(words)}") from None
+
+
 def _stages(kind: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
     """Comma-separated whole numbers, the option repeated, or both; an empty word counts as none."""
     words = _words(kind, tokens)
@@ -64,6 +73,7 @@ def _paths(kind: Any, tokens: Sequence[Any]) -> tuple[Path, ...]:
 
 Files = Annotated[tuple[Path, ...], Parameter(negative="", show_default=False, converter=_paths)]
 Stages = Annotated[tuple[int, ...], Parameter(negative="", show_default=False, converter=_stages)]
+Sizes = Annotated[tuple[int, ...], Parameter(negative="", show_default=False, converter=_sizes)]
 Layers = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_words)]
 Dotted = Annotated[list[str] | None, Parameter(name="--option", negative="", show=False)]
 """What `--net.KEY value` and the like become."""

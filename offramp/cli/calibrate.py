@@ -7,7 +7,7 @@ from cyclopts import Group, Parameter
 
 from offramp.cli import show
 from offramp.cli._goal import goal_of
-from offramp.cli._options import BaselinePath, DataDir, Device, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Json, Sizes, Weights
 
 GOAL = Group("Goal (exactly one)")
 
@@ -24,6 +24,7 @@ def calibrate(
     save: Literal["macs", "ms"] | None = None,
     batch_size: int = 64,
     runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None,
+    never_slower_at: Sizes = (),
     score: Literal["confidence", "margin", "entropy", "patience", "learned"] = "confidence",
     answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
     temperatures: str = "1",
@@ -55,6 +56,8 @@ def calibrate(
         batch_size: Batch size at which milliseconds are measured.
         runtime: Runtime used to measure milliseconds; choose the one you will deploy. Default: torch in the run's
             precision.
+        never_slower_at: Batch sizes, such as 1,64,256, at which the policy may not be slower than the plain network by
+            more than 2 %: exits are switched off until it is not.
         score: Measure of an exit's certainty, compared with its threshold; `learned` fits a small predictor per exit
             on val.
         answer: Prediction of a sample: that of its exit, or an ensemble of the enabled exits up to it.
@@ -73,6 +76,7 @@ def calibrate(
         save=save,
         batch_size=batch_size,
         runtime=runtime,
+        never_slower_at=never_slower_at,
         temperatures=temperatures,
     )
     reporter = ConsoleReporter(not json)

@@ -1,6 +1,7 @@
 """Fit the policy by which samples exit early, on the split that is held out for nothing else."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from offramp.lookup import ParameterError, with_parameters
 from offramp.measure.units import percent
 from offramp.progress import Progress
+from offramp.runs import never_slower
 from offramp.runs.baseline import Baseline, BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.calibration import Calibration, cost_text
 from offramp.runs.goal import Goal
@@ -98,7 +100,10 @@ def _fit(
     if goal.risk is None and not rule.temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits, labels))
     baseline = None if other is None else _baseline(other, loaded, goal, traced, weights, data_dir, reporter)
-    outcome, numbers, certificate = _reach(goal, logits, labels, costs, rule, baseline)
+    prices = _prices(loaded, goal, rule, reporter.working)
+    (outcome, numbers, certificate), slower = never_slower.reach(
+        lambda left: _reach(goal, logits, labels, left, rule, baseline), costs, prices
+    )
     about = {
         "goal": numbers,
         "rule": "certified path" if certificate else "search",
@@ -111,6 +116,7 @@ def _fit(
         "segment_costs": list(costs[outcome.policy.enabled]),
         **_achieved(goal.unit, outcome, certificate, logits, labels, costs),
         **measured,
+        **({"of_plain_ms": {str(size): ratio for size, ratio in slower.items()}} if prices else {}),
     }
     return _save(loaded, loaded.folder / POLICY, outcome.policy, goal.unit, about, baseline)
 
@@ -246,6 +252,15 @@ def _too_cheap(goal: Goal, error: "TooCheap", plain: float, baseline: Baseline |
     counted = cost_text(error.budget, "macs") + hint
     message = f"no policy is that cheap: macs={goal.macs:.12g} is {counted}; the cheapest costs {cheapest}"
     return with_parameters(ValueError(message), "macs")
+
+
+def _prices(
+    loaded: LoadedRun, goal: Goal, rule: "Rule", progress: Progress
+) -> dict[int, Callable[[Sequence[bool]], list[float]]]:
+    """Milliseconds of the segments of any choice of exits, at each batch size at which nothing may be slower."""
+    from offramp.runs.latency import timed
+
+    return {size: timed(loaded, size, rule, goal.runtime, progress)[0] for size in goal.never_slower_at}
 
 
 def _costs(loaded: LoadedRun, goal: Goal, rule: "Rule", progress: Progress) -> tuple[Costs, dict[str, Any]]:

@@ -37,6 +37,7 @@ class Calibration:
         certificate: what is promised and on what grounds, for a goal of risk; else None.
         command, date, commit, versions, hardware: provenance.
         batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.
+        of_plain_ms: milliseconds over those of the plain network, by batch size, where the policy may not be slower.
         exit_accuracy: of every exit on these samples.
         baseline: the plain network that was given to compare with, on these samples.
         predictors: as in `offramp.ExitPolicy`.
@@ -73,6 +74,7 @@ class Calibration:
     runtime: str | None = None
     device: str | None = None
     threads: int | None = None
+    of_plain_ms: dict[str, float] | None = None
     exit_accuracy: list[float] | None = None
     baseline: Baseline | None = None
     predictors: tuple[tuple[float, ...], ...] = ()
@@ -90,7 +92,7 @@ class Calibration:
         return ExitPolicy(**{name: getattr(self, name) for name in FIELDS})
 
     def __str__(self) -> str:
-        parts = (_table, _goal, _expectation, _plain, _measured, _gap, _promise)
+        parts = (_table, _goal, _expectation, _plain, _measured, _slower, _gap, _promise)
         lines = [part(self) for part in parts]
         return "\n".join(line for line in lines if line)
 
@@ -161,6 +163,14 @@ def _measured(result: Calibration) -> str:
     threads = f"{result.threads} thread{'' if result.threads == 1 else 's'} of the CPU"
     where = "the GPU" if result.device == "cuda" else threads
     return f"measured in {result.runtime} at batch {result.batch_size} on {where}"
+
+
+def _slower(result: Calibration) -> str:
+    """Time beside the plain network where the policy may not be slower."""
+    if not result.of_plain_ms:
+        return ""
+    sizes = ", ".join(f"{ratio:.2f} at batch {size}" for size, ratio in result.of_plain_ms.items())
+    return f"milliseconds over those of plain: {sizes}"
 
 
 def _gap(result: Calibration) -> str:

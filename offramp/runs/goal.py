@@ -24,6 +24,8 @@ class Goal:
         save: what to save if the goal is no cost: `macs` (the default) or `ms`.
         batch_size: batch size at which milliseconds are measured.
         runtime: in which milliseconds are measured; None: torch in the run's own precision.
+        never_slower_at: batch sizes at which the policy may not take more than 1.02 times the plain network's
+            milliseconds: exits are switched off until it does not.
         temperatures: what divides the logits of each exit: one number for all, one per exit, or `fit` by likelihood.
     Raises:
         ParameterError: if there is not exactly one goal, or naming the parameter whose value makes no sense.
@@ -38,6 +40,7 @@ class Goal:
     save: Literal["macs", "ms"] | None = None
     batch_size: int = 64
     runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None
+    never_slower_at: tuple[int, ...] = ()
     temperatures: int | float | Sequence[int | float] | Literal["fit"] = 1.0
 
     def __post_init__(self) -> None:
@@ -51,6 +54,9 @@ class Goal:
         self._check("risk", "be a share in (0, 1), such as 0.01", 0.0, 1.0)
         self._check("delta", "be a probability in (0, 1), such as 0.05", 0.0, 1.0)
         self._check("batch_size", "be at least 1", 0.0, math.inf)
+        if any(size < 1 for size in self.never_slower_at):
+            sizes = ", ".join(map(str, self.never_slower_at))
+            raise ParameterError(f"never_slower_at takes batch sizes from 1 on, got {sizes}", "never_slower_at")
         self._check_pairs()
 
     def _check_one(self) -> None:
@@ -70,10 +76,11 @@ class Goal:
             raise ParameterError("delta goes with risk, which is missing", "delta", "risk")
         if self.save is not None and self.unit != self.save:
             raise ParameterError(f"save={self.save} contradicts {self.unit}", "save", self.unit)
-        if self.runtime is not None and self.unit != "ms":
+        if self.runtime is not None and self.unit != "ms" and not self.never_slower_at:
             raise ParameterError(
-                f"runtime={self.runtime} is where milliseconds are measured: it goes with ms or save=ms",
-                *("runtime", "save"),
+                f"runtime={self.runtime} is where milliseconds are measured: it goes with ms, save=ms or "
+                "never_slower_at",
+                *("runtime", "save", "never_slower_at"),
                 *(("ms",) if self.runtime else ()),
             )
 

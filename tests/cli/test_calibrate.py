@@ -170,7 +170,7 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
         ("--macs 1 --save ms", "--save ms contradicts --macs"),
         (
             "--max-drop 1% --runtime onnx",
-            "--runtime onnx is where milliseconds are measured: it goes with --ms or --save ms",
+            "--runtime onnx is where milliseconds are measured: it goes with --ms, --save ms or --never-slower-at",
         ),
         ("--macs 1 --temperatures 1,2", "--temperatures must be `fit`, a positive number, or 4 of them"),
         ("--macs 1 --temperatures cold", "one per exit, got 'cold'"),
@@ -217,6 +217,10 @@ def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> N
     saved = offramp("calibrate", run, "--max-drop", "1%", "--save", "ms")
     assert saved.status == 0 and " ms; plain: " in saved.out
     assert offramp("calibrate", run, "--ms", "1e-9").status == 1
+    ran = offramp("calibrate", run, "--max-drop", "90%", "--never-slower-at", "1,4", "--json")
+    assert ran.status == 0 and ran.json["unit"] == "macs" and set(ran.json["of_plain_ms"]) == {"1", "4"}, ran.err
+    assert all(ratio <= 1.02 for ratio in ran.json["of_plain_ms"].values())
+    assert "got 0" in offramp("calibrate", run, "--max-drop", "1%", "--never-slower-at", "0").err
 
 
 @pytest.mark.parametrize(
