@@ -201,6 +201,15 @@ def _turn(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
         return None, False
 
 
+def upright_as_stored(data: bytes) -> bool:
+    """Whether an image needs no turning, by its EXIF and XMP data; False also if they are damaged."""
+    try:
+        with open_image(data) as image:
+            return _turn(image) == (None, True)
+    except Exception:  # see open_image
+        return False
+
+
 def decode(
     data: bytes | Path, finish: Callable[[Image.Image], Image.Image], channels: int = 3
 ) -> tuple[Pixels, tuple[str, ...]]:

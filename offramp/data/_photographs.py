@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from offramp.data import _turbo
 from offramp.data._decode import Looked, image_notes, listed
-from offramp.data.encoded import EncodedSource
+from offramp.data.encoded import Decoder, EncodedSource
 from offramp.data.load import NORMALISE
 from offramp.data.splits import ArraySource, Indices, RawDataSet, Request, consecutive
 from offramp.images import Fit
+from offramp.lookup import ParameterError
 
 MOST_DECODED = 64 << 30
 """Bytes of decoded images above which a source streams, whether asked to or not."""
@@ -23,6 +25,20 @@ def streams(request: Request, count: int, fit: Fit) -> bool:
 def decoded_size(count: int, fit: Fit) -> int:
     """Bytes of so many decoded images."""
     return count * 3 * fit.size**2
+
+
+def check_decoder(decoder: Decoder, streaming: bool) -> None:
+    """Refuse a decoder that would have no effect, or is not installed.
+
+    Raises:
+        ParameterError: if images are not streamed.
+        ImportError: naming the extra that installs it.
+    """
+    if decoder == "turbo" and not streaming:
+        message = "data.decoder=turbo is for images that are decoded in every epoch: set streaming=true too"
+        raise ParameterError(message, "data.decoder", "streaming")
+    if decoder == "turbo":
+        _turbo.require()
 
 
 def usual_augmentation(size: int) -> str:

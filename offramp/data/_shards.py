@@ -11,9 +11,9 @@ from offramp.data._cache import Allocate, Fill, cached
 from offramp.data._checked import Check, checked
 from offramp.data._decode import SAMPLE, Encoded, Shape, decode_into, guess_size, image_notes
 from offramp.data._labels import label_kind, read_labels
-from offramp.data._photographs import facts_of, photographs, streams
+from offramp.data._photographs import check_decoder, facts_of, photographs, streams
 from offramp.data._tables import Shard
-from offramp.data.encoded import EncodedSource, Encodings
+from offramp.data.encoded import Decoder, EncodedSource, Encodings
 from offramp.data.splits import ArraySource, RawDataSet, Request
 from offramp.images import Fit
 from offramp.lookup import with_parameters
@@ -161,17 +161,20 @@ def table(
     columns: Columns,
     access: Access,
     check: Check,
+    decoder: Decoder,
 ) -> RawDataSet:
     """A data set from shards: decoded once, or streamed through `access`."""
     shards = [shard for group in parts.values() for shard in group]
     image, label = columns_of(shards, columns)
     fit = fit_of(shards, image, request.image_size, columns.shape)
-    if not streams(request, sum(shard.rows for shard in shards), fit):
+    streaming = streams(request, sum(shard.rows for shard in shards), fit)
+    check_decoder(decoder, streaming)
+    if not streaming:
         return tabular(request, parts, files, columns)
     labels, classes, notes = read_labels(shards, label)
     encoded = access(shards, image)
     facts = checked(request, encoded, [file for _, file in files], check, f"table {image}")
-    source = EncodedSource(request.name, classes, labels, encoded, fit)
+    source = EncodedSource(request.name, classes, labels, encoded, fit, decoder)
     return photographs(request, source, counts_of(parts), fit, facts, notes)
 
 

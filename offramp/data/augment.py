@@ -16,6 +16,9 @@ ORDER, TOP, LEFT, FLIP, BALANCE = 0, 1, 2, 3, 4
 BOX = 8  # and the 39 that follow: ten tries of (area, ratio, top, left)
 TRIES = 10
 
+IN_CACHE = 1 << 18
+"""Numbers that are normalised at a time on a CPU, so that its caches hold them between the operations."""
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -77,14 +80,20 @@ def normalise(
     pixels: UInt8[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float], channels_last: bool = False
 ) -> Float[Tensor, "B C H W"]:
     """(pixels / 255 - mean) / std in float32."""
-    width = pixels.shape[3]
+    batch, channels, height, width = pixels.shape
     scale, shift = _constants(tuple(mean), tuple(std), pixels.device)
     if not channels_last:
-        return pixels.to(torch.float32).mul_(scale.view(1, -1, 1, 1)).add_(shift.view(1, -1, 1, 1))
+        return pixels.contiguous().to(torch.float32).mul_(scale.view(1, -1, 1, 1)).add_(shift.view(1, -1, 1, 1))
+    last = pixels.permute(0, 2, 3, 1)
+    if not last.is_contiguous():
+        last = torch.stack(pixels.unbind(1), -1)
     # Rows of width * channels numbers: an inner loop over three channels would take three times as long on a CPU.
-    rows = torch.stack(pixels.unbind(1), -1).to(torch.float32).flatten(2)
-    rows.mul_(scale.repeat(width)).add_(shift.repeat(width))
-    return rows.view(*rows.shape[:2], width, pixels.shape[1]).permute(0, 3, 1, 2)
+    scale, shift = scale.repeat(width), shift.repeat(width)
+    rows = torch.empty(batch, height, width * channels, device=pixels.device)
+    at_once = batch if pixels.is_cuda else max(1, IN_CACHE // max(1, rows[:1].numel()))
+    for source, target in zip(torch.split(last.reshape(rows.shape), at_once), torch.split(rows, at_once), strict=True):
+        target.copy_(source).mul_(scale).add_(shift)
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
@@ -119,18 +128,32 @@ def crop_flip(
     return images.flatten(2).gather(2, places).view(batch, channels, height, width)
 
 
+def mirrored(images: Num[Tensor, "B C H W"], flip: Bool[Tensor, "B"]) -> Num[Tensor, "B C H W"]:
+    """The images, those with `flip` mirrored; the memory layout is kept."""
+    if images.is_cuda:
+        return torch.where(flip[:, None, None, None], images.flip(3), images)
+    out = torch.empty_like(images)
+    for image, target, turn in zip(images, out, flip.tolist(), strict=True):
+        target.copy_(image.flip(2) if turn else image)
+    return out
+
+
 def boxes(
-    draws: Float[Tensor, "B 10 4"], height: int, width: int, area: tuple[float, float] = (0.08, 1.0)
+    draws: Float[Tensor, "B 10 4"],
+    height: int | Int[Tensor, "B"],
+    width: int | Int[Tensor, "B"],
+    area: tuple[float, float] = (0.08, 1.0),
 ) -> Float[Tensor, "B 4"]:
     """(top, left, height, width) of a random part of each image, in pixels: Inception's random-resized crop.
 
     Area uniform in `area`, aspect ratio log-uniform in 3/4..4/3; the first of ten tries that fits, else the largest
     centred part with an allowed ratio (as in torchvision.transforms.RandomResizedCrop; methods.md calls it 224+flip).
     """
-    size = (area[0] + draws[..., 0] * (area[1] - area[0])) * (height * width)
+    height, width = (torch.as_tensor(side, device=draws.device).expand(len(draws)) for side in (height, width))
+    size = (area[0] + draws[..., 0] * (area[1] - area[0])) * (height * width)[:, None]
     ratio = torch.exp((2 * draws[..., 1] - 1) * math.log(4 / 3))
     wide, high = torch.sqrt(size * ratio).round(), torch.sqrt(size / ratio).round()
-    fits = (wide <= width) & (high <= height) & (wide >= 1) & (high >= 1)
+    fits = (wide <= width[:, None]) & (high <= height[:, None]) & (wide >= 1) & (high >= 1)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
 
     def pick(values: Tensor) -> Tensor:
@@ -139,10 +162,11 @@ def boxes(
     w, h = pick(wide), pick(high)
     top = (pick(draws[..., 2]) * (height - h + 1)).floor()
     left = (pick(draws[..., 3]) * (width - w + 1)).floor()
-    full_w, full_h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    full_w = torch.minimum(width, (height.double() * 4 / 3).round().long())
+    full_h = torch.minimum(height, (width.double() * 4 / 3).round().long())
     spare = ((height - full_h) // 2, (width - full_w) // 2, full_h, full_w)
-    chosen = zip((top, left, h, w), spare, strict=True)
-    return torch.stack([torch.where(fits.any(1), value, float(other)) for value, other in chosen], 1)
+    pairs = zip((top, left, h, w), spare, strict=True)
+    return torch.stack([torch.where(fits.any(1), value, other.to(value.dtype)) for value, other in pairs], 1)
 
 
 def box_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 10 4"]:
@@ -208,12 +232,13 @@ def augment(
         raise ValueError(f"{kind} is cut from the originals: take a source that streams its images")
     if "flip" in kind or kind == "random-resized-crop":
         flip = uniform(seed, epoch, ids, FLIP) < 0.5
-    if top is None and flip is None:
-        return normalise(pixels, mean, std, channels_last)
+    if top is None:
+        images = normalise(pixels if flip is None else mirrored(pixels, flip), mean, std, channels_last)
+        if kind == "random-resized-crop" and not cropped and len(ids):
+            images = resized(images, boxes(box_draws(seed, epoch, ids), pixels.shape[2], pixels.shape[3]))
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
     if kind.endswith("-normalised"):
         images = crop_flip(normalise(pixels, mean, std), top, left, flip, padding)
     else:
         images = normalise(crop_flip(pixels, top, left, flip, padding), mean, std, channels_last)
-    if kind == "random-resized-crop" and not cropped and len(ids):
-        images = resized(images, boxes(box_draws(seed, epoch, ids), pixels.shape[2], pixels.shape[3]))
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images

@@ -1,17 +1,22 @@
 """Images that stay encoded, in files or shards, and are decoded anew for every batch: bounded memory for any number."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
+from offramp.data._turbo import crops, windows
 from offramp.data.splits import Indices
 from offramp.images import INTERPOLATIONS, BadImage, Fit, decode, resize_and_crop, resize_shorter_side
+
+Decoder = Literal["pillow", "turbo"]
+"""What decodes random crops of JPEGs: Pillow, or libjpeg-turbo and a faster resize; everything else is Pillow's."""
 
 
 @runtime_checkable
@@ -87,6 +92,10 @@ def random_window(fit: Fit, draws: Float[Any, "B 2"]) -> Cut:
     return cut
 
 
+Quickly = Callable[[Sequence[bytes | Path]], Iterator[UInt8[np.ndarray, "H W 3"] | None]]
+"""Encoded images -> the square of each, one after the other; None: Pillow has to decode it."""
+
+
 @dataclass(frozen=True)
 class EncodedSource:
     """Labelled images, decoded when a batch of them is needed.
@@ -97,6 +106,7 @@ class EncodedSource:
         labels: The class index of every image.
         images: Where the encoded images are.
         fit: How they are resized and cropped.
+        decoder: What decodes the random crops of JPEGs.
     """
 
     name: str
@@ -104,6 +114,7 @@ class EncodedSource:
     labels: Int64[np.ndarray, "N"]
     images: Encodings
     fit: Fit
+    decoder: Decoder = "pillow"
     streaming: bool = True
 
     @property
@@ -142,7 +153,8 @@ class EncodedSource:
         Raises:
             ValueError: as `batch`.
         """
-        return self._decoded(indices, random_box(self.fit, draws))
+        quickly = partial(crops, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
+        return self._decoded(indices, random_box(self.fit, draws), quickly)
 
     def windows(self, indices: Indices, draws: Float[Any, "B 2"]) -> UInt8[np.ndarray, "B 3 H W"]:
         """A random square of each image once its shorter side is resized as for evaluation.
@@ -154,14 +166,24 @@ class EncodedSource:
         Raises:
             ValueError: as `batch`.
         """
-        return self._decoded(indices, random_window(self.fit, draws))
+        quickly = partial(windows, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
+        return self._decoded(indices, random_window(self.fit, draws), quickly)
 
-    def _decoded(self, indices: Indices, cut: Cut) -> np.ndarray:
-        """The images of these rows, cut by `cut(image, place in the batch)`."""
-        out = np.empty((len(indices), *self.shape), dtype=np.uint8)
-        for place, row in enumerate(indices.tolist()):
+    def _decoded(self, indices: Indices, cut: Cut, quickly: Quickly | None = None) -> np.ndarray:
+        """The images of these rows, cut by `cut(image, place in the batch)`; by `quickly` those that it can decode.
+
+        In memory the channels are last: that is how decoders write and how normalising reads.
+        """
+        size, rows = self.fit.size, indices.tolist()
+        encoded = [self.images.read(row) for row in rows]
+        squares = repeat(None) if quickly is None else quickly(encoded)
+        out = np.empty((len(rows), size, size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
+        for place, (row, pixels) in enumerate(zip(rows, squares, strict=False)):
+            if pixels is not None:
+                out[place] = pixels.transpose(2, 0, 1)
+                continue
             try:
-                out[place] = decode(self.images.read(row), partial(cut, place=place))[0]
+                out[place] = decode(encoded[place], partial(cut, place=place))[0]
             except BadImage as error:
                 where = self.images.where(row)
                 raise ValueError(f"{where} cannot be decoded ({error}): repair or remove it") from error

@@ -9,8 +9,8 @@ from offramp.data._cache import Allocate, cached
 from offramp.data._checked import Check, checked, encodings, fit_of
 from offramp.data._class_folders import Layout, Listing, scan
 from offramp.data._decode import Interpolation, Shape, decode_into
-from offramp.data._photographs import facts_of, photographs, streams
-from offramp.data.encoded import EncodedSource, Files
+from offramp.data._photographs import check_decoder, facts_of, photographs, streams
+from offramp.data.encoded import Decoder, EncodedSource, Files
 from offramp.data.parquet import located
 from offramp.data.splits import ArraySource, RawDataSet, Request
 from offramp.images import Fit
@@ -24,6 +24,7 @@ def build(
     interpolation: Interpolation = "bilinear",
     layout: Layout = "auto",
     check: Check = "full",
+    decoder: Decoder = "pillow",
 ) -> RawDataSet:
     """Images in one folder per class, in train/, val/ and test/ or undivided (then a seeded 80/10/10 split).
 
@@ -35,6 +36,8 @@ def build(
         layout: `auto`: folders named train, val and test are splits; `classes`: every folder is a class.
         check: with streaming: `full` decodes every image once, before the first training on these files, so that
             no bad one stops a run; `headers` only looks at their beginnings.
+        decoder: with streaming, what decodes random crops of JPEGs: `pillow`, or `turbo`, which is faster and differs
+            by a few grey levels (extra `jpeg`). Evaluation and bundles always decode with Pillow.
 
     Raises:
         FileNotFoundError: if the folder is missing or empty.
@@ -44,8 +47,10 @@ def build(
         raise ValueError("folder needs a path: write folder:PATH")
     listing, shape = scan(located(request), layout), Shape(resize, crop, interpolation)
     images, fit = Files(listing.files), fit_of(Files(listing.files), request, shape)
-    if streams(request, len(images), fit):
-        source = EncodedSource(request.name, listing.classes, listing.labels, images, fit)
+    streaming = streams(request, len(images), fit)
+    check_decoder(decoder, streaming)
+    if streaming:
+        source = EncodedSource(request.name, listing.classes, listing.labels, images, fit, decoder)
         facts = checked(request, images, listing.files, check, "folder")
         return photographs(request, source, listing.counts, fit, facts, listing.notes)
     resident, facts = _resident(request, listing, shape, fit)

@@ -10,6 +10,7 @@ from offramp.data._decode import Interpolation, Shape
 from offramp.data._packed import ArrowImages, rows_of
 from offramp.data._shards import Columns, table
 from offramp.data._tables import ROWS, SPLIT_WORDS, Shard
+from offramp.data.encoded import Decoder
 from offramp.data.splits import RawDataSet, Request
 
 
@@ -79,6 +80,7 @@ def build(
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
     check: Check = "full",
+    decoder: Decoder = "pillow",
 ) -> RawDataSet:
     """Images and labels of a data set on the Hub, resized like those of `parquet`.
 
@@ -92,6 +94,8 @@ def build(
         interpolation: how images are resized, with antialiasing.
         check: with streaming: `full` decodes every image once, before the first training on these files; `headers`
             only looks at their beginnings.
+        decoder: with streaming, what decodes random crops of JPEGs: `pillow`, or `turbo`, which is faster and differs
+            by a few grey levels (extra `jpeg`). Evaluation and bundles always decode with Pillow.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -99,4 +103,4 @@ def build(
     """
     parts, files, tables = shards_of(request.path, config)
     columns = Columns(image_column, label_column, Shape(resize, crop, interpolation))
-    return table(request, parts, files, columns, partial(images_of, tables), check)
+    return table(request, parts, files, columns, partial(images_of, tables), check, decoder)

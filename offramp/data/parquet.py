@@ -9,7 +9,7 @@ from offramp.data._decode import Interpolation, Shape
 from offramp.data._packed import packed
 from offramp.data._shards import Columns, images, table
 from offramp.data._tables import Shard, open_shard, shards_by_split
-from offramp.data.encoded import Encodings
+from offramp.data.encoded import Decoder, Encodings
 from offramp.data.splits import RawDataSet, Request
 from offramp.lookup import with_parameters
 
@@ -23,6 +23,7 @@ def build(
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
     check: Check = "full",
+    decoder: Decoder = "pillow",
 ) -> RawDataSet:
     """Images and labels of Parquet shards; which split a shard belongs to, its name says (or its folder's).
 
@@ -36,6 +37,8 @@ def build(
         interpolation: how images are resized, with antialiasing.
         check: with streaming: `full` decodes every image once, before the first training on these files, so that no
             bad one stops a run; `headers` only looks at their beginnings.
+        decoder: with streaming, what decodes random crops of JPEGs: `pillow`, or `turbo`, which is faster and differs
+            by a few grey levels (extra `jpeg`). Evaluation and bundles always decode with Pillow.
 
     Raises:
         FileNotFoundError: if there is no such file or folder, or no shard in it.
@@ -61,7 +64,7 @@ def build(
     def access(shards: list[Shard], column: str) -> Encodings:
         return packed(request, shards, column, [file for _, file in listed], lambda shard: images(shard, column))
 
-    data = table(request, parts, listed, columns, access, check)
+    data = table(request, parts, listed, columns, access, check, decoder)
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 

@@ -2,10 +2,10 @@
 
 from offramp.data._checked import Check, checked, fit_of
 from offramp.data._decode import Interpolation, Shape
-from offramp.data._photographs import photographs
+from offramp.data._photographs import check_decoder, photographs
 from offramp.data._tables import shards_by_split
 from offramp.data._tar_index import TarImages, labels_of, samples_of
-from offramp.data.encoded import EncodedSource
+from offramp.data.encoded import Decoder, EncodedSource
 from offramp.data.parquet import located
 from offramp.data.splits import RawDataSet, Request
 
@@ -17,6 +17,7 @@ def build(
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
     check: Check = "full",
+    decoder: Decoder = "pillow",
 ) -> RawDataSet:
     """Images and labels of tar shards; which split a shard belongs to, its name says (or its folder's).
 
@@ -31,6 +32,8 @@ def build(
         interpolation: how images are resized, with antialiasing.
         check: `full` decodes every image once, before the first training on these files, so that no bad one stops a
             run; `headers` only looks at their beginnings.
+        decoder: with streaming, what decodes random crops of JPEGs: `pillow`, or `turbo`, which is faster and differs
+            by a few grey levels (extra `jpeg`). Evaluation and bundles always decode with Pillow.
 
     Raises:
         FileNotFoundError: if there is no such file or folder, or no shard in it.
@@ -53,4 +56,6 @@ def build(
     fit = fit_of(images, request, Shape(resize, crop, interpolation))
     facts = checked(request, images, files, check, "tar")
     counts = {split: sum(map(len, group)) for split, group in parts.items()}
-    return photographs(request, EncodedSource(request.name, classes, labels, images, fit), counts, fit, facts, notes)
+    check_decoder(decoder, streaming=True)
+    source = EncodedSource(request.name, classes, labels, images, fit, decoder)
+    return photographs(request, source, counts, fit, facts, notes)

@@ -1,0 +1,231 @@
+"""Images per second from a folder of JPEGs of about 400 pixels to augmented, normalised batches of 224 pixels.
+
+    python benchmarks/data.py [--json] [--images 100000] [--rounds 5] [--only-make FOLDER | --folder FOLDER]
+
+In turn, each in a process of its own, with as many workers as there are cores, batches of 128, random-resized crop
+(bilinear, antialiased) and flip:
+
+- torchvision: ImageFolder, transforms and a DataLoader, as in PyTorch's ImageNet example;
+- timm: its dataset and `create_loader`, with the same augmentation;
+- pillow, turbo: `folder:` of offramp with `--streaming`, decoding with Pillow (the default) or `--data.decoder turbo`;
+- decode-pillow, decode-turbo: nothing but reading and decoding whole images, in as many threads: the decoders' speed.
+
+Each turn begins with batches that are not timed, so that what was prepared during the others' turns does not count.
+The images are made once, in a temporary folder: CIFAR-100's (of $OFFRAMP_DATA, else noise) enlarged, with texture.
+Memory is that of the main process: at most, at the end over after the first turn. Targets: turbo at least 1.5 times
+torchvision and timm, at least 0.9 of decode-turbo, memory flat to 5 %. 10,000 images take about 3 minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count as counting
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from workers import Worker, work
+
+from offramp.allocator import keep_freed_memory
+from offramp.data.load import NORMALISE, load
+from offramp.data.loading import Loader
+from offramp.measure.provenance import provenance
+from offramp.optional import vision
+
+BATCH, SIZE, CLASSES, UNTIMED = 128, 224, 100, 12
+SIDES = ((400, 400), (500, 375), (375, 500), (400, 300))  # width, height
+MEAN, STD = NORMALISE["imagenet"]
+NAMES = ("torchvision", "timm", "pillow", "turbo", "decode-pillow", "decode-turbo")
+
+
+def originals(count: int) -> np.ndarray:
+    """(N, 32, 32, 3): CIFAR-100 where it is at hand."""
+    if os.environ.get("OFFRAMP_DATA"):
+        split = load("cifar100", holdout=0).splits["train"]
+        return np.asarray(split.source.batch(split.indices[:count]).transpose(0, 2, 3, 1))
+    return np.random.default_rng(0).integers(0, 256, (min(count, 1000), 32, 32, 3), dtype=np.uint8)
+
+
+def texture(seed: int, side: int = 512) -> np.ndarray:
+    """(side, side, 1) of noise at several scales, as photographs have it, in grey levels."""
+    draw = np.random.default_rng(seed)
+    noise = np.zeros((side, side), np.float32)
+    for scale, strength in ((1, 6), (2, 10), (4, 14)):
+        coarse = Image.fromarray(draw.normal(0, strength, (side // scale, side // scale)).astype(np.float32))
+        noise += np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
+    return noise[..., None]
+
+
+def make(root: Path, count: int, threads: int) -> None:
+    """Writes root/train/CLASS/NUMBER.jpg, and one image of each class in root/test."""
+    images, textures = originals(count), [texture(seed) for seed in range(16)]
+
+    def write(number: int) -> None:
+        width, height = SIDES[number % len(SIDES)]
+        image = Image.fromarray(images[number % len(images)]).resize((width, height), Image.Resampling.BICUBIC)
+        noise = np.roll(textures[number % 16], number % 512, axis=number % 2)[:height, :width]
+        pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+        split = "test" if number < CLASSES else "train"
+        file = root / split / f"{number % CLASSES:03}" / f"{number:06}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file, quality=90)
+
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(write, range(count + CLASSES)), maxlen=0)
+
+
+def with_torchvision(root: Path, workers: int) -> Iterator[Any]:
+    folders, transforms = vision("torchvision.datasets"), vision("torchvision.transforms")
+    steps = [
+        transforms.RandomResizedCrop(SIZE),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+    images = folders.ImageFolder(str(root / "train"), transforms.Compose(steps))
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": True, "drop_last": True}
+    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, **options)
+    while True:
+        yield from loader
+
+
+def with_timm(root: Path, workers: int) -> Iterator[Any]:
+    data = vision("timm.data")
+    options: dict[str, Any] = {"is_training": True, "color_jitter": 0.0, "interpolation": "bilinear", "hflip": 0.5}
+    loader = data.create_loader(
+        data.create_dataset("", root=str(root / "train"), is_training=True),
+        (3, SIZE, SIZE),
+        BATCH,
+        mean=MEAN,
+        std=STD,
+        num_workers=workers,
+        persistent_workers=True,
+        device=torch.device("cpu"),
+        **options,
+    )
+    while True:
+        yield from loader
+
+
+def with_offramp(root: Path, workers: int, decoder: str) -> Iterator[Any]:
+    options: dict[str, Any] = {"image_size": SIZE, "holdout": 0, "check": "headers", "cache_dir": root / ".cache"}
+    data = load(f"folder:{root}", streaming=True, decoder=decoder, **options)
+    loader = Loader(data.splits["train"], data, batch_size=BATCH, augment=True, seed=0, channels_last=True)
+    loader.store.workers = workers  # type: ignore[union-attr]
+    for epoch in counting():
+        yield from loader.epoch(epoch)
+
+
+def decoding(root: Path, workers: int, decode: Callable[[bytes], Any]) -> Iterator[None]:
+    files = sorted((root / "train").rglob("*.jpg"))
+    draw = np.random.default_rng(0)
+
+    def one(index: int) -> None:
+        decode(files[index].read_bytes())
+
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            deque(pool.map(one, draw.integers(0, len(files), BATCH)), maxlen=0)
+            yield
+
+
+def pillow(data: bytes) -> np.ndarray:
+    import io
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def turbo(data: bytes) -> np.ndarray:
+    import simplejpeg
+
+    return np.asarray(simplejpeg.decode_jpeg(data))
+
+
+def loops(root: Path, workers: int) -> dict[str, Callable[[], Iterator[Any]]]:
+    return {
+        "torchvision": lambda: with_torchvision(root, workers),
+        "timm": lambda: with_timm(root, workers),
+        "pillow": lambda: with_offramp(root, workers, "pillow"),
+        "turbo": lambda: with_offramp(root, workers, "turbo"),
+        "decode-pillow": lambda: decoding(root, workers, pillow),
+        "decode-turbo": lambda: decoding(root, workers, turbo),
+    }
+
+
+def measured(root: Path, images: int, rounds: int, cores: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Images per second of every turn by name; memory at the end over memory after the first turn."""
+    batches = max(1, images // rounds // BATCH)
+    workers = {name: Worker(__file__, "--only", name, "--folder", root, "--cores", cores) for name in NAMES}
+    speeds: dict[str, list[float]] = {name: [] for name in NAMES}
+    memory: dict[str, list[float]] = {name: [] for name in NAMES}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            worker.steps(min(UNTIMED, batches))
+            began = time.perf_counter()
+            memory[name].append(worker.steps(batches))
+            speeds[name].append(BATCH * batches / (time.perf_counter() - began))
+    for worker in workers.values():
+        worker.close()
+    return speeds, {name: values[-1] / values[0] for name, values in memory.items()} | {"MiB": memory["turbo"][-1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, help="images that --only-make made")
+    parser.add_argument("--only-make", type=Path, metavar="FOLDER", help="make the images there, and measure nothing")
+    parser.add_argument("--only", choices=NAMES, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    keep_freed_memory()
+    if given.only:
+        work(loops(given.folder, given.cores)[given.only](), "cpu")
+        return
+    if given.only_make:
+        make(given.only_make, given.images, given.cores)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        root = given.folder or Path(place)
+        if not given.folder:
+            make(root, given.images, given.cores)
+        sizes = [file.stat().st_size for file in (root / "train").rglob("*.jpg")]
+        speeds, memory = measured(root, given.images, given.rounds, given.cores)
+    middle = {name: statistics.median(values) for name, values in speeds.items()}
+    result = {
+        "benchmark": "data",
+        "images": len(sizes),
+        "mean_bytes": sum(sizes) / len(sizes),
+        "images_per_second": middle,
+        "turbo_vs_torchvision": middle["turbo"] / middle["torchvision"],
+        "turbo_vs_timm": middle["turbo"] / middle["timm"],
+        "pillow_vs_torchvision": middle["pillow"] / middle["torchvision"],
+        "turbo_vs_its_decoder": middle["turbo"] / middle["decode-turbo"],
+        "memory_end_over_first_turn": memory["turbo"],
+        "memory_mib": memory["MiB"],
+        "rounds": given.rounds,
+        "cores_used": given.cores,
+        **provenance(),
+    }
+    if given.json:
+        print(json.dumps(result))
+        return
+    for name, value in middle.items():
+        print(f"{name:14} {value:8.0f} images/s")
+    for key in ("turbo_vs_torchvision", "turbo_vs_timm", "pillow_vs_torchvision", "turbo_vs_its_decoder"):
+        print(f"{key} {result[key]:.2f}")
+    print(f"memory at the end over after the first turn {memory['turbo']:.3f}", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Random crops by libjpeg-turbo: those of Pillow to a few grey levels, and Pillow's own where they cannot be had."""
+
+import io
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from offramp.data import _turbo, load
+from offramp.data.augment import box_draws, boxes, mirrored, window_draws
+from offramp.data.encoded import EncodedSource, Files
+from offramp.data.loading import Loader
+from offramp.images import Fit
+
+simplejpeg = pytest.importorskip("simplejpeg")
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth shapes of many sizes, as in photographs."""
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(columns / (9 + 14 * c) + rows / (30 - 7 * c)) + np.cos(rows / 11 + c) for c in range(3)]
+    return Image.fromarray((127 + 60 * np.stack(waves, -1)).clip(0, 255).astype(np.uint8))
+
+
+def sources(folder: Path, fit: Fit) -> tuple[EncodedSource, EncodedSource]:
+    files = sorted(folder.iterdir())
+    labels = np.zeros(len(files), np.int64)
+    pillow, turbo = (EncodedSource("x", ("a",), labels, Files(files), fit, decoder) for decoder in ("pillow", "turbo"))
+    return pillow, turbo
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(130, 90), (700, 500)], ids=["whole", "scaled"])
+def test_crops_and_windows_are_those_of_pillow_to_a_few_grey_levels(
+    tmp_path: Path, size: tuple[int, int], interpolation: str
+) -> None:
+    for number in range(8):
+        picture(size[0] + number, size[1]).save(tmp_path / f"{number}.jpg", quality=95)
+    pillow, turbo = sources(tmp_path, Fit(64, 72, interpolation))
+    ids, rows = np.arange(8), torch.arange(8)
+    for name, draws in (("crops", box_draws(1, 2, rows)), ("windows", window_draws(1, 2, rows))):
+        one, other = (getattr(source, name)(ids, draws).astype(int) for source in (pillow, turbo))
+        assert one.shape == other.shape == (8, 3, 64, 64)
+        assert np.abs(one - other).mean() < (0.3 if size[0] < 200 else 3), name
+    assert np.array_equal(pillow.batch(ids), turbo.batch(ids))  # evaluation is always Pillow's
+
+
+def test_what_is_no_upright_jpeg_of_a_usual_kind_is_pillows(tmp_path: Path) -> None:
+    image, exif = picture(120, 90), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a-turned.jpg", exif=exif)
+    image.save(tmp_path / "b.png")
+    image.convert("CMYK").save(tmp_path / "c-cmyk.jpg")
+    pillow, turbo = sources(tmp_path, Fit(32, 36))
+    draws = box_draws(0, 0, torch.arange(3))
+    assert [crop is None for crop in _turbo.crops(sorted(tmp_path.iterdir()), draws, Fit(32, 36))] == [True] * 3
+    assert np.array_equal(pillow.crops(np.arange(3), draws), turbo.crops(np.arange(3), draws))
+    exif[0x0112] = 1
+    for name, options in (("upright", {"exif": exif}), ("grey", {})):
+        with io.BytesIO() as file:
+            (image.convert("L") if name == "grey" else image).save(file, "JPEG", **options)
+            assert _turbo.opened(file.getvalue()) is not None, name
+
+
+def test_a_damaged_jpeg_is_named(tmp_path: Path) -> None:
+    picture(120, 90).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    _, turbo = sources(tmp_path, Fit(32, 36))
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be decoded \(image file is truncated"):
+        turbo.crops(np.arange(1), box_draws(0, 0, torch.arange(1)))
+
+
+def test_it_trains_from_a_folder_and_is_refused_where_it_has_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(12):
+            picture(100 + number, 100).save(tmp_path / label / f"{number}.jpg")
+    name, options = f"folder:{tmp_path}", {"image_size": 72, "decoder": "turbo"}
+    data = load(name, streaming=True, **options)
+    batches = [Loader(data.splits["train"], data, batch_size=6, augment=True, seed=1) for _ in range(2)]
+    for one, other in islice(zip(*(loader.epoch(3) for loader in batches), strict=True), 2):
+        assert torch.equal(one.inputs, other.inputs)
+    with pytest.raises(
+        ValueError, match=r"data.decoder=turbo is for images that are decoded in every epoch: set stream"
+    ):
+        load(name, **options)
+    monkeypatch.setattr(_turbo, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"data.decoder=turbo needs `simplejpeg`: pip install 'offramp\[jpeg\]'"):
+        load(name, streaming=True, **options)
+
+
+def test_boxes_of_images_of_different_sizes_are_those_of_each() -> None:
+    draws = box_draws(0, 1, torch.arange(300))
+    heights, widths = torch.arange(300) % 7 * 40 + 3, torch.arange(300) % 5 * 90 + 2
+    together = boxes(draws, heights, widths)
+    for row in range(300):
+        assert torch.equal(together[row : row + 1], boxes(draws[row : row + 1], int(heights[row]), int(widths[row])))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mirrored(layout: torch.memory_format) -> None:
+    images = torch.arange(4 * 3 * 5 * 6).reshape(4, 3, 5, 6).contiguous(memory_format=layout)
+    flip = torch.tensor([True, False, False, True])
+    turned = mirrored(images, flip)
+    assert torch.equal(turned, torch.where(flip[:, None, None, None], images.flip(3), images))
+    assert turned.stride() == images.stride()
