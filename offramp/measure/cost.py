@@ -54,7 +54,11 @@ def macs(net: MultiExitNet, shape: Image) -> list[int]:
     Args:
         shape: one input's (channels, height, width).
     """
-    pieces = measure(net, shape)
+    return macs_of(measure(net, shape))
+
+
+def macs_of(pieces: Pieces) -> list[int]:
+    """`macs` from the costs of the network's parts."""
     chained = [cost if needed else 0 for cost, needed in zip(pieces.branches, pieces.chained, strict=True)]
     costs = zip(accumulate(pieces.stages), accumulate(chained[:-1], initial=0), pieces.branches, strict=True)
     return [trunk + before + branch_cost for trunk, before, branch_cost in costs]
@@ -62,7 +66,7 @@ def macs(net: MultiExitNet, shape: Image) -> list[int]:
 
 def macs_cumulative(net: MultiExitNet, shape: Image) -> list[int]:
     """As `macs`, with the branches of all earlier exits: the cost of a sample that takes each exit, all enabled."""
-    return _cumulative(measure(net, shape))
+    return cumulative_of(measure(net, shape))
 
 
 def segment_macs(net: MultiExitNet, shape: Image, enabled: Sequence[bool] | None = None) -> list[int]:
@@ -102,7 +106,7 @@ def msdnet_ops(net: MultiExitNet, shape: Image) -> list[int]:
     1 per multiply-add of convolutions and linear layers, 1 per bias of a linear layer, 1 per element of a ReLU, k²
     per output of a k×k pooling; batch norm does not count.
     """
-    return _cumulative(pieces(net, shape, "msdnet_ops"))
+    return cumulative_of(pieces(net, shape, "msdnet_ops"))
 
 
 def eed_flops(net: MultiExitNet, shape: Image) -> list[float]:
@@ -195,7 +199,8 @@ def pieces(net: MultiExitNet, shape: Image, convention: str = "macs") -> Pieces:
     return measure(net, shape, conventions[convention], relu_modules=convention == "eed_flops")
 
 
-def _cumulative(pieces: Pieces) -> list[int]:
+def cumulative_of(pieces: Pieces) -> list[int]:
+    """The cost of a sample that takes each exit, all enabled, from the costs of the network's parts."""
     return [
         trunk + branch_cost
         for trunk, branch_cost in zip(accumulate(pieces.stages), accumulate(pieces.branches), strict=True)

@@ -169,7 +169,7 @@ def _analyse(
     logits, labels = torch.from_numpy(trace.logits), torch.from_numpy(trace.labels)
     right = analyses.correct(trace.logits, trace.labels)
     accuracies = [float(exit.mean()) for exit in right]
-    macs = cost.macs(loaded.inference_net, tuple(loaded.about["shape"]))
+    macs = cost.macs_of(loaded.pieces)
     relative = analyses.relative(accuracies, macs)
     ms = _milliseconds(loaded, batch_size)
     wrong, agree = [*analyses.go_wrong(right), None], [*analyses.agreement(right), None]

@@ -266,11 +266,11 @@ def _prices(
 def _costs(loaded: LoadedRun, goal: Goal, rule: "Rule", progress: Progress) -> tuple[Costs, dict[str, Any]]:
     """What every segment costs for every choice of exits, counted or measured; and where it was measured."""
     from offramp.early_exit.calibrate import choices
-    from offramp.measure.cost import as_run, measure
+    from offramp.measure.cost import as_run
     from offramp.runs.latency import timed
 
     if goal.unit == "ms":
         priced, about = timed(loaded, goal.batch_size, rule, goal.runtime, progress)
     else:
-        priced, about = partial(as_run, measure(loaded.inference_net, tuple(loaded.about["shape"]))), {}
+        priced, about = partial(as_run, loaded.pieces), {}
     return {enabled: priced(enabled) for enabled in choices(loaded.net.exits)}, about

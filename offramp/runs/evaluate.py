@@ -147,8 +147,8 @@ def _accuracies_and_costs(loaded: LoadedRun | MultiNetRun, traced: "Trace", shap
         }
     return {
         **summary(traced),
-        "macs": cost.macs(loaded.inference_net, shape),
-        "macs_cumulative": cost.macs_cumulative(loaded.inference_net, shape),
+        "macs": cost.macs_of(loaded.pieces),
+        "macs_cumulative": cost.cumulative_of(loaded.pieces),
         "parameters": cost.parameters(loaded.net).total,
     }
 

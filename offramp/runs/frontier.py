@@ -79,11 +79,11 @@ def _points(
     """Policies of the rule for a ladder of budgets, fitted on cal and reported on test."""
     from offramp.early_exit.calibrate import choices
     from offramp.early_exit.frontier import frontier
-    from offramp.measure.cost import as_run, measure
+    from offramp.measure.cost import as_run
     from offramp.runs.latency import timed_pieces
 
     pieces = {
-        "macs": measure(loaded.inference_net, tuple(loaded.about["shape"])),
+        "macs": loaded.pieces,
         "ms": timed_pieces(loaded, batch_size, rule),
     }
     costs: dict[str, Costs] = {
@@ -102,11 +102,11 @@ def _area(loaded: LoadedRun, traces: dict[str, "Trace"]) -> float | None:
 
     if "cal" not in traces or loaded.net.exits == 1:
         return None
-    shape, test = tuple(loaded.about["shape"]), arrays_of(traces["test"])
-    prices = cost.macs_cumulative(loaded.inference_net, shape)
+    test = arrays_of(traces["test"])
+    prices = cost.cumulative_of(loaded.pieces)
     ends = anytime(*test, prices)
     points = [ends[0], *budgeted(arrays_of(traces["cal"]), test, prices), ends[-1]]
-    return area(points, cost.macs(loaded.inference_net, shape)[-1], 1 / len(loaded.about["classes"]))
+    return area(points, cost.macs_of(loaded.pieces)[-1], 1 / len(loaded.about["classes"]))
 
 
 def _plain_ms(baseline: LoadedRun, batch_size: int) -> float:

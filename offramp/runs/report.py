@@ -150,7 +150,6 @@ def _see(
     """Everything that the page shows of one run, from its stored traces where there are some."""
     from offramp.config import flat
     from offramp.early_exit.failure_prediction import of_exits
-    from offramp.measure import cost
     from offramp.measure.accuracy import summary
     from offramp.measure.network_summary import describe
     from offramp.runs.curve_points import baseline_point, both_curves
@@ -186,7 +185,7 @@ def _see(
         | {"baseline": point and {"cost": point["cost"], "accuracy": point["accuracy"], "source": point["source"]}},
         auroc=of_exits(test.logits.numpy(), test.labels.numpy(), rule),  # type: ignore[union-attr]
         network=describe(loaded.net, shape, running=loaded.inference_net),
-        pieces=cost.measure(loaded.inference_net, shape),
+        pieces=loaded.pieces,
         ms=timed_pieces(loaded, batch_size, rule) if batch_size else None,
         batch_size=batch_size,
         policy=loaded.policy,

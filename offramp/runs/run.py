@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from offramp.early_exit.policy import ExitPolicy
+    from offramp.measure.cost import Pieces
     from offramp.methods._method import Method
     from offramp.multi_net import MultiNet
     from offramp.net import MultiExitNet
@@ -95,6 +96,13 @@ class LoadedRun:
         from offramp.split.lazy import lazy
 
         return lazy(self.net, tuple(self.about["shape"]))
+
+    @cached_property
+    def pieces(self) -> "Pieces":
+        """Multiply-adds of every stage and branch of `inference_net` for one sample."""
+        from offramp.measure.cost import measure
+
+        return measure(self.inference_net, tuple(self.about["shape"]))
 
     trace = trace_of_run
 
