@@ -84,7 +84,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """`offramp.train` is the function, although the training loop lies in a package of the same name.
+    """`offramp.train` is the function, although the training loop is in a package of the same name.
 
     Python sets every submodule that is imported as an attribute of its package, which would hide the function.
     """

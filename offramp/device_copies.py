@@ -12,7 +12,7 @@ Tree = TypeVar("Tree")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; for a GPU from pinned memory, so that the host goes on at once."""
+    """The tensor on the device; for a GPU from pinned memory, so that the host continues at once."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

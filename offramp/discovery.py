@@ -12,7 +12,7 @@ from offramp.lookup import unknown
 from offramp.python_names import Builder
 
 Offer = ModuleType | Builder
-"""What a name stands for; its `build` makes the method, branch, network or data source."""
+"""The object behind a name; its `build` returns the method, branch, network or data source."""
 
 
 def discover(package: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ def with_plugins(package: str, ours: dict[str, str]) -> dict[str, str]:
 
 
 def load(kind: str, package: str, name: str) -> Offer:
-    """Import what a name stands for: a file of the package, else a plugin, else `python:MODULE`.
+    """Import the object behind a name: a file of the package, else a plugin, else `python:MODULE`.
 
     Raises:
         ValueError: if there is none, with the nearest name; if code from outside cannot be imported.

@@ -30,7 +30,7 @@ def elsewhere(build: Callable[..., Any]) -> dict[str, dict[str, str]]:
 
 
 def summary(build: Callable[..., Any]) -> str:
-    """What stands before the first section."""
+    """The text before the first section."""
     text = inspect.getdoc(build) or ""
     return re.split(r"\n\n(?=[A-Z][\w ]*:\n )", text, maxsplit=1)[0]
 

@@ -14,7 +14,7 @@ from offramp.text import one_line, quoted
 LARGEST_TEXT = 64 << 20
 """Bytes of a text file of a run or bundle that is read at once."""
 MOST_VALUES = 100_000
-"""Values in a YAML file: a reference may stand for many."""
+"""Values in a YAML file: a reference may be expanded many times."""
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
@@ -57,7 +57,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):  # readers differ in which of two values they take
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {quoted(next(name for name in names if names.count(name) > 1))} stands there twice")
+        raise ValueError(f"the key {quoted(next(name for name in names if names.count(name) > 1))} appears there twice")
     return value
 
 
@@ -88,7 +88,7 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text, in plain types.
 
     Raises:
-        YAMLProblem: saying where it stops being YAML, or that its references stand for too many values.
+        YAMLProblem: saying where it stops being YAML, or that its references expand to too many values.
     """
     import yaml  # here, because --help does without it
 
@@ -122,7 +122,7 @@ def _values(value: Any, most: int) -> int:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Errors of writing a file, also those of other libraries, as one `OSError` that names it and the room left."""
+    """Errors of writing a file, also those of other libraries, as one `OSError` that names it and the free space."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:

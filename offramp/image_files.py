@@ -30,7 +30,7 @@ class Walk(NamedTuple):
     others: list[Path]  # files that are no images by their names
     broken: list[Path]  # links that lead nowhere
     repeated: list[Path]  # folders that were not entered: links to a folder that contains them or was read already
-    special: list[Path]  # pipes, sockets and devices: to read them may take for ever
+    special: list[Path]  # pipes, sockets and devices: reading one may block for ever
 
 
 def walk(root: Path) -> Walk:

@@ -117,7 +117,7 @@ def open_image(data: bytes | Path) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     reason = "".join(str(error).splitlines()[:1])
-    # what decoders mean to say comes in these; the rest are accidents, told best by their kind
+    # decoders explain themselves in these types; for the others, the type says most
     return (
         reason
         if reason and isinstance(error, OSError | SyntaxError | ValueError)

@@ -46,7 +46,8 @@ def unknown(kind: str, name: str, options: Iterable[str], *, listing: str | None
 
     Args:
         kind: what was asked for, in the singular ("method", "net", "option").
-        listing: the command that lists what there is; default `offramp <kind>s`, in the plural, and none at all for "".
+        listing: the command that lists the valid names; default `offramp <kind>s`, in the plural, and none at all for
+            "".
     """
     command = f"offramp {kind}{'es' if kind.endswith('ch') else 's'}" if listing is None else listing
     hint = f" (see `{command}`)" if command else ""

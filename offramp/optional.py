@@ -37,7 +37,7 @@ def _declare_missing_operators() -> None:
     try:
         spec = importlib.util.find_spec("torchvision")
     except ValueError:
-        return  # half imported, or switched off: the import itself will say so
+        return  # half imported, or switched off: the import itself raises
     if _kept or spec is None or spec.origin is None or _loads(Path(spec.origin).parent):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ State = Tensor | tuple[Tensor, ...]
 """What one stage hands to the next. EVERY tensor has the batch first, so that compaction is one index."""
 
 Carry = tuple[Tensor, ...]
-"""What exits hand along their chain (previous logits, a running sum); empty for exits that stand alone."""
+"""What exits hand along their chain (previous logits, a running sum); empty for independent exits."""
 
 Segment = Callable[[State, Carry], tuple[State, Carry, Tensor]]
 """One or more stages and the exit after them: eager, compiled, exported or a foreign runtime's session alike."""

@@ -101,7 +101,7 @@ def load(group: str, name: str) -> Builder | None:
     owner = f"{kind} {name!r} of the package {plugin.origin}"
     try:
         module = importlib.import_module(plugin.module)
-    except (Exception, SystemExit) as error:  # code of others fails in many ways
+    except (Exception, SystemExit) as error:  # code from elsewhere fails in many ways
         raise ParameterError(f"{owner} cannot be imported: {reason(error)}") from error
     build = builder(module, plugin.function, owner)
     _loaded[plugin.package] = plugin.version
@@ -129,7 +129,7 @@ def _owners(group: str) -> dict[str, list[Plugin]]:
 def scan(group: str) -> Scan:
     """All entries of a group among what is installed, in the order of `sys.path`; nothing is imported.
 
-    The working directory is left out, although it may be on `sys.path`: what lies there was not installed.
+    The working directory is left out, although it may be on `sys.path`: modules there were not installed.
     """
     here = Path.cwd()
     return _scan(group, tuple(path for path in sys.path if Path(path).absolute() != here))
@@ -143,7 +143,7 @@ def _scan(group: str, path: tuple[str, ...]) -> Scan:
         package, version = distribution.name, distribution.version
         try:
             entries = [entry for entry in distribution.entry_points if entry.group == group]
-        except Exception as error:  # files of others are broken in many ways
+        except Exception as error:  # files from elsewhere are broken in many ways
             bad.append(f"the entry points of the package {package} {version} cannot be read: {reason(error)}")
             continue
         for entry in entries:

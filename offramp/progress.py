@@ -7,7 +7,8 @@ Advance = Callable[[int], None]
 """Called with the number of samples that were finished since the last call."""
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""(what is being done, how many samples in all) -> a context manager; it gives the function to call as work goes on."""
+"""(what is being done, how many samples in all) -> a context manager; it gives the function to call after each part of
+the work."""
 
 
 def no_progress(text: str, total: int) -> AbstractContextManager[Advance]:

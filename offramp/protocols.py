@@ -72,7 +72,7 @@ class ChainedBranch(Protocol):
 
 @runtime_checkable
 class EarlierExitUser(Protocol):
-    """A part of a branch whose result may depend on earlier exits and that can be told to ignore them."""
+    """A part of a branch whose result may depend on earlier exits and that can be set to ignore them."""
 
     ignores_earlier_exits: bool
 

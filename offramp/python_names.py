@@ -19,7 +19,7 @@ PREFIX = "python:"
 """Names that begin so import a module of the user's."""
 
 _folders: set[str] = set()
-"""Where the source files of imported modules lie; see `failing_line`."""
+"""The source files of imported modules; see `failing_line`."""
 
 
 class Builder(NamedTuple):

@@ -21,7 +21,7 @@ def check(value: Any, spec: Spec, source: str, key: str = "") -> None:
     """Compare a value, as JSON or YAML gives it, with what it must be.
 
     Args:
-        source: the file (and line) that the value is from; key: where in it the value stands.
+        source: the file (and line) that the value is from; key: its place in the file.
     Raises:
         ValueError: naming the source, the key and what it must be.
     """

@@ -22,7 +22,7 @@ class NotTrusted(ValueError):
 
 
 def code_names(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of a configuration that import code, wherever they stand, each once."""
+    """The names of a configuration that import code, each once."""
     return tuple(dict.fromkeys(_code_names(dict(values))))
 
 

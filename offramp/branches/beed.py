@@ -16,7 +16,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] 
     widths inside the blocks are taken and the backbone's own at the end, as EED does, so that features can be compared.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
         widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
 

@@ -16,7 +16,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, hidden: int | None = N
     released code; shortcuts that it defines but never uses are left out.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
         hidden: inner width; default a quarter of the backbone's (MUSE §4.3; MUSE Fig. 3 sweeps it).
 

@@ -24,7 +24,7 @@ def build(
     first ReLU matters where a stage hands on a raw sum (wide ResNets, PyramidNet); elsewhere it changes nothing.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
         widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
         strides: strides to take instead, from the tap on; an exit of n convolutions takes the first n. VGG brings its
@@ -42,7 +42,7 @@ def build(
         strides = first.eed_strides if isinstance(first, EedStrides) else [step.stride for step in deeper]
     if len(strides) < len(deeper) or min(strides) < 1:
         raise ValueError(f"eed needs {len(deeper)} strides of at least 1 behind stage {exit + 1}, got {list(strides)}")
-    body: list[nn.Module] = [nn.ReLU()]  # not in place: the trunk goes on with the same maps
+    body: list[nn.Module] = [nn.ReLU()]  # not in place: the trunk uses the same maps
     for (width, _), stride in zip(deeper, strides, strict=False):
         body += conv_norm_relu(enters, width, 3, stride)
         enters = width

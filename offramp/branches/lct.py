@@ -32,7 +32,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False
     the whole map, and works on images of the size that the network is made for only.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
         original: use the original form.
 

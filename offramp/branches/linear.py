@@ -12,7 +12,7 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
     Features have the width of the tap, a different one behind every stage: losses that compare features skip them.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
 
     Raises:

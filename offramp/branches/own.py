@@ -14,7 +14,7 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
     losses that compare features skip them.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
 
     Raises:

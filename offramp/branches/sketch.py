@@ -19,13 +19,14 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
     imitates.
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C, the same as the backbone's.
         sbc_extra: the stage, counted from 1 as the papers count groups, of which a second block is copied; 0: none. 3
             gives the costs that MUSE prints for ResNet152 (its text says one block per group).
 
     Raises:
-        ValueError: where no few blocks can stand for a stage (naming the exits that fit), or an option does not fit.
+        ValueError: if no small number of blocks can represent a stage (naming the exits that fit), or an option does
+            not fit.
     """
     check_exit("sketch", backbone, exit)
     stages = backbone.stages
@@ -45,7 +46,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) ->
 
 
 def _first_of_groups(stage: nn.Sequential, after: tuple[StateShape, ...]) -> list[int] | None:
-    """The blocks that stand for a stage, by number; None where it would take more than half of them."""
+    """The blocks that represent a stage, by number; None if it would need more than half of them."""
     if isinstance(stage[0], SketchBlock):
         return None if stage[0].sketch_block is None else [0]
     first = [0, *(index for index in range(1, len(stage)) if after[index] != after[index - 1])]

@@ -14,7 +14,7 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module | None:
     behind a stem. (TOFD's loss is not what this file makes: these are its exits, to train by any method.)
 
     Args:
-        exit: number of the exit, from 0; it stands behind stage `exit`.
+        exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
 
     Raises:

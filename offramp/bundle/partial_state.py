@@ -35,7 +35,7 @@ class Handover:
     """Images that passed some segments and left at none of them.
 
     `passed` segments ran; `names` of the N images; `arrays` by name, each with N rows: the state and carry that the
-    next segment takes, and `judged_*`, what the policy looks back at.
+    next segment takes, and `judged_*`, the carry of the policy.
     """
 
     passed: int
@@ -43,7 +43,7 @@ class Handover:
     arrays: Mapping[str, Array]
 
     def stepper(self, bundle: Bundle, rows: slice) -> Stepper:
-        """A stepper that goes on with some of the images."""
+        """A stepper that continues with some of the images."""
         spec = bundle.manifest.parts[self.passed]
         state = tuple(self.arrays[port.name][rows] for port in spec.takes_state)
         carry = tuple(self.arrays[port.name][rows] for port in spec.takes_carry)
@@ -92,7 +92,7 @@ def save(handover: Handover, path: Path, manifest: Manifest) -> None:
 
 
 def load(path: Path, bundle: Bundle) -> Handover:
-    """Read a state file for a bundle that was opened from the segment on at which it goes on.
+    """Read a state file for a bundle that was opened from the segment at which it continues.
 
     Raises:
         ValueError: if it is not a state file, is damaged, of another bundle, or meant for another segment.

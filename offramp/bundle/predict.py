@@ -100,7 +100,7 @@ def _pixels(preprocessing: Preprocessing, file: Path) -> Pixels:
     if not file.exists():
         raise BadImage("the file does not exist")
     if not file.is_file():
-        raise BadImage("it is a pipe, socket or device")  # to read it may take for ever
+        raise BadImage("it is a pipe, socket or device")  # reading it may block for ever
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a decoder, about oddities that it could deal with
         return preprocessing.read(file)

@@ -39,7 +39,7 @@ class Samples(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What the network says: logits of every enabled exit (S, B, C), the judged answers, their scores and exits."""
+    """What the network says: logits of every enabled exit (S, B, C), the predictions, their scores and exits."""
 
     logits: Tensor
     answers: Tensor

@@ -14,7 +14,7 @@ from offramp.lookup import ParameterError
 CONFIGURED, DOTTED = ("train", "compare"), ("train", "compare", "info")
 """The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""
 ONE_FOR_MANY = ("--seed", "--method")
-"""Options that `compare` has in the plural; in a config file the singular may stand and gives way."""
+"""Options that `compare` has in the plural; in a config file the singular is allowed and overridden."""
 
 
 def rewrite(argv: list[str]) -> list[str]:
@@ -22,7 +22,7 @@ def rewrite(argv: list[str]) -> list[str]:
 
     `--method.alpha .5` (and `=`) becomes `--option method.alpha=.5`; `--config FILE` or the file of `--recipe NAME` is
     read, or else the configuration of the run that is resumed, and what the command line does not say itself is
-    appended from it. The folder of a run of a recipe is runs/ and the recipe's name, unless it is said.
+    appended from it. The folder of a run of a recipe is runs/ and the recipe's name, unless `--out` is given.
 
     Raises:
         ValueError: if a value is missing, or the config file is absent, no YAML, has an unknown key or a value of the
@@ -64,7 +64,7 @@ def rewrite(argv: list[str]) -> list[str]:
         values = read_yaml(path)
         if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in typed}):
             trust.check(values, path.parent)
-        unflat(values, str(path))  # a value of the wrong type is the file's mistake, and said with its name
+        unflat(values, str(path))  # a value of the wrong type is an error in the file: its name is added
         others = [kind for kind in KINDS if not configs and _typed(words, kind) not in (None, values.get(kind))]
         for key, value in values.items():
             if _bare(key) not in typed and key.partition(".")[0] not in others:

@@ -7,7 +7,7 @@ def as_typed(error: BaseException) -> str:
     """The message of an error with the parameters that it names (`ParameterError.parameters`) written as options.
 
     `batch_size must be at least 1` -> `--batch-size must be at least 1`; `take tune=all` -> `take --tune all`. A name
-    that stands with a value is a word of the sentence elsewhere: `weights=a.pt contains no weights`.
+    that has a value is an ordinary word of the sentence elsewhere: `weights=a.pt contains no weights`.
     """
     return dashed(str(error), getattr(error, "parameters", ()))
 

@@ -23,7 +23,7 @@ LATER = {
     "strategy": "ddp",
     "sync-batch-norm": False,
 }
-"""Options that configurations did not have at first, with the value that stands for how it was then."""
+"""Options that configurations did not have at first, with the value that was in effect then."""
 _OPTIONS = tuple(f"{kind}_options" for kind in KINDS)
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 STRUCTURES = ("sketch", "byot", "linear")
 """Structures that are tried after the one that is given, from the most to the least of the network."""
 EARLY = 3
-"""Early exits that are placed, if the network has room for them."""
+"""Maximum number of early exits to place."""
 FIRST = 0.5
-"""The first exit costs at most this share of the goal, so that samples that go on can be paid for."""
+"""The first exit costs at most this share of the goal, so that the others may continue within the goal."""
 CANDIDATES = 8
 """Exits that an external model is cut into to look for places."""
 

@@ -175,7 +175,7 @@ def _beside(home: Path) -> Walk:
         elif child.is_dir():
             result.repeated.extend([child] if _is_loop(child) else [])
         elif child.suffix.lower() in ENDINGS:
-            raise ValueError(f"{child} lies in no class folder: move it into {home}/CLASS/")
+            raise ValueError(f"{child} is in no class folder: move it into {home}/CLASS/")
         else:
             (result.others if child.is_file() else result.special).append(child)
     return result

@@ -74,7 +74,7 @@ class _Unpickler(pickle.Unpickler):
         self.encode = _Encode(len(content))
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for an admitted name; everything else is refused before it is looked up."""
+        """The replacement of an admitted name; everything else is refused before it is looked up."""
         if (module, name) == ("_codecs", "encode"):
             return self.encode
         if (module, name) not in _ADMITTED:

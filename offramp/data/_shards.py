@@ -32,7 +32,7 @@ def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, imag
     """The column of images or labels: the given one, else the one with a usual name, else the only suitable one.
 
     Raises:
-        ValueError: if it is not there, holds something else, or cannot be told.
+        ValueError: if it is missing, holds something else, or is ambiguous.
     """
     option, fits = ("data.image_column", _is_image) if image else ("data.label_column", label_kind)
     columns = [field.name for field in shard.schema]
@@ -114,7 +114,7 @@ def columns_of(shards: Sequence[Shard], columns: Columns) -> tuple[str, str]:
     """Names of the image and the label column, which every shard must have.
 
     Raises:
-        ValueError: if they cannot be told, or a shard has them not, or of another type.
+        ValueError: if they are ambiguous, missing from a shard, or of another type.
     """
     image = choose_column(shards[0], columns.image, ("image", "img"), image=True)
     label = choose_column(shards[0], columns.label, ("label", "labels", "class", "target"), image=False)

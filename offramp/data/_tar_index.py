@@ -1,4 +1,4 @@
-"""What lies where in WebDataset shards: samples are the members of a tar file that share a name."""
+"""Index of WebDataset shards: samples are the members of a tar file that share a name."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LARGEST_LABEL = 1 << 20
 
 
 class Member(NamedTuple):
-    """Where a file lies in a shard, in bytes."""
+    """Position of a file in a shard, in bytes."""
 
     offset: int
     size: int
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class TarImages:
-    """The images of tar shards, each read where it lies."""
+    """The images of tar shards, each read from its place."""
 
     samples: Sequence[Sample]
     root: Path

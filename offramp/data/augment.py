@@ -11,7 +11,7 @@ from torch import Tensor
 from offramp.data.load import AUGMENTATIONS
 from offramp.device_copies import to_device
 
-# Numbers of the draws. Below 64 they belong to this room; others (mixup) take theirs from 64 on.
+# Numbers of the draws. Numbers below 64 belong to this file; others (mixup) use numbers from 64 on.
 ORDER, TOP, LEFT, FLIP, BALANCE = 0, 1, 2, 3, 4
 BOX = 8  # and the 39 that follow: ten tries of (area, ratio, top, left)
 TRIES = 10

@@ -124,7 +124,7 @@ class EncodedSource:
 
     @property
     def files(self) -> Sequence[Path] | None:
-        """The file of every row; None if the images lie in shards."""
+        """The file of every row; None if the images are in shards."""
         return self.images.files if isinstance(self.images, Files) else None
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class EncodedSource:
 
         Args:
             indices: Rows of the images.
-            draws: Where each square lies, as shares in [0, 1) of the free height and width.
+            draws: Position of each square, as shares in [0, 1) of the free height and width.
 
         Raises:
             ValueError: as `batch`.

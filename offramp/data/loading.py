@@ -148,7 +148,7 @@ def _check_labels(split: Split, classes: int, name: str) -> None:
     if len(wrong):
         row = int(split.indices[wrong[0]])
         raise ValueError(
-            f"{name}: labels must lie in 0...{classes - 1}, the classes, but the label of row {row} of {split.name} is "
+            f"{name}: labels must be in 0...{classes - 1}, the classes, but the label of row {row} of {split.name} is "
             f"{int(labels[wrong[0]])}"
         )
 

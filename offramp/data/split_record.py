@@ -44,7 +44,7 @@ class FileSource(Protocol):
 
 @runtime_checkable
 class ShardSource(Protocol):
-    """A source whose images lie in files with many images each."""
+    """A source with many images in each file."""
 
     def identities(self, rows: Indices) -> list[bytes]:
         """What tells images apart without reading them, such as name and size."""
@@ -58,7 +58,7 @@ class SplitRecord:
     """The split of a run.
 
     Attributes:
-        kind: How images are told apart, one of `kinds`.
+        kind: How images are identified, one of `kinds`.
         splits: The keys of train, val, cal, test and `unused`, in the order of the rows.
         start: Where the first weights came from.
         before: By kind, the keys of images that those weights had been trained on already.
@@ -79,7 +79,7 @@ class SplitRecord:
 
 
 def kinds(source: Source) -> tuple[str, ...]:
-    """How the images of a source can be told apart, the way that a run of it records first."""
+    """How the images of a source can be identified; runs record the first way."""
     if isinstance(source, FileSource) and source.files is not None:
         return ("names", "files") if source.streaming else ("files", "names")
     if isinstance(source, ShardSource):  # the same images may have been in memory
@@ -199,7 +199,7 @@ def restored(data: DataSet, record: SplitRecord, owner: str, use_new: bool) -> D
         use_new: let images that the run has never seen stay in val, cal and test, where a new split puts them; else
             they are left out.
     Raises:
-        ValueError: if the images cannot be told apart as they were, or a split is empty now.
+        ValueError: if the images cannot be identified as before, or a split is now empty.
     """
     if same(data, record, ("val", "cal", "test")):
         return data
@@ -207,7 +207,7 @@ def restored(data: DataSet, record: SplitRecord, owner: str, use_new: bool) -> D
     if record.kind not in kinds(source):
         raise with_parameters(
             ValueError(
-                f"{data.name} cannot be compared with what {owner} was trained on: its images were told apart by "
+                f"{data.name} cannot be compared with what {owner} was trained on: its images were identified by "
                 f"{record.kind}, these are {' or '.join(kinds(source))}; name the data of its training by data_dir"
             ),
             "data_dir",
@@ -263,12 +263,12 @@ def _changes(
 
 
 def changed(data: DataSet, record: SplitRecord, owner: str) -> str:
-    """What differs between the data and the record, for a run that is to go on; nothing if they are the same."""
+    """What differs between the data and the record, for a run to continue; empty if they are the same."""
     if same(data, record, (*SPLITS,)):
         return ""
     source = data.splits["train"].source
     if record.kind not in kinds(source):
-        return f"its images were told apart by {record.kind}, these are {' or '.join(kinds(source))}"
+        return f"its images were identified by {record.kind}, these are {' or '.join(kinds(source))}"
     known = keys(source, np.arange(len(source), dtype=np.int64), record.kind)
     _, new = _homes(data, record, known)
     gone = sum(int((~np.isin(part, known)).sum()) for part in record.splits.values())

@@ -43,7 +43,7 @@ class Source(Protocol):
 
     @property
     def streaming(self) -> bool:
-        """True where images are decoded anew for every batch, False where all of them are at hand."""
+        """True if images are decoded for every batch, False if all of them are in memory."""
 
     def __len__(self) -> int:
         """N."""
@@ -218,7 +218,7 @@ def take(
 
 
 def subset(labels: Int64[np.ndarray, "N"], rows: Indices, per_class: int, seed: int) -> Indices:
-    """`per_class` rows of every class; a smaller subset lies within a larger one of the same seed.
+    """`per_class` rows of every class; a smaller subset is part of a larger one with the same seed.
 
     Raises:
         ValueError: if a class has fewer.

@@ -22,7 +22,7 @@ def build(
     """Images and labels of tar shards; which split a shard belongs to, its name says (or its folder's).
 
     A sample is the members of one name: an image (jpg, jpeg, png, webp) and its label (cls, or json with `label` or
-    `cls`). Shards are indexed once; then each image is read where it lies, so that order, splits and resumed runs are
+    `cls`). Shards are indexed once; then each image is read from its place, so that order, splits and resumed runs are
     those of images in memory.
 
     Args:

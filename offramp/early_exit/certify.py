@@ -105,7 +105,7 @@ def certify(
         ValueError: if risk or delta are out of range, or the trace is empty or not finite.
     """
     if not 0 < risk < 1 or (delta is not None and not 0 < delta < 1):
-        raise ValueError(f"risk and delta lie between 0 and 1, got {risk}" + (f" and {delta}" if delta else ""))
+        raise ValueError(f"risk and delta must be between 0 and 1, got {risk}" + (f" and {delta}" if delta else ""))
     check_trace(logits)
     tune, proof = parts(logits.shape[1])
     if fit_temperatures:

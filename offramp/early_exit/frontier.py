@@ -111,7 +111,7 @@ def _point(policy: ExitPolicy, cal: Fitted, test: Split, costs: Mapping[str, Cos
 def at_accuracy(points: Sequence[FrontierPoint], targets: int | float) -> AtAccuracy | None:
     """What the cheapest mixture of two policies that reaches this accuracy on cal does on the reported split.
 
-    Between two policies lies every mixture of them: some samples, chosen at random, take the one, the others the other.
+    Mixtures interpolate between two policies: some samples, chosen at random, use one, the others the other.
 
     Returns:
         None if no policy is that accurate on cal.

@@ -93,5 +93,5 @@ def _next_two(xp: Any, shifted: Array) -> tuple[Array, Array]:
 
 
 def _places(classes: int) -> tuple[int, int]:
-    """Where the second and the third of so many sorted logits stand; the smallest one if there are fewer."""
+    """Positions of the second and the third of so many sorted logits; the smallest one if there are fewer."""
     return max(classes - 2, 0), max(classes - 3, 0)

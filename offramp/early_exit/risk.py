@@ -40,7 +40,7 @@ def fixed_sequence(counts: Int[ndarray, "J"], n: int, risk: float, delta: float)
 
     Args:
         counts: how many of the n samples each policy loses, safest policy first. The plain network, which loses
-            nothing by definition, stands before them and is not tested.
+            nothing by definition, comes before them and is not tested.
 
     Then P(risk of the answer > `risk`) <= delta over the draw of the samples: an error needs the first bad policy of
     the path to pass, and each passes with probability at most delta. No monotonicity is needed.

@@ -14,7 +14,7 @@ BINS = 20
 
 
 def score_bin(score: int | float) -> int:
-    """The bin of a score; scores outside of [0, 1] (patience) lie in the first or last."""
+    """The bin of a score; scores outside of [0, 1] (patience) are in the first or last."""
     return min(BINS - 1, max(0, int(score * BINS)))
 
 

@@ -55,13 +55,13 @@ class Job:
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Who is told how the jobs go."""
+    """Receives the progress of jobs."""
 
     def started(self, job: Job) -> None:
         """A job began."""
 
     def running(self, job: Job) -> None:
-        """A job is at work; called several times a second."""
+        """A job is running; called several times a second."""
 
     def ended(self, job: Job) -> None:
         """A job succeeded, or failed."""
@@ -134,7 +134,7 @@ _origin: Preloaded | None = None
 def preloading(modules: Sequence[str] = ()) -> Iterator[Preloaded]:
     """Import modules in a process that all jobs in this context are forked from; within another context, use its own.
 
-    They are imported while the caller goes on.
+    They are imported while the caller continues.
     """
     global _origin
     if _origin is not None:
@@ -149,7 +149,7 @@ def preloading(modules: Sequence[str] = ()) -> Iterator[Preloaded]:
 
 
 def _start(job: Job, origin: Preloaded, at_once: int, keep_open: int) -> None:
-    """Start the job's process; it is told that we are gone by the end of its standard input."""
+    """Start the job's process; it notices the end of this process by the end of its standard input."""
     paths = list(
         dict.fromkeys((str(Path(__file__).parents[2]), *filter(None, sys.path)))
     )  # it finds the modules that we find
@@ -246,7 +246,7 @@ def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[b
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise ValueError(
-                        f"another `offramp compare` or `reproduce` is at work in {path.parent}: wait, or stop it first"
+                        f"another `offramp compare` or `reproduce` is running in {path.parent}: wait, or stop it first"
                     ) from None
             if not announced:
                 note(f"{path.parent} is in use: waiting for runs that are still saving")

@@ -78,7 +78,7 @@ class Preloaded:
         return Forked(self.server, pid)
 
     def close(self) -> None:
-        """End it; jobs that are still at work save themselves."""
+        """End it; jobs that are still running save themselves."""
         self.server.close()
 
 

@@ -1,6 +1,6 @@
 """Trainings as tasks of a Ray cluster: Ray places them and retries what a lost node takes with it.
 
-Each task does on its node what `offramp.engine.local` does for one job. The runs lie in a folder that all nodes see,
+Each task does on its node what `offramp.engine.local` does for one job. The runs are in a folder that all nodes see,
 so that a task which is retried elsewhere resumes from the run's newest checkpoint.
 """
 
@@ -30,7 +30,7 @@ ANSWER = 60.0
 
 
 class Stopped(Exception):
-    """A training was told to stop on its node, which is shut down: it saved itself and goes on elsewhere."""
+    """A training was stopped on its node, which is shut down: it saved itself and continues on another node."""
 
 
 RETRY: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [Stopped]}
@@ -141,7 +141,7 @@ class Cluster:
         return task.remote(replace(job, done=_nothing), self.origin)
 
     def _look(self, job: Job, watcher: Watcher, started: set[str]) -> None:
-        """Say that the job began, once it has opened the file of its answer, and that it is at work."""
+        """Report that the job began, once it has opened the file of its result, and that it is running."""
         if job.name not in started and job.answer.exists():
             started.add(job.name)
             watcher.started(job)
@@ -221,7 +221,7 @@ def _work(job: Job, origin: Origin) -> str | None:
     Returns:
         Why it failed, if it did.
     Raises:
-        Stopped: if it was told to stop.
+        Stopped: if it was stopped by a signal.
     """
     origin.enter()
     job.log.parent.mkdir(parents=True, exist_ok=True)

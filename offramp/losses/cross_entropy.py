@@ -42,6 +42,6 @@ def _pick(log_p: Float[Tensor, "E B C"], labels: Int[Tensor, "B"]) -> Float[Tens
         return log_p.gather(-1, index).squeeze(-1)
     except (IndexError, RuntimeError) as error:  # looking first would make a GPU wait at every step
         raise ValueError(
-            f"labels must lie in 0...{log_p.shape[-1] - 1}, the network's classes; "
-            f"here they lie in {int(labels.min())}...{int(labels.max())}"
+            f"labels must be in 0...{log_p.shape[-1] - 1}, the network's classes; "
+            f"here they are in {int(labels.min())}...{int(labels.max())}"
         ) from error

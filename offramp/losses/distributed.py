@@ -1,4 +1,4 @@
-"""Sums and means over all processes of a data-parallel run; plain identities where there is only one.
+"""Sums and means over all processes of a data-parallel run; identities if there is only one.
 
 Data-parallel training AVERAGES gradients over processes. A loss that is a mean over the batch needs nothing; one that
 is a sum over the batch must be scaled by the number of processes, and a statistic of the batch must be reduced.

@@ -235,7 +235,7 @@ def written(values: Sequence[Number]) -> list[str]:
 def ticks(values: Sequence[Number], most: int = 8) -> list[float]:
     """Round numbers, at most about `most` steps, whose range contains all values.
 
-    Values that differ by rounding alone (a billionth) count as one, with room around it.
+    Values that differ by rounding alone (a billionth) count as one, with a margin around it.
     """
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):

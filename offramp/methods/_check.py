@@ -22,7 +22,7 @@ def not_negative(name: str, value: float) -> None:
 def fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 <= value <= 1."""
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def choice(name: str, value: str, kind: object) -> None:

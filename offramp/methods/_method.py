@@ -35,7 +35,7 @@ class Phase:
         objective: what is minimised, where it is not the method's; it owns nothing that is learned.
         step: its optimizer step; default the method's, or a plain one if the phase has an objective of its own.
         begin: called with the network before the first step; it changes values in place and draws nothing at random.
-        still: what does not train is in evaluation mode; otherwise its batch norms go on following the batches.
+        still: what does not train is in evaluation mode; otherwise its batch norms keep updating their statistics.
     """
 
     trains: Literal["all", "backbone", "exits"] = "all"

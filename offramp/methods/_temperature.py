@@ -17,7 +17,7 @@ RISING = "its temperature rises by the confidence of every batch"
 class Temperature(nn.Module):
     """T = start * rate^rises; after each training batch whose mean confidence exceeds `limit`, rises grows by one.
 
-    The count is what is stored: it is exact, whatever the precision, and a resumed run goes on where it was.
+    The count is what is stored: it is exact, whatever the precision, and a resumed run continues from it.
 
     Args:
         start: T at the beginning, and for ever if `rising` is off.

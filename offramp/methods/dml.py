@@ -135,7 +135,7 @@ def alternate(context: StepContext, batch: Batch, progress: float) -> Terms:
     net, objective = context.bare, context.objective
     assert isinstance(net, Cohort) and isinstance(objective, Mutual)
     per_network: list[Terms] = []
-    # The wrapper would wait for gradients of all networks; `unsynchronised` lets `update` average those that there are.
+    # The wrapper would wait for gradients of all networks; `unsynchronised` lets `update` average the existing ones.
     with context.fabric.no_backward_sync(context.net):
         logits = [context.net(batch.inputs, tap=context.tap, only=member).logits[0] for member in range(net.exits)]
         for member, student in enumerate(logits):

@@ -109,7 +109,7 @@ def classifier(branch: nn.Module, classes: int, width: int) -> nn.Linear | None:
 
 
 class Final(nn.Module):
-    """The final exit; keeps its linear layer as stage 1 left it, beside the one that goes on learning."""
+    """The final exit; keeps its linear layer as stage 1 left it, beside the one that is trained further."""
 
     weight: Tensor
     bias: Tensor
@@ -123,7 +123,7 @@ class Final(nn.Module):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The linear layer that goes on learning."""
+        """The linear layer that is trained further."""
         layer = self.branch.get_submodule(self.place)
         assert isinstance(layer, nn.Linear)
         return layer

@@ -56,7 +56,7 @@ class OneForAll(nn.Module):
     def forward(
         self, outputs: ExitOutputs, batch: Batch, progress: float, teacher: Float[Tensor, "1 B C"] | None = None
     ) -> Terms:
-        """Terms `ce` and `kl`; the final exit teaches where there is no other teacher."""
+        """Terms `ce` and `kl`; the final exit teaches if there is no other teacher."""
         logits = outputs.logits
         taught = logits[-1:] if teacher is None else teacher
         has_peers(self.name, len(logits))

@@ -176,7 +176,7 @@ class Ensemble(nn.Module):
 
     Args:
         branch: (state, carry) -> (logits, feature, map, carry); its carry begins with the previous logits.
-        before: how many exits stand before it.
+        before: the number of earlier exits.
         mixture: combines the logits.
     """
 

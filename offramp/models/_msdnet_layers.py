@@ -11,7 +11,7 @@ from offramp.layers import conv_norm_relu, initialise
 from offramp.outputs import State
 
 Scales = tuple[Tensor, ...]
-"""The live maps, finest first. The coarsest is always the last: exits stand on it."""
+"""The live maps, finest first. The coarsest is always the last: exits use it."""
 
 
 def _start(module: nn.Module, he: bool) -> None:
@@ -55,7 +55,7 @@ class Layer(nn.Module):
     """One dense layer on all live scales: each keeps its map and gains channels, half from the next finer scale.
 
     The finest scale gains all from itself. Where `drops`, the finest scale of the input ends here: it lends its half
-    to the next and is not handed on. No block stands for the layers of a stage (`sampled` is None: `sketch` refuses).
+    to the next and is not handed on. No block represents the layers of a stage (`sampled` is None: `sketch` refuses).
     """
 
     sketch_block = None

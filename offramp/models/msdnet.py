@@ -128,7 +128,7 @@ def build(
 ) -> Backbone:
     """An MSDNet with one stage per exit; its exits are `--branch own`.
 
-    A state is a tuple of maps, the live scales, finest first; exits stand on the last, the coarsest.
+    A state is a tuple of maps, the live scales, finest first; exits use the last, the coarsest.
 
     Args:
         name: `msdnet`.

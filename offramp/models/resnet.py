@@ -26,7 +26,7 @@ _SIZE = {"cifar": 32, "imagenet": 224}
 
 
 class Stem(nn.Module):
-    """What stands before the first block: 3×3 at full size for CIFAR, 7×7 and max pooling (4 times smaller) else.
+    """The layers before the first block: 3×3 at full size for CIFAR, 7×7 and max pooling (4 times smaller) else.
 
     `relu=False` leaves out the ReLU after the batch norm, as the released code of EED and BEED does.
     """

@@ -15,7 +15,7 @@ NETS = ("wrn16-4", "wrn20-8", "wrn22-10", "wrn28-4", "wrn28-10", "wrn44-8")
 
 
 class Stem(nn.Module):
-    """One 3×3 convolution; norm and ReLU stand in the first block."""
+    """One 3×3 convolution; norm and ReLU are in the first block."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

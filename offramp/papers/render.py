@@ -208,7 +208,7 @@ def _claim_text(claim: ClaimResult) -> str:
 
 
 def claims_markdown(claims: Sequence[ClaimResult]) -> str:
-    """A table of claims with their verdicts, and the differences they stand on."""
+    """A table of claims with their verdicts, and the differences behind them."""
     rows = []
     for claim in claims:
         measured = [contrast_cell(one) for one in claim.contrasts if one.difference is not None]

@@ -85,7 +85,7 @@ def reproduce(
 ) -> Reproduction:
     """Train what a table, figure or claim of the papers needs and the ledger lacks; put printed beside measured values.
 
-    The same call goes on with what was stopped or killed. Runs are shared between all tables of a folder and ledger.
+    The same call continues after an interruption. Runs are shared between all tables of a folder and ledger.
 
     Args:
         name: a table, figure or claim (`offramp reproduce` lists them), a paper (muse, msd, eed, beed, hdkd), `claims`

@@ -1,4 +1,4 @@
-"""What a name stands for: a table, a figure, a claim, a paper, or all of them."""
+"""The meaning of a name: a table, a figure, a claim, a paper, or all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def names() -> list[str]:
 
 
 def select(name: str, rows: Sequence[str] = ()) -> Selection:
-    """What a name stands for. A table brings its claims with it, unless some of its rows are chosen.
+    """The meaning of a name. A table includes its claims, unless only some of its rows are selected.
 
     Args:
         rows: words that choose rows of one table, see `offramp.papers.tables.chosen`.

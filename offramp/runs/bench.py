@@ -91,7 +91,7 @@ def bench(
         baseline: for a run, the plain network to time as well: folder of a run without early exits, or file of weights
             of this network.
         seed: of the order of the images.
-        reporter: called as the work goes on; by default nothing is shown.
+        reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if an argument is out of range, the run has no policy, or no runtime is installed.
     """

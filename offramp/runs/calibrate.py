@@ -56,7 +56,7 @@ def calibrate(
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
-        reporter: called as the work goes on; by default nothing is shown.
+        reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if no policy reaches the goal, the run has no calibration split, or the baseline has early exits,
             other classes or other images.

@@ -65,7 +65,7 @@ def compare(
 ) -> ComparisonResult:
     """Train several methods with several seeds alike, in processes, and compare them on test at the last epoch.
 
-    The same call goes on with what was stopped or killed; with more methods or seeds it trains those that are new.
+    The same call continues after an interruption; with more methods or seeds it trains the new ones.
 
     Args:
         config: what all runs share; its method and seed are not used.

@@ -68,4 +68,4 @@ def change(folder: Path, config: ResolvedConfig) -> str:
     if device == "cpu" and stored.get("precision") in GPU_ONLY:
         changed["precision"] = values["precision"]
     put(folder / CONFIG, yaml.safe_dump({**stored, **changed}, sort_keys=False))
-    return f"the run was trained on {before}, and goes on on {device} in precision {config.precision}"
+    return f"the run was trained on {before}, and continues on {device} in precision {config.precision}"

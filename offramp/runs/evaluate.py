@@ -84,7 +84,7 @@ def evaluate(
             images, or file of weights of this network; by default the final exit of this network.
         frontier: fit policies on cal for a ladder of budgets, which takes some seconds: what early exit costs at any
             accuracy. With a baseline they are fitted anyway.
-        reporter: called as the work goes on; by default nothing is shown.
+        reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if the folder holds no run with these weights, other data than those it was trained on are found,
             or the baseline has early exits, other classes or other images.

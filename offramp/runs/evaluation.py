@@ -193,7 +193,7 @@ def _exits(result: Evaluation) -> str:
 
 
 def _against(result: Evaluation) -> list[str]:
-    """What the plain network is, and what early exit costs at the accuracy of the one that was given."""
+    """What the plain network is, and what early exit costs at the accuracy of the baseline."""
     baseline = result.baseline
     if baseline is None:
         return [plain_note(result.accuracy)] if len(result.accuracy) > 1 else []

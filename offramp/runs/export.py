@@ -75,7 +75,7 @@ def export(
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
         images: how many images to verify and measure with, at least 1000; all if there are fewer.
-        reporter: called as the work goes on; by default nothing is shown.
+        reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if the run has no policy, something is at `out`, the network cannot be exported, or its exported
             segments do not reach the policy's goal on cal.

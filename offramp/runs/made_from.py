@@ -16,7 +16,7 @@ def made_from(loaded: LoadedRun, **traces: "Trace | TraceData | None") -> dict[s
     """Digests of a run's configuration, weights and traces, and the version that read them.
 
     Args:
-        traces: by split; they stand for the images, their labels, the device and the precision.
+        traces: by split; they represent the images, their labels, the device and the precision.
     """
     from offramp import __version__
     from offramp.train.run_dir import CONFIG

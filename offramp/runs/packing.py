@@ -19,7 +19,7 @@ from offramp.train.run_dir import CONFIG, put
 
 Jobs = int | Literal["auto"]
 CHOICE = "packing.json"
-"""In the logs of a folder of runs: what was measured, so that runs go on with the threads that they began with."""
+"""In the logs of a folder of runs: what was measured, so that resumed runs keep their number of threads."""
 WORTH = 50
 """Steps to train for every number of runs that is tried: for fewer, nothing is measured."""
 ALIKE = 1.05

@@ -147,7 +147,7 @@ def _see(
     batch_size: int | None,
     reporter: Reporter,
 ) -> "RunReport":
-    """Everything that the page shows of one run, from its stored traces where there are some."""
+    """Everything that the page shows of one run, from its stored traces if there are any."""
     from offramp.config import flat
     from offramp.early_exit.failure_prediction import of_exits
     from offramp.measure.accuracy import summary

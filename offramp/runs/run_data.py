@@ -23,9 +23,9 @@ def load_data(
 
     Args:
         data_dir: read the data from here, if given.
-        reporter: told if images have to be decoded, and what is new or gone.
+        reporter: notified if images have to be decoded, and of new and missing images.
     Raises:
-        ValueError: if what lies there now is not what the run was trained on; see `check_data`.
+        ValueError: if the data are not those that the run was trained on; see `check_data`.
     """
     from offramp.runs.split import restore
 
@@ -40,7 +40,7 @@ def load_data(
 
 
 def moved(config: Config, data_dir: Path | None) -> Config:
-    """The configuration whose data lie in `data_dir`, the data set's own folder or its parent; None: as they lay."""
+    """The configuration with its data in `data_dir`, the data set's folder or its parent; None: unchanged."""
     kind, colon, path = config.data.partition(":")
     if data_dir is None or not colon or kind in ("hub", "python"):
         return dataclasses.replace(config, data_dir=data_dir) if data_dir else config

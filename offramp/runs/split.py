@@ -35,7 +35,7 @@ def read(folder: Path) -> SplitRecord | None:
 
 
 def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[str, ...]:
-    """Record the split of a run that begins; check it for one that goes on. Returns notes for the user.
+    """Record the split of a new run; check it for a resumed one. Returns notes for the user.
 
     Args:
         folder: of the run, held for writing.
@@ -61,7 +61,7 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
-    """The recorded split in a few words: how images are told apart, how many each part has, and the file's digest."""
+    """The recorded split in a few words: how images are identified, how many each part has, and the file's digest."""
     record = read(folder)
     if record is None:
         return None
@@ -108,7 +108,7 @@ def keep_apart(data: "DataSet", weights: Path | None) -> tuple["DataSet", Origin
 
 
 def _run_of(weights: Path) -> Path | None:
-    """The folder of the run that weights lie in, or those of one of its checkpoints, links followed."""
+    """The folder of the run that weights belong to, or of one of its checkpoints, links followed."""
     place = weights.resolve()
     if place.name in ("last.safetensors", "best.safetensors"):
         return place.parent

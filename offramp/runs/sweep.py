@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One run of a comparison: the method's label, its resolved configuration, where it lies, its point of a grid.
+    """One run of a comparison: the method's label, its resolved configuration, its folder, its point of a grid.
 
     `inputs` is known when the data were read (see `check`).
     """

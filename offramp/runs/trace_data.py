@@ -84,7 +84,7 @@ def load_trace(
         features: also what enters each classifier, pooled; computed anew, and held in memory.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
-        reporter: called as the work goes on; by default nothing is shown.
+        reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ParameterError: if the run's data have no such split.
         ValueError: if the folder holds no run with these weights, or other data than those it was trained on are found.

@@ -30,7 +30,7 @@ def split_traces(
 ) -> dict[str, "Trace"]:
     """The traces of these splits; the data are opened to see whether those that are stored are of these images.
 
-    If the data cannot be read and no `data_dir` is given, stored traces are used, and that is said.
+    If the data cannot be read and no `data_dir` is given, stored traces are used, with a note.
 
     Args:
         data: of the run, if they are open already.

@@ -102,7 +102,7 @@ def train(
             it was if nothing that was trained depends on it: a constant rate and one phase. Naming another device than
             it was trained on continues it there, with other numbers, which its record says.
         nodes: number of machines; on each of them a launcher or the user starts this call.
-        reporter: called as training goes on; by default nothing is shown.
+        reporter: called with the progress of training; by default nothing is shown.
     Raises:
         ValueError: if the configuration makes no sense, the data cannot be read or have changed, the folder holds
             another run, or a launcher started another number of processes.

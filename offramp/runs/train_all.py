@@ -33,7 +33,7 @@ SLOW = ("pyarrow.parquet", "sklearn.datasets", "timm", "torchvision", "transform
 
 @runtime_checkable
 class CompareReporter(Watcher, Protocol):
-    """Who is told how the runs of a comparison go."""
+    """Receives the progress of a comparison's runs."""
 
     def begin(self, runs: int, finished: int, epochs: int) -> None:
         """How many runs there are, how many are finished already, and the epochs of each."""
@@ -42,7 +42,7 @@ class CompareReporter(Watcher, Protocol):
         """As `offramp.runs.reporting.Reporter.working`."""
 
     def stop(self) -> None:
-        """No run is at work any more."""
+        """No run is running any more."""
 
 
 class Silent:

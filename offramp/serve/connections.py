@@ -28,7 +28,7 @@ def bounded(most: int, refused: Callable[[], None]) -> Callable[..., Any]:
     once. A connection is closed if the head of a request is larger than `LARGEST_HEAD`.
 
     Args:
-        refused: called for every connection too many.
+        refused: called for every refused connection.
     """
 
     def build(**options: Any) -> Any:

@@ -26,7 +26,7 @@ ROUTES = {
 
 
 class Direct:
-    """Calls the endpoint of a frequent request itself; all others go on to the application."""
+    """Calls the endpoint of a frequent request itself; all others are passed to the application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

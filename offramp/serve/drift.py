@@ -3,7 +3,7 @@
 Runs without torch. Every answer is placed among all earlier ones and those of cal by how hard it was: a later exit is
 harder than an earlier one, and at the same exit a lower score is harder. If nothing has changed, its rank is uniformly
 distributed and independent of all before (a smoothed conformal p-value). A fair game that bets on ranks that are too
-high or too low then exceeds 1 / false_alarm with at most that probability, however long it goes on (Ville's
+high or too low then exceeds 1 / false_alarm with at most that probability, however long it runs (Ville's
 inequality). The bets are those of the Simple Jumper: Vovk, Petej, Nouretdinov, Ahlberg, Carlsson and Gammerman,
 Retrain or not retrain: conformal test martingales for change-point detection, PMLR 152, 2021, algorithm 1.
 """

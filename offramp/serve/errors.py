@@ -37,7 +37,7 @@ def too_large(message: str) -> RequestError:
 
 
 def busy(message: str, seconds: int | float) -> RequestError:
-    """There is no room now; come back in some seconds."""
+    """The server is full: retry in some seconds."""
     return RequestError(429, "queue_full", message, {"Retry-After": str(max(1, round(seconds))), **CLOSE})
 
 

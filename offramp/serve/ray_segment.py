@@ -43,7 +43,7 @@ class Passed(NamedTuple):
         logits: (B, C), as the policy gives them.
         score: (B,).
         exit: that was passed, counted from 0.
-        alive: which of the samples go on.
+        alive: which of the samples continue.
         onward: what the next segment takes of these.
         batch: in which it was.
         first: whether this is the batch's first request, which is where the batch is counted.

@@ -89,7 +89,7 @@ async def beside(context: "Context", function: Callable[..., Any], *arguments: A
 
 
 def full(error: QueueFull) -> RequestError:
-    """429 with the time after which there is room again."""
+    """429 with the time after which a retry may succeed."""
     return busy(str(error), error.retry_after)
 
 

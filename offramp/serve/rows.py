@@ -70,7 +70,7 @@ def run(policy: StepPolicy, segment: Any, passed: int, block: Block) -> tuple[St
     Args:
         segment: number `passed` of the policy's segments: (state, carry) -> (state, carry, logits).
     Returns:
-        The stepper, whose `answer` and `alive` are those of the block's samples, and the block of those that go on.
+        The stepper, whose `answer` and `alive` are those of the block's samples, and the block of those that continue.
     """
     stepper = resume(policy, passed, block.state, block.carry, block.policy_carry)
     stepper.advance(segment)

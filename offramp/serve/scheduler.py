@@ -147,7 +147,7 @@ class Scheduler:
         return Decision(late, Work(segment, samples))
 
     def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
-        """The samples of a batch that has run and are answered; the others (their indices in it) go on."""
+        """The samples of a batch that has run and exit; the others (their indices in it) continue."""
         staying_set = set(staying)
         for index in staying_set:
             sample = work.samples[index]

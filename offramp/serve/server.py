@@ -1,4 +1,4 @@
-"""A server in this process: in the foreground until it is told to stop, or in a thread. Runs without torch."""
+"""A server in this process: in the foreground until it is stopped by a signal, or in a thread. Runs without torch."""
 
 import asyncio
 import math
@@ -144,7 +144,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _leave(number: int, frame: object) -> None:
-    """End with status 0: being told to stop is no failure."""
+    """End with status 0: being stopped is no failure."""
     raise SystemExit(0)
 
 

@@ -65,7 +65,7 @@ def split(
 
 
 def places(model: nn.Module, shape: Image) -> list[Place]:
-    """Where exits can stand in a model, and at which share of the multiply-adds.
+    """The possible places of exits in a model, with their shares of the multiply-adds.
 
     Raises:
         ValueError: as `split` does.

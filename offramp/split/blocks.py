@@ -115,7 +115,7 @@ def join(stage_units: Sequence[Unit]) -> list[fx.Node]:
 
 
 def _leads_into(block: list[Unit], following: list[Unit]) -> bool:
-    """Whether a block is a change of shape that the next unit, of another kind, goes on from."""
+    """Whether a block is a change of shape that the next unit, of another kind, continues from."""
     working = [unit for unit in block if unit.works]
     lone = len(working) == 1 and any(unit.changes for unit in block)
     return lone and working[0].kind is not following[-1].kind and not any(unit.changes for unit in following)
@@ -142,7 +142,9 @@ def head_nodes(traced: Traced, classifier: str) -> HeadNodes:
     path = _way_back(traced, feature)
     map_node = _before_pooling(traced, path)
     if map_node is None:
-        raise ValueError(f"nothing before the classifier {classifier} is a map or a sequence that exits could stand on")
+        raise ValueError(
+            f"nothing before the classifier {classifier} is a map or a sequence that exits can be attached to"
+        )
     width = max(traced.values[feature][0].shape[1:])
     return HeadNodes(feature, _upright(traced, map_node, path, width), logits)
 

@@ -14,7 +14,7 @@ NEAR = 0.05
 
 
 class Place(NamedTuple):
-    """Where an exit can stand: the layer before it, the share of the multiply-adds up to it.
+    """A possible place of an exit: the layer before it, the share of the multiply-adds up to it.
 
     `shape_changes` says whether the shape of the state changes after it.
     """

@@ -230,7 +230,7 @@ class LazyStage(nn.Module):
 
 
 class PickingBranch(nn.Module):
-    """A branch that picks the tensors it reads from a state; in the place of others it gets an empty tensor.
+    """A branch that picks the tensors it reads from a state; in place of the others it gets an empty tensor.
 
     Args:
         places: for each tensor of the state that the branch was made for, its position in the new one, None if unread.

@@ -46,7 +46,7 @@ def build(
         classes: number of classes C.
         channels: channels of the images.
         size: (height, width) of the images; default what the network is made for.
-        exits_after: layers after which exits are to stand.
+        exits_after: layers to attach exits to.
         exits: how many exits to place at equal shares of the multiply-adds instead; default `EXITS`.
         options: passed to the network's constructor.
         device, check: as in `offramp.split.split`.

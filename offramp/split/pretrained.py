@@ -51,7 +51,7 @@ def _module(package: str) -> str:
 
 
 def _of_package(package: str, name: str) -> dict[str, Tensor]:
-    """The only .pth file of a package; its tensors stand in the order of the network's, under other names."""
+    """The only .pth file of a package; its tensors are in the order of the network's, under other names."""
     with as_file(files(_module(package))) as folder:
         (path,) = sorted(Path(folder).glob("models/*.pth"))
         tensors = list(read(path).values())

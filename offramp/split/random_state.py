@@ -42,7 +42,7 @@ def restore_random_state(state: RandomState) -> None:
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Within, random numbers may be drawn; afterwards they go on as if none had been."""
+    """Within, random numbers may be drawn; afterwards the generators continue as if none had been drawn."""
     before = random_state()
     try:
         yield

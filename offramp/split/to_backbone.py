@@ -73,7 +73,7 @@ def _in_order(cut_points: CutPoints, cut_layers: Sequence[str], end: blocks.Head
     cuts: list[fx.Node] = []
     for name in cut_layers:
         if name not in traced.ends:
-            raise ValueError(f"the model never calls the layer {name} by itself, so no exit can stand after it")
+            raise ValueError(f"the model never calls the layer {name} by itself, so no exit can be attached after it")
         node = main(traced, traced.ends[name])
         value = traced.values[node]
         if order[node] >= order[end.map]:
@@ -88,7 +88,7 @@ def _in_order(cut_points: CutPoints, cut_layers: Sequence[str], end: blocks.Head
             )
         if node in cuts:
             raise ValueError(
-                f"two exits stand at the same place: {cut_layers[cuts.index(node)]} and {name} end together; "
+                f"two exits are at the same place: {cut_layers[cuts.index(node)]} and {name} end together; "
                 + _choice(cut_points, end)
             )
         cuts.append(node)
@@ -105,8 +105,8 @@ def _choice(cut_points: CutPoints, end: blocks.HeadNodes) -> str:
     order = order_of(cut_points.traced)
     names = [name for name, node in cut_points.ends if order[main(cut_points.traced, node)] < order[end.map]]
     if not names:
-        return "nothing before that is a map or a sequence that an exit could stand on"
-    return f"exits can stand after {', '.join(names if len(names) <= 12 else [*names[:5], '…', *names[-6:]])}"
+        return "nothing before that is a map or a sequence that an exit can be attached to"
+    return f"exits can be attached after {', '.join(names if len(names) <= 12 else [*names[:5], '…', *names[-6:]])}"
 
 
 def _groups(model: nn.Module, cut_points: CutPoints, cuts: list[fx.Node], end: blocks.HeadNodes) -> list[list[fx.Node]]:
@@ -139,7 +139,7 @@ def _parts(
         graphs.append(cutter.graph(len(flat), (end.logits, end.feature, end.map)))
     except Crossing as error:
         where = f"after {last[error.cut]}" if error.cut in last else "at this place"
-        raise ValueError(f"no exit can stand {where}: {error}; put it elsewhere") from None
+        raise ValueError(f"no exit can be attached {where}: {error}; put it elsewhere") from None
     return [Subgraph(plan(graph, model, borrowed, traced), model) for graph, borrowed in graphs]
 
 

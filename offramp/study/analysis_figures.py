@@ -18,7 +18,7 @@ PANEL, GAP, HEAD = 320, 24, 56
 LOW, HIGH = (247, 251, 255), (8, 48, 107)
 """Colours of the dissimilarities 0 and 2."""
 GREY = 254
-"""The level that stands for NaN."""
+"""The level that represents NaN."""
 
 
 def over_exits(values: Mapping[str, Sequence[float | None]]) -> list[Curve]:

@@ -56,7 +56,7 @@ def _difference_cell(difference: float | None, interval: list[float] | None, bra
 
 
 def counted(seeds: Sequence[int]) -> str:
-    """How many seeds a figure stands on: `3`, or `one seed`, for which there is no interval."""
+    """The number of seeds of a figure: `3`, or `one seed`, for which there is no interval."""
     return "one seed" if len(seeds) == 1 else str(len(seeds))
 
 

@@ -26,7 +26,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def comparison_parts(comparison: Comparison) -> list[Table | str]:
-    """Means over seeds, differences to the baseline, and what shortened names of methods stand for."""
+    """Means over seeds, differences to the baseline, and what shortened names of methods mean."""
     names, legend = _names([row.method for row in comparison.methods])
     columns = ["", "n", *comparison.columns]
     rows = [[names[row.method], counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
@@ -65,7 +65,7 @@ def _costs(comparison: Comparison, names: dict[str, str]) -> list[Table | str]:
 
 
 def _names(methods: list[str]) -> tuple[dict[str, str], list[str]]:
-    """What each method is called in a narrow table, and what the numbers in these names stand for."""
+    """What each method is called in a narrow table, and what the numbers in these names mean."""
     long = [method for method in methods if len(method) > WIDEST]
     short = {method: f"{method.partition('(')[0]} ({number})" for number, method in enumerate(long, 1)}
     return {method: short.get(method, method) for method in methods}, [f"{short[one]}: {one}" for one in long]

@@ -148,7 +148,7 @@ def diagram(bins: Bins, name: str) -> Figure:
 def curves(
     title: str, lines: Mapping[str, Sequence[Number | None]], positions: Sequence[Number], x: str, y: str
 ) -> Figure:
-    """Numbers over epochs or steps, one line each; where there is none (None), the line goes on behind it."""
+    """Numbers over epochs or steps, one line each; a missing one (None) interrupts the line."""
     series = []
     few = len(positions) <= 40
     for look, (name, values) in enumerate(lines.items()):

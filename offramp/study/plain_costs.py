@@ -17,7 +17,7 @@ PLAIN = "vanilla"
 class PlainNetworks(NamedTuple):
     """The plain network of every run: accuracies in [0, 1], multiply-adds per image.
 
-    `name` says what it is; `by_seed` has a point for every seed, None where the final exit of each run is taken.
+    `name` says what it is; `by_seed` has a point for every seed, None if the final exit of each run is used.
     """
 
     name: str
@@ -63,7 +63,7 @@ class MethodCosts:
 
 
 def plain_networks(lines: Sequence[Line], plain: tuple[str, FrontierPoint] | None) -> PlainNetworks:
-    """The plain networks to compare with: the one that was given, else those of the method vanilla, else final exits.
+    """The plain networks to compare with: that of the baseline, else those of the method vanilla, else final exits.
 
     Args:
         plain: a name, and the point of a network that all runs are compared with.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Mean(NamedTuple):
-    """A mean over so many runs and their standard deviation (n - 1); None where there is one run."""
+    """A mean over so many runs and their standard deviation (n - 1); None for one run."""
 
     mean: float
     deviation: float | None
@@ -14,7 +14,7 @@ class Mean(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The mean of paired differences, and its confidence interval [low, high]; None where there is one pair."""
+    """The mean of paired differences, and its confidence interval [low, high]; None for one pair."""
 
     mean: float
     low: float | None

@@ -191,7 +191,7 @@ def set_earlier_exit_use(net: nn.Module, phase: Phase) -> None:
 
 
 def _earlier_exit_users(net: MultiExitNet) -> list[EarlierExitUser]:
-    """The parts of the final exit that may depend on earlier exits and can be told to ignore them."""
+    """The parts of the final exit that may depend on earlier exits and can be set to ignore them."""
     return [part for part in net.branches[-1].modules() if isinstance(part, EarlierExitUser)]
 
 

@@ -73,7 +73,7 @@ def claimed(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool 
 
 
 def writing_into(folder: Path) -> AbstractContextManager[None]:
-    """Hold the folder for writing if it is that of a run, or lies in one; see `offramp.train.run_lock.writing`."""
+    """Hold the folder for writing if it is that of a run, or within one; see `offramp.train.run_lock.writing`."""
     run = next((place for place in (folder, folder.parent) if (place / CONFIG).is_file()), None)
     return nullcontext() if run is None else writing(run)
 
@@ -113,7 +113,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
             )
         return True
     if (owner := _within(folder)) is not None:
-        raise with_parameters(ValueError(f"{folder} lies within {owner}; choose another out"), "out")
+        raise with_parameters(ValueError(f"{folder} is within {owner}; choose another out"), "out")
     if folder.is_dir() and any(entry.name.removeprefix(".part-") not in BEFORE_TRAINING for entry in folder.iterdir()):
         raise with_parameters(
             ValueError(f"{folder} is not empty and does not contain an offramp run; choose another out"), "out"
@@ -122,7 +122,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
 
 
 def _within(folder: Path) -> str | None:
-    """The run or bundle that a folder lies in: whoever moves or deletes that one does not expect another in it."""
+    """The run or bundle that a folder is in: who moves or deletes that one does not expect another in it."""
     for parent in folder.resolve().parents:
         if (parent / CONFIG).is_file() and begun(parent):
             return f"the run {parent}"

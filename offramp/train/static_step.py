@@ -128,7 +128,7 @@ class StaticStep:
     def _capture(self, batch: Batch) -> None:
         """Record the step's kernels; nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads that read images may go on
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads that read images may continue
             terms = self.step(batch)
             self.names, self.values = tuple(terms), torch.stack(list(terms.values()))
         self.graph = graph

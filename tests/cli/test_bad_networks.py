@@ -35,13 +35,13 @@ def test_unknown_names_get_the_nearest(offramp: Run, words: tuple[object, ...], 
     ("after", "says"),
     [
         ("7", "an exit after 7 would not come before the final exit, which begins with the pooling of 8×4×4"),
-        ("1,1", "two exits stand at the same place: 1 and 1 end together"),
+        ("1,1", "two exits are at the same place: 1 and 1 end together"),
         ("3,1", "exits must be in the order of the forward pass: 1,3, not 3,1"),
     ],
 )
 def test_wrong_places_show_the_order(offramp: Run, after: str, says: str) -> None:
     said = refused(offramp, (*SMALL, "--exits-after", after), says)
-    assert "exits can stand after 0, 1, 2, 3" in said or after == "3,1"
+    assert "exits can be attached after 0, 1, 2, 3" in said or after == "3,1"
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with (
-            pytest.raises(ValueError, match="another `offramp compare` or `reproduce` is at work in"),
+            pytest.raises(ValueError, match="another `offramp compare` or `reproduce` is running in"),
             contextlib.ExitStack() as stack,
         ):
             stack.enter_context(alone(tmp_path / ".lock", 0.2, said.append))

@@ -308,7 +308,7 @@ def test_every_option_of_the_recipe_trains(offramp, tmp_path):
         (("--method.alhpa", "1"), "the nearest is 'alpha'"),
         (("--net.widht", "1"), "the nearest is 'width'"),
         (("--method.alpha", "much"), "--method.alpha takes a number, got 'much'"),
-        (("--method.alpha", "3"), "--method.alpha must lie in [0, 1], got 3.0"),
+        (("--method.alpha", "3"), "--method.alpha must be in [0, 1], got 3.0"),
         (("--method.schedule", "wave"), "takes one of cosine, constant, off"),
         (("--method.temperature", "0"), "temperature"),
         (("--lr", "-1"), "--lr must be positive"),

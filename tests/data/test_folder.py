@@ -178,7 +178,7 @@ def test_stray_image_and_stray_folder(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT)
     stray = tmp_path / "train/x.png"
     stray.write_bytes(b"")
-    refused(tmp_path, ValueError, "x.png lies in no class folder")
+    refused(tmp_path, ValueError, "x.png is in no class folder")
     stray.unlink()
     (tmp_path / "extra").mkdir()
     refused(tmp_path, ValueError, "has extra/ beside train/")

@@ -224,7 +224,7 @@ def test_a_label_that_names_no_class_is_named_before_training():
     source = ArraySource("toy", ("a", "b"), labels, np.zeros((4, 1, 2, 2), np.uint8))
     split = Split(source, np.array([3, 2, 1], np.int64), "train")
     data = DataSet("toy", {"train": split}, source.classes, source.shape, (0.5,), (0.5,), "none")
-    with pytest.raises(ValueError, match=r"toy: labels must lie in 0\.\.\.1, .* but the label of row 2 of train is 2"):
+    with pytest.raises(ValueError, match=r"toy: labels must be in 0\.\.\.1, .* but the label of row 2 of train is 2"):
         Loader(split, data, batch_size=2, augment=False, seed=0)
 
 

@@ -127,7 +127,7 @@ def test_images_told_apart_in_another_way_are_refused() -> None:
     record = dataclasses.replace(records.record_of(data), kind="files")
     with pytest.raises(ValueError, match="digits cannot be compared with what runs/a was trained on"):
         records.restored(data, record, "runs/a", False)
-    assert records.changed(data, record, "runs/a") == "its images were told apart by files, these are pixels 1x8x8"
+    assert records.changed(data, record, "runs/a") == "its images were identified by files, these are pixels 1x8x8"
 
 
 def test_the_digest_of_a_split_is_that_of_its_images_and_labels(tmp_path: Path) -> None:

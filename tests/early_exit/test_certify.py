@@ -154,7 +154,7 @@ def test_what_saves_nothing_is_not_taken(population: Trace) -> None:
 @pytest.mark.parametrize(("risk", "delta"), [(0.0, None), (1.0, None), (0.1, 0.0), (0.1, 1.0), (float("nan"), None)])
 def test_probabilities_out_of_range(population: Trace, risk: float, delta: float | None) -> None:
     logits, labels, prices = population
-    with pytest.raises(ValueError, match="risk and delta lie between 0 and 1"):
+    with pytest.raises(ValueError, match="risk and delta must be between 0 and 1"):
         certify(logits, labels, segment_costs=prices, risk=risk, delta=delta)
 
 

@@ -209,7 +209,7 @@ def test_the_provenance_of_a_policy_is_checked(tmp_path: Path, origin: dict[str,
 def test_a_key_that_stands_twice_and_numbers_that_json_lacks_are_refused() -> None:
     whole = policy().to_json()
     for old, new, says in (
-        ('"patience": 1', '"patience": 2, "patience": 1', "the key 'patience' stands there twice"),
+        ('"patience": 1', '"patience": 2, "patience": 1', "the key 'patience' appears there twice"),
         ('"patience": 1', '"patience": NaN', "NaN is no number of JSON"),
     ):
         assert old in whole

@@ -31,7 +31,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("label", [-1, 5])
 def test_labels_outside_the_classes_are_named(label: int) -> None:
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.\.4, .* here they lie in") as caught:
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.\.4, .* here they are in") as caught:
         cross_entropy(LOGITS, torch.tensor([1, 0, label, 1]))
     assert str(label) in str(caught.value)
 

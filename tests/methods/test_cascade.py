@@ -273,7 +273,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("imta", {"shares": (1.0,)}, "shares needs 2 values, one for each stage, got 1"),
     ("imta", {"shares": (1.0, 0.0)}, "shares must be greater than 0 and finite, got 0.0"),
     ("imta", {"rates": (1.0, 1.0, 1.0)}, "rates needs 2 values, one for each stage, got 3"),
-    ("imta", {"gamma": 1.5}, r"gamma must lie in \[0, 1\]"),
+    ("imta", {"gamma": 1.5}, r"gamma must be in \[0, 1\]"),
 ]
 
 

@@ -88,7 +88,7 @@ def test_the_ensemble_alone_learns_from_the_labels_alone() -> None:
         ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"weight": -1.0}, "weight must be at least 0"),
         ({"floor": -1.0}, "floor must be at least 0"),
-        ({"ramp_up": 1.5}, r"ramp_up must lie in \[0, 1\]"),
+        ({"ramp_up": 1.5}, r"ramp_up must be in \[0, 1\]"),
     ],
 )
 def test_values_that_make_no_sense(hyper: dict[str, Any], says: str) -> None:

@@ -44,6 +44,6 @@ def test_the_configuration_names_the_new_device(tmp_path: Path, precision: str, 
     config: Any = dataclasses.replace(resolve(CPU), precision=kept)
     assert change(tmp_path, config) == ""  # nothing was trained yet
     (tmp_path / "metrics.jsonl").touch()
-    assert change(tmp_path, config) == f"the run was trained on cuda, and goes on on cpu in precision {kept}"
+    assert change(tmp_path, config) == f"the run was trained on cuda, and continues on cpu in precision {kept}"
     assert read_config(tmp_path) == {"device": "cpu", "precision": kept, "lr": 0.3}
     assert change(tmp_path, config) == ""

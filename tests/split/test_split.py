@@ -51,12 +51,12 @@ def test_stages_hold_the_blocks_between_the_cuts_and_the_head_begins_before_pool
     [
         (["layr1"], "unknown layer 'layr1' of Chain; the nearest is 'layer1'"),
         (["layer2", "layer1"], "exits must be in the order of the forward pass: layer1,layer2, not layer2,layer1"),
-        (["layer1", "layer1"], "two exits stand at the same place: layer1 and layer1 end together"),
-        (["layer1", "layer1.2"], "two exits stand at the same place: layer1 and layer1.2 end together"),
+        (["layer1", "layer1"], "two exits are at the same place: layer1 and layer1 end together"),
+        (["layer1", "layer1.2"], "two exits are at the same place: layer1 and layer1.2 end together"),
         (
             ["fc"],
             "an exit after fc would not come before the final exit, which begins with the pooling of 8×4×4; exits can "
-            "stand after layer1.0, layer1.1, layer1, layer2.0, layer2.1, layer2, layer3.0, layer3.1",
+            "be attached after layer1.0, layer1.1, layer1, layer2.0, layer2.1, layer2, layer3.0, layer3.1",
         ),
         (["layer3"], "an exit after layer3 would not come before the final exit"),
     ],
@@ -69,7 +69,9 @@ def test_wrong_places_are_named(after: list[str], said: str) -> None:
 
 def test_a_model_without_any_place_says_so() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5))
-    with pytest.raises(ValueError, match=r"; nothing before that is a map or a sequence that an exit could stand on$"):
+    with pytest.raises(
+        ValueError, match=r"; nothing before that is a map or a sequence that an exit can be attached to$"
+    ):
         split(flat, ["1"], (3, 8, 8))
 
 
@@ -77,7 +79,7 @@ def test_a_layer_that_is_never_called() -> None:
     model = Chain()
     model.unused = nn.Conv2d(1, 1, 1)
     with pytest.raises(
-        ValueError, match=r"^the model never calls the layer unused by itself, so no exit can stand after"
+        ValueError, match=r"^the model never calls the layer unused by itself, so no exit can be attached after"
     ):
         split(model, ["unused"], (3, 8, 8))
     whole = split(model, ["layer1"], (3, 8, 8))
@@ -123,7 +125,7 @@ class Moody(Chain):
 
 def test_what_cannot_pass_a_cut_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"^no exit can stand after layer1: mean, 3×8×8 for 2 images, would have to be passed"
+        ValueError, match=r"^no exit can be attached after layer1: mean, 3×8×8 for 2 images, would have to be passed"
     ):
         split(Batchless(), ["layer1"], (3, 8, 8))
 

@@ -167,7 +167,7 @@ def test_no_run_begins_within_another_run_or_a_bundle(tmp_path: Path) -> None:
         for file in files:
             (tmp_path / name / file).write_text("")
         for inner in (tmp_path / name / "deep/new", tmp_path / name / "deep"):
-            with pytest.raises(ValueError, match=f"{inner} lies within the {name} {tmp_path}"):
+            with pytest.raises(ValueError, match=f"{inner} is within the {name} {tmp_path}"):
                 claim(inner, CONFIG, False)
         assert not (tmp_path / name / "deep/new").exists()
     (tmp_path / "runs").mkdir()
