@@ -5,14 +5,12 @@ import linecache
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import count
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from offramp import digests
 from offramp.split.tracer import Traced
-
-_number = count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,7 @@ def _compile(graph: fx.Graph, modules: Collection[str]) -> Callable[["Subgraph",
     code = graph.python_code("self")
     above = {name.rsplit(".", depth)[0] for name in modules for depth in range(name.count(".") + 1)}
     source = ast.unparse(_Direct(above).visit(ast.parse(code.src)))
-    name = f"<offramp.split subgraph {next(_number)}>"
+    name = f"<offramp.split subgraph {digests.of_bytes(source.encode())}>"  # the same source takes one place
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     names: dict[str, Any] = dict(code.globals)
     exec(compile(source, name, "exec"), names)

@@ -41,12 +41,12 @@ def lazy(net: MultiExitNet, shape: tuple[int, int, int]) -> MultiExitNet:
         if parts is None:
             return net
         return _assemble(net, trunk, parts).eval()
-    except (Untraceable, fx.proxy.TraceError, TypeError, RuntimeError, AttributeError):
+    except (_NotPostponable, fx.proxy.TraceError, TypeError, RuntimeError, AttributeError):
         return net  # control flow, or a forward pass that torch.fx does not follow
 
 
-class Untraceable(ValueError):
-    """A network that stays as it is."""
+class _NotPostponable(ValueError):
+    """A network whose operations cannot be postponed: it stays as it is."""
 
 
 def _has_several_tensors(net: MultiExitNet, shape: tuple[int, int, int]) -> bool:
@@ -112,7 +112,7 @@ def _trunk(net: MultiExitNet, shape: tuple[int, int, int]) -> Trunk:
         single = isinstance(result, fx.Node)
         state = (result,) if isinstance(result, fx.Node) else tuple(result)  # type: ignore[arg-type]
         if not all(isinstance(node, fx.Node) for node in state):
-            raise Untraceable("a state that is not made of tensors")
+            raise _NotPostponable("a state that is not made of tensors")
         states.append(state)
         singles.append(single)
     graph.output(tuple(states[-1]))
@@ -193,7 +193,7 @@ def _in_place(node: fx.Node, trunk: Trunk) -> bool:
     """Whether a node changes its only input, which nothing else reads.
 
     Raises:
-        Untraceable: if something else reads what it changes.
+        _NotPostponable: if something else reads what it changes.
     """
     if node.op == "call_module":
         changes = bool(getattr(trunk.stages.get_submodule(str(node.target)), "inplace", False))
@@ -201,7 +201,7 @@ def _in_place(node: fx.Node, trunk: Trunk) -> bool:
         name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
         changes = bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
     if changes and len(node.all_input_nodes[0].users) > 1:
-        raise Untraceable(f"{node.name} changes a tensor that others read")
+        raise _NotPostponable(f"{node.name} changes a tensor that others read")
     return changes
 
 

@@ -37,9 +37,15 @@ def state(net: Net) -> dict[str, Tensor]:
 
 
 def _trunk(net: Net) -> tuple[list[nn.Module], nn.Module]:
-    """The blocks of all stages, and the head."""
+    """The blocks of all stages, and the head.
+
+    Raises:
+        ValueError: if the final exit holds no head.
+    """
     last: Any = net if isinstance(net, Backbone) else net.branches[-1]
     while not hasattr(last, "head"):
+        if not hasattr(last, "branch"):
+            raise ValueError(f"the final exit, a {type(last).__name__}, has neither a `head` nor a `branch` around one")
         last = last.branch  # a method's own around it
     head: nn.Module = last.head
     blocks: list[nn.Module] = []

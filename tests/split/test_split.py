@@ -1,5 +1,6 @@
 """Cutting, placing, stages by hand, weights: the edges, and what is said to those who ask for what cannot be."""
 
+import linecache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_stages_hold_the_blocks_between_the_cuts_and_the_head_begins_before_pool
     assert names[1] == ["0.layer2.0.weight", "0.layer2.0.bias", "0.layer2.1.weight", "0.layer2.1.bias"]
     assert [name for name, _ in backbone.head.named_parameters()] == ["fc.weight", "fc.bias"]
     assert backbone.head.fc.weight is model.fc.weight  # type: ignore[union-attr]
+
+
+def test_sources_for_tracebacks_are_kept_once() -> None:
+    def kept() -> list[str]:
+        return [name for name in linecache.cache if name.startswith("<offramp.split subgraph")]
+
+    split(Chain(), ["layer1"], (3, 8, 8), check=False)
+    before = kept()
+    split(Chain(), ["layer1"], (3, 8, 8), check=False)
+    assert before and kept() == before
+
+
+def test_a_final_exit_without_a_head_is_named() -> None:
+    network = net("layer1")
+    network.branches[-1] = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="the final exit, a Linear, has neither a `head` nor a `branch`"):
+        state(network)
 
 
 @pytest.mark.parametrize(
