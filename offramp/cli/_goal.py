@@ -7,7 +7,7 @@ points: `0.5` and `0.5%` are half a point.
 from typing import Literal, cast
 
 from offramp.lookup import ParameterError
-from offramp.runs.goal import Goal
+from offramp.runs.goal import Goal, Runtime, Unit
 
 SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 AMBIGUOUS = 0.1
@@ -22,9 +22,9 @@ def goal_of(
     target_accuracy: str | None,
     risk: str | None,
     delta: str | None,
-    save: Literal["macs", "ms"] | None,
+    save: Unit | None,
     batch_size: int,
-    runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None,
+    runtime: Runtime | None,
     never_slower_at: tuple[int, ...],
     temperatures: str,
 ) -> Goal:

@@ -1,13 +1,14 @@
 """offramp calibrate: fit the policy that decides when samples exit, on the split held out for it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 
 from offramp.cli import show
 from offramp.cli._goal import goal_of
 from offramp.cli._options import BaselinePath, DataDir, Device, Json, Sizes, Weights
+from offramp.runs.goal import Answer, Runtime, Score, Unit
 
 GOAL = Group("Goal (exactly one)")
 
@@ -21,12 +22,12 @@ def calibrate(
     target_accuracy: Annotated[str | None, Parameter(group=GOAL)] = None,
     risk: Annotated[str | None, Parameter(group=GOAL)] = None,
     delta: str | None = None,
-    save: Literal["macs", "ms"] | None = None,
+    save: Unit | None = None,
     batch_size: int = 64,
-    runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None,
+    runtime: Runtime | None = None,
     never_slower_at: Sizes = (),
-    score: Literal["confidence", "margin", "entropy", "patience", "learned"] = "confidence",
-    answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
+    score: Score = "confidence",
+    answer: Answer = "exit",
     temperatures: str = "1",
     baseline: BaselinePath = None,
     weights: Weights = "last",

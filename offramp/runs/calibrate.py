@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from offramp.lookup import ParameterError, with_parameters
 from offramp.measure.units import percent
@@ -12,7 +12,7 @@ from offramp.progress import Progress
 from offramp.runs import never_slower
 from offramp.runs.baseline import Baseline, BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.calibration import Calibration, cost_text
-from offramp.runs.goal import Goal
+from offramp.runs.goal import Answer, Goal, Score
 from offramp.runs.learned import learned_rule
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
@@ -33,8 +33,8 @@ def calibrate(
     run: RunLike,
     goal: Goal,
     *,
-    score: Literal["confidence", "margin", "entropy", "patience", "learned"] = "confidence",
-    answer: Literal["exit", "arithmetic", "geometric", "sum"] = "exit",
+    score: Score = "confidence",
+    answer: Answer = "exit",
     baseline: BaselineLike | None = None,
     weights: Weights = "last",
     data_dir: Path | str | None = None,

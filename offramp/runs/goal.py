@@ -7,6 +7,13 @@ from typing import Literal
 
 from offramp.lookup import ParameterError
 
+Unit = Literal["macs", "ms"]
+"""Costs: multiply-adds or milliseconds, per image."""
+Runtime = Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"]
+"""Where milliseconds are measured."""
+Score = Literal["confidence", "margin", "entropy", "patience", "learned"]
+Answer = Literal["exit", "arithmetic", "geometric", "sum"]
+"""The values of `ExitPolicy.score` and `ExitPolicy.answer`."""
 GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
 
 
@@ -37,9 +44,9 @@ class Goal:
     target_accuracy: int | float | None = None
     risk: int | float | None = None
     delta: int | float | None = None
-    save: Literal["macs", "ms"] | None = None
+    save: Unit | None = None
     batch_size: int = 64
-    runtime: Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] | None = None
+    runtime: Runtime | None = None
     never_slower_at: tuple[int, ...] = ()
     temperatures: int | float | Sequence[int | float] | Literal["fit"] = 1.0
 
@@ -85,7 +92,7 @@ class Goal:
             )
 
     @property
-    def unit(self) -> Literal["macs", "ms"]:
+    def unit(self) -> Unit:
         """What is counted as the cost: macs or ms."""
         if self.macs is not None or self.ms is not None:
             return "macs" if self.macs is not None else "ms"
