@@ -275,13 +275,19 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
 
 
 def _gains(config: ResolvedConfig, net: "MultiExitNet", data: "DataSet") -> dict[str, float]:
-    """How many times cheaper early exit can get, by structure; external models take long to cut: their own exits."""
+    """How many times cheaper early exit can get, by structure.
+
+    External models take seconds to cut: other structures than their own are counted if they are fine-tuned, which takes
+    longer still.
+    """
     from offramp.measure import cost
     from offramp.models import is_external
 
     macs = cost.macs(net, data.shape)
     gains = {config.branch: macs[-1] / macs[0]}
-    return gains if is_external(config.net) else gains | cheapest(config, len(data.classes), data.shape)
+    if is_external(config.net) and not config.pretrained:
+        return gains
+    return gains | cheapest(config, len(data.classes), data.shape)
 
 
 def _conclude(
