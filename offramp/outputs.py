@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class ExitOutputs(NamedTuple):
-    """What a network with E exits answers, shallow to deep, the final exit last.
+    """Outputs of a network with E exits, shallow to deep, the final exit last.
 
     `features` are what enters each classifier (pooled); `maps` the same before pooling, (B, D, H, W) or (B, T, D).
     """

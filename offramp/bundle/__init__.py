@@ -1,1 +1,1 @@
-"""Bundles: a folder with segments, policy and manifest that answers without torch."""
+"""Bundles: a folder with segments, policy and manifest that predicts without torch."""

@@ -62,7 +62,7 @@ def _missing(runtime: str, available: Sequence[str]) -> str:
 
 
 def refuse_fallback(runtime: str, used: Sequence[str]) -> None:
-    """Refuse a session that computes with another provider than was asked for, which ONNX Runtime does in silence.
+    """Refuse a session that computes with another provider than was asked for, as ONNX Runtime does silently.
 
     Args:
         used: the session's providers, the first one first.

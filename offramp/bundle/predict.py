@@ -1,4 +1,4 @@
-"""From image files to rows of answers: bad images are named, the others answered. Runs without torch."""
+"""From image files to rows of predictions; images that cannot be read are named. Runs without torch."""
 
 import math
 import time

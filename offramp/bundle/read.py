@@ -28,7 +28,7 @@ LARGEST = 1 << 31
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle ready to answer.
+    """An open bundle.
 
     `segments` are those from number `begin` (counted from 0) on that were asked for; all of them by default.
     """

@@ -26,7 +26,7 @@ SIZES = (1, 2, 7, 32)  # batches that are compared first; then the last size, ag
 
 
 class Difference(ValueError):
-    """The bundle answers otherwise than the network; the message says where."""
+    """The bundle's results differ from the network's; the message says where."""
 
 
 class Samples(NamedTuple):
@@ -81,7 +81,7 @@ def verify(
 
     Args:
         net: in eval mode, float32, on the CPU.
-        count: number of images, evenly spread over test, then cal, val and train; all where there are fewer.
+        count: number of images, evenly spread over test, then cal, val and train; all if there are fewer.
         advance: called with the number of samples after each batch.
     Returns:
         (verified, measured) as the manifest holds them.

@@ -97,7 +97,7 @@ def write(
 def _files(
     folder: Path, net: MultiExitNet, policy: ExitPolicy, preprocessing: Preprocessing, classes: tuple[str, ...]
 ) -> Manifest:
-    """Write segments and policy, and answer the manifest that names them."""
+    """Write segments and policy; returns the manifest that names them."""
     _put(folder / POLICY, (policy.to_json() + "\n").encode())
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     parts = []

@@ -1,4 +1,4 @@
-"""Images that are all at hand: on a CPU where the source has them, else the split's copied to the device once."""
+"""Images that are all in memory: on a CPU in the source, on a GPU the split's, copied there once."""
 
 from collections.abc import Iterator, Sequence
 

@@ -151,9 +151,9 @@ class Request:
 
 @dataclass(frozen=True)
 class RawDataSet:
-    """What a source's `build` answers: images, and the rows of each part that the data came in.
+    """What a source's `build` returns: images, and the rows of each part of the original data.
 
-    The parts are {train, test}, {train, val, test}, {train, val} or, where the data came undivided, {all}. `fit` as in
+    The parts are {train, test}, {train, val, test}, {train, val} or, for undivided data, {all}. `fit` as in
     `DataSet`; `duplicates` are the rows of equal images, a list for each; `damaged` as in `DataSet`.
     """
 

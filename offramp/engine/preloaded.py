@@ -100,7 +100,7 @@ class Server:
             )
 
     def ask(self, what: str, about: Any, *files: int) -> Any:
-        """Its answer; None if it was killed."""
+        """Its result; None if it was killed."""
         with self.lock:
             try:
                 _send(self.control, [what, about], *files)

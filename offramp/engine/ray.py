@@ -190,7 +190,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address where nothing answers, which Ray itself would wait for."""
+    """Refuse an address where no cluster answers; Ray itself would wait for one."""
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal()) or "://" in address:
         raise ParameterError(f"address must be HOST:PORT of the Ray cluster's head, got {address}", "address")

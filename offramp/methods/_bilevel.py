@@ -81,7 +81,7 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
         return global_mean(look_ahead.product(losses, theta, direction, convolved))
 
 
-NEEDS_HELD_OUT = "the weights of the losses are learned on the val split, but nothing is held out: set holdout above 0"
+NEEDS_HELD_OUT = "the loss weights are learned on the val split, but nothing is held out: set holdout above 0"
 
 
 def held_out_gradient(

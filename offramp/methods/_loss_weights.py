@@ -224,5 +224,5 @@ def weights_of(run: Path) -> list[float]:
     except ValueError:
         raise ValueError(f"fixed: the last step in {path} is damaged: it is not JSON") from None
     if not {"weights", "averages"} <= record.keys():  # `eed` writes weights too, of another kind
-        raise ValueError(f"fixed: {run} has no weights of losses: it must be a run of hdkd, hdbt or hmsdnet")
+        raise ValueError(f"fixed: {run} has no loss weights: it must be a run of hdkd, hdbt or hmsdnet")
     return [float(weight) for weight in record["weights"]]

@@ -134,7 +134,7 @@ def config_of(one: Training, protocol: Protocol, runs: Path = Path()) -> Config:
     """What `offramp train` takes for this training: seed 0, no data directory.
 
     Args:
-        runs: folder of runs, for trainings that take the weights of losses from another run.
+        runs: folder of runs, for trainings that take the loss weights from another run.
     """
     return unflat(values_of(one, protocol, runs), f"training {one.name}")
 
@@ -165,7 +165,7 @@ def values_of(one: Training, protocol: Protocol, runs: Path = Path()) -> dict[st
 
 
 def needs_run(one: Training) -> tuple[str, int] | None:
-    """The training and seed whose final weights of losses this one takes; None if it takes none."""
+    """The training and seed whose final loss weights this one takes; None if it takes none."""
     other = factors()["methods"][one.method].get("weights-of")
     if other is None:
         return None

@@ -73,7 +73,7 @@ def ready(
         if giver is None or (folder / folder_of(*giver) / RESULT).is_file():
             able.append((one, seed))
         else:
-            reason = f"it takes the final weights of losses of {giver[0]} seed {giver[1]}, whose run is not in {folder}"
+            reason = f"it takes the final loss weights of {giver[0]} seed {giver[1]}, whose run is not in {folder}"
             waiting.append({"run": f"{one.name} seed {seed}", "reason": reason})
     return able, waiting
 

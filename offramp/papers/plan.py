@@ -82,7 +82,7 @@ def step_seconds(config: ResolvedConfig) -> float:
     """Seconds of one optimizer step, the median of a few on random images, on the device that would train."""
     shape, classes = _shape(config)
     batch = _batch(config, shape)
-    if config.method_options.get("fixed") is not None:  # the weights of losses change no cost
+    if config.method_options.get("fixed") is not None:  # loss weights change no cost
         config = _replaced(config, fixed=None, meta_every=0)
     times = step_times(config, shape, classes, batch=batch, steps=STEPS)
     return statistics.median(times) * config.batch_size / batch

@@ -177,7 +177,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
 
 
 def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "MultiExitNet":
-    """A copy of the network to answer with, in float32 or with what autocast computes in bf16 held in bf16.
+    """A copy of the network for inference, in float32 or with what autocast computes in bf16 held in bf16.
 
     Those are the numbers of autocast, which would convert the weights again in every call.
     """

@@ -100,7 +100,7 @@ def _refused(message: str) -> Exception:
 
 
 def _check_like(baseline: LoadedRun, run: LoadedRun) -> None:
-    """Refuse a baseline whose answers or inputs mean something else."""
+    """Refuse a baseline with other classes or inputs."""
     run_classes, baseline_classes = list(run.about["classes"]), list(baseline.about["classes"])
     if run_classes != baseline_classes:
         pairs = zip((*baseline_classes, None), (*run_classes, None), strict=False)

@@ -1,4 +1,4 @@
-"""Milliseconds of what a run computes, measured here and now, in the runtime that is to answer."""
+"""Milliseconds of a run's segments, measured on this machine in the runtime that will be deployed."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any

@@ -171,7 +171,7 @@ def open_run(
     shape = tuple(about["shape"])
     with config_errors(folder):
         method = build_method(config)
-        if not trust.code_names(values):  # who trusts code lets it take what it wants
+        if not trust.code_names(values):  # trusted code is not limited
             _check_size(config, method, tensors, about, path)
         net = build_net(config, method, classes=len(about["classes"]), shape=shape, check=False)
     try:

@@ -1,4 +1,4 @@
-"""Any model as a network that exits can be attached to: cut after named layers, or given in stages by hand."""
+"""Any model as a network that exits can be attached to: cut after named layers, or built from your stages."""
 
 from collections.abc import Callable, Sequence
 

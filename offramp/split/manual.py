@@ -1,4 +1,4 @@
-"""Stages given by hand, for models whose forward pass cannot be traced."""
+"""Stages that the user provides, for models whose forward pass cannot be traced."""
 
 from collections.abc import Sequence
 

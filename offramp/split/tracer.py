@@ -43,7 +43,7 @@ class Traced(NamedTuple):
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer with a value at hand for every proxy; conditions and counts are decided by it."""
+    """torch.fx's tracer with a value for every proxy; conditions and counts are decided by it."""
 
     proxy_buffer_attributes = True
 

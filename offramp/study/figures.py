@@ -118,7 +118,7 @@ def over_budgets(budgeted: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def diagram(bins: Bins, name: str) -> Figure:
-    """A reliability diagram: how often the exit is right among answers of about the same confidence."""
+    """A reliability diagram: how often the exit is right among predictions of about the same confidence."""
     n, total = len(bins.samples), sum(bins.samples)
 
     def columns(frame: Frame) -> list[str]:
@@ -199,7 +199,7 @@ POINTS = 120
 def learned(history: Sequence[Mapping[str, Any]], exits: int) -> list[Figure]:
     """What the method learned beside the network and logged with every step: lists of numbers, over the steps.
 
-    Weights of losses, one per label and per pair of exits, are drawn by the exit that learns.
+    Loss weights, one per label and per pair of exits, are drawn by the exit that learns.
     """
     steps = [record for record in history if record["kind"] == "step"]
     known = {"kind", "epoch", "step", "lr", "loss", "terms"}

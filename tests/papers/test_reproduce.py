@@ -159,7 +159,7 @@ def test_weights_from_another_run_wait_for_it(tmp_path: Path) -> None:
     able, waiting = ready([(free, 0), (fixed, 0)], tmp_path)
     assert able == [(free, 0)]
     assert waiting[0]["run"] == "c150.msdnet-cifar-5.own.hdkd-fixed-1 seed 0"
-    assert "final weights of losses of c150.msdnet-cifar-5.own.hdkd seed 0" in waiting[0]["reason"]
+    assert "final loss weights of c150.msdnet-cifar-5.own.hdkd seed 0" in waiting[0]["reason"]
     (tmp_path / "c150.msdnet-cifar-5.own.hdkd-seed-0").mkdir()
     (tmp_path / "c150.msdnet-cifar-5.own.hdkd-seed-0" / "result.json").write_text("{}")
     assert ready([(fixed, 0)], tmp_path) == ([(fixed, 0)], [])

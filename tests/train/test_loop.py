@@ -452,13 +452,13 @@ def test_weights_of_a_finished_run_are_taken_and_kept(tmp_path: Path) -> None:
     learned, kept = (log.read(tmp_path / run / "metrics.jsonl", "step") for run in "ab")
     assert all(record["weights"] == learned[-1]["weights"] for record in kept)
     loop(tmp_path / "c", recipe(epochs=1)).run(resume=False)
-    for folder, says in (("c", "has no weights of losses: it must be a run of hdkd"), ("d", "is not a run: it has no")):
+    for folder, says in (("c", "has no loss weights: it must be a run of hdkd"), ("d", "is not a run: it has no")):
         with pytest.raises(ValueError, match=says):
             loop(tmp_path / "e", recipe(), find("hdkd").build(fixed=tmp_path / folder))
     with pytest.raises(ValueError, match="gives 6 weights, but hmsdnet with 3 exits has 3 losses"):
         loop(tmp_path / "e", recipe(), find("hmsdnet").build(fixed=tmp_path / "a"))
     loop(tmp_path / "f", recipe(epochs=1), find("eed").build(beta=0.0, weights="learned")).run(resume=False)
-    with pytest.raises(ValueError, match="has no weights of losses"):  # three weights, of another kind
+    with pytest.raises(ValueError, match="has no loss weights"):  # three weights, of another kind
         loop(tmp_path / "e", recipe(), find("hmsdnet").build(fixed=tmp_path / "f"))
     (tmp_path / "c/metrics.jsonl").write_text('{"kind": "step", "wei\n')
     with pytest.raises(ValueError, match=r"^fixed: the last step in .*metrics\.jsonl is damaged: it is not JSON$"):
