@@ -2,7 +2,8 @@
 
     python examples/finetune_timm.py --net timm:mobilenetv3_small_100 --data folder:photos --out runs/photos
 
-Weights are read from a file (`--weights`), if you have one; nothing is downloaded.
+Training starts from the pretrained weights of timm (`--pretrained`: it downloads them, unless they are in its cache or
+in an installed package), from a file (`--weights`), or from random weights.
 """
 
 import argparse
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder:PATH, with PATH/CLASS/*.jpg")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--weights", type=Path, help="pretrained weights: safetensors or a PyTorch checkpoint")
+    parser.add_argument("--pretrained", action="store_true", help="start from timm's pretrained weights")
     parser.add_argument("--exits", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--image-size", type=int, default=160)
@@ -31,6 +33,7 @@ def main() -> None:
         data=options.data,
         image_size=options.image_size,
         weights=options.weights,
+        pretrained=options.pretrained,
         holdout=0.2,
         epochs=options.epochs,
         batch_size=32,

@@ -156,22 +156,27 @@ def compare_curves(
         out: folder that curves.json and curves.svg are written into.
         cost, metric, weights, data_dir, device, baseline, write: as in `curves`; the baseline must fit every run.
     Raises:
-        ValueError: if a run is named twice, `out` or `write` cannot be written, or the baseline does not fit a run.
+        ValueError: if no run is named, one is named twice, `out` or `write` cannot be written, or the baseline does not
+            fit a run.
     """
     from offramp.measure.provenance import provenance
+    from offramp.train.run_dir import writing_into
 
-    folder = _folder(out, metric, write)
-    results, configs = [], []
-    for path in runs_of(runs):
-        loaded = load_run(path, weights, with_policy=False, device=device)
-        results.append(_measured(loaded, str(path), cost, weights, data_dir, baseline, folder, reporter or SILENT))
-        configs.append(flat(loaded.config))
-    measured = configs, [one.run for one in results], [asdict(one) for one in results]
-    groups, best = group_curves(*measured), best_of_models(*measured)
-    result = CurveComparison(
-        cost, metric, groups, results, best, provenance(configs[0]["device"]), str(folder / "curves.svg"), []
-    )
-    return replace(result, files=_write(folder, result, groups, f"{len(results)} runs", metric, write))
+    folder, paths = _folder(out, metric, write), runs_of(runs)
+    if not paths:
+        raise ValueError("name at least one run, as in compare_curves([RUN], out)")
+    with writing_into(folder):
+        results, configs = [], []
+        for path in paths:
+            loaded = load_run(path, weights, with_policy=False, device=device)
+            results.append(_measured(loaded, str(path), cost, weights, data_dir, baseline, folder, reporter or SILENT))
+            configs.append(flat(loaded.config))
+        measured = configs, [one.run for one in results], [asdict(one) for one in results]
+        groups, best = group_curves(*measured), best_of_models(*measured)
+        result = CurveComparison(
+            cost, metric, groups, results, best, provenance(configs[0]["device"]), str(folder / "curves.svg"), []
+        )
+        return replace(result, files=_write(folder, result, groups, f"{len(results)} runs", metric, write))
 
 
 def _folder(out: Path | str, metric: str, write: Sequence[Path]) -> Path:

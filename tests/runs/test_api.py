@@ -107,3 +107,8 @@ def test_without_pandas_it_is_said(run: Any, monkeypatch: pytest.MonkeyPatch) ->
         offramp.evaluate(run, batch_size=0)
     with pytest.raises(ParameterError, match="images must be at least 1000, got 5"):
         offramp.export(run, "nowhere", images=5)
+
+
+def test_curves_of_no_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name at least one run"):
+        offramp.compare_curves([], tmp_path)
