@@ -1,7 +1,7 @@
 """What every segment that a policy can ask for costs on the clock in a foreign runtime, exported as a bundle's are."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from statistics import median
@@ -15,12 +15,9 @@ from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.early_exit.fixed_stay import FixedStay, step_once
 from offramp.early_exit.policy import ExitPolicy, PolicyCarry
 from offramp.measure.cost import Image
-from offramp.measure.latency import ROUNDS
+from offramp.measure.latency import ROUNDS, Span
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet, segments
-
-Span = tuple[int, int]
-"""A segment, by its first stage and its exit, both from 0."""
 
 
 def segment_ms(
@@ -47,7 +44,7 @@ def segment_ms(
         rounds: how often everything is timed.
         advance: called with 1 after every exit that was exported.
     Returns:
-        {(first stage, exit): milliseconds}; `as_run` puts a choice of exits together.
+        {(first stage, exit): milliseconds}; `offramp.measure.latency.spans_as_run` puts a choice of exits together.
     Raises:
         ValueError: if the network cannot be exported, or the runtime cannot read what was.
         ImportError: if a package is missing, with the command that installs it.
@@ -70,12 +67,6 @@ def segment_ms(
     }
     seconds = side_by_side(runs, rounds)
     return {(begin, exit): 1000 / batch * median(seconds[f"{begin} {exit}"]) for begin, exit in spans}
-
-
-def as_run(ms: Mapping[Span, float], enabled: Sequence[bool]) -> list[float]:
-    """The milliseconds of every segment of a choice of exits; one number per enabled exit, the final one included."""
-    ends = [exit + 1 for exit, flag in enumerate(enabled) if flag]
-    return [ms[begin, end - 1] for begin, end in zip([0, *ends], ends)]
 
 
 _Entering = tuple[Any, Any, PolicyCarry]

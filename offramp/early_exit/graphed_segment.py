@@ -1,13 +1,14 @@
 """A segment whose kernels a GPU starts all at once: one CUDA graph for every size of batch, in powers of two."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 Outputs = tuple[Any, tuple[Tensor, ...], Tensor]
 """State, carry and logits."""
+T = TypeVar("T")
 WARM_UP = 2
 """Runs before a capture."""
 
@@ -40,35 +41,39 @@ class GraphedSegment:
         samples = len(tensors[0])
         size = 1 << (samples - 1).bit_length()
         if size not in self.sizes:
-            inputs = tuple(_buffer(tensor, size) for tensor in tensors)
+            inputs = tuple(buffer(tensor, size) for tensor in tensors)
             places = len(tensors) - len(carry)
             entering = inputs[:places] if isinstance(state, tuple) else inputs[0]
-            self.sizes[size] = _Captured(inputs, self._captured(entering, inputs[places:]))
-        captured = self.sizes[size]
-        for here, new in zip(captured.inputs, tensors, strict=True):
+            self.sizes[size] = _Captured(inputs, captured(self._computing(entering, inputs[places:]), self.device))
+        ready = self.sizes[size]
+        for here, new in zip(ready.inputs, tensors, strict=True):
             here[:samples].copy_(new)
-        onward, carry_after, logits = captured.run()
+        onward, carry_after, logits = ready.run()
         return _first(onward, samples), _first(carry_after, samples), logits[:samples]
 
-    def _captured(self, state: Any, carry: tuple[Tensor, ...]) -> Callable[[], Outputs]:
-        """What computes the segment from these tensors, again and again: on a GPU a graph."""
-        if self.device.type != "cuda":
-            return lambda: cast(Outputs, self.segment(state, carry))
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self.segment(state, carry)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs: Outputs = self.segment(state, carry)
+    def _computing(self, state: Any, carry: tuple[Tensor, ...]) -> Callable[[], Outputs]:
+        return lambda: cast(Outputs, self.segment(state, carry))
 
-        def replay() -> Outputs:
-            graph.replay()
-            return outputs
 
-        return replay
+def captured(run: Callable[[], T], device: torch.device) -> Callable[[], T]:
+    """What computes `run` on the tensors that it reads and writes, again and again: on a GPU a graph."""
+    if device.type != "cuda":
+        return run
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+
+    def replay() -> T:
+        graph.replay()
+        return outputs
+
+    return replay
 
 
 def _first(state: Any, samples: int) -> Any:
@@ -76,8 +81,8 @@ def _first(state: Any, samples: int) -> Any:
     return tuple(part[:samples] for part in state) if isinstance(state, tuple) else state[:samples]
 
 
-def _buffer(tensor: Tensor, size: int) -> Tensor:
+def buffer(tensor: Tensor, size: int) -> Tensor:
     """Room for `size` samples like these, in their memory format; zeros, so that no unused one is NaN."""
-    buffer = torch.zeros((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    zeros = torch.zeros((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
     last = tensor.dim() == 4 and tensor.stride(1) == 1
-    return buffer.contiguous(memory_format=torch.channels_last) if last else buffer
+    return zeros.contiguous(memory_format=torch.channels_last) if last else zeros

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from offramp.early_exit.fixed_stay import FixedStay
 from offramp.early_exit.policy import ExitPolicy
-from offramp.early_exit.runtime import Stepper, answer
+from offramp.early_exit.runtime import Answer, Stepper, answer
 
 MIN_GROUPS = 5
 """Minimum groups of rounds for every batch size, whatever the time limit."""
@@ -28,6 +28,17 @@ GROUP_IMAGES = 16
 WAYS = ("plain", "all", "adaptive", "off")
 SEGMENTS = "segments"
 """In addition to the variants: every enabled segment alone."""
+
+
+@runtime_checkable
+class GraphedRun(Protocol):
+    """Early exit with the policy in the segments' graphs: `offramp.early_exit.graphed_policy.GraphedExits`."""
+
+    def __call__(self, inputs: Any) -> Answer:
+        """Early exit of a batch."""
+
+    def alone(self, place: int, samples: int, inputs: Any) -> int:
+        """One segment's step."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Runner:
         wait: returns when the device has finished.
         rivals: other plain networks for the same inputs, each as one segment.
         device: what computes, `cpu` or `cuda`.
+        graphed: early exit with the policy in the segments' graphs, if that is how this runtime exits early.
     """
 
     name: str
@@ -55,6 +67,7 @@ class Runner:
     wait: Callable[[], None] = lambda: None
     rivals: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    graphed: GraphedRun | None = None
 
 
 @dataclass
@@ -181,7 +194,7 @@ def _ways(runner: Runner, policy: ExitPolicy) -> Mapping[str, Callable[[Any], An
     return {
         "plain": partial(_run_segment, runner.plain),
         "all": lambda inputs: _all_logits(runner.everything, inputs),
-        "adaptive": lambda inputs: answer(runner.segments, policy, inputs),
+        "adaptive": runner.graphed or (lambda inputs: answer(runner.segments, policy, inputs)),
         "off": lambda inputs: answer([runner.plain], off, inputs),
         **{_rival_key(name): partial(_run_segment, network) for name, network in runner.rivals.items()},
     }
@@ -207,6 +220,8 @@ def _all_logits(segments: Sequence[Any], state: Any) -> list[Any]:
 
 def _time_segments(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Sequence[int]) -> list[float]:
     """Seconds of every enabled segment for `sizes` samples: a whole step of the runtime, and its setup."""
+    if runner.graphed is not None:
+        return [_time_graph(runner, place, size, inputs) for place, size in enumerate(sizes)]
     early = [exit for exit, on in enumerate(policy.enabled[:-1]) if on]
     staying = FixedStay(policy, dict(zip(early, sizes[1:], strict=True)))
     seconds = []
@@ -219,6 +234,16 @@ def _time_segments(runner: Runner, policy: ExitPolicy, inputs: Any, sizes: Seque
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
     return seconds
+
+
+def _time_graph(runner: Runner, place: int, samples: int, inputs: Any) -> float:
+    """Seconds of one enabled segment with the policy in its graph."""
+    assert runner.graphed is not None
+    runner.graphed.alone(place, samples, inputs)  # captured now if it was not before
+    runner.wait()
+    began = time.perf_counter()
+    runner.graphed.alone(place, samples, inputs)
+    return time.perf_counter() - began
 
 
 def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     import torch
 
     from offramp.data.augment import normalise
+    from offramp.early_exit.graphed_policy import GraphedExits
     from offramp.early_exit.graphed_segment import GraphedSegment
     from offramp.measure.interleaved_benchmark import Runner
     from offramp.measure.timing import finish
@@ -169,11 +170,15 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     net = in_precision(loaded.inference_net, device, half)
     others = {key: _plain(in_precision(rival, device, half)) for key, rival in rivals.items()}
     parts: list[list[Any]] = [[_plain(net)], list(segments(net)), list(segments(net, loaded.policy.enabled))]
+    graphed = None
     if name in GRAPHS:
+        graphed = GraphedExits(parts[-1], loaded.policy, device)
         parts = [[GraphedSegment(segment, device) for segment in each] for each in parts]
     (plain,), everything, enabled = parts
     scope = partial(inference, device, half)
-    return Runner(name, to_inputs, plain, everything, enabled, scope, partial(finish, device), others, device.type)
+    return Runner(
+        name, to_inputs, plain, everything, enabled, scope, partial(finish, device), others, device.type, graphed
+    )
 
 
 def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "MultiExitNet":

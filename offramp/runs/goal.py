@@ -9,7 +9,9 @@ from offramp.lookup import ParameterError
 
 Unit = Literal["macs", "ms"]
 """Costs: multiply-adds or milliseconds, per image."""
-Runtime = Literal["torch", "torch-bf16", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"]
+Runtime = Literal[
+    "torch", "torch-bf16", "torch-graph", "torch-bf16-graph", "onnx", "onnx-cuda", "onnx-tensorrt", "openvino"
+]
 """Where milliseconds are measured."""
 Score = Literal["confidence", "margin", "entropy", "patience", "learned"]
 Answer = Literal["exit", "arithmetic", "geometric", "sum"]

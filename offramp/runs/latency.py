@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offramp.bundle.gpu_sessions import PROVIDERS
-from offramp.lookup import with_parameters
+from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
-from offramp.runs.backends import FOREIGN, absent
+from offramp.runs.backends import FOREIGN, GRAPHS, absent
 from offramp.runs.run import LoadedRun
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def timed(
             raise with_parameters(ImportError(f"runtime={runtime} is {reason}"), "runtime")
         device = "cuda" if runtime in PROVIDERS else "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
+    elif runtime in GRAPHS:
+        if reason := absent(runtime):
+            raise ParameterError(f"runtime={runtime} is {reason}", "runtime")
+        device, choose = "cuda", graphed(loaded, batch_size, rule, runtime)
     else:
         runtime, device = runtime or _own(loaded), device_of(loaded.config.device)
         pieces = timed_pieces(loaded, batch_size, rule, runtime)
@@ -48,6 +52,22 @@ def timed(
 
     threads = torch.get_num_threads()
     return choose, {"batch_size": batch_size, "runtime": runtime, "device": device, "threads": threads}
+
+
+def graphed(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str) -> Callable[[Sequence[bool]], list[float]]:
+    """As `timed`, of segments that are CUDA graphs with the policy inside, on the run's device."""
+    import torch
+
+    from offramp.measure.graph_latency import graph_ms
+    from offramp.measure.latency import spans_as_run
+    from offramp.runs.backends import in_precision, inference
+    from offramp.train.device import device_of
+
+    device, half = torch.device(device_of(loaded.config.device)), "bf16" in runtime
+    inputs = torch.randn(batch_size, *loaded.about["shape"], device=device).to(memory_format=torch.channels_last)
+    with inference(device, half):
+        ms = graph_ms(in_precision(loaded.inference_net, device, half), inputs, _all(loaded, rule))
+    return lambda enabled: spans_as_run(ms, enabled)
 
 
 def timed_pieces(loaded: LoadedRun, batch_size: int, rule: "Rule", runtime: str | None = None) -> "Pieces":
@@ -90,9 +110,10 @@ def _foreign(
 ) -> Callable[[Sequence[bool]], list[float]]:
     import torch
 
-    from offramp.bundle.latency import as_run, segment_ms
+    from offramp.bundle.latency import segment_ms
+    from offramp.measure.latency import spans_as_run
 
     shape, threads = tuple(loaded.about["shape"]), torch.get_num_threads()
     with progress("exporting", loaded.net.exits) as advance:
         ms = segment_ms(loaded.inference_net, shape, batch_size, policy, runtime, threads=threads, advance=advance)
-    return lambda enabled: as_run(ms, enabled)
+    return lambda enabled: spans_as_run(ms, enabled)

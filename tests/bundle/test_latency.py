@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.bundle.latency import as_run, segment_ms
+from offramp.bundle.latency import segment_ms
 from offramp.early_exit.policy import ExitPolicy
+from offramp.measure.latency import spans_as_run
 from offramp.net import Branch, Head, MultiExitNet
 
 pytest.importorskip("onnxscript")
@@ -75,11 +76,11 @@ def test_every_segment_that_a_policy_can_ask_for_has_its_price(runtime: str, bat
     assert exported == [1, 1, 1]
     assert ms.keys() == {(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)} and min(ms.values()) > 0
     assert ms[2, 2] > ms[1, 1] and ms[0, 2] > ms[0, 1]  # where the work is
-    assert as_run(ms, (True, False, True)) == [ms[0, 0], ms[1, 2]]
-    assert as_run(ms, (False, False, True)) == [ms[0, 2]]
+    assert spans_as_run(ms, (True, False, True)) == [ms[0, 0], ms[1, 2]]
+    assert spans_as_run(ms, (False, False, True)) == [ms[0, 2]]
 
 
 def test_one_exit_has_one_price() -> None:
     net = MultiExitNet([nn.Conv2d(3, 4, 3)], [Branch(nn.Identity(), Head(4, 5))])
     ms = segment_ms(net, (3, 8, 8), 2, ExitPolicy(thresholds=(0.0,), enabled=(True,)), "onnx", rounds=1)
-    assert ms.keys() == {(0, 0)} and as_run(ms, (True,)) == [ms[0, 0]]
+    assert ms.keys() == {(0, 0)} and spans_as_run(ms, (True,)) == [ms[0, 0]]

@@ -172,6 +172,7 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
             "--max-drop 1% --runtime onnx",
             "--runtime onnx is where milliseconds are measured: it goes with --ms, --save ms or --never-slower-at",
         ),
+        ("--ms 1 --runtime torch-graph", "--runtime torch-graph is for GPUs, and PyTorch sees none here"),
         ("--macs 1 --temperatures 1,2", "--temperatures must be `fit`, a positive number, or 4 of them"),
         ("--macs 1 --temperatures cold", "one per exit, got 'cold'"),
     ],

@@ -48,6 +48,9 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
     if kind in ("augmentation", "policy") and "error" not in result:
         waits = sum(result["waits"].values())
         most = 0 if kind == "augmentation" else result["exits"]
+        inside = sum(result.get("graph_waits", {}).values())  # the policy in the graph: none after the final exit
+        early = min(result["exits"], 2) if kind == "policy" else 0
+        found += [f"{check} in a graph reads {result['graph_waits']}"] if inside > early else []
         found += [f"{check} waits {waits} times, not {most}: {result['waits']}"] if waits > most else []
         found += [] if result["same"] else [f"{check} gives other results than on the CPU"]
     if kind == "products" and result.get("products") != ["torch.float64"]:

@@ -14,6 +14,7 @@ from offramp import methods
 from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.data.augment import augment
 from offramp.data.load import AUGMENTATIONS
+from offramp.early_exit.graphed_policy import GraphedExits
 from offramp.early_exit.policy import ANSWERS, SCORES, ExitPolicy
 from offramp.early_exit.runtime import answer
 from offramp.losses.kl_table import kl_table
@@ -110,7 +111,9 @@ def test_augmentation_is_that_of_the_cpu(kind: str) -> None:
 def test_every_policy_decides_as_on_the_cpu(score: str, answer_: str) -> None:
     torch.manual_seed(0)
     logits = 3 * torch.randn(3, 64, 10)
-    policy = ExitPolicy(thresholds=(0.5,) * 3, enabled=(True,) * 3, score=score, answer=answer_, patience=2)
+    learned = ((0.5, 1.0, -1.0, 0.5, -0.5, 0.25, 0.25),) * 2 if score == "learned" else ()
+    rule: dict[str, Any] = {"score": score, "answer": answer_, "patience": 2, "predictors": learned}
+    policy = ExitPolicy(thresholds=(0.5,) * 3, enabled=(True,) * 3, **rule)
     results = []
     for device in ("cpu", "cuda"):
         there = logits.to(device)
@@ -118,9 +121,14 @@ def test_every_policy_decides_as_on_the_cpu(score: str, answer_: str) -> None:
             lambda state, carry, exit=exit, there=there: (state, carry, there[exit].index_select(0, state[:, 0].long()))
             for exit in range(3)
         ]
-        results.append(answer(segments, policy, torch.arange(64.0, device=device)[:, None]))
-    assert torch.equal(results[0].exit, results[1].exit.cpu())
-    torch.testing.assert_close(results[0].logits, results[1].logits.cpu())
+        inputs = torch.arange(64.0, device=device)[:, None]
+        results.append(answer(segments, policy, inputs))
+        with torch.inference_mode():
+            graphed = GraphedExits(segments, policy, torch.device(device))
+            results += [graphed(inputs) for _ in range(2)]  # captured, then again
+    for result in results[1:]:
+        assert torch.equal(results[0].exit, result.exit.cpu())
+        torch.testing.assert_close(results[0].logits, result.logits.cpu())
 
 
 def test_tf32_is_a_choice_and_never_one_of_the_divergences() -> None:
@@ -151,9 +159,10 @@ def test_from_training_to_benchmark(tmp_path: Path) -> None:
     assert trained.provenance["hardware"]["gpu"] and trained.provenance["hardware"]["cuda"]
     calibrated = calibrate(trained, Goal(ms=1000.0, batch_size=16))
     assert calibrated.device == "cuda"
+    assert calibrate(trained, Goal(ms=1000.0, batch_size=16, runtime="torch-graph")).runtime == "torch-graph"
     on_gpu, on_cpu = evaluate(trained), evaluate(trained, device="cpu")
     assert on_gpu.adaptive and on_gpu.adaptive.device == "cuda" and on_cpu.adaptive and on_cpu.adaptive.device == "cpu"
     assert on_gpu.accuracy == pytest.approx(on_cpu.accuracy, abs=0.02)
-    measured = bench(tmp_path / "run", batch=[1, 16], runtimes=["torch"], seconds=0.2)
+    measured = bench(tmp_path / "run", batch=[1, 16], runtimes=["torch", "torch-graph"], seconds=0.2)
     assert {report["device"] for each in measured.batches for report in each["runtimes"].values()} == {"cuda"}
     dataclasses.asdict(measured)

@@ -1,12 +1,15 @@
 """Everything takes turns on the same images, and ratios are what they say; never how long anything took."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from offramp.early_exit.graphed_policy import GraphedExits
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.measure import interleaved_benchmark as module
 from offramp.measure.interleaved_benchmark import (
@@ -134,3 +137,28 @@ def test_there_must_be_images_and_runtimes() -> None:
         run_interleaved([runner([])], POLICY, PIXELS[:0], 1, 1e-9)
     with pytest.raises(ValueError, match="there is no runtime to measure"):
         run_interleaved([], POLICY, PIXELS, 1, 1e-9)
+
+
+def test_policies_within_graphs_take_the_place_of_the_loop() -> None:
+    """On a CPU nothing is captured; exits are those of the loop, and every segment is timed by itself."""
+
+    def part(state: Any, carry: Any) -> Any:
+        sure = torch.tensor([9.0, 0.0]) * (state < 10)
+        return state, carry, sure + torch.tensor([0.1, 0.0])
+
+    segments = [part] * 3
+    graphed = GraphedExits(segments, POLICY, torch.device("cpu"))
+    alone = Counter[tuple[int, int]]()
+    step = graphed.alone
+    graphed.alone = lambda place, samples, inputs: (alone.update([(place, samples)]), step(place, samples, inputs))[1]  # type: ignore[method-assign]
+
+    def to_inputs(pixels: np.ndarray) -> Any:
+        return torch.from_numpy(pixels.reshape(len(pixels), 1)).float()
+
+    runners = [Runner(name, to_inputs, part, segments, segments) for name in ("loop", "graph")]
+    runners[1] = replace(runners[1], graphed=graphed)
+    record = run_interleaved(runners, POLICY, PIXELS, 4, seconds=0.0)
+    reports = record["runtimes"]
+    assert reports["graph"]["shares"] == reports["loop"]["shares"] and reports["graph"]["shares"][2] > 0
+    assert set(alone) == {(0, 4), *((place, size) for place, size in enumerate(reports["graph"]["segment_samples"]))}
+    assert len(reports["graph"]["segment_ms"]) == 3 and min(reports["graph"]["segment_ms"]) > 0

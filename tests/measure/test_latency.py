@@ -6,7 +6,8 @@ from torch import nn
 
 from offramp.early_exit.policy import ExitPolicy
 from offramp.measure.cost import as_run
-from offramp.measure.latency import piece_ms
+from offramp.measure.graph_latency import graph_ms
+from offramp.measure.latency import piece_ms, spans_as_run
 from offramp.net import Branch, Head, MultiExitNet
 
 
@@ -35,3 +36,12 @@ def test_where_the_work_is_the_time_goes() -> None:
     assert as_run(pieces) == [pieces.stages[0] + pieces.branches[0], pieces.stages[1] + pieces.branches[1]]
     whole = pieces.stages[0] + pieces.stages[1] + pieces.branches[1]
     assert as_run(pieces, (False, True)) == pytest.approx([whole])
+
+
+def test_segments_as_graphs_have_a_price_for_every_choice_of_exits() -> None:
+    policy = ExitPolicy(thresholds=(0.5, 0.5), enabled=(True, True), answer="geometric")
+    with torch.inference_mode():
+        ms = graph_ms(network(), torch.randn(3, 3, 8, 8), policy, rounds=3)
+    assert set(ms) == {(0, 0), (1, 1), (0, 1)} and min(ms.values()) > 0
+    assert ms[0, 0] < min(ms[1, 1], ms[0, 1])
+    assert spans_as_run(ms, (True, True)) == [ms[0, 0], ms[1, 1]] and spans_as_run(ms, (False, True)) == [ms[0, 1]]
