@@ -88,8 +88,17 @@ def without_torch() -> Callable[..., str]:
     return run
 
 
+LONG = (
+    *("contract/test_training.py", "cuda/test_cuda.py", "cli/test_compare.py", "early_exit/test_same_answer.py"),
+    *("papers/test_reproduce.py", "test_readme.py", "test_snippets.py", "split/test_models.py"),
+    *("train/test_loop.py", "train/test_step_trainer.py"),
+)
+"""Files of tests that take ten CPU seconds or more: they begin, so that short ones are left to share at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests for a real GPU are skipped, visibly, where there is none."""
+    """Long tests begin; those for a real GPU are skipped, visibly, where there is none."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
     for_gpus = [item for item in items if item.get_closest_marker("gpu")]
     if not for_gpus:
         return

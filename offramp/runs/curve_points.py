@@ -38,11 +38,10 @@ def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost
     from offramp.measure import cost as costs
     from offramp.measure.accuracy import in_top_k
 
-    shape = tuple(loaded.about["shape"])
     if cost == "macs_cumulative":
-        prices = costs.macs_cumulative(loaded.inference_net, shape)
+        prices = costs.cumulative_of(loaded.pieces)
     else:
-        prices = costs.msdnet_ops(loaded.net, shape)
+        prices = costs.msdnet_ops(loaded.net, tuple(loaded.about["shape"]))
     cal, evaluated = arrays_of(held_out) if held_out else None, arrays_of(test)
     assert test.labels is not None
     top5 = in_top_k(test.logits, test.labels, 5).numpy()
@@ -55,7 +54,7 @@ def both_curves(loaded: LoadedRun, held_out: "Trace | None", test: "Trace", cost
         "budgeted": budgeted(cal, evaluated, prices, hits={"top5": top5}) if cal else [],
         "plain": {
             "accuracy": float((evaluated[0][-1].argmax(1) == evaluated[1]).mean()),
-            "cost": costs.macs(loaded.inference_net, shape)[-1],
+            "cost": costs.macs_of(loaded.pieces)[-1],
             "top5": shares[-1],
         },
     }

@@ -77,13 +77,14 @@ SMALL = ("resnet18", "msdnet-cifar-5", "wrn16-4")
 
 
 def distinct() -> list[Training]:
-    """One training for each network, and one for each method and structure of exits, on a small network if possible."""
+    """Few trainings with every network, every method and every structure of exits in one; small ones if possible."""
     first_small = sorted(trainings().values(), key=lambda one: one.network not in SMALL)
-    chosen_for: dict[tuple[str, str], Training] = {}
-    for one in first_small:
-        for point in (("network", one.network), ("exits", one.exits), ("method", one.method)):
-            chosen_for.setdefault(point, one)
-    return list(dict.fromkeys(chosen_for.values()))
+    points = {one: {("network", one.network), ("exits", one.exits), ("method", one.method)} for one in first_small}
+    missing, chosen = set().union(*points.values()), list[Training]()
+    while missing:
+        chosen.append(max(first_small, key=lambda one: len(points[one] & missing)))
+        missing -= points[chosen[-1]]
+    return chosen
 
 
 def check(one: Training, protocol: catalog.Protocol) -> None:
