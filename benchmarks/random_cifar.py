@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from offramp.data.splits import ArraySource, Found, Request, take
+from offramp.data.splits import ArraySource, RawDataSet, Request, take
 
 IMAGES = 60_000
 
 
-def build(request: Request) -> Found:
+def build(request: Request) -> RawDataSet:
     """50,000 images to train on and 10,000 to test on, in 100 classes; always the same ones."""
     draw = np.random.default_rng(0)
     labels = np.arange(IMAGES, dtype=np.int64) % 100
@@ -15,4 +15,4 @@ def build(request: Request) -> Found:
     source = ArraySource("random_cifar", tuple(map(str, range(100))), labels, pixels)
     test, train = take(labels, np.arange(IMAGES, dtype=np.int64), 1 / 6, 1, 0)
     mean, std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
-    return Found(source, {"train": train, "test": test}, mean=mean, std=std, augmentation="crop-flip")
+    return RawDataSet(source, {"train": train, "test": test}, mean=mean, std=std, augmentation="crop-flip")

@@ -104,7 +104,7 @@ def _trained(run: str, early: Path, plain: Path) -> Any:
     import offramp
     from offramp.bundle.write import write
     from offramp.early_exit.policy import ExitPolicy
-    from offramp.runs.run import load_data, load_run
+    from offramp.runs import load_data, load_run
 
     offramp.export(run, early)
     loaded = load_run(run)
