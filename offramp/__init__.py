@@ -68,6 +68,8 @@ _HOME = {
     "reproduce": "offramp.papers.reproduce",
     "Reproduction": "offramp.papers.reproduce",
     "segments": "offramp.net",
+    "sweep": "offramp.runs.sweep",
+    "SweepResult": "offramp.runs.sweep",
     "Method": "offramp.methods._method",
     "Phase": "offramp.methods._method",
     "StepContext": "offramp.step",

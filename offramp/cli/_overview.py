@@ -11,6 +11,7 @@ GROUPS = {
     "Train": {
         "train": "train",
         "compare": "compare",
+        "sweep": "sweep",
         "reproduce": "reproduce",
         "analyse": "analyse",
         "report": "report",

@@ -40,7 +40,7 @@ def curves(
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.curves import METRICS, compare_curves
     from offramp.runs.curves import curves as draw_curves
-    from offramp.runs.sweep import runs_of
+    from offramp.runs.run_entries import runs_of
 
     if not runs:
         raise ValueError("name at least one run: offramp curves RUN...")

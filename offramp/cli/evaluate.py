@@ -31,7 +31,7 @@ def evaluate(
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.evaluate import evaluate as evaluate_run
     from offramp.runs.evaluate import evaluate_comparison
-    from offramp.runs.sweep import COMPARISON
+    from offramp.runs.run_entries import COMPARISON
 
     task = evaluate_comparison if (run / COMPARISON).is_file() else evaluate_run
     reporter = ConsoleReporter(not json)

@@ -106,6 +106,10 @@ class Cluster:
                 f"node {node} of the Ray cluster does not see {folder}: choose an out that all nodes share", "out"
             )
 
+    def share(self, at_once: int) -> int:
+        """Cores of a job, if the smallest node runs so many at a time."""
+        return max(1, int(min(node["Resources"]["CPU"] for node in self.nodes)) // at_once)
+
     def run(self, jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:
         """Run every job as a task; one that fails does not stop the others.
 
@@ -117,7 +121,7 @@ class Cluster:
         Returns:
             Whether all had their turn: False after Ctrl-C.
         """
-        cores = max(1, int(min(node["Resources"]["CPU"] for node in self.nodes)) // at_once)
+        cores = self.share(at_once)
         for job in jobs:
             job.answer.unlink(missing_ok=True)
         tasks = {self._submit(job, cores): job for job in jobs}
@@ -138,7 +142,7 @@ class Cluster:
 
     def _submit(self, job: Job, cores: int) -> Any:
         task = self.ray.remote(_work).options(num_cpus=cores, num_gpus=int(job.needs_gpu), **RETRY, name=job.name)
-        return task.remote(replace(job, done=_nothing), self.origin)
+        return task.remote(replace(job, done=nothing), self.origin)
 
     def _look(self, job: Job, watcher: Watcher, started: set[str]) -> None:
         """Report that the job began, once it has opened the file of its result, and that it is running."""
@@ -231,7 +235,7 @@ def _work(job: Job, origin: Origin) -> str | None:
     return job.failure
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """What happens on the node when a job has succeeded: its line is added where it was started."""
 
 

@@ -13,7 +13,7 @@ from offramp.papers.figures import BY_EPOCH
 from offramp.papers.lines import Measured
 from offramp.papers.selection import figures
 from offramp.runs.packing import Jobs
-from offramp.runs.sweep import Entry
+from offramp.runs.run_entries import Entry
 from offramp.runs.train_all import CompareReporter, train_all
 from offramp.train.run_dir import RESULT, put
 

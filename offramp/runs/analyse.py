@@ -12,7 +12,7 @@ from offramp.runs.made_from import made_from
 from offramp.runs.report import names
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, Weights, load_run
-from offramp.runs.sweep import runs_of
+from offramp.runs.run_entries import runs_of
 from offramp.runs.trace_data import TraceData
 from offramp.study.analyses import Agreement, GoWrong, RelativeExit, SoftmaxStatistics
 from offramp.train.run_dir import put

@@ -9,10 +9,10 @@ from offramp.config import Config, flat
 from offramp.early_exit.frontier import FrontierPoint
 from offramp.engine.choice import opened
 from offramp.lookup import ParameterError, nearest, with_parameters
-from offramp.runs import sweep
+from offramp.runs import run_entries
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.packing import Jobs, check_jobs
-from offramp.runs.sweep import NO_GRID, Grid
+from offramp.runs.run_entries import NO_GRID, Grid
 from offramp.runs.train_all import CompareReporter, Silent, check_writable, train_all
 from offramp.study import comparison, comparison_files
 from offramp.study.comparison import Comparison
@@ -96,7 +96,7 @@ def compare(
     check_writable(ledger_path)
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
-    requested = sweep.entries(config, pairs, seeds, folder, grid or NO_GRID)
+    requested = run_entries.entries(config, pairs, seeds, folder, grid or NO_GRID)
     with opened(engine, address) as runner:
         entries, failed = train_all(
             requested, folder, jobs, ledger_path, reporter or Silent(), grid or NO_GRID, engine=runner

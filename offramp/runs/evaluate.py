@@ -20,7 +20,7 @@ from offramp.runs.run import (
     warn_if_stale,
 )
 from offramp.runs.run_data import load_data
-from offramp.runs.sweep import runs_of
+from offramp.runs.run_entries import runs_of
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet

@@ -14,7 +14,7 @@ from offramp.engine.local import Job, Unwatched, Watcher
 from offramp.engine.preloaded import THREADS
 from offramp.files import read_json
 from offramp.lookup import ParameterError
-from offramp.runs.sweep import Entry
+from offramp.runs.run_entries import Entry
 from offramp.train.run_dir import CONFIG, put
 
 Jobs = int | Literal["auto"]

@@ -15,7 +15,7 @@ from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, Weights, load_run
 from offramp.runs.run_data import load_data
-from offramp.runs.sweep import runs_of
+from offramp.runs.run_entries import runs_of
 from offramp.study.report_groups import RunGroup, groups_of
 
 if TYPE_CHECKING:

@@ -1,290 +1,354 @@
-"""What `offramp compare` trains: every method with every seed, checked and given its folder before anything starts."""
+"""Trainings with many values of options, through Ray Tune, and which values are best on val."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from offramp.config import (
-    Config,
-    ResolvedConfig,
-    build_method,
-    build_net,
-    check_key,
-    complete,
-    flat,
-    load_weights,
-    prepare_objective,
-    resolve,
-    unflat,
-)
-from offramp.files import read_yaml
-from offramp.lookup import ParameterError, with_parameters
-from offramp.progress import Progress, no_progress
-from offramp.train.run_dir import RESULT
+from offramp.config import Config, build_method, build_net, flat, resolve
+from offramp.lookup import ParameterError, nearest
+from offramp.measure.text_table import text_table
+from offramp.runs import run_entries
+from offramp.runs.packing import Jobs, check_jobs, runs_at_once
+from offramp.runs.run_entries import Entry, Grid
+from offramp.runs.train_all import ENTRY, PATIENCE, PRELOAD, CompareReporter, Silent, job_of
 
-T = TypeVar("T")
-COMPARISON = "comparison.yaml"
+if TYPE_CHECKING:
+    from offramp.engine.local import Job
+    from offramp.engine.ray import Cluster
+    from offramp.engine.tune import Trial
 
-
-class Inputs(NamedTuple):
-    """What a run learns from: (channels, height, width) of its images, its classes, and the steps of an epoch."""
-
-    shape: tuple[int, int, int]
-    classes: int
-    steps: int
+METRICS = {
+    "accuracy": "mean accuracy of the exits",
+    "final": "accuracy of the final exit",
+    "frontier": "area under the accuracy of the exits over their multiply-adds",
+}
+SCHEDULERS = ("none", "asha")
+SEARCHES = ("all", "random", "optuna")
+LEDGER = "results.jsonl"
 
 
-class Entry(NamedTuple):
-    """One run of a comparison: the method's label, its resolved configuration, its folder, its point of a grid.
+@dataclass(frozen=True)
+class SweepTrial:
+    """One training of a sweep.
 
-    `inputs` is known when the data were read (see `check`).
+    Attributes:
+        run: its folder.
+        options: the values that it was trained with.
+        epochs: how many it was trained for.
+        stopped: whether the scheduler stopped it, because it was behind.
+        val_accuracy: of every exit after the last epoch, in [0, 1].
+        score: the metric after the last epoch, on val.
+        failure: why it failed.
     """
 
-    method: str
-    config: ResolvedConfig
-    folder: Path
-    point: str = ""
-    inputs: Inputs | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called while it runs."""
-        return f"{f'{self.point} ' if self.point else ''}{self.method} seed {self.config.seed}"
+    run: str
+    options: dict[str, str]
+    epochs: int
+    stopped: bool
+    val_accuracy: list[float] | None
+    score: float | None
+    failure: str | None
 
 
-Grid = Mapping[str, Sequence[Any]]
-"""Values of options by name, such as {"net": ["resnet18", "resnet34"], "lr": [0.1, 0.05]}."""
-NO_GRID: Grid = MappingProxyType({})
+@dataclass(frozen=True)
+class SweepResult:
+    """All trainings of a sweep, the best first.
+
+    Attributes:
+        metric: what they were chosen by, on val.
+        best: the one with the highest score among those that were trained to the end; None if none was.
+        ledger: the file with a line per training that was trained to the end, evaluated on test.
+    """
+
+    metric: str
+    best: SweepTrial | None
+    trials: list[SweepTrial]
+    ledger: str
+
+    def __str__(self) -> str:
+        rows = [[_options(one.options), str(one.epochs), *_scores(one), _state(one)] for one in self.trials]
+        title = f"{METRICS[self.metric]}, on val"
+        return text_table(title, ["options", "epochs", "exits %", self.metric, "state"], rows) + self._best()
+
+    def _best(self) -> str:
+        return f"\n\nbest: {_options(self.best.options)}, in {self.best.run}" if self.best else ""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
 
 
-def entries(
+def sweep(
     config: Config,
-    methods: Sequence[tuple[str, Mapping[str, Any]]],
-    seeds: Sequence[int],
-    out: Path,
-    grid: Grid = NO_GRID,
-) -> list[Entry]:
-    """Every method with every seed at every point of a grid, all of a seed before the next seed; nothing is written.
+    grid: Grid,
+    out: Path | str,
+    *,
+    metric: str = "accuracy",
+    samples: int | None = None,
+    search: str = "all",
+    scheduler: str = "none",
+    jobs: Jobs = "auto",
+    address: str | None = None,
+    reporter: CompareReporter | None = None,
+) -> SweepResult:
+    """Train with many values of options and choose the best ones on val; test is read to report alone.
 
-    Raises:
-        ValueError: for names and parameters that do not exist, with the nearest, and for what is there twice.
-    """
-    from offramp.study.ledger import label
-
-    if config.method_options:
-        key, value = next(iter(config.method_options.items()))
-        raise with_parameters(
-            ValueError(
-                f"method.{key} cannot serve several methods: write methods 'NAME({key}={value})' for the one it is for"
-            ),
-            f"method.{key}",
-            "methods",
-        )
-    if config.exits == "auto":
-        message = "exits=auto is for train and info: name the places that they show (exits_at, exits_after)"
-        raise ParameterError(message, "exits", "exits_at", "exits_after")
-    if config.devices > 1:
-        raise with_parameters(
-            ValueError("compare trains every run in one process: omit devices, jobs=N runs N at once"),
-            "devices",
-            "jobs",
-        )
-    if not methods or not seeds:
-        raise ParameterError(f"{'seeds' if methods else 'methods'} needs at least one", "methods", "seeds")
-    if len(set(seeds)) < len(seeds):
-        raise ParameterError(f"seeds {','.join(map(str, seeds))} names a seed twice", "seeds")
-    chosen: dict[tuple[str, str], ResolvedConfig] = {}
-    for point, variant in variants(config, grid).items():
-        for name, parameters in methods:
-            resolved = resolve(dataclasses.replace(variant, method=name, method_options=parameters))
-            labelled = label(flat(resolved))
-            if (point, labelled) in chosen:
-                raise ParameterError(f"methods names {labelled} twice", "methods")
-            chosen[point, labelled] = resolved
-    return [
-        Entry(labelled, _seeded(resolved, seed), out / folder_name(labelled, seed, point), point)
-        for seed in seeds
-        for (point, labelled), resolved in chosen.items()
-    ]
-
-
-def variants(config: Config, grid: Grid) -> dict[str, Config]:
-    """The configuration at every point of a grid, by the point's name: `net=resnet18,branch=sketch`; one for no grid.
-
-    Raises:
-        ValueError: for an option that does not exist, with the nearest, a value twice, or what is no axis.
-    """
-    for key, values in grid.items():
-        kind = key.partition(".")[0]
-        if kind in ("method", "seed"):
-            raise ParameterError(f"grid has no axis {key}: methods and seeds have arguments of their own", "grid")
-        _as_parameter(check_key, key, "grid")
-        if not values or len({str(value) for value in values}) < len(values):
-            raise ParameterError(
-                f"grid {key} needs values, each once, got {','.join(map(str, values)) or 'none'}", "grid"
-            )
-    base = {key: value for key, value in flat(config).items() if not key.startswith("method.")}
-    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    if not grid:
-        return {"": config}
-    return {
-        ",".join(f"{key}={value}" for key, value in point.items()): _as_parameter(unflat, {**base, **point}, "grid")
-        for point in points
-    }
-
-
-def _as_parameter(read: Callable[..., T], *values: Any) -> T:
-    """What a reader of configurations returns; its errors are about an argument, not a file."""
-    try:
-        return read(*values)
-    except ValueError as error:
-        raise ParameterError(str(error), "grid") from None
-
-
-def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:
-    """What all runs have in common: everything but method, seed, the axes of a grid, and what goes with them."""
-    from offramp.study.ledger import common
-
-    axes = {key.replace("_", "-") for key in grid}
-    prefixes = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in axes)
-    values = common(flat(entries[0].config))
-    kept = {
-        key: value for key, value in values.items() if key not in axes and not (prefixes and key.startswith(prefixes))
-    }
-    return kept | ({"grid": sorted(axes)} if axes else {})
-
-
-def folder_name(method: str, seed: int, point: str = "") -> str:
-    """The folder of a run: `joint-seed-0`, `muse-alpha=0.1-seed-0`, `net=resnet34,joint-seed-0` of a grid."""
-    name = f"{point},{method}" if point else method
-    return re.sub(r"[^\w.=,+-]", "_", name.replace("(", "-").replace(")", "")) + f"-seed-{seed}"
-
-
-def _seeded(config: ResolvedConfig, seed: int) -> ResolvedConfig:
-    return dataclasses.replace(config, seed=seed)
-
-
-def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> None:
-    """Make the folder this comparison's own, or recognise it, and every run's folder within it.
+    The same call goes on with what was stopped or killed.
 
     Args:
-        shared: what all runs of the folder have in common.
+        config: what all trainings share.
+        grid: values of options, such as {"lr": [0.05, 0.1], "method.alpha": [0.1, 0.5]}.
+        out: folder of the sweep; every training is a run in it.
+        metric: what is maximised on val after an epoch: `accuracy`, the mean over the exits; `final`, that of the final
+            exit; or `frontier`, the area under the accuracy of the exits over their multiply-adds, from none to the
+            largest network of the sweep: accuracy rises linearly between exits and is 0 below the first.
+        samples: how many combinations are drawn; default all.
+        search: `all` combinations, `random` draws, or `optuna`, which learns from the trials before.
+        scheduler: `asha` stops trainings that are behind others after as many epochs; `none` trains all to the end.
+        jobs: how many at once on each node, as in `offramp.compare`.
+        address: `HOST:PORT` of a Ray cluster's head; default $RAY_ADDRESS, a cluster of this machine, or a new one.
     Raises:
-        ValueError: if it holds another comparison, naming the option that differs, or something else.
+        ValueError: for names, values or folders that do not fit, a cluster that does not answer, or Ray missing; before
+            anything is trained.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
-    import yaml
+    search = "random" if search == "all" and samples is not None else search
+    _check(config, grid, metric, samples, search, scheduler)
+    check_jobs(jobs)
+    folder, reporter = Path(out), reporter or Silent()
+    entries = _entries(config, grid, folder)
+    about = {"metric": metric, "samples": samples, "search": search, "scheduler": scheduler}
+    values = {key: [str(value) for value in choices] for key, choices in grid.items()}
+    from offramp.engine import local
+    from offramp.engine.ray import connected
 
-    from offramp.train import run_dir
-
-    path = out / COMPARISON
-    if path.is_file():
-        stored = read_yaml(path)
-        differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
-        if differing:
-            key = differing[0]
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise with_parameters(
-                ValueError(
-                    f"{out} contains a comparison with another configuration: {key} is {stored.get(key)!r} there, not "
-                    f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
-                ),
-                "out",
-            )
-    else:
-        run_dir.put(path, yaml.safe_dump(dict(shared), sort_keys=False))
-    for entry in entries:
-        run_dir.claim(entry.folder, flat(entry.config), resume=True)
+    run_entries.check_folder(folder)
+    with connected(address) as cluster, local.preloading(PRELOAD) if jobs == "auto" else nullcontext():
+        entries, notes = run_entries.check(entries, reporter.working)
+        _check_val(entries)
+        for note in notes:
+            reporter.note(note)
+        score = _Score(metric, _costs(entries) if metric == "frontier" else {})
+        folder.mkdir(parents=True, exist_ok=True)
+        cluster.check(folder, any(entry.config.device == "cuda" for entry in entries))
+        with local.alone(folder / ".lock", PATIENCE, reporter.note) as lock:
+            shared = run_entries.shared_by(entries, grid)
+            run_entries.claim(folder, entries, {**shared, "sweep": {**about, "grid": values}})
+            trials = _run(cluster, entries, values, score, folder, about, jobs, reporter, lock.fileno())
+    if any(not trial.ended for trial in trials) or len(trials) < (samples or len(entries)):
+        reporter.note(f"saved in {folder}; the same command continues")
+        raise KeyboardInterrupt
+    return _result(metric, {entry.point: entry for entry in entries}, trials, score, folder)
 
 
-def check_folder(out: Path) -> None:
-    """Refuse a folder that holds anything but a comparison.
+def _check(config: Config, grid: Grid, metric: str, samples: int | None, search: str, scheduler: str) -> None:
+    """Refuse what makes no sense, before Ray is started."""
+    if find_spec("ray") is None:
+        raise ValueError("a sweep needs the package ray: pip install 'offramp[ray]'")
+    for name, value, known in (
+        ("metric", metric, METRICS),
+        ("search", search, SEARCHES),
+        ("scheduler", scheduler, SCHEDULERS),
+    ):
+        if value not in known:
+            raise ParameterError(f"unknown {name} {value!r}; {nearest(value, known)}", name)
+    if not grid:
+        raise ParameterError("grid needs an option with its values, such as lr=0.05,0.1", "grid")
+    if samples is not None and samples < 1:
+        raise ParameterError(f"samples must be at least 1, got {samples}", "samples")
+    if search != "all" and samples is None:
+        raise ParameterError(f"search={search} needs samples: how many combinations to draw", "search", "samples")
+    if search == "optuna" and find_spec("optuna") is None:
+        raise ValueError("search=optuna needs the package optuna: pip install optuna")
+    if "epochs" in grid:
+        raise ParameterError("grid has no axis epochs: trainings are compared after as many epochs", "grid")
+    if config.exits == "auto" or config.devices > 1:
+        what = "exits=auto" if config.exits == "auto" else f"devices={config.devices}"
+        raise ParameterError(f"{what} is for train, not for a sweep", what.partition("=")[0])
 
-    Raises:
-        ValueError: naming the folder.
-    """
-    ours = {COMPARISON, f".part-{COMPARISON}", ".lock"}
-    if out.exists() and not out.is_dir():
-        raise with_parameters(ValueError(f"{out} is not a folder; choose another out"), "out")
-    if out.is_dir() and not (out / COMPARISON).is_file() and any(entry.name not in ours for entry in out.iterdir()):
-        raise with_parameters(
-            ValueError(f"{out} is not empty and does not contain an offramp comparison; choose another out"), "out"
+
+def _entries(config: Config, grid: Grid, out: Path) -> list[Entry]:
+    """A run for every combination."""
+    from offramp.study.ledger import label
+
+    result = []
+    for point, variant in run_entries.variants(config, grid, methods=True).items():
+        resolved = resolve(variant)
+        method = label(flat(resolved))
+        result.append(
+            Entry(method, resolved, out / run_entries.folder_name(resolved.method, resolved.seed, point), point)
         )
+    return result
 
 
-def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[list[Entry], tuple[str, ...]]:
-    """Read the data and build every method's network once: what cannot be trained is refused before anything starts.
+def _check_val(entries: Sequence[Entry]) -> None:
+    if any(entry.inputs is None or not entry.inputs.val for entry in entries):
+        raise ParameterError("a sweep chooses on val, and nothing is held out: holdout must be above 0", "holdout")
 
-    Returns:
-        The entries with what the data decide (`offramp.config.complete`), and notes for the user.
-    Raises:
-        ValueError: naming the method and why it cannot train this network on these data.
-    """
-    groups: dict[str, list[Entry]] = {}
+
+def _costs(entries: Sequence[Entry]) -> dict[str, list[int]]:
+    """Multiply-adds up to every exit, by point."""
+    from offramp.measure.cost import macs
+    from offramp.net import MultiExitNet
+
+    costs = {}
     for entry in entries:
-        groups.setdefault(inputs_of(entry.config), []).append(entry)
-    checked = [_check_group(group, progress) for group in groups.values()]
-    by_folder = {entry.folder: entry for group, _ in checked for entry in group}
-    notes = dict.fromkeys(note for _, messages in checked for note in messages)
-    return [by_folder[entry.folder] for entry in entries], tuple(notes)
-
-
-def inputs_of(config: ResolvedConfig) -> str:
-    """The network and its weights, and what decides the images; runs that share them share what `complete` says."""
-    keys = ("net", "weights", "data", "per-class", "holdout", "split-seed", "image-size", "streaming", "data-dir")
-    values = flat(config)
-    others = (config.skip_damaged, config.pretrained, config.data_options, config.net_options)
-    return str([*(values[key] for key in keys), *others])
-
-
-def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Entry], list[str]]:
-    """`check` for runs of one network on the same images."""
-    from offramp.train.check import refuse
-
-    first, data, completed = complete(entries[0].config, progress=progress)
-    entries = [
-        entry._replace(
-            config=dataclasses.replace(entry.config, data_options=first.data_options, net_options=first.net_options),
-            inputs=Inputs(data.shape, len(data.classes), -(-len(data.splits["train"]) // entry.config.batch_size)),
-        )
-        for entry in entries
-    ]
-    sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    notes = [f"{entries[0].config.data}: {sizes}", *completed, *data.notes]
-    for entry in {str({**flat(entry.config), "seed": 0}): entry for entry in reversed(entries)}.values():
+        assert entry.inputs is not None
         method = build_method(entry.config)
-        try:
-            net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
-            refuse(method, entry.config, net, data)
-            messages = (*load_weights(entry.config, net, data.shape), *prepare_objective(method, net, data.shape))
-            notes += [f"{entry.method}: {note}" for note in messages]
-        except ValueError as error:
-            raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None
-    return list(entries), notes
+        net = build_net(entry.config, method, classes=entry.inputs.classes, shape=entry.inputs.shape)
+        if not isinstance(net, MultiExitNet):
+            raise ParameterError(f"metric=frontier needs exits, which {entry.name} has not", "metric")
+        costs[entry.point] = macs(net, entry.inputs.shape)
+    return costs
 
 
-def runs_of(folders: Sequence[Path | str]) -> list[Path]:
-    """The folders, with all finished runs of a comparison in place of its folder, by name.
+@dataclass(frozen=True)
+class _Score:
+    """The metric of an epoch of the run at a point, from its record.
 
-    Raises:
-        ValueError: if a comparison has no finished run yet, or a run is there twice.
+    Attributes:
+        costs: multiply-adds up to every exit, by point; for `frontier` alone.
     """
-    runs: list[Path] = []
-    for folder in map(Path, folders):
-        if not (folder / COMPARISON).is_file():
-            runs.append(folder)
+
+    metric: str
+    costs: dict[str, list[int]]
+
+    def __call__(self, point: str, record: dict[str, Any]) -> float:
+        accuracy = [share or 0.0 for share in record["val_accuracy"]]
+        if self.metric == "final":
+            return accuracy[-1]
+        if self.metric == "frontier":
+            return frontier_area(accuracy, self.costs[point], max(costs[-1] for costs in self.costs.values()))
+        return sum(accuracy) / len(accuracy)
+
+
+def frontier_area(accuracy: Sequence[float], costs: Sequence[int], largest: int) -> float:
+    """Mean over budgets from 0 to `largest` of the accuracy that exits reach within the budget.
+
+    Between two exits the share of samples that goes to each is free, so accuracy is linear in cost; a later exit that
+    is worse is not used.
+
+    Args:
+        accuracy: of E exits; costs: of E exits, rising.
+    """
+    reached = [max(accuracy[: place + 1]) for place in range(len(accuracy))]
+    steps = zip(pairwise(costs), pairwise(reached), strict=True)
+    area = sum((after - before) * (low + high) / 2 for (before, after), (low, high) in steps)
+    return (area + (largest - costs[-1]) * reached[-1]) / largest
+
+
+def _run(
+    cluster: "Cluster",
+    entries: Sequence[Entry],
+    grid: Mapping[str, Sequence[str]],
+    score: _Score,
+    folder: Path,
+    about: Mapping[str, Any],
+    jobs: Jobs,
+    reporter: CompareReporter,
+    keep_open: int,
+) -> list["Trial"]:
+    from offramp.engine import tune
+
+    ledger = folder / LEDGER
+    _add_missing(entries, folder)
+    work = {entry.point: _job(entry, folder, ledger, reporter) for entry in entries}
+    waiting = [entry for entry in entries if work[entry.point].commands]
+    if jobs == "auto":  # the nodes of a cluster are not measured
+        jobs = runs_at_once(waiting, folder, reporter, keep_open) if len(cluster.nodes) == 1 else 1
+    epochs = entries[0].config.epochs
+    total = about["samples"] or len(entries)
+    search = tune.Search(
+        grid,
+        about["samples"],
+        about["search"] == "optuna",
+        about["scheduler"] == "asha",
+        epochs,
+        entries[0].config.seed,
+    )
+    reporter.begin(total, min(total, len(entries) - len(waiting)), epochs)
+    try:
+        return tune.run(cluster, work, search, score, folder, jobs, reporter)
+    finally:
+        reporter.stop()
+
+
+def _job(entry: Entry, out: Path, ledger: Path, reporter: CompareReporter) -> "Job":
+    """What is left to do for a run; without commands if nothing is."""
+    from offramp.engine.local import Job
+
+    job = job_of(entry, out, ledger, reporter.note)
+    if job is None:
+        log = out / "logs" / f"{entry.folder.name}.log"
+        job = Job(entry.name, ENTRY, [], entry.folder, log, log.with_suffix(".json"), _nothing)
+    return dataclasses.replace(job, name=entry.point)
+
+
+def _nothing() -> None:
+    """Nothing is to be done for a run that is finished."""
+
+
+def _add_missing(entries: Sequence[Entry], out: Path) -> None:
+    """Add lines of runs that were evaluated when this process was killed."""
+    from offramp.study.ledger import append, holds
+    from offramp.train.run_dir import read_result
+
+    for entry in entries:
+        answer = out / "logs" / f"{entry.folder.name}.json"
+        result = read_result(entry.folder)
+        if result is None or not answer.is_file() or holds(out / LEDGER, flat(entry.config), result):
             continue
-        finished = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
-        if not finished:
-            raise ValueError(
-                f"{folder} is a comparison without a finished run yet: the same `offramp compare` continues"
-            )
-        runs += finished
-    places = [run.resolve() for run in runs]
-    for number, run in enumerate(runs):
-        if places[number] in places[:number]:
-            raise ValueError(f"{run} is named twice: name every run once")
-    return runs
+        try:
+            line = json.loads(answer.read_text())
+        except ValueError:
+            continue
+        append(out / LEDGER, line)
+
+
+def _result(
+    metric: str, entries: Mapping[str, Entry], trials: Sequence["Trial"], score: _Score, folder: Path
+) -> SweepResult:
+    by_point = {trial.point: _trial(entries[trial.point], trial, score) for trial in trials}
+    ordered = sorted(by_point.values(), key=lambda one: (one.stopped, one.failure is not None, -(one.score or 0.0)))
+    best = next((one for one in ordered if not one.stopped and one.failure is None), None)
+    return SweepResult(metric, best, ordered, str(folder / LEDGER))
+
+
+def _trial(entry: Entry, trial: "Trial", score: _Score) -> SweepTrial:
+    from offramp.train import log
+    from offramp.train.run_dir import METRICS
+
+    records = log.read(entry.folder / METRICS, "epoch")
+    last = records[-1] if records else None
+    return SweepTrial(
+        run=str(entry.folder),
+        options=dict(pair.split("=", 1) for pair in _pairs(entry.point)),
+        epochs=len(records),
+        stopped=trial.failure is None and trial.epochs < entry.config.epochs,
+        val_accuracy=last["val_accuracy"] if last else None,
+        score=score(entry.point, last) if last else None,
+        failure=trial.failure,
+    )
+
+
+def _pairs(point: str) -> list[str]:
+    """The parts OPTION=VALUE of a point's name."""
+    return point.split(",")
+
+
+def _options(options: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in options.items())
+
+
+def _scores(trial: SweepTrial) -> list[str]:
+    exits = " ".join(f"{100 * (share or 0):.1f}" for share in trial.val_accuracy or ())
+    return [exits, "" if trial.score is None else f"{100 * trial.score:.2f}"]
+
+
+def _state(trial: SweepTrial) -> str:
+    return f"failed: {trial.failure}" if trial.failure else "stopped" if trial.stopped else "done"

@@ -14,9 +14,9 @@ from offramp.engine.choice import Engine
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import with_parameters
 from offramp.progress import Advance, no_progress
-from offramp.runs import sweep
+from offramp.runs import run_entries
 from offramp.runs.packing import Jobs, runs_at_once
-from offramp.runs.sweep import NO_GRID, Entry, Grid
+from offramp.runs.run_entries import NO_GRID, Entry, Grid
 
 PATIENCE = 20.0
 """Seconds to wait for runs of a comparison that was killed and are still saving."""
@@ -100,15 +100,15 @@ def train_all(
     Raises:
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
-    sweep.check_folder(out)
+    run_entries.check_folder(out)
     with local.preloading(PRELOAD) if _trains_here(requested, engine) else nullcontext():
-        entries, notes = sweep.check(requested, reporter.working)
+        entries, notes = run_entries.check(requested, reporter.working)
         for note in notes:
             reporter.note(note)
         out.mkdir(parents=True, exist_ok=True)
         engine.check(out, any(entry.config.device == "cuda" for entry in entries))
         with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
-            sweep.claim(out, entries, sweep.shared_by(entries, grid) if shared is None else shared)
+            run_entries.claim(out, entries, run_entries.shared_by(entries, grid) if shared is None else shared)
             complete, failed = _run(entries, out, jobs, ledger, reporter, engine, lock.fileno())
     if not complete:
         reporter.note(f"saved in {out}; the same command continues")

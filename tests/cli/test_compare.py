@@ -20,7 +20,7 @@ from offramp.cli.compare import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import alone, reason
 from offramp.runs import packing
-from offramp.runs.sweep import Entry, entries, folder_name, inputs_of, shared_by
+from offramp.runs.run_entries import Entry, entries, folder_name, inputs_of, shared_by
 from offramp.runs.train_all import job_of
 from offramp.study.ledger import append, common
 from offramp.train.run_dir import read_config

@@ -102,3 +102,16 @@ def test_a_folder_that_a_node_does_not_see_is_refused(cluster: Any, tmp_path: Pa
     finally:
         node.terminate()
         node.wait(60)
+
+
+def test_reproduce_trains_what_a_table_needs(cluster: Any, tmp_path: Path) -> None:
+    protocol = tmp_path / "tiny.yaml"
+    protocol.write_text(
+        "data: digits\nholdout: 0.3\nepochs: 1\nbatch-size: 256\nschedule: constant\nprecision: '32'\nwidth: 4\n"
+    )
+    words = ["reproduce", "muse-table-4", "--rows", "resnet18 l_s", "--protocol", protocol, "--out", tmp_path / "out"]
+    (ran,) = forked.run_offramp(*words, "--engine", "ray", "--address", cluster.address, "--format", "json")
+    assert ran.returncode == 0, ran.stderr
+    (table,) = json.loads(ran.stdout)["tables"]
+    assert [row["state"] for row in table["rows"]] == ["measured", "measured"]
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 2

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 import offramp as package
+from offramp.engine import local
 from offramp.lookup import ParameterError
 from offramp.papers import render
 from offramp.papers.analysed import _blocks
-from offramp.papers.catalog import training
+from offramp.papers.catalog import protocol_from, training
 from offramp.papers.document import MARKERS
-from offramp.papers.missing import FAILURES, _keep_failures, failures, ready
+from offramp.papers.lines import measured
+from offramp.papers.missing import FAILURES, _keep_failures, failures, ready, train_missing
 from offramp.papers.reproduce import overview, reproduce
+from offramp.runs.train_all import Silent
+from offramp.train import log
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -163,6 +167,21 @@ def test_weights_from_another_run_wait_for_it(tmp_path: Path) -> None:
     (tmp_path / "c150.msdnet-cifar-5.own.hdkd-seed-0").mkdir()
     (tmp_path / "c150.msdnet-cifar-5.own.hdkd-seed-0" / "result.json").write_text("{}")
     assert ready([(fixed, 0)], tmp_path) == ([(fixed, 0)], [])
+
+
+def test_a_run_starts_from_the_final_weights_of_the_other_and_keeps_them(tmp_path: Path, forked_origin: None) -> None:
+    (tmp_path / "tiny.yaml").write_text(f"{TINY}per-class: 60\ndata.per_class_includes_holdout: true\n")
+    protocol = protocol_from(tmp_path / "tiny.yaml")
+    fixed, ledger = training("c150.msdnet-cifar-5.own.hdkd-fixed-1"), tmp_path / "l.jsonl"
+    known = measured(ledger, [fixed], protocol)
+    failed = train_missing([fixed], [0], protocol, tmp_path / "out", ledger, known, None, 1, Silent(), local)
+    assert failed == []
+    learned, kept = (
+        [record["weights"] for record in log.read(tmp_path / "out" / f"{name}-seed-0" / "metrics.jsonl", "step")]
+        for name in ("c150.msdnet-cifar-5.own.hdkd", fixed.name)
+    )
+    assert learned[-1] != learned[0], "the other run's weights moved"
+    assert kept == [learned[-1]] * len(kept)
 
 
 def test_every_format(line, write, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from offramp.engine.local import Unwatched
 from offramp.lookup import ParameterError
 from offramp.runs import packing
 from offramp.runs.packing import Machine, Measured, best, candidates, check_jobs, runs_at_once
-from offramp.runs.sweep import Entry, Inputs
+from offramp.runs.run_entries import Entry, Inputs
 
 TWO = Machine(cores=2, gpus=0, mib=16_000.0)
 

@@ -1,0 +1,238 @@
+"""Trainings whose options Ray Tune chooses: grids, random draws, Optuna; bad ones are stopped early by ASHA.
+
+Each trial does on its node what `offramp.engine.local` does for one job, and reports the epochs that the run records.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from offramp.engine import local
+from offramp.engine.local import Job, Unwatched, Watcher
+from offramp.engine.ray import Cluster, Origin, nothing
+
+Score = Callable[[str, dict[str, Any]], float]
+"""(name of the point, record of an epoch) -> what is maximised; a function that can be pickled."""
+FOLDER = "tune"
+"""Where Tune keeps its state, in the folder of the sweep."""
+WAIT = 7 * 24 * 3600.0
+"""Seconds that a trial waits for another one of the same options."""
+LOST_NODES = 20
+"""How many lost nodes a trial survives."""
+WORST = -1.0
+"""The score of a trial that failed."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How points are chosen.
+
+    Attributes:
+        grid: values of options by name.
+        samples: points to draw; None for all.
+        optuna: whether Optuna chooses; otherwise they are drawn at random.
+        asha: whether trials that are behind are stopped, by epochs.
+        epochs: of a whole training.
+        seed: of the draws.
+    """
+
+    grid: Mapping[str, Sequence[Any]]
+    samples: int | None
+    optuna: bool
+    asha: bool
+    epochs: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a trial went: the name of its point, the epochs that it reported, why it failed, whether it ended."""
+
+    point: str
+    epochs: int
+    failure: str | None
+    ended: bool
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a trial needs on its node."""
+
+    origin: Origin
+    jobs: dict[str, Job]
+    score: Score
+    epochs: int
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """The name of a point: `lr=0.1,net=resnet18`, in the order of the options."""
+    return ",".join(f"{key}={value}" for key, value in values.items())
+
+
+def run(
+    cluster: Cluster,
+    jobs: Mapping[str, Job],
+    search: Search,
+    score: Score,
+    folder: Path,
+    at_once: int,
+    watcher: Watcher,
+) -> list[Trial]:
+    """Try points until the search ends, or Ctrl-C; the same call goes on.
+
+    Args:
+        jobs: what to run for each point, by its name; without commands, its run has finished before.
+        folder: of the sweep; all nodes see it.
+        at_once: trials on one node at the same time.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    work = _Work(cluster.origin, {name: replace(job, done=nothing) for name, job in jobs.items()}, score, search.epochs)
+    needs_gpu = any(job.needs_gpu for job in jobs.values())
+    resources = {"cpu": cluster.share(at_once), "gpu": int(needs_gpu)}
+    told = _Told(jobs, watcher, search.epochs)
+    analysis = tune.run(
+        tune.with_resources(tune.with_parameters(_train, work=work), resources),
+        name=FOLDER,
+        metric="score",
+        mode="max",
+        config=_space(search),
+        num_samples=search.samples or 1,
+        search_alg=_searcher(search),
+        scheduler=ASHAScheduler(time_attr="epoch", max_t=search.epochs, grace_period=1) if search.asha else None,
+        storage_path=str(folder.absolute()),
+        resume="AUTO+ERRORED" if any((folder / FOLDER).glob("experiment_state-*.json")) else None,
+        max_failures=LOST_NODES,
+        raise_on_failed_trial=False,
+        callbacks=[told],
+        verbose=0,
+    )
+    return [_trial(trial, trial.trial_id in told.ended) for trial in analysis.trials]
+
+
+def _space(search: Search) -> dict[str, Any]:
+    make = tune.grid_search if search.samples is None else tune.choice
+    return {key: make(list(values)) for key, values in search.grid.items()}
+
+
+def _searcher(search: Search) -> Any:
+    if search.optuna:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return OptunaSearch(metric="score", mode="max", seed=search.seed)
+    return BasicVariantGenerator(random_state=search.seed)
+
+
+def _train(values: dict[str, Any], work: _Work) -> None:
+    """On a node: train and evaluate one point, unless that was done before, and report its epochs."""
+    work.origin.enter()
+    name = name_of(values)
+    job = work.jobs[name]
+    epochs = _Epochs(job.folder / "metrics.jsonl", partial(work.score, name), work.epochs)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with local.alone(job.log.with_suffix(".lock"), WAIT, print) as lock:
+        if job.commands and not local.run([job], 1, epochs, lock.fileno()):
+            raise RuntimeError("it was stopped on its node; the same command continues")
+    epochs.report(whole=True)
+    if job.failure or not epochs.reported:
+        failure = job.failure or f"{job.folder} has no record of an epoch"
+        tune.report({"epoch": epochs.reported, "score": WORST, "failure": failure})
+
+
+class _Epochs(Unwatched):
+    """Reports the epochs that a run records; the last one when the run has ended, so that it is not stopped by then."""
+
+    def __init__(self, path: Path, score: Callable[[dict[str, Any]], float], epochs: int) -> None:
+        self.path, self.score, self.epochs = path, score, epochs
+        self.reported = self.place = 0
+
+    def running(self, job: Job) -> None:
+        """Report what is new."""
+        self.report(whole=False)
+
+    def report(self, whole: bool) -> None:
+        """Report epochs of which nothing was reported yet.
+
+        Args:
+            whole: the last one, too.
+        """
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.place)
+            for line in file:
+                record = json.loads(line) if line.startswith(b'{"kind": "epoch"') and line.endswith(b"\n") else None
+                last = record is not None and record["epoch"] + 1 == self.epochs
+                if not line.endswith(b"\n") or (last and not whole):
+                    return
+                self.place += len(line)
+                if record is not None and record["epoch"] >= self.reported:
+                    self.reported = record["epoch"] + 1
+                    tune.report({"epoch": self.reported, "score": self.score(record)})
+
+
+class _Told(tune.Callback):  # type: ignore[misc]
+    """Tells a watcher how the trials go; Tune takes its own class alone."""
+
+    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int) -> None:
+        self.jobs, self.watcher, self.epochs = jobs, watcher, epochs
+        self.running: dict[str, Job] = {}
+        self.ended: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial began."""
+        job = self.jobs[name_of(trial.config)]
+        if job.commands and trial.trial_id not in self.running:
+            self.running[trial.trial_id] = job
+            self.watcher.started(job)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called again and again."""
+        for job in self.running.values():
+            self.watcher.running(job)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Remember which trials have ended: after Ctrl-C, Tune calls all terminated."""
+        self.ended = {trial.trial_id for trial in trials if trial.status in ("TERMINATED", "ERROR")}
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for good: its node was lost too often."""
+        job = self.running.pop(trial.trial_id, None)
+        if job is not None:
+            job.failure = _reason(trial)
+            self.watcher.ended(job)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended, or was stopped."""
+        job = self.running.pop(trial.trial_id, None)
+        if job is None:
+            return
+        ended = _trial(trial, ended=True)
+        job.failure = ended.failure
+        if ended.failure is None and ended.epochs == self.epochs:
+            job.done()
+        if ended.failure is None and ended.epochs < self.epochs:
+            self.watcher.note(f"{job.name}: stopped after {ended.epochs} of {self.epochs} epochs, it was behind")
+        self.watcher.ended(job)
+
+
+def _trial(trial: Any, ended: bool) -> Trial:
+    result = trial.last_result or {}
+    failure = result.get("failure") or (_reason(trial) if trial.status == "ERROR" else None)
+    return Trial(name_of(trial.config), int(result.get("epoch", 0)), failure, ended)
+
+
+def _reason(trial: Any) -> str:
+    path = trial.error_file
+    lines = Path(path).read_text().strip().splitlines() if path and Path(path).is_file() else []
+    return lines[-1] if lines else "it failed"

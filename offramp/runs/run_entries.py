@@ -1,0 +1,301 @@
+"""What `offramp compare` trains: every method with every seed, checked and given its folder before anything starts."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from offramp.config import (
+    Config,
+    ResolvedConfig,
+    build_method,
+    build_net,
+    check_key,
+    complete,
+    flat,
+    load_weights,
+    prepare_objective,
+    resolve,
+    unflat,
+)
+from offramp.files import read_yaml
+from offramp.lookup import ParameterError, with_parameters
+from offramp.progress import Progress, no_progress
+from offramp.train.run_dir import RESULT
+
+if TYPE_CHECKING:
+    from offramp.data.splits import DataSet
+
+T = TypeVar("T")
+COMPARISON = "comparison.yaml"
+
+
+class Inputs(NamedTuple):
+    """What a run learns from: (channels, height, width) of its images, classes, steps of an epoch, images of val."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    steps: int
+    val: int = 0
+
+
+class Entry(NamedTuple):
+    """One run of a comparison: the method's label, its resolved configuration, its folder, its point of a grid.
+
+    `inputs` is known when the data were read (see `check`).
+    """
+
+    method: str
+    config: ResolvedConfig
+    folder: Path
+    point: str = ""
+    inputs: Inputs | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called while it runs."""
+        return f"{f'{self.point} ' if self.point else ''}{self.method} seed {self.config.seed}"
+
+
+Grid = Mapping[str, Sequence[Any]]
+"""Values of options by name, such as {"net": ["resnet18", "resnet34"], "lr": [0.1, 0.05]}."""
+NO_GRID: Grid = MappingProxyType({})
+
+
+def entries(
+    config: Config,
+    methods: Sequence[tuple[str, Mapping[str, Any]]],
+    seeds: Sequence[int],
+    out: Path,
+    grid: Grid = NO_GRID,
+) -> list[Entry]:
+    """Every method with every seed at every point of a grid, all of a seed before the next seed; nothing is written.
+
+    Raises:
+        ValueError: for names and parameters that do not exist, with the nearest, and for what is there twice.
+    """
+    from offramp.study.ledger import label
+
+    if config.method_options:
+        key, value = next(iter(config.method_options.items()))
+        raise with_parameters(
+            ValueError(
+                f"method.{key} cannot serve several methods: write methods 'NAME({key}={value})' for the one it is for"
+            ),
+            f"method.{key}",
+            "methods",
+        )
+    if config.exits == "auto":
+        message = "exits=auto is for train and info: name the places that they show (exits_at, exits_after)"
+        raise ParameterError(message, "exits", "exits_at", "exits_after")
+    if config.devices > 1:
+        raise with_parameters(
+            ValueError("compare trains every run in one process: omit devices, jobs=N runs N at once"),
+            "devices",
+            "jobs",
+        )
+    if not methods or not seeds:
+        raise ParameterError(f"{'seeds' if methods else 'methods'} needs at least one", "methods", "seeds")
+    if len(set(seeds)) < len(seeds):
+        raise ParameterError(f"seeds {','.join(map(str, seeds))} names a seed twice", "seeds")
+    chosen: dict[tuple[str, str], ResolvedConfig] = {}
+    for point, variant in variants(config, grid).items():
+        for name, parameters in methods:
+            resolved = resolve(dataclasses.replace(variant, method=name, method_options=parameters))
+            labelled = label(flat(resolved))
+            if (point, labelled) in chosen:
+                raise ParameterError(f"methods names {labelled} twice", "methods")
+            chosen[point, labelled] = resolved
+    return [
+        Entry(labelled, _seeded(resolved, seed), out / folder_name(labelled, seed, point), point)
+        for seed in seeds
+        for (point, labelled), resolved in chosen.items()
+    ]
+
+
+def variants(config: Config, grid: Grid, *, methods: bool = False) -> dict[str, Config]:
+    """The configuration at every point of a grid, by the point's name: `net=resnet18,branch=sketch`; one for no grid.
+
+    Args:
+        methods: whether method, its parameters and the seed may be axes, too.
+    Raises:
+        ValueError: for an option that does not exist, with the nearest, a value twice, or what is no axis.
+    """
+    for key, values in grid.items():
+        kind = key.partition(".")[0]
+        if kind in ("method", "seed") and not methods:
+            raise ParameterError(f"grid has no axis {key}: methods and seeds have arguments of their own", "grid")
+        _as_parameter(check_key, key, "grid")
+        if not values or len({str(value) for value in values}) < len(values):
+            raise ParameterError(
+                f"grid {key} needs values, each once, got {','.join(map(str, values)) or 'none'}", "grid"
+            )
+    base = {key: value for key, value in flat(config).items() if methods or not key.startswith("method.")}
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    if not grid:
+        return {"": config}
+    return {
+        ",".join(f"{key}={value}" for key, value in point.items()): _as_parameter(unflat, {**base, **point}, "grid")
+        for point in points
+    }
+
+
+def _as_parameter(read: Callable[..., T], *values: Any) -> T:
+    """What a reader of configurations returns; its errors are about an argument, not a file."""
+    try:
+        return read(*values)
+    except ValueError as error:
+        raise ParameterError(str(error), "grid") from None
+
+
+def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:
+    """What all runs have in common: everything but method, seed, the axes of a grid, and what goes with them."""
+    from offramp.study.ledger import common
+
+    axes = {key.replace("_", "-") for key in grid}
+    prefixes = tuple(f"{kind}." for kind in ("net", "branch", "data") if kind in axes)
+    values = common(flat(entries[0].config))
+    kept = {
+        key: value for key, value in values.items() if key not in axes and not (prefixes and key.startswith(prefixes))
+    }
+    return kept | ({"grid": sorted(axes)} if axes else {})
+
+
+def folder_name(method: str, seed: int, point: str = "") -> str:
+    """The folder of a run: `joint-seed-0`, `muse-alpha=0.1-seed-0`, `net=resnet34,joint-seed-0` of a grid."""
+    name = f"{point},{method}" if point else method
+    return re.sub(r"[^\w.=,+-]", "_", name.replace("(", "-").replace(")", "")) + f"-seed-{seed}"
+
+
+def _seeded(config: ResolvedConfig, seed: int) -> ResolvedConfig:
+    return dataclasses.replace(config, seed=seed)
+
+
+def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> None:
+    """Make the folder this comparison's own, or recognise it, and every run's folder within it.
+
+    Args:
+        shared: what all runs of the folder have in common.
+    Raises:
+        ValueError: if it holds another comparison, naming the option that differs, or something else.
+    """
+    import yaml
+
+    from offramp.train import run_dir
+
+    path = out / COMPARISON
+    if path.is_file():
+        stored = read_yaml(path)
+        differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
+        if differing:
+            key = differing[0]
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise with_parameters(
+                ValueError(
+                    f"{out} contains a comparison with another configuration: {key} is {stored.get(key)!r} there, not "
+                    f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
+                ),
+                "out",
+            )
+    else:
+        run_dir.put(path, yaml.safe_dump(dict(shared), sort_keys=False))
+    for entry in entries:
+        run_dir.claim(entry.folder, flat(entry.config), resume=True)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that holds anything but a comparison.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    ours = {COMPARISON, f".part-{COMPARISON}", ".lock"}
+    if out.exists() and not out.is_dir():
+        raise with_parameters(ValueError(f"{out} is not a folder; choose another out"), "out")
+    if out.is_dir() and not (out / COMPARISON).is_file() and any(entry.name not in ours for entry in out.iterdir()):
+        raise with_parameters(
+            ValueError(f"{out} is not empty and does not contain an offramp comparison; choose another out"), "out"
+        )
+
+
+def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[list[Entry], tuple[str, ...]]:
+    """Read the data and build every method's network once: what cannot be trained is refused before anything starts.
+
+    Returns:
+        The entries with what the data decide (`offramp.config.complete`), and notes for the user.
+    Raises:
+        ValueError: naming the method and why it cannot train this network on these data.
+    """
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(inputs_of(entry.config), []).append(entry)
+    checked = [_check_group(group, progress) for group in groups.values()]
+    by_folder = {entry.folder: entry for group, _ in checked for entry in group}
+    notes = dict.fromkeys(note for _, messages in checked for note in messages)
+    return [by_folder[entry.folder] for entry in entries], tuple(notes)
+
+
+def inputs_of(config: ResolvedConfig) -> str:
+    """The network and its weights, and what decides the images; runs that share them share what `complete` says."""
+    keys = ("net", "weights", "data", "per-class", "holdout", "split-seed", "image-size", "streaming", "data-dir")
+    values = flat(config)
+    others = (config.skip_damaged, config.pretrained, config.data_options, config.net_options)
+    return str([*(values[key] for key in keys), *others])
+
+
+def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Entry], list[str]]:
+    """`check` for runs of one network on the same images."""
+    from offramp.train.check import refuse
+
+    first, data, completed = complete(entries[0].config, progress=progress)
+    entries = [
+        entry._replace(
+            config=dataclasses.replace(entry.config, data_options=first.data_options, net_options=first.net_options),
+            inputs=_read(data, entry.config.batch_size),
+        )
+        for entry in entries
+    ]
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    notes = [f"{entries[0].config.data}: {sizes}", *completed, *data.notes]
+    for entry in {str({**flat(entry.config), "seed": 0}): entry for entry in reversed(entries)}.values():
+        method = build_method(entry.config)
+        try:
+            net = build_net(entry.config, method, classes=len(data.classes), shape=data.shape)
+            refuse(method, entry.config, net, data)
+            messages = (*load_weights(entry.config, net, data.shape), *prepare_objective(method, net, data.shape))
+            notes += [f"{entry.method}: {note}" for note in messages]
+        except ValueError as error:
+            raise with_parameters(ValueError(f"{entry.method}: {error}"), *getattr(error, "parameters", ())) from None
+    return list(entries), notes
+
+
+def _read(data: "DataSet", batch_size: int) -> Inputs:
+    steps = -(-len(data.splits["train"]) // batch_size)
+    return Inputs(data.shape, len(data.classes), steps, len(data.splits["val"]) if "val" in data.splits else 0)
+
+
+def runs_of(folders: Sequence[Path | str]) -> list[Path]:
+    """The folders, with all finished runs of a comparison in place of its folder, by name.
+
+    Raises:
+        ValueError: if a comparison has no finished run yet, or a run is there twice.
+    """
+    runs: list[Path] = []
+    for folder in map(Path, folders):
+        if not (folder / COMPARISON).is_file():
+            runs.append(folder)
+            continue
+        finished = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
+        if not finished:
+            raise ValueError(
+                f"{folder} is a comparison without a finished run yet: the same `offramp compare` continues"
+            )
+        runs += finished
+    places = [run.resolve() for run in runs]
+    for number, run in enumerate(runs):
+        if places[number] in places[:number]:
+            raise ValueError(f"{run} is named twice: name every run once")
+    return runs

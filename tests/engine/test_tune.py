@@ -1,0 +1,42 @@
+"""offramp sweep through Ray Tune on this machine: stopped by Ctrl-C, continued, chosen on val, in the ledger once."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import forked
+import pytest
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+
+
+def test_stopped_and_continued_every_training_that_ends_is_in_the_ledger_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine, workers at its 15 starve
+    out, said = tmp_path / "out", tmp_path / "said"
+    words = ["sweep", "--width", "4", "--data", "digits", "--epochs", "9", "--batch-size", "64", "--precision", "32"]
+    words += ["--method", "joint", "--device", "cpu", "--checkpoint-every", "5", "--scheduler", "asha", "--jobs", "2"]
+    words += ["--grid", "lr=0.05,0.0001,1e30", "--out", str(out)]
+    process = forked.start(*words, out=said)
+    end = time.monotonic() + 300
+    while not list(out.glob("*/checkpoints/step-*")):
+        assert process.poll() is None and time.monotonic() < end, said.read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(200) == 130, said.read_text()
+    assert f"saved in {out}; the same command continues" in said.read_text()
+    process = forked.start(*words, "--json", out=tmp_path / "result", err=said)
+    assert process.wait(400) == 1, said.read_text()
+    result = json.loads((tmp_path / "result").read_text())
+    trials = {trial["options"]["lr"]: trial for trial in result["trials"]}
+    assert set(trials) == {"0.05", "0.0001", "1e30"}
+    assert "at step" in trials["1e30"]["failure"], "one that diverges stops no other"
+    assert result["best"] == trials["0.05"] and trials["0.05"]["epochs"] == 9
+    ended = [lr for lr, trial in trials.items() if not trial["stopped"] and not trial["failure"]]
+    lines = [json.loads(line)["config"]["lr"] for line in (out / "results.jsonl").read_text().splitlines()]
+    assert sorted(lines) == sorted(map(float, ended))
+    log = next(out.glob("logs/lr=0.05*.log")).read_text()
+    assert "continuing at epoch" in log
