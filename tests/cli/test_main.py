@@ -20,7 +20,7 @@ from offramp.lookup import ParameterError, with_parameters
 
 Offramp = Callable[..., Any]
 VERBS = (
-    *("train", "evaluate", "calibrate", "compare", "curves", "deploy", "bench", "report", "export", "predict"),
+    *("train", "evaluate", "calibrate", "compare", "sweep", "curves", "deploy", "bench", "report", "export", "predict"),
     *("analyse", "reproduce", "serve", "info", "trust", "nets", "branches", "methods", "data", "recipes"),
 )
 PROGRAM = "from offramp.cli import main; main()"
