@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count as counting
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,38 @@ def turbo(data: bytes) -> np.ndarray:
     return np.asarray(simplejpeg.decode_jpeg(data))
 
 
+def on_one_core(root: Path, images: int = 100, rounds: int = 5) -> dict[str, float]:
+    """Milliseconds of the parts, one thread, the least of some rounds; differences of pixels in grey levels."""
+    import simplejpeg
+    from torch.nn.functional import interpolate
+
+    torch.set_num_threads(1)
+    encoded = [file.read_bytes() for file in sorted((root / "train").rglob("*.jpg"))[:images]]
+    pixels = [pillow(data) for data in encoded]
+    pictures = [Image.fromarray(each) for each in pixels]
+    views = [torch.tensor(each).permute(2, 0, 1)[None, :, 40:260, 10:290] for each in pixels]
+    fast = partial(simplejpeg.decode_jpeg, fastdct=True, fastupsample=True)
+    runs: dict[str, Callable[[int], Any]] = {
+        "decode_pillow": lambda i: pillow(encoded[i]),
+        "decode_simplejpeg": lambda i: turbo(encoded[i]),
+        "decode_simplejpeg_fast": lambda i: fast(encoded[i]),
+        "resize_pillow": lambda i: pictures[i].resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=(10, 40, 290, 260)),
+        "resize_torch": lambda i: interpolate(views[i], (SIZE, SIZE), mode="bilinear", antialias=True),
+    }
+    result = {}
+    for name, run in runs.items():
+        seconds = []
+        for _ in range(rounds):
+            began = time.process_time()
+            deque(map(run, range(len(encoded))), maxlen=0)
+            seconds.append(time.process_time() - began)
+        result[f"{name}_ms"] = 1000 * min(seconds) / len(encoded)
+    for name, decode in (("simplejpeg", turbo), ("simplejpeg_fast", fast)):
+        pairs = zip(pixels, map(decode, encoded), strict=True)
+        result[f"{name}_most_levels"] = float(max(np.abs(one.astype(int) - other).max() for one, other in pairs))
+    return result
+
+
 def loops(root: Path, workers: int) -> dict[str, Callable[[], Iterator[Any]]]:
     return {
         "torchvision": lambda: with_torchvision(root, workers),
@@ -201,6 +234,7 @@ def main() -> None:
             make(root, given.images, given.cores)
         sizes = [file.stat().st_size for file in (root / "train").rglob("*.jpg")]
         speeds, memory = measured(root, given.images, given.rounds, given.cores)
+        parts = on_one_core(root)
     middle = {name: statistics.median(values) for name, values in speeds.items()}
     result = {
         "benchmark": "data",
@@ -215,6 +249,7 @@ def main() -> None:
         "memory_mib": memory["MiB"],
         "rounds": given.rounds,
         "cores_used": given.cores,
+        "one_core": parts,
         **provenance(),
     }
     if given.json:
@@ -224,6 +259,8 @@ def main() -> None:
         print(f"{name:14} {value:8.0f} images/s")
     for key in ("turbo_vs_torchvision", "turbo_vs_timm", "pillow_vs_torchvision", "turbo_vs_its_decoder"):
         print(f"{key} {result[key]:.2f}")
+    for name, value in parts.items():
+        print(f"{name:28} {value:8.2f}")
     print(f"memory at the end over after the first turn {memory['turbo']:.3f}", file=sys.stdout)
 
 
