@@ -149,7 +149,10 @@ def boxes(
     Area uniform in `area`, aspect ratio log-uniform in 3/4..4/3; the first of ten tries that fits, else the largest
     centred part with an allowed ratio (as in torchvision.transforms.RandomResizedCrop; methods.md calls it 224+flip).
     """
-    height, width = (torch.as_tensor(side, device=draws.device).expand(len(draws)) for side in (height, width))
+    height, width = (
+        side if isinstance(side, Tensor) else torch.full((len(draws),), side, device=draws.device)  # without a copy
+        for side in (height, width)
+    )
     size = (area[0] + draws[..., 0] * (area[1] - area[0])) * (height * width)[:, None]
     ratio = torch.exp((2 * draws[..., 1] - 1) * math.log(4 / 3))
     wide, high = torch.sqrt(size * ratio).round(), torch.sqrt(size / ratio).round()

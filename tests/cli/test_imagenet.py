@@ -50,6 +50,7 @@ def as_tar(root: Path, split: str, per_class: int) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("kind", "write", "per_class"), [("folder", as_folder, 2), ("parquet", as_parquet, 2), ("tar", as_tar, 100)]
 )
