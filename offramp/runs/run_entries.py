@@ -188,7 +188,7 @@ def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> Non
 
     path = out / COMPARISON
     if path.is_file():
-        stored = read_yaml(path)
+        stored = run_dir.typed_data_options(read_yaml(path))
         differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
         if differing:
             key = differing[0]

@@ -93,7 +93,8 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
         free = {*FREE, *PROCESSES} | ({"epochs"} if extend and epochs_before(folder, config) else set())
-        differing = [key for key in sorted({*stored, *config} - free) if stored.get(key) != config.get(key)]
+        one, other = typed_data_options(stored), typed_data_options(config)
+        differing = [key for key in sorted({*stored, *config} - free) if one.get(key) != other.get(key)]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
@@ -119,6 +120,15 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
             ValueError(f"{folder} is not empty and does not contain an offramp run; choose another out"), "out"
         )
     return False
+
+
+def typed_data_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration with options of the data as they are typed: what a network expects comes as numbers."""
+
+    def typed(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return {key: typed(value) if key.startswith("data.") else value for key, value in config.items()}
 
 
 def _within(folder: Path) -> str | None:

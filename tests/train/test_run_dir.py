@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from offramp.study.ledger import common
 from offramp.train.run_dir import check_config, claim, read_config, read_history, read_result, write_result
 
 CONFIG: dict[str, Any] = {"net": "resnet18", "lr": 0.1, "data-dir": None, "checkpoint-every": 500}
@@ -184,3 +185,16 @@ def test_a_run_stopped_before_its_first_step_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ValueError, match="is not empty and does not contain an offramp run"):
         claim(tmp_path, config, resume=True)
+
+
+def test_options_of_the_data_are_the_same_typed_or_filled_in(tmp_path: Path) -> None:
+    """A run with inputs as its network expects them is resumed: what was filled in then is typed now."""
+    filled = {**CONFIG, "data.mean": [0.5, 0.25, 1.0], "data.crop": 0.875}
+    claim(tmp_path, filled, False)
+    (tmp_path / "metrics.jsonl").touch()
+    claim(tmp_path, {**CONFIG, "data.mean": "0.5,0.25,1.0", "data.crop": "0.875"}, True)
+    assert read_config(tmp_path) == filled
+    with pytest.raises(ValueError, match=r"data\.mean is \[0\.5, 0\.25, 1\.0\] there, not '0\.5,0\.25,0\.5'"):
+        claim(tmp_path, {**filled, "data.mean": "0.5,0.25,0.5"}, True)
+    one, other = (common({"net": "a", "data.crop": crop}) for crop in (0.875, "0.875"))
+    assert one == other  # so lines of a ledger are recognised, too
