@@ -29,7 +29,7 @@ from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
 from offramp.train.state import Position, collect_state, restore_state, trained_on
-from offramp.train.static_step import Steps, why_not
+from offramp.train.static_step import Steps, partly, why_not
 from offramp.train.wrap import prepared
 
 
@@ -62,10 +62,11 @@ class Loop:
         if recipe.precision == "bf16-dense":
             keep_float32(self.net)
         self.method, self.spans = method, phases.spans(recipe, method)
-        unable = why_not(method, recipe, [span.phase for span in self.spans])
+        all_phases = [span.phase for span in self.spans]
+        unable = why_not(method, recipe, all_phases)
         static = recipe.graph and not unable
-        if recipe.graph and unable and fabric.is_global_zero:
-            reporter.note(f"graph: {unable}; kernels are started one by one")
+        if recipe.graph and (reason := unable or partly(method, all_phases)) and fabric.is_global_zero:
+            reporter.note(f"graph: {reason}; kernels are started one by one" + " there" * (not unable))
         wrapped, optimizer, self.trained = prepared(fabric, self.net, method.objective, recipe, static)
         self.sharded = sharding.is_sharded(self.net)
         held_out = self._held_out if "val" in data.splits else None

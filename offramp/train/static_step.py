@@ -33,11 +33,22 @@ def why_not(method: Method, recipe: Recipe, phases: Sequence[Phase]) -> str:
     """
     if recipe.devices > 1:
         return "several processes average their gradients between kernels"
-    if method.step is not None or any(phase.step is not None for phase in phases):
+    if all(_own_step(method, phase) for phase in phases):
         return "this method has steps of its own, which look at more than one batch"
     if recipe.precision == "16":
         return "in precision 16 every step waits to see whether its gradients are finite"
     return ""
+
+
+def _own_step(method: Method, phase: Phase) -> bool:
+    """Whether the steps of a phase are not the plain one, see `offramp.train.phases.take_step`."""
+    return phase.step is not None or (phase.objective is None and method.step is not None)
+
+
+def partly(method: Method, phases: Sequence[Phase]) -> str:
+    """Which phases of a run cannot take their steps as a graph though others can; nothing if all can."""
+    alone = [str(number) for number, phase in enumerate(phases, 1) if _own_step(method, phase)]
+    return f"phase {', '.join(alone)} of {len(phases)} has steps of its own" if alone else ""
 
 
 class Steps:
@@ -57,7 +68,7 @@ class Steps:
 
     def __call__(self, phase: Phase, batch: Batch, progress: float) -> Terms:
         """Take a step on a batch; returns the terms, detached."""
-        if self.static is None or len(batch.ids) != self.static:
+        if self.static is None or len(batch.ids) != self.static or _own_step(self.method, phase):
             return self._take(phase, batch, progress)
         if self.step is None or phase is not self.phase:
             self.step, self.phase = StaticStep(self._again, self.context.fabric.device), phase
