@@ -109,3 +109,19 @@ def test_train_models_measures_networks_and_epochs() -> None:
     steps, epochs = map(json.loads, done.stdout.splitlines())
     assert len(steps["ms"]) == 5 and steps["precision"] in ("32", "bf16", "bf16-dense")
     assert set(epochs["end_to_end"]) == {"timm", "offramp", "offramp streaming"} and epochs["provenance"]["hardware"]
+
+
+@pytest.mark.full
+def test_what_limits_training_on_large_images_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delenv("OFFRAMP_DATA", raising=False)
+    import gpu_imagenet
+
+    gpu_imagenet.main(["--device", "cpu", "--tiny", "--seconds", "0.05", "--net", "resnet18", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    speeds = result["images_per_second"]
+    assert set(speeds) == {*gpu_imagenet.PARTS, "train"} and result["device"] == "cpu"
+    assert speeds[result["limited_by"]] == min(speeds[name] for name in gpu_imagenet.PARTS)
+    assert result["train_vs_limit"] == pytest.approx(speeds["train"] / speeds[result["limited_by"]])

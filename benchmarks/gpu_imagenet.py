@@ -1,0 +1,137 @@
+"""What limits training on images of ImageNet's size here: reading and decoding, augmentation, or the step.
+
+    python benchmarks/gpu_imagenet.py [--json] [--images 20000] [--seconds 20] [--net resnet50] [--folder FOLDER]
+    python benchmarks/gpu_imagenet.py --device cpu --tiny        # that it runs
+
+Images per second of each by itself, and of `train`, which overlaps them: `decode` reads, decodes and crops JPEGs (the
+streaming loader up to pixels on the device), `augment` is what is done there to a batch of pixels that stays, `step` is
+the training loop's step on a batch that stays. `limited_by` names the slowest of the three; `train` over it says how
+well they overlap (wanted: 0.95). The images are those of benchmarks/data.py. Not yet measured on a GPU.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count as counting
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import CLASSES, make
+
+from offramp.config import Config, build_method, build_net, complete, prepare_objective, resolve
+from offramp.measure.provenance import provenance
+from offramp.measure.timing import finish
+from offramp.testing import SilentReporter
+from offramp.train.device import make_fabric
+from offramp.train.loop import Loop
+
+PARTS = ("decode", "augment", "step")
+WARM_UP = 3
+
+
+def loop(root: Path, run: Path, given: argparse.Namespace) -> Loop:
+    """The training loop of a user's run, on these images."""
+    size, batch = (64, 8) if given.tiny else (224, given.batch)
+    network: dict[str, Any] = {"net": given.net, "width": 4 if given.tiny else None, "method": "joint"}
+    images: dict[str, Any] = {"data": f"folder:{root}", "image_size": size, "streaming": True, "holdout": 0.0}
+    images["data_options"] = {"cache_dir": str(root / ".cache")}
+    config = Config(**network, **images, batch_size=batch, device=given.device, graph=given.graph)
+    completed = complete(resolve(config))
+    method, data = build_method(completed.config), completed.data
+    net = build_net(completed.config, method, classes=len(data.classes), shape=data.shape)
+    prepare_objective(method, net, data.shape)
+    return Loop(make_fabric(completed.config), run, completed.config, net, method, data, SilentReporter())
+
+
+def parts(training: Loop) -> dict[str, Iterator[int]]:
+    """What is measured: each gives the images of one batch after another."""
+    loader = training.batches.train
+    bounds = [loader._bounds(step) for step in range(len(loader))]
+
+    def pixels() -> Iterator[torch.Tensor]:
+        for epoch in counting():
+            yield from loader.store.batches(loader.ids, bounds, loader.seed, epoch)
+
+    def decode() -> Iterator[int]:
+        for batch in pixels():
+            yield len(batch)
+
+    def augment() -> Iterator[int]:
+        batch = next(pixels())
+        while True:
+            yield len(loader._inputs(batch, loader.ids[: len(batch)], 0))
+
+    def stepped(batches: Callable[[], Iterator[Any]]) -> Iterator[int]:
+        for batch in batches():
+            training.position.step = 0
+            training.step(batch, 0.0)
+            yield len(batch.ids)
+
+    def same() -> Iterator[Any]:
+        batch = next(loader.epoch(0))
+        while True:
+            yield batch
+
+    def real() -> Iterator[Any]:
+        for epoch in counting():
+            yield from loader.epoch(epoch)
+
+    return {"decode": decode(), "augment": augment(), "step": stepped(same), "train": stepped(real)}
+
+
+def rate(batches: Iterator[int], seconds: float, device: torch.device) -> float:
+    """Images per second, after some batches that are not timed."""
+    for _ in range(WARM_UP):
+        next(batches)
+    finish(device)
+    began, images = time.perf_counter(), 0
+    while not images or time.perf_counter() - began < seconds:
+        images += next(batches)
+    finish(device)
+    return images / (time.perf_counter() - began)
+
+
+def measured(root: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """The rates, and which part is the slowest."""
+    with tempfile.TemporaryDirectory() as run:
+        training = loop(root, Path(run), given)
+        training.context.net.train()
+        device = training.fabric.device
+        speeds = {name: rate(batches, given.seconds, device) for name, batches in parts(training).items()}
+    limit = min(PARTS, key=lambda name: speeds[name])
+    about = {"net": given.net, "tiny": given.tiny, "seconds": given.seconds}
+    overlap = speeds["train"] / speeds[limit]
+    return {"images_per_second": speeds, "limited_by": limit, "train_vs_limit": overlap, "device": device.type, **about}
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each part")
+    parser.add_argument("--net", default="resnet50")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--graph", action="store_true", help="every step one CUDA graph")
+    parser.add_argument("--folder", type=Path, help="images of `benchmarks/data.py --only-make FOLDER`")
+    parser.add_argument("--tiny", action="store_true", help="a few images and a tiny network")
+    given = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as place:
+        root = given.folder or Path(place)
+        if not given.folder:
+            make(root, 2 * CLASSES if given.tiny else given.images, torch.get_num_threads())
+        result = {"benchmark": "gpu_imagenet", **measured(root, given), **provenance(given.device)}
+    if given.json:
+        print(json.dumps(result))
+        return
+    for name, speed in result["images_per_second"].items():
+        print(f"{name:8} {speed:9.1f} images/s")
+    print(f"limited by {result['limited_by']}; train / that {result['train_vs_limit']:.2f} (wanted: 0.95)")
+
+
+if __name__ == "__main__":
+    main()
