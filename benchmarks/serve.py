@@ -9,9 +9,9 @@ The load generator is a process of its own on a core of its own, the last one; s
 core in all, they share it, and the numbers mean little). Every line says so under `cores`.
 
 Also: the server's own overhead per request at batch 1, one client, one request after the other: CPU time of the server
-process minus what its segments took, and mean latency minus the same; beside it, the same two numbers of a bare ASGI
-application in uvicorn, which is HTTP's share. Memory of the server before and after its load. What one more segment
-costs on Ray Serve; one and two replicas if there are four cores.
+process minus what its segments took, and mean latency minus the same, for binary tensors and for PNG files, which it
+decodes; beside it, the same numbers of a bare ASGI application in uvicorn, which is HTTP's share. Memory of the server
+before and after its load. What one more segment costs on Ray Serve; one and two replicas if there are four cores.
 
 One JSON line per case. Without --run, the network is one with random weights and thresholds that give certain shares
 of the exits; with --run, a trained and calibrated run and its test images.
@@ -57,6 +57,7 @@ def networks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     early, plain = folder / "early", folder / "plain"
     pixels = _trained(options.run, early, plain) if options.run else random_network(early, plain, options.width)
     _requests(folder, pixels)
+    (folder / "header").write_text(_tensors(folder, pixels))
     bundles = open_bundle(early), open_bundle(plain)
     return {"network": options.run or f"random weights, width {options.width}", **_promise(*bundles, pixels)}
 
@@ -131,6 +132,17 @@ def _requests(folder: Path, pixels: Any) -> None:
             wanted = [{"name": "logits"}]
             bodies.append(json.dumps({"inputs": [tensor], "outputs": wanted}))
         (folder / f"bodies-{size}.json").write_text(json.dumps(bodies))
+
+
+def _tensors(folder: Path, pixels: Any) -> str:
+    """Bodies with one image as a binary tensor of pixels, which need no decoding; the header that they need."""
+    shape = [1, *pixels.shape[1:]]
+    binary = {"binary_data_size": pixels[0].nbytes}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": shape, "parameters": binary}
+    text = json.dumps({"inputs": [tensor], "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]})
+    bodies = [text + image.tobytes().decode("latin-1") for image in pixels]
+    (folder / "tensors.json").write_text(json.dumps(bodies))
+    return f"Inference-Header-Content-Length: {len(text)}"
 
 
 def _promise(early: Any, plain: Any, pixels: Any) -> dict[str, Any]:
@@ -255,13 +267,14 @@ def segment_seconds(port: int) -> float:
 
 def per_request(machine: Machine, port: int, process: int, bodies: Path, seconds: float, ours: bool) -> dict[str, Any]:
     """CPU and latency per request, one after the other, and what is left without the segments."""
-    load(machine, port, bodies, clients=1, seconds=1)
+    header = (bodies.parent / "header").read_text() if bodies.name == "tensors.json" else ""
+    load(machine, port, bodies, clients=1, seconds=1, header=header)
     before, computed = cpu(process), segment_seconds(port) if ours else 0.0
-    result = load(machine, port, bodies, clients=1, seconds=seconds)
+    result = load(machine, port, bodies, clients=1, seconds=seconds, header=header)
     used, computed = cpu(process) - before, (segment_seconds(port) if ours else 0.0) - computed
     each, segments = 1000 * used / result["answered"], 1000 * computed / result["answered"]
     return {
-        "requests": result["answered"],
+        "count": result["answered"],
         "cpu_ms": each,
         "segments_ms": segments,
         "cpu_overhead_ms": each - segments,
@@ -295,13 +308,15 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace) -> Iterat
             for size in (1, 4):
                 result = highest(machine, port, folder / f"bodies-{size}.json", options.bound_ms, seconds)
                 yield {"case": name, "images": size, "bound_ms": options.bound_ms, "seconds": seconds, **result}
-            yield {"case": f"memory of {kind}", "before_mib": held, "after_mib": memory(process)}
+            if kind in ("rebatched", "whole", "plain"):  # the others consist of several processes
+                yield {"case": f"memory of {kind}", "before_mib": held, "after_mib": memory(process)}
     if "overhead" in kinds:
         for kind in ("echo", "plain"):
             with serving(machine, kind, folder) as (port, process):
-                bodies = folder / "bodies-1.json"
-                result = per_request(machine, port, process, bodies, min(5.0, 2 * seconds), kind == "plain")
-                yield {"case": f"overhead per request: {kind}", **result}
+                for name in ("tensors", "bodies-1"):  # without and with decoding an image
+                    bodies = folder / f"{name}.json"
+                    result = per_request(machine, port, process, bodies, min(5.0, 2 * seconds), kind == "plain")
+                    yield {"case": f"overhead per request: {kind}", "requests": name, **result}
     if "hop" in kinds:
         yield hop(machine, folder)
         yield from replicas(machine, folder, seconds)
@@ -328,7 +343,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a file to append the lines to, besides standard output")
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers end, too
     machine = Machine()
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -345,4 +359,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers end, too
     main()

@@ -18,9 +18,10 @@ MOST = 400
 class Client:
     """Sends requests to one port and keeps what became of them."""
 
-    def __init__(self, port: int, path: str, bodies: list[bytes]) -> None:
+    def __init__(self, port: int, path: str, bodies: list[bytes], header: str = "") -> None:
         self.port, self.idle, self.open = port, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]](), 0
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        more = f"{header}\r\n" if header else ""
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}Content-Length: "
         self.requests = [head.encode() + f"{len(body)}\r\n\r\n".encode() + body for body in bodies]
         self.latencies: list[float] = []
         self.late: list[float] = []
@@ -98,14 +99,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("port", type=int)
     parser.add_argument("path")
-    parser.add_argument("bodies", type=Path, help="JSON list of bodies")
+    parser.add_argument("bodies", type=Path, help="JSON list of bodies, bytes as Latin-1")
+    parser.add_argument("--header", default="", help="one more header")
     parser.add_argument("--rate", type=float, default=0.0, help="per second; 0: closed loop of --clients")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args()
-    client = Client(options.port, options.path, [body.encode() for body in json.loads(options.bodies.read_text())])
+    bodies = [body.encode("latin-1") for body in json.loads(options.bodies.read_text())]
+    client = Client(options.port, options.path, bodies, options.header)
     begin = time.perf_counter()
     if options.rate:
         asyncio.run(poisson(client, options.rate, options.seconds, options.seed))
