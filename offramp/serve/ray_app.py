@@ -42,15 +42,21 @@ def deployments(model: str, version: str, bundle: Bundle, options: ServeOptions,
     """
     from ray import serve
 
-    from offramp.serve.ray_segment import Segment
+    from offramp.serve.ray_segment import INLINE, Segment
 
     scaling = {
         "min_replicas": 1,
         "max_replicas": options.replicas,
         "target_ongoing_requests": max(1, options.max_batch // 2),
     }
-    arguments = str(bundle.folder.absolute()), bundle.policy.to_json()
-    more = options.runtime, options.max_batch, max(1, int(cpus)), __version__
+    folder, policy = str(bundle.folder.absolute()), bundle.policy.to_json()
+    more = {
+        "runtime": options.runtime,
+        "max_batch": options.max_batch,
+        "threads": max(1, int(cpus)),
+        "version": __version__,
+        "inline": INLINE,
+    }
     return [
         serve.deployment(Segment)
         .options(
@@ -61,7 +67,7 @@ def deployments(model: str, version: str, bundle: Bundle, options: ServeOptions,
             health_check_period_s=2.0,
             logging_config=QUIET,
         )
-        .bind(*arguments, index, *more)
+        .bind(folder, policy, index, **more)
         for index in range(len(bundle.segments))
     ]
 

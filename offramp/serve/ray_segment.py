@@ -19,7 +19,7 @@ from offramp.early_exit.runtime import Stepper
 from offramp.serve.rows import Block, Row, gather, run
 
 INLINE = 1 << 16
-"""Bytes of survivors that travel within a message; more of them go through Ray's object store."""
+"""Bytes of a batch's survivors that travel within messages; more of them go through Ray's object store."""
 
 
 class Part(NamedTuple):
@@ -72,12 +72,25 @@ def samples(blocks: Sequence[Block]) -> int:
 class Segment:
     """A replica of segment `index` (counted from 0) of the bundle in `folder`, under a policy (JSON).
 
+    Args:
+        threads: of the runtime.
+        version: of offramp where the deployment was made.
+        inline: bytes of a batch's survivors that still travel within messages.
     Raises:
         ValueError: if offramp has another version here, or the bundle cannot be opened.
     """
 
     def __init__(
-        self, folder: str, policy: str, index: int, runtime: str, max_batch: int, threads: int, version: str
+        self,
+        folder: str,
+        policy: str,
+        index: int,
+        *,
+        runtime: str,
+        max_batch: int,
+        threads: int,
+        version: str,
+        inline: int,
     ) -> None:
         if version != __version__:
             raise ValueError(f"this node has offramp {__version__}, the server {version}")
@@ -86,6 +99,7 @@ class Segment:
         part = manifest.parts[index]
         model = content(path, manifest, part.file)
         self.segment = open_segment(model, part, runtime, threads, len(manifest.classes))
+        self.inline = inline
         self.policy, self.index = parse(policy.encode(), f"the policy of {folder}"), index
         self.batch.set_max_batch_size(max_batch)
 
@@ -110,9 +124,15 @@ class Segment:
         except Exception as error:  # whatever a runtime raises: this batch has failed, the replica lives on
             return [Broken(str(error) or type(error).__name__)] * len(blocks)
         batch = Batch(len(whole), perf_counter() - began)
-        shared = _shared(onward) if len(stepper.alive) else None
+        shared = self._shared(onward) if len(stepper.alive) else None
         ends = list(accumulate(map(len, blocks)))
         return [_passed(stepper, onward, shared, slice(*rows), batch) for rows in zip([0, *ends], ends)]
+
+    def _shared(self, onward: Block) -> Any:
+        """A reference to the survivors of a batch, if they are too large for messages."""
+        state = onward.state if isinstance(onward.state, tuple) else (onward.state,)
+        size = sum(array.nbytes for array in (*state, *onward.carry, *onward.policy_carry.values()))
+        return ray.put(onward) if size > self.inline else None
 
 
 def _passed(stepper: Stepper, onward: Block, shared: Any, rows: slice, batch: Batch) -> Passed:
@@ -125,13 +145,6 @@ def _passed(stepper: Stepper, onward: Block, shared: Any, rows: slice, batch: Ba
     return Passed(
         answer.logits[rows], answer.score[rows], int(answer.exit[0]), staying, part, batch, first=rows.start == 0
     )
-
-
-def _shared(onward: Block) -> Any:
-    """A reference to the survivors of a batch, if they are too large for messages."""
-    state = onward.state if isinstance(onward.state, tuple) else (onward.state,)
-    size = sum(array.nbytes for array in (*state, *onward.carry, *onward.policy_carry.values()))
-    return ray.put(onward) if size > INLINE else None
 
 
 def _part(onward: Block, shared: Any, places: list[int]) -> Part:

@@ -20,12 +20,16 @@ from offramp.serve.ray_predictor import RayPredictor
 from offramp.serve.ray_segment import Part, Passed, Segment
 
 
+def segment(bundle: Bundle, index: int, **more: Any) -> Segment:
+    words = {"runtime": "onnx", "max_batch": 32, "threads": 1, "version": __version__, "inline": 1 << 16, **more}
+    return Segment(str(bundle.folder), bundle.policy.to_json(), index, **words)
+
+
 class Near:
     """A deployment's handle without a cluster: the segment answers in this process, two requests at a time."""
 
     def __init__(self, bundle: Bundle, index: int, losses: int = 0, delay: float = 0.0) -> None:
-        arguments = (str(bundle.folder), bundle.policy.to_json(), index, "onnx", 32, 1, __version__)
-        self.segment, self.losses, self.delay = Segment(*arguments), losses, delay
+        self.segment, self.losses, self.delay = segment(bundle, index), losses, delay
         self.waiting: list[tuple[Part, asyncio.Future[Any]]] = []
 
     def remote(self, part: Part) -> Any:
@@ -124,10 +128,9 @@ def test_survivors_that_are_large_are_shared(
     from offramp.serve.rows import Block
 
     kept: list[Block] = []
-    monkeypatch.setattr(ray_segment, "INLINE", 0)
     monkeypatch.setattr(ray_segment.ray, "put", lambda block: kept.append(block) or "reference")
     blocks = [Block(inputs[:30]), Block(inputs[30:])]
-    passed = [each for each in Near(bundle, 0).segment.compute(blocks) if isinstance(each, Passed)]
+    passed = [each for each in segment(bundle, 0, inline=0).compute(blocks) if isinstance(each, Passed)]
     places = [part.places for each in passed if (part := each.onward) is not None]
     assert len(kept) == 1 and places == [
         list(range(len(passed[0].alive))),
@@ -137,4 +140,4 @@ def test_survivors_that_are_large_are_shared(
 
 def test_another_version_on_a_node_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match=f"this node has offramp {__version__}, the server 0.0.1"):
-        Segment(str(bundle.folder), bundle.policy.to_json(), 0, "onnx", 32, 1, "0.0.1")
+        segment(bundle, 0, version="0.0.1")

@@ -27,6 +27,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # on a busy machine, workers at its 15 starve
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # the checks of shapes, which functions carry along
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -101,10 +102,12 @@ def replicas(node: str | None = None) -> list[dict[str, Any]]:
 
 
 def test_no_request_is_lost_with_a_replica_or_a_node(
-    cluster: Any, folder: Path, bundle: Bundle, pixels: np.ndarray
+    cluster: Any, folder: Path, bundle: Bundle, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from offramp.serve import ray_segment
     from offramp.serve.ray_app import opened
 
+    monkeypatch.setattr(ray_segment, "INLINE", 0)  # every state goes through the object store and is lost with it
     with (
         opened(cluster.address) as opener,
         Server(folder, opener=opener, port=0, log="none") as server,
