@@ -27,6 +27,10 @@ ENVIRONMENT = "OFFRAMP_SERVE"
 """JSON object with the arguments of `build`, for `serve build offramp.serve.ray_app:app`."""
 OPENING = 300.0
 """Seconds in which all replicas of a model must be ready."""
+ENDING = 30.0
+"""Seconds in which they must be gone."""
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+"""Name of the actor by which Serve is known to a cluster."""
 SHARE = 4
 """A small cluster has places for so many replicas per segment: those of a reload need places beside the old ones."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -91,10 +95,22 @@ def opened(address: str | None) -> Iterator[Opener]:
         except ImportError as error:
             message = f"engine=ray needs Ray Serve ({error}): pip install 'offramp[ray]'"
             raise ParameterError(message, "engine") from None
+        own = not _running(cluster.ray)
         serve.start(proxy_location="Disabled", logging_config=QUIET)
-        yield partial(_deploy, cluster.ray)
-        if not serve.status().applications:
-            serve.shutdown()
+        try:
+            yield partial(_deploy, cluster.ray)
+        finally:
+            if own and not serve.status().applications:
+                serve.shutdown()  # else whoever uses Serve there later would find it without HTTP
+
+
+def _running(ray: Any) -> bool:
+    """Whether Serve runs on the cluster."""
+    try:
+        ray.get_actor(CONTROLLER, namespace="serve")
+    except ValueError:
+        return False
+    return True
 
 
 def _deploy(ray: Any, folder: Path, options: ServeOptions) -> Mapping[str, Predictor]:
@@ -147,10 +163,14 @@ def _wait(names: Sequence[str]) -> None:
 
 
 def _delete(names: Sequence[str]) -> None:
+    """Delete applications, and wait until they are gone."""
     from ray import serve
 
     for name in names:
         serve.delete(name, _blocking=False)
+    end = time.monotonic() + ENDING
+    while set(names) & set(serve.status().applications) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
