@@ -51,7 +51,7 @@ def test_too_few():
         take(labels, rows, 0.5, 1, 0)
     with pytest.raises(ValueError, match="class 1 has one image to share between val and cal"):
         halves(labels, rows, 0)
-    with pytest.raises(ValueError, match="class 1 has 1 images to train on, fewer than the 2"):
+    with pytest.raises(ValueError, match="class 1 has 1 images to train on, fewer than per_class=2: ask for fewer"):
         subset(labels, rows, 2, 0)
 
 

@@ -276,7 +276,7 @@ def test_momentum_and_average_start_anew_with_every_phase(tmp_path: Path) -> Non
     assert newest is not None
     second = loop(tmp_path / "second", recipe(epochs=1, ema=0.5), joint)
     second.net.load_state_dict(newest.weights)
-    for batch in second.train.epoch(1):
+    for batch in second.batches.train.epoch(1):
         second.context.net.train()
         second.step(batch, 0.0)
     found = load_file(tmp_path / "whole/last.safetensors")
