@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Config": "offramp.config",
     "train": "offramp.runs.train",
-    "TrainedRun": "offramp.runs.train",
+    "TrainedRun": "offramp.runs.trained_run",
     "calibrate": "offramp.runs.calibrate",
     "Calibration": "offramp.runs.calibration",
     "Goal": "offramp.runs.goal",

@@ -13,7 +13,7 @@ class ParameterError(ValueError):
     """A name that does not exist, or the value of a parameter that makes no sense.
 
     Args:
-        message: one sentence that names parameters as Python does (`batch_size`, `method.alpha`, `tap=own`).
+        message: one sentence that names parameters as Python does (`batch_size`, `method.alpha`, `tap=method`).
         parameters: the names in it, so that the command line can write them as its options.
     """
 

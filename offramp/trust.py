@@ -69,7 +69,7 @@ def check(values: Mapping[str, Any], owner: Path) -> None:
     names = code_names(values)
     if not names:
         return
-    command = f"look at that code, then `offramp trust {shell_word(owner)}`, or add --trust to this command"
+    command = f"look at that code, then `offramp trust {shell_word(owner)}`"
     known = _known(values)
     if known is None:
         raise NotTrusted(

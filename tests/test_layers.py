@@ -8,7 +8,7 @@ import offramp
 
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
-    text
+    text renamed
     allocator lookup optional digests finite progress docstrings
     schema images python_names
     files outputs device_copies hyperparameters image_files plugins

@@ -1,5 +1,6 @@
 """Terminal output: progress of tasks, tables, lists of names."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from textwrap import fill
@@ -14,7 +15,8 @@ from offramp.cli._errors import dashed
 from offramp.text import printable
 
 NOTED = ("data_dir", "method.adapt")
-"""Parameters that notes of the library name: the command line writes them as options."""
+"""Parameters that notes of the library name: the command line writes them as options, as it does `method.alpha=.1`."""
+_ASSIGNED = r"(?<![\w.\-])(?:net|branch|method|data)\.\w+(?==)"
 WIDTH = 78
 """Columns of running text: it fits a terminal of 80."""
 
@@ -111,7 +113,7 @@ class ConsoleReporter:
     def note(self, text: str) -> None:
         """One line beside the bar."""
         if not self.quiet:
-            text = dashed(text, NOTED)
+            text = dashed(text, (*NOTED, *re.findall(_ASSIGNED, text)))
             (self.bar.console if self.show else stderr).print(text, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:

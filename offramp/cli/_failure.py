@@ -11,6 +11,7 @@ from offramp.cli._errors import as_typed
 from offramp.lookup import ParameterError
 from offramp.python_names import failing_line
 from offramp.text import one_line
+from offramp.trust import NotTrusted
 
 _ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory", re.IGNORECASE)
 DEBUG = "OFFRAMP_DEBUG"
@@ -65,6 +66,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"there is not enough memory{f': {sentence}' if sentence else ''}", 1
     if sentence := _of_gpu(error):
         return sentence, 1
+    if isinstance(error, NotTrusted):
+        return f"{as_typed(error)}, or add --trust to this command", 1
     if _expected(error):
         return as_typed(error), getattr(error, "status", 1)
     line = failing_line(error)

@@ -137,11 +137,11 @@ def assemble_net(
             "net",
             "method",
         )
-    if config.tap != "own" and not isinstance(net, MultiExitNet):
+    if config.tap != "method" and not isinstance(net, MultiExitNet):
         raise with_parameters(
             ValueError(
                 f"tap={config.tap} is for exits along one network; {config.method} trains networks side by side: "
-                "take tap=own"
+                "take tap=method"
             ),
             "tap",
         )

@@ -132,7 +132,7 @@ def _paper_values(config: ResolvedConfig, data: "DataSet") -> tuple[str, ...]:
     }
     if not open_values:
         return ()
-    options = " ".join(f"--method.{key} {value}" for key, value in open_values.items())
+    options = " ".join(f"method.{key}={value}" for key, value in open_values.items())
     return (f"{config.method} on {place}: the paper uses other values than the defaults; add {options}",)
 
 

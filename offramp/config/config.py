@@ -21,8 +21,8 @@ class Config(Recipe):
             for methods that train several of them, a comma-separated list.
         branch: The structure of the exits (`offramp branches`), also python:MODULE.
         method: How the exits are trained (`offramp methods`), also python:MODULE.
-        tap: How gradients of several exits are combined in the backbone: `own` as the method specifies, `equilibrium`
-            adds gradient equilibrium to any method (multi-scale networks: at the coarsest scale only),
+        tap: How gradients of several exits are combined in the backbone: `method` as the method specifies,
+            `equilibrium` adds gradient equilibrium to any method (multi-scale networks: at the coarsest scale only),
             `equilibrium-all` at every scale.
         data: The data set (`offramp data`), folder:PATH, parquet:PATH, tar:PATH, hub:OWNER/NAME or
             python:MODULE.
@@ -54,7 +54,7 @@ class Config(Recipe):
     net: str = "resnet18"
     branch: str = "sketch"
     method: str = "muse"
-    tap: Literal["own", "equilibrium", "equilibrium-all"] = "own"
+    tap: Literal["method", "equilibrium", "equilibrium-all"] = "method"
     data: str = "digits"
     data_dir: Path | None = None
     width: int | None = None

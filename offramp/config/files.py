@@ -10,6 +10,7 @@ from offramp.config.config import Config
 from offramp.files import YAMLProblem, parse_yaml, read_text
 from offramp.hyperparameters import KINDS, convert
 from offramp.lookup import ParameterError, unknown
+from offramp.renamed import as_now
 from offramp.train.recipe import Recipe
 
 LATER = {
@@ -59,7 +60,7 @@ def unflat(values: Mapping[str, Any], source: str) -> Config:
     """
     hints = typing.get_type_hints(Config)
     converted: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in as_now(values).items():
         kind, dot, name = str(key).partition(".")
         if dot and kind in KINDS:
             converted.setdefault(f"{kind}_options", {})[name] = value
@@ -106,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             values[str(key)] = value
     for key in values:
         check_key(key, str(path))
-    return values
+    return as_now(values)
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,7 @@ class Cifar(NamedTuple):
 
 
 def read(cifar: Cifar, request: Request) -> RawDataSet:
-    """The data set in the form that is found at `--data-dir`.
+    """The data set in the form that is found in `data_dir`.
 
     Raises:
         FileNotFoundError: if nothing is found there, with the places that were looked at.

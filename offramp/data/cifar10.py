@@ -1,4 +1,4 @@
-"""CIFAR-10 from --data-dir: Parquet shards, the python or the binary version (folder or tar.gz), or hub:ID."""
+"""CIFAR-10 from the data directory: Parquet shards, the python or the binary version (folder or tar.gz), or hub:ID."""
 
 from offramp.data._cifar import Cifar, read
 from offramp.data.splits import RawDataSet, Request

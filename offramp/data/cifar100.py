@@ -1,4 +1,4 @@
-"""CIFAR-100 from --data-dir: Parquet shards, the python or the binary version (folder or tar.gz), or hub:ID."""
+"""CIFAR-100 from the data directory: Parquet shards, the python or the binary version (folder or tar.gz), or hub:ID."""
 
 from typing import Literal
 

@@ -127,7 +127,7 @@ def load(
             train and val only: val is what is reported on (as everyone does on ImageNet), and becomes test.
             Data that are not divided: 10 % test, `holdout` of all val and cal, the rest train.
         per_class: CIFAR(X) of the DBT paper, X images per class.
-        per_class_includes_holdout: whether --per-class counts the held-out images too (150: 100 train + 50 held out).
+        per_class_includes_holdout: whether per_class counts the held-out images too (150: 100 train + 50 held out).
         shared_holdout: use all held-out images as val and as cal (HDKD's single set of 5,000 images), instead of one
             half each; thresholds are then fitted on images that also chose epochs or loss weights.
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the

@@ -84,7 +84,7 @@ def _opened(files: Sequence[Path], skipped: list[str] | None) -> list[tuple[Path
 
 
 def located(request: Request) -> Path:
-    """The path of `kind:PATH`: as it is, else within `--data-dir`.
+    """The path of `kind:PATH`: as it is, else within `data_dir`.
 
     Raises:
         FileNotFoundError: if it is in neither place.

@@ -23,7 +23,7 @@ from offramp.lookup import with_parameters
 
 FORMAT = "offramp-split-1"
 UNUSED = "unused"
-"""The name under which a record keeps the images that were in no split (`--per-class`)."""
+"""The name under which a record keeps the images that were in no split (`per_class`)."""
 BATCH = 1024
 
 Keys = UInt64[np.ndarray, "_"]

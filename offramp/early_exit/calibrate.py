@@ -1,6 +1,6 @@
 """Fits a policy, its thresholds and enabled exits, to a goal, from the logits of all exits on the calibration split."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -16,25 +16,19 @@ from offramp.early_exit.exit_scores import (
     Rule,
     ScoredSamples,
     check_trace,
-    looks_back,
     policy_of,
-    score_samples,
 )
 from offramp.early_exit.geometric import (
     POINTS,
     between_samples,
-    descending,
     exits_taken,
     geometric_shares,
     geometric_thresholds,
 )
 from offramp.early_exit.lagrangian_bound import bound
 from offramp.early_exit.policy import NEVER, ExitPolicy
+from offramp.early_exit.score_tables import Costs, Enabled, ScoreTables
 from offramp.early_exit.search_exact import pair
-
-Enabled = tuple[bool, ...]
-Costs = Mapping[Enabled, Sequence[int | float]]
-"""For every choice of enabled exits to consider, the cost of each of its segments (stages and branch)."""
 
 MOST_CHOICES = 4096
 """Choices of enabled exits that are considered: their number doubles with every exit."""
@@ -127,7 +121,7 @@ def calibrate(
     check_trace(logits)
     goal = Goal(budget, accuracy)
     n = logits.shape[1]
-    tables = _Tables(logits, labels, segment_costs, rule)
+    tables = ScoreTables(logits, labels, segment_costs, rule)
     candidates: list[tuple[Enabled, Point, int]] = []
     with ThreadPoolExecutor(WORKERS) as pool:
         for enabled in _searched(tables, segment_costs, goal):
@@ -141,7 +135,7 @@ def calibrate(
 
 
 def _without_idle(
-    tables: "_Tables", enabled: Enabled, solution: Point, patience: int, goal: Goal
+    tables: ScoreTables, enabled: Enabled, solution: Point, patience: int, goal: Goal
 ) -> tuple[Enabled, Point]:
     """The same point with exits disabled that no sample takes: they cost a branch for nothing.
 
@@ -172,47 +166,7 @@ def _missed(goal: Goal, candidates: list[tuple[Enabled, Point, int]], n: int) ->
     )
 
 
-class _Tables:
-    """Scores and correctness for each choice of exits; computed once if results do not depend on earlier exits."""
-
-    def __init__(self, logits: ndarray, labels: ndarray, costs: Costs, rule: Rule) -> None:
-        self.logits, self.labels, self.costs, self.rule = logits, labels, costs, rule
-        self.alone = not looks_back(rule)
-        if self.alone:
-            self.scored = score_samples(logits, labels, (True,) * logits.shape[0], rule)
-            self.order = descending(self.scored.score)
-
-    def score_samples(self, enabled: Enabled) -> ScoredSamples:
-        if self.alone:
-            return self.scored.select_exits(np.flatnonzero(enabled))
-        return score_samples(self.logits, self.labels, enabled, self.rule)
-
-    def for_choice(self, enabled: Enabled) -> Iterator[tuple[int, Table]]:
-        """Yields (patience, table) of a choice; more than one only if the score is patience."""
-        scored = self.score_samples(enabled)
-        price = np.cumsum(np.asarray(self.costs[enabled], float))
-        if self.rule.score != "patience":
-            order = self.order[np.flatnonzero(enabled)] if self.alone else None
-            yield 1, make_table(scored, price, order)
-            return
-        for patience in range(1, len(price) + 1):
-            yield patience, make_table(scored, price, np.zeros(scored.score.shape, np.int32))
-
-    def drawn(self, most: int) -> "_Tables":
-        """The same on at most `most` samples, drawn with a fixed seed."""
-        n = self.logits.shape[1]
-        if n <= most:
-            return self
-        rows = np.sort(np.random.default_rng(0).permutation(n)[:most])
-        few = object.__new__(_Tables)
-        few.__dict__.update(self.__dict__, logits=self.logits[:, rows], labels=self.labels[rows])
-        if self.alone:
-            few.scored = self.scored.select_samples(rows)
-            few.order = descending(few.scored.score)
-        return few
-
-
-def _searched(tables: _Tables, costs: Costs, goal: Goal) -> list[Enabled]:
+def _searched(tables: ScoreTables, costs: Costs, goal: Goal) -> list[Enabled]:
     """The choices of exits to search."""
     all_choices = list(costs)
     if len(all_choices) <= ALL_CHOICES or tables.rule.score == "patience":
@@ -271,7 +225,7 @@ def _climb(table: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
     return up(table, [*best(begun, FINISHED), *best(_geometric(table), 1)])
 
 
-def _outcome(tables: _Tables, enabled: Enabled, solution: Point, patience: int, goal: Goal) -> Outcome:
+def _outcome(tables: ScoreTables, enabled: Enabled, solution: Point, patience: int, goal: Goal) -> Outcome:
     """The policy of a point, and its results."""
     on = np.flatnonzero(enabled)
     table = dict(tables.for_choice(enabled))[patience]

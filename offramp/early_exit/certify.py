@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from offramp.early_exit import temperature
-from offramp.early_exit.calibrate import Enabled, Outcome, does
+from offramp.early_exit.calibrate import Outcome, does
 from offramp.early_exit.exit_scores import (
     Rule,
     ScoredSamples,
@@ -26,6 +26,7 @@ from offramp.early_exit.exit_scores import (
 )
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.risk import conformal, fixed_sequence, samples_needed
+from offramp.early_exit.score_tables import Enabled
 
 LEVELS = 100
 """Policies on the path: levels at which 1 %, 2 %, … of the tuning samples reach the score of some early exit."""

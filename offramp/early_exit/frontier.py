@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.calibrate import Costs, TooCheap, calibrate, does
+from offramp.early_exit.calibrate import TooCheap, calibrate, does
 from offramp.early_exit.exit_scores import Rule, policy_of, rule_of_policy, score_samples
 from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.score_tables import Costs
 
 DROPS = (0.0, 0.005)
 """Shares of accuracy below a plain network at which costs are compared."""

@@ -17,5 +17,5 @@ def plain_note(accuracy: Sequence[float], split: str = "test") -> str:
         return note
     return (
         f"{note}; exit {best + 1} is more accurate than it on {split} ({percent(accuracy[best])} % against "
-        f"{percent(accuracy[-1])} %): compare with the network trained alone (--baseline)"
+        f"{percent(accuracy[-1])} %): compare with the network trained alone, as the baseline"
     )

@@ -23,7 +23,7 @@ def method(settings: Bilevel) -> Method:
     objective = LossWeights(settings)
     if not settings.learns:
         return Method(objective)
-    optimizers = ("sgd",) if settings.look_ahead == "own" else ()
+    optimizers = ("sgd",) if settings.look_ahead == "optimizer" else ()
     return Method(objective, step=learn, needs_held_out=True, optimizers=optimizers)
 
 
@@ -68,7 +68,11 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
     training_ce = vector.detach()[: len(objective.averages)]
     del loss, vector  # and their graph: the held-out pass is where most memory is in use
     rates = look_ahead.rates(theta, optimizer, initial=settings.xi == "initial")
-    step = partial(look_ahead.own_step, optimizer=optimizer) if settings.look_ahead == "own" else look_ahead.plain_step
+    step = (
+        partial(look_ahead.own_step, optimizer=optimizer)
+        if settings.look_ahead == "optimizer"
+        else look_ahead.plain_step
+    )
     next_parameters, reach = step(theta, gradient, rates=rates)
     del gradient  # as large as the network
     held = context.held_out()

@@ -19,7 +19,7 @@ from offramp.outputs import Batch, ExitOutputs
 
 Init = Literal["ds", "ones", "dbt", "random"]
 Rate = Literal["initial", "current"]
-Ahead = Literal["plain", "own"]
+Ahead = Literal["plain", "optimizer"]
 Statistics = Literal["batch", "running"]
 Averages = Literal["held-out", "train"]
 
@@ -44,8 +44,8 @@ class Bilevel:
         step_size: learning rate eps of the weights.
         xi: learning rate of the look-ahead step: the one at the start of the run (initial), or the current one, which
             slows the weights down as it falls.
-        look_ahead: the look-ahead step: plain gradient descent as in the paper, or the optimizer's own momentum and
-            weight decay (own).
+        look_ahead: the look-ahead step: gradient descent without momentum and weight decay as in the paper (plain), or
+            the step that the optimizer takes (optimizer; SGD only).
         meta_every: update the weights every N steps; 0 keeps them fixed.
         clamp: keep the weights at 0 or above.
         renormalise: keep the sum of the weights constant; otherwise it drifts and acts like a learning rate.

@@ -9,7 +9,7 @@ from offramp.net import Tap
 from offramp.outputs import State
 
 Scope = Literal["coarsest", "all"]
-TapName = Literal["own", "equilibrium", "equilibrium-all"]
+TapName = Literal["method", "equilibrium", "equilibrium-all"]
 
 
 def equilibrium(state: State, exit: int, exits: int, *, scope: Scope = "coarsest") -> tuple[State, State]:
@@ -43,9 +43,9 @@ def _scaled(tensor: Tensor, weight: float) -> Tensor:
 
 
 def tap_named(name: TapName, method_tap: Tap) -> Tap:
-    """The tap that `--tap` names; `method_tap` is the method's."""
+    """The tap that the option `tap` names; `method_tap` is the method's."""
     taps: dict[str, Tap] = {
-        "own": method_tap,
+        "method": method_tap,
         "equilibrium": equilibrium,
         "equilibrium-all": partial(equilibrium, scope="all"),
     }

@@ -1,6 +1,6 @@
 """BEED (Lee & Lee 2022, Online KD with Multi-Exits): every exit learns from a weighted ensemble of all exits.
 
-Family: ensemble. Fits: 2 exits or more that end in maps of one size; others by --method.beta 0.
+Family: ensemble. Fits: 2 exits or more that end in maps of one size; others with beta 0.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Settings:
 
     Attributes:
         mode: beed; eed (all a_k = 1); kd (the final exit alone teaches).
-        importance: B (lambda in the supplement, --beta in the code): how much more each deeper exit counts as teacher.
-        balance: A (gamma in the supplement, --alpha in the code) of mode beed; default 1.520875^(1/(K-1)), 1.15 at K=4.
+        importance: B (lambda in the supplement, beta in the code): how much more each deeper exit counts as teacher.
+        balance: A (gamma in the supplement, alpha in the code) of mode beed; default 1.520875^(1/(K-1)), 1.15 at K=4.
         temperature: temperature T of the distillation.
         alpha: weight of the distillation of logits; default 1, in mode kd 0.1.
         beta: weight of the distillation of maps; default 0.1, in mode kd 0.025; 0 disables it.

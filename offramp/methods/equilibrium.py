@@ -1,6 +1,6 @@
 """Gradient equilibrium (Li et al., ICCV 2019, IMTA): joint training in which every stage gets the mean gradient.
 
-Family: labels. Fits: any network; of several scales (MSDNet) the coarsest alone is rescaled, or all by --method.scope
+Family: labels. Fits: any network; of several scales (MSDNet) the coarsest alone is rescaled, or all (scope)
 all.
 """
 
@@ -16,7 +16,7 @@ from offramp.methods.joint import objective
 def build(*, scope: Scope = "coarsest") -> Method:
     """sum_k CE_k as `joint`, each stage receiving the mean of the gradients of the exits behind it.
 
-    `--tap equilibrium` does the same with any other method.
+    The option `tap=equilibrium` does the same with any other method.
 
     Args:
         scope: in networks of several scales rescale the coarsest one, as the authors' code, or all.

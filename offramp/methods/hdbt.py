@@ -1,6 +1,6 @@
 """HDBT (Wang & Li, AAAI 2021): DBT with the weights of all its losses learned on held-out batches, as in HDKD.
 
-Family: learned weights. Fits: any network with 2 exits or more; needs a val split (--holdout).
+Family: learned weights. Fits: any network with 2 exits or more; needs a val split (holdout above 0).
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """HDKD (Wang & Li, AAAI 2021): every exit learns from all deeper ones, by weights learned on held-out batches.
 
-Family: learned weights. Fits: any network with 2 exits or more; needs a val split (--holdout).
+Family: learned weights. Fits: any network with 2 exits or more; needs a val split (holdout above 0).
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """HMSDNet (Wang & Li, AAAI 2021): joint training with the exits' weights learned on held-out batches, as in HDKD.
 
-Family: learned weights. Fits: any network; needs a val split (--holdout).
+Family: learned weights. Fits: any network; needs a val split (holdout above 0).
 """
 
 from typing import Any, Literal

@@ -1,6 +1,6 @@
 """L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns at which exit they leave.
 
-Family: learned weights. Fits: any network; needs --optimizer sgd.
+Family: learned weights. Fits: any network; needs optimizer sgd.
 """
 
 from dataclasses import dataclass

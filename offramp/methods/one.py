@@ -39,7 +39,7 @@ def build(
     The branches are copies of the last stages, newly initialised; they share everything before. The gate is learned
     from CE(z_e). The paper's weight of the imitation is constant; the authors' code raises it over the first 80 of 300
     epochs, w(p) = exp(-5 (1 - min(p, r)/r)^2), and adds 1e-7 to the teacher's probabilities. Both are the defaults
-    here. The exits of `--branch` are not built. `offramp deploy` keeps one branch, or the gated ensemble.
+    here. The exits of the option `branch` are not built. `offramp deploy` keeps one branch, or the gated ensemble.
 
     Args:
         branches: number m of copies.

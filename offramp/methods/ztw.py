@@ -49,11 +49,11 @@ def build(
     are unknown); formulas are those of the released code. The code's phases have optimizers of their own: SGD for 100
     epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored logits. Here one optimizer runs through all of
     them. Not published: the split for w and b (the code's is train), the grid of thresholds. Heads are those of
-    --branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
+    the option branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
 
     Args:
-        shares: shares of the epochs for the three phases; 0 skips a phase: 0,.7,.3 with a backbone from --weights,
-            .7,.3,0 for the cascade without ensembles.
+        shares: shares of the epochs for the three phases; 0 skips a phase: 0,.7,.3 with a trained backbone (option
+            weights), .7,.3,0 for the cascade without ensembles.
         rates: factor of the learning rate in each phase.
         detach: stop the gradient from an exit into the exits before it.
         norm: N, none or a layer norm (layer): the code's choice for large images.

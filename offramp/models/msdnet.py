@@ -126,7 +126,7 @@ def build(
     init: str = "torch",
     image_size: int | None = None,
 ) -> Backbone:
-    """An MSDNet with one stage per exit; its exits are `--branch own`.
+    """An MSDNet with one stage per exit; its exits are the branch `own`.
 
     A state is a tuple of maps, the live scales, finest first; exits use the last, the coarsest.
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.layers import conv, initialise
+from offramp.layers import Conv, conv, initialise
 from offramp.lookup import unknown
 from offramp.models import form_of
 from offramp.models._options import check
@@ -58,8 +58,6 @@ def shortcut(enters: int, leaves: int, stride: int) -> nn.Module:
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions around a shortcut; the first carries the stride. Leaves `planes` channels."""
 
-    expansion = 1
-
     def __init__(self, enters: int, planes: int, stride: int) -> None:
         super().__init__()
         self.exit_width = planes
@@ -80,25 +78,33 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride) and 1×1 convolutions around a shortcut. Leaves 4 × `planes` channels."""
+    """1×1, 3×3 (with the stride) and 1×1 convolutions around a shortcut.
 
-    expansion = 4
+    Args:
+        enters, inner, leaves: channels before, within and after the block.
+        stride: of the 3×3 convolution.
+        groups: of the 3×3 convolution (ResNeXt).
+        exit_width: width that exits imitate (`InnerWidth`); default that of the maps.
+    """
 
-    def __init__(self, enters: int, planes: int, stride: int) -> None:
+    def __init__(
+        self, enters: int, inner: int, leaves: int, stride: int, *, groups: int = 1, exit_width: int | None = None
+    ) -> None:
         super().__init__()
-        self.exit_width = planes
-        self.conv1 = conv(enters, planes, 1)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = conv(planes, planes, 3, stride)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = conv(planes, planes * self.expansion, 1)
-        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
-        self.shortcut = shortcut(enters, planes * self.expansion, stride)
-        self.construct_fresh = partial(Bottleneck, enters, planes, stride)
+        if exit_width:
+            self.exit_width = exit_width
+        self.conv1 = conv(enters, inner, 1)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = Conv(inner, inner, 3, stride, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv(inner, leaves, 1)
+        self.bn3 = nn.BatchNorm2d(leaves)
+        self.shortcut = shortcut(enters, leaves, stride)
+        self.construct_fresh = partial(Bottleneck, enters, inner, leaves, stride, groups=groups, exit_width=exit_width)
         initialise(self)
 
     def forward(self, maps: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H2 W2"]:
-        """(B, enters, H, W) -> (B, 4 planes, H/stride, W/stride). The input is never changed: exits share it."""
+        """(B, enters, H, W) -> (B, leaves, H/stride, W/stride). The input is never changed: exits share it."""
         inner = F.relu(self.bn1(self.conv1(maps)), inplace=True)
         inner = F.relu(self.bn2(self.conv2(inner)), inplace=True)
         inner = self.bn3(self.conv3(inner))
@@ -137,12 +143,16 @@ def build(
         raise unknown("form", form, (*_SIZE, "auto"), listing="")
     size = _SIZE[form] if image_size is None else image_size
     check(name, NETS, classes=classes, channels=channels, width=width, image_size=size)
-    block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
-    counts, planes = _BLOCKS[name], [width * 2**stage for stage in range(4)]
-    stem = Stem(channels, width, form, stem_relu)
-    widths = widths_along(width, [inner * block.expansion for inner in planes], counts)
-    first, *deeper = make_stages(
-        counts, widths, lambda stage, enters, leaves, stride: block(enters, planes[stage], stride)
-    )
+    basic, planes = name in ("resnet18", "resnet34"), [width * 2**stage for stage in range(4)]
+
+    def block(stage: int, enters: int, leaves: int, stride: int) -> nn.Module:
+        inner = planes[stage]
+        if basic:
+            return BasicBlock(enters, inner, stride)
+        return Bottleneck(enters, inner, leaves, stride, exit_width=inner)
+
+    stem, counts = Stem(channels, width, form, stem_relu), _BLOCKS[name]
+    widths = widths_along(width, [inner * (1 if basic else 4) for inner in planes], counts)
+    first, *deeper = make_stages(counts, widths, block)
     head = Head(widths[-1], classes)
     return Backbone((nn.Sequential(stem, *first), *deeper), head, (channels, size, size))

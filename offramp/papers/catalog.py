@@ -62,7 +62,7 @@ FULL = Protocol("full")
 
 
 def quick() -> Protocol:
-    """The reduced protocol that the package documents: `--quick`."""
+    """The reduced protocol that the package documents."""
     return protocol_from(QUICK, "quick")
 
 

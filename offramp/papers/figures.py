@@ -141,9 +141,9 @@ def figure_result(
     elif not measured:
         state = NOT_RUN
     elif figure.analysis == BY_EPOCH:
-        state = "not available: no run in --out logged its accuracy after every epoch (--log-accuracy train,test)"
+        state = "not available: no run in this folder logged its accuracy after every epoch (log_accuracy=train,test)"
     elif figure.analysis in (*PER_EXIT, BEST, BLOCKS):
-        state = "not available: the runs are in the ledger, their folders are not in --out"
+        state = "not available: the runs are in the ledger, their folders are not there"
     else:
         state = f"not available: there is no analysis {figure.analysis} yet"
     return FigureResult(figure.name, figure.title, figure.analysis, needed, measured, state, columns, rows)

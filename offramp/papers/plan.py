@@ -63,7 +63,11 @@ def planned(
             missing = [seed for seed in seeds if seed not in lines]
             step = step_seconds(resolve(config)) if missing else None
             hours = step * steps(config) * len(missing) / 3600 if step is not None else None
-            needs = "ImageNet in --data-dir, as imagenet/train and imagenet/val" if config.data not in SHAPES else ""
+            needs = (
+                "ImageNet in the data directory, as imagenet/train and imagenet/val"
+                if config.data not in SHAPES
+                else ""
+            )
             result.append(PlannedTraining(one.name, missing, lines, config.epochs, step, hours, needs))
             advance(1)
     return result

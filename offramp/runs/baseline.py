@@ -130,7 +130,9 @@ def _of_file(path: Path, run: LoadedRun) -> LoadedRun:
     from offramp.net import MultiExitNet
     from offramp.split import weights
 
-    config = dataclasses.replace(run.config, method="vanilla", method_options={}, exits_at=(), tap="own", weights=path)
+    config = dataclasses.replace(
+        run.config, method="vanilla", method_options={}, exits_at=(), tap="method", weights=path
+    )
     classes, shape = run.about["classes"], tuple(run.about["shape"])
     net = build_net(config, build_method(config), classes=len(classes), shape=shape, check=False)
     assert isinstance(net, MultiExitNet)

@@ -12,8 +12,8 @@ from offramp.runs.traces import arrays_of, trace_split
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
-    from offramp.early_exit.calibrate import Costs
     from offramp.early_exit.exit_scores import Rule
+    from offramp.early_exit.score_tables import Costs
     from offramp.outputs import Trace
 
 

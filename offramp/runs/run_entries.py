@@ -188,7 +188,7 @@ def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> Non
 
     path = out / COMPARISON
     if path.is_file():
-        stored, shared = (run_dir.typed_data_options(values) for values in (read_yaml(path), shared))
+        stored, shared = (run_dir.comparable(values) for values in (read_yaml(path), shared))
         differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
         if differing:
             key = differing[0]

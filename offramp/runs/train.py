@@ -2,7 +2,6 @@
 
 import dataclasses
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from offramp.config import (
 from offramp.config.plan import cheapest, gains_text
 from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import trace_of_run
+from offramp.runs.trained_run import TrainedRun, epoch_accuracy, epochs_text, trained_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,55 +35,6 @@ if TYPE_CHECKING:
 
 WIDTH = 78
 """Columns of a note: it fits a terminal of 80."""
-
-
-@dataclass(frozen=True)
-class EpochAccuracy:
-    """The validation accuracy of one epoch.
-
-    Attributes:
-        epoch: counted from 1.
-        val_accuracy: of every exit, in [0, 1]; None if nothing was held out.
-    """
-
-    epoch: int
-    val_accuracy: list[float] | None
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished training run, as `result.json` holds it. Every other task takes it as its run.
-
-    Attributes:
-        run: folder of the run.
-        epochs: how many were trained; fewer than configured if `patience` ended the run.
-        seconds: what training took, all parts of a resumed run together.
-        last: accuracy after the last epoch.
-        best: accuracy of the epoch with the highest mean over the exits; None if nothing was held out.
-        cost: forward multiply-adds per image and parameters of everything that was trained.
-        provenance: command, versions, hardware and commit.
-    """
-
-    run: str
-    epochs: int
-    seconds: float
-    last: EpochAccuracy
-    best: EpochAccuracy | None
-    cost: dict[str, Any]
-    provenance: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.run)
-
-    trace = trace_of_run
-
-    def __str__(self) -> str:
-        return f"{_epochs(self.epochs)} in {self.seconds:.0f} s, kept in {self.run}"
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # what a notebook shows
 
 
 def train(
@@ -142,15 +92,8 @@ def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> Train
         return None
     run_dir.check_folder(folder, flat(config), resume=True)
     result = trained_run({**values, "run": values.get("run", str(folder))})
-    reporter.note(f"{folder} is finished: {_epochs(result.epochs)} in {result.seconds:.0f} s")
+    reporter.note(f"{folder} is finished: {epochs_text(result.epochs)} in {result.seconds:.0f} s")
     return result
-
-
-def trained_run(values: dict[str, Any]) -> TrainedRun:
-    """What `result.json` holds, as an object; keys that are unknown here are left out."""
-    names = [field.name for field in dataclasses.fields(TrainedRun)]
-    epochs = {key: EpochAccuracy(**values[key]) if values[key] else None for key in ("last", "best")}
-    return TrainedRun(**{key: value for key, value in {**values, **epochs}.items() if key in names})
 
 
 def _train(
@@ -177,7 +120,7 @@ def _train(
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)
-        notes += (f"the run had {_epochs(before)} and continues to {config.epochs}",)
+        notes += (f"the run had {epochs_text(before)} and continues to {config.epochs}",)
     origin = provenance(config.device)
     fabric = device.set_up(recipe, parted=method.parted, nodes=nodes)
     writes = device.writes(fabric)
@@ -249,10 +192,6 @@ def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:
         raise SystemExit(0)
 
 
-def _epochs(number: int) -> str:
-    return f"{number} epoch" if number == 1 else f"{number} epochs"
-
-
 def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "DataSet", notes: tuple[str, ...]) -> None:
     """What is trained on what, line by line."""
     from offramp.net import MultiExitNet
@@ -303,24 +242,16 @@ def _conclude(
         run=str(loop.folder),
         epochs=loop.position.epoch,
         seconds=loop.position.seconds,
-        last=_accuracy(loop.folder / "last.safetensors"),
-        best=_accuracy(loop.folder / "best.safetensors") if loop.position.best_epoch >= 0 else None,
+        last=epoch_accuracy(loop.folder / "last.safetensors"),
+        best=epoch_accuracy(loop.folder / "best.safetensors") if loop.position.best_epoch >= 0 else None,
         cost=cost,
         provenance=origin,
     )
     run_dir.write_result(loop.folder, dataclasses.asdict(result))
     if result.epochs < config.epochs and result.best:
         reporter.note(
-            f"stopped after {_epochs(result.epochs)} of {config.epochs}: accuracy on val was best in epoch "
-            f"{result.best.epoch}; --weights best takes its weights"
+            f"stopped after {epochs_text(result.epochs)} of {config.epochs}: accuracy on val was best in epoch "
+            f"{result.best.epoch}, whose weights are in best.safetensors"
         )
     reporter.note(f"done: {result}")
     return result
-
-
-def _accuracy(weights: Path) -> EpochAccuracy:
-    """The accuracies in the header of weights; they are there even if records of metrics.jsonl were lost."""
-    from offramp.train.checkpoint import load_weights as read
-
-    about = read(weights)[1]
-    return EpochAccuracy(about["epoch"], about["val_accuracy"])

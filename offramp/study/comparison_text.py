@@ -39,7 +39,7 @@ def comparison_parts(comparison: Comparison) -> list[Table | str]:
         head = f"difference to {comparison.baseline} with the same seeds, points ± half of the 95 % interval"
         parts.append(Table(head, columns, rows))
     elif len(comparison.methods) > 1:
-        parts.append(f"no differences: no method has a seed in common with {comparison.baseline} (--baseline NAME)")
+        parts.append(f"no differences: no method has a seed in common with the baseline {comparison.baseline}")
     parts += _costs(comparison, names)
     if legend:
         parts.append("\n".join(legend))

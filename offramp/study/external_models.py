@@ -137,11 +137,12 @@ def section(results: Path = RESULTS) -> Iterator[str]:
 SECTION = """
 ## External models
 
-Networks of torchvision and timm, cut at equal shares of their multiply-adds by `--net NAME --exits 4`, with square
-images of the smallest common side that they take (at least 64 pixels). `python -m offramp.study.external_models` cuts
-and compares those that have no record in `results/external_models.jsonl`. **equal**: the cut network and the uncut one
-compute the same logits in evaluation and training, the same gradients and buffers, for batches of 1 and 3. Of
-{networks} networks {equal} are equal; the table gives the reason for each of the other {rest}.
+Networks of torchvision and timm with three early exits, attached by `--net NAME --exits 4` after equal shares of the
+multiply-adds. Each was tried with square images of the smallest common side that it accepts (at least 64 pixels).
+**equal**: the network divided into stages and the original one compute the same logits in evaluation and training, the
+same gradients and buffers, for batches of 1 and 3. {equal} of {networks} networks are equal; for the others ({rest})
+the table gives the reason. `python -m offramp.study.external_models` tries the networks that have no record in
+`results/external_models.jsonl`.
 
 | network | side | result | exits after, or reason |
 |---|---:|---|---|"""

@@ -11,7 +11,8 @@ from offramp import methods
 from offramp.early_exit.frontier import FrontierPoint
 from offramp.hyperparameters import defaults
 from offramp.lookup import ParameterError
-from offramp.train.run_dir import FREE, typed_data_options
+from offramp.renamed import as_now
+from offramp.train.run_dir import FREE, comparable
 
 
 class Line(NamedTuple):
@@ -66,7 +67,7 @@ def common(config: Mapping[str, Any], split: str = "test", weights: str = "last"
     """
     shared = {
         key: _plain(value)
-        for key, value in typed_data_options(config).items()
+        for key, value in comparable(config).items()
         if key not in FREE and key not in ("method", "seed") and not key.startswith("method.")
     }
     return shared | {"evaluated": f"{weights} epoch on {split}"}
@@ -170,7 +171,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
 def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
     record = _json(text, where)
     try:
-        config = record["config"]
+        config = as_now(record["config"])
         known = common(config, record["split"], record["weights"])
         accuracy = tuple(float(share) for share in record["accuracy"])
         top5 = tuple(float(share) for share in record["top5"]) if record.get("top5") else None
@@ -199,7 +200,7 @@ def _of_policies(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _identity(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     """What tells one trained run from another: its configuration, and when its training began for the last time."""
-    options = {key: _plain(value) for key, value in typed_data_options(config).items() if key not in FREE}
+    options = {key: _plain(value) for key, value in comparable(config).items() if key not in FREE}
     origin = trained.get("provenance") or {}
     return json.dumps([options, origin.get("date"), trained.get("seconds")], sort_keys=True)
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from offramp.data.splits import DataSet
 from offramp.losses.distributed import weighing
-from offramp.measure.accuracy import top_k
-from offramp.measure.trace import trace
 from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.protocols import LoggingObjective
@@ -20,6 +18,7 @@ from offramp.train.batch_norms import over_all_processes
 from offramp.train.check import refuse
 from offramp.train.depthwise import keep_float32
 from offramp.train.epoch_accuracy import epoch_accuracies
+from offramp.train.evaluated import EvaluatedNet
 from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.loaders import build_loaders
 from offramp.train.log import Metrics
@@ -62,13 +61,8 @@ class Loop:
         if recipe.precision == "bf16-dense":
             keep_float32(self.net)
         self.method, self.spans = method, phases.spans(recipe, method)
-        all_phases = [span.phase for span in self.spans]
-        unable = why_not(method, recipe, all_phases)
-        static = recipe.graph and not unable
-        if recipe.graph and (reason := unable or partly(method, all_phases)) and fabric.is_global_zero:
-            reporter.note(f"graph: {reason}; kernels are started one by one" + " there" * (not unable))
+        static = self._static()
         wrapped, optimizer, self.trained = prepared(fabric, self.net, method.objective, recipe, static)
-        self.sharded = sharding.is_sharded(self.net)
         held_out = self._held_out if "val" in data.splits else None
         self.context = StepContext(
             fabric,
@@ -87,11 +81,22 @@ class Loop:
         for loader in (self.batches.train, self.batches.val):
             if loader and loader.note and fabric.is_global_zero:
                 reporter.note(loader.note)
+        self.evaluated = EvaluatedNet(fabric, self.net, wrapped, self.average, self.batches.val)
         self.position = Position()
         self.trained_on: str | None = None  # the kind of device of the checkpoint that the run continues from
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
         self.signals: list[int] = []
+
+    def _static(self) -> bool:
+        """Whether steps are recorded as CUDA graphs; a note says what is not."""
+        if not self.recipe.graph:
+            return False
+        all_phases = [span.phase for span in self.spans]
+        unable = why_not(self.method, self.recipe, all_phases)
+        if (reason := unable or partly(self.method, all_phases)) and self.fabric.is_global_zero:
+            self.reporter.note(f"graph: {reason}; kernels are started one by one" + " there" * (not unable))
+        return not unable
 
     @property
     def steps(self) -> int:
@@ -214,7 +219,7 @@ class Loop:
         check_weights(self.net, self.step_number, self.folder)
         position = self.position
         epoch, means = position.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
-        accuracy = self._validate()
+        accuracy = self.evaluated.validate()
         position.epoch, position.step, self.record.sums = epoch + 1, 0, {}
         record = {
             "kind": "epoch",
@@ -225,15 +230,15 @@ class Loop:
             "seconds": position.seconds,
         }
         if self.batches.logged:
-            record["logged_only"] = epoch_accuracies(self._validated(), self.batches.logged)
+            record["logged_only"] = epoch_accuracies(self.evaluated.module, self.batches.logged)
         if self.fabric.is_global_zero and self.record.metrics:
             self.record.metrics.write(record)
         score = self._score(accuracy)
         if accuracy and score > position.best:
-            self._save_weights("best", accuracy)
+            self.evaluated.save(self.folder / "best.safetensors", epoch + 1, accuracy, self.data)
             position.best, position.best_epoch = score, epoch
         if self.ended:
-            self._save_weights("last", accuracy)
+            self.evaluated.save(self.folder / "last.safetensors", epoch + 1, accuracy, self.data)
         if self._due() or self.ended:
             self._save()
         self.reporter.epoch_done(record)
@@ -244,43 +249,6 @@ class Loop:
         if self.recipe.patience and self.fabric.world_size > 1:  # their batch norms differ, and all must stop together
             score = self.fabric.broadcast(score)
         return score
-
-    def _save_weights(self, name: str, accuracy: list[float] | None) -> None:
-        """Write the network to evaluate, with what is needed to use it; the first process only."""
-        weights = sharding.whole(self._evaluated().state_dict())
-        if not self.fabric.is_global_zero:
-            return
-        about = {
-            "epoch": self.position.epoch,
-            "val_accuracy": accuracy,
-            "data": self.data.name,
-            "classes": self.data.classes,
-            "shape": self.data.shape,
-            "mean": self.data.mean,
-            "std": self.data.std,
-        }
-        checkpoint.save_weights(self.folder / f"{name}.safetensors", weights, about)
-
-    def _validate(self) -> list[float] | None:
-        """Accuracy of every exit on val, in [0, 1]; None if nothing was held out."""
-        if self.batches.val is None:
-            return None
-        if self.sharded:  # else its wrapper does that
-            sharding.take_first_buffers(self.net)
-        traced = trace(self._validated(), self.batches.val.epoch(0), "val")
-        assert traced.labels is not None
-        accuracy = top_k(traced.logits, traced.labels)
-        return self.fabric.broadcast(accuracy) if self.sharded else accuracy  # all must agree on which epoch is best
-
-    def _validated(self) -> nn.Module:
-        """The network whose accuracy is measured each epoch, in the run's precision."""
-        module: nn.Module = self.average.module if self.average else self.context.net
-        return module
-
-    def _evaluated(self) -> nn.Module:
-        """The network to evaluate and save: the moving average if there is one."""
-        module: nn.Module = self.average.module if self.average else self.net
-        return module
 
     def _save(self) -> None:
         """Write a checkpoint of this state, after a check that losses and weights are finite."""

@@ -1,7 +1,7 @@
 """Phases of a run, in which different parts of the network train: which, for how long, at which rate.
 
-`--tune mixed` (backbone first, then everything) is what "How to Train Your Multi-Exit Model? Analyzing the Impact of
-Training Strategies" (ICML 2025) recommends; `--tune exits` freezes the backbone.
+`tune=mixed` (backbone first, then everything) is what "How to Train Your Multi-Exit Model? Analyzing the Impact of
+Training Strategies" (ICML 2025) recommends; `tune=exits` freezes the backbone.
 """
 
 from collections.abc import Collection, Iterable
@@ -30,7 +30,7 @@ class Span(NamedTuple):
 
 
 def spans(recipe: Recipe, method: Method) -> list[Span]:
-    """The phases of a run: the method's, changed by `--tune`.
+    """The phases of a run: the method's, changed by the option `tune`.
 
     Raises:
         ValueError: if they contradict each other, or there are fewer epochs than phases.
@@ -53,13 +53,13 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
 
 
 def tuned(recipe: Recipe, method: Method) -> tuple[Phase, ...]:
-    """The method's phases, changed by `--tune`.
+    """The method's phases, changed by the option `tune`.
 
     `mixed` trains the backbone alone before them, for half of the epochs. `exits` omits phases that train the backbone
     alone.
 
     Raises:
-        ValueError: if `--tune exits` is set and a phase of the method also trains the backbone.
+        ValueError: if `tune` is `exits` and a phase of the method also trains the backbone.
     """
     phases = method.phases
     if recipe.tune == "mixed":
@@ -89,7 +89,7 @@ def notes(recipe: Recipe, method: Method) -> tuple[str, ...]:
 
 
 def refuse_net(recipe: Recipe, method: Method, net: nn.Module) -> None:
-    """Refuse a network that cannot be divided into backbone and exits as `--tune` and the method's phases require.
+    """Refuse a network that cannot be divided into backbone and exits as `tune` and the method's phases require.
 
     Raises:
         ValueError: naming the option, if several networks are trained; if a phase trains nothing; or if a frozen final

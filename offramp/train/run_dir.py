@@ -11,6 +11,7 @@ import yaml
 from offramp import digests, trust
 from offramp.files import read_json, read_yaml, write_errors
 from offramp.lookup import with_parameters
+from offramp.renamed import as_now
 from offramp.text import quoted, shell_word
 from offramp.train import log
 from offramp.train.run_lock import LOCK, writing
@@ -93,7 +94,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
         free = {*FREE, *PROCESSES} | ({"epochs"} if extend and epochs_before(folder, config) else set())
-        one, other = typed_data_options(stored), typed_data_options(config)
+        one, other = comparable(stored), comparable(config)
         differing = [key for key in sorted({*stored, *config} - free) if one.get(key) != other.get(key)]
         if differing:
             key = differing[0]
@@ -122,13 +123,16 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
     return False
 
 
-def typed_data_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat configuration with options of the data as they are typed: what a network expects comes as numbers."""
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration in the form in which two are compared.
+
+    Options of the data are as they are typed (what a network expects comes as numbers), and renamed values as of now.
+    """
 
     def typed(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    return {key: typed(value) if key.startswith("data.") else value for key, value in config.items()}
+    return {key: typed(value) if key.startswith("data.") else value for key, value in as_now(config).items()}
 
 
 def _within(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ import torch
 
 import offramp as package
 from offramp.cli import _overview, app, verb
+from offramp.cli._console import ConsoleReporter
 from offramp.cli._errors import as_typed, dashed
 from offramp.cli._failure import explain
 from offramp.lookup import ParameterError, with_parameters
@@ -298,3 +299,12 @@ def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None
 def test_errors_of_a_gpu_are_one_sentence_with_advice(error: RuntimeError, says: str) -> None:
     text, status = explain(error)
     assert status == 1 and says in text and "\n" not in text and "report it" not in text
+
+
+def test_parameters_in_notes_become_options(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleReporter(show=False).note("muse on ImageNet: add method.alpha=.1 method.temperature=20")
+    assert capsys.readouterr().err == ""
+    reporter = ConsoleReporter(show=True)
+    reporter.note("muse on ImageNet: add method.alpha=.1 method.temperature=20; the method.alpha of the paper")
+    said = capsys.readouterr().err
+    assert said == "muse on ImageNet: add --method.alpha .1 --method.temperature 20; the method.alpha of the paper\n"

@@ -60,7 +60,10 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
         ),
         ("--method hdkd --method.weights 1,2", "weights gives 2 weights, but hdkd with 4 exits has 10 losses"),
         ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),
-        ("--method hdkd --method.look_ahead own --optimizer adamw", "is made for sgd: take --optimizer sgd, got adamw"),
+        (
+            "--method hdkd --method.look_ahead optimizer --optimizer adamw",
+            "is made for sgd: take --optimizer sgd, got adamw",
+        ),
         ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
         (
             "--method joint --batch-size 1",

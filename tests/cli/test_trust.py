@@ -81,7 +81,7 @@ def test_what_was_claimed_here_is_trusted_whatever_the_order_of_its_keys(
         trust.check(config, tmp_path / "run")
     claim(tmp_path / "run", config | {"milestones": [0.5]}, False)
     trust.check({"milestones": [0.5], "net": "python:evil:f"}, tmp_path / "run")
-    with pytest.raises(trust.NotTrusted, match=r"offramp trust .*/run`, or add --trust"):
+    with pytest.raises(trust.NotTrusted, match=r"offramp trust .*/run`$"):
         trust.check({**config, "seed": 1}, tmp_path / "run")
     assert not mark.exists() and "evil" not in sys.modules
 

@@ -27,6 +27,7 @@ from offramp.config.files import LATER
 from offramp.hyperparameters import arguments, defaults
 from offramp.lookup import ParameterError
 from offramp.net import MultiExitNet
+from offramp.train.run_dir import comparable
 
 TINY = Config(width=4, method_options={"alpha": "0.25"}, precision="32", device="cpu")
 
@@ -276,5 +277,14 @@ def test_a_tap_goes_on_top_of_any_method(tap: Any) -> None:
 
 
 def test_an_unknown_tap_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"run.yaml: tap takes one of own, equilibrium, .*, got 'balance'"):
+    with pytest.raises(ValueError, match=r"run.yaml: tap takes one of method, equilibrium, .*, got 'balance'"):
         unflat({"tap": "balance"}, "run.yaml")
+
+
+def test_values_that_were_renamed_are_read_as_those_of_now(tmp_path: Path) -> None:
+    now = {"method": "hdkd", "tap": "method", "method.look_ahead": "optimizer"}
+    before = {"method": "hdkd", "tap": "own", "method.look_ahead": "own"}
+    assert unflat(before, "run.yaml") == unflat(now, "run.yaml")
+    assert comparable(before) == comparable(now)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(before))
+    assert read_yaml(tmp_path / "run.yaml") == now

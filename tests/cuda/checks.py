@@ -69,7 +69,8 @@ def trained(**options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         running = loop(Path(folder), **options)
         assert all(tensor.is_cuda for tensor in running.net.state_dict().values())
-        step, saving, tracing = (Counting(running, name) for name in ("step", "_save", "_validate"))
+        step, saving = (Counting(running, name) for name in ("step", "_save"))
+        tracing = Counting(running.evaluated, "validate")
         running.run(resume=False)
         again = loop(Path(folder), **options)
         again._restore()

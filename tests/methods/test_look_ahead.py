@@ -90,7 +90,7 @@ def by_double_backward(
 def both(net: MultiExitNet, tap: Tap, **hyper: Any) -> tuple[Tensor, Tensor, Any]:
     """(one product, double backward, the objective) on the same random numbers, after one step of the optimiser."""
     objective, train, held = prepared(net, **hyper), batch(6, 1), batch(5, 2)
-    nesterov = hyper.get("look_ahead") == "own"
+    nesterov = hyper.get("look_ahead") == "optimizer"
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, nesterov=nesterov, weight_decay=1e-2)
     for part in net.parameters():
         optimizer.state[part]["momentum_buffer"] = torch.full_like(part, 0.01)
@@ -101,7 +101,7 @@ def both(net: MultiExitNet, tap: Tap, **hyper: Any) -> tuple[Tensor, Tensor, Any
     return got, by_double_backward(net, before, tap, optimizer, train, held, own=nesterov), objective
 
 
-@pytest.mark.parametrize("hyper", [{}, {"look_ahead": "own"}, {"val_bn": "running"}, {"detach_teachers": False}])
+@pytest.mark.parametrize("hyper", [{}, {"look_ahead": "optimizer"}, {"val_bn": "running"}, {"detach_teachers": False}])
 @pytest.mark.parametrize("tap", TAPS)
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("mode", ["train", "eval"])

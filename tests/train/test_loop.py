@@ -533,9 +533,8 @@ def test_logged_accuracies_are_those_of_the_weights_and_change_nothing(tmp_path:
     assert len(epochs) == how.epochs
     toy = data()
     for split in ("train", "test"):
-        traced = trace(
-            logged._validated(), Loader(toy.splits[split], toy, batch_size=64, augment=False, seed=0).epoch(0), split
-        )
+        loader = Loader(toy.splits[split], toy, batch_size=64, augment=False, seed=0)
+        traced = trace(logged.evaluated.module, loader.epoch(0), split)
         assert traced.labels is not None
         assert epochs[-1][split]["exits"] == pytest.approx(top_k(traced.logits, traced.labels))
         assert epochs[-1][split]["ensemble"] == pytest.approx(top_k(traced.logits.sum(0)[None], traced.labels)[0])
