@@ -26,7 +26,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class StepTrainer:
     """Trains a network by a method, one batch at a time, with the method's network, tap, step and phases.
 
-    >>> method = offramp.methods.find("muse").build()
+    >>> from offramp.methods import find
+    >>> method = find("muse").build()
     >>> net = method.network(backbone, branch)  # or offramp.attach(backbone(), branch), if the method needs no more
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     >>> trainer = offramp.StepTrainer(method, net, optimizer, input_shape=(3, 32, 32), epochs=10)
