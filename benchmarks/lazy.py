@@ -15,7 +15,6 @@ from contextlib import redirect_stderr
 from io import StringIO
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
