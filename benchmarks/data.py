@@ -220,20 +220,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="images that --only-make made")
     parser.add_argument("--only-make", type=Path, metavar="FOLDER", help="make the images there, and measure nothing")
     parser.add_argument("--only", choices=NAMES, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     keep_freed_memory()
-    if given.only:
-        work(loops(given.folder, given.cores)[given.only](), "cpu")
+    if arguments.only:
+        work(loops(arguments.folder, arguments.cores)[arguments.only](), "cpu")
         return
-    if given.only_make:
-        make(given.only_make, given.images, given.cores)
+    if arguments.only_make:
+        make(arguments.only_make, arguments.images, arguments.cores)
         return
     with tempfile.TemporaryDirectory() as place:
-        root = given.folder or Path(place)
-        if not given.folder:
-            make(root, given.images, given.cores)
+        root = arguments.folder or Path(place)
+        if not arguments.folder:
+            make(root, arguments.images, arguments.cores)
         sizes = [file.stat().st_size for file in (root / "train").rglob("*.jpg")]
-        speeds, memory = measured(root, given.images, given.rounds, given.cores)
+        speeds, memory = measured(root, arguments.images, arguments.rounds, arguments.cores)
         parts = on_one_core(root)
     middle = {name: statistics.median(values) for name, values in speeds.items()}
     result = {
@@ -247,12 +247,12 @@ def main() -> None:
         "turbo_vs_its_decoder": middle["turbo"] / middle["decode-turbo"],
         "memory_end_over_first_turn": memory["turbo"],
         "memory_mib": memory["MiB"],
-        "rounds": given.rounds,
-        "cores_used": given.cores,
+        "rounds": arguments.rounds,
+        "cores_used": arguments.cores,
         "one_core": parts,
         **provenance(),
     }
-    if given.json:
+    if arguments.json:
         print(json.dumps(result))
         return
     for name, value in middle.items():

@@ -42,17 +42,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-cifar"))
     parser.add_argument("--compile", action="store_true", help="compile the network as well")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    given = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu_cifar needs a CUDA GPU and PyTorch sees none here; on a CPU, see benchmarks/train_speed.py")
     began = time.perf_counter()
-    trained = train(configuration(given.epochs, given.data_dir, compile=given.compile), given.out, resume=True)
+    trained = train(configuration(options.epochs, options.data_dir, compile=options.compile), options.out, resume=True)
     seconds = time.perf_counter() - began
-    tested = asdict(evaluate(trained, data_dir=given.data_dir, batch_size=256))
+    tested = asdict(evaluate(trained, data_dir=options.data_dir, batch_size=256))
     from train_speed import speeds
 
-    beside, _ = speeds(64, rounds=5, steps=20, compile=given.compile)
-    images = 50_000 * given.epochs / trained.seconds
+    beside, _ = speeds(64, rounds=5, steps=20, compile=options.compile)
+    images = 50_000 * options.epochs / trained.seconds
     result: dict[str, Any] = {
         "benchmark": "gpu_cifar",
         "seconds_this_time": seconds,
@@ -63,7 +63,7 @@ def main() -> None:
         "paper": PAPER,
         **tested,
     }
-    if given.json:
+    if options.json:
         print(json.dumps(result))
         return
     for exit, (ours, paper) in enumerate(zip(tested["accuracy"], PAPER["accuracy"], strict=True), 1):

@@ -32,13 +32,13 @@ PARTS = ("decode", "augment", "step")
 WARM_UP = 3
 
 
-def loop(root: Path, run: Path, given: argparse.Namespace) -> Loop:
+def loop(root: Path, run: Path, options: argparse.Namespace) -> Loop:
     """The training loop of a user's run, on these images."""
-    size, batch = (64, 8) if given.tiny else (224, given.batch)
-    network: dict[str, Any] = {"net": given.net, "width": 4 if given.tiny else None, "method": "joint"}
+    size, batch = (64, 8) if options.tiny else (224, options.batch)
+    network: dict[str, Any] = {"net": options.net, "width": 4 if options.tiny else None, "method": "joint"}
     images: dict[str, Any] = {"data": f"folder:{root}", "image_size": size, "streaming": True, "holdout": 0.0}
     images["data_options"] = {"cache_dir": str(root / ".cache")}
-    config = Config(**network, **images, batch_size=batch, device=given.device, graph=given.graph)
+    config = Config(**network, **images, batch_size=batch, device=options.device, graph=options.graph)
     completed = complete(resolve(config))
     method, data = build_method(completed.config), completed.data
     net = build_net(completed.config, method, classes=len(data.classes), shape=data.shape)
@@ -94,15 +94,15 @@ def rate(batches: Iterator[int], seconds: float, device: torch.device) -> float:
     return images / (time.perf_counter() - began)
 
 
-def measured(root: Path, given: argparse.Namespace) -> dict[str, Any]:
+def measured(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The rates, and which part is the slowest."""
     with tempfile.TemporaryDirectory() as run:
-        training = loop(root, Path(run), given)
+        training = loop(root, Path(run), options)
         training.context.net.train()
         device = training.fabric.device
-        speeds = {name: rate(batches, given.seconds, device) for name, batches in parts(training).items()}
+        speeds = {name: rate(batches, options.seconds, device) for name, batches in parts(training).items()}
     limit = min(PARTS, key=lambda name: speeds[name])
-    about = {"net": given.net, "tiny": given.tiny, "seconds": given.seconds}
+    about = {"net": options.net, "tiny": options.tiny, "seconds": options.seconds}
     overlap = speeds["train"] / speeds[limit]
     return {"images_per_second": speeds, "limited_by": limit, "train_vs_limit": overlap, "device": device.type, **about}
 
@@ -119,13 +119,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--graph", action="store_true", help="every step one CUDA graph")
     parser.add_argument("--folder", type=Path, help="images of `benchmarks/data.py --only-make FOLDER`")
     parser.add_argument("--tiny", action="store_true", help="a few images and a tiny network")
-    given = parser.parse_args(words)
+    options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as place:
-        root = given.folder or Path(place)
-        if not given.folder:
-            make(root, 2 * CLASSES if given.tiny else given.images, torch.get_num_threads())
-        result = {"benchmark": "gpu_imagenet", **measured(root, given), **provenance(given.device)}
-    if given.json:
+        root = options.folder or Path(place)
+        if not options.folder:
+            make(root, 2 * CLASSES if options.tiny else options.images, torch.get_num_threads())
+        result = {"benchmark": "gpu_imagenet", **measured(root, options), **provenance(options.device)}
+    if options.json:
         print(json.dumps(result))
         return
     for name, speed in result["images_per_second"].items():

@@ -74,9 +74,9 @@ def double_backward(parts: StepContext, given: Batch, progress: float) -> dict[s
     gradient = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
     ahead = {name: part.detach() - LR * g for (name, part), g in zip(theta.items(), gradient, strict=True)}
     ce = cross_entropy(look_ahead.outputs_with(parts.bare, ahead, held.inputs, share).logits, held.labels)
-    found = torch.autograd.grad(objective.validation(ce), weights, retain_graph=True)[0]
+    by_double_backward = torch.autograd.grad(objective.validation(ce), weights, retain_graph=True)[0]
     objective.observe(ce.detach())
-    objective.move(found)
+    objective.move(by_double_backward)
     del gradient, ahead, ce
     return parts.update(objective.terms(losses))
 

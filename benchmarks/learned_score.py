@@ -94,7 +94,7 @@ def _samples(cal: Any, test: Any, costs: Any, rule: Rule) -> list[tuple[Any, Any
     """Whether every image of test is right, and what it costs, under the policy of each budget."""
     plain = float(costs[choices(len(cal.logits))[-1]][0])
     cheapest = min(float(each[0]) for each in costs.values())
-    found = []
+    results = []
     for budget in np.geomspace(cheapest * 1.02, plain, BUDGETS).tolist():
         try:
             policy = calibrate(cal.logits, cal.labels, segment_costs=costs, budget=budget, rule=rule).policy
@@ -106,8 +106,8 @@ def _samples(cal: Any, test: Any, costs: Any, rule: Rule) -> list[tuple[Any, Any
         passes[-1] = True
         taken = passes.argmax(0)
         right = scored.right[taken, np.arange(len(taken))]
-        found.append((right, np.cumsum(costs[policy.enabled])[taken]))
-    return found
+        results.append((right, np.cumsum(costs[policy.enabled])[taken]))
+    return results
 
 
 def _gain(sides: dict[str, list[tuple[Any, Any]]], rows: Any) -> float:

@@ -43,16 +43,16 @@ def draw(path: Path, samples: int, exits: int, classes: int) -> np.ndarray:
     logits = open_memmap(path, "w+", np.float32, (exits, samples, classes))
     common = random.normal(size=(samples, classes)).astype(np.float32)
     for exit in range(exits):
-        made = common + random.normal(scale=0.7, size=(samples, classes)).astype(np.float32)
-        made[np.arange(samples), labels] += 2.2 + 2.0 * exit / exits - 1.2 * hard
-        logits[exit] = made * (1 + exit / exits)
+        scores = common + random.normal(scale=0.7, size=(samples, classes)).astype(np.float32)
+        scores[np.arange(samples), labels] += 2.2 + 2.0 * exit / exits - 1.2 * hard
+        logits[exit] = scores * (1 + exit / exits)
     return labels
 
 
-def goal(asked: Mapping[str, float], plain: float, cost: float) -> dict[str, float]:
-    if "budget" in asked:
-        return {"budget": asked["budget"] * cost}
-    return {"accuracy": plain if asked["accuracy"] == 1 else plain + asked["accuracy"]}
+def goal(request: Mapping[str, float], plain: float, cost: float) -> dict[str, float]:
+    if "budget" in request:
+        return {"budget": request["budget"] * cost}
+    return {"accuracy": plain if request["accuracy"] == 1 else plain + request["accuracy"]}
 
 
 def costs_of(exits: int) -> dict[tuple[bool, ...], list[int]]:
@@ -61,7 +61,7 @@ def costs_of(exits: int) -> dict[tuple[bool, ...], list[int]]:
 
 
 def one(folder: Path, rounds: int, score: str) -> dict[str, Any]:
-    """Seconds of every goal in every round, what was found, and the process's peak of memory."""
+    """Seconds of every goal in every round, their outcomes, and the process's peak of memory."""
     logits, labels = np.load(folder / "logits.npy", mmap_mode="r"), np.load(folder / "labels.npy")
     costs = costs_of(len(logits))
     plain = float((logits[-1].argmax(1) == labels).mean())
@@ -69,34 +69,36 @@ def one(folder: Path, rounds: int, score: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in GOALS}
     outcomes: dict[str, Outcome] = {}
     for _ in range(rounds):
-        for name, asked in GOALS.items():
+        for name, request in GOALS.items():
             began = time.perf_counter()
             outcomes[name] = calibrate(
-                logits, labels, segment_costs=costs, rule=Rule(score=score), **goal(asked, plain, alone)
+                logits, labels, segment_costs=costs, rule=Rule(score=score), **goal(request, plain, alone)
             )
             seconds[name].append(time.perf_counter() - began)
     return {
         "seconds": seconds,
         "plain": plain,
-        "found": {name: {"accuracy": made.accuracy, "cost": made.cost / alone} for name, made in outcomes.items()},
+        "found": {
+            name: {"accuracy": outcome.accuracy, "cost": outcome.cost / alone} for name, outcome in outcomes.items()
+        },
         "peak_gib": peak_mib() / 2**10,
         "torch_imported": "torch" in sys.modules,
     }
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
-        labels = draw(Path(place) / "logits.npy", given.samples, given.exits, given.classes)
+        labels = draw(Path(place) / "logits.npy", options.samples, options.exits, options.classes)
         np.save(Path(place) / "labels.npy", labels)
-        again = [sys.executable, __file__, "--one", place, "--rounds", str(given.rounds), "--score", given.score]
+        again = [sys.executable, __file__, "--one", place, "--rounds", str(options.rounds), "--score", options.score]
         ran = subprocess.run(again, stdout=subprocess.PIPE, check=True, text=True)
-    found = json.loads(ran.stdout)
+    results = json.loads(ran.stdout)
     from offramp.measure.provenance import provenance  # imports torch, which the process that searches is to be without
 
-    seconds = {name: statistics.median(times) for name, times in found.pop("seconds").items()}
-    met = max(seconds.values()) <= SECONDS and found["peak_gib"] <= GIB
-    asked = {key: getattr(given, key) for key in ("samples", "exits", "classes", "rounds", "score")}
-    return {"benchmark": "search", **asked, "seconds": seconds, **found, "target_met": met, **provenance()}
+    seconds = {name: statistics.median(times) for name, times in results.pop("seconds").items()}
+    met = max(seconds.values()) <= SECONDS and results["peak_gib"] <= GIB
+    request = {key: getattr(options, key) for key in ("samples", "exits", "classes", "rounds", "score")}
+    return {"benchmark": "search", **request, "seconds": seconds, **results, "target_met": met, **provenance()}
 
 
 def main() -> None:
@@ -107,21 +109,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="write one JSON line instead of the table")
     parser.add_argument("--out", type=Path, help="append the JSON line to this file, too")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(one(given.one, given.rounds, given.score)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options.one, options.rounds, options.score)))
         return
-    said = measure(given)
-    if given.out:
-        with given.out.open("a") as file:
+    said = measure(options)
+    if options.out:
+        with options.out.open("a") as file:
             file.write(json.dumps(said) + "\n")
-    if given.json:
+    if options.json:
         print(json.dumps(said))
         return
-    print(f"{given.samples:,} samples, {given.exits} exits, {given.classes} classes, score {given.score}")
+    print(f"{options.samples:,} samples, {options.exits} exits, {options.classes} classes, score {options.score}")
     for name, seconds in said["seconds"].items():
-        made = said["found"][name]
-        print(f"{name:28} {seconds:6.2f} s   {100 * made['accuracy']:.2f} % at {made['cost']:.2f} of plain's cost")
+        outcome = said["found"][name]
+        print(
+            f"{name:28} {seconds:6.2f} s   {100 * outcome['accuracy']:.2f} % at {outcome['cost']:.2f} of plain's cost"
+        )
     print(f"peak memory {said['peak_gib']:.2f} GiB; plain {100 * said['plain']:.2f} %")
     print(f"at most {SECONDS:g} s and {GIB:g} GiB: {'met' if said['target_met'] else 'TARGETS MISSED'}")
 

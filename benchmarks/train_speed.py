@@ -73,8 +73,8 @@ def sgd(net: nn.Module, fused: bool | None = None) -> torch.optim.Optimizer:
 
 
 def objective() -> Callable[..., dict[str, torch.Tensor]]:
-    made: Any = build_method(resolve(Config(method="beed", branch="beed"))).objective
-    return made
+    objective: Any = build_method(resolve(Config(method="beed", branch="beed"))).objective
+    return objective
 
 
 def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, workers: int = 2) -> Iterator[None]:
@@ -182,12 +182,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--compile", action="store_true", help="compile the network in (ii) and (iii)")
     parser.add_argument("--only", choices=("plain", "offramp", "bare"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if given.only:
-        work(loops(given.width, device, given.compile)[given.only](), device)
+    if options.only:
+        work(loops(options.width, device, options.compile)[options.only](), device)
         return
-    speed, memory = speeds(given.width, given.rounds, given.steps, given.compile)
+    speed, memory = speeds(options.width, options.rounds, options.steps, options.compile)
     result = {
         "benchmark": "train_speed",
         "images_per_second": speed,
@@ -195,13 +195,13 @@ def main() -> None:
         "offramp_vs_plain": speed["offramp"] / speed["plain"],
         "offramp_vs_bare": speed["offramp"] / speed["bare"],
         "memory_vs_plain": memory["offramp"] / memory["plain"],
-        "width": given.width,
-        "compile": given.compile,
+        "width": options.width,
+        "compile": options.compile,
         "precision": precision_of("auto", device),
-        "rounds": given.rounds,
+        "rounds": options.rounds,
         **provenance(),
     }
-    if given.json:
+    if options.json:
         print(json.dumps(result))
         return
     for name, value in speed.items():

@@ -65,20 +65,20 @@ def steps(processes: int, width: int, batch: int) -> Iterator[None]:
                 dist.broadcast(go.zero_(), 0)
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """Images per second of one and of two processes."""
-    options = ["--width", given.width, "--batch", given.batch]
+    options = ["--width", arguments.width, "--batch", arguments.batch]
     workers = {number: Worker(__file__, "--only", number, *options) for number in (1, 2)}
-    runs = {str(number): partial(worker.steps, given.steps) for number, worker in workers.items()}
-    seconds = medians(side_by_side(runs, given.rounds, warm_up=1))
+    runs = {str(number): partial(worker.steps, arguments.steps) for number, worker in workers.items()}
+    seconds = medians(side_by_side(runs, arguments.rounds, warm_up=1))
     for worker in workers.values():
         worker.close()
-    speed = {number: given.batch * int(number) * given.steps / value for number, value in seconds.items()}
+    speed = {number: arguments.batch * int(number) * arguments.steps / value for number, value in seconds.items()}
     return {
         "images_per_second": speed,
         "efficiency": speed["2"] / (2 * speed["1"]),
         "cores": len(os.sched_getaffinity(0)),
-        **{name: getattr(given, name) for name in ("width", "batch", "rounds", "steps")},
+        **{name: getattr(arguments, name) for name in ("width", "batch", "rounds", "steps")},
     }
 
 
@@ -124,17 +124,17 @@ def main() -> None:
     for name, default in (("rounds", 5), ("steps", 4), ("width", 16), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", type=int, choices=(1, 2), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.only and os.environ.get("LOCAL_RANK", "0") != "0":
-        for _ in steps(given.only, given.width, given.batch):
+    arguments = parser.parse_args()
+    if arguments.only and os.environ.get("LOCAL_RANK", "0") != "0":
+        for _ in steps(arguments.only, arguments.width, arguments.batch):
             pass
         return
-    if given.only:
-        work(steps(given.only, given.width, given.batch), "cpu")
+    if arguments.only:
+        work(steps(arguments.only, arguments.width, arguments.batch), "cpu")
         return
     os.environ["OMP_NUM_THREADS"] = "1"
-    result = {"benchmark": "weak_scaling", **(modelled() if given.model else measured(given)), **provenance()}
-    if given.json:
+    result = {"benchmark": "weak_scaling", **(modelled() if arguments.model else measured(arguments)), **provenance()}
+    if arguments.json:
         print(json.dumps(result))
     else:
         show(result)

@@ -1,4 +1,4 @@
-"""offramp: vision networks with several exits that teach each other while they train, and leave early for real."""
+"""offramp: vision networks with several exits that teach each other, and early exit that saves computing time."""
 
 import sys
 from collections.abc import Callable

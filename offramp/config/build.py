@@ -104,7 +104,7 @@ def assemble_net(
     from torch import nn
 
     from offramp import branches
-    from offramp.net import MultiExitNet, only_behind
+    from offramp.net import only_behind
 
     _require_resolved(config)
     exits = branches.find(config.branch)
@@ -137,6 +137,14 @@ def assemble_net(
             "net",
             "method",
         )
+    _check_tap(config, net)
+    return net
+
+
+def _check_tap(config: ResolvedConfig, net: "nn.Module") -> None:
+    """Refuse to combine the gradients of exits where networks are trained side by side."""
+    from offramp.net import MultiExitNet
+
     if config.tap != "method" and not isinstance(net, MultiExitNet):
         raise with_parameters(
             ValueError(
@@ -145,7 +153,6 @@ def assemble_net(
             ),
             "tap",
         )
-    return net
 
 
 def of_kind(config: ResolvedConfig, name: str) -> ResolvedConfig:

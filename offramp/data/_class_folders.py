@@ -30,7 +30,7 @@ class Listing(NamedTuple):
 class Folders(NamedTuple):
     """The class folders by class and split, in the order of the classes, and the notes on their names."""
 
-    of: dict[str, dict[str, list[Path]]]
+    by_class: dict[str, dict[str, list[Path]]]
     notes: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def scan(root: Path, layout: Layout = "auto") -> Listing:
         )
     splits = {"all": root} if layout == "classes" else _splits(root)
     folders = _class_folders(splits)
-    if not folders.of:
+    if not folders.by_class:
         raise FileNotFoundError(_why_none(root))
     files: list[Path] = []
     labels: list[int] = []
@@ -60,7 +60,7 @@ def scan(root: Path, layout: Layout = "auto") -> Listing:
     for split, home in splits.items():
         before = len(files)
         walks.append(_beside(home))
-        for label, places in enumerate(folders.of.values()):
+        for label, places in enumerate(folders.by_class.values()):
             for place in places.get(split, []):
                 walks.append(walk(place))
                 files += walks[-1].images
@@ -71,9 +71,9 @@ def scan(root: Path, layout: Layout = "auto") -> Listing:
             raise ValueError(
                 f"{home} contains no images ({', '.join(sorted(ENDINGS))}): it should have one folder per class"
             )
-    _refuse_empty(root, list(folders.of), labels)
+    _refuse_empty(root, list(folders.by_class), labels)
     notes = (*folders.notes, *left_out(root, walks))
-    return Listing(root, files, np.array(labels, dtype=np.int64), tuple(folders.of), counts, notes)
+    return Listing(root, files, np.array(labels, dtype=np.int64), tuple(folders.by_class), counts, notes)
 
 
 def printable(name: str) -> str:

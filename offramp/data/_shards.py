@@ -28,7 +28,7 @@ def _is_image(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
-def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, image: bool) -> str:
+def choose_column(shard: Shard, requested: str | None, usual: Sequence[str], *, image: bool) -> str:
     """The column of images or labels: the given one, else the one with a usual name, else the only suitable one.
 
     Raises:
@@ -36,19 +36,19 @@ def choose_column(shard: Shard, given: str | None, usual: Sequence[str], *, imag
     """
     option, fits = ("data.image_column", _is_image) if image else ("data.label_column", label_kind)
     columns = [field.name for field in shard.schema]
-    if given is not None and given not in columns:
-        error = ValueError(f"{shard.where} has no column {given!r} ({option}): it has {', '.join(columns)}")
+    if requested is not None and requested not in columns:
+        error = ValueError(f"{shard.where} has no column {requested!r} ({option}): it has {', '.join(columns)}")
         raise with_parameters(error, option)
     fitting = [field.name for field in shard.schema if fits(field.type)]
     if not fitting:  # the error says what the column with the usual name holds
-        given = next((name for name in usual if name in columns), given)
-    if given is not None:
-        if given not in fitting:
-            kind = shard.schema.field(given).type
+        requested = next((name for name in usual if name in columns), requested)
+    if requested is not None:
+        if requested not in fitting:
+            kind = shard.schema.field(requested).type
             what = "image bytes" if image else "integers, strings, categories or booleans"
-            error = ValueError(f"{shard.where}: column {given!r} ({option}) holds {kind}, not {what}")
+            error = ValueError(f"{shard.where}: column {requested!r} ({option}) holds {kind}, not {what}")
             raise with_parameters(error, option)
-        return given
+        return requested
     known = [name for name in usual if name in fitting]
     if known or len(fitting) == 1:
         return (known or fitting)[0]

@@ -24,8 +24,8 @@ def balanced_order(
     chosen = []
     for place, name in enumerate(classes):
         quota = each + ((place + epoch) % len(classes) < more)
-        own = ids[labels == name]
-        turns = torch.cat([own + turn * size for turn in range(-(-quota // len(own)))])
+        members = ids[labels == name]
+        turns = torch.cat([members + turn * size for turn in range(-(-quota // len(members)))])
         late = turns // size
         drawn = torch.argsort(hashed(seed, epoch, turns, BALANCE), stable=True)
         drawn = drawn[torch.argsort(late[drawn], stable=True)]  # all images before any of them comes again

@@ -109,18 +109,18 @@ class GraphedExits:
     def __call__(self, inputs: Tensor) -> Answer:
         """Predict every sample at the first enabled exit whose score reaches its threshold."""
         samples = len(inputs)
-        room = power_of_two(samples)
+        capacity = power_of_two(samples)
         entering: Entering = (inputs, (), {})
         places, left = torch.arange(samples, device=self.device), samples
         for place in range(len(self.exits)):
-            step = self.step(place, left, room, inputs)
+            step = self.step(place, left, capacity, inputs)
             entering, places, staying = step(entering, places, left)
             if place == len(self.exits) - 1:
                 break
             left = int(staying)  # the only number that is read
             if not left:
                 break
-        return Answer(*(tensor[:samples].clone() for tensor in self.results[room]))
+        return Answer(*(tensor[:samples].clone() for tensor in self.results[capacity]))
 
     def alone(self, place: int, samples: int, inputs: Tensor) -> int:
         """Run one segment's step on what its tensors hold, to be timed; returns how many samples would continue.
@@ -134,23 +134,23 @@ class GraphedExits:
         step.count.fill_(samples)
         return int(step.run()[2])
 
-    def step(self, place: int, samples: int, room: int, inputs: Tensor) -> GraphedStep:
+    def step(self, place: int, samples: int, capacity: int, inputs: Tensor) -> GraphedStep:
         """The step of a segment for so many samples, captured if it is needed for the first time.
 
         Args:
             place: of the segment.
-            room: power of two, at least the samples of the whole batch.
+            capacity: power of two, at least the samples of the whole batch.
             inputs: a batch.
         """
         if not self.like:
             self.like = entering_each(self.segments, self.policy, inputs[:2])
-        if room not in self.results:
-            self.results[room] = results_for(room, self.segments, self.like[-1], self.device)
-        key = (room, place, power_of_two(samples))
+        if capacity not in self.results:
+            self.results[capacity] = results_for(capacity, self.segments, self.like[-1], self.device)
+        key = (capacity, place, power_of_two(samples))
         if key not in self.steps:
-            segment, like, results = self.segments[place], self.like[place], self.results[room]
-            made = GraphedStep(segment, self.policy, self.exits[place], like, key[2], results, self.device)
-            self.steps[key] = made
+            segment, like, results = self.segments[place], self.like[place], self.results[capacity]
+            built = GraphedStep(segment, self.policy, self.exits[place], like, key[2], results, self.device)
+            self.steps[key] = built
         return self.steps[key]
 
 
@@ -166,15 +166,15 @@ def entering_each(segments: Sequence[Any], policy: StepPolicy, inputs: Tensor) -
     return each
 
 
-def results_for(room: int, segments: Sequence[Any], like: Entering, device: torch.device) -> _Results:
+def results_for(capacity: int, segments: Sequence[Any], like: Entering, device: torch.device) -> _Results:
     """Room for the answers of so many samples, and the row of none.
 
     Args:
         like: what comes to the last segment.
     """
     classes = segments[-1](*like[:2])[2].shape[1]
-    logits = torch.zeros(room + 1, classes, device=device)
-    return _Results(logits, torch.zeros(room + 1, dtype=torch.int64, device=device), logits[:, 0].clone())
+    logits = torch.zeros(capacity + 1, classes, device=device)
+    return _Results(logits, torch.zeros(capacity + 1, dtype=torch.int64, device=device), logits[:, 0].clone())
 
 
 def power_of_two(samples: int) -> int:

@@ -209,9 +209,9 @@ def meta_loss(logits: Float[Tensor, "E B C"], labels: Tensor, target: float, red
     sure, first = gathered(confidence(logits.detach()))
     total = losses.new_zeros(())
     for exit, chosen in enumerate(selected(sure, target)):
-        own = chosen if processes() == 1 else chosen[(chosen >= first) & (chosen < first + len(labels))] - first
+        rows = chosen if processes() == 1 else chosen[(chosen >= first) & (chosen < first + len(labels))] - first
         if len(chosen):
-            total = total + losses[exit, own].sum() / (len(chosen) if reduction == "exit-mean" else sure.shape[1])
+            total = total + losses[exit, rows].sum() / (len(chosen) if reduction == "exit-mean" else sure.shape[1])
     return global_sum(total)
 
 

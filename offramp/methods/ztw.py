@@ -190,11 +190,11 @@ class Ensemble(nn.Module):
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """(state, carry) -> (log q, or logits (B, C), feature, map, carry)."""
-        earlier, own = carry[: self.before], carry[self.before :]
-        alone, feature, before_pooling, own = self.branch(state, (*earlier[-1:], *own))
+        earlier, branch_carry = carry[: self.before], carry[self.before :]
+        alone, feature, before_pooling, branch_carry = self.branch(state, (*earlier[-1:], *branch_carry))
         together = self.mixture(torch.stack((*earlier, alone), -2))
         logits = torch.where(self.on, together, alone.to(together.dtype))
-        return logits, feature, before_pooling, (*earlier, alone, *own[1:])
+        return logits, feature, before_pooling, (*earlier, alone, *branch_carry[1:])
 
 
 def mixtures(net: MultiExitNet) -> list[nn.Module]:

@@ -86,7 +86,7 @@ def _stages(
 ) -> tuple[list[nn.Sequential], int]:
     """The stages, `sizes[k]` dense layers each, and the width of the coarsest map at the end."""
 
-    def at(base: int, live: int) -> tuple[int, ...]:
+    def per_scale(base: int, live: int) -> tuple[int, ...]:
         return tuple(base * factor for factor in flags.factors[-live:])
 
     width, layer = flags.width, 0
@@ -94,12 +94,12 @@ def _stages(
     for size in sizes:
         parts: list[nn.Module] = [] if stages else [first]
         for enters, leaves, narrows in plan[layer : layer + size]:
-            gains, inner = at(flags.growth, enters), flags.bottlenecks[-enters:]
-            parts.append(Layer(at(width, enters), gains, inner, leaves < enters, flags.he))
+            gains, inner = per_scale(flags.growth, enters), flags.bottlenecks[-enters:]
+            parts.append(Layer(per_scale(width, enters), gains, inner, leaves < enters, flags.he))
             width += flags.growth
             if narrows:
                 narrow = int(flags.reduction * width)
-                parts.append(Transition(at(width, leaves), at(narrow, leaves), flags.he))
+                parts.append(Transition(per_scale(width, leaves), per_scale(narrow, leaves), flags.he))
                 width = narrow
         layer += size
         stages.append(nn.Sequential(*parts))

@@ -110,8 +110,8 @@ def _contrast(terms: tuple[Term, ...], claim: Claim, lines: Mapping[str, Mapping
         return ContrastResult(text, [], None, None, "not run")
 
     def totals(sign: int) -> list[float]:
-        own = [by_seed for term, by_seed in zip(terms, shares, strict=True) if term.sign == sign]
-        return [100 * sum(by_seed[seed] for by_seed in own) for seed in seeds]
+        summands = [by_seed for term, by_seed in zip(terms, shares, strict=True) if term.sign == sign]
+        return [100 * sum(by_seed[seed] for by_seed in summands) for seed in seeds]
 
     result = paired(totals(1), totals(-1))
     if result.low is None or result.high is None:

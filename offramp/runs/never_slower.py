@@ -65,10 +65,10 @@ def reach(
                 ValueError(f"{error}; choices of exits that are slower than plain at batch {sizes} are left out"),
                 "never_slower_at",
             ) from None
-        found = ratios(reached[0], prices)
-        slower = {size for size, ratio in found.items() if ratio > SLACK}
+        by_batch = ratios(reached[0], prices)
+        slower = {size for size, ratio in by_batch.items() if ratio > SLACK}
         if not slower:
-            return reached, found
+            return reached, by_batch
         slow |= slower
         enabled = reached[0].policy.enabled
         plain = (*(False for _ in enabled[1:]), True)

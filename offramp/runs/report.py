@@ -99,7 +99,7 @@ def report(
     opened = [load_run(run, weights, device=device) for run in folders]
     with writing_into(target.parent):
         reports = [
-            _see(loaded, name, weights, data_dir, baseline, images, batch_size, reporter or SILENT)
+            _report_run(loaded, name, weights, data_dir, baseline, images, batch_size, reporter or SILENT)
             for loaded, name in zip(opened, names(folders), strict=True)
         ]
         put(
@@ -137,7 +137,7 @@ def names(runs: Sequence[Path]) -> list[str]:
     return names
 
 
-def _see(
+def _report_run(
     loaded: LoadedRun,
     name: str,
     weights: Weights,

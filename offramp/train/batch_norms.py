@@ -31,10 +31,10 @@ class _Synchronised(TorchFunctionMode):
     ) -> Any:
         """Run the function, or for a batch norm that trains its synchronised form."""
         if called is F.batch_norm:
-            given = _SIGNATURE.bind(*args, **(kwargs or {}))
-            given.apply_defaults()
-            if given.arguments["training"]:
-                return batch_norm(**{name: value for name, value in given.arguments.items() if name != "training"})
+            call = _SIGNATURE.bind(*args, **(kwargs or {}))
+            call.apply_defaults()
+            if call.arguments["training"]:
+                return batch_norm(**{name: value for name, value in call.arguments.items() if name != "training"})
         return called(*args, **(kwargs or {}))
 
 
@@ -68,9 +68,9 @@ def _statistics(
     """Mean and variance of every channel over all processes, and the number of values; shares may differ in size."""
     maps = maps if maps.dtype == torch.float64 else maps.float()
     variance, mean = torch.var_mean(maps, [axis for axis in range(maps.dim()) if axis != 1], correction=0)
-    own = torch.cat([mean, variance, mean.new_tensor([maps.numel() // maps.shape[1]])])
-    shares = [torch.empty_like(own) for _ in range(processes())]
-    dist.all_gather(shares, own)
+    share = torch.cat([mean, variance, mean.new_tensor([maps.numel() // maps.shape[1]])])
+    shares = [torch.empty_like(share) for _ in range(processes())]
+    dist.all_gather(shares, share)
     table, width = torch.stack(shares), len(mean)
     means, variances, counts = table[:, :width], table[:, width:-1], table[:, -1:]
     count = counts.sum()

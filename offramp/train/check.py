@@ -19,6 +19,22 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             the epochs, or the network cannot be divided into backbone and exits as `tune` requires.
     """
     phases.refuse_net(recipe, method, net)
+    _refuse_data(method, recipe, data)
+    _refuse_precision(method, recipe, net)
+    if recipe.accumulate > 1 and (why := accumulation.why_not(method, phases.tuned(recipe, method))):
+        raise ParameterError(f"{why}: take accumulate=1, got {recipe.accumulate}", "accumulate")
+    least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
+    if method.turns > 1 and recipe.batch_size < least:
+        raise ParameterError(
+            f"this method divides every batch into {method.turns}: batch_size must be at least {least}, got "
+            f"{recipe.batch_size}",
+            "batch_size",
+        )
+    phases.spans(recipe, method)
+
+
+def _refuse_data(method: Method, recipe: Recipe, data: DataSet) -> None:
+    """Refuse settings that need a split which these data do not have, and optimizers that the method cannot use."""
     if method.needs_held_out and "val" not in data.splits:
         raise ParameterError(
             "this method learns from the val split while it trains, but nothing is held out: set holdout above 0",
@@ -41,6 +57,10 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             "patience",
             "holdout",
         )
+
+
+def _refuse_precision(method: Method, recipe: Recipe, net: nn.Module) -> None:
+    """Refuse precisions and processes with which this method does not compute what it should."""
     looks_ahead = method.needs_held_out or method.optimizers
     if recipe.sync_batch_norm and looks_ahead and recipe.devices > 1:
         raise ParameterError(
@@ -56,13 +76,3 @@ def refuse(method: Method, recipe: Recipe, net: nn.Module, data: DataSet) -> Non
             "precision=bf16, tf32 or 32",
             "precision",
         )
-    if recipe.accumulate > 1 and (why := accumulation.why_not(method, phases.tuned(recipe, method))):
-        raise ParameterError(f"{why}: take accumulate=1, got {recipe.accumulate}", "accumulate")
-    least = 2 * method.turns * recipe.devices  # a batch norm cannot train on a single sample
-    if method.turns > 1 and recipe.batch_size < least:
-        raise ParameterError(
-            f"this method divides every batch into {method.turns}: batch_size must be at least {least}, got "
-            f"{recipe.batch_size}",
-            "batch_size",
-        )
-    phases.spans(recipe, method)

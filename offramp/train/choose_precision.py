@@ -77,16 +77,16 @@ def _measure(
 
 def _step(net: nn.Module, recipe: Recipe, precision: str, classes: int) -> Callable[[torch.Tensor], None]:
     """A training step of a copy of the network."""
-    own = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    own.train()
+    copied = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copied.train()
     if precision == "bf16-dense":
-        keep_float32(own)
-    optimizer = optim.build(recipe, own.parameters())
+        keep_float32(copied)
+    optimizer = optim.build(recipe, copied.parameters())
 
     def step(inputs: torch.Tensor) -> None:
         labels = torch.arange(len(inputs)) % classes
         with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32"):
-            logits = own(inputs, tap=share).logits
+            logits = copied(inputs, tap=share).logits
         torch.stack([cross_entropy(exit.float(), labels) for exit in logits]).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -43,8 +43,8 @@ def keeps_float32(module: nn.Module) -> bool:
 def _forward(module: nn.Module, inputs: Tensor) -> Tensor:
     """The module's own forward pass, without autocast."""
     device = inputs.device.type
-    own: Callable[[nn.Module, Tensor], Tensor] = type(module).forward
+    forward_of_type: Callable[[nn.Module, Tensor], Tensor] = type(module).forward
     if device == "meta" or not torch.is_autocast_enabled(device):  # shapes alone have no autocast
-        return own(module, inputs)
+        return forward_of_type(module, inputs)
     with torch.autocast(device, enabled=False):
-        return own(module, inputs.float())
+        return forward_of_type(module, inputs.float())

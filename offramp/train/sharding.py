@@ -31,7 +31,7 @@ def why_not(method: Method, recipe: Recipe, net: nn.Module) -> str:
         "compile": recipe.compile,
         "precision=16": recipe.precision == "16",
     }
-    return next((name for name, found in reasons.items() if found), "")
+    return next((name for name, holds in reasons.items() if holds), "")
 
 
 def strategy(processes: int) -> ModelParallelStrategy:

@@ -43,9 +43,9 @@ def _gather(fabric: Any, state: Tensor) -> Tensor:
     """The random state of every process, one row each."""
     if fabric.world_size == 1:
         return state[None]
-    own = state.to(fabric.device)
-    rows = [torch.empty_like(own) for _ in range(fabric.world_size)]
-    dist.all_gather(rows, own)
+    local = state.to(fabric.device)
+    rows = [torch.empty_like(local) for _ in range(fabric.world_size)]
+    dist.all_gather(rows, local)
     return torch.stack(rows).cpu()
 
 
@@ -80,8 +80,8 @@ def restore_state(
             "devices",
         )
     try:
-        own = net.state_dict()
-        net.load_state_dict({name: sharding.like(value, own.get(name)) for name, value in checkpoint.weights.items()})
+        local = net.state_dict()
+        net.load_state_dict({name: sharding.like(value, local.get(name)) for name, value in checkpoint.weights.items()})
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ValueError(f"{checkpoint.path} does not fit the network, which was another one then: {why}") from None
