@@ -1,15 +1,24 @@
 """Open-loop Poisson load of HTTP requests, in a process of its own: latencies count from when a request was due.
 
 A request that is due is sent at once, on an idle connection or on a new one, however many wait for their answers; so a
-server that falls behind is not spared. Started by `benchmarks/serve.py`, on a core of its own.
+server that falls behind is not spared. The same seed gives the same requests at the same times, but for the rate.
+
+`p99_ms` is that of all requests. `steady_p99_ms` is the median of the p99 of the third, fourth and fifth fifth of the
+time, by when requests were due: a pause of the machine spoils one of them, a server that falls behind spoils all.
+
+Started by `benchmarks/serve.py`, on a core of its own.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import random
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 MOST = 400
 """Open connections; a request that finds none counts as refused."""
@@ -24,6 +33,7 @@ class Client:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}Content-Length: "
         self.requests = [head.encode() + f"{len(body)}\r\n\r\n".encode() + body for body in bodies]
         self.latencies: list[float] = []
+        self.due: list[float] = []
         self.late: list[float] = []
         self.failed = 0
 
@@ -50,6 +60,7 @@ class Client:
                 self.open -= 1
             return
         self.latencies.append(time.perf_counter() - due)
+        self.due.append(due)
         self.idle.append(connection)
 
 
@@ -95,6 +106,27 @@ def percentile(values: list[float], share: float) -> float | None:
     return 1000 * sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else None
 
 
+def steady_p99(client: Client, seconds: float) -> float | None:
+    """Milliseconds; see the module."""
+    if not client.due:
+        return None
+    begin, fifths = min(client.due), list[list[float]]([[] for _ in range(5)])
+    for due, latency in zip(client.due, client.latencies):
+        fifths[min(4, int(5 * (due - begin) / seconds))].append(latency)
+    late = [percentile(each, 0.99) for each in fifths[2:]]
+    return median(math.inf if each is None else each for each in late)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """In uvloop's event loop, which takes less time per request, if it is installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(work)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("port", type=int)
@@ -111,9 +143,9 @@ def main() -> None:
     client = Client(options.port, options.path, bodies, options.header)
     begin = time.perf_counter()
     if options.rate:
-        asyncio.run(poisson(client, options.rate, options.seconds, options.seed))
+        run(poisson(client, options.rate, options.seconds, options.seed))
     else:
-        asyncio.run(closed(client, options.clients, options.seconds))
+        run(closed(client, options.clients, options.seconds))
     answer = {
         "sent": len(client.late),
         "answered": len(client.latencies),
@@ -121,6 +153,7 @@ def main() -> None:
         "rate": len(client.latencies) / (time.perf_counter() - begin),
         "p50_ms": percentile(client.latencies, 0.5),
         "p99_ms": percentile(client.latencies, 0.99),
+        "steady_p99_ms": steady_p99(client, options.seconds),
         "mean_ms": 1000 * sum(client.latencies) / max(1, len(client.latencies)),
         "sent_late_p99_ms": percentile(client.late, 0.99),
     }

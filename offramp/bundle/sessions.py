@@ -1,5 +1,6 @@
 """Segments of a bundle as foreign runtimes run them: ONNX Runtime, OpenVINO. Runs without torch."""
 
+import os
 from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
@@ -32,7 +33,7 @@ def open_segment(
     Args:
         model: the content of its ONNX file.
         runtime: one of `RUNTIMES`.
-        threads: how many it may use; by default, as many as there are cores.
+        threads: how many it may use; by default, as many as there are cores that this process may use.
         classes: how many logits it must give; any number by default.
     Returns:
         The segment; it raises ValueError if the model fails, or gives tensors of other shapes than `spec` says.
@@ -100,7 +101,7 @@ def _onnx(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set
         raise ImportError("bundles run in ONNX Runtime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: they are raised anyway
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or _allowed_cores()
     # Every segment has threads of its own; those of the one before would spin where those of the next one work.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
@@ -116,6 +117,15 @@ def _onnx(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set
             raise ValueError(f"{name} failed in ONNX Runtime: {_line(error)}") from None
 
     return run, {port.name for port in session.get_inputs()}, set(gives)
+
+
+def _allowed_cores() -> int:
+    """Cores of this process if it is confined to some, else 0: ONNX Runtime itself counts those of the machine only.
+
+    A thread that it starts for another core waits for one of the process's own, and the others wait for it, spinning.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if allowed is None or allowed == os.cpu_count() else allowed
 
 
 def _openvino(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:

@@ -1,9 +1,11 @@
 """Runtimes take what the manifest says they take, and what is wrong with a model is one sentence."""
 
 import importlib.util
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,3 +90,16 @@ def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
         with pytest.raises(ValueError) as caught:
             what()
         assert str(caught.value).startswith(says) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that confines processes to cores")
+def test_a_process_that_is_confined_to_one_core_computes_in_one_thread(made: Any) -> None:
+    """ONNX Runtime counts the cores of the machine; threads for those that are forbidden would wait for each other."""
+    tasks, cores = Path("/proc/self/task"), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        before = len(list(tasks.iterdir()))
+        bundle = open_bundle(made.folder)
+        assert len(list(tasks.iterdir())) == before and len(bundle.segments) > 1
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -22,7 +22,8 @@ def test_every_case_has_its_lines(
     import serve
 
     out = tmp_path / "serve.jsonl"
-    serve.main(["--cases", cases, "--minutes", "0.2", "--width", "8", "--out", str(out)])
+    words = ["--network", "tiny", "--width", "8", "--probes", "2,1", "--minutes", "0.2"]
+    serve.main([*words, "--cases", cases, "--out", str(out)])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert capsys.readouterr().out.splitlines() == out.read_text().splitlines()
     loads = [line for line in lines if "highest_rate" in line]
@@ -32,3 +33,40 @@ def test_every_case_has_its_lines(
     if "overhead" in cases:
         overhead = [line for line in lines if line["case"].startswith("overhead")]
         assert [line["requests"] for line in overhead] == ["tensors", "bodies-1"] * 2
+        assert set(lines[-1]["images_1"]) == {"speedup", "speedup_share", "rebatched_vs_whole"}
+        assert set(lines[-1]["overhead_ms"]) == {"tensors", "bodies-1"} and set(lines[-1]["grown_mib"]) == set(
+            serve.OWN
+        )
+
+
+def test_a_missing_package_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import serve
+
+    monkeypatch.setitem(serve.PACKAGES, "litserve", ("no_such_module", "litserve"))
+    with pytest.raises(SystemExit, match=r"^litserve: pip install litserve, or leave it out with --cases plain$"):
+        serve.main(["--cases", "plain,litserve"])
+
+
+def test_the_highest_rate_is_found_by_bisection_and_one_bad_search_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from serve_search import Search
+
+    def outcome(p99: float, failed: int = 0) -> dict[str, float]:
+        return {"failed": failed, "steady_p99_ms": p99}
+
+    search = Search({"rate": 100.0}, 50.0)
+    for seed in range(3):
+        search.begin()
+        for _ in range(6):
+            keeps_up = search.rate < 80 and seed != 1
+            search.tell(outcome(20.0 if keeps_up else 60.0))
+        search.end()
+    assert search.highest == pytest.approx(80, rel=0.02) and len(search.rates) == 2
+    search = Search({"rate": 100.0}, 50.0)
+    search.begin()
+    search.tell(outcome(20.0, failed=1))
+    search.end()
+    assert search.highest is None and search.high < 100

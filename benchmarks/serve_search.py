@@ -1,0 +1,90 @@
+"""The highest rate that a server keeps up with, by bisection; servers take turns, with the same requests for each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from serve_processes import Machine, Served, load
+
+FIRST = (0.5, 1.2)
+"""Where the first search begins and ends, as shares of the rate of a closed loop of `CLIENTS`."""
+AGAIN = (0.87, 1.15)
+"""The same of the others, as shares of what the first one found."""
+CLIENTS = 16
+
+
+@dataclass
+class Search:
+    """The highest rate (1/s) of one server for one kind of request, searched several times."""
+
+    closed: dict[str, Any]
+    bound: float
+    rates: list[float] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    low: float = 0.0
+    high: float = 0.0
+    held: bool = False
+
+    def begin(self) -> None:
+        """Begin once more, around what was found so far."""
+        middle, (low, high) = (median(self.rates), AGAIN) if self.rates else (self.closed["rate"], FIRST)
+        self.low, self.high, self.held = low * middle, high * middle, False
+
+    @property
+    def rate(self) -> float:
+        """What to try next."""
+        return (self.low * self.high) ** 0.5
+
+    def tell(self, result: dict[str, Any]) -> None:
+        """What became of it."""
+        steady = result["steady_p99_ms"]
+        if not result["failed"] and steady is not None and steady <= self.bound:
+            self.low, self.best, self.held = self.rate, result, True
+        else:
+            self.high = self.rate
+
+    def end(self) -> None:
+        """Keep the highest rate at which the bound held."""
+        if self.held:
+            self.rates.append(self.low)
+
+    @property
+    def highest(self) -> float | None:
+        """The median of the searches; None if the bound held in none."""
+        return median(self.rates) if self.rates else None
+
+
+def highest_rates(
+    machine: Machine, servers: Mapping[str, Served], bodies: Path, bound: float, seconds: float, probes: Sequence[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each server, the highest rate with p99 below the bound, and the latency at half of it.
+
+    Args:
+        servers: paused; only the one that is measured runs.
+        bound: of `steady_p99_ms`; no request may fail.
+        seconds: of every load.
+        probes: how many rates each of the searches tries; all servers get the same requests in one search.
+    """
+
+    def measured(kind: str, **options: Any) -> dict[str, Any]:
+        servers[kind].resume()
+        try:
+            return load(machine, servers[kind].port, bodies, seconds=seconds, **options)
+        finally:
+            servers[kind].pause()
+
+    searches = {kind: Search(measured(kind, clients=CLIENTS), bound) for kind in servers}
+    for seed, count in enumerate(probes):
+        for search in searches.values():
+            search.begin()
+        for _ in range(count):
+            for kind, search in searches.items():
+                search.tell(measured(kind, rate=search.rate, seed=seed))
+        for search in searches.values():
+            search.end()
+    for kind, search in searches.items():
+        half = measured(kind, rate=(search.highest or search.low) / 2, seed=len(probes))
+        results = {"closed_loop": search.closed, "at_highest": search.best, "at_half": half}
+        yield kind, {"highest_rate": search.highest, "rates": search.rates, **results}
