@@ -53,7 +53,7 @@ class Config(Recipe):
 
     net: str = "resnet18"
     branch: str = "sketch"
-    method: str = "muse"
+    method: str = "joint"
     tap: Literal["method", "equilibrium", "equilibrium-all"] = "method"
     data: str = "digits"
     data_dir: Path | None = None

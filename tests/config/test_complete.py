@@ -106,10 +106,10 @@ def test_values_of_a_paper_for_these_data_are_named(net: str, data: str, classes
     from types import SimpleNamespace
 
     facts: Any = SimpleNamespace(classes=tuple(map(str, range(classes))), shape=(3, 64, 64))
-    config = resolve(Config(net=net, data=data))
+    config = resolve(Config(net=net, data=data, method="muse"))
     notes = _paper_values(config, facts)
     assert [note.startswith(said or "") for note in notes] == ([True] if said else [])
     if net == "resnet152":
         assert notes[0].endswith("add method.beta_begin=1e-5 method.beta_end=1e-6")
-        chosen = resolve(Config(net=net, data=data, method_options={"beta_begin": 1e-5, "beta_end": 1e-6}))
+        chosen = resolve(Config(net=net, data=data, method="muse", method_options={"beta_begin": 1e-5, "beta_end": 1e-6}))
         assert _paper_values(chosen, facts) == ()
