@@ -69,7 +69,7 @@ _HOME = {
     "Reproduction": "offramp.papers.reproduce",
     "segments": "offramp.net",
     "sweep": "offramp.runs.sweep",
-    "SweepResult": "offramp.runs.sweep",
+    "SweepResult": "offramp.runs.sweep_result",
     "Method": "offramp.methods._method",
     "Phase": "offramp.methods._method",
     "StepContext": "offramp.step",

@@ -4,18 +4,17 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.config import Config, build_method, build_net, flat, resolve
+from offramp.config import Config, flat, resolve
 from offramp.lookup import ParameterError, nearest
-from offramp.measure.text_table import text_table
 from offramp.runs import run_entries
 from offramp.runs.packing import Jobs, check_jobs, runs_at_once
 from offramp.runs.run_entries import Entry, Grid
+from offramp.runs.sweep_result import METRICS, SweepResult, SweepTrial
+from offramp.runs.sweep_score import Score, costs_of
 from offramp.runs.train_all import ENTRY, PATIENCE, PRELOAD, CompareReporter, Silent, job_of
 
 if TYPE_CHECKING:
@@ -23,64 +22,9 @@ if TYPE_CHECKING:
     from offramp.engine.ray import Cluster
     from offramp.engine.tune import Trial
 
-METRICS = {
-    "accuracy": "mean accuracy of the exits",
-    "final": "accuracy of the final exit",
-    "frontier": "area under the accuracy of the exits over their multiply-adds",
-}
 SCHEDULERS = ("none", "asha")
 SEARCHES = ("all", "random", "optuna")
 LEDGER = "results.jsonl"
-
-
-@dataclass(frozen=True)
-class SweepTrial:
-    """One training of a sweep.
-
-    Attributes:
-        run: its folder.
-        options: the values that it was trained with.
-        epochs: how many it was trained for.
-        stopped: whether the scheduler stopped it, because it was behind.
-        val_accuracy: of every exit after the last epoch, in [0, 1].
-        score: the metric after the last epoch, on val.
-        failure: why it failed.
-    """
-
-    run: str
-    options: dict[str, str]
-    epochs: int
-    stopped: bool
-    val_accuracy: list[float] | None
-    score: float | None
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """All trainings of a sweep, the best first.
-
-    Attributes:
-        metric: what they were chosen by, on val.
-        best: the one with the highest score among those that were trained to the end; None if none was.
-        ledger: the file with a line per training that was trained to the end, evaluated on test.
-    """
-
-    metric: str
-    best: SweepTrial | None
-    trials: list[SweepTrial]
-    ledger: str
-
-    def __str__(self) -> str:
-        rows = [[_options(one.options), str(one.epochs), *_scores(one), _state(one)] for one in self.trials]
-        title = f"{METRICS[self.metric]}, on val"
-        return text_table(title, ["options", "epochs", "exits %", self.metric, "state"], rows) + self._best()
-
-    def _best(self) -> str:
-        return f"\n\nbest: {_options(self.best.options)}, in {self.best.run}" if self.best else ""
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # what a notebook shows
 
 
 def sweep(
@@ -133,7 +77,7 @@ def sweep(
         _check_val(entries)
         for note in notes:
             reporter.note(note)
-        score = _Score(metric, _costs(entries) if metric == "frontier" else {})
+        score = Score(metric, costs_of(entries) if metric == "frontier" else {})
         folder.mkdir(parents=True, exist_ok=True)
         cluster.check(folder, any(entry.config.device == "cuda" for entry in entries))
         with local.alone(folder / ".lock", PATIENCE, reporter.note) as lock:
@@ -191,62 +135,11 @@ def _check_val(entries: Sequence[Entry]) -> None:
         raise ParameterError("a sweep chooses on val, and nothing is held out: holdout must be above 0", "holdout")
 
 
-def _costs(entries: Sequence[Entry]) -> dict[str, list[int]]:
-    """Multiply-adds up to every exit, by point."""
-    from offramp.measure.cost import macs
-    from offramp.net import MultiExitNet
-
-    costs = {}
-    for entry in entries:
-        assert entry.inputs is not None
-        method = build_method(entry.config)
-        net = build_net(entry.config, method, classes=entry.inputs.classes, shape=entry.inputs.shape)
-        if not isinstance(net, MultiExitNet):
-            raise ParameterError(f"metric=frontier needs exits, which {entry.name} has not", "metric")
-        costs[entry.point] = macs(net, entry.inputs.shape)
-    return costs
-
-
-@dataclass(frozen=True)
-class _Score:
-    """The metric of an epoch of the run at a point, from its record.
-
-    Attributes:
-        costs: multiply-adds up to every exit, by point; for `frontier` alone.
-    """
-
-    metric: str
-    costs: dict[str, list[int]]
-
-    def __call__(self, point: str, record: dict[str, Any]) -> float:
-        accuracy = [share or 0.0 for share in record["val_accuracy"]]
-        if self.metric == "final":
-            return accuracy[-1]
-        if self.metric == "frontier":
-            return frontier_area(accuracy, self.costs[point], max(costs[-1] for costs in self.costs.values()))
-        return sum(accuracy) / len(accuracy)
-
-
-def frontier_area(accuracy: Sequence[float], costs: Sequence[int], largest: int) -> float:
-    """Mean over budgets from 0 to `largest` of the accuracy that exits reach within the budget.
-
-    Between two exits the share of samples that goes to each is free, so accuracy is linear in cost; a later exit that
-    is worse is not used.
-
-    Args:
-        accuracy: of E exits; costs: of E exits, rising.
-    """
-    reached = [max(accuracy[: place + 1]) for place in range(len(accuracy))]
-    steps = zip(pairwise(costs), pairwise(reached), strict=True)
-    area = sum((after - before) * (low + high) / 2 for (before, after), (low, high) in steps)
-    return (area + (largest - costs[-1]) * reached[-1]) / largest
-
-
 def _run(
     cluster: "Cluster",
     entries: Sequence[Entry],
     grid: Mapping[str, Sequence[str]],
-    score: _Score,
+    score: Score,
     folder: Path,
     about: Mapping[str, Any],
     jobs: Jobs,
@@ -311,7 +204,7 @@ def _add_missing(entries: Sequence[Entry], out: Path) -> None:
 
 
 def _result(
-    metric: str, entries: Mapping[str, Entry], trials: Sequence["Trial"], score: _Score, folder: Path
+    metric: str, entries: Mapping[str, Entry], trials: Sequence["Trial"], score: Score, folder: Path
 ) -> SweepResult:
     by_point = {trial.point: _trial(entries[trial.point], trial, score) for trial in trials}
     ordered = sorted(by_point.values(), key=lambda one: (one.stopped, one.failure is not None, -(one.score or 0.0)))
@@ -319,7 +212,7 @@ def _result(
     return SweepResult(metric, best, ordered, str(folder / LEDGER))
 
 
-def _trial(entry: Entry, trial: "Trial", score: _Score) -> SweepTrial:
+def _trial(entry: Entry, trial: "Trial", score: Score) -> SweepTrial:
     from offramp.train import log
     from offramp.train.run_dir import METRICS
 
@@ -339,16 +232,3 @@ def _trial(entry: Entry, trial: "Trial", score: _Score) -> SweepTrial:
 def _pairs(point: str) -> list[str]:
     """The parts OPTION=VALUE of a point's name."""
     return point.split(",")
-
-
-def _options(options: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in options.items())
-
-
-def _scores(trial: SweepTrial) -> list[str]:
-    exits = " ".join(f"{100 * (share or 0):.1f}" for share in trial.val_accuracy or ())
-    return [exits, "" if trial.score is None else f"{100 * trial.score:.2f}"]
-
-
-def _state(trial: SweepTrial) -> str:
-    return f"failed: {trial.failure}" if trial.failure else "stopped" if trial.stopped else "done"

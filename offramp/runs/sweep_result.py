@@ -1,0 +1,76 @@
+"""The results of a sweep: its trainings, and which is best on val."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.measure.text_table import text_table
+
+METRICS = {
+    "accuracy": "mean accuracy of the exits",
+    "final": "accuracy of the final exit",
+    "frontier": "area under the accuracy of the exits over their multiply-adds",
+}
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """One training of a sweep.
+
+    Attributes:
+        run: its folder.
+        options: the values that it was trained with.
+        epochs: how many it was trained for.
+        stopped: whether the scheduler stopped it, because it was behind.
+        val_accuracy: of every exit after the last epoch, in [0, 1].
+        score: the metric after the last epoch, on val.
+        failure: why it failed.
+    """
+
+    run: str
+    options: dict[str, str]
+    epochs: int
+    stopped: bool
+    val_accuracy: list[float] | None
+    score: float | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """All trainings of a sweep, the best first.
+
+    Attributes:
+        metric: what they were chosen by, on val.
+        best: the one with the highest score among those that were trained to the end; None if none was.
+        ledger: the file with a line per training that was trained to the end, evaluated on test.
+    """
+
+    metric: str
+    best: SweepTrial | None
+    trials: list[SweepTrial]
+    ledger: str
+
+    def __str__(self) -> str:
+        rows = [[_options(one.options), str(one.epochs), *_scores(one), _state(one)] for one in self.trials]
+        title = f"{METRICS[self.metric]}, on val"
+        return text_table(title, ["options", "epochs", "exits %", self.metric, "state"], rows) + self._best()
+
+    def _best(self) -> str:
+        return f"\n\nbest: {_options(self.best.options)}, in {self.best.run}" if self.best else ""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # what a notebook shows
+
+
+def _options(options: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in options.items())
+
+
+def _scores(trial: SweepTrial) -> list[str]:
+    exits = " ".join(f"{100 * (share or 0):.1f}" for share in trial.val_accuracy or ())
+    return [exits, "" if trial.score is None else f"{100 * trial.score:.2f}"]
+
+
+def _state(trial: SweepTrial) -> str:
+    return f"failed: {trial.failure}" if trial.failure else "stopped" if trial.stopped else "done"
