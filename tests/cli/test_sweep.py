@@ -16,7 +16,10 @@ from offramp.runs.sweep_score import Score, frontier_area
     [
         ([], "--grid needs an option with its values, such as lr=0.05,0.1"),
         (["--grid", "lrr=1,2"], "unknown key 'lrr'; the nearest is 'lr'"),
-        (["--method", "muse", "--grid", "method.alhpa=1,2"], "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
+        (
+            ["--method", "muse", "--grid", "method.alhpa=1,2"],
+            "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'",
+        ),
         (["--grid", "lr=1,1"], "--grid lr needs values, each once"),
         (["--grid", "epochs=1,2"], "--grid has no axis epochs: trainings are compared after as many epochs"),
         (["--grid", "lr=1,2", "--metric", "fronteer"], "unknown --metric 'fronteer'; the nearest is 'frontier'"),

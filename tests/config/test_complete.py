@@ -111,5 +111,6 @@ def test_values_of_a_paper_for_these_data_are_named(net: str, data: str, classes
     assert [note.startswith(said or "") for note in notes] == ([True] if said else [])
     if net == "resnet152":
         assert notes[0].endswith("add method.beta_begin=1e-5 method.beta_end=1e-6")
-        chosen = resolve(Config(net=net, data=data, method="muse", method_options={"beta_begin": 1e-5, "beta_end": 1e-6}))
+        betas = {"beta_begin": 1e-5, "beta_end": 1e-6}
+        chosen = resolve(Config(net=net, data=data, method="muse", method_options=betas))
         assert _paper_values(chosen, facts) == ()

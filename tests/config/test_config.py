@@ -93,7 +93,10 @@ def test_parameters_of_others_are_yaml(net: str) -> None:
         (Config(net="resnet81"), "unknown net 'resnet81'; the nearest is 'resnet18'"),
         (Config(branch="sketchy"), "unknown branch 'sketchy'; the nearest is 'sketch'"),
         (Config(method="muze"), "unknown method 'muze'; the nearest is 'muse'"),
-        (Config(method="muse", method_options={"alhpa": 1}), "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
+        (
+            Config(method="muse", method_options={"alhpa": 1}),
+            "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'",
+        ),
         (Config(net_options={"classes": 3}), "unknown parameter of net resnet18 'classes'"),
     ],
 )
