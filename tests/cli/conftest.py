@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., Non
     """A small network with four exits, trained for two epochs on digits; nobody may change its files."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 2 --batch-size 128 --precision 32 --json"
-    succeed("train", *words.split(), "--out", folder)
+    succeed("train", *words.split(), "--method", "muse", "--out", folder)
     return folder
 
 
