@@ -109,10 +109,14 @@ def _part(
 
 
 def _resized(part: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int], interpolation: str) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Resized with antialiasing: as by Pillow to a few grey levels, in less than half of the time."""
+    """Resized with antialiasing: as by Pillow to a few grey levels, in less than half of the time.
+
+    The dimension of the batch is added first: with it, strides are those of channels_last, which torch resizes without
+    moving the channels.
+    """
     import torch
     from torch.nn.functional import interpolate
 
-    image = torch.from_numpy(part).permute(2, 0, 1)[None]
+    image = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
     resized = interpolate(image, size, mode=interpolation, antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()

@@ -1,6 +1,7 @@
 """What the training loop iterates: batches of a split, in an order and with augmentation that can be had again."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -100,10 +101,13 @@ class Loader:
         ids, size = self._order(epoch), len(self.split.source)
         bounds = [self._bounds(step) for step in range(start, len(self))]
         pixels = self.store.batches(ids, bounds, self.seed, epoch)
+        decoding = isinstance(self.store, Streaming) and self.device.type == "cpu"
         for (first, last), images in zip(bounds, pixels, strict=True):
             batch_ids = ids[first:last]
             known = batch_ids % size if self.balanced else batch_ids
-            yield Batch(self._inputs(images, batch_ids, epoch), self.labels[known], known)
+            with one_thread() if decoding else nullcontext():
+                inputs = self._inputs(images, batch_ids, epoch)
+            yield Batch(inputs, self.labels[known], known)
 
     def _order(self, epoch: int) -> Int[Tensor, "N"]:
         """The ids in the order of an epoch."""
@@ -139,6 +143,17 @@ class Loader:
         first = step * self.batch_size
         size = min(self.batch_size, len(self.split) - first)
         return first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in this thread alone while all cores decode: waiting for a second thread costs more than it helps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check_labels(split: Split, classes: int, name: str) -> None:

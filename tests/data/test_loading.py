@@ -201,6 +201,20 @@ def test_leaving_a_streaming_epoch_early_ends_its_threads(folders):
     assert not any(thread.name.startswith("offramp-decode") for thread in threading.enumerate())
 
 
+def test_streaming_leaves_the_number_of_threads(folders, monkeypatch):
+    used = []
+    monkeypatch.setattr(Loader, "_inputs", lambda *about: used.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for data in folders:
+            next(train(data, batch_size=8).epoch(0))
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert used == [2, 1], "one thread while others decode"
+
+
 def test_an_image_that_breaks_later_is_named(folders):
     _, data = folders
     source = data.splits["train"].source
