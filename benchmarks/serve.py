@@ -23,11 +23,13 @@ One JSON line per case; the last one compares them with the targets. Networks ar
 
 import argparse
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,14 +97,17 @@ def overhead(machine: Machine, folder: Path, options: argparse.Namespace) -> Ite
 
 def hop(machine: Machine, folder: Path) -> dict[str, Any]:
     """What a segment on Ray Serve costs beyond its computation."""
-    import subprocess
-
     words = ("--early", folder / "early", "--bodies", folder / "bodies-1.json")
     process = machine.start(
         machine.server, HERE / "serve_servers.py", "hop", 0, *words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    lines = process.communicate(timeout=240)[0].splitlines()
-    return {"case": "cost of a hop on Ray Serve", **json.loads(lines[-1])}
+    try:
+        result = json.loads(process.communicate(timeout=240)[0].splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        result = {"error": f"it did not end well: {type(error).__name__}"}
+    return {"case": "cost of a hop on Ray Serve", **result}
 
 
 def replicas(machine: Machine, folder: Path, seconds: float) -> Iterator[dict[str, Any]]:
@@ -123,17 +128,21 @@ def loads(
     with ExitStack() as stack:
         servers, held = {}, {}
         for kind in kinds:
-            servers[kind] = stack.enter_context(serving(machine, kind, folder))
+            try:
+                servers[kind] = stack.enter_context(serving(machine, kind, folder))
+            except SystemExit as error:  # the others are still worth measuring
+                yield {"case": CASES[kind], "error": str(error)}
+                continue
             load(machine, servers[kind].port, folder / "bodies-1.json", clients=8, seconds=1)
             held[kind] = memory(servers[kind].process)
             servers[kind].pause()
-        count = len(kinds) * len(serve_networks.SIZES) * (sum(probes) + 2)
+        count = max(1, len(servers)) * len(serve_networks.SIZES) * (sum(probes) + 2)
         seconds = max(0.5, (end - time.monotonic()) / count - 0.5)
         for size in serve_networks.SIZES:
             bodies = folder / f"bodies-{size}.json"
             for kind, result in highest_rates(machine, servers, bodies, options.bound_ms, seconds, probes):
                 yield {"case": CASES[kind], "images": size, "bound_ms": options.bound_ms, "seconds": seconds, **result}
-        for kind in [kind for kind in kinds if kind in OWN]:  # the others consist of several processes
+        for kind in [kind for kind in servers if kind in OWN]:  # the others consist of several processes
             after = memory(servers[kind].process)
             yield {"case": f"memory of {kind}", "before_mib": held[kind], "after_mib": after}
 

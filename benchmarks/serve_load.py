@@ -114,7 +114,8 @@ def steady_p99(client: Client, seconds: float) -> float | None:
     for due, latency in zip(client.due, client.latencies):
         fifths[min(4, int(5 * (due - begin) / seconds))].append(latency)
     late = [percentile(each, 0.99) for each in fifths[2:]]
-    return median(math.inf if each is None else each for each in late)
+    middle = median(math.inf if each is None else each for each in late)
+    return middle if middle < math.inf else None
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

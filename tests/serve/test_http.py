@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import io
 import json
 import re
 import socket
@@ -20,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from PIL import Image
 
 import offramp
 from offramp.bundle.manifest import render
@@ -182,6 +184,16 @@ class TestPredict:
             assert right.exit is not None and row["exit"] == right.exit + 1 and row["final"] == (right.exit == 2)
             assert row["probability"] == pytest.approx(right.probability, abs=1e-5)
             assert row["error"] is None and row["ms"] > 0 and row["at_deadline"] is False
+
+    def test_jpeg_png_and_webp(self, client: httpx.Client, images: list[bytes]) -> None:
+        with Image.open(io.BytesIO(images[0])) as image:
+            streams = {name: io.BytesIO() for name in ("PNG", "WEBP", "JPEG")}
+            for name, stream in streams.items():
+                image.save(stream, name, **{"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(name, {}))
+        response = client.post("/predict", files=files(*(stream.getvalue() for stream in streams.values())))
+        png, webp, jpeg = response.json()["predictions"]
+        assert (webp["label"], webp["exit"]) == (png["label"], png["exit"]) and jpeg["error"] is None
+        assert webp["probability"] == pytest.approx(png["probability"], abs=1e-5)
 
     def test_an_unreadable_image_is_its_own_error(self, client: httpx.Client, images: list[bytes]) -> None:
         response = client.post("/predict", files=files(images[0], images[1][:60], b"", b"GIF89a"))

@@ -1,4 +1,4 @@
-"""Ray Serve on a cluster of two nodes on this machine: under load, a replica and a node are killed; `serve build`."""
+"""Ray Serve on two nodes of this machine under load: replicas are added; a replica and a node die; `serve build`."""
 
 import json
 import os
@@ -99,6 +99,22 @@ def replicas(node: str | None = None) -> list[dict[str, Any]]:
 
     alive = [each for each in actors().values() if each["State"] == "ALIVE" and "segment" in each["ActorClassName"]]
     return [each for each in alive if node is None or each["Address"]["NodeID"] == node]
+
+
+def test_a_segment_gets_a_second_replica_under_load(
+    cluster: Any, folder: Path, bundle: Bundle, pixels: np.ndarray
+) -> None:
+    from offramp.serve.ray_app import opened
+
+    with (
+        opened(cluster.address) as opener,
+        Server(folder, opener=opener, port=0, log="none", max_batch=2, replicas=2) as server,
+    ):
+        assert len(replicas()) == len(bundle.segments)
+        with Load(server.url, bundle, pixels[:200], clients=12) as load:  # more than half a batch is always on its way
+            until(lambda: len(replicas()) > len(bundle.segments) or load.wrong)
+            load.wait(50)
+    assert not load.wrong and load.right == load.asked
 
 
 def test_no_request_is_lost_with_a_replica_or_a_node(
