@@ -67,4 +67,4 @@ def test_a_model_of_timm_on_a_folder(
     monkeypatch.setattr(sys, "argv", ["finetune_timm.py", *words.split()])
     load("finetune_timm").main()
     out = capsys.readouterr().out
-    assert "exit 1" in out and "leaving early" in out
+    assert "policy.json: fitted on 8 samples of cal" in out and "plain = final exit of this network" in out

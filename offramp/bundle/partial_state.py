@@ -31,7 +31,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Handover:
+class PartialState:
     """Images that passed some segments and left at none of them.
 
     `passed` segments ran; `names` of the N images; `arrays` by name, each with N rows: the state and carry that the
@@ -53,7 +53,7 @@ class Handover:
 
 def gather(
     manifest: Manifest, policy: ExitPolicy, steppers: Sequence[tuple[Stepper, Sequence[str]]], passed: int
-) -> Handover:
+) -> PartialState:
     """What is left of several batches, each with the names of its images, all stopped after `passed` segments."""
     names: list[str] = []
     rows: dict[str, list[Array]] = {}
@@ -69,29 +69,29 @@ def gather(
     kinds = _expected(manifest, policy, passed)
     empty = {key: np.zeros((0, *port.shape), port.dtype) for key, port in kinds.items()}
     arrays = {key: np.concatenate([empty[key], *rows.get(key, [])]) for key in kinds}
-    return Handover(passed, tuple(names), arrays)
+    return PartialState(passed, tuple(names), arrays)
 
 
-def save(handover: Handover, path: Path, manifest: Manifest) -> None:
+def save(partial: PartialState, path: Path, manifest: Manifest) -> None:
     """Write the file, whole or not at all."""
     header = {
         "format": FORMAT,
         "version": VERSION,
         "bundle": manifest.digest,
-        "passed": handover.passed,
-        "names": handover.names,
+        "passed": partial.passed,
+        "names": partial.names,
     }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     part = path.with_name(f".part-{path.name}-{os.getpid()}")
     try:
         with part.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **{HEADER: text, **handover.arrays})
+            np.savez(stream, allow_pickle=False, **{HEADER: text, **partial.arrays})
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def load(path: Path, bundle: Bundle) -> Handover:
+def load(path: Path, bundle: Bundle) -> PartialState:
     """Read a state file for a bundle that was opened from the segment at which it continues.
 
     Raises:
@@ -117,7 +117,7 @@ def load(path: Path, bundle: Bundle) -> Handover:
         if array is None or array.shape != expected_shape or array.dtype != port.dtype:
             problem = "is missing" if array is None else f"is {array.dtype} {array.shape}"
             raise ValueError(f"{path} is damaged: {key} {problem}, not {port.dtype} {expected_shape}")
-    return Handover(passed, tuple(names), arrays)
+    return PartialState(passed, tuple(names), arrays)
 
 
 def _expected(manifest: Manifest, policy: ExitPolicy, passed: int) -> dict[str, TensorSpec]:

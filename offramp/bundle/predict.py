@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from offramp.bundle import partial_state
-from offramp.bundle.partial_state import Handover
+from offramp.bundle.partial_state import PartialState
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer, Stepper
@@ -165,12 +165,12 @@ def begin(bundle: Bundle, files: Iterable[Path], size: int, state: Path) -> Iter
     )
 
 
-def go_on(bundle: Bundle, handover: Handover, size: int) -> Iterator[Prediction]:
+def predict_rest(bundle: Bundle, partial: PartialState, size: int) -> Iterator[Prediction]:
     """A row for every image of a state file, by the rest of the segments."""
-    for begin in range(0, len(handover.names), size):
-        names = handover.names[begin : begin + size]
+    for begin in range(0, len(partial.names), size):
+        names = partial.names[begin : begin + size]
         began = time.perf_counter()
-        stepper = handover.stepper(bundle, slice(begin, begin + size))
+        stepper = partial.stepper(bundle, slice(begin, begin + size))
         yield from _rows(bundle, stepper, names, _advance(bundle, stepper, began) / len(names))
 
 

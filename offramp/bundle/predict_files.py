@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from offramp.bundle import partial_state
-from offramp.bundle.predict import Prediction, answers, begin, find, go_on, warm_up
+from offramp.bundle.predict import Prediction, answers, begin, find, predict_rest, warm_up
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
@@ -160,7 +160,7 @@ def _predictions(
     if opened.begin:
         assert state is not None
         partial = partial_state.load(state, opened)
-        return go_on(opened, partial, size), len(partial.names)
+        return predict_rest(opened, partial, size), len(partial.names)
     files, empty = find([Path(image) for image in images])
     size = max(1, min(size, len(files)))
     rows = answers(opened, files, size) if state is None else begin(opened, files, size, state)

@@ -166,7 +166,7 @@ class Loop:
                 self.position.seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 self._save()
-        self._look()
+        self._write_pending()
         self.position.seconds += time.perf_counter() - began
         self._finish_epoch()
 
@@ -209,10 +209,10 @@ class Loop:
         self.record.add(position.epoch, self.step_number, lr, terms, logged)
         position.step += 1
         if self.record.full:
-            self._look()
+            self._write_pending()
 
-    def _look(self) -> None:
-        self.record.look(self.position.epoch, self.position.step)
+    def _write_pending(self) -> None:
+        self.record.write_pending(self.position.epoch, self.position.step)
 
     def _finish_epoch(self) -> None:
         """Evaluate and record the epoch; keep its weights if they are the best or the last."""
@@ -252,7 +252,7 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint of this state, after a check that losses and weights are finite."""
-        self._look()
+        self._write_pending()
         check_weights(self.net, self.step_number, self.folder)
         state, weights = collect_state(self.context, self.average), sharding.whole(self.net.state_dict())
         metrics = self.record.metrics

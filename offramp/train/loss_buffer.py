@@ -43,7 +43,7 @@ class Record:
         """Keep the weighted terms of a step and the values that the method learned, still on the device."""
         self.pending.append((epoch, step, lr, terms, logged))
 
-    def look(self, epoch: int, step: int) -> None:
+    def write_pending(self, epoch: int, step: int) -> None:
         """Fetch pending losses, stop if one is not finite, and record them.
 
         Several processes use the means over all of them, so that all stop at the same step: a process that stopped

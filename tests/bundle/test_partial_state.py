@@ -156,7 +156,7 @@ def test_a_file_that_is_too_large(made: Any, cut: Path, monkeypatch: pytest.Monk
 
 def test_what_cannot_be_written_leaves_the_old_file(made: Any, cut: Path) -> None:
     content = cut.read_bytes()
-    unwritable = partial_state.Handover(1, ("a",), {"state_0": np.array([print], dtype=object)})
+    unwritable = partial_state.PartialState(1, ("a",), {"state_0": np.array([print], dtype=object)})
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         partial_state.save(unwritable, cut, made.manifest)
     assert cut.read_bytes() == content and list(cut.parent.iterdir()) == [cut]

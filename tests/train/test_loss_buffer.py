@@ -40,12 +40,12 @@ def add(record: Record, step: int, ce: float) -> None:
 def test_sums_and_records_hold_what_was_looked_at(tmp_path: Path) -> None:
     record, metrics = made(tmp_path), log.Metrics(tmp_path / "metrics.jsonl")
     record.metrics = metrics
-    record.look(0, 0)
+    record.write_pending(0, 0)
     assert not record.sums and not record.reporter.seen  # type: ignore[attr-defined]
     for step, ce in enumerate((1.0, 2.0)):
         add(record, step, ce)
     assert not record.sums and not record.full
-    record.look(0, 2)
+    record.write_pending(0, 2)
     assert record.sums == {"loss": 4.0, "ce": 3.0, "kl": 1.0} and not record.pending
     assert record.reporter.seen == [(0, 2, {"loss": 2.5, "ce": 2.0, "kl": 0.5})]  # type: ignore[attr-defined]
     metrics.close()
@@ -67,4 +67,4 @@ def test_a_term_that_is_no_number_ends_the_run(tmp_path: Path, ce: float) -> Non
     add(record, 4, 1.0)
     add(record, 5, ce)
     with pytest.raises(Diverged, match=rf"^the loss term 'ce' is {ce} at step 5 \(epoch 1\); there is no checkpoint"):
-        record.look(0, 6)
+        record.write_pending(0, 6)
