@@ -5,8 +5,9 @@
 
 Images per second of each by itself, and of `train`, which overlaps them: `decode` reads, decodes and crops JPEGs (the
 streaming loader up to pixels on the device), `augment` is what is done there to a batch of pixels that stays, `step` is
-the training loop's step on a batch that stays. `limited_by` names the slowest of the three; `train` over it says how
-well they overlap (wanted: 0.95). The images are those of benchmarks/data.py. Not yet measured on a GPU.
+the training loop's step on a batch that stays (with --graph, augmentation is a part of it). `limited_by` names the
+slowest of the three; `train` over it says how well they overlap (wanted: 0.95). The images are those of
+benchmarks/data.py. Not yet measured on a GPU.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from data import CLASSES, make
 from offramp.config import Config, build_method, build_net, complete, prepare_objective, resolve
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import finish
+from offramp.outputs import Batch
 from offramp.testing import SilentReporter
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
@@ -62,7 +64,7 @@ def parts(training: Loop) -> dict[str, Iterator[int]]:
     def augment() -> Iterator[int]:
         batch = next(pixels())
         while True:
-            yield len(loader._inputs(batch, loader.ids[: len(batch)], 0))
+            yield len(loader.prepare(Batch(batch, ids := loader.ids[: len(batch)], ids)).ids)
 
     def stepped(batches: Callable[[], Iterator[Any]]) -> Iterator[int]:
         for batch in batches():
@@ -71,13 +73,13 @@ def parts(training: Loop) -> dict[str, Iterator[int]]:
             yield len(batch.ids)
 
     def same() -> Iterator[Any]:
-        batch = next(loader.epoch(0))
+        batch = next(training.read(0))
         while True:
             yield batch
 
     def real() -> Iterator[Any]:
         for epoch in counting():
-            yield from loader.epoch(epoch)
+            yield from training.read(epoch)
 
     return {"decode": decode(), "augment": augment(), "step": stepped(same), "train": stepped(real)}
 

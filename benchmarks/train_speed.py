@@ -120,7 +120,7 @@ def offramp_loop(
         loop = Loop(make_fabric(recipe), Path(folder), recipe, net, built, data, Silent())
         loop.context.net.train()
         while True:
-            for batch in loop.batches.train.epoch(0):
+            for batch in loop.read(0):
                 loop.step(batch, 0.0)
                 yield
 

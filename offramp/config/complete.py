@@ -45,9 +45,9 @@ def keep_choices(config: ResolvedConfig, recorded: Mapping[str, Any]) -> Resolve
         if f"data.{key}" in recorded and key not in explicit
     }
     forms = {key: recorded[f"net.{key}"] for key in open_forms(config.net_options) if f"net.{key}" in recorded}
-    return dataclasses.replace(
-        config, data_options={**config.data_options, **inputs}, net_options={**config.net_options, **forms}
-    )
+    graph = recorded.get("graph", False) if config.graph is None else config.graph
+    data_options, net_options = {**config.data_options, **inputs}, {**config.net_options, **forms}
+    return dataclasses.replace(config, data_options=data_options, net_options=net_options, graph=graph)
 
 
 def complete(config: ResolvedConfig, *, resumed: bool = False, progress: Progress = no_progress) -> Completed:

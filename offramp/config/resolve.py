@@ -16,7 +16,10 @@ SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(Config):
-    """A `Config` from `resolve`: all names exist, every parameter has its value and type, nothing is `auto`."""
+    """A `Config` from `resolve`: all names exist, every parameter has its value and type, nothing is `auto`.
+
+    On a GPU `graph` may be None: the run decides by its first steps, whose numbers are the same either way.
+    """
 
 
 def resolve(config: Config) -> ResolvedConfig:
@@ -31,7 +34,9 @@ def resolve(config: Config) -> ResolvedConfig:
     device: Any = device_of(config.device)
     precision: Any = precision_of(config.precision, device)
     values = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(Config)}
-    return ResolvedConfig(**{**values, **_options(config), "device": device, "precision": precision})
+    graph = False if config.graph is None and device == "cpu" else config.graph
+    chosen = {"device": device, "precision": precision, "graph": graph}
+    return ResolvedConfig(**{**values, **_options(config), **chosen})
 
 
 def _check_pretrained(config: Config) -> None:

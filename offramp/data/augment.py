@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int, Num, UInt8
@@ -15,6 +15,8 @@ from offramp.device_copies import to_device
 ORDER, TOP, LEFT, FLIP, BALANCE = 0, 1, 2, 3, 4
 BOX = 8  # and the 39 that follow: ten tries of (area, ratio, top, left)
 TRIES = 10
+DRAWS = BOX + 4 * TRIES
+"""Draws of this file: 0 to DRAWS - 1."""
 
 IN_CACHE = 1 << 18
 """Numbers that are normalised at a time on a CPU, so that its caches hold them between the operations."""
@@ -71,6 +73,18 @@ def uniform(seed: int, epoch: int, ids: Int[Tensor, "B"], draw: int) -> Float[Te
     return _shift(hashed(seed, epoch, ids, draw), 40).to(torch.float32) * 2.0**-24
 
 
+@lru_cache(maxsize=4)
+def draw_keys(seed: int, epoch: int) -> Int[Tensor, "48"]:
+    """The streams of all draws of this file in an epoch, on the CPU: what of `augment` changes with the epoch."""
+    return torch.tensor([_key(seed, epoch, draw) for draw in range(DRAWS)])
+
+
+def _drawn(keys: Int[Tensor, "K"], ids: Int[Tensor, "B"]) -> Float[Tensor, "B K"]:
+    """What `uniform` returns, for several draws at once."""
+    bits = _scattered(ids.to(torch.int64)[:, None] * _signed(_GOLDEN) + keys)
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
 def order(seed: int, epoch: int, ids: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
     """The ids in the order of this epoch."""
     return ids[torch.argsort(hashed(seed, epoch, ids, ORDER), stable=True)]
@@ -96,9 +110,12 @@ def normalise(
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=16)
+@cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift on the device: made once, because every copy to a GPU would stop the loop until it is done."""
+    """Scale and shift on the device: made once, because every copy to a GPU would stop the loop until it is done.
+
+    They stay, because a CUDA graph that has read them reads them at the same place again.
+    """
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     return scale, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
 
@@ -174,9 +191,11 @@ def boxes(
 
 def box_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 10 4"]:
     """The numbers that `boxes` needs for these samples."""
-    keys = to_device(torch.tensor([_key(seed, epoch, BOX + draw) for draw in range(4 * TRIES)]), ids.device)
-    bits = _scattered(ids.to(torch.int64)[:, None] * _signed(_GOLDEN) + keys)  # `uniform` of all draws at once
-    return (_shift(bits, 40).to(torch.float32) * 2.0**-24).view(-1, TRIES, 4)
+    return _box_draws(to_device(draw_keys(seed, epoch), ids.device), ids)
+
+
+def _box_draws(keys: Int[Tensor, "48"], ids: Int[Tensor, "B"]) -> Float[Tensor, "B 10 4"]:
+    return _drawn(keys[BOX:], ids).view(-1, TRIES, 4)
 
 
 def window_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 2"]:
@@ -200,12 +219,13 @@ def augment(
     ids: Int[Tensor, "B"],
     *,
     kind: str,
-    seed: int,
-    epoch: int,
+    seed: int = 0,
+    epoch: int = 0,
     mean: Sequence[float],
     std: Sequence[float],
     channels_last: bool = False,
     cropped: bool = False,
+    keys: Int[Tensor, "48"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """Augmented and normalised images in float32.
 
@@ -221,6 +241,7 @@ def augment(
         std: the same.
         channels_last: memory layout of the answer.
         cropped: the source has cut the random crops from its originals already; only flip.
+        keys: `draw_keys(seed, epoch)` on the device, in place of both; a CUDA graph reads them anew every time.
 
     Raises:
         ValueError: if `kind` is unknown, or `resize-crop-flip` of images that are not `cropped`.
@@ -229,16 +250,18 @@ def augment(
         raise ValueError(f"augmentation {kind!r} is unknown: there are {', '.join(AUGMENTATIONS)}")
     top = left = flip = None
     padding = max(1, pixels.shape[2] // 8)
+    keys = to_device(draw_keys(seed, epoch), ids.device) if keys is None else keys
+    drawn = _drawn(keys[TOP : FLIP + 1], ids)
     if kind.startswith("crop"):
-        top, left = ((uniform(seed, epoch, ids, d) * (2 * padding + 1)).to(torch.int64) for d in (TOP, LEFT))
+        top, left = (drawn[:, :2] * (2 * padding + 1)).to(torch.int64).unbind(1)
     if kind == "resize-crop-flip" and not cropped:
         raise ValueError(f"{kind} is cut from the originals: take a source that streams its images")
     if "flip" in kind or kind == "random-resized-crop":
-        flip = uniform(seed, epoch, ids, FLIP) < 0.5
+        flip = drawn[:, FLIP - TOP] < 0.5
     if top is None:
         images = normalise(pixels if flip is None else mirrored(pixels, flip), mean, std, channels_last)
         if kind == "random-resized-crop" and not cropped and len(ids):
-            images = resized(images, boxes(box_draws(seed, epoch, ids), pixels.shape[2], pixels.shape[3]))
+            images = resized(images, boxes(_box_draws(keys, ids), pixels.shape[2], pixels.shape[3]))
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
     if kind.endswith("-normalised"):
         images = crop_flip(normalise(pixels, mean, std), top, left, flip, padding)

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from offramp.data.augment import augment, normalise, order
+from offramp.data.augment import augment, draw_keys, normalise, order
 from offramp.data.balanced import balanced_order
 from offramp.data.resident import Resident, does_not_fit
 from offramp.data.splits import DataSet, Split
 from offramp.data.streaming import Streaming
+from offramp.device_copies import to_device
 from offramp.outputs import Batch
 
 Store = Resident | Streaming
@@ -80,6 +81,7 @@ class Loader:
             )
         self.note = "" if split.source.streaming or store else does_not_fit(split, self.device)
         self.store = store or self._store(bool(self.note))
+        self.keys = self._keys(0).clone()
         self.ids = torch.from_numpy(split.indices).to(self.device)
         self.labels = torch.from_numpy(split.source.labels).to(self.device)
 
@@ -98,16 +100,41 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on; after a resume they equal those of the unbroken run."""
+        keys = self._keys(epoch)
+        return (self._prepared(batch, keys) for batch in self._raw(epoch, start))
+
+    def raw(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` before `prepare`, which takes those of one epoch at a time.
+
+        Their inputs are pixels (B, C, H, W) in uint8; with `balanced`, ids beyond the source's are repeated images.
+        """
+        self.keys.copy_(self._keys(epoch))
+        yield from self._raw(epoch, start)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch of the last `raw`, augmented and normalised on the device.
+
+        What changes with the epoch is read from a tensor that stays where it is, so that a CUDA graph can hold this.
+        """
+        return self._prepared(batch, self.keys)
+
+    def _keys(self, epoch: int) -> Tensor:
+        """What augmentation draws from in an epoch, on the device."""
+        return to_device(draw_keys(self.seed, epoch), self.device)
+
+    def _raw(self, epoch: int, start: int) -> Iterator[Batch]:
         ids, size = self._order(epoch), len(self.split.source)
         bounds = [self._bounds(step) for step in range(start, len(self))]
         pixels = self.store.batches(ids, bounds, self.seed, epoch)
-        decoding = isinstance(self.store, Streaming) and self.device.type == "cpu"
         for (first, last), images in zip(bounds, pixels, strict=True):
             batch_ids = ids[first:last]
-            known = batch_ids % size if self.balanced else batch_ids
-            with one_thread() if decoding else nullcontext():
-                inputs = self._inputs(images, batch_ids, epoch)
-            yield Batch(inputs, self.labels[known], known)
+            yield Batch(images, self.labels[batch_ids % size if self.balanced else batch_ids], batch_ids)
+
+    def _prepared(self, batch: Batch, keys: Tensor) -> Batch:
+        ids = batch.ids % len(self.split.source) if self.balanced else batch.ids
+        decoding = isinstance(self.store, Streaming) and self.device.type == "cpu"
+        with one_thread() if decoding else nullcontext():
+            return batch._replace(inputs=self._inputs(batch.inputs, batch.ids, keys), ids=ids)
 
     def _order(self, epoch: int) -> Int[Tensor, "N"]:
         """The ids in the order of an epoch."""
@@ -115,7 +142,7 @@ class Loader:
             return balanced_order(self.seed, epoch, self.ids, self.labels[self.ids], len(self.split.source))
         return order(self.seed, epoch, self.ids) if self.shuffle else self.ids
 
-    def _inputs(self, pixels: Tensor, ids: Int[Tensor, "B"], epoch: int) -> Tensor:
+    def _inputs(self, pixels: Tensor, ids: Int[Tensor, "B"], keys: Tensor) -> Tensor:
         mean, std = self.dataset.mean, self.dataset.std
         if not self.augment:
             return normalise(pixels, mean, std, self.channels_last)
@@ -123,8 +150,7 @@ class Loader:
             pixels,
             ids,
             kind=self.dataset.augmentation,
-            seed=self.seed,
-            epoch=epoch,
+            keys=keys,
             mean=mean,
             std=std,
             channels_last=self.channels_last,

@@ -19,6 +19,7 @@ from offramp.train.check import refuse
 from offramp.train.depthwise import keep_float32
 from offramp.train.epoch_accuracy import epoch_accuracies
 from offramp.train.evaluated import EvaluatedNet
+from offramp.train.graph_choice import GraphChoice
 from offramp.train.interrupt import stopping_on_interrupt
 from offramp.train.loaders import build_loaders
 from offramp.train.log import Metrics
@@ -75,9 +76,20 @@ class Loop:
             held_out=held_out,
             scaler=getattr(fabric.strategy.precision, "scaler", None),
         )
-        self.take_step = Steps(method, self.context, recipe.batch_size if static else None, recipe.accumulate)
-        self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.batches = build_loaders(fabric, recipe, data)
+        self.inside = static and not recipe.mixup  # which draws on the host
+        lasts = self.steps if method.scheduled or method.annealed else 0
+        self.graph_choice = GraphChoice(bool(recipe.graph), self._now, lasts, reporter.note)
+        self.take_step = Steps(
+            method,
+            self.context,
+            recipe.batch_size if static else None,
+            recipe.accumulate,
+            self._prepared if self.inside else None,
+            self.graph_choice,
+        )
+        self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
+        self.read = self.batches.train.raw if self.inside else self.batches.train.epoch
         for loader in (self.batches.train, self.batches.val):
             if loader and loader.note and fabric.is_global_zero:
                 reporter.note(loader.note)
@@ -89,8 +101,9 @@ class Loop:
         self.signals: list[int] = []
 
     def _static(self) -> bool:
-        """Whether steps are recorded as CUDA graphs; a note says what is not."""
-        if not self.recipe.graph:
+        """Whether steps may be recorded as CUDA graphs; a note says what is not."""
+        wished = self.fabric.device.type == "cuda" if self.recipe.graph is None else self.recipe.graph
+        if not wished:
             return False
         all_phases = [span.phase for span in self.spans]
         unable = why_not(self.method, self.recipe, all_phases)
@@ -147,6 +160,7 @@ class Loop:
 
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
+        self.graph_choice.interrupt()
         self.context.net.train()
         span = phases.span_at(self.spans, self.position.epoch)
         phases.start_epoch(self.net, self.context.objective, span.phase, self.trained)
@@ -156,7 +170,7 @@ class Loop:
             self._begin(span)
         began = time.perf_counter()
         progress = phases.progress(span, self.position.epoch)
-        for batch in self.batches.train.epoch(self.position.epoch, self.position.step):
+        for batch in self.read(self.position.epoch, self.position.step):
             self.step(batch, progress)
             if self.record.stopping or (self.stop.is_set() and self.fabric.world_size == 1):
                 self.position.seconds += time.perf_counter() - began
@@ -188,16 +202,12 @@ class Loop:
         return self.step_number % self.recipe.checkpoint_every == 0
 
     def step(self, batch: Batch, progress: float) -> None:
-        """One optimizer step on a batch of the training split, recorded."""
+        """One optimizer step on a batch of `read`, recorded."""
         recipe, position = self.recipe, self.position
         span = phases.span_at(self.spans, position.epoch)
         lr = phases.rate(recipe, span, position.epoch, self.step_number, self.steps)
         optim.set_rate(self.context.optimizer, lr)
-        if recipe.label_smoothing:
-            batch = soft_labels.smooth(batch, len(self.data.classes), recipe.label_smoothing)
-        if recipe.mixup:
-            key = (recipe.seed, position.epoch, position.step)
-            batch = soft_labels.mixup(batch, len(self.data.classes), recipe.mixup, key, self.method.turns)
+        batch = batch if self.inside else self._prepared(batch)
         weight = self.batches.train.weight(position.step)
         with weighing(weight), over_all_processes(recipe.sync_batch_norm):
             terms = self.take_step(span.phase, batch, progress)
@@ -210,6 +220,23 @@ class Loop:
         position.step += 1
         if self.record.full:
             self._write_pending()
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """A batch of `read` as the method gets it: augmented, with the labels to learn from."""
+        recipe, position, classes = self.recipe, self.position, len(self.data.classes)
+        batch = self.batches.train.prepare(batch) if self.inside else batch
+        if recipe.label_smoothing:
+            batch = soft_labels.smooth(batch, classes, recipe.label_smoothing)
+        if recipe.mixup:
+            key = (recipe.seed, position.epoch, position.step)
+            batch = soft_labels.mixup(batch, classes, recipe.mixup, key, self.method.turns)
+        return batch
+
+    def _now(self) -> float:
+        """Seconds, once the device has computed everything that it was given."""
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize(self.fabric.device)
+        return time.perf_counter()
 
     def _write_pending(self) -> None:
         self.record.write_pending(self.position.epoch, self.position.step)
@@ -252,6 +279,7 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint of this state, after a check that losses and weights are finite."""
+        self.graph_choice.interrupt()
         self._write_pending()
         check_weights(self.net, self.step_number, self.folder)
         state, weights = collect_state(self.context, self.average), sharding.whole(self.net.state_dict())

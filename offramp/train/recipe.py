@@ -42,8 +42,8 @@ class Recipe:
             measured in a few steps. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
             (float16 with scaled losses, for GPUs without bf16).
         compile: Compile the network with torch.compile.
-        graph: On a GPU, start all kernels of a step at once (one CUDA graph). Steps that cannot be captured run as
-            usual, and a note gives the reason.
+        graph: On a GPU, start all kernels of a step at once (one CUDA graph); default: if that is faster in a
+            measurement of the run's first steps. Steps that cannot be captured run as usual, and a note says why.
         balanced: Draw every class equally often: an epoch keeps its length; images of small classes are repeated, and
             large classes contribute a part of their images.
         patience: Stop if the mean accuracy of the exits on val has not increased for this many epochs; 0: never. The
@@ -85,7 +85,7 @@ class Recipe:
     clip: float = 0.0
     precision: Literal["auto", "32", "tf32", "bf16", "bf16-dense", "16"] = "auto"
     compile: bool = False
-    graph: bool = False
+    graph: bool | None = None
     balanced: bool = False
     patience: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

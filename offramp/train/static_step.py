@@ -2,8 +2,9 @@
 
 A small network's step is some five hundred kernels that a GPU computes faster than a processor can start them one by
 one. A graph starts all of them at once. It can hold a step only if nothing in it waits for the GPU, and if every tensor
-that changes from step to step is one that is written before: batch and learning rate. Steps that differ in anything
-else (the last batch of an epoch, another phase) run one by one, or are captured anew.
+that changes from step to step is one that is written before: batch, learning rate, and the keys of augmentation's
+random numbers. Steps that differ in anything else (the last batch of an epoch, another phase) run one by one, or are
+captured anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from offramp.outputs import Batch
 from offramp.protocols import Terms
 from offramp.step import StepContext
 from offramp.train.accumulation import accumulated
+from offramp.train.graph_choice import GraphChoice, NotCaptured, capturing
 from offramp.train.phases import take_step
 from offramp.train.recipe import Recipe
 
@@ -23,6 +25,7 @@ WARM_UP = 3
 """Steps of a phase that run one by one before a capture: cuDNN measures, and the optimizer makes its buffers."""
 
 Step = Callable[[Batch], Terms]
+Prepare = Callable[[Batch], Batch]
 
 
 def why_not(method: Method, recipe: Recipe, phases: Sequence[Phase]) -> str:
@@ -58,24 +61,44 @@ class Steps:
         method, context: of the run.
         static: samples of a batch that is taken so; others are not. None: no batch is.
         parts: how many passes a batch takes through the network.
+        prepare: makes the batch of the method out of the one that is given, as a part of the step; default: it is that.
+        choice: whether a step on a GPU is taken as a graph; default: each is.
     """
 
-    def __init__(self, method: Method, context: StepContext, static: int | None, parts: int = 1) -> None:
+    def __init__(
+        self,
+        method: Method,
+        context: StepContext,
+        static: int | None,
+        parts: int = 1,
+        prepare: Prepare | None = None,
+        choice: GraphChoice | None = None,
+    ) -> None:
         self.method, self.context, self.static, self.parts = method, context, static, parts
+        self.prepare, self.choice = prepare, choice
         self.phase: Phase | None = None
         self.progress = 0.0
         self.step: StaticStep | None = None
 
     def __call__(self, phase: Phase, batch: Batch, progress: float) -> Terms:
         """Take a step on a batch; returns the terms, detached."""
-        if self.static is None or len(batch.ids) != self.static or _own_step(self.method, phase):
+        refused = self.choice is not None and self.choice.result is False
+        if refused or self.static is None or len(batch.ids) != self.static or _own_step(self.method, phase):
             return self._take(phase, batch, progress)
         if self.step is None or phase is not self.phase:
-            self.step, self.phase = StaticStep(self._again, self.context.fabric.device), phase
+            self.step, self.phase = StaticStep(self._again, self.context.fabric.device, self.choice), phase
         elif progress != self.progress and (self.method.scheduled or self.method.annealed):
             self.step.forget()
         self.progress = progress
-        return self.step(batch)
+        try:
+            return self.step(batch)
+        except NotCaptured as reason:
+            if self.choice is None:
+                raise
+            self.choice.refuse(str(reason))
+            self.step = None
+            self.context.optimizer.zero_grad(set_to_none=True)  # of the capture
+            return self._take(phase, batch, progress)
 
     def _again(self, batch: Batch) -> Terms:
         assert self.phase is not None
@@ -85,7 +108,7 @@ class Steps:
         def take(context: StepContext, part: Batch) -> Terms:
             return take_step(self.method, phase, context, part, progress)
 
-        return accumulated(take, self.context, batch, self.parts)
+        return accumulated(take, self.context, self.prepare(batch) if self.prepare else batch, self.parts)
 
 
 class StaticStep:
@@ -94,12 +117,13 @@ class StaticStep:
     Args:
         step: takes an optimizer step on a batch, without waiting for the device; returns the terms, detached.
         device: on a GPU the step is captured once `WARM_UP` steps have run; on a CPU every step runs `step`.
+        choice: whether the next step on a GPU is taken as a graph; default: each is.
 
     All batches have one shape.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
-        self.step, self.device = step, device
+    def __init__(self, step: Step, device: torch.device, choice: GraphChoice | None = None) -> None:
+        self.step, self.device, self.choice = step, device, choice
         self.taken = 0
         self.batch: Batch | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -115,6 +139,8 @@ class StaticStep:
         if self.device.type != "cuda" or self.taken < WARM_UP:
             self.taken += 1
             return self._alone(self.batch)
+        if self.choice is not None and not self.choice.graph():
+            return self.step(self.batch)
         if self.graph is None:
             self._capture(self.batch)
         assert self.graph is not None and self.values is not None
@@ -137,9 +163,14 @@ class StaticStep:
         return terms
 
     def _capture(self, batch: Batch) -> None:
-        """Record the step's kernels; nothing is computed yet."""
+        """Record the step's kernels; nothing is computed yet.
+
+        Raises:
+            NotCaptured: if that is impossible.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads that read images may continue
+        # Threads that read images may continue.
+        with capturing(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             terms = self.step(batch)
             self.names, self.values = tuple(terms), torch.stack(list(terms.values()))
         self.graph = graph

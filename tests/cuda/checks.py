@@ -27,11 +27,13 @@ from offramp.early_exit.policy import ExitPolicy  # noqa: E402
 from offramp.early_exit.runtime import answer  # noqa: E402
 from offramp.losses.kl_table import kl_table  # noqa: E402
 from offramp.models import resnet  # noqa: E402
+from offramp.outputs import Batch  # noqa: E402
 from offramp.testing import SilentReporter, patterns  # noqa: E402
 from offramp.train.device import make_fabric  # noqa: E402
 from offramp.train.loop import Loop  # noqa: E402
 from offramp.train.numerics import computing  # noqa: E402
 from offramp.train.recipe import Recipe  # noqa: E402
+from offramp.train.static_step import StaticStep  # noqa: E402
 
 CLASSES, SIDE = 4, 16
 resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # quicker
@@ -40,7 +42,7 @@ resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # quicker
 def loop(folder: Path, **options: Any) -> Loop:
     """A run on the make-believe GPU, ready to start."""
     torch.manual_seed(0)
-    given = {"epochs": 1, "batch_size": 8, "device": "cuda", "width": 4, "lr": 0.02, **options}
+    given = {"epochs": 1, "batch_size": 8, "device": "cuda", "width": 4, "lr": 0.02, "graph": False, **options}
     given["epochs"] = max(given["epochs"], len(build_method(resolve(Config(**given))).phases))
     config = resolve(Config(**given))
     data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
@@ -82,6 +84,32 @@ def trained(**options: Any) -> dict[str, Any]:
         "saving": listed(saving.calls[-1]),
         "tracing": listed(tracing.calls[-1]),
     }
+
+
+class _Replayed:
+    """Stands for a captured graph, whose step was taken while it was captured."""
+
+    def replay(self) -> None: ...
+
+
+def captured(method: str) -> dict[str, Any]:
+    """Waits of steps that would be captured, and what they copy between host and GPU."""
+    copied, steps = Counter[str](), [0]
+
+    def capture(self: StaticStep, batch: Batch) -> None:
+        before, terms = fake.copies.copy(), self.step(batch)
+        copied.update(fake.copies - before)
+        steps[0] += 1
+        assert batch.inputs.dtype == torch.uint8  # augmentation is a part of the step
+        self.names, self.values, self.graph = tuple(terms), torch.stack(list(terms.values())), _Replayed()  # type: ignore[assignment]
+
+    StaticStep._capture, StaticStep._alone = capture, lambda self, batch: self.step(batch)  # type: ignore[method-assign]
+    branch = {"branch": "beed"} if method == "beed" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        running = loop(Path(folder), method=method, graph=True, batch_size=4, label_smoothing=0.1, epochs=2, **branch)
+        step = Counting(running, "step")
+        running.run(resume=False)
+    return {"step": listed(sum(step.calls[1:], Counter())), "copies": dict(copied), "captures": steps[0]}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -218,6 +246,8 @@ def run(check: str) -> dict[str, Any]:
     kind, _, name = check.partition(":")
     if kind == "method":
         return trained(method=name)
+    if kind == "captured":
+        return captured(name)
     if kind == "light":
         return trained(method=name, branch="linear")
     if kind == "option":

@@ -8,7 +8,7 @@ TF32, cuDNN, asynchronous errors, NCCL. Its numbers are the CPU's, to the bit.
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +31,8 @@ mixed: Counter[tuple[str, str]] = Counter()
 """(operation, place) of every operation on tensors of both devices."""
 products: Counter[torch.dtype] = Counter()
 """Precision of every matrix product on the GPU."""
+copies: Counter[str] = Counter()
+"""Copies between host and GPU by place: in a CUDA graph each would read memory of the host that is gone by then."""
 _pinned: set[int] = set()
 
 
@@ -134,6 +136,7 @@ def _copied(kwargs: dict[str, Any], fakes: list[Fake], hosts: list[Tensor], targ
     """
     if not hosts and target in (None, "cuda"):
         return
+    copies[_place()] += 1
     pinned = not hosts or any(host.untyped_storage().data_ptr() in _pinned for host in hosts)
     if not (kwargs.get("non_blocking") and pinned):
         _wait("copy to the host" if fakes and (hosts or target == "cpu") else "copy to the device")
@@ -199,7 +202,10 @@ def install(memory: int = 1 << 37) -> OnGpu:
     cuda.mem_get_info = lambda *device: (memory, memory)
     cuda.max_memory_allocated = lambda *device: 1 << 20
     cuda.synchronize = lambda *device: _wait("synchronize")
-    cuda.Event = _Event
+    cuda.Event, cuda.Stream, cuda.CUDAGraph = _Event, _Stream, object
+    cuda.current_stream = _Stream
+    cuda.stream = lambda stream: nullcontext()
+    cuda.graph = _no_graph
     cuda.get_rng_state = lambda *device: torch.zeros(16, dtype=torch.uint8)
     for name in (
         "_lazy_init",
@@ -235,10 +241,23 @@ class _Event:
         _wait("event")
 
 
+class _Stream:
+    """A stream; there is one only."""
+
+    def __init__(self, device: Any = None) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+
+def _no_graph(graph: Any, **options: Any) -> Any:
+    raise RuntimeError("nothing can be captured here")
+
+
 _tensor = torch.tensor
 
 
 def _from_host(data: Any, given: dict[str, Any]) -> Fake:
+    copies[_place()] += 1
     _wait("copy to the device")
     with _disable_current_modes():
         return Fake(_tensor(data, dtype=given.get("dtype")))

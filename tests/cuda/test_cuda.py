@@ -24,6 +24,7 @@ OPTIONS = (
 QUICK = (
     *(f"light:{name}" for name in ("joint", "hdkd", "l2w")),
     *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),
+    "captured:beed",
     *(f"augmentation:{name}" for name in AUGMENTATIONS),
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
     "products",
@@ -31,7 +32,12 @@ QUICK = (
     "commands",
     "moved",
 )
-FULL = (*(f"method:{name}" for name in methods.available()), *(f"option:{name}" for name in OPTIONS))
+CAPTURED = ("joint", "muse", "eed", "boostnet", "ofa", "impr", "dbt")
+FULL = (
+    *(f"method:{name}" for name in methods.available()),
+    *(f"captured:{name}" for name in CAPTURED),
+    *(f"option:{name}" for name in OPTIONS),
+)
 
 
 def wrong(check: str, result: dict[str, Any]) -> list[str]:
@@ -39,6 +45,9 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
     kind = check.partition(":")[0]
     found = [f"{check}: {result['error']}"] if "error" in result else []
     found += [f"{check} mixes devices: {operation}" for operation in result["mixed"]]
+    if kind == "captured" and "error" not in result:
+        found += [] if result["captures"] else [f"{check} captures no step"]
+        found += [f"{check} copies while it is captured: {result['copies']}"] if result["copies"] else []
     if "step" in result and sum(result["step"].values()) != WAITS.get(check, 0):
         found.append(f"{check} waits in a step: {result['step']}")
     if sum(result.get("saving", {}).values()) > (5 if check == "option:float16" else 3):  # and the scale of the losses
