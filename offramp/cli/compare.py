@@ -28,6 +28,7 @@ def compare(
     jobs: int | Literal["auto"] = "auto",
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
+    fetch: Annotated[bool, Parameter(negative="")] = False,
     ledger: Path | None = None,
     baseline: str = "joint",
     show: Path | None = None,
@@ -54,6 +55,8 @@ def compare(
             a few steps and takes what finishes all soonest; with Ray, it is 1.
         engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: The nodes of the Ray cluster do not see --out: each run is trained in a temporary folder of its node, and
+            fetched when it ends or is stopped.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
         baseline: Method that the others are compared with, seed by seed; or the plain network at whose accuracy costs
@@ -75,7 +78,7 @@ def compare(
         around(markdown, MARKERS)  # refused before anything is trained, not after
     if show is not None:
         options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != "auto", "--grid": grid}
-        options |= {"--engine": engine != "local", "--address": address is not None}
+        options |= {"--engine": engine != "local", "--address": address is not None, "--fetch": fetch}
         _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
         result = _shown(show, methods, baseline, metric, write)
     elif methods is None or out is None:
@@ -89,6 +92,7 @@ def compare(
             jobs=jobs,
             engine=engine,
             address=address,
+            fetch=fetch,
             ledger=ledger,
             grid=parse_grid(grid or []),
             baseline=baseline,

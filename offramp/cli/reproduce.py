@@ -35,6 +35,7 @@ def reproduce(
     jobs: int | Literal["auto"] = "auto",
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
+    fetch: Annotated[bool, Parameter(negative="")] = False,
     format: Format = "text",
     document: Path | None = None,
     json: Json = False,
@@ -58,6 +59,8 @@ def reproduce(
         jobs: Number of runs at a time, as in `offramp compare`.
         engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: The nodes of the Ray cluster do not see --out: each run is trained in a temporary folder of its node, and
+            fetched when it ends or is stopped.
         format: How the result is printed.
         document: Also write the whole result into this Markdown file; in an existing file, between its markers.
         json: The same as --format json.
@@ -90,6 +93,7 @@ def reproduce(
         jobs=jobs,
         engine=engine,
         address=address,
+        fetch=fetch,
         reporter=CompareProgress(format != "json"),
     )
     if document is not None:

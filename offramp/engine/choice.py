@@ -1,7 +1,8 @@
 """Which engine runs the trainings of a comparison."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -22,12 +23,13 @@ class Engine(Protocol):
 
 
 @contextmanager
-def opened(name: str, address: str | None) -> Iterator[Engine]:
+def opened(name: str, address: str | None, fetch: bool = False) -> Iterator[Engine]:
     """The engine of this name; a Ray cluster stays connected as long as the context is open.
 
     Args:
         name: `local` or `ray`.
         address: `HOST:PORT` of the Ray cluster's head; None for $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: the nodes of the Ray cluster do not share the folder of the runs, which are fetched.
     Raises:
         ValueError: for another name, an address without Ray, or a cluster that cannot be reached.
     """
@@ -36,9 +38,11 @@ def opened(name: str, address: str | None) -> Iterator[Engine]:
     if name == "local":
         if address is not None:
             raise ParameterError(f"address={address} is that of a Ray cluster: add engine=ray", "address", "engine")
+        if fetch:
+            raise ParameterError("fetch is for the nodes of a Ray cluster: add engine=ray", "fetch", "engine")
         yield local
         return
     from offramp.engine.ray import connected
 
-    with connected(address) as cluster:
+    with redirect_stdout(sys.stderr), connected(address, fetch) as cluster:  # Ray prints that a node was lost
         yield cluster

@@ -1,7 +1,7 @@
 """Trainings as tasks of a Ray cluster: Ray places them and retries what a lost node takes with it.
 
 Each task does on its node what `offramp.engine.local` does for one job. The runs are in a folder that all nodes see,
-so that a task which is retried elsewhere resumes from the run's newest checkpoint.
+so that a task which is retried elsewhere resumes from the run's newest checkpoint; or they are fetched (`fetched`).
 """
 
 import os
@@ -15,7 +15,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from offramp import __version__
-from offramp.engine import local
+from offramp.engine import fetched, local
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import ParameterError
 
@@ -60,23 +60,28 @@ class Origin:
 
 
 class Cluster:
-    """A Ray cluster that this process is connected to; an `offramp.engine.choice.Engine`."""
+    """A Ray cluster that this process is connected to; an `offramp.engine.choice.Engine`.
 
-    def __init__(self, ray: Any) -> None:
-        self.ray = ray
+    Args:
+        fetch: whether runs are trained in a folder of their node and fetched, instead of in a folder that all see.
+    """
+
+    def __init__(self, ray: Any, fetch: bool = False) -> None:
+        self.ray, self.fetch = ray, fetch
+        self.receiver: Any = None
         self.origin = Origin.here()
         self.nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         if not self.nodes:
             raise ParameterError("engine=ray: no node of the cluster offers a CPU", "engine")
 
     def check(self, folder: Path, gpus: bool) -> None:
-        """Refuse a folder that not all nodes see, another version of offramp, or GPUs that no node has.
+        """Refuse another version of offramp, GPUs that no node has, or a folder that a node does not see.
+
+        If runs are fetched, only this machine needs to see the folder.
 
         Raises:
             ValueError: naming the node.
         """
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         if gpus and not any(node["Resources"].get("GPU", 0) >= 1 for node in self.nodes):
             raise ParameterError("device=cuda: no node of the Ray cluster offers a GPU", "device")
         with NamedTemporaryFile("w", dir=folder, prefix=".seen-") as file:
@@ -85,14 +90,16 @@ class Cluster:
             os.fsync(file.fileno())
             answers = []
             for node in self.nodes:
-                affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                task = self.ray.remote(_seen).options(num_cpus=0, scheduling_strategy=affinity, max_retries=0)
+                task = self.ray.remote(_seen).options(num_cpus=0, max_retries=0, **on_node(node["NodeID"]))
                 answers.append(task.remote(file.name, self.origin))
             self.ray.wait(answers, num_returns=len(answers), timeout=ANSWER)
+            here = self.ray.get_runtime_context().get_node_id()
             for node, answer in zip(self.nodes, answers, strict=True):
-                self._check_node(f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", answer, folder, file.name)
+                name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+                shared = None if self.fetch and node["NodeID"] != here else file.name
+                self._check_node(name, answer, folder, shared)
 
-    def _check_node(self, node: str, answer: Any, folder: Path, expected: str) -> None:
+    def _check_node(self, node: str, answer: Any, folder: Path, expected: str | None) -> None:
         try:
             text, version = self.ray.get(answer, timeout=0)
         except self.ray.exceptions.GetTimeoutError:
@@ -101,9 +108,12 @@ class Cluster:
             raise ValueError(f"node {node} of the Ray cluster cannot run offramp: {_reason(error)}") from None
         if version != __version__:
             raise ValueError(f"node {node} of the Ray cluster has offramp {version}, this machine has {__version__}")
-        if text != expected:
+        if expected not in (None, text):
             raise ParameterError(
-                f"node {node} of the Ray cluster does not see {folder}: choose an out that all nodes share", "out"
+                f"node {node} of the Ray cluster does not see {folder}: choose an out that all nodes share, or, with "
+                "compare and reproduce, add fetch",
+                "out",
+                "fetch",
             )
 
     def share(self, at_once: int) -> int:
@@ -124,6 +134,9 @@ class Cluster:
         cores = self.share(at_once)
         for job in jobs:
             job.answer.unlink(missing_ok=True)
+        if self.fetch:
+            here = on_node(self.ray.get_runtime_context().get_node_id())
+            self.receiver = self.ray.remote(fetched.Receiver).options(num_cpus=0, **here).remote(self.origin.enter)
         tasks = {self._submit(job, cores): job for job in jobs}
         started: set[str] = set()
         forwarded = 0
@@ -137,12 +150,17 @@ class Cluster:
                 for task, job in list(tasks.items()):
                     self._look(job, watcher, started)
                     if task in ended:
-                        self._end(tasks.pop(task), task, watcher, bool(stops))
+                        self._end(tasks.pop(task), task, watcher, started, bool(stops))
             return not stops
 
     def _submit(self, job: Job, cores: int) -> Any:
-        task = self.ray.remote(_work).options(num_cpus=cores, num_gpus=int(job.needs_gpu), **RETRY, name=job.name)
-        return task.remote(replace(job, done=nothing), self.origin)
+        options = {"num_cpus": cores, "num_gpus": int(job.needs_gpu), "name": job.name, **RETRY}
+        sent = replace(job, done=nothing)
+        if not self.fetch:
+            return self.ray.remote(_work).options(**options).remote(sent, self.origin)
+        log = job.log.read_bytes() if job.log.is_file() else b""
+        run = self.ray.put(fetched.pack(job.folder))
+        return self.ray.remote(_fetched).options(**options).remote(sent, self.origin, run, log, self.receiver)
 
     def _look(self, job: Job, watcher: Watcher, started: set[str]) -> None:
         """Report that the job began, once it has opened the file of its result, and that it is running."""
@@ -152,7 +170,7 @@ class Cluster:
         if job.name in started:
             watcher.running(job)
 
-    def _end(self, job: Job, task: Any, watcher: Watcher, stopped: bool) -> None:
+    def _end(self, job: Job, task: Any, watcher: Watcher, started: set[str], stopped: bool) -> None:
         """Take the result of a task; a job that was stopped has not failed."""
         try:
             job.failure = self.ray.get(task)
@@ -160,15 +178,26 @@ class Cluster:
             if stopped:
                 return
             job.failure = _reason(error)
+        if job.name not in started:  # it failed before, or was so short that it was never seen running
+            watcher.started(job)
         if job.failure is None:
             job.done()
         watcher.ended(job)
 
 
+def on_node(node: str) -> dict[str, Any]:
+    """Options of a task that runs on this node and no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
 @contextmanager
-def connected(address: str | None) -> Iterator[Cluster]:
+def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
     """A connection to a Ray cluster; without an address to that of $RAY_ADDRESS or this machine, or to a new one.
 
+    Args:
+        fetch: as in `Cluster`.
     Raises:
         ValueError: if Ray is not installed, or the cluster does not answer.
     """
@@ -187,7 +216,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     except (OSError, RuntimeError, ValueError) as error:
         raise ParameterError(f"address={address or 'auto'}: Ray cannot connect: {_reason(error)}", "address") from None
     try:
-        yield Cluster(ray)
+        yield Cluster(ray, fetch)
     finally:
         if not joined:
             ray.shutdown()
@@ -232,6 +261,19 @@ def _work(job: Job, origin: Origin) -> str | None:
     with local.alone(job.log.with_suffix(".lock"), local.LONGEST_SAVING, _ignore) as lock:
         if not local.run([job], 1, local.Unwatched(), lock.fileno()):
             raise Stopped("it was stopped on its node; the same command continues")
+    return job.failure
+
+
+def _fetched(job: Job, origin: Origin, run: fetched.Files, log: bytes, receiver: Any) -> str | None:
+    """On a node: as `_work`, in a folder of the node, from which all files are sent."""
+    import ray
+
+    def send(method: str, *arguments: Any) -> None:
+        ray.get(getattr(receiver, method).remote(*arguments))
+
+    origin.enter()
+    if not fetched.work(job, run, log, send):
+        raise Stopped("it was stopped on its node; the same command continues")
     return job.failure
 
 

@@ -81,6 +81,7 @@ def reproduce(
     jobs: Jobs = "auto",
     engine: str = "local",
     address: str | None = None,
+    fetch: bool = False,
     reporter: CompareReporter | None = None,
 ) -> Reproduction:
     """Train what a table, figure or claim of the papers needs and the ledger lacks; put printed beside measured values.
@@ -100,7 +101,7 @@ def reproduce(
         ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
         data_dir: the folder of the data sets; default $OFFRAMP_DATA.
         jobs: how many runs at once, as in `offramp.compare`.
-        engine, address: where the runs are trained, as in `offramp.compare`.
+        engine, address, fetch: where the runs are trained, as in `offramp.compare`.
     Raises:
         ValueError: for a name that does not exist, with the nearest, and for data that are missing, before training.
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
@@ -119,7 +120,7 @@ def reproduce(
         costs = planned(needed, present, seeds, settings, reporter.working)
     elif not show:
         _refuse(jobs, seeds, ledger_path, lines)
-        with opened(engine, address) as where:
+        with opened(engine, address, fetch) as where:
             failed = train_missing(needed, seeds, settings, folder, ledger_path, lines, data_dir, jobs, reporter, where)
         lines = measured(ledger_path, needed, settings)
     if not plan and selection.figures:

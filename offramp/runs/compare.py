@@ -61,6 +61,7 @@ def compare(
     write: Sequence[Path] = (),
     engine: str = "local",
     address: str | None = None,
+    fetch: bool = False,
     reporter: CompareReporter | None = None,
 ) -> ComparisonResult:
     """Train several methods with several seeds alike, in processes, and compare them on test at the last epoch.
@@ -84,6 +85,8 @@ def compare(
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
         engine: `local` for processes of this machine, `ray` for tasks of a Ray cluster, whose nodes all see `out`.
         address: `HOST:PORT` of the Ray cluster's head; default $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: the nodes of the cluster do not see `out`: each run is trained in a temporary folder of its node and
+            fetched when it ends or is stopped.
     Returns:
         Of all runs in the ledger that share the configuration; runs that failed are in `failed`.
     Raises:
@@ -97,7 +100,7 @@ def compare(
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
     requested = run_entries.entries(config, pairs, seeds, folder, grid or NO_GRID)
-    with opened(engine, address) as runner:
+    with opened(engine, address, fetch) as runner:
         entries, failed = train_all(
             requested, folder, jobs, ledger_path, reporter or Silent(), grid or NO_GRID, engine=runner
         )

@@ -69,10 +69,12 @@ def sweep(
     about = {"metric": metric, "samples": samples, "search": search, "scheduler": scheduler}
     values = {key: [str(value) for value in choices] for key, choices in grid.items()}
     from offramp.engine import local
-    from offramp.engine.ray import connected
+    from offramp.engine.choice import opened
+    from offramp.engine.ray import Cluster
 
     run_entries.check_folder(folder)
-    with connected(address) as cluster, local.preloading(PRELOAD) if jobs == "auto" else nullcontext():
+    with opened("ray", address) as cluster, local.preloading(PRELOAD) if jobs == "auto" else nullcontext():
+        assert isinstance(cluster, Cluster)
         entries, notes = run_entries.check(entries, reporter.working)
         _check_val(entries)
         for note in notes:

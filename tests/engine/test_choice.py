@@ -21,6 +21,8 @@ def refused(name: str, address: str | None = None) -> str:
 def test_names_and_addresses_that_do_not_fit() -> None:
     assert refused("slurm") == "engine must be local or ray, got slurm"
     assert refused("local", "a:1") == "address=a:1 is that of a Ray cluster: add engine=ray"
+    with pytest.raises(ParameterError, match=r"^fetch is for the nodes of a Ray cluster: add engine=ray$"):
+        opened("local", None, fetch=True).__enter__()
     pytest.importorskip("ray")
     for address in ("head", "head:", ":6379", "ray://head:10001"):
         assert f"HOST:PORT of the Ray cluster's head, got {address}" in refused("ray", address)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,6 @@ RECIPE = ["--width", "4", "--data", "digits", "--epochs", "8", "--batch-size", "
 RECIPE += ["--device", "cpu", "--checkpoint-every", "5"]
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head and one more node, with one CPU each."""
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine, workers at its 15 starve
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    yield cluster
-    cluster.shutdown()
-
-
 def wait_for(what: Callable[[], Any], process: forked.Program, said: Path) -> None:
     end = time.monotonic() + 400
     while not what():
@@ -45,8 +32,8 @@ def checkpoints(out: Path, method: str) -> list[str]:
     return sorted(path.name for path in out.glob(f"{method}-seed-0/checkpoints/step-*"))
 
 
-def start(cluster: Any, out: Path, said: Path) -> forked.Program:
-    words = ["compare", *RECIPE, "--methods", "joint,byot", "--out", out]
+def start(cluster: Any, out: Path, said: Path, *more: str) -> forked.Program:
+    words = ["compare", *RECIPE, "--methods", "joint,byot", "--out", out, *more]
     return forked.start(*words, "--engine", "ray", "--address", cluster.address, out=said)
 
 
@@ -78,7 +65,7 @@ def test_stopped_continued_and_a_node_killed_the_runs_equal_train_to_the_bit(clu
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
-def test_a_folder_that_a_node_does_not_see_is_refused(cluster: Any, tmp_path: Path) -> None:
+def test_a_folder_that_a_node_does_not_see_is_refused_or_its_run_is_fetched(cluster: Any, tmp_path: Path) -> None:
     out, said = tmp_path / "out", tmp_path / "said"
     ray_start = f"{sys.executable} -c 'from ray.scripts.scripts import main; main()' start --block --num-cpus 1"
     hidden = f"mount -t tmpfs none {tmp_path} && exec {ray_start}"
@@ -99,8 +86,24 @@ def test_a_folder_that_a_node_does_not_see_is_refused(cluster: Any, tmp_path: Pa
         assert process.wait(300) == 2, said.read_text()
         assert f"does not see {out}: choose an --out that all nodes share" in said.read_text()
         assert not list(out.iterdir())
+        process = start(cluster, out, said, "--fetch")
+        wait_for(lambda: len(list(out.glob("*/metrics.jsonl"))) == 2, process, said)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(200) == 130, said.read_text()
+        reached = {method: checkpoints(out, method)[-1] for method in ("joint", "byot")}
+        metrics = {method: (out / f"{method}-seed-0/metrics.jsonl") for method in reached}
+        sizes = {method: path.stat().st_size for method, path in metrics.items()}
+        process = start(cluster, out, said, "--fetch")
+        wait_for(lambda: all(path.stat().st_size > sizes[method] for method, path in metrics.items()), process, said)
+        node.kill()
+        assert process.wait(400) == 0, said.read_text()
+        assert ledger(out) == ["byot", "joint"]
+        logs = [(out / f"logs/{method}-seed-0.log").read_text() for method in reached]
+        assert all("--resume continues" in log and "continuing at epoch" in log for log in logs)
+        assert not [path for path in out.iterdir() if path.name.startswith((".fetched", ".replaced"))]
+        assert str(out / "byot-seed-0") in (out / "results.jsonl").read_text()
     finally:
-        node.terminate()
+        node.kill()
         node.wait(60)
 
 

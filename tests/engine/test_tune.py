@@ -1,9 +1,10 @@
-"""offramp sweep through Ray Tune on this machine: stopped by Ctrl-C, continued, chosen on val, in the ledger once."""
+"""offramp sweep through Ray Tune: Ctrl-C, a lost node, Optuna; chosen on val, in the ledger once."""
 
 import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -40,3 +41,23 @@ def test_stopped_and_continued_every_training_that_ends_is_in_the_ledger_once(
     assert sorted(lines) == sorted(map(float, ended))
     log = next(out.glob("logs/lr=0.05*.log")).read_text()
     assert "continuing at epoch" in log
+
+
+def test_optuna_and_a_lost_node_whose_trial_resumes_on_another(cluster: Any, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    node = cluster.add_node(num_cpus=1)
+    out, said = tmp_path / "out", tmp_path / "said"
+    words = ["sweep", "--width", "4", "--data", "digits", "--epochs", "8", "--batch-size", "64", "--precision", "32"]
+    words += ["--method", "joint", "--device", "cpu", "--checkpoint-every", "5", "--address", cluster.address]
+    words += ["--search", "optuna", "--samples", "2", "--grid", "lr=0.05,0.02", "--grid", "seed=0,1,2,3"]
+    process = forked.start(*words, "--out", str(out), "--json", out=tmp_path / "result", err=said)
+    end = time.monotonic() + 300
+    while len(list(out.glob("*/checkpoints"))) < 2:
+        assert process.poll() is None and time.monotonic() < end, said.read_text()
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    assert process.wait(400) == 0, said.read_text()
+    trials = json.loads((tmp_path / "result").read_text())["trials"]
+    assert [(trial["epochs"], trial["failure"]) for trial in trials] == [(8, None)] * 2
+    assert len((out / "results.jsonl").read_text().splitlines()) == 2
+    assert sorted(log.read_text().count("continuing at epoch") for log in (out / "logs").glob("*.log")) == [0, 1]
