@@ -1,7 +1,7 @@
 """Every model that must be splittable: the same answers, gradients and names; segments, export, blocks made afresh."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,9 +130,15 @@ REAL = {
 }
 
 
-def cases() -> list[Any]:
-    return [pytest.param(case, id=name) for name, case in SMALL.items()] + [
-        pytest.param(case, id=name, marks=pytest.mark.full) for name, case in REAL.items()
+FAMILIES = ("convnext", "densenet", "vit", "torchvision", "skips")
+"""One model of each kind: layer scale, concatenation, tokens, residual blocks, skip connections over a cut."""
+
+
+def cases(quick: Sequence[str] = tuple(SMALL)) -> list[Any]:
+    """Every model; those that are not named here, and real sizes, in the full grid only."""
+    return [
+        pytest.param(case, id=name, marks=() if name in quick else pytest.mark.full)
+        for name, case in {**SMALL, **REAL}.items()
     ]
 
 
@@ -162,6 +168,7 @@ def prepared(case: Case) -> tuple[nn.Module, MultiExitNet]:
 
 
 every = pytest.mark.parametrize("case", cases())
+of_each_family = pytest.mark.parametrize("case", cases(FAMILIES))
 
 
 @every
@@ -220,7 +227,7 @@ def test_samples_may_leave_between_segments(case: Case) -> None:
     assert (answer - expected[keep]).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@every
+@of_each_family
 @torch.no_grad()
 def test_the_models_state_dict_loads_in_both_directions(case: Case) -> None:
     model, net = (part.eval() for part in prepared(case))
@@ -234,7 +241,7 @@ def test_the_models_state_dict_loads_in_both_directions(case: Case) -> None:
     assert torch.equal(logits_of(again(images(case))), expected)
 
 
-@every
+@of_each_family
 @torch.no_grad()
 def test_every_exit_exports(case: Case) -> None:
     net = prepared(case)[1].eval()
@@ -261,7 +268,7 @@ def test_every_exit_becomes_onnx(case: Case, tmp_path: Path) -> None:
         given = segment(given)[0]
 
 
-@every
+@of_each_family
 def test_deep_copies_and_other_devices(case: Case) -> None:
     """The moving average of weights is a deep copy; costs are counted on the meta device."""
     net = prepared(case)[1].eval()
@@ -273,7 +280,7 @@ def test_deep_copies_and_other_devices(case: Case) -> None:
     assert twin.to("meta")(images(case).to("meta")).logits.device.type == "meta"
 
 
-@every
+@of_each_family
 def test_bfloat16(case: Case) -> None:
     """As the model itself computes in it, and it trains."""
     model, net = (part.eval() for part in prepared(case))
@@ -290,7 +297,7 @@ def test_bfloat16(case: Case) -> None:
     net.zero_grad()
 
 
-@every
+@of_each_family
 @torch.no_grad()
 def test_channels_last_gives_the_same_answer(case: Case) -> None:
     net = copy.deepcopy(prepared(case)[1].eval())
