@@ -18,7 +18,7 @@ SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 class ResolvedConfig(Config):
     """A `Config` from `resolve`: all names exist, every parameter has its value and type, nothing is `auto`.
 
-    On a GPU `graph` may be None: the run decides by its first steps, whose numbers are the same either way.
+    On a GPU `graph` may be None, if the run is not deterministic: it decides by its first steps.
     """
 
 
@@ -34,7 +34,7 @@ def resolve(config: Config) -> ResolvedConfig:
     device: Any = device_of(config.device)
     precision: Any = precision_of(config.precision, device)
     values = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(Config)}
-    graph = False if config.graph is None and device == "cpu" else config.graph
+    graph = False if config.graph is None and (device == "cpu" or config.deterministic) else config.graph
     chosen = {"device": device, "precision": precision, "graph": graph}
     return ResolvedConfig(**{**values, **_options(config), **chosen})
 

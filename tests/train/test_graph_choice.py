@@ -90,3 +90,11 @@ def test_a_resumed_run_keeps_whether_it_decides() -> None:
     assert keep_choices(open_, {"branch": config.branch}).graph is False
     assert keep_choices(open_, {"branch": config.branch, "graph": None}).graph is None
     assert keep_choices(open_, {"branch": config.branch, "graph": True}).graph is True
+
+
+def test_a_deterministic_run_on_a_gpu_decides_nothing_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_gpu = Config(device="cuda", precision="32")
+    assert resolve(on_gpu).graph is None
+    assert resolve(dataclasses.replace(on_gpu, deterministic=True)).graph is False
+    assert resolve(dataclasses.replace(on_gpu, deterministic=True, graph=True)).graph is True
