@@ -66,6 +66,8 @@ class Manifest:
         measured: accuracy and costs, as measured while exporting.
         verified: on how many images of what the files were compared with the network, and how far they differed.
         provenance: where it comes from.
+        quantised: of an int8 bundle, how it was quantised and how its accuracy and times compare with float32; empty
+            if the segments are in float32. See `offramp.bundle.int8.convert`.
         digest: SHA-256 of the text that was read; filled by `parse`.
     """
 
@@ -77,7 +79,13 @@ class Manifest:
     measured: Mapping[str, Any] = field(default_factory=dict)
     verified: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    quantised: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+
+    @property
+    def precision(self) -> str:
+        """`int8` if the segments are quantised, else `float32`."""
+        return "int8" if self.quantised else "float32"
 
 
 def render(manifest: Manifest) -> str:
@@ -134,6 +142,7 @@ def _manifest(values: dict[str, Any], digest: str) -> Manifest:
         measured=dict(values["measured"]),
         verified=dict(values["verified"]),
         provenance=dict(values["provenance"]),
+        quantised=dict(values.get("quantised", {})),
         digest=digest,
     )
 

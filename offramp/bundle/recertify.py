@@ -1,4 +1,4 @@
-"""What a policy was fitted for, checked on the files that ship: cal through the exported segments, in float32."""
+"""What a policy was fitted for, checked on the files that ship: cal through the exported segments."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +52,7 @@ def recertified(
     logits: Float[np.ndarray, "E N C"],
     labels: Int[np.ndarray, "N"],
     segment_costs: Sequence[int | float],
+    precision: str = "float32",
 ) -> Shipped:
     """The policy, if it still does what it was fitted for; else one with the same exits that does.
 
@@ -61,16 +62,20 @@ def recertified(
         origin: what `calibrate` stored beside the policy; without a goal there is nothing to check.
         logits, labels: of cal, see `exported_trace`.
         segment_costs: in the unit of the goal.
+        precision: of the exported segments: `float32`, or `int8`. Thresholds for the latter are always fitted anew;
+            the accuracy of a goal, and the one that `max_drop` refers to, are those of the network before.
     Raises:
         ValueError: if no policy with these exits reaches the goal with the exported segments.
     """
     goal = dict(origin.get("goal") or {})
     rule = rule_of_policy(policy)
     about: dict[str, Any] = {"goal": goal or None, "samples": len(labels), "certificate": None, "refitted": False}
+    about = {"runtime": "onnxruntime", "precision": precision, **about}
     if goal.get("risk") is not None and any(policy.enabled[:-1]):
         return _certified(policy, origin, goal, logits, labels, segment_costs, about)
     plain = float((logits[-1].argmax(1) == labels).mean())
-    if "max_drop" in goal and not origin.get("baseline"):  # else the accuracy is that of another network, less the drop
+    # with a baseline, or in int8, the accuracy is that of another network, less the drop
+    if "max_drop" in goal and not origin.get("baseline") and precision == "float32":
         goal["accuracy"] = max(0.0, plain - goal["max_drop"])
     unit = next((name for name in ("macs", "ms") if name in goal), None)
     outcome = does(
@@ -78,7 +83,7 @@ def recertified(
     )
     cheap = unit is None or outcome.cost <= goal[unit] * (1 + 1e-9)
     accurate = goal.get("accuracy") is None or outcome.accuracy >= goal["accuracy"] - 1e-9
-    if goal and not (cheap and accurate):
+    if goal and not (cheap and accurate and precision == "float32"):
         budget = None if unit is None else goal[unit]
         checked = None if unit else goal["accuracy"]
         try:
@@ -91,7 +96,7 @@ def recertified(
                 rule=rule,
             )
         except (TooCheap, ValueError) as error:
-            raise ValueError(_missed(goal, str(error))) from None
+            raise ValueError(_missed(goal, precision, str(error))) from None
         about["refitted"] = True
     about["achieved"] = {"accuracy": outcome.accuracy, "cost": outcome.cost, "plain_accuracy": plain}
     return Shipped(outcome.policy, about)
@@ -110,7 +115,8 @@ def _certified(
     plain = [value for unit, value in origin.get("plain", {}).items() if unit in ("macs", "ms")]
     certificate = certify_exits(policy, goal, logits, labels, segment_costs, plain[0] if plain else None)
     if certificate.outcome.policy.enabled != policy.enabled:
-        raise ValueError(_missed(goal, f"{certificate.lost} of {certificate.samples} certifying samples are lost"))
+        lost = f"{certificate.lost} of {certificate.samples} certifying samples are lost"
+        raise ValueError(_missed(goal, about["precision"], lost))
     values = {key: value for key, value in dataclasses.asdict(certificate).items() if key != "outcome"}
     achieved = {
         "accuracy": certificate.outcome.accuracy,
@@ -123,9 +129,9 @@ def _certified(
     )
 
 
-def _missed(goal: Mapping[str, Any], why: str) -> str:
+def _missed(goal: Mapping[str, Any], precision: str, why: str) -> str:
     text = ", ".join(f"{name} {value:g}" for name, value in goal.items() if value is not None)
     return (
-        f"the exported segments, in float32, no longer reach the goal ({text}): {why}; calibrate again with a goal "
+        f"the exported segments, in {precision}, no longer reach the goal ({text}): {why}; calibrate again with a goal "
         "that leaves more room"
     )

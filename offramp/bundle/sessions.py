@@ -26,15 +26,23 @@ ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], 
 
 
 def open_segment(
-    model: bytes, spec: SegmentSpec, runtime: str = "onnx", threads: int | None = None, classes: int | None = None
+    model: bytes,
+    spec: SegmentSpec,
+    runtime: str = "onnx",
+    threads: int | None = None,
+    classes: int | None = None,
+    optimised: bool = True,
 ) -> ArraySegment:
-    """A segment that a runtime computes in float32, on the CPU or (`onnx-cuda`, `onnx-tensorrt`) on a GPU.
+    """A segment that a runtime computes, on the CPU or (`onnx-cuda`, `onnx-tensorrt`) on a GPU.
+
+    It computes in float32; what the file quantises, in integers.
 
     Args:
         model: the content of its ONNX file.
         runtime: one of `RUNTIMES`.
         threads: how many it may use; by default, as many as there are cores that this process may use.
         classes: how many logits it must give; any number by default.
+        optimised: False: `onnx` computes node by node as the file says, without integer kernels, to compare with.
     Returns:
         The segment; it raises ValueError if the model fails, or gives tensors of other shapes than `spec` says.
     Raises:
@@ -48,8 +56,10 @@ def open_segment(
     if runtime in PROVIDERS:
         segment: ArraySegment = open_on_gpu(model, spec, runtime, threads, classes)
         return segment
-    opened = _onnx if runtime == "onnx" else _openvino
-    run, takes, gives = opened(model, spec.file, threads)
+    if runtime == "onnx":
+        run, takes, gives = _onnx(model, spec.file, threads, optimised)
+    else:
+        run, takes, gives = _openvino(model, spec.file, threads)
     expected_inputs = {port.name for port in spec.takes_state + spec.takes_carry}
     promised = {LOGITS, *(port.name for port in spec.gives_state + spec.gives_carry)}
     # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
@@ -94,7 +104,7 @@ def _segment(run: RunSession, spec: SegmentSpec, classes: int | None) -> ArraySe
     return segment
 
 
-def _onnx(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
+def _onnx(model: bytes, name: str, threads: int | None, optimised: bool) -> tuple[RunSession, set[str], set[str]]:
     try:
         import onnxruntime
     except ImportError:
@@ -102,6 +112,8 @@ def _onnx(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: they are raised anyway
     options.intra_op_num_threads = threads or _allowed_cores()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Every segment has threads of its own; those of the one before would spin where those of the next one work.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:

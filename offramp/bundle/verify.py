@@ -20,6 +20,8 @@ from offramp.net import MultiExitNet, segments
 
 TOLERANCE = 1e-4
 """Largest difference of logits, in units of max(1, the largest logit), and of a score from its threshold at a tie."""
+INT8_TOLERANCE = 0.01
+"""The same of an int8 bundle against its own segments: a rounding in float32 may move a value to the next integer."""
 
 ORDER = ("test", "cal", "val", "train")  # whose images are taken, until there are enough
 SIZES = (1, 2, 7, 32)  # batches that are compared first; then the last size, again and again
@@ -77,7 +79,8 @@ def verify(
     """Compare a bundle with its network, and measure it.
 
     Every image goes through training's preprocessing and torch, and through the bundle's and its runtime; first all
-    exits' logits are compared, then the answers of samples that leave early.
+    exits' logits are compared, then the answers of samples that leave early. An int8 bundle is compared with its own
+    segments on batches that no sample leaves, after training's preprocessing.
 
     Args:
         net: in eval mode, float32, on the CPU.
@@ -88,7 +91,10 @@ def verify(
     Raises:
         Difference: naming exit, split and image, and how far they differ.
     """
-    parts = segments(net, bundle.policy.enabled)
+    parts: Sequence[Any] = segments(net, bundle.policy.enabled)
+    tolerance = TOLERANCE
+    if bundle.manifest.quantised:
+        parts, tolerance = [partial(_on_tensors, segment) for segment in bundle.segments], INT8_TOLERANCE
     worst, ties, right, plainly_right = 0.0, 0, 0, 0
     exits: list[int] = []
     selection = images(data, count)
@@ -97,16 +103,16 @@ def verify(
             inputs = normalise(torch.from_numpy(samples.pixels), data.mean, data.std)
             expected = _reference(parts, bundle.policy, inputs)
             arrays = bundle.manifest.preprocessing.normalise(samples.pixels)
-            worst = max(worst, _compare_logits(bundle, expected, arrays, samples))
+            worst = max(worst, _compare_logits(bundle, expected, arrays, samples, tolerance))
             answers = bundle.answer(arrays)
-            ties += _compare_exits(bundle, expected, answers, samples)
+            ties += _compare_exits(bundle, expected, answers, samples, tolerance)
             if samples.split == "test":
                 right += int((answers.logits.argmax(1) == samples.labels).sum())
                 plainly_right += int((expected.logits[-1].argmax(1).numpy() == samples.labels).sum())
                 exits += answers.exit.tolist()
             advance(len(samples.ids))
     counts = {split: len(rows) for split, rows in selection.items()}
-    verified = {"images": counts, "largest_difference": worst, "tolerance": TOLERANCE, "ties": ties}
+    verified = {"images": counts, "largest_difference": worst, "tolerance": tolerance, "ties": ties}
     measured = _costs(bundle, net, data, exits)
     return verified, {"accuracy": right / len(exits), "plain_accuracy": plainly_right / len(exits), **measured}
 
@@ -125,7 +131,15 @@ def _reference(parts: Sequence[Any], policy: ExitPolicy, inputs: Tensor) -> Refe
     return Reference(logits, answers, score, exits_here.int().argmax(0))
 
 
-def _compare_logits(bundle: Bundle, expected: Reference, arrays: np.ndarray, samples: Samples) -> float:
+def _on_tensors(segment: ArraySegment, state: Any, carry: Any) -> Any:
+    """A segment on arrays, that takes the first state as a tensor and returns its logits as one."""
+    state, carry, logits = segment(state.numpy() if isinstance(state, Tensor) else state, carry)
+    return state, carry, torch.from_numpy(logits)
+
+
+def _compare_logits(
+    bundle: Bundle, expected: Reference, arrays: np.ndarray, samples: Samples, tolerance: float
+) -> float:
     """The largest difference of any exit's logits, in units of the tolerance's scale."""
     state: Any = arrays
     carry: Any = ()
@@ -134,25 +148,27 @@ def _compare_logits(bundle: Bundle, expected: Reference, arrays: np.ndarray, sam
         bundle.manifest.parts, bundle.segments, expected.logits.numpy(), strict=True
     ):
         state, carry, logits = segment(state, carry)
-        worst = max(worst, _near(logits, expected_logits, spec.file, spec.exit, samples))
+        worst = max(worst, _near(logits, expected_logits, spec.file, spec.exit, samples, tolerance))
     return worst
 
 
-def _near(actual: np.ndarray, expected: np.ndarray, what: str, exit: int, samples: Samples) -> float:
+def _near(
+    actual: np.ndarray, expected: np.ndarray, what: str, exit: int, samples: Samples, tolerance: float = TOLERANCE
+) -> float:
     if actual.shape != expected.shape:
         raise Difference(f"{what} returns {actual.shape} at exit {exit + 1}, but the network {expected.shape}")
     differences = np.abs(actual - expected).max(1) / max(1.0, float(np.abs(expected).max()))
     worst = int(differences.argmax())  # of NaN, the first
-    if not differences[worst] <= TOLERANCE:
+    if not differences[worst] <= tolerance:
         raise Difference(
             f"{what}: at exit {exit + 1} the logits of image {samples.ids[worst]} of {samples.split} (batch of "
             f"{len(samples.pixels)}) differ from the network's by {differences[worst]:.2g} of the largest, more than "
-            f"{TOLERANCE:g}"
+            f"{tolerance:g}"
         )
     return float(differences[worst])
 
 
-def _compare_exits(bundle: Bundle, expected: Reference, answers: Any, samples: Samples) -> int:
+def _compare_exits(bundle: Bundle, expected: Reference, answers: Any, samples: Samples, tolerance: float) -> int:
     """How many samples left elsewhere because their score lies at a threshold; every other difference is an error."""
     enabled = [spec.exit for spec in bundle.manifest.parts]
     ties = 0
@@ -160,7 +176,7 @@ def _compare_exits(bundle: Bundle, expected: Reference, answers: Any, samples: S
         place, expected_place = enabled.index(exit), int(expected.taken[row])
         if place != expected_place:
             first = min(place, expected_place)
-            if not _tie(bundle.policy, expected, enabled, first, row):
+            if not _tie(bundle.policy, expected, enabled, first, row, tolerance):
                 raise Difference(
                     f"image {samples.ids[row]} of {samples.split} takes exit {exit + 1} in the bundle, but "
                     f"exit {enabled[expected_place] + 1} in the network"
@@ -169,17 +185,24 @@ def _compare_exits(bundle: Bundle, expected: Reference, answers: Any, samples: S
             continue
         answer = expected.answers[place, row : row + 1].numpy()
         one = samples._replace(ids=samples.ids[row : row + 1])
-        _near(answers.logits[row : row + 1], answer, "leaving early", exit, one)
+        _near(answers.logits[row : row + 1], answer, "leaving early", exit, one, tolerance)
     return ties
 
 
-def _tie(policy: ExitPolicy, expected: Reference, enabled: Sequence[int], first: int, row: int) -> bool:
+def _tie(
+    policy: ExitPolicy,
+    expected: Reference,
+    enabled: Sequence[int],
+    first: int,
+    row: int,
+    tolerance: float = TOLERANCE,
+) -> bool:
     """Whether a sample's decision at the enabled exit number `first` hangs on less than the tolerance."""
     if policy.score != "patience":
-        return bool(abs(expected.scores[first, row] - policy.thresholds[enabled[first]]) <= TOLERANCE)
+        return bool(abs(expected.scores[first, row] - policy.thresholds[enabled[first]]) <= tolerance)
     best = expected.answers[: first + 1, row].topk(2).values
     scale = max(1.0, float(expected.answers[: first + 1, row].abs().max()))
-    return bool((best[:, 0] - best[:, 1]).min() <= 2 * TOLERANCE * scale)
+    return bool((best[:, 0] - best[:, 1]).min() <= 2 * tolerance * scale)
 
 
 def _spread(segment: ArraySegment, inputs: tuple[Any, Any]) -> Any:
@@ -207,5 +230,5 @@ def _costs(bundle: Bundle, net: MultiExitNet, data: DataSet, exits: list[int]) -
         "segment_macs": macs,
         "ms": sum(reach["ms"][exit] for exit in exits) / len(exits),
         "segment_ms": times,
-        "ms_of": {"runtime": "onnxruntime", "precision": "float32", "batch_size": 1},
+        "ms_of": {"runtime": "onnxruntime", "precision": bundle.manifest.precision, "batch_size": 1},
     }

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from offramp.bundle.int8 import Converted, convert, segment_ms
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, render
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import open_bundle, open_files
 from offramp.bundle.recertify import exported_trace, recertified
 from offramp.bundle.verify import verify
-from offramp.data.splits import DataSet
+from offramp.data.splits import DataSet, Split
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.score_bins import exit_counts
 from offramp.files import write_errors
@@ -57,6 +58,7 @@ def write(
     images: int = 1000,
     provenance: dict[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    int8_drop: float | None = None,
     advance: Any = lambda samples: None,
 ) -> Manifest:
     """Export a network and its policy into a folder that runs without torch.
@@ -71,23 +73,31 @@ def write(
         provenance: where the network comes from, kept in the manifest.
         origin: what `calibrate` stored beside the policy. Its goal is checked again on cal with the exported segments:
             the bundle's policy is the one that reaches it there.
+        int8_drop: quantise the segments, if no exit loses more of its accuracy on cal than this share; see
+            `offramp.bundle.int8.convert`. None: they stay in float32.
         advance: called with the number of images after each batch that was verified.
     Returns:
         The manifest, with what was measured.
     Raises:
         ValueError: if something is at `out`, the policy does not fit, a segment cannot be exported, or the goal is not
-            reached with the exported segments.
+            reached with the exported segments, or an exit loses more than `int8_drop`.
         offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
     """
     if policy.exits != net.exits:
         raise ValueError(f"the policy is for {policy.exits} exits, but the network has {net.exits}")
     preprocessing = preprocessing_of(data)
+    cal = None if int8_drop is None else _cal_of(data)
     net = net.eval().float().cpu()
     with _in_place(out) as part:
         manifest = _files(part, net, policy, preprocessing, data.classes)
         manifest = replace(manifest, provenance=provenance or {})
+        converted = None
+        if int8_drop is not None and cal is not None:
+            _, measured = verify(open_files(part, manifest, "onnx"), net, data, images, advance)
+            converted = convert(part, manifest, cal, int8_drop, measured)
+            manifest = _replaced(part, manifest, converted)
         if origin and "cal" in data.splits:
-            manifest = _shipped(part, manifest, net, policy, origin, data)
+            manifest = _shipped(part, manifest, net, policy, origin, data, converted)
         verified, measured = verify(open_files(part, manifest, "onnx"), net, data, images, advance)
         manifest = replace(manifest, verified=verified, measured=measured)
         _put(part / MANIFEST, render(manifest).encode())
@@ -109,18 +119,40 @@ def _files(
     return Manifest(tuple(classes), preprocessing, net.exits, tuple(parts), digests)
 
 
+def _cal_of(data: DataSet) -> Split:
+    if "cal" not in data.splits:
+        raise with_parameters(ValueError("int8 needs the split cal: train with holdout"), "int8", "holdout")
+    return data.splits["cal"]
+
+
+def _replaced(folder: Path, manifest: Manifest, converted: Converted) -> Manifest:
+    """Put quantised segments in place of those in float32."""
+    digests = {}
+    for model, spec in zip(converted.models, manifest.parts, strict=True):
+        _put(folder / spec.file, model)
+        digests[spec.file] = hashlib.sha256(model).hexdigest()
+    return replace(manifest, files={**manifest.files, **digests}, quantised=converted.about)
+
+
 def _shipped(
-    folder: Path, manifest: Manifest, net: MultiExitNet, policy: ExitPolicy, origin: Mapping[str, Any], data: DataSet
+    folder: Path,
+    manifest: Manifest,
+    net: MultiExitNet,
+    policy: ExitPolicy,
+    origin: Mapping[str, Any],
+    data: DataSet,
+    converted: Converted | None,
 ) -> Manifest:
     """Put the policy that reaches its goal with the exported segments into the bundle; see `recertified`."""
-    bundle, cal = open_files(folder, manifest, "onnx"), data.splits["cal"]
+    bundle = open_files(folder, manifest, "onnx")
     costs = origin.get("segment_costs") or ()
+    if converted and "ms" in origin.get("plain", {}):  # those of float32 are not theirs
+        costs = segment_ms(bundle, origin.get("batch_size", 1))
     if len(costs) != sum(policy.enabled):  # a policy that was written by hand
         costs = segment_macs(net, data.shape, policy.enabled)
-    logits, labels = exported_trace(bundle, cal)
-    shipped = recertified(policy, origin, logits, labels, costs)
-    scores = exit_counts(shipped.policy, logits)
-    about = {"runtime": "onnxruntime", "precision": "float32", **shipped.about, "scores": scores}
+    logits, labels = converted[2:] if converted else exported_trace(bundle, data.splits["cal"])
+    shipped = recertified(policy, origin, logits, labels, costs, manifest.precision)
+    about = {**shipped.about, "scores": exit_counts(shipped.policy, logits)}
     text = shipped.policy.to_json({**origin, "shipped": about}) + "\n"
     _put(folder / POLICY, text.encode())
     files = {**manifest.files, POLICY: hashlib.sha256(text.encode()).hexdigest()}

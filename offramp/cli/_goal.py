@@ -36,7 +36,7 @@ def goal_of(
     return Goal(
         macs=None if macs is None else _macs(macs),
         ms=None if ms is None else _ms(ms),
-        max_drop=None if max_drop is None else _points("max_drop", max_drop),
+        max_drop=None if max_drop is None else points("max_drop", max_drop),
         target_accuracy=None if target_accuracy is None else _share("target_accuracy", target_accuracy),
         risk=None if risk is None else _share("risk", risk),
         delta=None if delta is None else _share("delta", delta),
@@ -55,7 +55,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _points(name: str, text: str) -> float:
+def points(name: str, text: str) -> float:
     """`0.5` and `0.5%`, half a percentage point -> 0.005; small plain numbers are refused."""
     number = _number(text.removesuffix("%"))
     if number is None or number != number:

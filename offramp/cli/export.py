@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from offramp.cli import show
+from offramp.cli._goal import points
 from offramp.cli._options import DataDir, Json, Weights
 
 
@@ -13,6 +14,8 @@ def export(
     weights: Weights = "last",
     data_dir: DataDir = None,
     images: int = 1000,
+    int8: bool = False,
+    int8_drop: str | None = None,
     json: Json = False,
 ) -> None:
     """Export segments, policy and preprocessing as a verified bundle that runs without torch.
@@ -21,9 +24,21 @@ def export(
         run: Folder of a trained and calibrated run.
         out: Folder of the bundle; it must be new or empty.
         images: Number of images to verify and measure with, at least 1000 (all, if there are fewer).
+        int8: Quantise the segments to 8-bit integers, with ranges from cal, and fit the thresholds again.
+        int8_drop: With --int8, percentage points of accuracy on cal that no exit may lose, by default 0.5; a larger
+            loss is refused if it exceeds the noise of these images.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.export import export as export_run
 
-    reporter = ConsoleReporter(not json)
-    show(export_run(run, out, weights=weights, data_dir=data_dir, images=images, reporter=reporter), json)
+    result = export_run(
+        run,
+        out,
+        weights=weights,
+        data_dir=data_dir,
+        images=images,
+        int8=int8,
+        int8_drop=None if int8_drop is None else points("int8_drop", int8_drop),
+        reporter=ConsoleReporter(not json),
+    )
+    show(result, json)

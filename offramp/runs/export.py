@@ -1,6 +1,6 @@
 """A calibrated run as a folder that runs without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Export:
         verified: on how many images of what the bundle was compared with the network, and how far they differed.
         measured: accuracy, operations and time on test images, beside the plain network.
         provenance: the run, its configuration, versions, hardware and commit.
+        quantised: of an int8 bundle: accuracy on cal and times in float32 and in int8, see
+            `offramp.bundle.int8.convert`; else empty.
     """
 
     bundle: str
@@ -34,6 +36,7 @@ class Export:
     verified: dict[str, Any]
     measured: dict[str, Any]
     provenance: dict[str, Any]
+    quantised: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -52,10 +55,33 @@ class Export:
             f"  {count(measured['macs'])} MACs (plain {count(measured['plain_macs'])}), "
             f"{measured['ms']:.3f} ms an image in ONNX Runtime",
         )
-        return "\n".join(lines)
+        return "\n".join((*lines, *_int8_lines(self.quantised)))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
+
+
+def _int8_lines(quantised: dict[str, Any]) -> list[str]:
+    """Accuracy of every exit and times in both precisions, and whether int8 is slower; nothing in float32."""
+    if not quantised:
+        return []
+    accuracy, ms, plain = quantised["accuracy"], quantised["ms"], quantised["float32"]["plain_accuracy"]
+    pairs = zip(quantised["exits"], accuracy["float32"], accuracy["int8"], strict=True)
+    exits = ", ".join(f"exit {exit + 1} {percent(before)} -> {percent(after)}" for exit, before, after in pairs)
+    times = ", ".join(f"{ms['int8'][size]:.2f} against {value:.2f} at batch {size}" for size, value in _by_size(ms))
+    lines = [
+        f"int8: accuracy % on {quantised['samples']:,} images of cal, float32 -> int8: {exits}",
+        f"  plain in float32 on test: {percent(plain)} %",
+        f"  ms for a batch through all segments, int8 against float32: {times}",
+    ]
+    slower = [size for size, value in _by_size(ms) if ms["int8"][size] > value]
+    if slower:
+        lines.append(f"int8 is slower than float32 here at batch {' and '.join(slower)}: there, export without int8")
+    return lines
+
+
+def _by_size(ms: dict[str, dict[str, float]]) -> list[tuple[str, float]]:
+    return list(ms["float32"].items())
 
 
 def export(
@@ -65,6 +91,8 @@ def export(
     weights: Weights = "last",
     data_dir: Path | str | None = None,
     images: int = LEAST,
+    int8: bool = False,
+    int8_drop: float | None = None,
     reporter: Reporter | None = None,
 ) -> Export:
     """Write segments, policy and preprocessing as a bundle, verified against the network on real images.
@@ -75,26 +103,49 @@ def export(
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
         images: how many images to verify and measure with, at least 1000; all if there are fewer.
+        int8: quantise the segments, with ranges from cal, and fit the thresholds to the policy's goal again.
+        int8_drop: with `int8`, accuracy that no exit may lose on cal, a share; default 0.005, half a point. Refused is
+            what is larger beyond the noise of these images (95 %).
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if the run has no policy, something is at `out`, the network cannot be exported, or its exported
-            segments do not reach the policy's goal on cal.
+            segments do not reach the policy's goal on cal; if an exit loses more than `int8_drop`.
         ImportError: if a package is missing, with the command that installs it.
         offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
     """
     if images < LEAST:
         raise ParameterError(f"images must be at least {LEAST}, got {images}", "images")
+    drop = _int8_drop(int8, int8_drop)
     folder = folder_of(run)
     loaded = load_run(folder, weights)
     if loaded.policy is None:
         raise ValueError(
             f"{folder} has no policy yet: fit one with `offramp calibrate {shell_word(folder)} --max-drop 0.5%`"
         )
-    return _write(loaded, Path(out), weights, data_dir, images, reporter or SILENT)
+    return _write(loaded, Path(out), weights, data_dir, images, drop, reporter or SILENT)
+
+
+def _int8_drop(int8: bool, drop: float | None) -> float | None:
+    """What an exit may lose in int8; None in float32."""
+    from offramp.bundle.int8 import DROP
+
+    if drop is not None and not int8:
+        raise ParameterError("int8_drop goes with int8, which is missing", "int8_drop", "int8")
+    if drop is not None and not 0 <= drop < 1:
+        raise ParameterError(
+            f"int8_drop must be a share in [0, 1), such as 0.005 for half a point, got {drop}", "int8_drop"
+        )
+    return (DROP if drop is None else drop) if int8 else None
 
 
 def _write(
-    loaded: LoadedRun, out: Path, weights: str, data_dir: Path | str | None, images: int, reporter: Reporter
+    loaded: LoadedRun,
+    out: Path,
+    weights: str,
+    data_dir: Path | str | None,
+    images: int,
+    int8_drop: float | None,
+    reporter: Reporter,
 ) -> Export:
     from offramp.bundle.write import write
     from offramp.config import flat
@@ -113,7 +164,7 @@ def _write(
         "config": flat(loaded.config),
         **provenance(),
     }
-    total = min(images, sum(map(len, data.splits.values())))
+    total = min(images, sum(map(len, data.splits.values()))) * (1 if int8_drop is None else 2)
     with reporter.working("verifying", total) as advance:
         manifest = write(
             out,
@@ -123,6 +174,7 @@ def _write(
             images=images,
             provenance=about,
             origin=loaded.fitted,
+            int8_drop=int8_drop,
             advance=advance,
         )
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -133,4 +185,5 @@ def _write(
         verified=dict(manifest.verified),
         measured=dict(manifest.measured),
         provenance=dict(manifest.provenance),
+        quantised=dict(manifest.quantised),
     )

@@ -46,6 +46,34 @@ def test_a_run_becomes_a_bundle(offramp: Offramp, run: Path, tmp_path: Path) -> 
     assert again.status == 1 and "already exists and is not an empty folder; choose another --out" in again.err
 
 
+def test_a_run_becomes_a_bundle_in_int8(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    ran = offramp("export", run, "--out", out, "--int8", "--int8-drop", "5%")
+    assert ran.status == 0, ran.err
+    about = json.loads((out / "manifest.json").read_text())["quantised"]
+    assert about["exits"] == [1, 3] and about["most_drop"] == 0.05
+    pairs = zip(about["accuracy"]["float32"], about["accuracy"]["int8"], strict=True)
+    (second, final) = [f"{100 * before:.2f} -> {100 * after:.2f}" for before, after in pairs]
+    text = " ".join(ran.out.split())
+    assert f"on 217 images of cal, float32 -> int8: exit 2 {second}, exit 4 {final}" in text
+    slower = [size for size in ("1", "64") if about["ms"]["int8"][size] > about["ms"]["float32"][size]]
+    assert (f"int8 is slower than float32 here at batch {' and '.join(slower)}" in text) is bool(slower)
+    predicted = offramp("predict", out, run / "test.png", "--json")
+    assert predicted.status == 1 and "test.png" in predicted.err + predicted.out
+    timed = offramp("bench", out, "--runtimes", "onnx", "--batch", 2, "--seconds", 0.1, "--json")
+    assert timed.status == 0 and timed.json["kind"] == "bundle", timed.err
+
+
+def test_what_int8_may_lose(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    for words, reason in (
+        (("--int8-drop", "1%"), "--int8-drop goes with --int8, which is missing"),
+        (("--int8", "--int8-drop", "0.01"), "--int8-drop 0.01 is ambiguous: write 0.01% or 1%"),
+        (("--int8", "--int8-drop", "100%"), "--int8-drop must be a share in [0, 1), such as 0.005 for half a point"),
+    ):
+        ran = offramp("export", run, "--out", tmp_path / "b", *words)
+        assert ran.status == 2 and reason in " ".join(ran.err.split()), ran.err
+
+
 def test_a_run_without_a_policy(offramp: Offramp, run: Path, tmp_path: Path) -> None:
     (run / "policy.json").unlink()
     ran = offramp("export", run, "--out", tmp_path / "b")
