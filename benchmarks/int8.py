@@ -1,0 +1,132 @@
+"""Int8 against float32 in ONNX Runtime: the plain network in both, and int8 with early exit, at batch 1 and 64.
+
+    python benchmarks/int8.py [RUN] [--data-dir DIR] [--threads 1] [--seconds 20] [--json]
+
+RUN is a trained run: its exits, and images of cal. Without RUN: three networks with random weights at 96 pixels, with
+exits of `byot`. Half of the images that reach an exit leave there, whatever the scores are, so that only times are
+measured: accuracies in int8 are those that `offramp export --int8` prints. All take turns in one process; times are
+medians, in milliseconds per image. At most five minutes with the defaults.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.bundle.merge_onnx import fuse
+from offramp.bundle.onnx import export_segments
+from offramp.bundle.quantise import quantised
+from offramp.bundle.sessions import ArraySegment, open_segment
+from offramp.early_exit.fixed_stay import FixedStay
+from offramp.early_exit.policy import ExitPolicy
+from offramp.early_exit.runtime import Stepper
+from offramp.measure.provenance import provenance
+from offramp.measure.timing import side_by_side
+from offramp.net import MultiExitNet, segments
+
+NETWORKS = ("resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100")
+BATCHES, RANGE_IMAGES, CLASSES = (1, 64), 64, 100
+
+
+def random_net(name: str, pixels: int) -> tuple[MultiExitNet, np.ndarray]:
+    """A network of timm with random weights, and random images for the ranges."""
+    from offramp.config import Config, build_method, build_net, resolve
+
+    torch.manual_seed(0)
+    config = resolve(Config(net=f"timm:{name}", branch="byot", method="joint", image_size=pixels))
+    net: Any = build_net(config, build_method(config), classes=CLASSES, shape=(3, pixels, pixels), check=False)
+    return net, np.random.default_rng(0).standard_normal((RANGE_IMAGES, 3, pixels, pixels), np.float32)
+
+
+def net_of_run(run: Path, data_dir: Path | None) -> tuple[MultiExitNet, np.ndarray]:
+    """The network of a run, and images of cal for the ranges."""
+    from offramp.bundle.write import preprocessing_of
+    from offramp.runs import load_run
+    from offramp.runs.reporting import SILENT
+    from offramp.runs.run_data import load_data
+
+    loaded = load_run(run, with_policy=False, device="cpu")
+    data = load_data(loaded, data_dir, SILENT)
+    cal = data.splits["cal"]
+    return loaded.inference_net, preprocessing_of(data).normalise(cal.source.batch(cal.indices[:RANGE_IMAGES]))
+
+
+def early(parts: Sequence[ArraySegment], inputs: np.ndarray) -> None:
+    """A batch, of which half of what reaches an exit leaves there; a batch of one: as many images as that needs."""
+    exits, size = len(parts), len(inputs)
+    if size == 1:
+        for image in range(2 ** (exits - 1)):
+            depth = exits - image.bit_length()  # one each at the last two exits, then 2, 4, ...
+            through(parts[:depth], inputs)
+        return
+    policy = ExitPolicy(thresholds=(0.5,) * exits, enabled=(True,) * exits)
+    stepper = Stepper(FixedStay(policy, {exit: size >> (exit + 1) for exit in range(exits)}), inputs)
+    while not stepper.done:
+        stepper.advance(parts[stepper.passed])
+
+
+def through(parts: Sequence[ArraySegment], inputs: np.ndarray) -> None:
+    """A batch through segments."""
+    state: Any = inputs
+    carry: Any = ()
+    for part in parts:
+        state, carry, _ = part(state, carry)
+
+
+def measure(net: MultiExitNet, images: np.ndarray, threads: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds per image of each variant, by batch size, and ratios to the plain network in float32."""
+    shape: Any = images.shape[1:]
+    exported = list(export_segments(segments(net.eval().float().cpu()), range(net.exits), shape))
+    models, parts = [model for model, _ in exported], [spec for _, spec in exported]
+    int8 = quantised(models, parts, images)
+    exits = [open_segment(model, spec, threads=threads) for model, spec in zip(int8, parts, strict=True)]
+    plain = {
+        name: open_segment(*fuse(each, parts), threads=threads) for name, each in (("float32", models), ("int8", int8))
+    }
+    result: dict[str, Any] = {}
+    for size in BATCHES:
+        inputs = np.resize(images, (size, *shape))
+        runs = {f"plain {name}": partial(through, [segment], inputs) for name, segment in plain.items()}
+        runs["early exit int8"] = partial(early, exits, inputs)
+        images_of = dict.fromkeys(runs, size) | {"early exit int8": max(size, 2 ** (net.exits - 1) if size == 1 else 0)}
+        once = sum(values[0] for values in side_by_side(runs, 1).values())
+        times = side_by_side(runs, max(5, int(seconds / len(BATCHES) / once)), warm_up=0)
+        ms = {name: 1000 * median(values) / images_of[name] for name, values in times.items()}
+        result[str(size)] = {"ms": ms, "times_faster": {name: ms["plain float32"] / each for name, each in ms.items()}}
+    return result
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """See the docstring of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="names of timm, without a run")
+    parser.add_argument("--pixels", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20, help="for each network")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(words)
+    sources = {str(options.run): partial(net_of_run, options.run, options.data_dir)}
+    if options.run is None:
+        sources = {name: partial(random_net, name, options.pixels) for name in options.networks.split(",")}
+    networks = {name: measure(*source(), options.threads, options.seconds) for name, source in sources.items()}
+    if options.json:
+        print(json.dumps({"threads": options.threads, "networks": networks, "provenance": provenance()}))
+        return
+    for name, sizes in networks.items():
+        for size, values in sizes.items():
+            for variant, ms in values["ms"].items():
+                print(
+                    f"{name:24} batch {size:3} {variant:16} {ms:9.3f} ms {values['times_faster'][variant]:6.2f} times"
+                )
+
+
+if __name__ == "__main__":
+    main()
