@@ -17,7 +17,7 @@ os.environ["OFFRAMP_STATE"] = tempfile.mkdtemp(prefix="offramp-state-")  # what 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # for `forked` and `shape_checks`
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "nets")]  # for `forked` and `shape_checks`; networks of tests
 
 import shape_checks  # noqa: E402
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from cli_nets import NET
 
 from offramp.cli import main
-from offramp.train.run_dir import read_result, write_result
+from offramp.train.run_dir import read_config, read_result, write_result
+from offramp.trust import remember
 
 
 class Ran(NamedTuple):
@@ -49,8 +51,8 @@ def succeed() -> Callable[..., None]:
 def trained(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
     """A small network with four exits, trained for two epochs on digits; nobody may change its files."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 2 --batch-size 128 --precision 32 --json"
-    succeed("train", *words.split(), "--method", "muse", "--out", folder)
+    words = "--data digits --holdout 0.3 --epochs 2 --batch-size 32 --precision 32 --json"
+    succeed("train", *NET, *words.split(), "--method", "muse", "--out", folder)
     return folder
 
 
@@ -58,8 +60,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., Non
 def plain_run(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
     """The same network trained alone, on the same images; nobody may change its files."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    words = "--net resnet18 --width 4 --data digits --holdout 0.3 --epochs 2 --batch-size 128 --precision 32 --json"
-    succeed("train", *words.split(), "--method", "vanilla", "--out", folder)
+    words = "--data digits --holdout 0.3 --epochs 2 --batch-size 32 --precision 32 --json"
+    succeed("train", *NET, *words.split(), "--method", "vanilla", "--out", folder)
     return folder
 
 
@@ -77,6 +79,7 @@ def reconfigure() -> Callable[[Path, str, str], None]:
         result, config = read_result(folder), (folder / "config.yaml").read_text()
         assert result is not None and config.count(f"\n{old}\n") == 1
         (folder / "config.yaml").write_text(config.replace(f"\n{old}\n", f"\n{new}\n"))
+        remember(read_config(folder))
         write_result(folder, result)
 
     return run

@@ -13,6 +13,7 @@ from typing import Any
 import forked
 import pytest
 import torch
+from cli_nets import NET
 from safetensors.torch import load_file
 
 from offramp.cli._compare_progress import last_epoch
@@ -27,7 +28,7 @@ from offramp.train.run_dir import read_config
 
 pytestmark = pytest.mark.timeout(900)  # many processes, each of which imports torch
 Offramp = Callable[..., Any]
-RECIPE = ["--width", 4, "--data", "digits", "--epochs", 4, "--batch-size", 256, "--precision", 32]
+RECIPE = [*NET, "--data", "digits", "--epochs", 4, "--batch-size", 64, "--precision", 32]
 RECIPE += ["--checkpoint-every", 3]
 
 
@@ -352,7 +353,7 @@ def test_a_grid_trains_every_combination_and_compares_within_it(
     offramp: Offramp, tmp_path: Path, forked_origin: None
 ) -> None:
     out = tmp_path / "out"
-    short = [*RECIPE[:2], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
+    short = [*RECIPE[:4], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
     given = ["compare", *short, "--methods", "joint", "--out", out, "--jobs", 2, "--json"]
     first = offramp(*given, "--grid", "branch=linear,byot", "--grid", "lr=0.1")
     assert first.status == 0

@@ -14,6 +14,8 @@ import pytest
 
 from offramp import digests
 from offramp.train.checkpoint import load_weights, save_weights
+from offramp.train.run_dir import read_config
+from offramp.trust import remember
 
 Offramp = Callable[..., Any]
 
@@ -54,6 +56,7 @@ def test_a_run_without_a_calibration_split_has_the_anytime_curve(offramp: Offram
     for name in ("last.safetensors", "config.yaml"):
         text = (run / name).read_bytes()
         (tmp_path / name).write_bytes(text.replace(b"holdout: 0.3", b"holdout: 0"))
+    remember(read_config(tmp_path))
     ran = offramp("curves", tmp_path)
     says = f"no budgeted batches: {tmp_path} was trained on everything (holdout 0), so there are no images to fit"
     assert ran.status == 0 and says in ran.out and "every exit on test" in ran.out, ran.err

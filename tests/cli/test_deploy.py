@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cli_nets import NET
 
 from offramp.train.checkpoint import load_weights, save_weights
 
 Offramp = Callable[..., Any]
-HOW = "--data digits --holdout 0.2 --epochs 2 --batch-size 256 --schedule constant --lr 0.05 --precision 32"
+HOW = "--data digits --holdout 0.2 --epochs 1 --batch-size 256 --schedule constant --lr 0.05 --precision 32"
 RUNS = {
     "dml": ["--method", "dml", "--net", "resnet18,wrn16-4", "--width", "2", "--net.wrn16-4.blocks", "1"],
-    "one": ["--method", "one", "--net", "resnet18", "--width", "2"],
-    "joint": ["--method", "joint", "--net", "resnet18", "--width", "2", "--branch", "linear"],
+    "one": ["--method", "one", "--net", "wrn16-4", "--width", "2", "--net.blocks", "1"],
+    "joint": ["--method", "joint", *NET],
 }
 
 
@@ -147,8 +148,8 @@ def test_nothing_is_overwritten_and_nothing_half_trained_is_deployed(
 
 
 def test_info_counts_all_that_is_trained(offramp: Offramp) -> None:
-    two = offramp("info", "--net", "resnet18,resnet34", "--width", "4", "--method", "dml", "--json").json
-    each = [offramp("info", "--net", net, "--width", "4", "--json").json for net in ("resnet18", "resnet34")]
+    two = offramp("info", "--net", "resnet18,wrn16-4", "--width", "4", "--method", "dml", "--json").json
+    each = [offramp("info", "--net", net, "--width", "4", "--json").json for net in ("resnet18", "wrn16-4")]
     assert two["macs"] == [one["macs"][-1] for one in each]
     assert two["macs_cumulative"][-1] == sum(two["macs"])
     assert two["parameters"] == {

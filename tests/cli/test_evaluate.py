@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_nets import NET
 from PIL import Image
 
 from offramp.config import build_data
@@ -40,7 +41,7 @@ def test_without_a_policy_it_reports_every_exit(offramp: Offramp, run: Path) -> 
     assert found["ensemble"] == pytest.approx((logits.sum(0).argmax(1) == labels).double().mean().item())
     assert (found["run"], found["split"], found["samples"], found["epoch"]) == (str(run), "test", 359, 2)
     assert found["weights"] == "last" and found["adaptive"] is None
-    info = offramp("info", "--width", 4, "--classes", 10, "--channels", 1, "--image-size", 8, "--json").json
+    info = offramp("info", *NET, "--classes", 10, "--channels", 1, "--image-size", 8, "--json").json
     assert (found["macs"], found["macs_cumulative"]) == (info["macs"], info["macs_cumulative"])
     assert found["parameters"] == info["parameters"]["total"]
     assert found["training"]["last"]["epoch"] == 2 and found["config"]["method"] == "muse"
@@ -109,7 +110,7 @@ def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path)
         ("config.yaml", "- a\n", "config.yaml is damaged: it contains no options"),
         ("config.yaml", "a: [1\n", "config.yaml is damaged: it is not YAML"),
         ("config.yaml", "lr: fast\n", "config.yaml: lr takes a number, got 'fast'"),
-        ("config.yaml", "width: 8\nnet.width: 8\n", "last.safetensors does not fit the network"),
+        ("config.yaml", "width: 2\nnet.width: 2\nbranch: linear\n", "last.safetensors does not fit the network"),
         ("last.safetensors", "x", "last.safetensors cannot be read as safetensors"),
         ("result.json", "{", "result.json is damaged: it is not JSON"),
     ],
@@ -201,8 +202,8 @@ def pictures(folder: Path, *classes: str) -> Path:
 
 def test_data_that_have_changed_since(offramp: Offramp, tmp_path: Path) -> None:
     run, images = tmp_path / "run", pictures(tmp_path / "images", "a", "b")
-    words = "--net resnet18 --width 4 --branch linear --method joint --precision 32 --epochs 1 --batch-size 16"
-    ran = offramp("train", *words.split(), "--data", f"folder:{images}", "--out", run, "--json")
+    words = "--method joint --precision 32 --epochs 1 --batch-size 16"
+    ran = offramp("train", *NET, *words.split(), "--data", f"folder:{images}", "--out", run, "--json")
     assert ran.status == 0, ran.err
     assert offramp("evaluate", run, "--json").json["samples"] == 4
     for number in range(20, 40):

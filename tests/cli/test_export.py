@@ -41,7 +41,9 @@ def test_a_run_becomes_a_bundle(offramp: Offramp, run: Path, tmp_path: Path) -> 
     assert found["measured"]["plain_accuracy"] == pytest.approx(evaluated["plain"]["accuracy"])
     assert bundle.policy == load(run / "policy.json")
     about = bundle.manifest.provenance
-    assert about["config"]["net"] == "resnet18" and about["weights"] == "last" and about["versions"]["torch"]
+    assert (
+        about["config"]["net"] == "python:cli_nets:tiny" and about["weights"] == "last" and about["versions"]["torch"]
+    )
     again = offramp("export", run, "--out", out)
     assert again.status == 1 and "already exists and is not an empty folder; choose another --out" in again.err
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_nets import NET
 
 from offramp.bundle.read import load_bundle
 from offramp.early_exit.exit_scores import Rule
@@ -46,7 +47,7 @@ def test_a_bound_on_the_risk_holds_for_it_as_for_any_score(offramp: Offramp, run
 
 
 def test_a_run_whose_val_is_its_cal_is_refused(offramp: Offramp, tmp_path: Path) -> None:
-    words = "--net resnet18 --width 4 --branch linear --method joint --holdout 0.3 --epochs 1 --precision 32 --json"
-    assert offramp("train", *words.split(), "--data.shared_holdout", "true", "--out", tmp_path / "a").status == 0
+    words = "--method joint --holdout 0.3 --epochs 1 --precision 32 --json"
+    assert offramp("train", *NET, *words.split(), "--data.shared_holdout", "true", "--out", tmp_path / "a").status == 0
     ran = offramp("calibrate", tmp_path / "a", "--macs", "0.9", "--score", "learned")
     assert ran.status == 1 and "has the same images in val and cal: --score learned fits its predictors" in ran.err

@@ -16,6 +16,7 @@ import forked
 import pytest
 import torch
 import two_hosts
+from cli_nets import NET
 from safetensors.torch import load_file
 
 from offramp.methods import available
@@ -23,7 +24,7 @@ from offramp.train import log
 
 Offramp = Callable[..., Any]
 NETS = Path(__file__).parents[1] / "nets"
-TINY = ["train", "--width", "4", "--data", "digits", "--precision", "32", "--device", "cpu"]
+TINY = ["train", *NET, "--data", "digits", "--precision", "32", "--device", "cpu"]
 SMALL = [*TINY, "--batch-size", "64"]
 
 
@@ -108,7 +109,7 @@ def machine(rank: int, words: list[Any], out: Path, port: int) -> forked.Program
 
 def test_a_machine_is_lost_the_other_one_says_so_in_one_line_and_both_continue(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*TINY, "--batch-size", "128", "--method", "joint", "--epochs", "4", "--checkpoint-every", "2"]
+    words = [*TINY, "--batch-size", "32", "--method", "joint", "--epochs", "4", "--checkpoint-every", "2"]
     words += ["--out", run, "--resume"]
     logs = [tmp_path / "said0", tmp_path / "said1"]
     port = forked.free_port()
@@ -126,7 +127,7 @@ def test_a_machine_is_lost_the_other_one_says_so_in_one_line_and_both_continue(t
     again = [machine(rank, words, out, port) for rank, out in enumerate(logs)]
     assert [each.wait(100) for each in again] == [0, 0], logs[0].read_text()
     assert "continuing at epoch" in logs[0].read_text() and "done: 4 epochs" in logs[0].read_text()
-    assert [record["step"] for record in log.read(run / "metrics.jsonl", "step")] == list(range(44))
+    assert [record["step"] for record in log.read(run / "metrics.jsonl", "step")] == list(range(164))
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_nets import NET
 from PIL import Image
 
 from offramp.runs.report import names
 from offramp.train.checkpoint import load_weights, save_weights
-from offramp.train.run_dir import write_result
 
 Offramp = Callable[..., Any]
 VARYING = ('id="date"', "command", "blake2b")
@@ -29,9 +29,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None
         for number in range(12):
             pixels = draw.randint(0, 256, (20, 24, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(home / "images" / name / f"{number}.png")
-    words = f"--net resnet18 --width 4 --branch linear --method joint --data folder:{home / 'images'} --image-size 16"
+    words = f"--method joint --data folder:{home / 'images'} --image-size 16"
     how = "--holdout 0 --batch-size 8 --epochs 1 --precision 32 --json"
-    succeed("train", *words.split(), *how.split(), "--out", home / "run")
+    succeed("train", *NET, *words.split(), *how.split(), "--out", home / "run")
     return home / "run"
 
 
@@ -102,13 +102,13 @@ def test_data_that_are_gone(offramp: Offramp, photos: Path, tmp_path: Path) -> N
         hidden.rename(images)
 
 
-def test_a_comparison_stands_for_its_runs(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+def test_a_comparison_stands_for_its_runs(
+    offramp: Offramp, run: Path, tmp_path: Path, reconfigure: Callable[..., None]
+) -> None:
     folder = tmp_path / "compare"
     for seed in (0, 1):
         copy = Path(shutil.copytree(run, folder / f"muse-seed-{seed}"))
-        config = copy / "config.yaml"
-        config.write_text(config.read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n"))
-        write_result(copy, json.loads((copy / "result.json").read_text()))
+        reconfigure(copy, "seed: 0", f"seed: {seed}")
     (folder / "comparison.yaml").write_text("net: resnet18\n")
     ran = offramp("report", folder, "--images", 0, "--json")
     assert ran.status == 0 and ran.json["report"] == str(folder / "report.html"), ran.err

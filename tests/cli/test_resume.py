@@ -22,7 +22,7 @@ def test_the_folder_says_how_the_run_trains(offramp: Offramp, run: Path) -> None
     [
         (("--lr", "0.05"), "lr is 0.1 there, not 0.05"),
         (("--method", "joint"), "method is 'muse' there, not 'joint'"),
-        (("--net", "wrn16-4"), "net is 'resnet18' there, not 'wrn16-4'"),
+        (("--net", "python:my_nets:small"), "net is 'python:cli_nets:tiny' there, not 'python:my_nets:small'"),
         (("--method.alpha", "0.1"), "method.alpha is 0.5 there, not 0.1"),
     ],
 )

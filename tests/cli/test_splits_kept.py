@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_nets import NET
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from offramp.data import split_record
+from offramp.train.run_dir import read_config
+from offramp.trust import remember
 
 QUICK = [
-    "--net",
-    "resnet18",
-    "--width",
-    "4",
+    *NET,
     "--method",
     "joint",
     "--batch-size",
@@ -83,6 +83,7 @@ def test_a_grown_folder_keeps_its_split(place: Path, made: Path, offramp: Callab
     run = place / "r"
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(str(made / "p"), str(place / "q")))
+    remember(read_config(run))
     before = offramp("evaluate", run, "--json").json
     for label, name in enumerate("xyz"):
         picture(place / "q" / name / "000a.png", label, 500)
@@ -103,6 +104,7 @@ def test_stored_traces_serve_if_the_data_are_gone(place: Path, made: Path, offra
     run = place / "r"
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(str(made / "p"), str(place / "q")))
+    remember(read_config(run))
     assert offramp("curves", run).status == 0
     shutil.rmtree(place / "q")
     for words in (["calibrate", run, "--macs", "0.8"], ["curves", run], ["report", run, "--images", "0"]):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_nets import NET
 from safetensors.torch import load_file
 
 from offramp.train import log
@@ -17,9 +18,8 @@ from offramp.train import log
     [pytest.param(6, id="between the phases", marks=pytest.mark.full), pytest.param(4, id="within the second")],
 )
 def test_a_mixed_run_resumes_to_the_bit(offramp: Callable[..., Any], tmp_path: Path, every: int) -> None:
-    words = ["train", "--width", 4, "--data", "digits", "--epochs", 2, "--batch-size", 256, "--precision", 32]
-    words += ["--branch", "byot", "--method", "joint"]
-    words += ["--tune", "mixed", "--lr-backbone", 0.02, "--checkpoint-every", every]
+    words = ["train", *NET, "--data", "digits", "--epochs", 2, "--batch-size", 256, "--precision", 32]
+    words += ["--method", "joint", "--tune", "mixed", "--lr-backbone", 0.02, "--checkpoint-every", every]
     assert offramp(*words, "--out", tmp_path / "whole").status == 0
     terms = [set(record["terms"]) for record in log.read(tmp_path / "whole/metrics.jsonl", "step")]
     assert terms[0] == {"final"} and terms[-1] == {"ce"}
