@@ -165,8 +165,9 @@ def test_the_way_of_a_run_from_there_to_here(
     assert "was not trained here" not in offramp("evaluate", ".", "--trust").err and mark.exists()
 
 
-def test_a_run_without_code_says_so(offramp: Callable[..., Any], trained: Path) -> None:
-    assert "names no code, so that it needs no trust" in offramp("trust", trained).out
+def test_a_run_without_code_says_so(offramp: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("net: resnet18\n")
+    assert "names no code, so that it needs no trust" in offramp("trust", tmp_path).out
 
 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code", "code_revision"])
