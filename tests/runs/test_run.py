@@ -11,7 +11,7 @@ from offramp.config import Config, build_method, build_net, flat, resolve
 from offramp.runs import check_data, load_data, load_run
 from offramp.train.checkpoint import save_weights
 
-TINY = Config(width=4, method_options={"alpha": "0.25"}, precision="32", device="cpu")
+TINY = Config(method="muse", width=4, method_options={"alpha": "0.25"}, precision="32", device="cpu")
 
 
 def a_run(folder: Path, config: Config = TINY) -> Path:
