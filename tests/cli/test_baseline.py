@@ -100,7 +100,9 @@ def test_without_a_baseline_it_is_said_what_plain_is(offramp: Offramp, run: Path
     assert len(ran["auroc"]) == 4 and all(0 < area < 1 for area in ran["auroc"])
     assert plain_note(ran["accuracy"]) in offramp("evaluate", run).out
     assert plain_note([0.5, 0.6]) == "plain = final exit of this network"
-    assert "; exit 2 is more accurate than it on test (70.00 % against 60.00 %)" in plain_note([0.61, 0.7, 0.6])
+    note = plain_note([0.61, 0.7, 0.6])
+    assert "; exit 2 is more accurate than it on test\n(70.00 % against 60.00 %)" in note
+    assert all(len(line) <= 80 for line in note.splitlines())
 
 
 def test_a_network_without_exits_has_a_frontier_of_one_point(offramp: Offramp, plain_run: Path) -> None:
