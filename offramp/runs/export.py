@@ -67,16 +67,20 @@ def _int8_lines(quantised: dict[str, Any]) -> list[str]:
         return []
     accuracy, ms, plain = quantised["accuracy"], quantised["ms"], quantised["float32"]["plain_accuracy"]
     pairs = zip(quantised["exits"], accuracy["float32"], accuracy["int8"], strict=True)
-    exits = ", ".join(f"exit {exit + 1} {percent(before)} -> {percent(after)}" for exit, before, after in pairs)
-    times = ", ".join(f"{ms['int8'][size]:.2f} against {value:.2f} at batch {size}" for size, value in _by_size(ms))
+    exits = [f"  exit {exit + 1} {percent(before)} -> {percent(after)}" for exit, before, after in pairs]
+    times = [
+        f"  batch {size} through all segments: {ms['int8'][size]:.2f} ms, {value:.2f} in float32"
+        for size, value in _by_size(ms)
+    ]
     lines = [
-        f"int8: accuracy % on {quantised['samples']:,} images of cal, float32 -> int8: {exits}",
+        f"int8: accuracy % on {quantised['samples']:,} images of cal, float32 -> int8:",
+        *exits,
         f"  plain in float32 on test: {percent(plain)} %",
-        f"  ms for a batch through all segments, int8 against float32: {times}",
+        *times,
     ]
     slower = [size for size, value in _by_size(ms) if ms["int8"][size] > value]
     if slower:
-        lines.append(f"int8 is slower than float32 here at batch {' and '.join(slower)}: there, export without int8")
+        lines.append(f"int8 is slower than float32 here at batch {' and '.join(slower)}: export without int8")
     return lines
 
 
@@ -133,7 +137,8 @@ def _int8_drop(int8: bool, drop: float | None) -> float | None:
         raise ParameterError("int8_drop goes with int8, which is missing", "int8_drop", "int8")
     if drop is not None and not 0 <= drop < 1:
         raise ParameterError(
-            f"int8_drop must be a share in [0, 1), such as 0.005 for half a point, got {drop}", "int8_drop"
+            f"int8_drop must be at least 0 and below 1 (100 percentage points), got {drop:g} ({100 * drop:g} points)",
+            "int8_drop",
         )
     return (DROP if drop is None else drop) if int8 else None
 

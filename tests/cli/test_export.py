@@ -57,7 +57,8 @@ def test_a_run_becomes_a_bundle_in_int8(offramp: Offramp, run: Path, tmp_path: P
     pairs = zip(about["accuracy"]["float32"], about["accuracy"]["int8"], strict=True)
     (second, final) = [f"{100 * before:.2f} -> {100 * after:.2f}" for before, after in pairs]
     text = " ".join(ran.out.split())
-    assert f"on 217 images of cal, float32 -> int8: exit 2 {second}, exit 4 {final}" in text
+    assert f"on 217 images of cal, float32 -> int8: exit 2 {second} exit 4 {final} plain" in text
+    assert all(len(line) <= 80 for line in ran.out.partition("int8:")[2].splitlines())
     slower = [size for size in ("1", "64") if about["ms"]["int8"][size] > about["ms"]["float32"][size]]
     assert (f"int8 is slower than float32 here at batch {' and '.join(slower)}" in text) is bool(slower)
     predicted = offramp("predict", out, run / "test.png", "--json")
@@ -70,7 +71,10 @@ def test_what_int8_may_lose(offramp: Offramp, run: Path, tmp_path: Path) -> None
     for words, reason in (
         (("--int8-drop", "1%"), "--int8-drop goes with --int8, which is missing"),
         (("--int8", "--int8-drop", "0.01"), "--int8-drop 0.01 is ambiguous: write 0.01% or 1%"),
-        (("--int8", "--int8-drop", "100%"), "--int8-drop must be a share in [0, 1), such as 0.005 for half a point"),
+        (
+            ("--int8", "--int8-drop", "100%"),
+            "--int8-drop must be at least 0 and below 1 (100 percentage points), got 1 (100 points)",
+        ),
     ):
         ran = offramp("export", run, "--out", tmp_path / "b", *words)
         assert ran.status == 2 and reason in " ".join(ran.err.split()), ran.err
