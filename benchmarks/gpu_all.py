@@ -32,6 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_cifar
 import train_speed
+from gpu_plan import Plan, Quiet, TimeEnded, rate
 
 from offramp.config import Config
 from offramp.measure.provenance import provenance
@@ -39,54 +40,9 @@ from offramp.runs.bench import bench
 from offramp.runs.calibrate import calibrate
 from offramp.runs.evaluate import evaluate
 from offramp.runs.goal import Goal
-from offramp.runs.reporting import Silent
 from offramp.runs.train import train
 
 ROOT = Path(__file__).parents[1]
-
-
-class TimeEnded(Exception):
-    """The minutes are over."""
-
-
-@dataclasses.dataclass
-class Plan:
-    """What is measured: on which device, how large, where runs lie, and until when."""
-
-    device: str
-    tiny: bool
-    folder: Path
-    data: dict[str, Any]
-    end: float
-
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-
-class Quiet(Silent):
-    """Says nothing, not even that accuracies on cal and test differ: networks are hardly trained here."""
-
-    def warn(self, text: str) -> None:
-        pass
-
-
-def finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def rate(steps: Iterator[None], plan: Plan, images: int = train_speed.BATCH) -> float:
-    """Images per second, once it runs as it will."""
-    warm, counted = (1, 1) if plan.tiny else (30, 200)
-    for _ in range(warm):
-        next(steps)
-    finish(plan.device)
-    began = time.perf_counter()
-    for _ in range(counted):
-        next(steps)
-    finish(plan.device)
-    return counted * images / (time.perf_counter() - began)
 
 
 def environment(plan: Plan) -> dict[str, Any]:

@@ -3,9 +3,9 @@
     python benchmarks/int8.py [RUN] [--data-dir DIR] [--threads 1] [--seconds 20] [--json]
 
 RUN is a trained run: its exits, and images of cal. Without RUN: three networks with random weights at 96 pixels, with
-exits of `byot`. Half of the images that reach an exit leave there, whatever the scores are, so that only times are
-measured: accuracies in int8 are those that `offramp export --int8` prints. All take turns in one process; times are
-medians, in milliseconds per image. At most five minutes with the defaults.
+exits of `byot`. Half of the images that reach an exit leave there, whatever their scores: this benchmark measures time
+only; `offramp export --int8` prints accuracies. The networks run alternately in one process; times are medians in
+milliseconds per image. At most five minutes with the defaults.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 Everything runs in one run, over loopback. For requests of one image and of four, every server of `serve_servers.py`
 gets open-loop Poisson load (`serve_load.py`): the highest rate at which the 99th percentile of the latency stays below
-a bound (`steady_p99_ms`), the median of several searches, and the latency at half of that rate. Servers take turns at
-every rate, on the same requests at the same times; those that wait are stopped (SIGSTOP), but for Ray Serve, which
-comes last. Requests are the same for all: Open Inference Protocol, JSON, images as base64.
+a bound (`steady_p99_ms`), the median of several searches, and the latency at half of that rate. Servers alternate at
+every rate and get the same requests at the same times; the other servers are paused (SIGSTOP). Ray Serve, which cannot
+be paused, is measured last. All servers get the same requests: Open Inference Protocol, JSON, images as base64.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores (with one
 core in all, they share it, and the numbers mean little). Every line says so under `cores`.

@@ -42,8 +42,8 @@ class SweepResult:
 
     Attributes:
         metric: what they were chosen by, on val.
-        best: the one with the highest score among those that were trained to the end; None if none was.
-        ledger: the file with a line per training that was trained to the end, evaluated on test.
+        best: the completed training with the highest score; None if no training was completed.
+        ledger: the file with one line per completed training, evaluated on test.
     """
 
     metric: str

@@ -29,7 +29,7 @@ from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
 from offramp.train.state import Position, collect_state, restore_state, trained_on
-from offramp.train.static_step import Steps, partly, why_not
+from offramp.train.static_step import Steps, usable
 from offramp.train.wrap import prepared
 
 
@@ -62,7 +62,9 @@ class Loop:
         if recipe.precision == "bf16-dense":
             keep_float32(self.net)
         self.method, self.spans = method, phases.spans(recipe, method)
-        static = self._static()
+        phase_list = [span.phase for span in self.spans]
+        note = reporter.note if fabric.is_global_zero else lambda text: None
+        static = usable(method, recipe, phase_list, fabric.device.type, note)
         wrapped, optimizer, self.trained = prepared(fabric, self.net, method.objective, recipe, static)
         held_out = self._held_out if "val" in data.splits else None
         self.context = StepContext(
@@ -99,17 +101,6 @@ class Loop:
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
         self.signals: list[int] = []
-
-    def _static(self) -> bool:
-        """Whether steps may be recorded as CUDA graphs; a note says what is not."""
-        wished = self.fabric.device.type == "cuda" if self.recipe.graph is None else self.recipe.graph
-        if not wished:
-            return False
-        all_phases = [span.phase for span in self.spans]
-        unable = why_not(self.method, self.recipe, all_phases)
-        if (reason := unable or partly(self.method, all_phases)) and self.fabric.is_global_zero:
-            self.reporter.note(f"graph: {reason}; kernels are started one by one" + " there" * (not unable))
-        return not unable
 
     @property
     def steps(self) -> int:

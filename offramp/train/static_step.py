@@ -54,6 +54,17 @@ def partly(method: Method, phases: Sequence[Phase]) -> str:
     return f"phase {', '.join(alone)} of {len(phases)} has steps of its own" if alone else ""
 
 
+def usable(method: Method, recipe: Recipe, phases: Sequence[Phase], device: str, note: Callable[[str], None]) -> bool:
+    """Whether steps may be recorded as CUDA graphs; `note` is called with what cannot, and why."""
+    wished = device == "cuda" if recipe.graph is None else recipe.graph
+    if not wished:
+        return False
+    unable = why_not(method, recipe, phases)
+    if reason := unable or partly(method, phases):
+        note(f"graph: {reason}; kernels are started one by one" + " there" * (not unable))
+    return not unable
+
+
 class Steps:
     """The steps of a run: those of each phase on tensors that stay where they are, if they can be so.
 

@@ -94,7 +94,7 @@ def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that confines processes to cores")
 def test_a_process_that_is_confined_to_one_core_computes_in_one_thread(made: Any) -> None:
-    """ONNX Runtime counts the cores of the machine; threads for those that are forbidden would wait for each other."""
+    """ONNX Runtime would start one thread per core of the machine, also for cores that the process may not use."""
     tasks, cores = Path("/proc/self/task"), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:

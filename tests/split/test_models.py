@@ -135,7 +135,7 @@ FAMILIES = ("convnext", "densenet", "vit", "torchvision", "skips")
 
 
 def cases(quick: Sequence[str] = tuple(SMALL)) -> list[Any]:
-    """Every model; those that are not named here, and real sizes, in the full grid only."""
+    """All models; the full grid alone runs those that `quick` does not name, and real sizes."""
     return [
         pytest.param(case, id=name, marks=() if name in quick else pytest.mark.full)
         for name, case in {**SMALL, **REAL}.items()

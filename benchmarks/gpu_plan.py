@@ -1,0 +1,56 @@
+"""What `gpu_all.py` measures, until when, and how it times steps."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import train_speed
+
+from offramp.runs.reporting import Silent
+
+
+class TimeEnded(Exception):
+    """The minutes are over."""
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is measured: on which device, how large, where runs lie, and until when."""
+
+    device: str
+    tiny: bool
+    folder: Path
+    data: dict[str, Any]
+    end: float
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+class Quiet(Silent):
+    """Says nothing, not even that accuracies on cal and test differ: networks are hardly trained here."""
+
+    def warn(self, text: str) -> None:
+        pass
+
+
+def finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def rate(steps: Iterator[None], plan: Plan, images: int = train_speed.BATCH) -> float:
+    """Images per second, once it runs as it will."""
+    warm, counted = (1, 1) if plan.tiny else (30, 200)
+    for _ in range(warm):
+        next(steps)
+    finish(plan.device)
+    began = time.perf_counter()
+    for _ in range(counted):
+        next(steps)
+    finish(plan.device)
+    return counted * images / (time.perf_counter() - began)
