@@ -7,6 +7,7 @@ interpreter, launchers), use `subprocess`.
 
 import contextlib
 import fcntl
+import gc
 import multiprocessing
 import os
 import runpy
@@ -272,4 +273,5 @@ def _settle(cwd: str, env: Mapping[str, str], path: Sequence[str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     sys.path[:] = path
+    gc.freeze()  # collections leave out what was imported before the fork, and its pages shared
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import requests
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from offramp.serve.costs import CostCurve
@@ -24,6 +23,8 @@ def server(folder: Path, costs: tuple[CostCurve, ...]) -> Iterator[Server]:
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # of the libraries that make the requests
 def test_every_answer_is_a_documented_one(server: Server) -> None:
+    import schemathesis
+
     document = requests.get(f"{server.url}/openapi.json", timeout=10).json()
     for parameters in ("model", "version"):  # names that exist, so that more than 404 is seen
         for path in document["paths"].values():
