@@ -13,6 +13,8 @@ from offramp.text import one_line, quoted
 
 LARGEST_TEXT = 64 << 20
 """Bytes of a text file of a run or bundle that is read at once."""
+DRAFT = ".part-"
+"""Beginning of the names of files and folders that are being written."""
 MOST_VALUES = 100_000
 """Values in a YAML file: a reference may be expanded many times."""
 
@@ -131,6 +133,42 @@ def write_errors(path: Path) -> Iterator[None]:
         if type(error).__name__ != "SafetensorError":
             raise
         _raise_named(path, error)
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:
+    """Write a file whole or not at all: what is written to the path that this yields replaces `path` at the end.
+
+    Args:
+        sync: wait until the content is on the disk, so that it survives a loss of power.
+        shared: several processes may write the file at the same time.
+    """
+    draft = path.with_name(f"{DRAFT}{path.name}" + (f"-{os.getpid()}" if shared else ""))
+    try:
+        yield draft
+        if sync:
+            sync_to_disk(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # it exists only if this was interrupted
+
+
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """For a library that makes a new file readable by its owner only: it gets the permissions of any new file."""
+    path.touch()
+    usual = path.stat().st_mode & 0o777
+    yield
+    path.chmod(usual)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -7,12 +7,11 @@ with the source file of each module. A run that somebody else made is refused un
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.files import read_json, user_folder, write_errors
+from offramp.files import read_json, replacing, user_folder, write_errors
 from offramp.python_names import PREFIX, source
 from offramp.text import quoted, shell_word
 
@@ -51,10 +50,8 @@ def grant(values: Mapping[str, Any]) -> dict[str, str]:
     if sources:
         path = _record(values)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_name(f"{path.name}.{os.getpid()}")
-        with write_errors(path):
-            part.write_text(json.dumps({"modules": sources}, indent=2) + "\n", encoding="utf-8")
-            part.replace(path)
+        with write_errors(path), replacing(path, shared=True) as draft:
+            draft.write_text(json.dumps({"modules": sources}, indent=2) + "\n", encoding="utf-8")
     return sources
 
 

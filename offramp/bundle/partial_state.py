@@ -6,7 +6,6 @@ with the images' names and the digest of the bundle's manifest. Nothing in it is
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from offramp.bundle.manifest import Manifest, TensorSpec
 from offramp.bundle.read import Bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import Stepper, resume
+from offramp.files import replacing
 from offramp.lookup import with_parameters
 from offramp.text import one_line, quoted
 
@@ -82,13 +82,8 @@ def save(partial: PartialState, path: Path, manifest: Manifest) -> None:
         "names": partial.names,
     }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
-    try:
-        with part.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **{HEADER: text, **partial.arrays})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, shared=True) as draft, draft.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{HEADER: text, **partial.arrays})
 
 
 def load(path: Path, bundle: Bundle) -> PartialState:

@@ -19,7 +19,7 @@ from offramp.bundle.verify import verify
 from offramp.data.splits import DataSet, Split
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.score_bins import exit_counts
-from offramp.files import write_errors
+from offramp.files import DRAFT, sync_to_disk, write_errors
 from offramp.images import default_fit
 from offramp.lookup import with_parameters
 from offramp.measure.cost import segment_macs
@@ -170,13 +170,12 @@ def _in_place(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise with_parameters(ValueError(f"{out} already exists and is not an empty folder; choose another out"), "out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.parent / f".part-{out.name}-{os.getpid()}"
+    part = out.parent / f"{DRAFT}{out.name}-{os.getpid()}"
     part.mkdir()
     try:
         yield part
         for file in part.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_to_disk(file)
         if out.exists():
             out.rmdir()
         part.rename(out)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from offramp.data._duplicates import groups_of
 from offramp.data._photographs import facts_of
 from offramp.data.encoded import Encodings
 from offramp.data.splits import Request
+from offramp.files import replacing
 from offramp.images import Fit, decode, kind_of, open_image
 
 Check = Literal["full", "headers"]
@@ -89,9 +89,8 @@ def remember(record: Path, facts: dict[str, Any]) -> None:
     """Keep the facts of a check, where the disk takes them."""
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        draft = record.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(facts))
-        draft.replace(record)
+        with replacing(record, shared=True) as draft:
+            draft.write_text(json.dumps(facts))
     except OSError:  # the images are checked again next time
         return
 

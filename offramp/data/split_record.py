@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from offramp import digests
 from offramp.data.splits import SPLITS, DataSet, Indices, Source, Split
-from offramp.files import write_errors
+from offramp.files import replacing, usual_permissions, write_errors
 from offramp.lookup import with_parameters
 
 FORMAT = "offramp-split-1"
@@ -140,13 +140,8 @@ def save(record: SplitRecord, path: Path) -> None:
     arrays |= {f"before:{kind}": part for kind, part in record.before.items()}
     text = json.dumps({"kind": record.kind, "start": record.start, "damaged": record.damaged})
     digest = digests.of_arrays(sorted(arrays.items()), text)
-    part = path.with_name(f".part-{path.name}")
-    with write_errors(path):
-        part.touch()
-        mode = part.stat().st_mode & 0o777
-        save_file(arrays, part, {"format": FORMAT, "about": text, "blake2b": digest})
-        part.chmod(mode)  # the library makes its files the owner's alone
-        part.replace(path)
+    with write_errors(path), replacing(path) as draft, usual_permissions(draft):
+        save_file(arrays, draft, {"format": FORMAT, "about": text, "blake2b": digest})
 
 
 def load(path: Path) -> SplitRecord | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.early_exit.policy import FIELDS, LATER, VERSION, ExitPolicy, digest_of
-from offramp.files import parse_json, write_errors
+from offramp.files import parse_json, replacing, write_errors
 from offramp.schema import check
 from offramp.text import quoted
 
@@ -75,14 +75,11 @@ _KINDS: dict[str, tuple[bool, tuple[type, ...], str]] = {
 
 def save(policy: ExitPolicy, path: Path, provenance: dict[str, Any] | None = None) -> None:
     """Write atomically; the previous policy is kept as `<name>.old`."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    with write_errors(path):
-        fresh.write_text(policy.to_json(provenance) + "\n")
+    with write_errors(path), replacing(path) as draft:
+        draft.write_text(policy.to_json(provenance) + "\n")
         if path.exists():  # copied, not moved: there is a policy at every moment
-            copy = path.with_suffix(path.suffix + ".part")
-            copy.write_bytes(path.read_bytes())
-            copy.replace(path.with_suffix(path.suffix + ".old"))
-        fresh.replace(path)
+            with replacing(path.with_suffix(path.suffix + ".old")) as copy:
+                copy.write_bytes(path.read_bytes())
 
 
 def load(path: Path) -> ExitPolicy:

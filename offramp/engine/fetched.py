@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from offramp.engine import local
 from offramp.engine.local import Job, Unwatched
+from offramp.files import replacing
 from offramp.train.run_dir import METRICS
 
 EVERY = 1.0
@@ -36,10 +37,9 @@ class Receiver:
     def write(self, files: Files) -> None:
         """Write files, each in one step."""
         for path, content in files.items():
-            part = Path(path).with_name(f".part-{Path(path).name}")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            part.replace(path)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(Path(path)) as draft:
+                draft.write_bytes(content)
 
     def put_run(self, folder: str, files: Files) -> None:
         """Replace all files of a run's folder."""

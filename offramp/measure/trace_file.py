@@ -1,7 +1,6 @@
 """Traces on disk: written while they are computed, read by mapping the file, and refused if they no longer apply."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from offramp import digests, finite
 from offramp.device_copies import on_host
-from offramp.files import reserve, write_errors
+from offramp.files import replacing, reserve, write_errors
 from offramp.outputs import Batch, ExitOutputs, Trace
 
 FORMAT = "offramp-trace-2"
@@ -47,20 +46,17 @@ def store(
     if isinstance(net, nn.Module):
         net.eval()
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
-    try:
-        tensors = _traced(part, net, batches, samples, {"split": split, "about": about}, advance)
+    with replacing(path, sync=True, shared=True) as draft:
+        tensors = _traced(draft, net, batches, samples, {"split": split, "about": about}, advance)
         finite.check([(f"the logits of {split}", tensors["logits"])], "the network")
-        _finish(part, path, tensors, _digest(tensors, split, json.dumps(about)))
-    finally:
-        part.unlink(missing_ok=True)  # it exists only if this was interrupted
+        _finish(draft, tensors, _digest(tensors, split, json.dumps(about)))
     trace = load(path, about)
     assert trace is not None
     return trace
 
 
 def _traced(
-    part: Path,
+    draft: Path,
     net: Callable[..., ExitOutputs],
     batches: Iterable[Batch],
     samples: int,
@@ -76,7 +72,7 @@ def _traced(
         ):
             end = start + logits.shape[1]
             if not places:
-                places = _lay_out(part, (logits.shape[0], samples, logits.shape[2]), header)
+                places = _lay_out(draft, (logits.shape[0], samples, logits.shape[2]), header)
             if end > samples:
                 raise ValueError(f"the split {header['split']!r} should have {samples} samples, but has more")
             places["logits"][:, start:end] = logits.numpy()
@@ -161,18 +157,12 @@ def _places(path: Path, mode: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _finish(part: Path, path: Path, places: dict[str, np.ndarray], digest: str) -> None:
-    """Put the digest into the header, sync the file to disk, and move it into place."""
-    for tensor in places.values():
+def _finish(draft: Path, tensors: dict[str, np.ndarray], digest: str) -> None:
+    """Write the tensors to the file and put the digest into its header."""
+    for tensor in tensors.values():
         if isinstance(tensor, np.memmap):
             tensor.flush()
-    with part.open("r+b") as file:
+    with draft.open("r+b") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
         file.seek(8 + header.index(_BLANK.encode()))
         file.write(digest.encode())
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.replace(path)

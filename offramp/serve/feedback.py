@@ -18,6 +18,7 @@ from offramp.bundle.read import Bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import exit_counts
+from offramp.files import DRAFT
 from offramp.serve.answers import all_exits
 
 FEWEST = 100
@@ -138,7 +139,7 @@ def _with_exits(policy: ExitPolicy, enabled: tuple[bool, ...]) -> ExitPolicy:
 def _write(folder: Path, text: str) -> str:
     """Write the policy under the next free number; never over another file."""
     json.loads(text)
-    part = folder / f".part-policy-{os.getpid()}"
+    part = folder / f"{DRAFT}policy-{os.getpid()}"
     try:
         part.write_text(text)
         for number in range(2, 10**6):

@@ -1,7 +1,6 @@
 """Checkpoints: folders written whole or not at all, with a version and the digest of each file."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from offramp import digests, finite
 from offramp.device_copies import to_host
-from offramp.files import parse_json, read_json, write_errors
+from offramp.files import DRAFT, parse_json, read_json, replacing, sync_to_disk, usual_permissions, write_errors
 from offramp.lookup import with_parameters
 from offramp.text import quoted
 
@@ -51,8 +50,8 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         state: tensors and plain values only (it is read back with weights_only).
     """
     final = folder / f"step-{step:09d}"
-    part = folder / f".part-{final.name}"
-    for abandoned in folder.glob(".part-*"):
+    part = folder / f"{DRAFT}{final.name}"
+    for abandoned in folder.glob(f"{DRAFT}*"):
         _remove(abandoned)
     try:
         part.mkdir(parents=True)
@@ -67,11 +66,11 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         shutil.rmtree(part, ignore_errors=True)
         raise
     for file in part.iterdir():
-        _sync(file)
+        sync_to_disk(file)
     if final.exists():
         _remove(final)
     part.replace(final)
-    _sync(folder)
+    sync_to_disk(folder)
     for old in _all(folder)[:-KEPT]:
         _remove(old)
     return final
@@ -147,13 +146,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any
     Returns:
         The digest of names, values and `about`, which the header holds too.
     """
-    part = path.with_name(f".part-{path.name}")
     tensors = _contiguous(weights)
     text = json.dumps({key: value for key, value in about.items() if key != "digest"})
     digest = digests.of_weights(tensors, text)
-    _save_tensors(tensors, part, {"format": "offramp-weights", "about": text, "blake2b": digest})
-    _sync(part)
-    part.replace(path)
+    with replacing(path, sync=True) as draft:
+        _save_tensors(tensors, draft, {"format": "offramp-weights", "about": text, "blake2b": digest})
     return digest
 
 
@@ -212,16 +209,5 @@ def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
     """Write safetensors with the usual file permissions; the library restricts them to the owner."""
-    with write_errors(path):
-        path.touch()
-        usual = path.stat().st_mode & 0o777
+    with write_errors(path), usual_permissions(path):
         save_file(tensors, path, metadata=metadata)
-        path.chmod(usual)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from offramp import digests, trust
-from offramp.files import read_json, read_yaml, write_errors
+from offramp.files import DRAFT, read_json, read_yaml, replacing, write_errors
 from offramp.lookup import with_parameters
 from offramp.renamed import as_now
 from offramp.text import quoted, shell_word
@@ -116,7 +116,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
         return True
     if (owner := _within(folder)) is not None:
         raise with_parameters(ValueError(f"{folder} is within {owner}; choose another out"), "out")
-    if folder.is_dir() and any(entry.name.removeprefix(".part-") not in BEFORE_TRAINING for entry in folder.iterdir()):
+    if folder.is_dir() and any(entry.name.removeprefix(DRAFT) not in BEFORE_TRAINING for entry in folder.iterdir()):
         raise with_parameters(
             ValueError(f"{folder} is not empty and does not contain an offramp run; choose another out"), "out"
         )
@@ -147,10 +147,8 @@ def _within(folder: Path) -> str | None:
 
 def put(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    part = path.with_name(f".part-{path.name}")
-    with write_errors(path):
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+    with write_errors(path), replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
