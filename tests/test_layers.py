@@ -9,7 +9,7 @@ import offramp
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
     text renamed
-    allocator lookup optional digests finite progress docstrings
+    allocator lookup results optional digests finite progress docstrings
     schema images python_names
     files outputs device_copies hyperparameters image_files plugins
     trust protocols discovery
@@ -31,17 +31,20 @@ FLOORS = """
 LEVEL = {name: level for level, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 
 
-def imported(file: Path) -> Iterator[str]:
-    """The packages that a file imports anywhere: at its top, in a function or for its annotations alone."""
+def modules(file: Path) -> Iterator[str]:
+    """The dotted names that a file imports anywhere: at its top, in a function or for its annotations alone."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file} imports relatively: write offramp.PACKAGE"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            if name.startswith("offramp.") and name != "offramp.__version__":
-                yield name.split(".")[1]
+        yield from (name for name in names if name.startswith("offramp."))
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The packages that a file imports."""
+    yield from (name.split(".")[1] for name in modules(file) if name != "offramp.__version__")
 
 
 def test_a_package_imports_only_packages_on_lower_floors() -> None:
@@ -50,6 +53,19 @@ def test_a_package_imports_only_packages_on_lower_floors() -> None:
         package = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         allowed = {package, *(other for other in LEVEL if LEVEL[other] < LEVEL.get(package, -1))}
         offenders += [f"{file.relative_to(PACKAGE)} imports {name}" for name in sorted(set(imported(file)) - allowed)]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_a_verb_imports_no_other_verb() -> None:
+    verbs = [file for file in sorted((PACKAGE / "cli").glob("*.py")) if not file.name.startswith("_")]
+    others = {f"offramp.cli.{file.stem}" for file in verbs}
+    assert len(others) > 15
+    offenders = [
+        f"cli/{file.name} imports {name}"
+        for file in verbs
+        for name in modules(file)
+        if ".".join(name.split(".")[:3]) in others
+    ]
     assert not offenders, "\n".join(offenders)
 
 

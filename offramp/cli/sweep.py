@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from offramp.cli import show
 from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, RecipeName, config_of
-from offramp.cli.compare import parse_grid
+from offramp.cli._parse import parse_grid
 
 
 def sweep(

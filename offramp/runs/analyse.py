@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from offramp import digests, finite
 from offramp.lookup import ParameterError, with_parameters
+from offramp.runs.comparison_folder import runs_of
 from offramp.runs.made_from import made_from
 from offramp.runs.report import names
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, Weights, load_run
-from offramp.runs.run_entries import runs_of
 from offramp.runs.trace_data import TraceData
 from offramp.study.analyses import Agreement, GoWrong, RelativeExit, SoftmaxStatistics
 from offramp.train.run_dir import put

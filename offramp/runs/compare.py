@@ -10,9 +10,9 @@ from offramp.early_exit.frontier import FrontierPoint
 from offramp.engine.choice import opened
 from offramp.lookup import ParameterError, nearest, with_parameters
 from offramp.runs import run_entries
+from offramp.runs.grid import NO_GRID, Grid
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.packing import Jobs, check_jobs
-from offramp.runs.run_entries import NO_GRID, Grid
 from offramp.runs.train_all import CompareReporter, Silent, check_writable, train_all
 from offramp.study import comparison, comparison_files
 from offramp.study.comparison import Comparison

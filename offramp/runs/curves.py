@@ -9,12 +9,12 @@ from offramp import digests, finite
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.baseline import BaselineLike
+from offramp.runs.comparison_folder import runs_of
 from offramp.runs.curve_points import baseline_point, both_curves
 from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, Weights, load_run
-from offramp.runs.run_entries import runs_of
 from offramp.study import curve_tables
 from offramp.study.seeds import CurveGroup, best_of_models, group_curves
 from offramp.train.run_dir import put

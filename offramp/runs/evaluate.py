@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.lookup import ParameterError
 from offramp.progress import Progress
 from offramp.runs.baseline import Baseline, BaselineLike, open_baseline
+from offramp.runs.comparison_folder import runs_of
 from offramp.runs.evaluation import EarlyExits, Evaluation, Evaluations, PlainNetwork
 from offramp.runs.frontier import compare_run, refuse_multi_net
 from offramp.runs.reporting import SILENT, Reporter
@@ -20,7 +21,6 @@ from offramp.runs.run import (
     warn_if_stale,
 )
 from offramp.runs.run_data import load_data
-from offramp.runs.run_entries import runs_of
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet

@@ -11,11 +11,11 @@ from offramp.measure.plain_network import plain_note
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
 from offramp.runs.baseline import BaselineLike
+from offramp.runs.comparison_folder import runs_of
 from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, Weights, load_run
 from offramp.runs.run_data import load_data
-from offramp.runs.run_entries import runs_of
 from offramp.study.report_groups import RunGroup, groups_of
 
 if TYPE_CHECKING:
@@ -163,26 +163,25 @@ def _report_run(
     def data() -> "DataSet":
         return load_data(loaded, data_dir, reporter)
 
-    history = read_history(loaded.folder)
-    training = read_result(loaded.folder)
     if images:
         data()  # before anything is computed
     held_out, test = both_traces(loaded, weights, data_dir, reporter, data() if images else None)
     shape = tuple(loaded.about["shape"])
     rule = rule_of(loaded)
+    curves = both_curves(loaded, held_out, test, "macs_cumulative")
     point = None if baseline is None else baseline_point(loaded, baseline, test, weights, data_dir, reporter)
+    curves["baseline"] = point and {key: point[key] for key in ("cost", "accuracy", "source")}
     return RunReport(
         name=name,
         folder=str(loaded.folder),
         weights=weights,
         epoch=loaded.about["epoch"],
         config=flat(loaded.config),
-        training=training,
+        training=read_result(loaded.folder),
         classes=loaded.about["classes"],
         trace=test,
         summary=summary(test),
-        curves=both_curves(loaded, held_out, test, "macs_cumulative")
-        | {"baseline": point and {"cost": point["cost"], "accuracy": point["accuracy"], "source": point["source"]}},
+        curves=curves,
         auroc=of_exits(test.logits.numpy(), test.labels.numpy(), rule),  # type: ignore[union-attr]
         network=describe(loaded.net, shape, running=loaded.inference_net),
         pieces=loaded.pieces,
@@ -190,7 +189,7 @@ def _report_run(
         batch_size=batch_size,
         policy=loaded.policy,
         fitted=loaded.fitted,
-        history=history,
+        history=read_history(loaded.folder),
         pictures=data().splits["test"].source.batch if images else None,
         images=images,
         made_from={**made_from(loaded, cal=held_out, test=test), **_digests(loaded.folder)},

@@ -190,7 +190,7 @@ def open_run(
 
 def _refuse_comparison(folder: Path) -> None:
     """Name a run of a comparison where its folder is given for a run."""
-    from offramp.runs.run_entries import COMPARISON, runs_of
+    from offramp.runs.comparison_folder import COMPARISON, runs_of
 
     if (folder / COMPARISON).is_file():
         example = shell_word(runs_of([folder])[0])

@@ -2,35 +2,27 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offramp.config import (
     Config,
     ResolvedConfig,
     build_method,
     build_net,
-    check_key,
     complete,
     flat,
     load_weights,
     prepare_objective,
     resolve,
-    unflat,
 )
-from offramp.files import read_yaml
 from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
-from offramp.train.run_dir import RESULT
+from offramp.runs.grid import NO_GRID, Grid, variants
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
-
-T = TypeVar("T")
-COMPARISON = "comparison.yaml"
 
 
 class Inputs(NamedTuple):
@@ -58,11 +50,6 @@ class Entry(NamedTuple):
     def name(self) -> str:
         """What it is called while it runs."""
         return f"{f'{self.point} ' if self.point else ''}{self.method} seed {self.config.seed}"
-
-
-Grid = Mapping[str, Sequence[Any]]
-"""Values of options by name, such as {"net": ["resnet18", "resnet34"], "lr": [0.1, 0.05]}."""
-NO_GRID: Grid = MappingProxyType({})
 
 
 def entries(
@@ -116,41 +103,6 @@ def entries(
     ]
 
 
-def variants(config: Config, grid: Grid, *, methods: bool = False) -> dict[str, Config]:
-    """The configuration at every point of a grid, by the point's name: `net=resnet18,branch=sketch`; one for no grid.
-
-    Args:
-        methods: whether method, its parameters and the seed may be axes, too.
-    Raises:
-        ValueError: for an option that does not exist, with the nearest, a value twice, or what is no axis.
-    """
-    for key, values in grid.items():
-        kind = key.partition(".")[0]
-        if kind in ("method", "seed") and not methods:
-            raise ParameterError(f"grid has no axis {key}: methods and seeds have arguments of their own", "grid")
-        _as_parameter(check_key, key, "grid")
-        if not values or len({str(value) for value in values}) < len(values):
-            raise ParameterError(
-                f"grid {key} needs values, each once, got {','.join(map(str, values)) or 'none'}", "grid"
-            )
-    base = {key: value for key, value in flat(config).items() if methods or not key.startswith("method.")}
-    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    if not grid:
-        return {"": config}
-    return {
-        ",".join(f"{key}={value}" for key, value in point.items()): _as_parameter(unflat, {**base, **point}, "grid")
-        for point in points
-    }
-
-
-def _as_parameter(read: Callable[..., T], *values: Any) -> T:
-    """What a reader of configurations returns; its errors are about an argument, not a file."""
-    try:
-        return read(*values)
-    except ValueError as error:
-        raise ParameterError(str(error), "grid") from None
-
-
 def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:
     """What all runs have in common: everything but method, seed, the axes of a grid, and what goes with them."""
     from offramp.study.ledger import common
@@ -172,53 +124,6 @@ def folder_name(method: str, seed: int, point: str = "") -> str:
 
 def _seeded(config: ResolvedConfig, seed: int) -> ResolvedConfig:
     return dataclasses.replace(config, seed=seed)
-
-
-def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> None:
-    """Make the folder this comparison's own, or recognise it, and every run's folder within it.
-
-    Args:
-        shared: what all runs of the folder have in common.
-    Raises:
-        ValueError: if it holds another comparison, naming the option that differs, or something else.
-    """
-    import yaml
-
-    from offramp.train import run_dir
-
-    path = out / COMPARISON
-    if path.is_file():
-        stored, shared = (run_dir.comparable(values) for values in (read_yaml(path), shared))
-        differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
-        if differing:
-            key = differing[0]
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise with_parameters(
-                ValueError(
-                    f"{out} contains a comparison with another configuration: {key} is {stored.get(key)!r} there, not "
-                    f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
-                ),
-                "out",
-            )
-    else:
-        run_dir.put(path, yaml.safe_dump(dict(shared), sort_keys=False))
-    for entry in entries:
-        run_dir.claim(entry.folder, flat(entry.config), resume=True)
-
-
-def check_folder(out: Path) -> None:
-    """Refuse a folder that holds anything but a comparison.
-
-    Raises:
-        ValueError: naming the folder.
-    """
-    ours = {COMPARISON, f".part-{COMPARISON}", ".lock"}
-    if out.exists() and not out.is_dir():
-        raise with_parameters(ValueError(f"{out} is not a folder; choose another out"), "out")
-    if out.is_dir() and not (out / COMPARISON).is_file() and any(entry.name not in ours for entry in out.iterdir()):
-        raise with_parameters(
-            ValueError(f"{out} is not empty and does not contain an offramp comparison; choose another out"), "out"
-        )
 
 
 def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[list[Entry], tuple[str, ...]]:
@@ -275,27 +180,3 @@ def _check_group(entries: Sequence[Entry], progress: Progress) -> tuple[list[Ent
 def _read(data: "DataSet", batch_size: int) -> Inputs:
     steps = -(-len(data.splits["train"]) // batch_size)
     return Inputs(data.shape, len(data.classes), steps, len(data.splits["val"]) if "val" in data.splits else 0)
-
-
-def runs_of(folders: Sequence[Path | str]) -> list[Path]:
-    """The folders, with all finished runs of a comparison in place of its folder, by name.
-
-    Raises:
-        ValueError: if a comparison has no finished run yet, or a run is there twice.
-    """
-    runs: list[Path] = []
-    for folder in map(Path, folders):
-        if not (folder / COMPARISON).is_file():
-            runs.append(folder)
-            continue
-        finished = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
-        if not finished:
-            raise ValueError(
-                f"{folder} is a comparison without a finished run yet: the same `offramp compare` continues"
-            )
-        runs += finished
-    places = [run.resolve() for run in runs]
-    for number, run in enumerate(runs):
-        if places[number] in places[:number]:
-            raise ValueError(f"{run} is named twice: name every run once")
-    return runs

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.config import Config, flat, resolve
 from offramp.lookup import ParameterError, nearest
-from offramp.runs import run_entries
+from offramp.runs import comparison_folder, run_entries
+from offramp.runs.grid import Grid, variants
 from offramp.runs.packing import Jobs, check_jobs, runs_at_once
-from offramp.runs.run_entries import Entry, Grid
+from offramp.runs.run_entries import Entry
 from offramp.runs.sweep_result import METRICS, SweepResult, SweepTrial
 from offramp.runs.sweep_score import Score, costs_of
 from offramp.runs.train_all import ENTRY, PATIENCE, PRELOAD, CompareReporter, Silent, job_of
@@ -72,7 +73,7 @@ def sweep(
     from offramp.engine.choice import opened
     from offramp.engine.ray import Cluster
 
-    run_entries.check_folder(folder)
+    comparison_folder.check_folder(folder)
     with opened("ray", address) as cluster, local.preloading(PRELOAD) if jobs == "auto" else nullcontext():
         assert isinstance(cluster, Cluster)
         entries, notes = run_entries.check(entries, reporter.working)
@@ -84,7 +85,7 @@ def sweep(
         cluster.check(folder, any(entry.config.device == "cuda" for entry in entries))
         with local.alone(folder / ".lock", PATIENCE, reporter.note) as lock:
             shared = run_entries.shared_by(entries, grid)
-            run_entries.claim(folder, entries, {**shared, "sweep": {**about, "grid": values}})
+            comparison_folder.claim(folder, entries, {**shared, "sweep": {**about, "grid": values}})
             trials = _run(cluster, entries, values, score, folder, about, jobs, reporter, lock.fileno())
     if any(not trial.ended for trial in trials) or len(trials) < (samples or len(entries)):
         reporter.note(f"saved in {folder}; the same command continues")
@@ -123,7 +124,7 @@ def _entries(config: Config, grid: Grid, out: Path) -> list[Entry]:
     from offramp.study.ledger import label
 
     result = []
-    for point, variant in run_entries.variants(config, grid, methods=True).items():
+    for point, variant in variants(config, grid, methods=True).items():
         resolved = resolve(variant)
         method = label(flat(resolved))
         result.append(

@@ -14,9 +14,10 @@ from offramp.engine.choice import Engine
 from offramp.engine.local import Job, Watcher
 from offramp.lookup import with_parameters
 from offramp.progress import Advance, no_progress
-from offramp.runs import run_entries
+from offramp.runs import comparison_folder, run_entries
+from offramp.runs.grid import NO_GRID, Grid
 from offramp.runs.packing import Jobs, runs_at_once
-from offramp.runs.run_entries import NO_GRID, Entry, Grid
+from offramp.runs.run_entries import Entry
 
 PATIENCE = 20.0
 """Seconds to wait for runs of a comparison that was killed and are still saving."""
@@ -100,7 +101,7 @@ def train_all(
     Raises:
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """
-    run_entries.check_folder(out)
+    comparison_folder.check_folder(out)
     with local.preloading(PRELOAD) if _trains_here(requested, engine) else nullcontext():
         entries, notes = run_entries.check(requested, reporter.working)
         for note in notes:
@@ -108,7 +109,7 @@ def train_all(
         out.mkdir(parents=True, exist_ok=True)
         engine.check(out, any(entry.config.device == "cuda" for entry in entries))
         with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
-            run_entries.claim(out, entries, run_entries.shared_by(entries, grid) if shared is None else shared)
+            comparison_folder.claim(out, entries, run_entries.shared_by(entries, grid) if shared is None else shared)
             complete, failed = _run(entries, out, jobs, ledger, reporter, engine, lock.fileno())
     if not complete:
         reporter.note(f"saved in {out}; the same command continues")

@@ -12,7 +12,6 @@ from offramp.losses.distributed import weighing
 from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.protocols import LoggingObjective
-from offramp.step import StepContext
 from offramp.train import checkpoint, log, optim, phases, sharding, soft_labels
 from offramp.train.batch_norms import over_all_processes
 from offramp.train.check import refuse
@@ -30,7 +29,7 @@ from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
 from offramp.train.state import Position, collect_state, restore_state, trained_on
 from offramp.train.static_step import Steps, usable
-from offramp.train.wrap import prepared
+from offramp.train.wrap import build_context
 
 
 class Loop:
@@ -65,19 +64,8 @@ class Loop:
         phase_list = [span.phase for span in self.spans]
         note = reporter.note if fabric.is_global_zero else lambda text: None
         static = usable(method, recipe, phase_list, fabric.device.type, note)
-        wrapped, optimizer, self.trained = prepared(fabric, self.net, method.objective, recipe, static)
         held_out = self._held_out if "val" in data.splits else None
-        self.context = StepContext(
-            fabric,
-            wrapped,
-            method.objective,
-            optimizer,
-            method.tap,
-            recipe.clip,
-            bare=self.net,
-            held_out=held_out,
-            scaler=getattr(fabric.strategy.precision, "scaler", None),
-        )
+        self.context, self.trained = build_context(fabric, self.net, method, recipe, static, held_out)
         self.batches = build_loaders(fabric, recipe, data)
         self.inside = static and not recipe.mixup  # which draws on the host
         lasts = self.steps if method.scheduled or method.annealed else 0
@@ -95,7 +83,7 @@ class Loop:
         for loader in (self.batches.train, self.batches.val):
             if loader and loader.note and fabric.is_global_zero:
                 reporter.note(loader.note)
-        self.evaluated = EvaluatedNet(fabric, self.net, wrapped, self.average, self.batches.val)
+        self.evaluated = EvaluatedNet(fabric, self.net, self.context.net, self.average, self.batches.val)
         self.position = Position()
         self.trained_on: str | None = None  # the kind of device of the checkpoint that the run continues from
         self.record = Record(fabric, folder, reporter)

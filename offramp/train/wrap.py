@@ -1,23 +1,53 @@
 """Network and optimizer made ready for the device and the processes of a run."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from offramp.methods._method import Method
+from offramp.outputs import Batch
 from offramp.protocols import Objective
+from offramp.step import StepContext
 from offramp.train import optim, phases
 from offramp.train.recipe import Recipe
 
 
-def prepared(
-    fabric: Any, net: nn.Module, objective: Objective, recipe: Recipe, static: bool
-) -> tuple[Any, Any, list[nn.Parameter]]:
-    """The network wrapped by Fabric, its optimizer, and the parameters that train; the objective moves to the device.
+def build_context(
+    fabric: Any,
+    net: nn.Module,
+    method: Method,
+    recipe: Recipe,
+    static: bool,
+    held_out: Callable[[], Batch] | None,
+) -> tuple[StepContext, list[nn.Parameter]]:
+    """What every optimizer step of a run works with, and the parameters that train.
 
     Args:
         static: steps are taken on tensors that stay where they are.
+        held_out: the val batch of the current step.
     """
+    wrapped, optimizer, trained = _wrapped(fabric, net, method.objective, recipe, static)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    context = StepContext(
+        fabric,
+        wrapped,
+        method.objective,
+        optimizer,
+        method.tap,
+        recipe.clip,
+        bare=net,
+        held_out=held_out,
+        scaler=scaler,
+    )
+    return context, trained
+
+
+def _wrapped(
+    fabric: Any, net: nn.Module, objective: Objective, recipe: Recipe, static: bool
+) -> tuple[Any, Any, list[nn.Parameter]]:
+    """The network wrapped by Fabric, its optimizer and the parameters that train; the objective is on the device."""
     if isinstance(objective, nn.Module):
         objective.to(fabric.device)
     captured = static and fabric.device.type == "cuda"

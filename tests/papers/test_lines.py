@@ -5,33 +5,38 @@ from pathlib import Path
 
 import pytest
 
-from offramp.cli.compare import parse_methods
 from offramp.config import Config, flat, read_yaml, resolve, unflat
 from offramp.config.recipes import find
 from offramp.papers.catalog import FULL, quick, training, trainings, values_of
 from offramp.papers.lines import identity, measured, short_version
 
 FOUR = (0.4, 0.5, 0.6, 0.7)
-COMMANDS = {
-    "--branch sketch --methods joint,muse,vanilla,byot": [
-        *("c100.resnet18.sketch.joint", "c100.resnet18.sketch.muse"),
-        *("c100.resnet18.plain.vanilla", "c100.resnet18.sketch.sd"),
-    ],
-    "--branch byot --methods joint,muse": ["c100.resnet18.byot.joint", "c100.resnet18.byot.muse"],
-    "--branch beed --methods joint,beed(mode=kd),beed(mode=eed),beed": [
-        *("c100.resnet18.beed.joint", "c100.resnet18.beed.beed-kd"),
-        *("c100.resnet18.beed.beed-eed", "c100.resnet18.beed.beed"),
-    ],
+COMPARISONS = {
+    "sketch": {
+        "joint": "c100.resnet18.sketch.joint",
+        "muse": "c100.resnet18.sketch.muse",
+        "vanilla": "c100.resnet18.plain.vanilla",
+        "byot": "c100.resnet18.sketch.sd",
+    },
+    "byot": {"joint": "c100.resnet18.byot.joint", "muse": "c100.resnet18.byot.muse"},
+    "beed": {
+        "joint": "c100.resnet18.beed.joint",
+        "beed mode=kd": "c100.resnet18.beed.beed-kd",
+        "beed mode=eed": "c100.resnet18.beed.beed-eed",
+        "beed": "c100.resnet18.beed.beed",
+    },
 }
-"""Options of `offramp compare --recipe quick-cifar100-resnet18`, and the trainings that its runs are."""
+"""By branch: the runs of `offramp compare --recipe quick-cifar100-resnet18`, and the trainings that they are."""
 
 
-@pytest.mark.parametrize(("words", "names"), COMMANDS.items(), ids=list(COMMANDS))
-def test_runs_of_compare_are_recognised(words: str, names: list[str], line, write) -> None:
-    _, branch, _, methods = words.split()
+@pytest.mark.parametrize("branch", COMPARISONS)
+def test_runs_of_compare_are_recognised(branch: str, line, write) -> None:
     shared = unflat({**read_yaml(find("quick-cifar100-resnet18")), "branch": branch}, "the recipe")
+    names = COMPARISONS[branch].values()
+    runs = [name.partition(" mode=") for name in COMPARISONS[branch]]
     configs = [
-        dataclasses.replace(shared, method=name, method_options=options) for name, options in parse_methods(methods)
+        dataclasses.replace(shared, method=name, method_options={"mode": mode} if mode else {})
+        for name, _, mode in runs
     ]
     ledger = write([line(config, FOUR, seed=2) for config in configs])
     found = measured(ledger, trainings().values(), quick())
