@@ -47,6 +47,7 @@ _HOME = {
     "attach": "offramp.net",
     "Analysis": "offramp.runs.analyse",
     "analyse": "offramp.runs.analyse",
+    "as_dict": "offramp.results",
     "available": "offramp.config.catalog",
     "bench": "offramp.runs.bench",
     "compare": "offramp.runs.compare",

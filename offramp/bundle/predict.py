@@ -44,7 +44,7 @@ class Prediction:
     error: str | None = None
     at_deadline: bool = False
 
-    def record(self, exits: int) -> dict[str, Any]:
+    def row(self, exits: int) -> dict[str, Any]:
         """Plain values as the command line writes them: exits counted from 1, the last of `exits` is `final`."""
         return {
             "image": self.image,

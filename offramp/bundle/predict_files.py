@@ -59,7 +59,7 @@ class Predictions:
         """How many images could not be read."""
         return sum(image.error is not None for image in self.images)
 
-    def record(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """What `offramp predict --json` prints: plain values, with exits counted from 1."""
         return {
             "bundle": self.bundle,
@@ -68,7 +68,7 @@ class Predictions:
             "exits": self.exits,
             "state": self.state,
             "waiting": self.continuing,
-            "images": [image.record(self.exits) for image in self.images],
+            "images": [image.row(self.exits) for image in self.images],
         }
 
 

@@ -1,6 +1,5 @@
 """The command line: one file per verb; torch is imported inside the verbs, so that --help is fast."""
 
-import dataclasses
 import inspect
 import io
 import os
@@ -15,6 +14,7 @@ from offramp.allocator import keep_freed_memory
 from offramp.cli._failure import explain, fail
 from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
 from offramp.lookup import ParameterError, nearest
+from offramp.results import as_dict
 from offramp.text import unicode_only
 
 if TYPE_CHECKING:
@@ -170,10 +170,15 @@ def emit(value: dict[str, Any]) -> None:
     print(finite.dumps(unicode_only(value)))
 
 
+def emit_result(result: Any) -> None:
+    """Print the result of a task as one JSON object."""
+    emit(as_dict(result))
+
+
 def show(result: Any, as_json: bool) -> None:
     """Print the result of a task, a dataclass: as one JSON object, or as its text."""
     if as_json:
-        emit(dataclasses.asdict(result))
+        emit_result(result)
         return
     from offramp.cli._console import stdout
 

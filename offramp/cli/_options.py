@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from offramp.cli._errors import dashed
 from offramp.config import Config
 from offramp.config.files import fields
 from offramp.docstrings import described
@@ -98,8 +99,10 @@ _CONVERTERS = {
 
 
 def _option(name: str, hint: Any, text: str) -> Any:
+    """An option; parameters of other options in its text are written as on the command line."""
     converter = (_CONVERTERS[name],) if name in _CONVERTERS else ()
-    return Annotated[(hint, *converter, Parameter(help=text))]
+    named = tuple(one for one in fields() if f"{one}=" in text or ("_" in one and one in text))
+    return Annotated[(hint, *converter, Parameter(help=dashed(text, named)))]
 
 
 def _config_options() -> type[Any]:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli import emit
+from offramp.cli import emit_result
 from offramp.cli._options import DataDir, Device, Json, Weights
 from offramp.measure.units import percent
 
@@ -51,7 +51,7 @@ def analyse(
         reporter=ConsoleReporter(not json),
     )
     if json:
-        emit(dataclasses.asdict(result))
+        emit_result(result)
         return
     for run in result.runs:
         _show(run)

@@ -1,17 +1,14 @@
 """offramp compare: train several methods with several seeds on the same network, data and recipe, and compare."""
 
-import dataclasses
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from offramp.cli import emit
+from offramp.cli import emit_result
 from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Files, Json, RecipeName, config_of
+from offramp.cli._parse import parse_grid, parse_methods, parse_seeds, split_methods
 from offramp.config import Config
-from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
     from offramp.runs.compare import ComparisonResult
@@ -52,18 +49,18 @@ def compare(
             seeds are trained with every combination, and compared within it.
         out: Folder of the comparison; each run is a folder in it.
         jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores. `auto` measures
-            a few steps and takes what finishes all soonest; with Ray, it is 1.
-        engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
+            a few steps and chooses the number with which all runs finish first; with Ray, it is 1.
+        engine: `local` trains in processes of this machine, `ray` on the nodes of a Ray cluster that share --out.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: The nodes of the Ray cluster do not see --out: each run is trained in a temporary folder of its node, and
-            fetched when it ends or is stopped.
+        fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
+            when it ends or is stopped.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
-        baseline: Method that the others are compared with, seed by seed; or the plain network at whose accuracy costs
-            are compared, a run without early exits or a file of weights. Default for the latter: the method vanilla
-            with the same seed if the ledger has it, else the final exit of each network.
-        show: Train nothing; compare the runs of this ledger, all or those of --methods.
-        markdown: Also write the tables to this file; in an existing file, between its markers.
+        baseline: Method to compare the others with, seed by seed. Or a path, the plain network at whose accuracy costs
+            are compared: a run without early exits, or a file of weights; without a path, it is the method vanilla
+            with the same seed if the ledger contains it, else the final exit of each network.
+        show: Train nothing; compare the runs in this ledger (with --methods: only those).
+        markdown: Also write the tables to this file; in an existing file, replace the part between its markers.
         metric: Top-1 or top-5 accuracy.
         write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
         json: Print the comparison as one JSON object.
@@ -103,7 +100,7 @@ def compare(
     if markdown is not None and result.comparisons:
         write_block(markdown, "\n".join(map(markdown_of, result.comparisons)), MARKERS)
     if json:
-        emit(dataclasses.asdict(result))
+        emit_result(result)
     else:
         _print_result(result)
     if result.failed:
@@ -123,65 +120,6 @@ def _shown(
 
     labels = split_methods(methods) if methods else ()
     return compare_ledger(ledger, methods=labels, baseline=baseline, metric=metric, write=write)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` as numbers.
-
-    Raises:
-        ValueError: if a part is no number from 0 on.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not part.isdecimal()]
-    if wrong:
-        raise ParameterError(f"--seeds takes comma-separated whole numbers from 0, such as 0,1,2, got {text!r}")
-    return [int(part) for part in parts]
-
-
-def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
-    """`["net=resnet18,resnet34", "lr=0.1,0.05"]` as values by option.
-
-    Raises:
-        ValueError: if a word is not OPTION=VALUE,VALUE, or an option is there twice.
-    """
-    grid: dict[str, list[str]] = {}
-    for word in words:
-        key, equals, values = word.removeprefix("--").partition("=")
-        if not (key and equals and values):
-            raise ParameterError(f"--grid takes an option with its values, such as net=resnet18,resnet34, got {word!r}")
-        if key in grid:
-            raise ParameterError(f"--grid names {key} twice: write all its values behind one another")
-        grid[key] = [value.strip() for value in values.split(",")]
-    return grid
-
-
-def split_methods(text: str) -> list[str]:
-    """The comma-separated methods, each with its parentheses: `joint,eed(teachers=0,-1)`."""
-    return [word.strip() for word in re.split(r",(?![^()]*\))", text)]
-
-
-def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
-    """`joint,muse(alpha=0.1,temperature=4)` as names with parameters; a value may contain commas: `eed(teachers=0,-1)`.
-
-    Raises:
-        ValueError: if a parenthesis is not closed, or its content is not KEY=VALUE.
-    """
-    methods = []
-    for word in split_methods(text):
-        matched = re.fullmatch(r"([^()\s]+?)\s*(?:\(([^()]*)\))?", word)
-        if matched is None:
-            raise ParameterError(f"--methods takes names such as joint,muse(alpha=0.1), got {word!r} in {text!r}")
-        parameters: dict[str, str] = {}
-        for part in re.split(r",(?=[^,=]*=)", matched[2] or ""):
-            key, equals, value = part.partition("=")
-            if part.strip() and not (equals and key.strip() and value.strip()):
-                raise ParameterError(
-                    f"--methods {word.strip()}: {part.strip()!r} is not KEY=VALUE, as in muse(alpha=0.1)"
-                )
-            if part.strip():
-                parameters[key.strip()] = value.strip()
-        methods.append((matched[1], parameters))
-    return methods
 
 
 def _print_result(result: "ComparisonResult") -> None:

@@ -1,10 +1,9 @@
 """offramp curves: accuracy against cost on test, anytime and for budgeted batches, as JSON and as a figure."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from offramp.cli import emit
+from offramp.cli import emit_result
 from offramp.cli._options import BaselinePath, DataDir, Device, Files, Json, Weights
 from offramp.lookup import with_parameters
 
@@ -38,9 +37,9 @@ def curves(
         write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.
     """
     from offramp.cli._console import ConsoleReporter
+    from offramp.runs.comparison_folder import runs_of
     from offramp.runs.curves import METRICS, compare_curves
     from offramp.runs.curves import curves as draw_curves
-    from offramp.runs.run_entries import runs_of
 
     if not runs:
         raise ValueError("name at least one run: offramp curves RUN...")
@@ -77,7 +76,7 @@ def curves(
             reporter=ConsoleReporter(not json),
         )
     if json:
-        emit(dataclasses.asdict(result))
+        emit_result(result)
     else:
         _show(result, METRICS[metric])
 

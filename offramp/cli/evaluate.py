@@ -29,9 +29,9 @@ def evaluate(
             compare` needs. With --baseline they are always fitted.
     """
     from offramp.cli._console import ConsoleReporter
+    from offramp.runs.comparison_folder import COMPARISON
     from offramp.runs.evaluate import evaluate as evaluate_run
     from offramp.runs.evaluate import evaluate_comparison
-    from offramp.runs.run_entries import COMPARISON
 
     task = evaluate_comparison if (run / COMPARISON).is_file() else evaluate_run
     reporter = ConsoleReporter(not json)

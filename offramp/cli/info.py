@@ -1,9 +1,8 @@
 """offramp info: draw a network with its exits."""
 
-import dataclasses
 from typing import Literal
 
-from offramp.cli import emit
+from offramp.cli import emit_result
 from offramp.cli._options import Dotted, Json, Layers, Stages, by_kind
 
 
@@ -61,7 +60,7 @@ def info(
     )
     result = describe(config, classes=classes, channels=channels)
     if json:
-        emit(dataclasses.asdict(result))
+        emit_result(result)
     elif isinstance(result, NetworkInfo):
         for note in result.notes:
             stdout.print(note, highlight=False, markup=False, soft_wrap=True)

@@ -1,13 +1,12 @@
 """offramp nets | branches | methods | data | recipes: what is available, and the parameters of one by name."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from itertools import groupby
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli import emit
+from offramp.cli import emit, emit_result
 from offramp.cli._options import Json
 from offramp.text import one_line
 
@@ -98,7 +97,7 @@ def _show(kind: "Kind", name: str | None, json: bool, external: Mapping[str, str
     if name is not None:
         description = catalog.describe(kind, name)
         if json:
-            emit(dataclasses.asdict(description))
+            emit_result(description)
         else:
             _show_one(kind, description)
         return

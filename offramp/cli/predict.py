@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from offramp.cli import emit
+from offramp.cli import emit_result
 from offramp.cli._options import Json
 from offramp.lookup import ParameterError
 from offramp.measure.units import percent
@@ -60,7 +60,7 @@ def predict(
         return
     result = predict_files.predict(bundle, images, **words, progress=_progress(not json), each=_show_error)
     if json:
-        emit(result.record())
+        emit_result(result)
     else:
         _table(result, first)
     _end(result.failed, len(result.images))
@@ -93,11 +93,11 @@ def _csv(stream: "PredictionStream") -> int:
     from offramp.bundle.predict import Prediction
 
     failed, exits = 0, stream.bundle.manifest.exits
-    writer = csv_format.DictWriter(sys.stdout, list(Prediction("").record(exits)), lineterminator="\n")
+    writer = csv_format.DictWriter(sys.stdout, list(Prediction("").row(exits)), lineterminator="\n")
     writer.writeheader()
     for image in stream.predictions:
         _show_error(image)
-        writer.writerow({key: csv_cell(value) for key, value in image.record(exits).items()})
+        writer.writerow({key: csv_cell(value) for key, value in image.row(exits).items()})
         failed += image.error is not None
     return failed
 

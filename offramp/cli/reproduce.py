@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from offramp.cli import emit
+from offramp.cli import emit, emit_result
 from offramp.cli._options import Json
-from offramp.cli.compare import parse_seeds
+from offramp.cli._parse import parse_seeds
 from offramp.lookup import ParameterError
 
 if TYPE_CHECKING:
@@ -53,16 +53,17 @@ def reproduce(
         rows: Rows of a table whose names contain one of these words (comma-separated); its claims are then omitted.
         plan: Train nothing; print the missing trainings and their cost, estimated from steps measured on this machine.
         show: Train nothing; print what the ledger contains.
-        out: Folder of the runs; default: runs/reproduce, with the name of a reduced protocol.
+        out: Folder of the runs; default: runs/reproduce, followed by the name of a reduced protocol.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
         jobs: Number of runs at a time, as in `offramp compare`.
-        engine: `ray` trains on the nodes of a Ray cluster, which all see --out; `local` in processes of this machine.
+        engine: `local` trains in processes of this machine, `ray` on the nodes of a Ray cluster that share --out.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: The nodes of the Ray cluster do not see --out: each run is trained in a temporary folder of its node, and
-            fetched when it ends or is stopped.
+        fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
+            when it ends or is stopped.
         format: How the result is printed.
-        document: Also write the whole result into this Markdown file; in an existing file, between its markers.
+        document: Also write the whole result into this Markdown file; in an existing file, replace the part between
+            its markers.
         json: The same as --format json.
     """
     from offramp.cli._compare_progress import CompareProgress
@@ -121,7 +122,7 @@ def _print(result: "Reproduction", format: Format) -> None:
     from offramp.papers import render
 
     if format == "json":
-        emit(dataclasses.asdict(result))
+        emit_result(result)
     else:
         written = {
             "text": render.as_text,

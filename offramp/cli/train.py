@@ -1,12 +1,11 @@
 """offramp train: train a network with exits, and keep everything needed to resume or to use it."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from offramp.cli import emit
+from offramp.cli import emit_result
 from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, RecipeName, config_of
 
 
@@ -28,7 +27,7 @@ def train(
     results (on a GPU with --deterministic). So do SIGTERM and SIGUSR1, with exit status 75.
 
     Args:
-        out: Folder of the run: config, metrics, checkpoints, weights. With --recipe by default runs/ and its name.
+        out: Folder of the run: config, metrics, checkpoints, weights. Default with --recipe: runs/NAME.
         resume: Continue the run in --out; a finished run is not changed.
         nodes: Number of machines, each with --devices processes; torchrun, srun or you start the command on each.
     """
@@ -43,4 +42,4 @@ def train(
             reporter.note(f"{end}; the same command with --resume continues")
         raise
     if json:
-        emit(dataclasses.asdict(result))
+        emit_result(result)

@@ -113,14 +113,14 @@ def _named(parts: list[FormPart], name: str, most: int) -> list[FormPart]:
 
 
 def _unread(served: Version, part: FormPart, error: str) -> dict[str, Any]:
-    return {**Prediction(part.filename, error=error).record(served.bundle.manifest.exits), "at_deadline": False}
+    return {**Prediction(part.filename, error=error).row(served.bundle.manifest.exits), "at_deadline": False}
 
 
 def _row(served: Version, part: FormPart, outcome: Outcome, count: int, reject: float) -> dict[str, Any]:
     """The keys of `predict --json`, and what was asked for."""
     manifest = served.bundle.manifest
     answer = prediction(manifest.classes, part.filename, outcome)
-    row = {**answer.record(manifest.exits), "at_deadline": answer.at_deadline}
+    row = {**answer.row(manifest.exits), "at_deadline": answer.at_deadline}
     if count > 1:
         row["top"] = top(manifest.classes, outcome.logits, count)
     if reject:

@@ -17,7 +17,7 @@ from cli_nets import NET
 from safetensors.torch import load_file
 
 from offramp.cli._compare_progress import last_epoch
-from offramp.cli.compare import parse_methods, parse_seeds
+from offramp.cli._parse import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import alone, reason
 from offramp.runs import packing

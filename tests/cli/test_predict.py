@@ -197,7 +197,7 @@ def test_python_predicts_the_same(offramp: Offramp, bundle: Path, pictures: Path
     wanted = offramp("predict", bundle, pictures, "--batch-size", 5, "--json").json
     untimed = [{**row, "ms": None} for row in wanted["images"]]
     assert tuple(seen) == result.images and result.failed == result.continuing == 0
-    assert {**result.record(), "images": [{**row, "ms": None} for row in result.record()["images"]]} == {
+    assert {**result.as_dict(), "images": [{**row, "ms": None} for row in result.as_dict()["images"]]} == {
         **wanted,
         "images": untimed,
     }

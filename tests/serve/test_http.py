@@ -179,7 +179,7 @@ class TestPredict:
         answer = client.post("/predict", files=files(*images[:3])).json()
         assert (answer["model"], answer["version"]) == ("digits", "1")
         for row, right in zip(answer["predictions"], wanted, strict=True):
-            assert list(row) == [*right.record(3), "at_deadline"]
+            assert list(row) == [*right.row(3), "at_deadline"]
             assert (row["image"], row["label"], row["class"]) == (Path(right.image).name, right.label, right.index)
             assert right.exit is not None and row["exit"] == right.exit + 1 and row["final"] == (right.exit == 2)
             assert row["probability"] == pytest.approx(right.probability, abs=1e-5)
