@@ -97,7 +97,7 @@ def modelled() -> dict[str, Any]:
     return {"model": table, "note": "a model, not a measurement"}
 
 
-def row(gpus: int, step: scaling_model.Step) -> dict[str, float]:
+def row(gpus: int, step: scaling_model.StepCost) -> dict[str, float]:
     """A step in milliseconds and megabytes."""
     times = {"compute_ms": step.compute, "exchange_ms": step.exchange, "exposed_ms": step.exposed}
     milliseconds = {name: 1e3 * value for name, value in times.items()}

@@ -74,7 +74,7 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
     return shapes_of_maps
 
 
-class Step(NamedTuple):
+class StageStep(NamedTuple):
     """One deeper stage as a branch imitates it: the width it should leave and the factor by which it shrinks maps."""
 
     width: int
@@ -83,7 +83,7 @@ class Step(NamedTuple):
 
 def steps(
     kind: str, backbone: Backbone, exit: int, widths: Sequence[int] | None = None, *, inside: bool = True
-) -> tuple[int, list[Step]] | None:
+) -> tuple[int, list[StageStep]] | None:
     """The width at the tap of an exit, and one step per deeper stage (EED, Table III; BEED supplement, Fig. 1).
 
     The last step has the width of the backbone's own features, so that features can be compared. The steps before it
@@ -114,4 +114,4 @@ def steps(
         raise ValueError(f"{kind} needs {len(along) - 1} widths of at least 1 on this network, got {list(widths)}")
     else:
         chosen = list(widths)[exit:]
-    return along[exit][0], [Step(*step) for step in zip(chosen, strides, strict=True)]
+    return along[exit][0], [StageStep(*step) for step in zip(chosen, strides, strict=True)]

@@ -14,15 +14,15 @@ from offramp.bundle.onnx import export_segments
 from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.early_exit.fixed_stay import FixedStay, step_once
 from offramp.early_exit.policy import ExitPolicy, PolicyCarry
-from offramp.measure.cost import Image
-from offramp.measure.latency import ROUNDS, Span
+from offramp.measure.cost import ImageShape
+from offramp.measure.latency import ROUNDS, StageExit
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet, segments
 
 
 def segment_ms(
     net: MultiExitNet,
-    shape: Image,
+    shape: ImageShape,
     batch: int,
     policy: ExitPolicy,
     runtime: str,
@@ -30,7 +30,7 @@ def segment_ms(
     threads: int | None = None,
     rounds: int = ROUNDS,
     advance: Callable[[int], None] = lambda segments: None,
-) -> dict[Span, float]:
+) -> dict[StageExit, float]:
     """Milliseconds per sample of every segment there is for any choice of exits, in ONNX Runtime or OpenVINO.
 
     A foreign runtime computes a segment as one model, faster than its stages one by one, so each is timed as it would
@@ -72,7 +72,7 @@ def segment_ms(
 _Entering = tuple[Any, Any, PolicyCarry]
 
 
-def _entering(each: Sequence[ArraySegment], shape: Image, batch: int, policy: ExitPolicy) -> list[_Entering]:
+def _entering(each: Sequence[ArraySegment], shape: ImageShape, batch: int, policy: ExitPolicy) -> list[_Entering]:
     """State, carry and what the policy looks back at, as they come to every stage."""
     state: Any = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
     carry: Any = ()

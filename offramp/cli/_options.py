@@ -72,7 +72,7 @@ def _paths(kind: Any, tokens: Sequence[Any]) -> tuple[Path, ...]:
     return tuple(map(Path, _words(kind, tokens)))
 
 
-Files = Annotated[tuple[Path, ...], Parameter(negative="", show_default=False, converter=_paths)]
+OutputFiles = Annotated[tuple[Path, ...], Parameter(negative="", show_default=False, converter=_paths)]
 Stages = Annotated[tuple[int, ...], Parameter(negative="", show_default=False, converter=_stages)]
 Sizes = Annotated[tuple[int, ...], Parameter(negative="", show_default=False, converter=_sizes)]
 Layers = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_words)]

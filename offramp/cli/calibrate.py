@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 from offramp.cli import show
 from offramp.cli._goal import goal_of
 from offramp.cli._options import BaselinePath, DataDir, Device, Json, Sizes, Weights
-from offramp.runs.goal import Answer, Runtime, Score, Unit
+from offramp.runs.goal import AnswerRule, Runtime, Score, Unit
 
 GOAL = Group("Goal (exactly one)")
 
@@ -27,7 +27,7 @@ def calibrate(
     runtime: Runtime | None = None,
     never_slower_at: Sizes = (),
     score: Score = "confidence",
-    answer: Answer = "exit",
+    answer: AnswerRule = "exit",
     temperatures: str = "1",
     baseline: BaselinePath = None,
     weights: Weights = "last",

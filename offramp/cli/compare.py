@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit_result
-from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Files, Json, RecipeName, config_of
+from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, OutputFiles, RecipeName, config_of
 from offramp.cli._parse import parse_grid, parse_methods, parse_seeds, split_methods
 from offramp.config import Config
 
@@ -31,7 +31,7 @@ def compare(
     show: Path | None = None,
     markdown: Path | None = None,
     metric: Literal["top1", "top5"] = "top1",
-    write: Files = (),
+    write: OutputFiles = (),
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from offramp.cli import emit_result
-from offramp.cli._options import BaselinePath, DataDir, Device, Files, Json, Weights
+from offramp.cli._options import BaselinePath, DataDir, Device, Json, OutputFiles, Weights
 from offramp.lookup import with_parameters
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def curves(
     device: Device = "auto",
     baseline: BaselinePath = None,
     out: Path | None = None,
-    write: Files = (),
+    write: OutputFiles = (),
     json: Json = False,
 ) -> None:
     """Accuracy against cost on test: anytime prediction and budgeted batches.

@@ -23,17 +23,17 @@ FIRST = 0.5
 CANDIDATES = 8
 """Exits that an external model is cut into to look for places."""
 
-Image = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 
-class Costs(NamedTuple):
+class PlanCosts(NamedTuple):
     """Operations of the plain network, and of a sample that leaves behind each stage (from 1) that can have an exit."""
 
     plain: int
     exits: dict[int, int]
 
 
-def planned(config: ResolvedConfig, classes: int, shape: Image) -> tuple[ResolvedConfig, tuple[str, ...]]:
+def planned(config: ResolvedConfig, classes: int, shape: ImageShape) -> tuple[ResolvedConfig, tuple[str, ...]]:
     """The configuration with exits in place of `exits=auto`, and a note; others are returned as they are.
 
     Args:
@@ -74,7 +74,7 @@ def _structures(config: ResolvedConfig) -> list[str]:
     return list(dict.fromkeys((config.branch, *STRUCTURES)))
 
 
-def _candidates(config: ResolvedConfig, classes: int, shape: Image) -> tuple[list[str], "Backbone"]:
+def _candidates(config: ResolvedConfig, classes: int, shape: ImageShape) -> tuple[list[str], "Backbone"]:
     """The network cut wherever exits are considered, on meta; and the layers before the cuts of an external model."""
     import torch
 
@@ -90,7 +90,7 @@ def _candidates(config: ResolvedConfig, classes: int, shape: Image) -> tuple[lis
         return layers, build_backbone(whole, classes=classes, channels=shape[0], size=shape[1:], check=False)
 
 
-def _layers(config: ResolvedConfig, classes: int, shape: Image) -> list[str]:
+def _layers(config: ResolvedConfig, classes: int, shape: ImageShape) -> list[str]:
     """Layers of an external model at about equal shares of its operations; none if it comes in stages of its own."""
     from offramp.net import Backbone
     from offramp.split import model_sources, places
@@ -109,8 +109,13 @@ def _layers(config: ResolvedConfig, classes: int, shape: Image) -> list[str]:
 
 
 def costs_of(
-    backbone: "Backbone", structure: str, config: ResolvedConfig, classes: int, shape: Image, only: Sequence[int] = ()
-) -> Costs | None:
+    backbone: "Backbone",
+    structure: str,
+    config: ResolvedConfig,
+    classes: int,
+    shape: ImageShape,
+    only: Sequence[int] = (),
+) -> PlanCosts | None:
     """What exits of a structure cost behind each stage; None if it cannot be attached to this network.
 
     Args:
@@ -141,10 +146,10 @@ def costs_of(
     with torch.device("meta"):
         net = attach(backbone, branch)
     counted = cost.macs(lazy(net, shape), shape)
-    return Costs(counted[-1], dict(zip(stages, counted, strict=False))) if stages else None
+    return PlanCosts(counted[-1], dict(zip(stages, counted, strict=False))) if stages else None
 
 
-def _choice(config: ResolvedConfig, costs_by_name: Mapping[str, Costs]) -> tuple[str, tuple[int, ...]]:
+def _choice(config: ResolvedConfig, costs_by_name: Mapping[str, PlanCosts]) -> tuple[str, tuple[int, ...]]:
     """The first structure that has a cheap enough exit, and the stages to attach exits to."""
     goal = config.goal_macs or 0.0
     for share in (FIRST, 0.9):  # at 0.9 of the goal nearly all samples have to take the first exit
@@ -163,7 +168,7 @@ def _spread(first: int, later: Sequence[int]) -> tuple[int, ...]:
     return (first, *(later[(number + 1) * len(later) // (count + 1)] for number in range(count)))
 
 
-def cheapest(config: ResolvedConfig, classes: int, shape: Image) -> dict[str, float]:
+def cheapest(config: ResolvedConfig, classes: int, shape: ImageShape) -> dict[str, float]:
     """How many times cheaper than the plain network early exit can get, by structure, with exits at these places.
 
     That is where every sample takes the first exit: no policy saves more.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from offramp.data._cache import VERSION, cache_root, digest_of
-from offramp.data._decode import SAMPLE, Encoded, Shape, each_image, guess_size
+from offramp.data._decode import SAMPLE, Encoded, Resizing, each_image, guess_size
 from offramp.data._duplicates import groups_of
 from offramp.data._photographs import facts_of
 from offramp.data.encoded import Encodings
@@ -21,7 +21,7 @@ Check = Literal["full", "headers"]
 """`full` decodes every image once, `headers` looks at their beginnings only."""
 
 
-def fit_of(images: Encodings, request: Request, shape: Shape) -> Fit:
+def fit_of(images: Encodings, request: Request, shape: Resizing) -> Fit:
     """How images are resized; their size, if it is not given, follows from a sample of them."""
     rows = range(0, len(images), max(1, len(images) // SAMPLE))
     return shape.fit(request.image_size or guess_size([images.read(row) for row in rows]))

@@ -25,7 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Shape(NamedTuple):
+class Resizing(NamedTuple):
     """How a user wants images to be resized and cropped; see `offramp.images.default_fit`."""
 
     resize: int | None

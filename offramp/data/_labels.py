@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from offramp.data._tables import Shard
 
 
-class Labels(NamedTuple):
+class ShardLabels(NamedTuple):
     """The class index of every row of all shards, the names of the classes, and notes for the user."""
 
     indices: Int64[np.ndarray, "N"]
@@ -52,7 +52,7 @@ def class_names(shard: Shard, column: str) -> tuple[str, ...] | None:
     return known
 
 
-def read_labels(shards: Sequence[Shard], column: str, count: int | None = None) -> Labels:
+def read_labels(shards: Sequence[Shard], column: str, count: int | None = None) -> ShardLabels:
     """Reads the labels of all shards.
 
     Numbers are indices into the class names of the Hub, each shard's into its own; without such names, numbers,
@@ -89,7 +89,7 @@ def read_labels(shards: Sequence[Shard], column: str, count: int | None = None) 
                 "labels are matched by name"
             )
         indices.append(numbers)
-    return Labels(np.concatenate(indices), classes, tuple(notes))
+    return ShardLabels(np.concatenate(indices), classes, tuple(notes))
 
 
 def _check_kinds(shards: Sequence[Shard], column: str) -> None:
@@ -116,7 +116,7 @@ def _check_range(shard: Shard, column: str, values: Sequence[Any], count: int | 
             raise ValueError(f"{shard.where}, row {row}: label {label} is out of range ({upper}); correct it")
 
 
-def _distinct(shards: Sequence[Shard], values: Sequence[Sequence[Any]], column: str) -> Labels:
+def _distinct(shards: Sequence[Shard], values: Sequence[Sequence[Any]], column: str) -> ShardLabels:
     """The distinct labels are the classes. Unicode spellings of one name (NFC and NFD) are one class."""
     for shard, labels in zip(shards, values, strict=True):
         _check_range(shard, column, labels, None)
@@ -131,7 +131,7 @@ def _distinct(shards: Sequence[Shard], values: Sequence[Sequence[Any]], column: 
     notes: tuple[str, ...] = ()
     if len(set(flat)) > len(distinct):
         notes = (f"{shards[0].where}: labels in two Unicode forms (NFC, NFD) are taken as one class",)
-    return Labels(np.array([place[value] for value in known], dtype=np.int64), tuple(map(str, distinct)), notes)
+    return ShardLabels(np.array([place[value] for value in known], dtype=np.int64), tuple(map(str, distinct)), notes)
 
 
 def _renumbered(shard: Shard, other: Shard, names: Sequence[str], classes: Sequence[str]) -> Int64[np.ndarray, "_"]:

@@ -9,7 +9,7 @@ import PIL
 
 from offramp.data._cache import Allocate, Fill, cached
 from offramp.data._checked import Check, checked
-from offramp.data._decode import SAMPLE, Encoded, Shape, decode_into, guess_size, image_notes
+from offramp.data._decode import SAMPLE, Encoded, Resizing, decode_into, guess_size, image_notes
 from offramp.data._labels import label_kind, read_labels
 from offramp.data._photographs import check_decoder, facts_of, photographs, streams
 from offramp.data._tables import Shard
@@ -72,7 +72,7 @@ class Columns(NamedTuple):
 
     image: str | None = None
     label: str | None = None
-    shape: Shape = Shape(None, None, "bilinear")
+    shape: Resizing = Resizing(None, None, "bilinear")
     classes: int | None = None
 
 
@@ -178,7 +178,7 @@ def table(
     return photographs(request, source, counts_of(parts), fit, facts, notes)
 
 
-def fit_of(shards: Sequence[Shard], column: str, size: int | None, shape: Shape) -> Fit:
+def fit_of(shards: Sequence[Shard], column: str, size: int | None, shape: Resizing) -> Fit:
     """How images are resized; their size, if it is not given, follows from the first ones."""
     return shape.fit(size or guess_size(_first(shards[0], column)))
 

@@ -26,7 +26,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """An image in a shard, and its label as text or number."""
 
     shard: Path
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 class TarImages:
     """The images of tar shards, each read from its place."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[TarSample]
     root: Path
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ def _read(shard: Path, member: Member) -> bytes:
         return file.read(member.size)
 
 
-def samples_of(shard: Path, skipped: list[str] | None = None) -> list[Sample]:
+def samples_of(shard: Path, skipped: list[str] | None = None) -> list[TarSample]:
     """The samples of a shard, in order; members that belong to no image are left out.
 
     Args:
@@ -94,7 +94,7 @@ def samples_of(shard: Path, skipped: list[str] | None = None) -> list[Sample]:
         image = next((files[ending] for ending in IMAGES if ending in files), None)
         complete = not cut or key != [*members][-1] or "cls" in files or "json" in files
         if image is not None and complete:
-            samples.append(Sample(shard, key, image.offset, image.size, _label(shard, key, files)))
+            samples.append(TarSample(shard, key, image.offset, image.size, _label(shard, key, files)))
     if not samples and not cut:
         raise ValueError(f"{shard} contains no images ({', '.join(IMAGES)})")
     return samples
@@ -147,7 +147,7 @@ def _label(shard: Path, key: str, files: dict[str, Member]) -> str | int:
     return int(text) if text.isdecimal() and text.isascii() else text
 
 
-def labels_of(root: Path, samples: Sequence[Sample]) -> tuple[Int64[np.ndarray, "N"], tuple[str, ...]]:
+def labels_of(root: Path, samples: Sequence[TarSample]) -> tuple[Int64[np.ndarray, "N"], tuple[str, ...]]:
     """The class index of every sample, and the names of the classes: the distinct labels, sorted.
 
     Raises:

@@ -37,7 +37,7 @@ class Encodings(Protocol):
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Images that are files, one each."""
 
     files: list[Path]
@@ -125,7 +125,7 @@ class EncodedSource:
     @property
     def files(self) -> Sequence[Path] | None:
         """The file of every row; None if the images are in shards."""
-        return self.images.files if isinstance(self.images, Files) else None
+        return self.images.files if isinstance(self.images, ImageFiles) else None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,9 +8,9 @@ import PIL
 from offramp.data._cache import Allocate, cached
 from offramp.data._checked import Check, checked, encodings, fit_of
 from offramp.data._class_folders import Layout, Listing, scan
-from offramp.data._decode import Interpolation, Shape, decode_into
+from offramp.data._decode import Interpolation, Resizing, decode_into
 from offramp.data._photographs import check_decoder, facts_of, photographs, streams
-from offramp.data.encoded import Decoder, EncodedSource, Files
+from offramp.data.encoded import Decoder, EncodedSource, ImageFiles
 from offramp.data.parquet import located
 from offramp.data.splits import ArraySource, RawDataSet, Request
 from offramp.images import Fit
@@ -45,8 +45,8 @@ def build(
     """
     if not request.path:
         raise ValueError("folder needs a path: write folder:PATH")
-    listing, shape = scan(located(request), layout), Shape(resize, crop, interpolation)
-    images, fit = Files(listing.files), fit_of(Files(listing.files), request, shape)
+    listing, shape = scan(located(request), layout), Resizing(resize, crop, interpolation)
+    images, fit = ImageFiles(listing.files), fit_of(ImageFiles(listing.files), request, shape)
     streaming = streams(request, len(images), fit)
     check_decoder(decoder, streaming)
     if streaming:
@@ -57,11 +57,11 @@ def build(
     return photographs(request, resident, listing.counts, Fit(*facts["fit"]), facts, listing.notes)
 
 
-def _resident(request: Request, listing: Listing, shape: Shape, fit: Fit) -> tuple[ArraySource, dict[str, Any]]:
+def _resident(request: Request, listing: Listing, shape: Resizing, fit: Fit) -> tuple[ArraySource, dict[str, Any]]:
     """All images decoded, or from the cache, and the facts about them."""
 
     def fill(allocate: Allocate) -> tuple[np.ndarray, dict[str, Any]]:
-        images = Files(listing.files)
+        images = ImageFiles(listing.files)
         pixels = allocate(len(images), 3, fit.size, fit.size)
         looked = decode_into(
             pixels,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offramp.data._checked import Check
-from offramp.data._decode import Interpolation, Shape
+from offramp.data._decode import Interpolation, Resizing
 from offramp.data._packed import ArrowImages, rows_of
 from offramp.data._shards import Columns, table
 from offramp.data._tables import ROWS, SPLIT_WORDS, Shard
@@ -102,5 +102,5 @@ def build(
         ValueError: if the data set cannot be had or used.
     """
     parts, files, tables = shards_of(request.path, config)
-    columns = Columns(image_column, label_column, Shape(resize, crop, interpolation))
+    columns = Columns(image_column, label_column, Resizing(resize, crop, interpolation))
     return table(request, parts, files, columns, partial(images_of, tables), check, decoder)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.data._checked import Check
-from offramp.data._decode import Interpolation, Shape
+from offramp.data._decode import Interpolation, Resizing
 from offramp.data._packed import packed
 from offramp.data._shards import Columns, images, table
 from offramp.data._tables import Shard, open_shard, shards_by_split
@@ -59,7 +59,7 @@ def build(
         raise ValueError(f"{root}: no shard can be read")
     base = root if root.is_dir() else root.parent
     listed = [(str(file.relative_to(base)), file) for group in opened.values() for file, _ in group]
-    columns = Columns(image_column, label_column, Shape(resize, crop, interpolation))
+    columns = Columns(image_column, label_column, Resizing(resize, crop, interpolation))
 
     def access(shards: list[Shard], column: str) -> Encodings:
         return packed(request, shards, column, [file for _, file in listed], lambda shard: images(shard, column))

@@ -1,7 +1,7 @@
 """WebDataset shards, plain tar files of images with their labels: tar:PATH, streamed in bounded memory."""
 
 from offramp.data._checked import Check, checked, fit_of
-from offramp.data._decode import Interpolation, Shape
+from offramp.data._decode import Interpolation, Resizing
 from offramp.data._photographs import check_decoder, photographs
 from offramp.data._tables import shards_by_split
 from offramp.data._tar_index import TarImages, labels_of, samples_of
@@ -53,7 +53,7 @@ def build(
     samples = [sample for group in parts.values() for shard in group for sample in shard]
     labels, classes = labels_of(root, samples)
     images = TarImages(samples, root if root.is_dir() else root.parent)
-    fit = fit_of(images, request, Shape(resize, crop, interpolation))
+    fit = fit_of(images, request, Resizing(resize, crop, interpolation))
     facts = checked(request, images, files, check, "tar")
     counts = {split: sum(map(len, group)) for split, group in parts.items()}
     check_decoder(decoder, streaming=True)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, make_table, met, point, rank
+from offramp.early_exit.coordinate_ascent import ExitTable, Point, SearchGoal, ascend, make_table, met, point, rank
 from offramp.early_exit.exit_scores import (
     WORKERS,
     Rule,
@@ -119,7 +119,7 @@ def calibrate(
     if (budget is None) == (accuracy is None):
         raise ValueError("exactly one goal is needed: a budget or an accuracy")
     check_trace(logits)
-    goal = Goal(budget, accuracy)
+    goal = SearchGoal(budget, accuracy)
     n = logits.shape[1]
     tables = ScoreTables(logits, labels, segment_costs, rule)
     candidates: list[tuple[Enabled, Point, int]] = []
@@ -135,7 +135,7 @@ def calibrate(
 
 
 def _without_idle(
-    tables: ScoreTables, enabled: Enabled, solution: Point, patience: int, goal: Goal
+    tables: ScoreTables, enabled: Enabled, solution: Point, patience: int, goal: SearchGoal
 ) -> tuple[Enabled, Point]:
     """The same point with exits disabled that no sample takes: they cost a branch for nothing.
 
@@ -156,7 +156,7 @@ def _without_idle(
     return enabled, solution
 
 
-def _missed(goal: Goal, candidates: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
+def _missed(goal: SearchGoal, candidates: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
     if goal.cost is not None:
         return TooCheap(float(goal.cost), min(solution.cost for _, solution, _ in candidates) / n)
     best = max(solution.right for _, solution, _ in candidates) / n
@@ -166,7 +166,7 @@ def _missed(goal: Goal, candidates: list[tuple[Enabled, Point, int]], n: int) ->
     )
 
 
-def _searched(tables: ScoreTables, costs: Costs, goal: Goal) -> list[Enabled]:
+def _searched(tables: ScoreTables, costs: Costs, goal: SearchGoal) -> list[Enabled]:
     """The choices of exits to search."""
     all_choices = list(costs)
     if len(all_choices) <= ALL_CHOICES or tables.rule.score == "patience":
@@ -182,7 +182,7 @@ def _searched(tables: ScoreTables, costs: Costs, goal: Goal) -> list[Enabled]:
     return list(dict.fromkeys([*best, *edges]))
 
 
-def _geometric(table: Table, every: int = 1) -> list[Point]:
+def _geometric(table: ExitTable, every: int = 1) -> list[Point]:
     """The points of the geometric rule, or every n-th of them."""
     exits = len(table.costs)
     if exits == 1:
@@ -191,7 +191,7 @@ def _geometric(table: Table, every: int = 1) -> list[Point]:
     return [point(table, geometric_thresholds(table.score, share, table.order)) for share in shares]
 
 
-def _solve(table: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPoolExecutor) -> list[Point]:
+def _solve(table: ExitTable, goal: SearchGoal, rule: Rule, patience: int, pool: ThreadPoolExecutor) -> list[Point]:
     """Candidates for one choice of exits, the best one among them."""
     exits = len(table.costs)
     if rule.score == "patience":
@@ -205,11 +205,11 @@ def _solve(table: Table, goal: Goal, rule: Rule, patience: int, pool: ThreadPool
     return _climb(table, goal, pool)
 
 
-def _climb(table: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
+def _climb(table: ExitTable, goal: SearchGoal, pool: ThreadPoolExecutor) -> list[Point]:
     """Results of ascents from all points of the geometric rule; the best is no worse than any of these points."""
     n = table.score.shape[1]
 
-    def up(table: Table, starts: list[Point]) -> list[Point]:
+    def up(table: ExitTable, starts: list[Point]) -> list[Point]:
         return list(pool.map(lambda start: ascend(table, start.thresholds, goal), starts))
 
     if n <= WHOLE:
@@ -225,7 +225,7 @@ def _climb(table: Table, goal: Goal, pool: ThreadPoolExecutor) -> list[Point]:
     return up(table, [*best(begun, FINISHED), *best(_geometric(table), 1)])
 
 
-def _outcome(tables: ScoreTables, enabled: Enabled, solution: Point, patience: int, goal: Goal) -> Outcome:
+def _outcome(tables: ScoreTables, enabled: Enabled, solution: Point, patience: int, goal: SearchGoal) -> Outcome:
     """The policy of a point, and its results."""
     on = np.flatnonzero(enabled)
     table = dict(tables.for_choice(enabled))[patience]

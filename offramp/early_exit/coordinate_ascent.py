@@ -14,7 +14,7 @@ SWEEPS = 50
 """Maximum rounds over all thresholds; an ascent ends with the first round that does not improve."""
 
 
-class Goal(NamedTuple):
+class SearchGoal(NamedTuple):
     """The most accurate policy up to this mean `cost`, or the cheapest one of at least this `accuracy` (in [0, 1]).
 
     Exactly one of the two is set.
@@ -24,7 +24,7 @@ class Goal(NamedTuple):
     accuracy: int | float | None = None
 
 
-class Table(NamedTuple):
+class ExitTable(NamedTuple):
     """K exits on N samples: score, correctness, the cost of a sample that takes the exit, samples by falling score."""
 
     score: Float[ndarray, "K N"]
@@ -41,7 +41,9 @@ class Point(NamedTuple):
     cost: float
 
 
-def make_table(scored: ScoredSamples, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"] | None = None) -> Table:
+def make_table(
+    scored: ScoredSamples, costs: Float[ndarray, "K"], order: Int[ndarray, "K N"] | None = None
+) -> ExitTable:
     """The table that the search works on; `order` if it is known already.
 
     Raises:
@@ -50,10 +52,10 @@ def make_table(scored: ScoredSamples, costs: Float[ndarray, "K"], order: Int[nda
     if (np.diff(costs) <= 0).any():
         raise ValueError(f"every exit must cost more than the one before, got {costs.tolist()}")
     ranked = descending(scored.score) if order is None else order
-    return Table(scored.score, scored.right.astype(np.int8), np.asarray(costs, float), ranked)
+    return ExitTable(scored.score, scored.right.astype(np.int8), np.asarray(costs, float), ranked)
 
 
-def point(table: Table, thresholds: Float[ndarray, "K"]) -> Point:
+def point(table: ExitTable, thresholds: Float[ndarray, "K"]) -> Point:
     """Results of these thresholds."""
     last = len(table.costs) - 1
     counts, right = np.zeros(len(table.costs), int), 0
@@ -66,7 +68,7 @@ def point(table: Table, thresholds: Float[ndarray, "K"]) -> Point:
     return Point(thresholds, right, float(counts @ table.costs))
 
 
-def limit(goal: Goal, n: int) -> float:
+def limit(goal: SearchGoal, n: int) -> float:
     """The goal as a sum over n samples: the highest cost, or the lowest number of right predictions.
 
     With a small tolerance, so that a budget equal to a policy's mean cost admits that policy.
@@ -77,12 +79,12 @@ def limit(goal: Goal, n: int) -> float:
     return float(np.ceil(goal.accuracy * n - 1e-6))
 
 
-def met(goal: Goal, candidate: Point, n: int) -> bool:
+def met(goal: SearchGoal, candidate: Point, n: int) -> bool:
     """Whether the point reaches the goal."""
     return candidate.cost <= limit(goal, n) if goal.cost is not None else candidate.right >= limit(goal, n)
 
 
-def rank(goal: Goal, candidate: Point, n: int) -> tuple[float, float, float]:
+def rank(goal: SearchGoal, candidate: Point, n: int) -> tuple[float, float, float]:
     """Sort key, larger is better: first the goal itself (or the distance to it), then the other quantity."""
     good, right = met(goal, candidate, n), float(candidate.right)
     if good == (goal.cost is not None):
@@ -91,7 +93,7 @@ def rank(goal: Goal, candidate: Point, n: int) -> tuple[float, float, float]:
 
 
 def choose(
-    goal: Goal,
+    goal: SearchGoal,
     right: Int[ndarray, "P"],
     cost: Float[ndarray, "P"],
     allowed: Bool[ndarray, "P"],
@@ -110,7 +112,7 @@ def choose(
     return len(cost) - 1 - int(np.where(allowed, right, -1)[::-1].argmax())
 
 
-def ascend(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
+def ascend(table: ExitTable, start: Float[ndarray, "K"], goal: SearchGoal) -> Point:
     """Move one threshold at a time to its best value until none moves; the result is never worse than the start."""
     n = table.score.shape[1]
     best = point(table, start)
@@ -122,7 +124,7 @@ def ascend(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
     return best
 
 
-def _sweep(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
+def _sweep(table: ExitTable, start: Float[ndarray, "K"], goal: SearchGoal) -> Point:
     """One round over all thresholds, shallow to deep."""
     last = len(table.costs) - 1
     later_right, later_cost = [table.right[last]], [np.full(table.score.shape[1], table.costs[last])]
@@ -145,12 +147,12 @@ def _sweep(table: Table, start: Float[ndarray, "K"], goal: Goal) -> Point:
 
 
 def _move(
-    table: Table,
+    table: ExitTable,
     exit: int,
     reaching: Int[ndarray, "M"],
     after: tuple[ndarray, ndarray],
     done: tuple[int, float],
-    goal: Goal,
+    goal: SearchGoal,
 ) -> tuple[float, int, float]:
     """The best threshold of one exit: (threshold, right predictions of samples that take it, their cost).
 

@@ -13,10 +13,10 @@ STEPS = 30
 SMALLEST = 50
 """Fewer samples of one kind (right or wrong) at an exit do not fit a predictor."""
 
-Weights = tuple[float, ...]
+PredictorWeights = tuple[float, ...]
 
 
-def fit(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], rule: Rule) -> tuple[Weights, ...]:
+def fit(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], rule: Rule) -> tuple[PredictorWeights, ...]:
     """The predictor of every early exit: one weight per feature and a constant, rounded to six digits.
 
     What is predicted is whether leaving is right: the exit is right, or the final one is wrong as well. If too few
@@ -42,7 +42,7 @@ def fit(logits: Float[ndarray, "E N C"], labels: Int[ndarray, "N"], rule: Rule) 
     return tuple(_one(values, here | ~right[-1]) for values, here in zip(measured[:-1], right[:-1], strict=True))
 
 
-def _one(values: Float[ndarray, "N F"], right: Bool[ndarray, "N"]) -> Weights:
+def _one(values: Float[ndarray, "N F"], right: Bool[ndarray, "N"]) -> PredictorWeights:
     """One predictor, on features of any scale."""
     if min(right.sum(), (~right).sum()) < SMALLEST:
         return (1.0, *(0.0,) * len(FEATURES))

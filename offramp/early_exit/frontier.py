@@ -19,7 +19,7 @@ BUDGETS = 10
 SAMPLES = 2500
 """At most so many samples, drawn with a fixed seed, fit the policies of a frontier."""
 
-Split = tuple[Float[ndarray, "E N C"], Int[ndarray, "N"]]
+LogitsLabels = tuple[Float[ndarray, "E N C"], Int[ndarray, "N"]]
 """Logits and labels of a split."""
 Fitted = tuple[Float[ndarray, "E M C"], Int[ndarray, "M"]]
 """The same of another split."""
@@ -57,7 +57,7 @@ class AtAccuracy:
 
 def frontier(
     cal: Fitted,
-    test: Split,
+    test: LogitsLabels,
     costs: Mapping[str, Costs],
     rule: Rule = Rule(),  # noqa: B008 (a tuple of constants)
 ) -> list[FrontierPoint]:
@@ -83,7 +83,7 @@ def frontier(
     return sorted(points, key=lambda point: (point.cal_cost, point.cal_accuracy))
 
 
-def _drawn(split: Split) -> Split:
+def _drawn(split: LogitsLabels) -> LogitsLabels:
     logits, labels = split
     if len(labels) <= SAMPLES:
         return split
@@ -95,7 +95,7 @@ def _plain(final_only: tuple[bool, ...], rule: Rule) -> ExitPolicy:
     return policy_of(rule._replace(score="confidence", answer="exit", predictors=()), final_only)
 
 
-def _point(policy: ExitPolicy, cal: Fitted, test: Split, costs: Mapping[str, Costs], unit: str) -> FrontierPoint:
+def _point(policy: ExitPolicy, cal: Fitted, test: LogitsLabels, costs: Mapping[str, Costs], unit: str) -> FrontierPoint:
     rule = rule_of_policy(policy)
     prices = {name: np.cumsum(np.asarray(each[policy.enabled], float)) for name, each in costs.items()}
     fitted = does(policy, score_samples(*cal, policy.enabled, rule), prices[unit])

@@ -4,13 +4,13 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from offramp.early_exit.coordinate_ascent import Goal, Table
+from offramp.early_exit.coordinate_ascent import ExitTable, SearchGoal
 
 STEPS = 24
 """Rounds of golden-section search; the bound holds at every price, so more rounds only tighten it."""
 
 
-def bound(table: Table, goal: Goal) -> float:
+def bound(table: ExitTable, goal: SearchGoal) -> float:
     """What no thresholds on these exits can exceed: an accuracy in [0, 1] for a cost goal, else a mean cost.
 
     Costs are weighted by λ. One exit at a time keeps a true threshold, while each sample takes the best of the other
@@ -25,7 +25,7 @@ def bound(table: Table, goal: Goal) -> float:
     return float(max(table.costs[0], *bounds))
 
 
-def _best_price(table: Table, goal: Goal, exit: int, scale: float) -> float:
+def _best_price(table: ExitTable, goal: SearchGoal, exit: int, scale: float) -> float:
     """The tightest bound over λ for one exit; the Lagrangian dual is unimodal in log λ up to harmless noise."""
     sign = 1.0 if goal.cost is not None else -1.0
     tried: dict[float, float] = {}
@@ -46,7 +46,7 @@ def _best_price(table: Table, goal: Goal, exit: int, scale: float) -> float:
     return float(sign * min(tried.values()))
 
 
-def _dual(table: Table, goal: Goal, exit: int, price: float) -> float:
+def _dual(table: ExitTable, goal: SearchGoal, exit: int, price: float) -> float:
     n = table.score.shape[1]
     most = _relaxed(table, exit, price)
     if goal.cost is not None:
@@ -55,7 +55,7 @@ def _dual(table: Table, goal: Goal, exit: int, price: float) -> float:
     return float((goal.accuracy - most / n) / price)
 
 
-def _relaxed(table: Table, exit: int, price: float) -> float:
+def _relaxed(table: ExitTable, exit: int, price: float) -> float:
     """The most right predictions minus weighted costs, with a threshold at one exit and free choice elsewhere."""
     values: Float[ndarray, "K N"] = table.right - price * table.costs[:, None]
     before = values[: exit + 1].max(0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 Array = Any
-Carry = dict[str, Array]
+ScoreCarry = dict[str, Array]
 FEATURES = ("log_top", "second", "third", "entropy", "agrees", "agreeing")
 """In this order: logarithm of the highest probability; distances of the largest logit to the second and the third;
 entropy of the probabilities in nats; whether the enabled exit before predicts the same class (0 at the first exit);
@@ -22,7 +22,7 @@ SAID = "agreement"
 """The carry's key of an array (B, 2): the class that the exit predicts, and how many directly before do too."""
 
 
-def score(xp: Any, z: Array, carry: Carry, weights: tuple[float, ...]) -> tuple[Carry, Array]:
+def score(xp: Any, z: Array, carry: ScoreCarry, weights: tuple[float, ...]) -> tuple[ScoreCarry, Array]:
     """The probability that leaving here is right, by one exit's predictor.
 
     Args:
@@ -76,7 +76,7 @@ def _largest_three(row: np.ndarray) -> tuple[float, float, float, float]:
     return float(prediction), row.item(prediction), second, rest.item(int(rest.argmax()))
 
 
-def features(xp: Any, z: Array, carry: Carry) -> tuple[list[Array], Carry]:
+def features(xp: Any, z: Array, carry: ScoreCarry) -> tuple[list[Array], ScoreCarry]:
     """What `FEATURES` lists, each (B,), and the carry for the next exit; arguments as in `score`."""
     prediction = xp.argmax(z, axis=1)
     shifted = z - xp.max(z, axis=1, keepdims=True)

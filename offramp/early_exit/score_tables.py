@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy import ndarray
 
-from offramp.early_exit.coordinate_ascent import Table, make_table
+from offramp.early_exit.coordinate_ascent import ExitTable, make_table
 from offramp.early_exit.exit_scores import Rule, ScoredSamples, looks_back, score_samples
 from offramp.early_exit.geometric import descending
 
@@ -30,7 +30,7 @@ class ScoreTables:
             return self.scored.select_exits(np.flatnonzero(enabled))
         return score_samples(self.logits, self.labels, enabled, self.rule)
 
-    def for_choice(self, enabled: Enabled) -> Iterator[tuple[int, Table]]:
+    def for_choice(self, enabled: Enabled) -> Iterator[tuple[int, ExitTable]]:
         """Yields (patience, table) of a choice; more than one only if the score is patience."""
         scored = self.score_samples(enabled)
         price = np.cumsum(np.asarray(self.costs[enabled], float))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from offramp.early_exit.coordinate_ascent import Goal, Point, Table, limit, point, rank
+from offramp.early_exit.coordinate_ascent import ExitTable, Point, SearchGoal, limit, point, rank
 from offramp.early_exit.policy import NEVER
 
 
@@ -82,7 +82,7 @@ def _last(values: Int[ndarray, "S"], value: int) -> int:
     return int(np.flatnonzero(values == value)[-1]) + 1
 
 
-def pair(table: Table, goal: Goal) -> Point:
+def pair(table: ExitTable, goal: SearchGoal) -> Point:
     """The best point of three exits: no pair of thresholds is better on these samples.
 
     For every threshold of the first exit, starting with no sample exiting, the values of the second exit are
@@ -114,7 +114,7 @@ def pair(table: Table, goal: Goal) -> Point:
     return point(table, best.thresholds)
 
 
-def _second(table: Table, prefixes: _Prefixes, cut: int, right: int, goal: Goal) -> int | None:
+def _second(table: ExitTable, prefixes: _Prefixes, cut: int, right: int, goal: SearchGoal) -> int | None:
     """The best cut of the second exit's order if `cut` samples take the first exit; None if no cut reaches the goal."""
     n = table.score.shape[1]
     if goal.cost is None:
@@ -125,7 +125,7 @@ def _second(table: Table, prefixes: _Prefixes, cut: int, right: int, goal: Goal)
     return prefixes.last_best(least) if least <= n - cut else n
 
 
-def _does(table: Table, prefixes: _Prefixes, cut: int, second_cut: int, right: int) -> tuple[int, float]:
+def _does(table: ExitTable, prefixes: _Prefixes, cut: int, second_cut: int, right: int) -> tuple[int, float]:
     block, inside = divmod(second_cut, prefixes.size)
     gained = int(prefixes.sums[:block].sum())
     leaving = int(prefixes.remaining[:block].sum())
@@ -136,7 +136,7 @@ def _does(table: Table, prefixes: _Prefixes, cut: int, second_cut: int, right: i
     return right + gained, float(cut * table.costs[0] + leaving * table.costs[1] + stay * table.costs[2])
 
 
-def _thresholds(table: Table, cut: int, second_cut: int) -> ndarray:
+def _thresholds(table: ExitTable, cut: int, second_cut: int) -> ndarray:
     levels = [
         float(table.score[exit][table.order[exit][place - 1]]) if place else NEVER
         for exit, place in ((0, cut), (1, second_cut))

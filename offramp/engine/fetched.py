@@ -18,7 +18,7 @@ from offramp.train.run_dir import METRICS
 
 EVERY = 1.0
 """Seconds between two looks at the files that show progress."""
-Files = Mapping[str, bytes]
+FileContents = Mapping[str, bytes]
 """Contents by path."""
 Send = Callable[..., None]
 """(name of a method of `Receiver`, its arguments) -> when it is done."""
@@ -34,14 +34,14 @@ class Receiver:
     def __init__(self, enter: Callable[[], None]) -> None:
         enter()
 
-    def write(self, files: Files) -> None:
+    def write(self, files: FileContents) -> None:
         """Write files, each in one step."""
         for path, content in files.items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with replacing(Path(path)) as draft:
                 draft.write_bytes(content)
 
-    def put_run(self, folder: str, files: Files) -> None:
+    def put_run(self, folder: str, files: FileContents) -> None:
         """Replace all files of a run's folder."""
         new, old = (Path(folder).with_name(f".{kind}-{Path(folder).name}") for kind in ("fetched", "replaced"))
         for left in (new, old):
@@ -52,13 +52,13 @@ class Receiver:
         shutil.rmtree(old)
 
 
-def pack(folder: Path) -> Files:
+def pack(folder: Path) -> FileContents:
     """All files of a run's folder, without its lock and files that are being written."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def unpack(folder: Path, files: Files) -> None:
+def unpack(folder: Path, files: FileContents) -> None:
     """Write files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -77,7 +77,7 @@ def moved(job: Job, place: Path) -> Job:
     return replace(job, commands=commands, folder=folder, log=place / job.log.name, answer=place / job.answer.name)
 
 
-def work(job: Job, run: Files, log: bytes, send: Send) -> bool:
+def work(job: Job, run: FileContents, log: bytes, send: Send) -> bool:
     """On a node: run a job in a temporary folder and send its files; False if it was stopped.
 
     `job.failure` says why it failed, if it did.

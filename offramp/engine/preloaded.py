@@ -57,7 +57,7 @@ class Preloaded:
 
     def __init__(self, modules: Sequence[str]) -> None:
         self.modules = list(modules)
-        self.server = Server(self.modules)
+        self.server = ForkServer(self.modules)
 
     def load(self, modules: Sequence[str]) -> None:
         """Import further modules."""
@@ -73,7 +73,7 @@ class Preloaded:
         pid = self.server.ask("fork", asdict(task), keep_open)
         if pid is None:
             self.close()
-            self.server = Server(self.modules)
+            self.server = ForkServer(self.modules)
             pid = self.server.ask("fork", asdict(task), keep_open)
         return Forked(self.server, pid)
 
@@ -82,7 +82,7 @@ class Preloaded:
         self.server.close()
 
 
-class Server:
+class ForkServer:
     """A process that runs `serve`, and the connection to it."""
 
     def __init__(self, modules: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class Server:
 class Forked:
     """A process of a job, with the part of `subprocess.Popen` that is needed."""
 
-    def __init__(self, server: Server, pid: int | None) -> None:
+    def __init__(self, server: ForkServer, pid: int | None) -> None:
         self.server, self.pid = server, pid
         self.status: int | None = None
 

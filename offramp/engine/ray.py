@@ -38,7 +38,7 @@ RETRY: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [Stopped]}
 
 
 @dataclass(frozen=True)
-class Origin:
+class StartedFrom:
     """What a task takes over from the process that started it: folder, module search path, OFFRAMP_ variables."""
 
     folder: str
@@ -46,7 +46,7 @@ class Origin:
     environment: dict[str, str]
 
     @classmethod
-    def here(cls) -> "Origin":
+    def here(cls) -> "StartedFrom":
         """That of this process."""
         variables = {name: value for name, value in os.environ.items() if name.startswith("OFFRAMP_")}
         return cls(str(Path.cwd()), [str(Path(entry).absolute()) for entry in sys.path], variables)
@@ -69,7 +69,7 @@ class Cluster:
     def __init__(self, ray: Any, fetch: bool = False) -> None:
         self.ray, self.fetch = ray, fetch
         self.receiver: Any = None
-        self.origin = Origin.here()
+        self.origin = StartedFrom.here()
         self.nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         if not self.nodes:
             raise ParameterError("engine=ray: no node of the cluster offers a CPU", "engine")
@@ -239,13 +239,13 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-def _seen(path: str, origin: Origin) -> tuple[str | None, str]:
+def _seen(path: str, origin: StartedFrom) -> tuple[str | None, str]:
     """On a node: what a file contains there, None if it is absent, and the version of offramp."""
     origin.enter()
     return Path(path).read_text() if Path(path).is_file() else None, __version__
 
 
-def _work(job: Job, origin: Origin) -> str | None:
+def _work(job: Job, origin: StartedFrom) -> str | None:
     """On a node: run the job's commands in a process of their own, as `local` does.
 
     The process holds a lock for as long as it lives: a task that is retried waits until one that a lost node left
@@ -264,7 +264,7 @@ def _work(job: Job, origin: Origin) -> str | None:
     return job.failure
 
 
-def _fetched(job: Job, origin: Origin, run: fetched.Files, log: bytes, receiver: Any) -> str | None:
+def _fetched(job: Job, origin: StartedFrom, run: fetched.FileContents, log: bytes, receiver: Any) -> str | None:
     """On a node: as `_work`, in a folder of the node, from which all files are sent."""
     import ray
 

@@ -17,9 +17,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from offramp.engine import local
 from offramp.engine.local import Job, Unwatched, Watcher
-from offramp.engine.ray import Cluster, Origin, nothing
+from offramp.engine.ray import Cluster, StartedFrom, nothing
 
-Score = Callable[[str, dict[str, Any]], float]
+EpochScore = Callable[[str, dict[str, Any]], float]
 """(name of the point, record of an epoch) -> what is maximised; a function that can be pickled."""
 FOLDER = "tune"
 """Where Tune keeps its state, in the folder of the sweep."""
@@ -66,9 +66,9 @@ class Trial:
 class _Work:
     """What a trial needs on its node."""
 
-    origin: Origin
+    origin: StartedFrom
     jobs: dict[str, Job]
-    score: Score
+    score: EpochScore
     epochs: int
 
 
@@ -81,7 +81,7 @@ def run(
     cluster: Cluster,
     jobs: Mapping[str, Job],
     search: Search,
-    score: Score,
+    score: EpochScore,
     folder: Path,
     at_once: int,
     watcher: Watcher,

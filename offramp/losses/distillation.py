@@ -9,11 +9,15 @@ from torch import Tensor
 
 from offramp.losses.softmax import exact, log_probabilities
 
-Temperature = float | Float[Tensor, ""]
+TemperatureLike = float | Float[Tensor, ""]
 
 
 def soft_cross_entropy(
-    student: Float[Tensor, "E B C"], teacher: Float[Tensor, "#E B C"], *, temperature: Temperature, detach: bool = True
+    student: Float[Tensor, "E B C"],
+    teacher: Float[Tensor, "#E B C"],
+    *,
+    temperature: TemperatureLike,
+    detach: bool = True,
 ) -> Float[Tensor, "E"]:
     """H_T(teacher -> student) = mean over the batch of sum_c -p_teacher log p_student, in nats (Hinton 2015, eq. 2).
 
@@ -28,7 +32,11 @@ def soft_cross_entropy(
 
 
 def kl(
-    student: Float[Tensor, "E B C"], teacher: Float[Tensor, "#E B C"], *, temperature: Temperature, detach: bool = True
+    student: Float[Tensor, "E B C"],
+    teacher: Float[Tensor, "#E B C"],
+    *,
+    temperature: TemperatureLike,
+    detach: bool = True,
 ) -> Float[Tensor, "E"]:
     """KL_T(teacher || student) = mean over the batch of sum_c p_teacher (log p_teacher - log p_student), in nats.
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from offramp.losses.softmax import log_probabilities
 
-Temperature = float | Float[Tensor, ""]
+TemperatureLike = float | Float[Tensor, ""]
 
 
 def kl_table(
-    logits: Float[Tensor, "E B C"], *, temperature: Temperature, detach_teachers: bool = True, reverse: bool = False
+    logits: Float[Tensor, "E B C"], *, temperature: TemperatureLike, detach_teachers: bool = True, reverse: bool = False
 ) -> Float[Tensor, "E E"]:
     """KL_T(teacher || student) of every pair, mean over the batch, in nats; no factor T^2; zeros on the diagonal.
 
@@ -32,7 +32,7 @@ def kl_table(
 
 
 def soft_cross_entropy_table(
-    logits: Float[Tensor, "E B C"], *, temperature: Temperature, detach_teachers: bool = True
+    logits: Float[Tensor, "E B C"], *, temperature: TemperatureLike, detach_teachers: bool = True
 ) -> Float[Tensor, "E E"]:
     """H_T(teacher -> student) of every pair, mean over the batch, in nats; a teacher's own entropy on the diagonal.
 
@@ -45,7 +45,9 @@ def soft_cross_entropy_table(
         return _product(students, teachers) / -logits.shape[1]
 
 
-def _reverse(logits: Float[Tensor, "E B C"], temperature: Temperature, detach_teachers: bool) -> Float[Tensor, "E E"]:
+def _reverse(
+    logits: Float[Tensor, "E B C"], temperature: TemperatureLike, detach_teachers: bool
+) -> Float[Tensor, "E E"]:
     with torch.autocast(logits.device.type, enabled=False):
         students = log_probabilities(logits, temperature).flatten(1)
         teachers = students.detach() if detach_teachers else students

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from offramp.text import escaped
 
 Number = int | float
-Line = Sequence[tuple[Number, Number]]
+Polyline = Sequence[tuple[Number, Number]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 76, 20, 16, 56
 LOOKS = 6
 """Number of colours, distinguishable with most forms of colour blindness; marks and dashes differ too."""
@@ -35,7 +35,7 @@ class Series(NamedTuple):
     """
 
     name: str
-    points: Line
+    points: Polyline
     look: int = 0
     mark: int | None = 0
     joined: bool = True
@@ -43,7 +43,7 @@ class Series(NamedTuple):
     deviations: Sequence[Number] = ()
 
     @property
-    def corners(self) -> Line:
+    def corners(self) -> Polyline:
         """Every point, and the ends of its error bar."""
         ends = [
             (x, y + side * deviation) for (x, y), deviation in zip(self.points, self.deviations) for side in (-1, 1)
@@ -85,7 +85,7 @@ class Frame(NamedTuple):
         return [*drawn, f'<text {turned} text-anchor="middle">{escaped(y_label)}</text>']
 
 
-def chart(title: str, lines: Mapping[str, Line], x_label: str, y_label: str) -> str:
+def chart(title: str, lines: Mapping[str, Polyline], x_label: str, y_label: str) -> str:
     """A complete SVG: lines with marked points, the legend above; a single point is only a mark.
 
     Args:

@@ -19,7 +19,7 @@ from offramp.net import MultiExitNet
 from offramp.protocols import is_chained
 
 aten = torch.ops.aten
-Image = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 Formula = Callable[..., int]
 Convention = Mapping[Any, Formula]
 
@@ -45,7 +45,7 @@ class Parameters:
     total: int
 
 
-def macs(net: MultiExitNet, shape: Image) -> list[int]:
+def macs(net: MultiExitNet, shape: ImageShape) -> list[int]:
     """Multiply-adds of convolutions and linear layers of the backbone up to each exit and its own branch, per sample.
 
     Other branches count only if the exit needs them (chained ones). Biases, norms, activations and pooling do not
@@ -64,12 +64,12 @@ def macs_of(pieces: Pieces) -> list[int]:
     return [trunk + before + branch_cost for trunk, before, branch_cost in costs]
 
 
-def macs_cumulative(net: MultiExitNet, shape: Image) -> list[int]:
+def macs_cumulative(net: MultiExitNet, shape: ImageShape) -> list[int]:
     """As `macs`, with the branches of all earlier exits: the cost of a sample that takes each exit, all enabled."""
     return cumulative_of(measure(net, shape))
 
 
-def segment_macs(net: MultiExitNet, shape: Image, enabled: Sequence[bool] | None = None) -> list[int]:
+def segment_macs(net: MultiExitNet, shape: ImageShape, enabled: Sequence[bool] | None = None) -> list[int]:
     """The multiply-adds of every segment: the stages since the last enabled exit, and the exit's branch.
 
     One number per enabled exit, as in `offramp.net.segments`; branches of disabled exits count only if later exits
@@ -100,7 +100,7 @@ def as_run(pieces: Pieces, enabled: Sequence[bool] | None = None) -> list[Any]:
     return costs
 
 
-def msdnet_ops(net: MultiExitNet, shape: Image) -> list[int]:
+def msdnet_ops(net: MultiExitNet, shape: ImageShape) -> list[int]:
     """Operations as MSDNet's code counts them (Huang et al., ICLR 2018), with all earlier exits' branches.
 
     1 per multiply-add of convolutions and linear layers, 1 per bias of a linear layer, 1 per element of a ReLU, k²
@@ -109,7 +109,7 @@ def msdnet_ops(net: MultiExitNet, shape: Image) -> list[int]:
     return cumulative_of(pieces(net, shape, "msdnet_ops"))
 
 
-def eed_flops(net: MultiExitNet, shape: Image) -> list[float]:
+def eed_flops(net: MultiExitNet, shape: ImageShape) -> list[float]:
     """GFLOPs as in Table III of Exit-Ensemble Distillation: the backbone up to each exit and its own branch.
 
     Twice the giga-operations rounded to hundredths; an operation is a multiply-add of a convolution or linear layer,
@@ -152,7 +152,7 @@ def milliseconds(run: Callable[[Any], Any], inputs: Any, repeats: int = 20) -> f
 
 
 def measure(
-    net: MultiExitNet, shape: Image, convention: Convention | None = None, *, relu_modules: bool = False
+    net: MultiExitNet, shape: ImageShape, convention: Convention | None = None, *, relu_modules: bool = False
 ) -> Pieces:
     """Cost of every stage and branch for one input of this shape, counted on the meta device.
 
@@ -182,7 +182,7 @@ def measure(
     return Pieces(tuple(stages), tuple(branches), tuple(is_chained(branch) for branch in net.branches))
 
 
-def pieces(net: MultiExitNet, shape: Image, convention: str = "macs") -> Pieces:
+def pieces(net: MultiExitNet, shape: ImageShape, convention: str = "macs") -> Pieces:
     """Operations of each stage and each branch alone, by the name of a convention.
 
     Args:

@@ -9,12 +9,14 @@ import torch
 from offramp.early_exit.fixed_stay import FixedStay
 from offramp.early_exit.graphed_policy import Entering, GraphedStep, entering_each, power_of_two, results_for
 from offramp.early_exit.policy import ExitPolicy
-from offramp.measure.latency import ROUNDS, Span
+from offramp.measure.latency import ROUNDS, StageExit
 from offramp.measure.timing import side_by_side
 from offramp.net import FusedSegment, MultiExitNet, segments
 
 
-def graph_ms(net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds: int = ROUNDS) -> dict[Span, float]:
+def graph_ms(
+    net: MultiExitNet, inputs: torch.Tensor, policy: ExitPolicy, rounds: int = ROUNDS
+) -> dict[StageExit, float]:
     """Milliseconds per sample of every segment there is for any choice of exits, each replayed as one graph.
 
     Each is timed as it runs: its batch is copied in, and the number of samples that continue (all but one) is read.

@@ -15,11 +15,11 @@ from offramp.outputs import Carry, State
 from offramp.protocols import is_chained
 
 ROUNDS = 15
-Span = tuple[int, int]
+StageExit = tuple[int, int]
 """A segment, by its first stage and its exit, both from 0."""
 
 
-def spans_as_run(ms: Mapping[Span, float], enabled: Sequence[bool]) -> list[float]:
+def spans_as_run(ms: Mapping[StageExit, float], enabled: Sequence[bool]) -> list[float]:
     """The milliseconds of every segment of a choice of exits; one number per enabled exit, the final one included."""
     ends = [exit + 1 for exit, flag in enumerate(enabled) if flag]
     return [ms[begin, end - 1] for begin, end in zip([0, *ends], ends)]

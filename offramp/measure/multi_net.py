@@ -6,18 +6,18 @@ from torch import nn
 
 from offramp.measure import cost
 from offramp.measure.accuracy import summary
-from offramp.measure.cost import Image
+from offramp.measure.cost import ImageShape
 from offramp.multi_net import Cohort, GatedFan, MultiNet
 from offramp.net import MultiExitNet
 from offramp.outputs import Trace
 
 
-def macs(net: MultiNet, shape: Image) -> list[int]:
+def macs(net: MultiNet, shape: ImageShape) -> list[int]:
     """Multiply-adds for one sample of each output's plain network; a gated ensemble needs all branches."""
     return [cost.macs(net.deploy(output), shape)[-1] for output in range(net.exits)]
 
 
-def macs_cumulative(net: MultiNet, shape: Image) -> list[int]:
+def macs_cumulative(net: MultiNet, shape: ImageShape) -> list[int]:
     """Multiply-adds to compute each output and all before it; the last value is the total."""
     each = macs(net, shape)
     if isinstance(net, Cohort):
@@ -26,7 +26,7 @@ def macs_cumulative(net: MultiNet, shape: Image) -> list[int]:
     return [shared + branches_macs for branches_macs in accumulate(branch - shared for branch in each[:-1])] + each[-1:]
 
 
-def training_cost(net: nn.Module, shape: Image) -> dict[str, int]:
+def training_cost(net: nn.Module, shape: ImageShape) -> dict[str, int]:
     """Forward `macs` per sample and `parameters` of everything that is trained: networks, branches and exits."""
     assert isinstance(net, MultiExitNet | Cohort | GatedFan)
     forward = cost.macs_cumulative if isinstance(net, MultiExitNet) else macs_cumulative

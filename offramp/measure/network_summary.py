@@ -51,7 +51,7 @@ class ExitLine:
 
 
 @dataclass(frozen=True)
-class Description:
+class NetworkSummary:
     """Everything that `offramp info` shows of a network; plain values for `dataclasses.asdict` and JSON."""
 
     title: str
@@ -65,7 +65,7 @@ class Description:
 
 def describe(
     net: MultiExitNet, shape: tuple[int, int, int], title: str = "", *, running: MultiExitNet | None = None
-) -> Description:
+) -> NetworkSummary:
     """Measure a network for one input of shape (channels, height, width); nothing is computed (meta device).
 
     Args:
@@ -86,7 +86,7 @@ def describe(
         chains.append((_chain(branch, state), feature.shape[1], logits.shape[1]))
         carry = following
     exits = _exits(net, shape, pieces, chains)
-    return Description(title, written(shape), chains[-1][2], sizes.total, sizes.main, tuple(stages), exits)
+    return NetworkSummary(title, written(shape), chains[-1][2], sizes.total, sizes.main, tuple(stages), exits)
 
 
 def _exits(
@@ -135,7 +135,7 @@ def _chain(branch: nn.Module, state: Any) -> tuple[str, ...]:
     return tuple(written(shape) for shape in shapes)
 
 
-def drawing_text(description: Description) -> str:
+def drawing_text(description: NetworkSummary) -> str:
     """What `draw` shows, as plain text without colours."""
     console = Console(width=80, color_system=None, highlight=False)
     with console.capture() as capture:
@@ -144,7 +144,7 @@ def drawing_text(description: Description) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def draw(description: Description) -> RenderableType:
+def draw(description: NetworkSummary) -> RenderableType:
     """The network as a drawing and a table of costs, at most 80 columns wide."""
     plain = f" ({_count(description.parameters_plain)} without early exits)" if len(description.exits) > 1 else ""
     lines = [
@@ -182,7 +182,7 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.replace(_NBSP, " ") for line in textwrap.wrap(kept, width)]
 
 
-def _costs(description: Description) -> Table:
+def _costs(description: NetworkSummary) -> Table:
     """All exits by all conventions: from the input to each exit, for one sample."""
     table = Table(box=SIMPLE_HEAD, caption="  from the input to each exit, one sample", caption_justify="left")
     for column in ("exit", "macs", "of final", "macs_cumulative", "msdnet_ops", "eed_flops"):

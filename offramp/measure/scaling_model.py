@@ -45,7 +45,7 @@ H200 = Machine(989e12, 0.3, 8, 450e9, 50e9, 5e-6, 15e-6)
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """One optimizer step of every process, in seconds and bytes.
 
     Attributes:
@@ -66,7 +66,7 @@ class Step:
         return self.compute / (self.compute + self.exposed)
 
 
-def step(parameters: int, macs: float, samples: int, processes: int, machine: Machine = H200) -> Step:
+def step(parameters: int, macs: float, samples: int, processes: int, machine: Machine = H200) -> StepCost:
     """The model of a step.
 
     Args:
@@ -86,4 +86,4 @@ def step(parameters: int, macs: float, samples: int, processes: int, machine: Ma
     latency = 2 * (processes - 1) * (machine.latency_between if far else machine.latency_inside)
     buckets = ceil(4 * parameters / BUCKET)
     exchange = buckets * latency + volume / bandwidth if processes > 1 else 0.0
-    return Step(compute, volume, exchange, max(exchange - compute * 2 / 3, exchange / buckets))
+    return StepCost(compute, volume, exchange, max(exchange - compute * 2 / 3, exchange / buckets))

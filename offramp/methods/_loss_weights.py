@@ -20,7 +20,7 @@ from offramp.outputs import Batch, ExitOutputs
 Init = Literal["ds", "ones", "dbt", "random"]
 Rate = Literal["initial", "current"]
 Ahead = Literal["plain", "optimizer"]
-Statistics = Literal["batch", "running"]
+LossStatistics = Literal["batch", "running"]
 Averages = Literal["held-out", "train"]
 
 
@@ -69,13 +69,13 @@ class Bilevel:
     meta_every: int = 1
     clamp: bool = True
     renormalise: bool = False
-    val_bn: Statistics = "batch"
+    val_bn: LossStatistics = "batch"
 
     def __post_init__(self) -> None:
         choice("init", self.init, Init)
         choice("xi", self.xi, Rate)
         choice("look_ahead", self.look_ahead, Ahead)
-        choice("val_bn", self.val_bn, Statistics)
+        choice("val_bn", self.val_bn, LossStatistics)
         choice("averages", self.averages, Averages)
         positive("temperature", self.temperature)
         fraction("alpha", self.alpha)

@@ -56,7 +56,7 @@ def build(
     if networks is not None:
         enough(networks)
     return Method(
-        Mutual(weight, temperature),
+        DeepMutual(weight, temperature),
         network=partial(copies, networks=networks),
         cohort=partial(cohort, networks=networks),
         step=alternate if updates == "alternating" else None,
@@ -97,7 +97,7 @@ def cohort(backbones: Sequence[BuildBackbone], *, networks: int | None) -> nn.Mo
     return Cohort([plain(backbone()) for backbone in backbones])
 
 
-class Mutual(nn.Module):
+class DeepMutual(nn.Module):
     """The objective of DML; it owns nothing that is learned."""
 
     def __init__(self, weight: float, temperature: float) -> None:
@@ -133,7 +133,7 @@ class Mutual(nn.Module):
 def alternate(context: StepContext, batch: Batch, progress: float) -> Terms:
     """One optimizer step for each network in turn; returns the sum of the terms of all steps."""
     net, objective = context.bare, context.objective
-    assert isinstance(net, Cohort) and isinstance(objective, Mutual)
+    assert isinstance(net, Cohort) and isinstance(objective, DeepMutual)
     per_network: list[Terms] = []
     # The wrapper would wait for gradients of all networks; `unsynchronised` lets `update` average the existing ones.
     with context.fabric.no_backward_sync(context.net):

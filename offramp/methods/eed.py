@@ -22,7 +22,7 @@ from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
 
 Imitation = Literal["soft-ce", "kl", "mse"]
-Weights = Literal["equal", "learned"]
+TeacherWeights = Literal["equal", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ class Settings:
     teachers: tuple[int, ...] | None = None
     final_learns: bool = True
     adapt: Adapt = "off"
-    weights: Weights = "equal"
+    weights: TeacherWeights = "equal"
 
     def __post_init__(self) -> None:
         not_negative("alpha", self.alpha)
         not_negative("beta", self.beta)
         positive("temperature", self.temperature)
         choice("imitation", self.imitation, Imitation)
-        choice("weights", self.weights, Weights)
+        choice("weights", self.weights, TeacherWeights)
         if self.teachers is not None:
             exit_numbers("teachers", self.teachers)
             if not self.teachers:

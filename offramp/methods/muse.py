@@ -21,7 +21,7 @@ from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
 
 Schedule = Literal["cosine", "constant", "off"]
-Features = Literal["sum", "mean"]
+FeatureReduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Settings:
     detach_teachers: bool = True
     detach_superpeer: bool = True
     reverse_kl: bool = False
-    features: Features = "sum"
+    features: FeatureReduction = "sum"
     adapt: Adapt = "off"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Settings:
         not_negative("beta_begin", self.beta_begin)
         not_negative("beta_end", self.beta_end)
         choice("schedule", self.schedule, Schedule)
-        choice("features", self.features, Features)
+        choice("features", self.features, FeatureReduction)
 
     def beta(self, progress: float) -> float:
         """Weight of the feature term in this epoch."""

@@ -25,7 +25,7 @@ from offramp.step import StepContext
 
 Combine = Literal["geometric", "arithmetic"]
 Norm = Literal["none", "layer"]
-Fit = Literal["train", "val"]
+FitSplit = Literal["train", "val"]
 
 
 def build(
@@ -36,7 +36,7 @@ def build(
     norm: Norm = "none",
     combine: Combine = "geometric",
     ensemble_final: bool = True,
-    fit: Fit = "train",
+    fit: FitSplit = "train",
 ) -> Method:
     """Three phases, the second and third on what is frozen, so that the backbone stays exactly as accurate as it was.
 
@@ -67,7 +67,7 @@ def build(
     """
     choice("norm", norm, Norm)
     choice("combine", combine, Combine)
-    choice("fit", fit, Fit)
+    choice("fit", fit, FitSplit)
     _three("shares", shares, not_negative)
     _three("rates", rates, positive)
     if not any(shares):

@@ -13,7 +13,7 @@ from offramp.files import parse_json, read_text
 from offramp.papers.catalog import Protocol, Training, runnable, training, values_of
 from offramp.papers.figures import BEST, BLOCKS, BY_EPOCH, PER_EXIT, RunValues
 from offramp.papers.lines import identity
-from offramp.papers.selection import Figure
+from offramp.papers.selection import PaperFigure
 from offramp.study.ledger import append
 from offramp.train.run_dir import CONFIG, METRICS, RESULT
 
@@ -56,7 +56,7 @@ def read(ledger: Path, trainings: Sequence[Training], protocol: Protocol) -> dic
 
 
 def analyse_runs(
-    figures: Sequence[Figure], folder: Path, ledger: Path, protocol: Protocol, data_dir: Path | None
+    figures: Sequence[PaperFigure], folder: Path, ledger: Path, protocol: Protocol, data_dir: Path | None
 ) -> list[str]:
     """Analyse the finished runs in a folder whose lines lack what figures need; returns the runs' names.
 
@@ -90,7 +90,7 @@ def analyse_runs(
     return done
 
 
-def _needed(figures: Sequence[Figure], protocol: Protocol, *kinds: str) -> Iterator[str]:
+def _needed(figures: Sequence[PaperFigure], protocol: Protocol, *kinds: str) -> Iterator[str]:
     """Names of the trainings that figures of these analyses need."""
     yield from (name for one in figures if one.analysis in kinds for name in one.trainings(protocol))
 

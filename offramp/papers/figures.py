@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from offramp.early_exit.curves import best_per_budget
 from offramp.papers.catalog import Protocol, runnable, training
-from offramp.papers.selection import Figure
+from offramp.papers.selection import PaperFigure
 from offramp.papers.values import NEEDS_FULL, NOT_RUN
 from offramp.study.ledger import Line
 from offramp.study.statistics import mean
@@ -127,7 +127,7 @@ FROM_LEDGER = ("accuracy_by_width", "accuracy_by_parameter")
 
 
 def figure_result(
-    figure: Figure, lines: Mapping[str, Mapping[int, Line]], analysed: Analysed, protocol: Protocol
+    figure: PaperFigure, lines: Mapping[str, Mapping[int, Line]], analysed: Analysed, protocol: Protocol
 ) -> FigureResult:
     """What the runs in a ledger, by training and seed, and their analyses have of a figure."""
     needed = list(figure.trainings(protocol))

@@ -26,7 +26,7 @@ LAST = "last epoch on test"
 
 
 @dataclass
-class Measured:
+class MeasuredLines:
     """What a ledger has of some trainings.
 
     Attributes:
@@ -70,7 +70,7 @@ def identity(values: Mapping[str, Any]) -> str | None:
     return json.dumps(kept, sort_keys=True)
 
 
-def measured(path: Path, trainings: Iterable[Training], protocol: Protocol) -> Measured:
+def measured(path: Path, trainings: Iterable[Training], protocol: Protocol) -> MeasuredLines:
     """The lines of a ledger that are runs of these trainings in this protocol; the last of several of one seed.
 
     Lines of another protocol fit no training. Of lines from several versions of offramp, or evaluated on test sets of
@@ -79,7 +79,7 @@ def measured(path: Path, trainings: Iterable[Training], protocol: Protocol) -> M
     Raises:
         ValueError: naming the file and the line, if it is no ledger of runs.
     """
-    result = Measured()
+    result = MeasuredLines()
     records = ledger.runs(path) if path.is_file() else []
     wanted = _wanted(trainings, protocol, {_kinds(record["config"]) for _, record in records})
     seen: dict[str, str | None] = {}
@@ -140,5 +140,5 @@ def short_version(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _count(result: Measured, reason: str) -> None:
+def _count(result: MeasuredLines, reason: str) -> None:
     result.left_out[reason] = result.left_out.get(reason, 0) + 1

@@ -10,7 +10,7 @@ from offramp.engine.choice import Engine
 from offramp.files import read_json
 from offramp.papers.catalog import Protocol, Training, config_of, folder_of, needs_run, training
 from offramp.papers.figures import BY_EPOCH
-from offramp.papers.lines import Measured
+from offramp.papers.lines import MeasuredLines
 from offramp.papers.selection import figures
 from offramp.runs.packing import Jobs
 from offramp.runs.run_entries import Entry
@@ -27,7 +27,7 @@ def train_missing(
     protocol: Protocol,
     folder: Path,
     ledger: Path,
-    measured: Measured,
+    measured: MeasuredLines,
     data_dir: Path | None,
     jobs: Jobs,
     reporter: CompareReporter,

@@ -8,7 +8,7 @@ from offramp.papers.figures import FigureResult
 from offramp.papers.plan import PlannedTraining
 from offramp.papers.reproduce import Available, Reproduction
 from offramp.papers.values import CellResult, RowResult, TableResult
-from offramp.study.tables import Cell, csv_text, latex_text, markdown_text
+from offramp.study.tables import TableValue, csv_text, latex_text, markdown_text
 
 NOTHING = "–"
 UNITS = {"top1": "top-1 accuracy, percent", "top5": "top-5 accuracy, percent", "gflops": "GFLOPs"}
@@ -83,7 +83,7 @@ def as_csv(result: Reproduction) -> str:
     return csv_text(CSV_HEAD, [*_cell_lines(result), *_figure_lines(result), *_contrast_lines(result)])
 
 
-def _cell_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
+def _cell_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
     for table in result.tables:
         for row in table.rows:
             head = (result.protocol, table.name, row.data, row.network, row.method, row.variant, row.training)
@@ -92,7 +92,7 @@ def _cell_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
                 yield (*head, table.metric, cell.exit, *values, row.state)
 
 
-def _figure_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
+def _figure_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
     for figure in result.figures:
         for row in figure.rows:
             head = (result.protocol, figure.name, "", "", "", "", row.training)
@@ -100,7 +100,7 @@ def _figure_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
                 yield (*head, column, row.exit, None, mean, deviation, len(row.seeds), None, figure.state)
 
 
-def _contrast_lines(result: Reproduction) -> Iterable[Sequence[Cell]]:
+def _contrast_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
     for claim in result.claims:
         for one in claim.contrasts:
             half = None if one.interval95 is None else (one.interval95[1] - one.interval95[0]) / 2

@@ -12,14 +12,14 @@ from offramp.papers import analysed, catalog
 from offramp.papers.catalog import FULL, Protocol, protocol_from, runnable
 from offramp.papers.claims import ClaimResult, decided
 from offramp.papers.figures import FigureResult, figure_result
-from offramp.papers.lines import Measured, measured, short_version
+from offramp.papers.lines import MeasuredLines, measured, short_version
 from offramp.papers.missing import failures, train_missing
 from offramp.papers.plan import PlannedTraining, planned
 from offramp.papers.selection import Selection, select
 from offramp.papers.values import TableResult, table_result
 from offramp.runs.compare import LEDGER
 from offramp.runs.packing import Jobs, check_jobs
-from offramp.runs.train_all import CompareReporter, Silent, check_writable
+from offramp.runs.train_all import CompareReporter, SilentCompare, check_writable
 
 OUT = "runs/reproduce"
 
@@ -110,7 +110,7 @@ def reproduce(
     selection = select(name, rows)
     folder = Path(out) if out is not None else default_out(settings)
     ledger_path = ledger or folder / LEDGER
-    reporter = reporter or Silent()
+    reporter = reporter or SilentCompare()
     needed = [one for one in selection.trainings(settings) if runnable(one, settings)]
     lines = measured(ledger_path, needed, settings)
     costs: list[PlannedTraining] = []
@@ -140,7 +140,7 @@ def default_out(protocol: Protocol) -> Path:
     return Path(f"{OUT}-{protocol.name}" if protocol.reduced else OUT)
 
 
-def _refuse(jobs: Jobs, seeds: Sequence[int], ledger: Path, measured: Measured) -> None:
+def _refuse(jobs: Jobs, seeds: Sequence[int], ledger: Path, measured: MeasuredLines) -> None:
     check_jobs(jobs)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ParameterError("seeds must be different numbers, at least one", "seeds")
@@ -160,7 +160,7 @@ def _result(
     selection: Selection,
     protocol: Protocol,
     ledger: Path,
-    measured: Measured,
+    measured: MeasuredLines,
     costs: list[PlannedTraining],
     failed: list[dict[str, str]],
     reasons: Mapping[str, str],

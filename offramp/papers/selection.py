@@ -15,7 +15,7 @@ ALL, CLAIMS = "all", "claims"
 
 
 @dataclass(frozen=True)
-class Figure:
+class PaperFigure:
     """A figure: the analysis that draws it, and the trainings it needs in full and in a reduced protocol."""
 
     name: str
@@ -34,7 +34,7 @@ class Selection:
     """Tables with the rows that were asked for, figures and claims."""
 
     tables: tuple[tuple[Table, tuple[Row, ...]], ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[PaperFigure, ...] = ()
     claims: tuple[Claim, ...] = ()
 
     def trainings(self, protocol: Protocol) -> list[Training]:
@@ -46,10 +46,10 @@ class Selection:
 
 
 @cache
-def figures() -> dict[str, Figure]:
+def figures() -> dict[str, PaperFigure]:
     """All figures by name."""
     return {
-        name: Figure(
+        name: PaperFigure(
             name=name,
             title=entry["title"],
             analysis=entry["analysis"],

@@ -12,7 +12,7 @@ from offramp.progress import Progress
 from offramp.runs import never_slower
 from offramp.runs.baseline import Baseline, BaselineLike, describe, open_baseline, traces_of
 from offramp.runs.calibration import Calibration, cost_text
-from offramp.runs.goal import Answer, Goal, Score
+from offramp.runs.goal import AnswerRule, Goal, Score
 from offramp.runs.learned import learned_rule
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
@@ -34,7 +34,7 @@ def calibrate(
     goal: Goal,
     *,
     score: Score = "confidence",
-    answer: Answer = "exit",
+    answer: AnswerRule = "exit",
     baseline: BaselineLike | None = None,
     weights: Weights = "last",
     data_dir: Path | str | None = None,

@@ -13,7 +13,7 @@ from offramp.runs import run_entries
 from offramp.runs.grid import NO_GRID, Grid
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.packing import Jobs, check_jobs
-from offramp.runs.train_all import CompareReporter, Silent, check_writable, train_all
+from offramp.runs.train_all import CompareReporter, SilentCompare, check_writable, train_all
 from offramp.study import comparison, comparison_files
 from offramp.study.comparison import Comparison
 from offramp.study.comparison_text import comparison_text
@@ -102,7 +102,7 @@ def compare(
     requested = run_entries.entries(config, pairs, seeds, folder, grid or NO_GRID)
     with opened(engine, address, fetch) as runner:
         entries, failed = train_all(
-            requested, folder, jobs, ledger_path, reporter or Silent(), grid or NO_GRID, engine=runner
+            requested, folder, jobs, ledger_path, reporter or SilentCompare(), grid or NO_GRID, engine=runner
         )
     commons = [common_of(flat(entry.config)) for entry in entries]
     runs = [entry.folder for entry in entries]

@@ -24,7 +24,7 @@ from offramp.runs.run_data import load_data
 
 if TYPE_CHECKING:
     from offramp.data.splits import DataSet
-    from offramp.measure.cost import Image
+    from offramp.measure.cost import ImageShape
     from offramp.outputs import Trace
 
 
@@ -132,7 +132,7 @@ def _compare_with_cal(loaded: LoadedRun | MultiNetRun, test: "Trace", reporter: 
         reporter.warn(text)
 
 
-def _accuracies_and_costs(loaded: LoadedRun | MultiNetRun, traced: "Trace", shape: "Image") -> dict[str, Any]:
+def _accuracies_and_costs(loaded: LoadedRun | MultiNetRun, traced: "Trace", shape: "ImageShape") -> dict[str, Any]:
     """Accuracy and operations of every exit, or of every network."""
     from offramp.measure import cost, multi_net
     from offramp.measure.accuracy import summary

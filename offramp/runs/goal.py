@@ -14,7 +14,7 @@ Runtime = Literal[
 ]
 """Where milliseconds are measured."""
 Score = Literal["confidence", "margin", "entropy", "patience", "learned"]
-Answer = Literal["exit", "arithmetic", "geometric", "sum"]
+AnswerRule = Literal["exit", "arithmetic", "geometric", "sum"]
 """The values of `ExitPolicy.score` and `ExitPolicy.answer`."""
 GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
 

@@ -11,7 +11,7 @@ from offramp.runs.info_text import network_text, networks_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from offramp.measure.network_summary import Description
+    from offramp.measure.network_summary import NetworkSummary
     from offramp.multi_net import Cohort, GatedFan
     from offramp.net import MultiExitNet
 
@@ -47,7 +47,7 @@ class NetworkInfo:
     eed_flops: list[float]
     parameters: dict[str, Any]
     options: dict[str, dict[str, Any]]
-    summary: "Description"
+    summary: "NetworkSummary"
     cheapest: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

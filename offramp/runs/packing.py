@@ -31,7 +31,7 @@ PROCESS_MIB = 1024.0
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capacity:
     """What runs share: cores, GPUs (none for runs on the CPU), memory that is available in MiB, if it is known."""
 
     cores: int
@@ -40,7 +40,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepTime:
     """A step of several runs at once: median seconds, and the MiB that a run takes of the host and of a GPU."""
 
     seconds: float
@@ -72,9 +72,9 @@ def runs_at_once(waiting: Sequence[Entry], out: Path, watcher: Watcher, keep_ope
         return kept
     tried = candidates(len(waiting), machine, _user_threads())
     if len(tried) == 1 or _steps(waiting) < WORTH * len(tried):
-        return max((jobs for jobs in tried if _fits(jobs, Measured(0.0, PROCESS_MIB), machine)), default=1)
+        return max((jobs for jobs in tried if _fits(jobs, StepTime(0.0, PROCESS_MIB), machine)), default=1)
     watcher.note(f"measuring a few steps of {' and '.join(map(str, tried))} runs at once")
-    times: dict[int, Measured] = {}
+    times: dict[int, StepTime] = {}
     for jobs in tried:
         if times and not _fits(jobs, next(iter(times.values())), machine):
             break
@@ -89,14 +89,14 @@ def runs_at_once(waiting: Sequence[Entry], out: Path, watcher: Watcher, keep_ope
     return chosen
 
 
-def this_machine(gpu: bool) -> Machine:
+def this_machine(gpu: bool) -> Capacity:
     """The machine of this process."""
     text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
     mib = float(text.split("MemAvailable:")[1].split()[0]) / 2**10 if "MemAvailable:" in text else None
-    return Machine(local.cores(), max(1, len(gpus.visible())) if gpu else 0, mib)
+    return Capacity(local.cores(), max(1, len(gpus.visible())) if gpu else 0, mib)
 
 
-def candidates(waiting: int, machine: Machine, threads: int | None) -> list[int]:
+def candidates(waiting: int, machine: Capacity, threads: int | None) -> list[int]:
     """Numbers of runs at once that are worth trying, rising.
 
     Args:
@@ -110,7 +110,7 @@ def candidates(waiting: int, machine: Machine, threads: int | None) -> list[int]
     return sorted({min(number, most) for number in numbers})
 
 
-def best(times: Mapping[int, Measured], waiting: int) -> int:
+def best(times: Mapping[int, StepTime], waiting: int) -> int:
     """The number of runs at once that finishes `waiting` equal runs soonest; of nearly equal ones the largest."""
     if not times:
         return 1
@@ -118,14 +118,14 @@ def best(times: Mapping[int, Measured], waiting: int) -> int:
     return max(jobs for jobs, seconds in total.items() if seconds <= ALIKE * min(total.values()))
 
 
-def _fits(jobs: int, one: Measured, machine: Machine) -> bool:
+def _fits(jobs: int, one: StepTime, machine: Capacity) -> bool:
     """Whether so many runs fit into memory."""
     if machine.mib is not None and jobs > 1 and jobs * one.mib > MEMORY * machine.mib:
         return False
     return not machine.gpus or ceil(jobs / machine.gpus) * one.gpu_mib <= GPU_MEMORY * one.gpu_total_mib
 
 
-def _measure(waiting: Sequence[Entry], jobs: int, out: Path, watcher: Watcher, keep_open: int) -> Measured | None:
+def _measure(waiting: Sequence[Entry], jobs: int, out: Path, watcher: Watcher, keep_open: int) -> StepTime | None:
     """Steps of so many runs at once; None if one fails."""
     first, logs = waiting[0], out / "logs"
     assert first.inputs is not None
@@ -150,7 +150,7 @@ def _measure(waiting: Sequence[Entry], jobs: int, out: Path, watcher: Watcher, k
         return None
     values = [json.loads(text) for text in answers]
     seconds = statistics.fmean(statistics.median(one["seconds"]) for one in values)
-    return Measured(seconds, *(max(one[key] for one in values) for key in ("mib", "gpu_mib", "gpu_total_mib")))
+    return StepTime(seconds, *(max(one[key] for one in values) for key in ("mib", "gpu_mib", "gpu_total_mib")))
 
 
 def _nothing() -> None:
@@ -167,14 +167,14 @@ def _user_threads() -> int | None:
     return int(text) if text.isdecimal() and int(text) else None
 
 
-def _kept(path: Path, machine: Machine) -> int | None:
+def _kept(path: Path, machine: Capacity) -> int | None:
     """What was chosen before for this folder on such a machine."""
     values: dict[str, Any] = read_json(path, {"jobs": int, "cores": int, "gpus": int}) if path.is_file() else {}
     same = (values.get("cores"), values.get("gpus")) == (machine.cores, machine.gpus)
     return values["jobs"] if same else None
 
 
-def _keep(path: Path, chosen: int, times: Mapping[int, Measured], machine: Machine) -> None:
+def _keep(path: Path, chosen: int, times: Mapping[int, StepTime], machine: Capacity) -> None:
     seconds = {str(jobs): one.seconds for jobs, one in times.items()}
     values = {"jobs": chosen, "cores": machine.cores, "gpus": machine.gpus, "seconds_per_step": seconds}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from offramp.runs.grid import Grid, variants
 from offramp.runs.packing import Jobs, check_jobs, runs_at_once
 from offramp.runs.run_entries import Entry
 from offramp.runs.sweep_result import METRICS, SweepResult, SweepTrial
-from offramp.runs.sweep_score import Score, costs_of
-from offramp.runs.train_all import ENTRY, PATIENCE, PRELOAD, CompareReporter, Silent, job_of
+from offramp.runs.sweep_score import RunScore, costs_of
+from offramp.runs.train_all import ENTRY, PATIENCE, PRELOAD, CompareReporter, SilentCompare, job_of
 
 if TYPE_CHECKING:
     from offramp.engine.local import Job
@@ -65,7 +65,7 @@ def sweep(
     search = "random" if search == "all" and samples is not None else search
     _check(config, grid, metric, samples, search, scheduler)
     check_jobs(jobs)
-    folder, reporter = Path(out), reporter or Silent()
+    folder, reporter = Path(out), reporter or SilentCompare()
     entries = _entries(config, grid, folder)
     about = {"metric": metric, "samples": samples, "search": search, "scheduler": scheduler}
     values = {key: [str(value) for value in choices] for key, choices in grid.items()}
@@ -80,7 +80,7 @@ def sweep(
         _check_val(entries)
         for note in notes:
             reporter.note(note)
-        score = Score(metric, costs_of(entries) if metric == "frontier" else {})
+        score = RunScore(metric, costs_of(entries) if metric == "frontier" else {})
         folder.mkdir(parents=True, exist_ok=True)
         cluster.check(folder, any(entry.config.device == "cuda" for entry in entries))
         with local.alone(folder / ".lock", PATIENCE, reporter.note) as lock:
@@ -142,7 +142,7 @@ def _run(
     cluster: "Cluster",
     entries: Sequence[Entry],
     grid: Mapping[str, Sequence[str]],
-    score: Score,
+    score: RunScore,
     folder: Path,
     about: Mapping[str, Any],
     jobs: Jobs,
@@ -207,7 +207,7 @@ def _add_missing(entries: Sequence[Entry], out: Path) -> None:
 
 
 def _result(
-    metric: str, entries: Mapping[str, Entry], trials: Sequence["Trial"], score: Score, folder: Path
+    metric: str, entries: Mapping[str, Entry], trials: Sequence["Trial"], score: RunScore, folder: Path
 ) -> SweepResult:
     by_point = {trial.point: _trial(entries[trial.point], trial, score) for trial in trials}
     ordered = sorted(by_point.values(), key=lambda one: (one.stopped, one.failure is not None, -(one.score or 0.0)))
@@ -215,7 +215,7 @@ def _result(
     return SweepResult(metric, best, ordered, str(folder / LEDGER))
 
 
-def _trial(entry: Entry, trial: "Trial", score: Score) -> SweepTrial:
+def _trial(entry: Entry, trial: "Trial", score: RunScore) -> SweepTrial:
     from offramp.train import log
     from offramp.train.run_dir import METRICS
 

@@ -11,7 +11,7 @@ from offramp.runs.run_entries import Entry
 
 
 @dataclass(frozen=True)
-class Score:
+class RunScore:
     """The metric of an epoch of the run at a point, from its record.
 
     Attributes:

@@ -46,7 +46,7 @@ class CompareReporter(Watcher, Protocol):
         """No run is running any more."""
 
 
-class Silent:
+class SilentCompare:
     """A reporter that says nothing."""
 
     def begin(self, runs: int, finished: int, epochs: int) -> None:

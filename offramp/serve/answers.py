@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from offramp.bundle.predict import Prediction
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import StepPolicy
-from offramp.serve.engine import Outcome
+from offramp.serve.engine import SampleResult
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -19,7 +19,7 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def prediction(classes: Sequence[str], image: str, outcome: Outcome) -> Prediction:
+def prediction(classes: Sequence[str], image: str, outcome: SampleResult) -> Prediction:
     """The prediction of one image, as `Bundle.predict` gives it."""
     shares = probabilities(outcome.logits)
     index = int(shares.argmax())

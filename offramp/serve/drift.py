@@ -25,7 +25,7 @@ ENOUGH = 50
 
 
 @dataclass(frozen=True)
-class Reference:
+class CalReference:
     """What a policy does on cal: per exit, how many samples left there with a score in each of `BINS` equal bins."""
 
     counts: tuple[tuple[int, ...], ...]
@@ -37,7 +37,7 @@ class Reference:
         return tuple(sum(row) / total for row in self.counts)
 
 
-def reference(manifest: Manifest) -> Reference | None:
+def reference(manifest: Manifest) -> CalReference | None:
     """The reference that `offramp export` stored; None if a bundle has none, or it makes no sense."""
     policy = manifest.provenance.get("policy")
     counts = policy.get("scores") if isinstance(policy, dict) else None
@@ -49,7 +49,7 @@ def reference(manifest: Manifest) -> Reference | None:
     )
     if not right or sum(map(sum, counts)) < ENOUGH:  # type: ignore[arg-type]
         return None
-    return Reference(tuple(map(tuple, counts)))  # type: ignore[arg-type]
+    return CalReference(tuple(map(tuple, counts)))  # type: ignore[arg-type]
 
 
 class DriftMonitor:
@@ -63,7 +63,7 @@ class DriftMonitor:
 
     def __init__(
         self,
-        reference: Reference | None,
+        reference: CalReference | None,
         false_alarm: int | float = 0.01,
         alarmed: Callable[[], None] = lambda: None,
         seed: int = 0,

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer
-from offramp.serve.rows import Block, Row, gather, run
+from offramp.serve.rows import Block, SampleRow, gather, run
 from offramp.serve.scheduler import Sample, Scheduler, Work
 from offramp.serve.statistics import Statistics
 
 
-class Outcome(NamedTuple):
+class SampleResult(NamedTuple):
     """The result of one sample.
 
     Attributes:
@@ -37,7 +37,7 @@ class Failed(Exception):
     """A segment failed; the message says which and why."""
 
 
-Result = Outcome | Failed
+Result = SampleResult | Failed
 Sink = Callable[[Sequence[tuple[Any, Result]]], None]
 """Takes the results of some samples, with the keys that they were submitted under; called in the engine's thread."""
 
@@ -47,19 +47,19 @@ class Ticket:
 
     __slots__ = ("best", "key", "ms", "row", "sink", "submitted")
 
-    def __init__(self, key: Any, sink: Sink, row: Row, submitted: int | float) -> None:
+    def __init__(self, key: Any, sink: Sink, row: SampleRow, submitted: int | float) -> None:
         self.key, self.sink, self.row, self.submitted = key, sink, row, submitted
         self.ms = 0.0
         self.best: tuple[Answer, int] | None = None
 
-    def outcome(self, late: bool) -> Outcome:
+    def outcome(self, late: bool) -> SampleResult:
         """Its result at the last exit that it passed."""
         assert self.best is not None
         answer, index = self.best
-        return Outcome(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), self.ms, late)
+        return SampleResult(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), self.ms, late)
 
 
-class Engine:
+class SegmentEngine:
     """One bundle, its scheduler, and the thread that runs its segments; errors of a batch end that batch alone."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Engine:
             RuntimeError: if the engine is stopped.
         """
         block, now = Block(inputs), self.clock()
-        tickets = [Ticket(key, sink, Row(block, index), now) for index, key in enumerate(keys)]
+        tickets = [Ticket(key, sink, SampleRow(block, index), now) for index, key in enumerate(keys)]
         with self._changed:
             if self._stopping:
                 raise RuntimeError(f"the server of {self.bundle.folder} is stopped")
@@ -144,7 +144,7 @@ class Engine:
             sample.payload.ms += 1000 * seconds / len(work.samples)
             sample.payload.best = stepper.answer, index
         for place, index in enumerate(staying):
-            work.samples[index].payload.row = Row(onward, place)
+            work.samples[index].payload.row = SampleRow(onward, place)
         with self._changed:
             answered = self.scheduler.finish(work, staying)
             self._changed.notify()

@@ -11,7 +11,7 @@ from offramp import __version__
 from offramp.images import BadImage
 from offramp.serve.answers import probabilities
 from offramp.serve.documents import INFER, MODEL, SERVER, answers
-from offramp.serve.engine import Outcome
+from offramp.serve.engine import SampleResult
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
 from offramp.serve.receive import context_of, decoded, full, outcomes, received, stacked
@@ -93,7 +93,7 @@ async def _inputs(served: Version, infer_request: InferRequest) -> tuple[NDArray
 
 
 def _columns(
-    served: Version, results: Sequence[Outcome], errors: Sequence[str]
+    served: Version, results: Sequence[SampleResult], errors: Sequence[str]
 ) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
     """Every output; images that could not be read have class -1 and exit 0."""
     classes = served.bundle.manifest.classes

@@ -11,7 +11,7 @@ from offramp.images import BadImage
 from offramp.serve.answers import all_exits, prediction, probabilities, top
 from offramp.serve.bodies import FormPart, multipart
 from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, answers
-from offramp.serve.engine import Outcome
+from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
 from offramp.serve.receive import beside, context_of, decoded, full, outcomes, received, stacked
@@ -116,7 +116,7 @@ def _unread(served: Version, part: FormPart, error: str) -> dict[str, Any]:
     return {**Prediction(part.filename, error=error).row(served.bundle.manifest.exits), "at_deadline": False}
 
 
-def _row(served: Version, part: FormPart, outcome: Outcome, count: int, reject: float) -> dict[str, Any]:
+def _row(served: Version, part: FormPart, outcome: SampleResult, count: int, reject: float) -> dict[str, Any]:
     """The keys of `predict --json`, and what was asked for."""
     manifest = served.bundle.manifest
     answer = prediction(manifest.classes, part.filename, outcome)

@@ -17,12 +17,12 @@ from offramp.images import BadImage, open_image
 from offramp.lookup import ParameterError
 from offramp.serve.answers import prediction
 from offramp.serve.costs import CostCurve
-from offramp.serve.engine import Engine, Failed, Outcome, Result, Sink
+from offramp.serve.engine import Failed, Result, SampleResult, SegmentEngine, Sink
 from offramp.serve.measure import measure
 from offramp.serve.scheduler import Scheduler
 from offramp.serve.statistics import Statistics
 
-Inputs = NDArray[np.float32]
+InputArray = NDArray[np.float32]
 QUICK_BYTES, QUICK_PIXELS = 1 << 14, 1 << 14
 """Images of at most this size are decoded in the event loop's thread."""
 
@@ -64,8 +64,8 @@ class AsyncPredictor:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, runtime)
         curves = measure(self.bundle, max_batch) if costs is None else costs
         scheduler = Scheduler(curves, most=max_batch, capacity=queue, workers=workers)
-        self.engine = Engine(self.bundle, scheduler)
-        self._decoder = Decoder(self.bundle.manifest.preprocessing)
+        self.engine = SegmentEngine(self.bundle, scheduler)
+        self._decoder = ImageDecoder(self.bundle.manifest.preprocessing)
         self._sinks: tuple[asyncio.AbstractEventLoop, Sink] | None = None
 
     async def predict(self, image: Path | str | bytes, *, deadline_ms: int | float | None = None) -> Prediction:
@@ -91,7 +91,7 @@ class AsyncPredictor:
             raise result
         return prediction(self.bundle.manifest.classes, name, result)
 
-    async def decode(self, image: Path | str | bytes) -> Inputs:
+    async def decode(self, image: Path | str | bytes) -> InputArray:
         """The inputs (1, channels, size, size) of one image.
 
         Raises:
@@ -99,7 +99,7 @@ class AsyncPredictor:
         """
         return await self._decoder(image)
 
-    async def infer(self, inputs: Inputs, *, deadline_ms: int | float | None = None) -> list[Result]:
+    async def infer(self, inputs: InputArray, *, deadline_ms: int | float | None = None) -> list[Result]:
         """The outcome of each input (B, channels, size, size), in order; `Failed` for those whose segment failed.
 
         Raises:
@@ -153,14 +153,14 @@ class AsyncPredictor:
         return self._sinks[1]
 
 
-class Decoder:
+class ImageDecoder:
     """Decodes images: small ones at once, others in two threads."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="offramp-decode")
 
-    async def __call__(self, image: Path | str | bytes) -> Inputs:
+    async def __call__(self, image: Path | str | bytes) -> InputArray:
         """The inputs (1, channels, size, size) of one image; see `AsyncPredictor.decode`."""
         if isinstance(image, bytes) and _quick(image):
             return read_input(self.preprocessing, image)
@@ -172,7 +172,7 @@ class Decoder:
         self._threads.shutdown(wait=True)
 
 
-def read_input(preprocessing: Preprocessing, image: Path | str | bytes) -> Inputs:
+def read_input(preprocessing: Preprocessing, image: Path | str | bytes) -> InputArray:
     """The inputs (1, channels, size, size) of one image; see `AsyncPredictor.decode`."""
     if not isinstance(image, bytes) and not Path(image).is_file():
         raise BadImage("there is no such file")
@@ -209,4 +209,4 @@ def _resolve(results: Sequence[tuple[Any, Result]]) -> None:
             future.set_result(result)
 
 
-__all__ = ["AsyncPredictor", "Failed", "Outcome", "Prediction"]
+__all__ = ["AsyncPredictor", "Failed", "Prediction", "SampleResult"]

@@ -46,7 +46,7 @@ def deployments(model: str, version: str, bundle: Bundle, options: ServeOptions,
     """
     from ray import serve
 
-    from offramp.serve.ray_segment import INLINE, Segment
+    from offramp.serve.ray_segment import INLINE, SegmentReplica
 
     scaling = {
         "min_replicas": 1,
@@ -62,7 +62,7 @@ def deployments(model: str, version: str, bundle: Bundle, options: ServeOptions,
         "inline": INLINE,
     }
     return [
-        serve.deployment(Segment)
+        serve.deployment(SegmentReplica)
         .options(
             name=_name(model, version, index),
             autoscaling_config=scaling,

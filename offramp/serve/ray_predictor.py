@@ -12,9 +12,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from offramp.bundle.read import Bundle
-from offramp.serve.engine import Failed, Outcome, Result
+from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.options import ServeOptions
-from offramp.serve.predictor import Decoder, check_deadline
+from offramp.serve.predictor import ImageDecoder, check_deadline
 from offramp.serve.ray_segment import Broken, Part, Passed
 from offramp.serve.rows import Block
 from offramp.serve.scheduler import QueueFull
@@ -46,7 +46,7 @@ class RayPredictor:
         self.waiting = [0] * len(handles)
         self.alive = True
         self._unanswered = 0
-        self._decoder, self._close = Decoder(bundle.manifest.preprocessing), close
+        self._decoder, self._close = ImageDecoder(bundle.manifest.preprocessing), close
 
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many images would not fit now."""
@@ -110,7 +110,7 @@ class RayPredictor:
             staying = set(passed.alive)
             for place, row in enumerate(rows):
                 logits, score = passed.logits[place], float(passed.score[place])
-                results[row] = Outcome(logits, passed.exit, score, spent, place in staying)
+                results[row] = SampleResult(logits, passed.exit, score, spent, place in staying)
             if passed.onward is None:
                 break
             rows, part = [rows[place] for place in passed.alive], passed.onward

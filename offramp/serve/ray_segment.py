@@ -16,7 +16,7 @@ from offramp.bundle.read import content, read_manifest
 from offramp.bundle.sessions import open_segment
 from offramp.early_exit.policy_file import parse
 from offramp.early_exit.runtime import Stepper
-from offramp.serve.rows import Block, Row, gather, run
+from offramp.serve.rows import Block, SampleRow, gather, run
 
 INLINE = 1 << 16
 """Bytes of a batch's survivors that travel within messages; more of them go through Ray's object store."""
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     places: list[int] | None = None
 
 
-class Batch(NamedTuple):
+class BatchTime(NamedTuple):
     """How many samples a batch had, and how many seconds it took."""
 
     samples: int
@@ -54,7 +54,7 @@ class Passed(NamedTuple):
     exit: int
     alive: list[int]
     onward: Part | None
-    batch: Batch
+    batch: BatchTime
     first: bool
 
 
@@ -69,7 +69,7 @@ def samples(blocks: Sequence[Block]) -> int:
     return sum(map(len, blocks))
 
 
-class Segment:
+class SegmentReplica:
     """A replica of segment `index` (counted from 0) of the bundle in `folder`, under a policy (JSON).
 
     Args:
@@ -119,11 +119,11 @@ class Segment:
         """The answer to every request of a batch."""
         began = perf_counter()
         try:
-            whole = gather([Row(block, place) for block in blocks for place in range(len(block))])
+            whole = gather([SampleRow(block, place) for block in blocks for place in range(len(block))])
             stepper, onward = run(self.policy, self.segment, self.index, whole)
         except Exception as error:  # whatever a runtime raises: this batch has failed, the replica lives on
             return [Broken(str(error) or type(error).__name__)] * len(blocks)
-        batch = Batch(len(whole), perf_counter() - began)
+        batch = BatchTime(len(whole), perf_counter() - began)
         shared = self._shared(onward) if len(stepper.alive) else None
         ends = list(accumulate(map(len, blocks)))
         return [_passed(stepper, onward, shared, slice(*rows), batch) for rows in zip([0, *ends], ends)]
@@ -135,7 +135,7 @@ class Segment:
         return ray.put(onward) if size > self.inline else None
 
 
-def _passed(stepper: Stepper, onward: Block, shared: Any, rows: slice, batch: Batch) -> Passed:
+def _passed(stepper: Stepper, onward: Block, shared: Any, rows: slice, batch: BatchTime) -> Passed:
     """The answer to the request that has these rows of a batch."""
     answer, alive = stepper.answer, stepper.alive
     assert answer is not None

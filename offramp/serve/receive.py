@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from offramp.images import BadImage
 from offramp.serve.bodies import declared, read_body
-from offramp.serve.engine import Failed, Outcome, Result
+from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.errors import RequestError, busy
 from offramp.serve.models import Version
 from offramp.serve.scheduler import QueueFull
@@ -93,13 +93,13 @@ def full(error: QueueFull) -> RequestError:
     return busy(str(error), error.retry_after)
 
 
-def outcomes(results: list[Result]) -> list[Outcome]:
+def outcomes(results: list[Result]) -> list[SampleResult]:
     """The outcomes of a request.
 
     Raises:
         RequestError: 500 with the reason, if a segment failed.
     """
-    right = [result for result in results if isinstance(result, Outcome)]
+    right = [result for result in results if isinstance(result, SampleResult)]
     for result in results:
         if isinstance(result, Failed):
             raise RequestError(500, "failed", f"the network failed: {result}")

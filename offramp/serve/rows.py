@@ -37,14 +37,14 @@ class Block:
         return Block(keep(self.state, rows), keep(self.carry, rows), policy_carry)
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """One sample of a block."""
 
     block: Block
     place: int
 
 
-def gather(rows: Sequence[Row]) -> Block:
+def gather(rows: Sequence[SampleRow]) -> Block:
     """One block of samples that may come from several."""
     parts: list[Block] = [
         block.rows([row.place for row in group]) for block, group in groupby(rows, attrgetter("block"))

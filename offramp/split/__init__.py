@@ -7,7 +7,7 @@ from torch import nn
 
 from offramp.net import Backbone
 from offramp.split import cut_points, equivalence, exit_placement
-from offramp.split.cut_points import Image
+from offramp.split.cut_points import ImageShape
 from offramp.split.exit_placement import Place
 from offramp.split.manual import by_hand
 from offramp.split.random_state import same_random_state
@@ -22,7 +22,7 @@ __all__ = ["Place", "Untraceable", "by_hand", "load_state", "places", "split", "
 def split(
     model: nn.Module,
     exits_after: Sequence[str] | int,
-    shape: Image,
+    shape: ImageShape,
     *,
     make: Callable[[], nn.Module] | None = None,
     device: str | torch.device | None = None,
@@ -64,7 +64,7 @@ def split(
     return backbone
 
 
-def places(model: nn.Module, shape: Image) -> list[Place]:
+def places(model: nn.Module, shape: ImageShape) -> list[Place]:
     """The possible places of exits in a model, with their shares of the multiply-adds.
 
     Raises:

@@ -9,7 +9,7 @@ from offramp.split.cut_points import WORKING
 from offramp.split.tracer import Traced
 
 
-class Unit(NamedTuple):
+class LayerUnit(NamedTuple):
     """The part between the ends of two layers: its last node, its heaviest module's class, the shapes around it.
 
     `works` says whether it has a convolution or linear layer; `pointwise` that these look at one position at a time.
@@ -33,7 +33,7 @@ class Unit(NamedTuple):
         return self.kind is not None and issubclass(self.kind, WORKING)
 
 
-def units(model: nn.Module, traced: Traced, ends: Sequence[fx.Node]) -> list[Unit]:
+def units(model: nn.Module, traced: Traced, ends: Sequence[fx.Node]) -> list[LayerUnit]:
     """The units that end with the given nodes, in order."""
     result = []
     between: list[nn.Module] = []
@@ -48,12 +48,12 @@ def units(model: nn.Module, traced: Traced, ends: Sequence[fx.Node]) -> list[Uni
     return result
 
 
-def _unit(traced: Traced, previous: fx.Node, end: fx.Node, modules: list[nn.Module]) -> Unit:
+def _unit(traced: Traced, previous: fx.Node, end: fx.Node, modules: list[nn.Module]) -> LayerUnit:
     layers = [part for module in modules for part in module.modules() if isinstance(part, WORKING)]
     heaviest = max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
     wide = any(isinstance(part, nn.modules.conv._ConvNd) and max(part.kernel_size) > 1 for part in layers)
     input_shape, output_shape = (tuple(traced.values[node][0].shape[1:]) for node in (previous, end))
-    return Unit(
+    return LayerUnit(
         end,
         None if heaviest is None else type(heaviest),
         input_shape,
@@ -63,7 +63,7 @@ def _unit(traced: Traced, previous: fx.Node, end: fx.Node, modules: list[nn.Modu
     )
 
 
-def before_head(stage_units: Sequence[Unit], traced: Traced) -> int:
+def before_head(stage_units: Sequence[LayerUnit], traced: Traced) -> int:
     """How many of a last stage's units are blocks; those after them belong to the head.
 
     The head takes norms, activations and pooling at the end, and layers that only widen the features at each position
@@ -92,14 +92,14 @@ def _positions(input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> b
     )
 
 
-def join(stage_units: Sequence[Unit]) -> list[fx.Node]:
+def join(stage_units: Sequence[LayerUnit]) -> list[fx.Node]:
     """The last nodes of a stage's blocks.
 
     Norms and activations belong to the layer before them, pooling to the layer after it; a layer that only changes
     the shape (ConvNeXt's and Swin's downsampling) belongs to the block after it.
     """
-    blocks: list[list[Unit]] = []
-    waiting: list[Unit] = []
+    blocks: list[list[LayerUnit]] = []
+    waiting: list[LayerUnit] = []
     for unit in stage_units:
         if not unit.works and (unit.changes or waiting or not blocks):
             waiting.append(unit)
@@ -114,7 +114,7 @@ def join(stage_units: Sequence[Unit]) -> list[fx.Node]:
     return [block[-1].end for block in blocks]
 
 
-def _leads_into(block: list[Unit], following: list[Unit]) -> bool:
+def _leads_into(block: list[LayerUnit], following: list[LayerUnit]) -> bool:
     """Whether a block is a change of shape that the next unit, of another kind, continues from."""
     working = [unit for unit in block if unit.works]
     lone = len(working) == 1 and any(unit.changes for unit in block)

@@ -15,7 +15,7 @@ from offramp.split.logits import NoLogits, dtype_of, logits_of
 from offramp.split.tracer import BATCHES, Traced
 from offramp.split.untraceable import Untraceable, where
 
-Image = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 WORKING = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers that do the work: what is not one of them, nor holds one, is a norm, an activation or pooling."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -29,7 +29,7 @@ class CutPoints(NamedTuple):
     classifier: str
 
 
-def find(model: nn.Module, shape: Image, cut_layers: Collection[str] = ()) -> CutPoints:
+def find(model: nn.Module, shape: ImageShape, cut_layers: Collection[str] = ()) -> CutPoints:
     """Trace a model so that it can be cut at the ends of its blocks, and after the layers named in `cut_layers`.
 
     Blocks are found through the model's containers. A class of modules in which something else than its last value
@@ -84,7 +84,7 @@ def _short(name: str, known: list[str]) -> list[str]:
     return [other for other in known if other.count(".") <= name.count(".")]
 
 
-def find_classifier(model: nn.Module, shape: Image) -> str:
+def find_classifier(model: nn.Module, shape: ImageShape) -> str:
     """The name of the layer that computes the logits.
 
     It is the last layer with a weight matrix (norms have none) that returns as many values as there are logits; in
@@ -127,7 +127,7 @@ def _is_layer(part: nn.Module) -> bool:
     return not list(part.children()) and bool(list(part.parameters(recurse=False)))
 
 
-def logits_on_meta(model: nn.Module, shape: Image, search: bool = True) -> Tensor:
+def logits_on_meta(model: nn.Module, shape: ImageShape, search: bool = True) -> Tensor:
     """The logits (meta) for images of this shape.
 
     Args:
@@ -159,7 +159,7 @@ def logits_on_meta(model: nn.Module, shape: Image, search: bool = True) -> Tenso
         ) from None
 
 
-def _check_channels(model: nn.Module, shape: Image) -> None:
+def _check_channels(model: nn.Module, shape: ImageShape) -> None:
     """Raise ValueError if the model takes colour images and these are grey, or the other way round."""
     other = 1 if shape[0] == 3 else 3
     if smallest(model, (other, *shape[1:])) is not None:
@@ -169,7 +169,7 @@ def _check_channels(model: nn.Module, shape: Image) -> None:
         )
 
 
-def _try(model: nn.Module, shape: Image) -> Tensor:
+def _try(model: nn.Module, shape: ImageShape) -> Tensor:
     image = torch.empty((BATCHES[0], *shape), dtype=dtype_of(model), device="meta")
     logits = logits_of(run_on_meta(model, image))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -178,7 +178,7 @@ def _try(model: nn.Module, shape: Image) -> Tensor:
     return logits
 
 
-def smallest(model: nn.Module, shape: Image) -> int | None:
+def smallest(model: nn.Module, shape: ImageShape) -> int | None:
     """The side of the smallest square images that a model takes, up to 512; None if there is none.
 
     Usual sizes are tried first, then all between the last that is too small and the first that works.
@@ -194,7 +194,7 @@ def smallest(model: nn.Module, shape: Image) -> int | None:
 _SIDES = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 20, 24, 28, 30, 31, 33, 40, 48, 56, 63, 75, 112, 299)
 
 
-def _works(model: nn.Module, shape: Image) -> bool:
+def _works(model: nn.Module, shape: ImageShape) -> bool:
     try:
         _try(model, shape)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
@@ -207,7 +207,9 @@ def _above(names: Iterable[str]) -> set[str]:
     return {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
 
 
-def _trace_what_can_be(model: nn.Module, shape: Image, opened: set[str], needed: set[str]) -> tuple[Traced, set[str]]:
+def _trace_what_can_be(
+    model: nn.Module, shape: ImageShape, opened: set[str], needed: set[str]
+) -> tuple[Traced, set[str]]:
     """Look into as many of the modules as can be traced; those of `needed` must be."""
     while True:
         try:

@@ -97,7 +97,7 @@ def _again(name: str, make: Callable[[], nn.Module]) -> nn.Module:
 
 def _source(
     name: str, classes: int, channels: int, size: tuple[int, int] | None, options: Mapping[str, Any]
-) -> "Source":
+) -> "ModelSource":
     library, _, rest = name.partition(":")
     offered = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers, "python": _python}
     if library not in offered:
@@ -155,11 +155,11 @@ def _constructed(name: str, make: Callable[[], Any]) -> Any:
         raise ValueError(f"{name} cannot be built: {reason}") from None
 
 
-Source = tuple[Callable[[], Any], tuple[int, int]]
+ModelSource = tuple[Callable[[], Any], tuple[int, int]]
 """How the network is built, and the (height, width) of the images that it is made for."""
 
 
-def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Source:
+def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> ModelSource:
     timm = vision("timm")
     if not timm.is_model(name):
         raise unknown("network of timm", name, timm.list_models(), listing="")
@@ -172,7 +172,7 @@ def _timm(name: str, classes: int, channels: int, size: tuple[int, int] | None, 
 
 def _torchvision(
     name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
-) -> Source:
+) -> ModelSource:
     models = vision("torchvision.models")
     names = models.list_models(module=models)
     if name not in names:
@@ -189,7 +189,7 @@ def _torchvision(
 
 def _transformers(
     name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
-) -> Source:
+) -> ModelSource:
     library = vision("transformers")
     auto = vision("transformers.models.auto.modeling_auto")
     arguments = {"num_labels": classes, **options}
@@ -230,7 +230,9 @@ def _quiet(make: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def _python(name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]) -> Source:
+def _python(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, options: dict[str, Any]
+) -> ModelSource:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise ValueError(f"python:{name} must be python:package.module:function")

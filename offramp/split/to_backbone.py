@@ -10,7 +10,7 @@ from offramp.meta_device import written
 from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.cut_points import CutPoints, Image, main, own_names
+from offramp.split.cut_points import CutPoints, ImageShape, main, own_names
 from offramp.split.graph_module import Rebuilder, Subgraph, plan, put_tensor
 from offramp.split.tracer import Traced
 
@@ -19,7 +19,7 @@ def assemble(
     model: nn.Module,
     cut_points: CutPoints,
     cut_layers: Sequence[str],
-    shape: Image,
+    shape: ImageShape,
     make: Callable[[], nn.Module] | None,
 ) -> Backbone:
     """Cut a traced model after the layers named in `cut_layers`; the stages hold the model's own modules.
@@ -128,7 +128,7 @@ def _parts(
     traced: Traced,
     groups: list[list[fx.Node]],
     end: blocks.HeadNodes,
-    shape: Image,
+    shape: ImageShape,
     cut_layers: Sequence[str],
 ) -> list[Subgraph]:
     flat = [node for group in groups for node in group]
@@ -143,7 +143,7 @@ def _parts(
     return [Subgraph(plan(graph, model, borrowed, traced), model) for graph, borrowed in graphs]
 
 
-def layout(traced: Traced, nodes: Sequence[fx.Node], shape: Image) -> Callable[[fx.Node], bool]:
+def layout(traced: Traced, nodes: Sequence[fx.Node], shape: ImageShape) -> Callable[[fx.Node], bool]:
     """Whether a node's value is a map (B, H, W, D); where its sizes allow both readings, the other maps decide."""
 
     def reading(node: fx.Node) -> int:
@@ -164,7 +164,7 @@ def layout(traced: Traced, nodes: Sequence[fx.Node], shape: Image) -> Callable[[
     return channels_last
 
 
-def _ratio(height: int, width: int, shape: Image) -> bool:
+def _ratio(height: int, width: int, shape: ImageShape) -> bool:
     """Whether a map has the form of the images, up to a padded row or column."""
     return abs(height * shape[2] - width * shape[1]) <= max(shape[1:])
 

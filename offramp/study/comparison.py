@@ -13,7 +13,7 @@ from offramp.study.plain_costs import (
     method_costs,
     plain_networks,
 )
-from offramp.study.statistics import Difference, Mean, mean, paired
+from offramp.study.statistics import Mean, PairedDifference, mean, paired
 
 METRICS = {"top1": "accuracy", "top5": "top-5 accuracy"}
 Values = tuple[float | None, ...]
@@ -132,7 +132,7 @@ def _row(method: str, runs: dict[int, Values], others: dict[int, Values], macs: 
     )
 
 
-def _interval(difference: Difference | None) -> list[float] | None:
+def _interval(difference: PairedDifference | None) -> list[float] | None:
     if difference is None or difference.low is None or difference.high is None:
         return None
     return [difference.low, difference.high]
@@ -143,6 +143,6 @@ def _mean(values: Sequence[float | None]) -> Mean | None:
     return mean(present) if present else None
 
 
-def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> Difference | None:
+def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> PairedDifference | None:
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
     return paired([a for a, _ in both], [b for _, b in both]) if both else None

@@ -17,7 +17,7 @@ from offramp.study.comparison_labels import (
 )
 from offramp.study.plain_costs import HEAD, cells, csv_cells, csv_rows, quality_cells
 from offramp.study.plots import Curve, write_figure
-from offramp.study.tables import Cell, csv_text, latex_text, markdown_text
+from offramp.study.tables import TableValue, csv_text, latex_text, markdown_text
 
 MARKERS = ("<!-- offramp compare -->", "<!-- end of offramp compare -->")
 """The lines of a document between which `compare --markdown` writes."""
@@ -62,16 +62,16 @@ def csv_of(comparisons: Sequence[Comparison]) -> str:
     return csv_text(head, [line for one in comparisons for line in (*_csv_rows(one), *_csv_costs(one))])
 
 
-def _csv_costs(comparison: Comparison) -> Iterator[list[Cell]]:
+def _csv_costs(comparison: Comparison) -> Iterator[list[TableValue]]:
     """The lines of costs: the interval is that of the mean; the baseline is the plain network."""
     for row in comparison.costs:
         for metric, column, figure in csv_rows(row):
             middle, low, high = csv_cells(figure)
-            about: list[Cell] = [title(comparison), row.method, len(row.seeds), metric, column, middle, None]
+            about: list[TableValue] = [title(comparison), row.method, len(row.seeds), metric, column, middle, None]
             yield [*about, comparison.plain, len(row.seeds), None, None, None, low, high]
 
 
-def _csv_rows(comparison: Comparison) -> Iterator[list[Cell]]:
+def _csv_rows(comparison: Comparison) -> Iterator[list[TableValue]]:
     for row in comparison.methods:
         for place, column in enumerate(comparison.columns):
             interval = row.interval95[place] if row.interval95 else None

@@ -11,7 +11,7 @@ WIDEST = 11
 """Columns that a table of five exits leaves for a method's name in a terminal of 80."""
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """One table: its title, the names of its columns, and its rows."""
 
     title: str
@@ -25,19 +25,19 @@ def comparison_text(comparison: Comparison) -> str:
     return f"{title(comparison)}\n" + "\n\n".join(parts)
 
 
-def comparison_parts(comparison: Comparison) -> list[Table | str]:
+def comparison_parts(comparison: Comparison) -> list[TextTable | str]:
     """Means over seeds, differences to the baseline, and what shortened names of methods mean."""
     names, legend = _names([row.method for row in comparison.methods])
     columns = ["", "n", *comparison.columns]
     rows = [[names[row.method], counted(row.seeds), *mean_cells(row)] for row in comparison.methods]
-    parts: list[Table | str] = [
-        Table(f"{METRICS[comparison.metric]} %, mean ± standard deviation over seeds", columns, rows)
+    parts: list[TextTable | str] = [
+        TextTable(f"{METRICS[comparison.metric]} %, mean ± standard deviation over seeds", columns, rows)
     ]
     others = [row for row in comparison.methods if row.difference]
     if others:
         rows = [[names[row.method], counted(row.pairs), *difference_cells(row, brackets=False)] for row in others]
         head = f"difference to {comparison.baseline} with the same seeds, points ± half of the 95 % interval"
-        parts.append(Table(head, columns, rows))
+        parts.append(TextTable(head, columns, rows))
     elif len(comparison.methods) > 1:
         parts.append(f"no differences: no method has a seed in common with the baseline {comparison.baseline}")
     parts += _costs(comparison, names)
@@ -46,9 +46,9 @@ def comparison_parts(comparison: Comparison) -> list[Table | str]:
     return parts
 
 
-def _costs(comparison: Comparison, names: dict[str, str]) -> list[Table | str]:
+def _costs(comparison: Comparison, names: dict[str, str]) -> list[TextTable | str]:
     """What early exit costs, and how well exits know when they are right; nothing if the ledger lacks it."""
-    parts: list[Table | str] = []
+    parts: list[TextTable | str] = []
     if any(row.seeds for row in comparison.costs):
         rows = [
             [names[row.method] if not number else "", str(len(row.seeds)) if not number else "", *texts]
@@ -56,11 +56,11 @@ def _costs(comparison: Comparison, names: dict[str, str]) -> list[Table | str]:
             for number, texts in enumerate(narrow_rows(row))
         ]
         head = "early exit on test at plain's accuracy on cal, ± half of the 95 % interval"
-        parts += [Table(head, ["", "n", "", "MACs", "ms", "points"], rows), comparison.plain]
+        parts += [TextTable(head, ["", "n", "", "MACs", "ms", "points"], rows), comparison.plain]
     if any(row.auroc for row in comparison.costs):
         exits = exit_columns(comparison)
         rows = [[names[row.method], *quality_cells(row, len(exits))] for row in comparison.costs]
-        parts.append(Table("AUROC of each exit's score / ECE %", ["", *exits], rows))
+        parts.append(TextTable("AUROC of each exit's score / ECE %", ["", *exits], rows))
     return parts
 
 

@@ -8,7 +8,7 @@ from offramp.measure.units import count, unit_of
 from offramp.study.figures import exit_name
 from offramp.study.plots import Curve, write_figure
 from offramp.study.seeds import CurveGroup
-from offramp.study.tables import Cell, csv_text, latex_text
+from offramp.study.tables import TableValue, csv_text, latex_text
 
 NAMES = {"accuracy": "accuracy", "top5": "top-5 accuracy"}
 
@@ -68,7 +68,7 @@ def points_of(group: CurveGroup) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def csv_of(groups: Sequence[CurveGroup], cost: str) -> str:
     """One line per point, in shares and operations."""
     head = ["group", "seeds", "curve", "point", cost, "accuracy", "deviation", "top5", "top5_deviation"]
-    rows: list[list[Cell]] = [
+    rows: list[list[TableValue]] = [
         [group.name, len(group.seeds), curve, name, *(point[key] for key in ("cost", *head[5:]))]
         for group in groups
         for curve, name, point in points_of(group)

@@ -17,17 +17,17 @@ from offramp.net import MultiExitNet, attach, plain
 from offramp.split.lazy import lazy
 from offramp.study import external_models
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 
 class Made(NamedTuple):
     """A network on the meta device and the shape of its inputs."""
 
     net: MultiExitNet
-    shape: Shape
+    shape: ImageShape
 
 
-class Figure(NamedTuple):
+class PrintedNumber(NamedTuple):
     """Numbers as a paper prints them, and how offramp counts them, in the printed unit.
 
     If `printed` is empty, only offramp's numbers are listed, with three decimals.
@@ -40,7 +40,7 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """A line of the table: a network, its exits (None: without), the options of both, and a figure to compare with."""
 
     net: str
@@ -48,7 +48,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     branch_options: Mapping[str, Any] = field(default_factory=dict)
     classes: int = 100
-    figure: Figure | None = None
+    figure: PrintedNumber | None = None
 
 
 def _millions(built: Made) -> list[float]:
@@ -76,22 +76,22 @@ def _first_shares(built: Made) -> list[float]:
     return [100 * first / final, 100 * second / final]
 
 
-def _eed(printed: str) -> Figure:
-    return Figure("EED, Table III", "GFLOPs (`eed_flops`)", printed, _flops)
+def _eed(printed: str) -> PrintedNumber:
+    return PrintedNumber("EED, Table III", "GFLOPs (`eed_flops`)", printed, _flops)
 
 
-def _torchvision(printed: str) -> Figure:
-    return Figure("torchvision's list", "M parameters, GMACs", printed, _size_and_macs)
+def _torchvision(printed: str) -> PrintedNumber:
+    return PrintedNumber("torchvision's list", "M parameters, GMACs", printed, _size_and_macs)
 
 
 _M_OPS, _G_OPS = "M operations (`msdnet_ops`)", "G operations (`msdnet_ops`)"
 _MSDNET = {
-    "hdkd-cifar-8": Figure("HDKD, Table 2", _M_OPS, "6.85 / 14.4 / 27.3 / 48.4 / 81.6 / 113 / 153 / 193", _mops),
-    "hdkd-imagenet-23": Figure("HDKD, Table 1", _G_OPS, "0.34 / 0.69 / 1.01 / 1.25 / 1.36", _gops),
+    "hdkd-cifar-8": PrintedNumber("HDKD, Table 2", _M_OPS, "6.85 / 14.4 / 27.3 / 48.4 / 81.6 / 113 / 153 / 193", _mops),
+    "hdkd-imagenet-23": PrintedNumber("HDKD, Table 1", _G_OPS, "0.34 / 0.69 / 1.01 / 1.25 / 1.36", _gops),
 }
-_SHARES = Figure("MUSE, text on Fig. 4", "% of the final exit's MACs", "18 / 31", _first_shares)
+_SHARES = PrintedNumber("MUSE, text on Fig. 4", "% of the final exit's MACs", "18 / 31", _first_shares)
 
-_FIGURES: Mapping[tuple[str, str | None], Figure] = {
+_FIGURES: Mapping[tuple[str, str | None], PrintedNumber] = {
     ("resnet18", "eed"): _eed("0.42 / 0.66 / 0.88 / 1.12"),
     ("resnet50", "eed"): _eed("0.78 / 1.42 / 2.68 / 2.60"),
     ("resnet101", "eed"): _eed("0.78 / 1.42 / 5.12 / 5.04"),
@@ -106,46 +106,46 @@ _IMAGENET = {
     "resnet152": _torchvision("60.19 / 11.51"),
 }
 _TEN_CLASSES = {
-    "resnext29-8x64d": Figure("ResNeXt's paper", "M parameters", "34.4", _millions),
-    "wrn28-10": Figure("Wide ResNet's paper", "M parameters", "36.5", _millions),
-    "pyramidnet110-270": Figure("PyramidNet's authors' README", "M parameters", "28.3", _millions),
+    "resnext29-8x64d": PrintedNumber("ResNeXt's paper", "M parameters", "34.4", _millions),
+    "wrn28-10": PrintedNumber("Wide ResNet's paper", "M parameters", "36.5", _millions),
+    "pyramidnet110-270": PrintedNumber("PyramidNet's authors' README", "M parameters", "28.3", _millions),
 }
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[NetworkRow]:
     """Every network in its default form with every exit structure that fits, then its published variants."""
     for net in models.built_in():
         if net in msdnet.NETS:
             continue
-        yield Row(net, None)
+        yield NetworkRow(net, None)
         for branch in discover(branches.__name__):
             if branch != "own":
-                yield Row(net, branch, figure=_FIGURES.get((net, branch)))
+                yield NetworkRow(net, branch, figure=_FIGURES.get((net, branch)))
         yield from _variants(net)
     for setting, flags in msdnet.SETTINGS.items():
         large = flags.form == "imagenet"
-        unprinted = Figure("", _G_OPS, "", _gops) if large else Figure("", _M_OPS, "", _mops)
+        unprinted = PrintedNumber("", _G_OPS, "", _gops) if large else PrintedNumber("", _M_OPS, "", _mops)
         figure = _MSDNET.get(setting, unprinted)
-        yield Row("msdnet", "own", {"setting": setting}, classes=1000 if large else 100, figure=figure)
+        yield NetworkRow("msdnet", "own", {"setting": setting}, classes=1000 if large else 100, figure=figure)
 
 
-def _variants(net: str) -> Iterator[Row]:
+def _variants(net: str) -> Iterator[NetworkRow]:
     if net in _TEN_CLASSES:
-        yield Row(net, None, classes=10, figure=_TEN_CLASSES[net])
+        yield NetworkRow(net, None, classes=10, figure=_TEN_CLASSES[net])
     if net in _IMAGENET:
-        yield Row(net, None, {"form": "imagenet"}, classes=1000, figure=_IMAGENET[net])
+        yield NetworkRow(net, None, {"form": "imagenet"}, classes=1000, figure=_IMAGENET[net])
         for branch in ("sketch", "eed"):
-            yield Row(net, branch, {"form": "imagenet"}, classes=1000)
+            yield NetworkRow(net, branch, {"form": "imagenet"}, classes=1000)
     if net == "resnet152":
-        yield Row(net, "sketch", branch_options={"sbc_extra": 3}, figure=_SHARES)
+        yield NetworkRow(net, "sketch", branch_options={"sbc_extra": 3}, figure=_SHARES)
     if net in ("wrn20-8", "wrn44-8"):
-        yield Row(net, "sketch", {"blocks": 2 if net == "wrn20-8" else 6})
+        yield NetworkRow(net, "sketch", {"blocks": 2 if net == "wrn20-8" else 6})
     if net == "efficientnetb0":
-        yield Row(net, "beed", {"third": 60}, {"widths": (144, 240, 320)})
-        yield Row(net, "beed", {"wide_head": True})
+        yield NetworkRow(net, "beed", {"third": 60}, {"widths": (144, 240, 320)})
+        yield NetworkRow(net, "beed", {"wide_head": True})
 
 
-def make(row: Row) -> Made:
+def make(row: NetworkRow) -> Made:
     """The network of a row, on the meta device: nothing is computed or allocated."""
     with torch.device("meta"):
         backbone = models.find(row.net).build(row.net, classes=row.classes, **row.options)
@@ -156,7 +156,7 @@ def make(row: Row) -> Made:
         return Made(exits, backbone.shape)
 
 
-def line(row: Row) -> str:
+def line(row: NetworkRow) -> str:
     """The row as a line of the table in Markdown."""
     built = make(row)
     size = cost.parameters(built.net)
@@ -183,7 +183,7 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def _compare(row: Row, built: Made) -> tuple[str, str, str]:
+def _compare(row: NetworkRow, built: Made) -> tuple[str, str, str]:
     """The columns printed, ours and difference, each number with the printed number of digits."""
     if row.figure is None:
         return "", "", ""

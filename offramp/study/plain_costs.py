@@ -8,7 +8,7 @@ from offramp.early_exit.frontier import DROPS, FrontierPoint, at_accuracy
 from offramp.measure.units import count, decimal, percent
 from offramp.study.ledger import Line
 from offramp.study.statistics import mean, paired
-from offramp.study.tables import Cell
+from offramp.study.tables import TableValue
 
 PLAIN = "vanilla"
 """The method that trains the plain network alone."""
@@ -25,7 +25,7 @@ class PlainNetworks(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figure:
+class MeanInterval:
     """A mean over seeds and its 95 % interval (Student's, n - 1); None of one seed."""
 
     mean: int | float
@@ -41,9 +41,9 @@ class CostAt:
     """
 
     drop: float
-    macs: Figure | None
-    ms: Figure | None
-    points: Figure | None
+    macs: MeanInterval | None
+    ms: MeanInterval | None
+    points: MeanInterval | None
     accuracy: int | float | None = None
 
 
@@ -57,7 +57,7 @@ class MethodCosts:
     method: str
     seeds: list[int]
     at: list[CostAt]
-    area: Figure | None
+    area: MeanInterval | None
     auroc: list[float | None]
     calibration_error: list[float]
 
@@ -109,10 +109,10 @@ def _at(pairs: Sequence[tuple[Line, FrontierPoint]], drop: float) -> CostAt:
     return CostAt(drop, macs, _figure(ms) if len(ms) == len(values) else None, _figure(differences), accuracy)
 
 
-def _figure(values: Sequence[int | float]) -> Figure:
+def _figure(values: Sequence[int | float]) -> MeanInterval:
     difference = paired([float(value) for value in values], [0.0] * len(values))
     interval = None if difference.low is None or difference.high is None else [difference.low, difference.high]
-    return Figure(difference.mean, interval)
+    return MeanInterval(difference.mean, interval)
 
 
 def _over_seeds(lists: Sequence[tuple[float | None, ...] | None]) -> list[float | None]:
@@ -150,7 +150,7 @@ def _points(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:+.2f}"
 
 
-def _cell(figure: Figure | None, written: Callable[[float], str]) -> str:
+def _cell(figure: MeanInterval | None, written: Callable[[float], str]) -> str:
     if figure is None:
         return "–"
     if figure.interval95 is None:
@@ -165,7 +165,7 @@ def quality_cells(costs: MethodCosts, exits: int) -> list[str]:
     return ["–"] * (exits - len(pairs)) + [f"{decimal(area)} / {percent(error)}" for area, error in pairs]
 
 
-def csv_rows(costs: MethodCosts) -> Iterator[tuple[str, str, Figure]]:
+def csv_rows(costs: MethodCosts) -> Iterator[tuple[str, str, MeanInterval]]:
     """(metric, column, figure) of everything that there is, in shares, operations and milliseconds."""
     for at in costs.at:
         column = f"{100 * at.drop:g} points below plain"
@@ -178,10 +178,10 @@ def csv_rows(costs: MethodCosts) -> Iterator[tuple[str, str, Figure]]:
     for exit, (area, error) in enumerate(zip(costs.auroc, costs.calibration_error, strict=False)):
         name = "final" if exit == exits - 1 else f"exit {exit + 1}"
         if area is not None:
-            yield "auroc", name, Figure(area, None)
-        yield "calibration_error", name, Figure(error, None)
+            yield "auroc", name, MeanInterval(area, None)
+        yield "calibration_error", name, MeanInterval(error, None)
 
 
-def csv_cells(figure: Figure) -> list[Cell]:
+def csv_cells(figure: MeanInterval) -> list[TableValue]:
     """Mean, and the ends of its interval."""
     return [figure.mean, *(figure.interval95 or (None, None))]

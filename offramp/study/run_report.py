@@ -9,7 +9,7 @@ from typing import Any
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_origin import stale
 from offramp.measure.cost import Pieces, as_run
-from offramp.measure.network_summary import Description
+from offramp.measure.network_summary import NetworkSummary
 from offramp.outputs import Trace
 from offramp.study.exit_decisions import ExitDecisions, apply_policy
 
@@ -45,7 +45,7 @@ class RunReport:
     trace: Trace
     summary: Mapping[str, Any]
     curves: Mapping[str, Any]
-    network: Description
+    network: NetworkSummary
     pieces: Pieces
     ms: Pieces | None
     batch_size: int | None

@@ -13,7 +13,7 @@ class Mean(NamedTuple):
     runs: int
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """The mean of paired differences, and its confidence interval [low, high]; None for one pair."""
 
     mean: float
@@ -37,7 +37,7 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(middle, math.sqrt(squares / (len(values) - 1)), len(values))
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Difference:
+def paired(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """`ours` less `theirs`, pair by pair: the mean and Student's interval with n - 1 degrees of freedom.
 
     Raises:
@@ -47,9 +47,9 @@ def paired(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0
         raise ValueError(f"pairs need as many of one as of the other, got {len(ours)} and {len(theirs)}")
     result = mean([a - b for a, b in zip(ours, theirs, strict=True)])
     if result.deviation is None:
-        return Difference(result.mean, None, None, 1)
+        return PairedDifference(result.mean, None, None, 1)
     half = t_quantile((1 + confidence) / 2, result.runs - 1) * result.deviation / math.sqrt(result.runs)
-    return Difference(result.mean, result.mean - half, result.mean + half, result.runs)
+    return PairedDifference(result.mean, result.mean - half, result.mean + half, result.runs)
 
 
 def t_quantile(probability: float, freedom: int) -> float:

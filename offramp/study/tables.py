@@ -16,10 +16,10 @@ LATEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
 }
 
-Cell = str | int | float | None
+TableValue = str | int | float | None
 
 
-def csv_text(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[TableValue]]) -> str:
     """Comma-separated values; None is an empty cell.
 
     Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers are left as they are.

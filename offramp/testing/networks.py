@@ -14,7 +14,7 @@ from offramp.net import Backbone, BuildBackbone, MultiExitNet, attach, plain, se
 from offramp.testing.data import small_backbone
 from offramp.testing.expect import expect
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 
 def check_backbone(build: BuildBackbone) -> None:
@@ -51,7 +51,7 @@ def check_branch(
     check_network(net, trunk.shape)
 
 
-def check_network(net: MultiExitNet, shape: Shape) -> None:
+def check_network(net: MultiExitNet, shape: ImageShape) -> None:
     """Run all checks on a network; it stays as it is.
 
     Args:
@@ -63,7 +63,7 @@ def check_network(net: MultiExitNet, shape: Shape) -> None:
         check(copy.deepcopy(net), shape)
 
 
-def outputs_and_gradients_are_finite(net: MultiExitNet, shape: Shape) -> None:
+def outputs_and_gradients_are_finite(net: MultiExitNet, shape: ImageShape) -> None:
     """Logits (E, B, C), one feature and one map per exit; every parameter gets a finite gradient."""
     outputs = net(_images(shape))
     exits, batch = outputs.logits.shape[:2]
@@ -75,7 +75,7 @@ def outputs_and_gradients_are_finite(net: MultiExitNet, shape: Shape) -> None:
     expect(not bad, f"parameters without a finite gradient: {', '.join(bad)}")
 
 
-def exits_are_in_order(net: MultiExitNet, shape: Shape) -> None:
+def exits_are_in_order(net: MultiExitNet, shape: ImageShape) -> None:
     """An exit's gradient reaches its own stage and those before it, never a later one."""
     for exit in range(net.exits):
         net.zero_grad()
@@ -86,7 +86,7 @@ def exits_are_in_order(net: MultiExitNet, shape: Shape) -> None:
 
 
 @torch.no_grad()
-def segments_are_the_network(net: MultiExitNet, shape: Shape) -> None:
+def segments_are_the_network(net: MultiExitNet, shape: ImageShape) -> None:
     """Segments run one by one give the network's logits, with all exits and with every other one."""
     net.eval()
     for flags in ([True] * net.exits, [exit % 2 == 1 for exit in range(net.exits - 1)] + [True]):
@@ -98,7 +98,7 @@ def segments_are_the_network(net: MultiExitNet, shape: Shape) -> None:
 
 
 @torch.no_grad()
-def state_dict_restores_the_network(net: MultiExitNet, shape: Shape) -> None:
+def state_dict_restores_the_network(net: MultiExitNet, shape: ImageShape) -> None:
     """A network with other weights that loads the state gives the same logits."""
     other = copy.deepcopy(net).eval()
     for parameter in net.eval().parameters():
@@ -108,13 +108,13 @@ def state_dict_restores_the_network(net: MultiExitNet, shape: Shape) -> None:
     expect(torch.equal(net(_images(shape)).logits, other(_images(shape)).logits), "state_dict must hold all state")
 
 
-def exits_share_no_weight(net: MultiExitNet, shape: Shape) -> None:
+def exits_share_no_weight(net: MultiExitNet, shape: ImageShape) -> None:
     """No parameter belongs to two stages or branches."""
     parameter_ids = [id(p) for part in (*net.stages, *net.branches) for p in part.parameters()]
     expect(len(set(parameter_ids)) == len(parameter_ids), "a parameter is shared between stages or branches")
 
 
-def costs_equal_torchs_counter(net: MultiExitNet, shape: Shape) -> None:
+def costs_equal_torchs_counter(net: MultiExitNet, shape: ImageShape) -> None:
     """Multiply-adds counted on the meta device are half of the operations that torch counts while it runs."""
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -126,7 +126,7 @@ def costs_equal_torchs_counter(net: MultiExitNet, shape: Shape) -> None:
     )
 
 
-def bfloat16_autocast_trains(net: MultiExitNet, shape: Shape) -> None:
+def bfloat16_autocast_trains(net: MultiExitNet, shape: ImageShape) -> None:
     """Under autocast logits are bfloat16 and every gradient is finite."""
     with torch.autocast("cpu", torch.bfloat16):
         outputs = net(_images(shape))
@@ -137,7 +137,7 @@ def bfloat16_autocast_trains(net: MultiExitNet, shape: Shape) -> None:
 
 
 @torch.no_grad()
-def channels_last_changes_nothing(net: MultiExitNet, shape: Shape) -> None:
+def channels_last_changes_nothing(net: MultiExitNet, shape: ImageShape) -> None:
     """The memory format does not change the logits."""
     net.double().eval()
     inputs = _images(shape).double()
@@ -146,7 +146,7 @@ def channels_last_changes_nothing(net: MultiExitNet, shape: Shape) -> None:
     torch.testing.assert_close(net(inputs.contiguous(memory_format=torch.channels_last)).logits, expected)
 
 
-NETWORK_CHECKS: tuple[Callable[[MultiExitNet, Shape], None], ...] = (
+NETWORK_CHECKS: tuple[Callable[[MultiExitNet, ImageShape], None], ...] = (
     exits_share_no_weight,
     outputs_and_gradients_are_finite,
     exits_are_in_order,
@@ -158,5 +158,5 @@ NETWORK_CHECKS: tuple[Callable[[MultiExitNet, Shape], None], ...] = (
 )
 
 
-def _images(shape: Shape, batch: int = 4) -> Tensor:
+def _images(shape: ImageShape, batch: int = 4) -> Tensor:
     return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1)) - 0.5

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offramp.runs.sweep_result import SweepResult, SweepTrial
-from offramp.runs.sweep_score import Score, frontier_area
+from offramp.runs.sweep_score import RunScore, frontier_area
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_the_area_under_accuracy_over_cost() -> None:
 
 def test_scores_of_an_epoch() -> None:
     record = {"val_accuracy": [0.25, None, 0.5]}
-    assert Score("accuracy", {})("a", record) == 0.25
-    assert Score("final", {})("a", record) == 0.5
+    assert RunScore("accuracy", {})("a", record) == 0.25
+    assert RunScore("final", {})("a", record) == 0.5
     costs = {"a": [1, 2, 4], "b": [1, 2, 8]}
-    assert Score("frontier", costs)("a", record) == frontier_area([0.25, 0.0, 0.5], [1, 2, 4], 8)
+    assert RunScore("frontier", costs)("a", record) == frontier_area([0.25, 0.0, 0.5], [1, 2, 4], 8)
 
 
 def test_the_table_shows_how_each_ended() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from offramp.data import _turbo, load
 from offramp.data.augment import box_draws, boxes, mirrored, window_draws
-from offramp.data.encoded import EncodedSource, Files
+from offramp.data.encoded import EncodedSource, ImageFiles
 from offramp.data.loading import Loader
 from offramp.images import Fit
 
@@ -28,7 +28,9 @@ def picture(width: int, height: int) -> Image.Image:
 def sources(folder: Path, fit: Fit) -> tuple[EncodedSource, EncodedSource]:
     files = sorted(folder.iterdir())
     labels = np.zeros(len(files), np.int64)
-    pillow, turbo = (EncodedSource("x", ("a",), labels, Files(files), fit, decoder) for decoder in ("pillow", "turbo"))
+    pillow, turbo = (
+        EncodedSource("x", ("a",), labels, ImageFiles(files), fit, decoder) for decoder in ("pillow", "turbo")
+    )
     return pillow, turbo
 
 

@@ -8,7 +8,7 @@ import pytest
 from numpy import ndarray
 
 from offramp.early_exit.calibrate import Rule, calibrate, choices
-from offramp.early_exit.coordinate_ascent import Goal, Point, Table, ascend, make_table, met, point, rank
+from offramp.early_exit.coordinate_ascent import ExitTable, Point, SearchGoal, ascend, make_table, met, point, rank
 from offramp.early_exit.exit_scores import ScoredSamples, score_samples
 from offramp.early_exit.geometric import geometric_shares, geometric_thresholds
 from offramp.early_exit.lagrangian_bound import bound
@@ -18,7 +18,7 @@ from offramp.early_exit.search_exact import pair
 CLASSES = 4
 
 
-def draw(seed: int, exits: int, n: int, ties: bool) -> Table:
+def draw(seed: int, exits: int, n: int, ties: bool) -> ExitTable:
     """Exits that are right more often the deeper, and the surer the more often; with ties, scores in tenths."""
     rng = np.random.default_rng(seed)
     sure = rng.random((exits, n))
@@ -27,18 +27,18 @@ def draw(seed: int, exits: int, n: int, ties: bool) -> Table:
     return make_table(ScoredSamples(score, right), np.cumsum(rng.integers(1, 9, exits)).astype(float))
 
 
-def every_point(table: Table) -> Iterator[Point]:
+def every_point(table: ExitTable) -> Iterator[Point]:
     """All thresholds that differ in what they do."""
     levels = [[NEVER, *np.unique(score)] for score in table.score[:-1]]
     for early in product(*levels):
         yield point(table, np.array([*early, -NEVER]))
 
 
-def goals(table: Table) -> list[Goal]:
+def goals(table: ExitTable) -> list[SearchGoal]:
     low, high = table.costs[0], table.costs[-1]
     final = table.right[-1].mean()
-    budgets = [Goal(cost=float(low + share * (high - low))) for share in (0.0, 0.2, 0.5, 0.8, 1.0)]
-    return [*budgets, *(Goal(accuracy=float(final - drop)) for drop in (0.2, 0.05, 0.0, -0.02, -0.5))]
+    budgets = [SearchGoal(cost=float(low + share * (high - low))) for share in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    return [*budgets, *(SearchGoal(accuracy=float(final - drop)) for drop in (0.2, 0.05, 0.0, -0.02, -0.5))]
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -92,12 +92,12 @@ def test_the_bound_holds_for_every_policy(exits: int, seed: int) -> None:
 def test_the_bound_is_no_empty_one() -> None:
     table = draw(0, 4, 400, ties=False)
     middle = float(table.costs.mean())
-    found = ascend(table, np.array([NEVER, NEVER, NEVER, -NEVER]), Goal(cost=middle))
-    assert found.right / 400 <= bound(table, Goal(cost=middle)) < 1
-    reached = Goal(accuracy=found.right / 400)
+    found = ascend(table, np.array([NEVER, NEVER, NEVER, -NEVER]), SearchGoal(cost=middle))
+    assert found.right / 400 <= bound(table, SearchGoal(cost=middle)) < 1
+    reached = SearchGoal(accuracy=found.right / 400)
     assert table.costs[0] < bound(table, reached) <= found.cost / 400
     alone = make_table(ScoredSamples(table.score[-1:], table.right[-1:].astype(bool)), table.costs[-1:])
-    assert bound(alone, Goal(cost=1e9)) == table.right[-1].mean()
+    assert bound(alone, SearchGoal(cost=1e9)) == table.right[-1].mean()
 
 
 def samples(seed: int, exits: int, n: int) -> tuple[ndarray, ndarray]:
@@ -128,7 +128,12 @@ def test_the_choice_of_exits_and_thresholds_equals_brute_force(exits: int, rule:
     z, labels = samples(exits, exits, 25)
     prices = costs(exits)
     plain = prices[choices(exits)[-1]][0]
-    for goal in (Goal(cost=0.6 * plain + 3), Goal(cost=plain), Goal(accuracy=0.5), Goal(accuracy=0.7)):
+    for goal in (
+        SearchGoal(cost=0.6 * plain + 3),
+        SearchGoal(cost=plain),
+        SearchGoal(accuracy=0.5),
+        SearchGoal(accuracy=0.7),
+    ):
         ranks = []
         for enabled in prices:
             table = make_table(score_samples(z, labels, enabled, rule), np.cumsum(prices[enabled]).astype(float))

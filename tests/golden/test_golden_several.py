@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offramp.methods import find
-from offramp.methods.dml import Mutual
+from offramp.methods.dml import DeepMutual
 from offramp.methods.one import rise
 from offramp.multi_net import gated
 from offramp.outputs import Batch, ExitOutputs
@@ -40,7 +40,7 @@ def test_dml() -> None:
 def test_dml_by_one_network_at_a_time() -> None:
     z = given()
     objective = find("dml").build(updates="alternating").objective
-    assert isinstance(objective, Mutual)
+    assert isinstance(objective, DeepMutual)
     each = [objective.of_one(z[k], torch.cat([z[:k], z[k + 1 :]]).detach(), BATCH) for k in range(4)]
     check("dml", {f"{name}-{k}": term for k, terms in enumerate(each) for name, term in terms.items()}, z)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from offramp import branches
 from offramp.measure import cost
-from offramp.measure.network_summary import Description, describe, draw
+from offramp.measure.network_summary import NetworkSummary, describe, draw
 from offramp.models import resnet
 from offramp.net import MultiExitNet, attach, plain
 
@@ -21,7 +21,7 @@ def network(name: str, branch: str) -> MultiExitNet:
         return attach(backbone, lambda backbone, exit: branches.find(branch).build(backbone, exit, 100))
 
 
-def drawn(description: Description) -> str:
+def drawn(description: NetworkSummary) -> str:
     """On a terminal wider than needed, so that a line that is too long shows."""
     console = Console(width=200, file=io.StringIO(), force_terminal=False)
     console.print(draw(description))

@@ -18,7 +18,7 @@ from offramp.papers.document import MARKERS
 from offramp.papers.lines import measured
 from offramp.papers.missing import FAILURES, _keep_failures, failures, ready, train_missing
 from offramp.papers.reproduce import overview, reproduce
-from offramp.runs.train_all import Silent
+from offramp.runs.train_all import SilentCompare
 from offramp.train import log
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ def test_a_run_starts_from_the_final_weights_of_the_other_and_keeps_them(tmp_pat
     protocol = protocol_from(tmp_path / "tiny.yaml")
     fixed, ledger = training("c150.msdnet-cifar-5.own.hdkd-fixed-1"), tmp_path / "l.jsonl"
     known = measured(ledger, [fixed], protocol)
-    failed = train_missing([fixed], [0], protocol, tmp_path / "out", ledger, known, None, 1, Silent(), local)
+    failed = train_missing([fixed], [0], protocol, tmp_path / "out", ledger, known, None, 1, SilentCompare(), local)
     assert failed == []
     learned, kept = (
         [record["weights"] for record in log.read(tmp_path / "out" / f"{name}-seed-0" / "metrics.jsonl", "step")]

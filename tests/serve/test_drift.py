@@ -16,7 +16,7 @@ from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import BINS, exit_counts, score_bin
 from offramp.serve.costs import CostCurve
-from offramp.serve.drift import DriftMonitor, Reference, reference
+from offramp.serve.drift import CalReference, DriftMonitor, reference
 from offramp.serve.feedback import Feedback, fit
 from offramp.serve.server import Server
 
@@ -29,12 +29,12 @@ def usual(rng: random.Random) -> tuple[int, float]:
     return exit, min(1.0, max(0.0, rng.gauss(0.9 - 0.1 * exit, 0.1)))
 
 
-def cal(rng: random.Random, samples: int) -> Reference:
+def cal(rng: random.Random, samples: int) -> CalReference:
     counts = [[0] * BINS for _ in range(3)]
     for _ in range(samples):
         exit, score = usual(rng)
         counts[exit][score_bin(score)] += 1
-    return Reference(tuple(map(tuple, counts)))
+    return CalReference(tuple(map(tuple, counts)))
 
 
 def first_alarm(seed: int, draw: Draw, samples: int, before: int = 0) -> int | None:

@@ -18,16 +18,16 @@ import offramp
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.serve.costs import CostCurve
-from offramp.serve.engine import Failed, Outcome
+from offramp.serve.engine import Failed, SampleResult
 from offramp.serve.measure import measure
 from offramp.serve.predictor import AsyncPredictor
-from offramp.serve.rows import Block, Row, gather
+from offramp.serve.rows import Block, SampleRow, gather
 from offramp.serve.scheduler import QueueFull
 
 Costs = tuple[CostCurve, ...]
 
 
-def same(outcome: Outcome, bundle: Bundle, inputs: np.ndarray) -> None:
+def same(outcome: SampleResult, bundle: Bundle, inputs: np.ndarray) -> None:
     """An outcome is that of the bundle for this input alone, unless its score lies at a threshold."""
     alone = bundle.answer(inputs[None])
     scale = max(1.0, float(np.abs(alone.logits).max()))
@@ -84,7 +84,7 @@ def test_every_request_is_answered_once(bundle: Bundle, pixels: np.ndarray, cost
             await asyncio.sleep(rng.uniform(0, 0.01))
             outcomes = await predictor.infer(inputs[rows])
             for row, outcome in zip(rows, outcomes, strict=True):
-                assert isinstance(outcome, Outcome)
+                assert isinstance(outcome, SampleResult)
                 same(outcome, bundle, inputs[row])
                 answered += 1
 
@@ -140,9 +140,9 @@ def test_answers_leave_as_soon_as_their_exit_lets_them(bundle: Bundle, pixels: n
         async with AsyncPredictor(slow(bundle, 1, ready, []), costs=costs) as predictor:
             one = asyncio.create_task(predictor.infer(inputs[[early]]))
             other = asyncio.create_task(predictor.infer(inputs[[late]]))
-            assert isinstance((await one)[0], Outcome) and not other.done()
+            assert isinstance((await one)[0], SampleResult) and not other.done()
             ready.set()
-            assert isinstance((await other)[0], Outcome)
+            assert isinstance((await other)[0], SampleResult)
 
     asyncio.run(ask())
 
@@ -202,7 +202,7 @@ def test_a_full_queue_and_the_survivors_of_a_stop(bundle: Bundle, pixels: np.nda
             await predictor.infer(inputs[3:4])
         ready.set()
         await closing
-        assert [type(result) for result in await held] == [Outcome] * 3
+        assert [type(result) for result in await held] == [SampleResult] * 3
 
     asyncio.run(ask())
 
@@ -260,9 +260,13 @@ def test_measured_costs(bundle: Bundle) -> None:
 
 def test_rows_of_one_block_stay_one_block() -> None:
     block = Block((np.arange(6).reshape(3, 2),), (np.arange(3),), {"total": np.arange(3)})
-    assert gather([Row(block, index) for index in range(3)]) is block
+    assert gather([SampleRow(block, index) for index in range(3)]) is block
     both = gather(
-        [Row(block, 2), Row(block, 0), Row(Block((np.full((1, 2), 9),), (np.array([7]),), {"total": np.array([5])}), 0)]
+        [
+            SampleRow(block, 2),
+            SampleRow(block, 0),
+            SampleRow(Block((np.full((1, 2), 9),), (np.array([7]),), {"total": np.array([5])}), 0),
+        ]
     )
     assert both.state[0].tolist() == [[4, 5], [0, 1], [9, 9]]
     assert both.carry[0].tolist() == [2, 0, 7] and both.policy_carry["total"].tolist() == [2, 0, 5]

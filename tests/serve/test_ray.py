@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offramp.bundle.read import Bundle
-from offramp.serve.engine import Failed, Outcome, Result
+from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.options import ServeOptions
 from offramp.serve.scheduler import QueueFull
 
@@ -17,12 +17,12 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from offramp import __version__
 from offramp.serve.ray_predictor import RayPredictor
-from offramp.serve.ray_segment import Part, Passed, Segment
+from offramp.serve.ray_segment import Part, Passed, SegmentReplica
 
 
-def segment(bundle: Bundle, index: int, **more: Any) -> Segment:
+def segment(bundle: Bundle, index: int, **more: Any) -> SegmentReplica:
     words = {"runtime": "onnx", "max_batch": 32, "threads": 1, "version": __version__, "inline": 1 << 16, **more}
-    return Segment(str(bundle.folder), bundle.policy.to_json(), index, **words)
+    return SegmentReplica(str(bundle.folder), bundle.policy.to_json(), index, **words)
 
 
 class Near:
@@ -65,7 +65,7 @@ def infer(asked: RayPredictor, *inputs: np.ndarray, **options: Any) -> list[Resu
 
 def equal(results: Sequence[Result], bundle: Bundle, inputs: np.ndarray) -> None:
     wanted = bundle.answer(inputs)
-    outcomes = [result for result in results if isinstance(result, Outcome)]
+    outcomes = [result for result in results if isinstance(result, SampleResult)]
     assert len(outcomes) == len(inputs) and not any(outcome.late for outcome in outcomes)
     assert [outcome.exit for outcome in outcomes] == wanted.exit.tolist()
     logits = np.stack([outcome.logits for outcome in outcomes])
@@ -97,7 +97,7 @@ def test_a_full_queue_a_deadline_and_a_segment_that_fails(
         infer(asked, inputs[:5])
     late = infer(asked, inputs[:4], deadline_ms=1)
     exits = bundle.answer(inputs[:4]).exit
-    assert [(one.exit, one.late) for one in late if isinstance(one, Outcome)] == [(0, exit > 0) for exit in exits]
+    assert [(one.exit, one.late) for one in late if isinstance(one, SampleResult)] == [(0, exit > 0) for exit in exits]
 
     def fail(state: Any, carry: Any) -> Any:
         raise ValueError("the disk is gone")

@@ -7,7 +7,7 @@ import pytest
 from offramp import branches, models
 from offramp.models import msdnet
 from offramp.study import external_models, networks
-from offramp.study.networks import Row, line
+from offramp.study.networks import NetworkRow, line
 
 WRITTEN = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
 
@@ -27,7 +27,7 @@ SAMPLE = [row for row in networks.rows() if (row.net, row.branch) in {("wrn16-4"
 
 
 @pytest.mark.parametrize("row", SAMPLE, ids=lambda row: row.net)
-def test_lines_are_as_written(row: Row) -> None:
+def test_lines_are_as_written(row: NetworkRow) -> None:
     assert line(row) in WRITTEN.splitlines()
 
 
@@ -39,12 +39,12 @@ def test_all_lines_are_as_written(traceable_msdnet: None, capsys: pytest.Capture
 
 
 def test_differences_are_in_printed_digits() -> None:
-    figure = networks.Figure("a paper", "things", "1.5 / 20 / 0.25", lambda made: [1.54, 21.2, 0.254])
-    cells = line(Row("resnet18", None, {"width": 1}, figure=figure)).split(" | ")
+    figure = networks.PrintedNumber("a paper", "things", "1.5 / 20 / 0.25", lambda made: [1.54, 21.2, 0.254])
+    cells = line(NetworkRow("resnet18", None, {"width": 1}, figure=figure)).split(" | ")
     assert cells[-3:] == ["a paper, things: 1.5 / 20 / 0.25", "1.5 / 21 / 0.25", "0 / +1 / 0 |"]
-    assert line(Row("resnet18", None, {"width": 1})).endswith(" |  |  |  |")
+    assert line(NetworkRow("resnet18", None, {"width": 1})).endswith(" |  |  |  |")
 
 
 def test_options_are_written_as_they_are_typed() -> None:
-    made = line(Row("resnet18", "eed", {"width": 1, "stem_relu": False}, {"widths": (2, 3, 4)}, classes=7))
+    made = line(NetworkRow("resnet18", "eed", {"width": 1, "stem_relu": False}, {"widths": (2, 3, 4)}, classes=7))
     assert "| `--net.width 1` `--net.stem-relu false` `--branch.widths 2,3,4` 7 classes |" in made
