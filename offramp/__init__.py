@@ -57,6 +57,8 @@ _HOME = {
     "deploy": "offramp.runs.deploy",
     "describe": "offramp.config.catalog",
     "Description": "offramp.config.catalog",
+    "BundleEvaluation": "offramp.runs.evaluate_bundle",
+    "evaluate_bundle": "offramp.runs.evaluate_bundle",
     "evaluate_comparison": "offramp.runs.evaluate",
     "fresh": "offramp.net",
     "info": "offramp.runs.info",

@@ -11,7 +11,7 @@ from offramp.config import read_yaml, recipes, resolve, unflat
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
 
-CONFIGURED, DOTTED = ("train", "compare", "sweep"), ("train", "compare", "sweep", "info")
+CONFIGURED, DOTTED = ("train", "compare", "sweep"), ("train", "compare", "sweep", "info", "evaluate")
 """The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""
 ONE_FOR_MANY = ("--seed", "--method")
 """Options that `compare` has in the plural; in a config file the singular is allowed and overridden."""

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ AUGMENTATIONS = (
 the image's size, half of them mirrored.
 """
 
-SKIPPING = ("folder", "parquet", "tar", "hub")
-"""The sources that can leave out damaged images."""
+ENCODED = ("folder", "parquet", "tar", "hub")
+"""The sources of encoded images: they can stream, and leave out damaged images."""
 
 IMBALANCE = 10  # the largest class is this many times the smallest: said to the user
 
@@ -155,26 +155,23 @@ def load(
     if image_size is not None and image_size < 1:
         raise ParameterError(f"image_size must be at least 1, got {image_size}", "image_size")
     source, head = find(name), _head(name)
-    if skip_damaged and head not in SKIPPING:
-        message = f"skip_damaged is for {', '.join(f'{kind}:' for kind in SKIPPING)}, not for {name}: leave it out"
+    if skip_damaged and head not in ENCODED:
+        message = f"skip_damaged is for {', '.join(f'{kind}:' for kind in ENCODED)}, not for {name}: leave it out"
         raise ParameterError(message, "skip_damaged")
     for option, value, known in (("augmentation", augmentation, AUGMENTATIONS), ("normalise", normalise, NORMALISE)):
         if value is not None and value not in known:
             error = unknown(f"data.{option}", value, known, listing=f"offramp data {head}")
             raise with_parameters(error, f"data.{option}")
-    request = Request(
-        name=name,
-        path="" if is_python(name) else name.partition(":")[2],
-        data_dir=str(data_dir) if data_dir is not None else os.environ.get("OFFRAMP_DATA") or None,
+    request = request_for(
+        name,
+        data_dir,
         image_size=image_size,
         streaming=streaming,
         skip_damaged=skip_damaged,
         cache_dir=None if cache_dir is None else str(cache_dir),
         progress=progress or no_progress,
     )
-    data = source.build(request, **arguments("data", head, source.build, options))
-    if not isinstance(data, RawDataSet):
-        raise ValueError(f"{name}: build must return offramp.data.splits.RawDataSet, got {type(data).__name__}")
+    data = read(source, request, options)
     rows = cut_splits(name, data, holdout, per_class, per_class_includes_holdout, split_seed)
     if shared_holdout and "val" in rows:
         rows["val"] = rows["cal"] = np.union1d(rows["val"], rows["cal"])
@@ -188,6 +185,31 @@ def load(
     return DataSet(
         name, splits, data.source.classes, data.source.shape, *constants, kind, notes, data.fit, data.damaged
     )
+
+
+def request_for(name: str, data_dir: str | Path | None, **options: Any) -> Request:
+    """What to ask the source of `name` for.
+
+    Args:
+        name: as for `load`.
+        data_dir: the data set's own folder (or archive) or its parent; default $OFFRAMP_DATA.
+        options: the other fields of `Request`.
+    """
+    path = "" if is_python(name) else name.partition(":")[2]
+    place = str(data_dir) if data_dir is not None else os.environ.get("OFFRAMP_DATA") or None
+    return Request(name, path, place, **options)
+
+
+def read(source: Offer, request: Request, options: Mapping[str, Any]) -> RawDataSet:
+    """What a source (see `find`) reads for a request, before any split is cut; errors as of `load`.
+
+    Args:
+        options: of the source, such as `image_column` of parquet.
+    """
+    data = source.build(request, **arguments("data", _head(request.name), source.build, options))
+    if not isinstance(data, RawDataSet):
+        raise ValueError(f"{request.name}: build must return offramp.data.splits.RawDataSet, got {type(data).__name__}")
+    return data
 
 
 def _check_augmentation(name: str, kind: str, data: RawDataSet) -> None:

@@ -53,11 +53,20 @@ def of_files(preprocessing: "Preprocessing", folder: Path, largest: int, reporte
     return np.stack(pixels)
 
 
-def data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress = no_progress) -> "DataSet":
+def data_of(
+    folder: Path,
+    about: Any,
+    data_dir: Path | None,
+    progress: Progress = no_progress,
+    otherwise: tuple[str, str] = ("images", "name a folder of images"),
+) -> "DataSet":
     """The data set that a bundle was made of; one that would have to be fetched is not.
 
+    Args:
+        about: the provenance in its manifest.
+        otherwise: the parameter that takes other images, and what to do with it.
     Raises:
-        ValueError: asking for images, if it does not record which data those are.
+        ValueError: asking for other images, if it does not record which data those are.
     """
     from offramp.config import build_data, unflat
 
@@ -68,7 +77,7 @@ def data_of(folder: Path, about: Any, data_dir: Path | None, progress: Progress 
         or (not data_dir and _fetched(parameters.get("data-dir")))
     ):
         raise with_parameters(
-            ValueError(f"{folder} does not record which data it was made from: name a folder of images"), "images"
+            ValueError(f"{folder} does not record which data it was made from: {otherwise[1]}"), otherwise[0]
         )
     kept = {key: value for key, value in parameters.items() if key.replace("-", "_") != "data.cache_dir"}
     trust.check(kept, folder)

@@ -62,8 +62,9 @@ class EarlyExits:
         """What is saved in operations and in time, or what it costs: against the baseline if there is one."""
         if self.baseline is not None:
             points = 100 * (self.accuracy - self.baseline.accuracy)
-            return f"{_gain(self, self.baseline, self.baseline_speedup, 'baseline')}; {points:+.2f} points of accuracy"
-        return _gain(self, self.plain, self.speedup, "plain")
+            against = gain(self.baseline.macs / self.macs, self.baseline_speedup, "baseline", " than the baseline")
+            return f"{against}; {points:+.2f} points of accuracy"
+        return gain(self.plain.macs / self.macs, self.speedup, "plain")
 
     def __str__(self) -> str:
         rows = [_row("adaptive", self), _row("plain", self.plain)]
@@ -79,15 +80,21 @@ def _row(name: str, side: EarlyExits | PlainNetwork) -> list[str]:
     return [name, percent(side.accuracy), count(side.macs), ms]
 
 
-def _gain(ours: EarlyExits, other: PlainNetwork, speedup: float | None, name: str) -> str:
-    saved, faster = other.macs / ours.macs, speedup or 1.0
+def gain(saved: float, speedup: float | None, name: str, than: str = "") -> str:
+    """How many times fewer operations and how much faster, in words.
+
+    Args:
+        saved: operations of the other side by those of early exit.
+        speedup: the same of the times; None if they were not measured.
+        name: of the other side, if both are equally fast; `than`: of the other side, at the end of a comparison.
+    """
+    faster = speedup or 1.0
     operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
     if f"{faster:.2f}" == "1.00":
         clock = f"as fast as {name}"
     else:
         clock = f"{faster:.2f}x faster" if faster > 1 else f"{1 / faster:.2f}x slower"
-    against = " than the baseline" if name == "baseline" else ""
-    return f"{operations}, {clock}{against} (median of pairs)"
+    return f"{operations}, {clock}{than} (median of pairs)"
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
         "bundle": "it is a bundle (`offramp predict ",
         "empty": f"it has no config.yaml (`offramp train --out {tmp_path / 'empty'}` creates one)",
     }.items():
-        for verb in (["evaluate"], ["calibrate", "--macs", "1"]):
+        for verb in (["evaluate"], ["calibrate", "--macs", "1"])[name == "bundle" :]:
             ran = offramp(*verb, tmp_path / name)
             assert ran.status == 1 and f"{tmp_path / name} is not a run: {says}" in ran.err, ran.err
 
