@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,29 @@ def run_on_meta(module: nn.Module, *args: Any, training: bool = False, whole: bo
             norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
         _replace_by_meta(module)
         return module(*args, **kwargs)
+
+
+_remembered: ContextVar[dict[Any, Any] | None] = ContextVar("_remembered", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Within, `remembered` computes a result once; for code that does not change the modules that it asks about."""
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
+def remembered(key: Any, compute: Callable[[], Any]) -> Any:
+    """The result of `compute`, or within `remembering` that of the first call with this key."""
+    results = _remembered.get()
+    if results is None:
+        return compute()
+    if key not in results:
+        results[key] = compute()
+    return results[key]
 
 
 class TooLarge(Exception):

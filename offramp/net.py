@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from offramp.meta_device import remembering
 from offramp.outputs import Carry, ExitOutputs, State
 from offramp.protocols import Reconstructible, is_chained
 
@@ -119,14 +120,15 @@ def attach(backbone: Backbone, branch: BuildBranch) -> MultiExitNet:
     stages: list[nn.Module] = []
     branches: list[nn.Module] = []
     pending: list[nn.Module] = []
-    for exit, stage in enumerate(backbone.stages):
-        pending.extend(stage)
-        last = exit == len(backbone.stages) - 1
-        exit_branch = Branch(nn.Identity(), backbone.head) if last else branch(backbone, exit)
-        if exit_branch is not None:
-            stages.append(nn.Sequential(*pending))
-            branches.append(exit_branch)
-            pending = []
+    with remembering():
+        for exit, stage in enumerate(backbone.stages):
+            pending.extend(stage)
+            last = exit == len(backbone.stages) - 1
+            exit_branch = Branch(nn.Identity(), backbone.head) if last else branch(backbone, exit)
+            if exit_branch is not None:
+                stages.append(nn.Sequential(*pending))
+                branches.append(exit_branch)
+                pending = []
     return MultiExitNet(stages, branches)
 
 

@@ -1,11 +1,12 @@
 """What a branch must know of the backbone: shapes, widths and strides. Runs on the meta device."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
-from offramp.meta_device import Shape, blank, run_on_meta, shape_of, written
+from offramp.meta_device import Shape, blank, remembered, run_on_meta, shape_of, written
 from offramp.net import Backbone
 from offramp.outputs import State
 from offramp.protocols import ExitHeadSource, InnerWidth
@@ -22,14 +23,21 @@ def shapes(backbone: Backbone, until: int | None = None) -> tuple[list[tuple[Sta
     For inputs of the shape that the network is made for; of the first `until` stages, all by default.
     """
     state: State = blank(nn.Sequential(*backbone.stages), backbone.shape)
-    indices = []
+    indices, path = [], list[int]()
     for stage in backbone.stages[:until]:
-        after = []
-        for block in stage:
-            state = run_on_meta(block, state)
-            after.append(shape_of(state))
-        indices.append(tuple(after))
+        path.append(id(stage))
+        after, state = remembered(("shapes", backbone.shape, *path), partial(_along, stage, state))
+        indices.append(after)
     return indices, state
+
+
+def _along(stage: nn.Sequential, state: State) -> tuple[tuple[StateShape, ...], State]:
+    """The shapes after every block of a stage, and its last state."""
+    after = []
+    for block in stage:
+        state = run_on_meta(block, state)
+        after.append(shape_of(state))
+    return tuple(after), state
 
 
 def coarsest(shape: StateShape) -> Shape:

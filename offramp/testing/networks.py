@@ -77,9 +77,10 @@ def outputs_and_gradients_are_finite(net: MultiExitNet, shape: ImageShape) -> No
 
 def exits_are_in_order(net: MultiExitNet, shape: ImageShape) -> None:
     """An exit's gradient reaches its own stage and those before it, never a later one."""
+    logits = net(_images(shape)).logits
     for exit in range(net.exits):
         net.zero_grad()
-        net(_images(shape)).logits[exit].sum().backward()
+        logits[exit].sum().backward(retain_graph=True)
         reached = [any(p.grad is not None and p.grad.any() for p in stage.parameters()) for stage in net.stages]
         expect(not any(reached[exit + 1 :]), f"exit {exit + 1} depends on a later stage")
         expect(all(reached[: exit + 1]), f"exit {exit + 1} does not depend on all stages before it")
@@ -119,8 +120,9 @@ def costs_equal_torchs_counter(net: MultiExitNet, shape: ImageShape) -> None:
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(_images(shape, 1))
-    counted = cost.macs_cumulative(net, shape)[-1]
-    expect(counted == sum(cost.segment_macs(net, shape)), "segments must cost what the network costs")
+    pieces = cost.measure(net, shape)
+    counted = cost.cumulative_of(pieces)[-1]
+    expect(counted == sum(cost.as_run(pieces)), "segments must cost what the network costs")
     expect(
         2 * counted == counter.get_total_flops(), f"{2 * counted} operations, torch counts {counter.get_total_flops()}"
     )

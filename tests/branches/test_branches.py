@@ -246,3 +246,19 @@ def test_unknown_branches_name_the_nearest() -> None:
 def test_a_network_of_one_stage_has_no_early_exits() -> None:
     with pytest.raises(ValueError, match=r"^eed needs a network of two stages or more, this one has 1$"):
         eed.build(of_shapes([[(4, 8, 8)]]), 0, 5)
+
+
+def test_every_stage_is_examined_once_for_all_exits() -> None:
+    net, calls = backbone(), list[int]()
+    for number, stage in enumerate(net.stages):
+        stage[0].register_forward_hook(lambda *_, number=number: calls.append(number))
+    attach(net, lambda trunk, exit: sketch.build(trunk, exit, 5))
+    assert calls == [0, 1, 2, 3]
+
+
+def test_a_network_that_changed_between_two_exits_is_examined_anew() -> None:
+    net = backbone()
+    assert beed.build(net, 2, 5)(torch.randn(2, 16, 8, 8))[1].shape == (2, 32)
+    net.stages[3][0] = resnet.BasicBlock(16, 12, 2)
+    net.stages[3][1] = resnet.BasicBlock(12, 12, 1)
+    assert beed.build(net, 2, 5)(torch.randn(2, 16, 8, 8))[1].shape == (2, 12)
