@@ -23,16 +23,15 @@ def run_on_meta(module: nn.Module, *args: Any, training: bool = False, whole: bo
     The module itself is left as it is: no weight is moved or copied; modes, buffers and attributes stay.
 
     Args:
-        whole: run batch norms as well, for those who count operations; in evaluation mode only shapes are right
-            otherwise.
+        whole: run batch norms and activations as well, for those who count their operations.
     Raises:
         ValueError: if the module holds one that was compiled by `torch.jit.script`, whose weights cannot be replaced.
     """
     refuse_scripted(module)
     with restored(module), torch.no_grad():
         module.train(training)
-        for norm in [] if whole or training else _norms(module):
-            norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
+        for part in [] if whole or training else _shape_keeping(module):
+            part.forward = partial(_like_inputs, part)
         _replace_by_meta(module)
         return module(*args, **kwargs)
 
@@ -171,22 +170,27 @@ def _replace(module: nn.Module, twin: Callable[[Tensor], Tensor]) -> None:
                 vars(part)[key] = [twin(each) if isinstance(each, Tensor) else each for each in value]
 
 
-def _norms(module: nn.Module) -> list[_BatchNorm]:
-    """PyTorch's own batch norms in it, as they are: one that was changed or derived may do more."""
-    own = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
+
+
+def _shape_keeping(module: nn.Module) -> list[nn.Module]:
+    """PyTorch's own batch norms and activations in it, as they are: one that was changed or derived may do more."""
     return [
         part
         for part in module.modules()
-        if isinstance(part, _BatchNorm) and type(part) in own and "forward" not in vars(part)
+        if (type(part) in _NORMS and part.running_mean is not None) or type(part) in _ACTIVATIONS
+        if "forward" not in vars(part)
     ]
 
 
-def _normed(norm: _BatchNorm, inputs: Tensor) -> Tensor:
-    """Output of a batch norm on the meta device; PyTorch's own, in Python, takes most of a network's time."""
-    if inputs.dim() < 2 or inputs.shape[1] != norm.num_features:
-        return type(norm).forward(norm, inputs)  # which says what is wrong
-    norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]
-    return torch.empty_like(inputs)
+def _like_inputs(part: nn.Module, inputs: Tensor) -> Tensor:
+    """Output of such a layer on the meta device; PyTorch's own, in Python, take most of a network's time."""
+    if isinstance(part, _BatchNorm):
+        if inputs.dim() < 2 or inputs.shape[1] != part.num_features:
+            return type(part).forward(part, inputs)  # which says what is wrong
+        part._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+    return inputs if getattr(part, "inplace", False) else torch.empty_like(inputs)
 
 
 def blank(module: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> Tensor:

@@ -26,16 +26,38 @@ def test_modes_come_back_after_an_error() -> None:
     assert net.training
 
 
-def test_batch_norms_answer_as_they_would_and_refuse_as_they_would() -> None:
-    norm = nn.Sequential(nn.BatchNorm2d(4))
-    given = blank(norm, (4, 8, 8), batch=2).to(memory_format=torch.channels_last)
-    quick, whole = (run_on_meta(norm, given, whole=whole) for whole in (False, True))
+QUICK = [
+    *(nn.BatchNorm2d(4), nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.GELU()),
+    *(nn.Hardswish(), nn.Hardsigmoid()),
+]
+
+
+@pytest.mark.parametrize("layer", QUICK, ids=str)
+def test_layers_that_keep_the_shape_answer_as_they_would(layer: nn.Module) -> None:
+    net = nn.Sequential(layer)
+    given = torch.empty(2, 4, 8, 8, device="meta", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    net.to(torch.bfloat16)
+    quick, whole = (run_on_meta(net, given, whole=whole) for whole in (False, True))
     assert (quick.shape, quick.dtype, quick.stride()) == (whole.shape, whole.dtype, whole.stride())
-    assert "forward" not in vars(norm[0])
+    assert (quick is given) == (whole is given), "in place or not"
+    assert "forward" not in vars(layer)
+    changed = nn.Sequential(layer)
+    changed[0].forward = lambda inputs: inputs.flatten(1)
+    try:
+        assert run_on_meta(changed, given).shape == (2, 256)
+    finally:
+        del changed[0].forward
+
+
+def test_layers_refuse_inputs_as_they_would() -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(4))
     for wrong in ((3, 8, 8), (4, 8)):
         for whole in (False, True):
             with pytest.raises((RuntimeError, ValueError)):
                 run_on_meta(norm, torch.empty((2, *wrong), device="meta"), whole=whole)
+    alone = nn.BatchNorm1d(4, track_running_stats=False).eval()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        run_on_meta(alone, torch.empty(1, 4, device="meta"))
 
 
 def test_a_blank_has_the_precision_of_the_weights() -> None:

@@ -139,7 +139,7 @@ class Tracer(fx.Tracer):
             return _inspect(node.target, inputs[0], index)
         args, kwargs = _on_meta(inputs)
         if node.op == "call_module":
-            return run_on_meta(self.root.get_submodule(str(node.target)), *args, whole=True, **kwargs)
+            return run_on_meta(self.root.get_submodule(str(node.target)), *args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
