@@ -64,7 +64,7 @@ def parts(training: Loop) -> dict[str, Iterator[int]]:
     def augment() -> Iterator[int]:
         batch = next(pixels())
         while True:
-            yield len(loader.prepare(Batch(batch, ids := loader.ids[: len(batch)], ids)).ids)
+            yield len(loader.to_inputs(Batch(batch, ids := loader.ids[: len(batch)], ids)).ids)
 
     def stepped(batches: Callable[[], Iterator[Any]]) -> Iterator[int]:
         for batch in batches():

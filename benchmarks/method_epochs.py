@@ -66,9 +66,9 @@ def work(method: str, options: Any) -> None:
     phases = len(build_method(resolve(Config(method=method))).phases)
     config, built, net = build(method, options, options.width, epochs=phases * (options.rounds + 1))
     data = images(options.batch * options.steps, options.batch)
-    parted = {"parted": True} if phases > 1 else {}
+    freezes = {"freezes": True} if phases > 1 else {}
     with tempfile.TemporaryDirectory() as folder:
-        fabric = make_fabric(config, **parted)
+        fabric = make_fabric(config, **freezes)
         loop = Loop(fabric, Path(folder), config, net, built, data, InTurn(options.steps))
         whole = sum(span.phase.share for span in loop.spans)
         print(json.dumps([[span.first, span.epochs, span.phase.share / whole] for span in loop.spans]), flush=True)

@@ -33,7 +33,7 @@ def train_all(folder: Path, devices: int, nodes: int) -> None:
         prepare_objective(method, net, data.shape)
         place = folder / f"{name}-{devices}"
         place.mkdir(exist_ok=True)
-        fabric = set_up(config, parted=method.parted, nodes=nodes)
+        fabric = set_up(config, freezes=method.freezes, nodes=nodes)
         launch(fabric)
         Loop(fabric, place, config, net, method, data, SilentReporter()).run(resume=False)
 

@@ -15,7 +15,7 @@ from offramp.bundle.read import Bundle, content, open_files
 from offramp.bundle.recertify import exported_trace
 from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.data.splits import Split
-from offramp.early_exit.certify import parts as divide
+from offramp.early_exit.certify import divide
 from offramp.lookup import with_parameters
 from offramp.measure.timing import medians, side_by_side
 from offramp.measure.units import percent
@@ -85,13 +85,13 @@ def convert(folder: Path, manifest: Manifest, cal: Split, drop: float, measured:
 
 
 def _kernels(
-    models: Sequence[bytes], parts: Sequence[SegmentSpec], segments: Sequence[ArraySegment], inputs: np.ndarray
+    models: Sequence[bytes], specs: Sequence[SegmentSpec], segments: Sequence[ArraySegment], inputs: np.ndarray
 ) -> float:
     """The largest difference of a segment as it runs from the definition in its file, each on the same states."""
     state: Any = inputs
     carry: Any = ()
     worst = 0.0
-    for spec, segment, reference in zip(parts, segments, reference_segments(models, parts), strict=True):
+    for spec, segment, reference in zip(specs, segments, reference_segments(models, specs), strict=True):
         expected = reference(state, carry)[2]
         state, carry, logits = segment(state, carry)
         difference = float(np.sqrt(np.square(logits - expected).mean() / max(np.square(expected).mean(), 1e-12)))

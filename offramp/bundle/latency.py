@@ -49,15 +49,15 @@ def segment_ms(
         ValueError: if the network cannot be exported, or the runtime cannot read what was.
         ImportError: if a package is missing, with the command that installs it.
     """
-    models, parts = [], []
+    models, specs = [], []
     ready = segments(copy.deepcopy(net).eval().float().cpu())
     for model, spec in export_segments(ready, range(net.exits), shape):
         models.append(model)
-        parts.append(spec)
+        specs.append(spec)
         advance(1)
 
     def opened(begin: int, end: int) -> ArraySegment:
-        return open_segment(*fuse(models[begin:end], parts[begin:end]), runtime, threads)
+        return open_segment(*fuse(models[begin:end], specs[begin:end]), runtime, threads)
 
     spans = {(begin, end - 1): opened(begin, end) for begin, end in combinations(range(net.exits + 1), 2)}
     staying = FixedStay(policy, dict.fromkeys(range(net.exits), batch - 1))

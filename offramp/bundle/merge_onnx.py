@@ -6,12 +6,12 @@ from dataclasses import replace
 from offramp.bundle.manifest import SegmentSpec
 
 
-def fuse(models: Sequence[bytes], parts: Sequence[SegmentSpec]) -> tuple[bytes, SegmentSpec]:
+def fuse(models: Sequence[bytes], specs: Sequence[SegmentSpec]) -> tuple[bytes, SegmentSpec]:
     """One ONNX model that computes what these segments do up to the exit of the last; what only others need is gone.
 
     Args:
         models: the contents of their files, in the order in which they run.
-        parts: their entries in the manifest.
+        specs: their entries in the manifest.
     Returns:
         The model, and its entry: what the first segment takes, under other names, and what the last one gives.
     Raises:
@@ -23,10 +23,10 @@ def fuse(models: Sequence[bytes], parts: Sequence[SegmentSpec]) -> tuple[bytes, 
         from onnx import compose
     except ImportError:
         raise ImportError("putting segments together needs onnx: pip install 'offramp[export]'") from None
-    if not models or len(models) != len(parts):
-        raise ValueError(f"there must be as many models as parts, and at least one: got {len(models)} and {len(parts)}")
-    fused, whole = onnx.load_model_from_string(models[0]), parts[0]
-    for data, spec in zip(models[1:], parts[1:], strict=True):
+    if not models or len(models) != len(specs):
+        raise ValueError(f"there must be as many models as specs, and at least one: got {len(models)} and {len(specs)}")
+    fused, whole = onnx.load_model_from_string(models[0]), specs[0]
+    for data, spec in zip(models[1:], specs[1:], strict=True):
         following = onnx.load_model_from_string(data)
         outputs, inputs = whole.gives_state + whole.gives_carry, spec.takes_state + spec.takes_carry
         before = f"before_{spec.exit}/"  # both have a `logits`

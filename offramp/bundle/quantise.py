@@ -22,14 +22,14 @@ BATCH = 16
 
 def quantised(
     models: Sequence[bytes],
-    parts: Sequence[SegmentSpec],
+    specs: Sequence[SegmentSpec],
     inputs: Float[np.ndarray, "N C H W"],
 ) -> list[bytes]:
     """The same segments quantised, each on the states that it receives from the quantised ones before it.
 
     Args:
         models: ONNX files of the segments in float32, in order.
-        parts: their entries in the manifest.
+        specs: their entries in the manifest.
         inputs: calibration images, as the first segment takes them; their labels are not needed.
     Raises:
         ValueError: if ONNX Runtime cannot quantise a segment, with the reason.
@@ -37,19 +37,19 @@ def quantised(
     """
     results = []
     entering: list[tuple[Any, Any]] = [(inputs[start : start + BATCH], ()) for start in range(0, len(inputs), BATCH)]
-    for model, spec in zip(models, parts, strict=True):
+    for model, spec in zip(models, specs, strict=True):
         results.append(_quantised(model, spec, entering))
         segment = open_segment(results[-1], spec)
         entering = [segment(state, carry)[:2] for state, carry in entering]
     return results
 
 
-def reference_segments(models: Sequence[bytes], parts: Sequence[SegmentSpec]) -> list[ArraySegment]:
+def reference_segments(models: Sequence[bytes], specs: Sequence[SegmentSpec]) -> list[ArraySegment]:
     """Quantised segments as their files define them: every operation in float32 between rounded tensors.
 
     Integer kernels of a processor may differ from it by roundings. Without VNNI instructions, sums may overflow.
     """
-    return [open_segment(model, spec, optimised=False) for model, spec in zip(models, parts, strict=True)]
+    return [open_segment(model, spec, optimised=False) for model, spec in zip(models, specs, strict=True)]
 
 
 def _quantised(model: bytes, spec: SegmentSpec, entering: Sequence[tuple[Any, Any]]) -> bytes:

@@ -69,7 +69,7 @@ def compare(
     from offramp.runs.compare import compare as run_comparison
     from offramp.study.comparison_files import MARKERS
     from offramp.study.comparison_files import markdown as markdown_of
-    from offramp.study.marked_block import around, write_block
+    from offramp.study.marked_section import around, write_section
 
     if markdown is not None:
         around(markdown, MARKERS)  # refused before anything is trained, not after
@@ -98,7 +98,7 @@ def compare(
             reporter=CompareProgress(not json),
         )
     if markdown is not None and result.comparisons:
-        write_block(markdown, "\n".join(map(markdown_of, result.comparisons)), MARKERS)
+        write_section(markdown, "\n".join(map(markdown_of, result.comparisons)), MARKERS)
     if json:
         emit_result(result)
     else:

@@ -101,22 +101,22 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on; after a resume they equal those of the unbroken run."""
         keys = self._keys(epoch)
-        return (self._prepared(batch, keys) for batch in self._raw(epoch, start))
+        return (self._to_inputs(batch, keys) for batch in self._raw(epoch, start))
 
     def raw(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` before `prepare`, which takes those of one epoch at a time.
+        """The batches of `epoch` before `to_inputs`, which takes those of one epoch at a time.
 
         Their inputs are pixels (B, C, H, W) in uint8; with `balanced`, ids beyond the source's are repeated images.
         """
         self.keys.copy_(self._keys(epoch))
         yield from self._raw(epoch, start)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def to_inputs(self, batch: Batch) -> Batch:
         """A batch of the last `raw`, augmented and normalised on the device.
 
         What changes with the epoch is read from a tensor that stays where it is, so that a CUDA graph can hold this.
         """
-        return self._prepared(batch, self.keys)
+        return self._to_inputs(batch, self.keys)
 
     def _keys(self, epoch: int) -> Tensor:
         """What augmentation draws from in an epoch, on the device."""
@@ -130,7 +130,7 @@ class Loader:
             batch_ids = ids[first:last]
             yield Batch(images, self.labels[batch_ids % size if self.balanced else batch_ids], batch_ids)
 
-    def _prepared(self, batch: Batch, keys: Tensor) -> Batch:
+    def _to_inputs(self, batch: Batch, keys: Tensor) -> Batch:
         ids = batch.ids % len(self.split.source) if self.balanced else batch.ids
         decoding = isinstance(self.store, Streaming) and self.device.type == "cpu"
         with one_thread() if decoding else nullcontext():

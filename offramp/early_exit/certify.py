@@ -66,7 +66,7 @@ class Certificate:
     needed: int | None
 
 
-def parts(n: int) -> tuple[Int[ndarray, "T"], Int[ndarray, "M"]]:
+def divide(n: int) -> tuple[Int[ndarray, "T"], Int[ndarray, "M"]]:
     """The rows that tune and the rows that certify, of n; always the same for the same n.
 
     Raises:
@@ -108,7 +108,7 @@ def certify(
     if not 0 < risk < 1 or (delta is not None and not 0 < delta < 1):
         raise ValueError(f"risk and delta must be between 0 and 1, got {risk}" + (f" and {delta}" if delta else ""))
     check_trace(logits)
-    tune, proof = parts(logits.shape[1])
+    tune, proof = divide(logits.shape[1])
     if fit_temperatures:
         rule = rule._replace(temperatures=temperature.fit(logits[:, tune], labels[tune]))
     plain = np.asarray(logits[-1]).argmax(1) == labels

@@ -17,7 +17,7 @@ class _Captured(NamedTuple):
     """A segment for batches of one size: where its inputs go, and what computes its outputs from them."""
 
     inputs: tuple[Tensor, ...]
-    run: Callable[[], Outputs]
+    compute: Callable[[], Outputs]
 
 
 class GraphedSegment:
@@ -48,26 +48,26 @@ class GraphedSegment:
         ready = self.sizes[size]
         for here, new in zip(ready.inputs, tensors, strict=True):
             here[:samples].copy_(new)
-        onward, carry_after, logits = ready.run()
+        onward, carry_after, logits = ready.compute()
         return _first(onward, samples), _first(carry_after, samples), logits[:samples]
 
     def _computing(self, state: Any, carry: tuple[Tensor, ...]) -> Callable[[], Outputs]:
         return lambda: cast(Outputs, self.segment(state, carry))
 
 
-def captured(run: Callable[[], T], device: torch.device) -> Callable[[], T]:
-    """What computes `run` on the tensors that it reads and writes, again and again: on a GPU a graph."""
+def captured(compute: Callable[[], T], device: torch.device) -> Callable[[], T]:
+    """What computes `compute` on the tensors that it reads and writes, again and again: on a GPU a graph."""
     if device.type != "cuda":
-        return run
+        return compute
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            run()
+            compute()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = run()
+        outputs = compute()
 
     def replay() -> T:
         graph.replay()

@@ -13,17 +13,17 @@ from offramp.early_exit.policy import NEVER
 class _Prefixes:
     """Values along the second exit's order, some of them removed, and the best position to cut them.
 
-    They are kept in blocks: a removal updates one block, a query reads all blocks' sums and one block.
+    They are kept in buckets: a removal updates one bucket, a query reads all buckets' sums and one bucket.
     """
 
     def __init__(self, values: Int[ndarray, "N"], ends: Bool[ndarray, "N"]) -> None:
         self.size = max(isqrt(len(values)), 1)
-        blocks = -(-len(values) // self.size)
-        self.values = np.zeros((blocks, self.size), np.int64)
+        buckets = -(-len(values) // self.size)
+        self.values = np.zeros((buckets, self.size), np.int64)
         self.values.ravel()[: len(values)] = values
-        self.counts = np.zeros((blocks, self.size), np.int64)
+        self.counts = np.zeros((buckets, self.size), np.int64)
         self.counts.ravel()[: len(values)] = 1
-        self.closed = np.ones((blocks, self.size), bool)
+        self.closed = np.ones((buckets, self.size), bool)
         self.closed.ravel()[: len(values)] = ~ends
         self.sums, self.remaining = self.values.sum(1), self.counts.sum(1)
         self.peaks = np.where(self.closed, _LOW, self.values.cumsum(1)).max(1)
@@ -31,47 +31,47 @@ class _Prefixes:
     def remove(self, places: Int[ndarray, "M"]) -> None:
         """Remove samples that take the first exit."""
         for place in places.tolist():
-            block, inside = divmod(place, self.size)
-            self.sums[block] -= self.values[block, inside]
-            self.remaining[block] -= 1
-            self.values[block, inside] = self.counts[block, inside] = 0
-        for block in np.unique(places // self.size).tolist():
-            self.peaks[block] = self._inside(block).max()
+            bucket, inside = divmod(place, self.size)
+            self.sums[bucket] -= self.values[bucket, inside]
+            self.remaining[bucket] -= 1
+            self.values[bucket, inside] = self.counts[bucket, inside] = 0
+        for bucket in np.unique(places // self.size).tolist():
+            self.peaks[bucket] = self._inside(bucket).max()
 
-    def _inside(self, block: int) -> Int[ndarray, "S"]:
-        return np.where(self.closed[block], _LOW, self.values[block].cumsum())
+    def _inside(self, bucket: int) -> Int[ndarray, "S"]:
+        return np.where(self.closed[bucket], _LOW, self.values[bucket].cumsum())
 
     def last_best(self, least: int) -> int:
         """The position to cut: at least `least` samples exit, with the highest value, the last of equal ones."""
         start = 0
         if least > 0:
-            block = int(np.searchsorted(self.remaining.cumsum(), least))
-            before = int(self.remaining[:block].sum())
-            start = block * self.size + int(np.searchsorted(self.counts[block].cumsum() + before, least))
-        block, inside = divmod(start, self.size)
+            bucket = int(np.searchsorted(self.remaining.cumsum(), least))
+            before = int(self.remaining[:bucket].sum())
+            start = bucket * self.size + int(np.searchsorted(self.counts[bucket].cumsum() + before, least))
+        bucket, inside = divmod(start, self.size)
         base = np.concatenate(([0], self.sums.cumsum()))
-        partial = self._inside(block)[inside:] + base[block]
-        peaks = self.peaks[block + 1 :] + base[block + 1 : -1]
+        partial = self._inside(bucket)[inside:] + base[bucket]
+        peaks = self.peaks[bucket + 1 :] + base[bucket + 1 : -1]
         best = max(int(partial.max()), int(peaks.max()) if len(peaks) else _LOW)
         if least <= 0 and best < 0:
             return 0  # no sample exits here
         if len(peaks) and peaks.max() == best:
-            last_block = block + len(peaks) - int(peaks[::-1].argmax())
-            return last_block * self.size + self._last(last_block, best - int(base[last_block]))
-        return block * self.size + inside + _last(partial, best)
+            last_bucket = bucket + len(peaks) - int(peaks[::-1].argmax())
+            return last_bucket * self.size + self._last(last_bucket, best - int(base[last_bucket]))
+        return bucket * self.size + inside + _last(partial, best)
 
     def last_at_least(self, value: int) -> int:
         """The last position whose value is at least this; -1 if there is none, 0 if no sample exits."""
         base = np.concatenate(([0], self.sums.cumsum()))
-        blocks = np.flatnonzero(self.peaks + base[:-1] >= value)
-        if not len(blocks):
+        buckets = np.flatnonzero(self.peaks + base[:-1] >= value)
+        if not len(buckets):
             return 0 if value <= 0 else -1
-        block = int(blocks[-1])
-        inside = np.flatnonzero(self._inside(block) + base[block] >= value)
-        return block * self.size + int(inside[-1]) + 1
+        bucket = int(buckets[-1])
+        inside = np.flatnonzero(self._inside(bucket) + base[bucket] >= value)
+        return bucket * self.size + int(inside[-1]) + 1
 
-    def _last(self, block: int, value: int) -> int:
-        return _last(self._inside(block), value)
+    def _last(self, bucket: int, value: int) -> int:
+        return _last(self._inside(bucket), value)
 
 
 _LOW = -(2**40)
@@ -126,12 +126,12 @@ def _second(table: ExitTable, prefixes: _Prefixes, cut: int, right: int, goal: S
 
 
 def _does(table: ExitTable, prefixes: _Prefixes, cut: int, second_cut: int, right: int) -> tuple[int, float]:
-    block, inside = divmod(second_cut, prefixes.size)
-    gained = int(prefixes.sums[:block].sum())
-    leaving = int(prefixes.remaining[:block].sum())
+    bucket, inside = divmod(second_cut, prefixes.size)
+    gained = int(prefixes.sums[:bucket].sum())
+    leaving = int(prefixes.remaining[:bucket].sum())
     if inside:
-        gained += int(prefixes.values[block, :inside].sum())
-        leaving += int(prefixes.counts[block, :inside].sum())
+        gained += int(prefixes.values[bucket, :inside].sum())
+        leaving += int(prefixes.counts[bucket, :inside].sum())
     stay = table.score.shape[1] - cut - leaving
     return right + gained, float(cut * table.costs[0] + leaving * table.costs[1] + stay * table.costs[2])
 

@@ -103,6 +103,6 @@ class Method:
             raise ValueError("a method needs at least one phase")
 
     @property
-    def parted(self) -> bool:
+    def freezes(self) -> bool:
         """Whether parts of the network are frozen in some phase."""
         return self.phases != (everything,)

@@ -9,7 +9,7 @@ from offramp.papers.claims import ClaimResult
 from offramp.papers.render import UNITS, claims_markdown, figure_markdown, protocol_line, table_grid, table_notes
 from offramp.papers.reproduce import Reproduction
 from offramp.papers.values import TableResult
-from offramp.study.marked_block import around, write_block
+from offramp.study.marked_section import around, write_section
 from offramp.study.tables import markdown_text
 
 WIDTH = 120
@@ -23,7 +23,7 @@ def write_document(result: Reproduction, path: Path) -> None:
     Raises:
         ValueError: if the document exists without the markers.
     """
-    write_block(path, document(result), MARKERS)
+    write_section(path, document(result), MARKERS)
 
 
 def check_document(path: Path) -> None:

@@ -122,7 +122,7 @@ def _train(
         refuse_more_epochs(config, method, before)
         notes += (f"the run had {epochs_text(before)} and continues to {config.epochs}",)
     origin = provenance(config.device)
-    fabric = device.set_up(recipe, parted=method.parted, nodes=nodes)
+    fabric = device.set_up(recipe, freezes=method.freezes, nodes=nodes)
     writes = device.writes(fabric)
     if writes and resume:
         notes += tuple(filter(None, [change(folder, config)]))

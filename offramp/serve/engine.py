@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer
-from offramp.serve.rows import Block, SampleRow, gather, run
+from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
 from offramp.serve.scheduler import Sample, Scheduler, Work
 from offramp.serve.statistics import Statistics
 
@@ -89,8 +89,8 @@ class SegmentEngine:
             QueueFull: if too many samples wait.
             RuntimeError: if the engine is stopped.
         """
-        block, now = Block(inputs), self.clock()
-        tickets = [Ticket(key, sink, SampleRow(block, index), now) for index, key in enumerate(keys)]
+        entering, now = SegmentInput(inputs), self.clock()
+        tickets = [Ticket(key, sink, SampleRow(entering, index), now) for index, key in enumerate(keys)]
         with self._changed:
             if self._stopping:
                 raise RuntimeError(f"the server of {self.bundle.folder} is stopped")
@@ -132,8 +132,10 @@ class SegmentEngine:
     def _run(self, work: Work) -> None:
         began = self.clock()
         try:
-            block = gather([sample.payload.row for sample in work.samples])
-            stepper, onward = run(self.bundle.policy, self.bundle.segments[work.segment], work.segment, block)
+            entering = gather([sample.payload.row for sample in work.samples])
+            stepper, onward = run_segment(
+                self.bundle.policy, self.bundle.segments[work.segment], work.segment, entering
+            )
         except Exception as error:  # whatever a runtime raises: the batch has failed, the server lives on
             self._fail(work, error)
             return

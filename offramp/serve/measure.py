@@ -8,7 +8,7 @@ import numpy as np
 from offramp.bundle.predict import check_batch
 from offramp.bundle.read import Bundle
 from offramp.serve.costs import USEFUL, CostCurve, powers
-from offramp.serve.rows import Block, run
+from offramp.serve.rows import SegmentInput, run_segment
 
 ROUNDS = 5
 LIMIT = 0.5
@@ -47,21 +47,21 @@ def _seconds(bundle: Bundle, size: int) -> list[int | float]:
     """Seconds of every segment for one batch size: the lowest of `ROUNDS`, which other work disturbs least."""
     shape = bundle.manifest.preprocessing.shape
     noise = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
-    block = Block(bundle.manifest.preprocessing.normalise(noise))
+    entering = SegmentInput(bundle.manifest.preprocessing.normalise(noise))
     result = []
     for passed, segment in enumerate(bundle.segments):
         spent = []
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            run(bundle.policy, segment, passed, block)
+            run_segment(bundle.policy, segment, passed, entering)
             spent.append(time.perf_counter() - began)
         result.append(min(spent))
-        block = _onward(bundle, segment, passed, block)
+        entering = _onward(bundle, segment, passed, entering)
     return result
 
 
-def _onward(bundle: Bundle, segment: Any, passed: int, block: Block) -> Block:
-    """The block that the next segment takes if no sample exits."""
-    state, carry, logits = segment(block.state, block.carry)
+def _onward(bundle: Bundle, segment: Any, passed: int, entering: SegmentInput) -> SegmentInput:
+    """What the next segment takes if no sample exits."""
+    state, carry, logits = segment(entering.state, entering.carry)
     exit = bundle.manifest.parts[passed].exit
-    return Block(state, carry, bundle.policy.step(block.policy_carry, logits, exit)[0])
+    return SegmentInput(state, carry, bundle.policy.step(entering.policy_carry, logits, exit)[0])

@@ -15,8 +15,8 @@ from offramp.bundle.read import Bundle
 from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import ImageDecoder, check_deadline
-from offramp.serve.ray_segment import Broken, Part, Passed
-from offramp.serve.rows import Block
+from offramp.serve.ray_segment import Broken, Passed, RequestInput
+from offramp.serve.rows import SegmentInput
 from offramp.serve.scheduler import QueueFull
 from offramp.serve.statistics import Statistics
 
@@ -96,7 +96,7 @@ class RayPredictor:
     async def _pass(self, inputs: NDArray[np.float32], deadline: float | None) -> list[Result]:
         """One attempt, from the first segment on."""
         results: dict[int, Result] = {}
-        rows, part, spent = list(range(len(inputs))), Part(Block(inputs)), 0.0
+        rows, part, spent = list(range(len(inputs))), RequestInput(SegmentInput(inputs)), 0.0
         for segment in range(len(self.handles)):
             passed = await self._call(segment, part, len(rows), deadline if segment else None)
             if passed is None:  # the deadline: `results` has the best exit so far
@@ -116,7 +116,9 @@ class RayPredictor:
             rows, part = [rows[place] for place in passed.alive], passed.onward
         return [results[row] for row in range(len(inputs))]
 
-    async def _call(self, segment: int, part: Part, count: int, deadline: float | None) -> Passed | Broken | None:
+    async def _call(
+        self, segment: int, part: RequestInput, count: int, deadline: float | None
+    ) -> Passed | Broken | None:
         """The answer of a segment; None if the deadline comes first."""
         seconds = None if deadline is None else deadline - time.perf_counter()
         if seconds is not None and seconds <= 0:

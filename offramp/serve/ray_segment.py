@@ -16,14 +16,14 @@ from offramp.bundle.read import content, read_manifest
 from offramp.bundle.sessions import open_segment
 from offramp.early_exit.policy_file import parse
 from offramp.early_exit.runtime import Stepper
-from offramp.serve.rows import Block, SampleRow, gather, run
+from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
 
 INLINE = 1 << 16
 """Bytes of a batch's survivors that travel within messages; more of them go through Ray's object store."""
 
 
-class Part(NamedTuple):
-    """What a segment takes of one request: a block, or a reference to one in the object store, and the rows of it."""
+class RequestInput(NamedTuple):
+    """What a segment takes of one request: a batch, or a reference to one in the object store, and the rows of it."""
 
     state: Any
     places: list[int] | None = None
@@ -53,7 +53,7 @@ class Passed(NamedTuple):
     score: NDArray[Any]
     exit: int
     alive: list[int]
-    onward: Part | None
+    onward: RequestInput | None
     batch: BatchTime
     first: bool
 
@@ -64,9 +64,9 @@ class Broken(NamedTuple):
     reason: str
 
 
-def samples(blocks: Sequence[Block]) -> int:
+def samples(requests: Sequence[SegmentInput]) -> int:
     """How many samples these requests have: what Serve counts as the size of a batch."""
-    return sum(map(len, blocks))
+    return sum(map(len, requests))
 
 
 class SegmentReplica:
@@ -103,39 +103,39 @@ class SegmentReplica:
         self.policy, self.index = parse(policy.encode(), f"the policy of {folder}"), index
         self.batch.set_max_batch_size(max_batch)
 
-    async def __call__(self, part: Part) -> Passed | Broken:
+    async def __call__(self, part: RequestInput) -> Passed | Broken:
         """Run the segment on one request, in a batch with others."""
-        block = part.state if isinstance(part.state, Block) else await part.state
-        result: Passed | Broken = await self.batch(block if part.places is None else block.rows(part.places))
+        entering = part.state if isinstance(part.state, SegmentInput) else await part.state
+        result: Passed | Broken = await self.batch(entering if part.places is None else entering.rows(part.places))
         return result
 
     # It computes in the event loop's thread: meanwhile requests gather, and Serve takes all of them for the next batch.
     @serve.batch(batch_wait_timeout_s=0, batch_size_fn=samples)  # type: ignore[untyped-decorator]
-    async def batch(self, blocks: list[Block]) -> list[Passed | Broken]:
+    async def batch(self, requests: list[SegmentInput]) -> list[Passed | Broken]:
         """Run the segment on all requests of a batch."""
-        return self.compute(blocks)
+        return self.compute(requests)
 
-    def compute(self, blocks: Sequence[Block]) -> list[Passed | Broken]:
+    def compute(self, requests: Sequence[SegmentInput]) -> list[Passed | Broken]:
         """The answer to every request of a batch."""
         began = perf_counter()
         try:
-            whole = gather([SampleRow(block, place) for block in blocks for place in range(len(block))])
-            stepper, onward = run(self.policy, self.segment, self.index, whole)
+            whole = gather([SampleRow(entering, place) for entering in requests for place in range(len(entering))])
+            stepper, onward = run_segment(self.policy, self.segment, self.index, whole)
         except Exception as error:  # whatever a runtime raises: this batch has failed, the replica lives on
-            return [Broken(str(error) or type(error).__name__)] * len(blocks)
+            return [Broken(str(error) or type(error).__name__)] * len(requests)
         batch = BatchTime(len(whole), perf_counter() - began)
         shared = self._shared(onward) if len(stepper.alive) else None
-        ends = list(accumulate(map(len, blocks)))
+        ends = list(accumulate(map(len, requests)))
         return [_passed(stepper, onward, shared, slice(*rows), batch) for rows in zip([0, *ends], ends)]
 
-    def _shared(self, onward: Block) -> Any:
+    def _shared(self, onward: SegmentInput) -> Any:
         """A reference to the survivors of a batch, if they are too large for messages."""
         state = onward.state if isinstance(onward.state, tuple) else (onward.state,)
         size = sum(array.nbytes for array in (*state, *onward.carry, *onward.policy_carry.values()))
         return ray.put(onward) if size > self.inline else None
 
 
-def _passed(stepper: Stepper, onward: Block, shared: Any, rows: slice, batch: BatchTime) -> Passed:
+def _passed(stepper: Stepper, onward: SegmentInput, shared: Any, rows: slice, batch: BatchTime) -> Passed:
     """The answer to the request that has these rows of a batch."""
     answer, alive = stepper.answer, stepper.alive
     assert answer is not None
@@ -147,5 +147,5 @@ def _passed(stepper: Stepper, onward: Block, shared: Any, rows: slice, batch: Ba
     )
 
 
-def _part(onward: Block, shared: Any, places: list[int]) -> Part:
-    return Part(onward.rows(places)) if shared is None else Part(shared, places)
+def _part(onward: SegmentInput, shared: Any, places: list[int]) -> RequestInput:
+    return RequestInput(onward.rows(places)) if shared is None else RequestInput(shared, places)

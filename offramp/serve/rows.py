@@ -17,7 +17,7 @@ from offramp.early_exit.runtime import Stepper, StepPolicy, keep, resume
 Array = NDArray[Any]
 
 
-class Block:
+class SegmentInput:
     """What a segment takes, for the samples of a batch: every array has them as its first dimension."""
 
     __slots__ = ("carry", "policy_carry", "state")
@@ -28,32 +28,34 @@ class Block:
     def __len__(self) -> int:
         return len(self.state[0] if isinstance(self.state, tuple) else self.state)
 
-    def rows(self, indices: Sequence[int]) -> "Block":
-        """These samples; the block itself if they are all."""
+    def rows(self, indices: Sequence[int]) -> "SegmentInput":
+        """These samples; the same object if they are all."""
         if len(indices) == len(self) and list(indices) == list(range(len(self))):
             return self
         rows = np.asarray(indices)
         policy_carry = {name: value[rows] for name, value in self.policy_carry.items()}
-        return Block(keep(self.state, rows), keep(self.carry, rows), policy_carry)
+        return SegmentInput(keep(self.state, rows), keep(self.carry, rows), policy_carry)
 
 
 class SampleRow(NamedTuple):
-    """One sample of a block."""
+    """One sample of a batch."""
 
-    block: Block
+    entering: SegmentInput
     place: int
 
 
-def gather(rows: Sequence[SampleRow]) -> Block:
-    """One block of samples that may come from several."""
-    parts: list[Block] = [
-        block.rows([row.place for row in group]) for block, group in groupby(rows, attrgetter("block"))
+def gather(rows: Sequence[SampleRow]) -> SegmentInput:
+    """One batch of samples that may come from several."""
+    parts: list[SegmentInput] = [
+        entering.rows([row.place for row in group]) for entering, group in groupby(rows, attrgetter("entering"))
     ]
     if len(parts) == 1:
         return parts[0]
     states = [part.state for part in parts]
     state = _join(states) if isinstance(states[0], tuple) else np.concatenate(states)
-    return Block(state, _join([part.carry for part in parts]), _join_named([part.policy_carry for part in parts]))
+    return SegmentInput(
+        state, _join([part.carry for part in parts]), _join_named([part.policy_carry for part in parts])
+    )
 
 
 def _join(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
@@ -64,14 +66,14 @@ def _join_named(parts: Sequence[Mapping[str, Array]]) -> PolicyCarry:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def run(policy: StepPolicy, segment: Any, passed: int, block: Block) -> tuple[Stepper, Block]:
-    """Run one segment on a block.
+def run_segment(policy: StepPolicy, segment: Any, passed: int, entering: SegmentInput) -> tuple[Stepper, SegmentInput]:
+    """Run one segment on a batch.
 
     Args:
         segment: number `passed` of the policy's segments: (state, carry) -> (state, carry, logits).
     Returns:
-        The stepper, whose `answer` and `alive` are those of the block's samples, and the block of those that continue.
+        The stepper, whose `answer` and `alive` are those of the batch's samples, and the batch of those that continue.
     """
-    stepper = resume(policy, passed, block.state, block.carry, block.policy_carry)
+    stepper = resume(policy, passed, entering.state, entering.carry, entering.policy_carry)
     stepper.advance(segment)
-    return stepper, Block(stepper.state, stepper.carry, stepper.policy_carry)
+    return stepper, SegmentInput(stepper.state, stepper.carry, stepper.policy_carry)

@@ -93,9 +93,9 @@ def check(
     """
     if any(tensor.is_meta for tensor in model.parameters()):
         return
-    parts = _parts(backbone)
-    net = nn.ModuleList(parts)
-    meta_names = [name for part in parts for name, tensor in part.named_parameters() if tensor.is_meta]
+    modules = _modules(backbone)
+    net = nn.ModuleList(modules)
+    meta_names = [name for part in modules for name, tensor in part.named_parameters() if tensor.is_meta]
     if meta_names:
         raise ValueError(f"{type(model).__name__} cannot be cut: {meta_names[0]} would lose its values; {BY_HAND}")
     with same_random_state(), same_tensors(model, net), restored(model), restored(net):
@@ -139,7 +139,7 @@ def _equal_when_small(pair: Pair, macs: int) -> bool:
     return False
 
 
-def _parts(backbone: Backbone) -> list[nn.Module]:
+def _modules(backbone: Backbone) -> list[nn.Module]:
     return [*(block for stage in backbone.stages for block in stage), backbone.head]
 
 
@@ -162,7 +162,9 @@ def _compare(pair: Pair, shape: tuple[int, ...], case: Case) -> bool:
             return False  # a batch norm cannot train on this batch
         raise ValueError(f"{name} itself fails {case}: {where(error)}: {reason}") from error
     try:
-        difference = _difference(expected, _run(_parts(backbone), partial(_forward, backbone), images, case), backbone)
+        difference = _difference(
+            expected, _run(_modules(backbone), partial(_forward, backbone), images, case), backbone
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -180,24 +182,24 @@ def _compare(pair: Pair, shape: tuple[int, ...], case: Case) -> bool:
     raise ValueError(f"the cut form of {name} is not the model: {case}, {part} {what}; {BY_HAND}")
 
 
-def _run(parts: Sequence[nn.Module], forward: Forward, images: Tensor, case: Case) -> Pass:
+def _run(modules: Sequence[nn.Module], forward: Forward, images: Tensor, case: Case) -> Pass:
     """A pass that begins with the same random numbers and buffers as any other."""
-    net = nn.ModuleList(parts)
+    net = nn.ModuleList(modules)
     parameters = list(net.parameters())
     for parameter in parameters:
         parameter.grad = None
     seed(0)
-    with same_buffers(parts), restored(net):
+    with same_buffers(modules), restored(net):
         for parameter in parameters:
             parameter.requires_grad_(parameter.requires_grad and parameter.numel() <= LARGEST)
-        for part in parts:
+        for part in modules:
             part.train(case.training)
         with torch.set_grad_enabled(case.training):
             states, logits = forward(images)
             if case.training and logits.requires_grad:
                 logits.square().sum().backward()  # type: ignore[no-untyped-call]
         gradients = {id(parameter): parameter.grad for parameter in parameters}
-        buffers = {name: buffer.clone() for name, buffer in buffers_of(parts).items()}
+        buffers = {name: buffer.clone() for name, buffer in buffers_of(modules).items()}
     return Pass(states, logits.detach(), gradients, buffers)
 
 

@@ -18,7 +18,7 @@ from offramp.split.training_flags import mark_training
 from offramp.split.untraceable import BY_HAND, Untraceable, where
 
 
-def trace(model: nn.Module, shape: tuple[int, int, int], opened: Collection[str], *, flags: bool = True) -> Traced:
+def fx_trace(model: nn.Module, shape: tuple[int, int, int], opened: Collection[str], *, flags: bool = True) -> Traced:
     """Trace a model for inputs of a shape, looking into itself and the modules named in `opened`.
 
     Args:

@@ -26,7 +26,7 @@ class Plan:
         modes: for both modes, the modules that the model's own `train(mode)` leaves in the other one.
     """
 
-    run: Callable[["Subgraph", Any], Any]
+    forward: Callable[["Subgraph", Any], Any]
     kind: str
     modules: tuple[str, ...]
     tensors: Mapping[str, bool]
@@ -64,8 +64,8 @@ def _compile(graph: fx.Graph, modules: Collection[str]) -> Callable[["Subgraph",
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     names: dict[str, Any] = dict(code.globals)
     exec(compile(source, name, "exec"), names)
-    run: Callable[[Subgraph, Any], Any] = names["forward"]
-    return run
+    forward: Callable[[Subgraph, Any], Any] = names["forward"]
+    return forward
 
 
 class _Direct(ast.NodeTransformer):
@@ -126,7 +126,7 @@ class Subgraph(nn.Module):
 
     def forward(self, state: Any) -> Any:
         """The state (or the head's logits, feature and map) that this part of the model computes from a state."""
-        return self.plan.run(self, state)
+        return self.plan.forward(self, state)
 
     def train(self, mode: bool = True) -> "Subgraph":
         """Set the mode, except for modules that the model's own `train` keeps in the other one (frozen norms)."""

@@ -52,6 +52,6 @@ def _of_torchvision(name: str) -> InputContract | None:
     models = vision("torchvision.models")
     if name not in models.list_models(module=models):
         return None
-    prepare: Any = models.get_model_weights(name).DEFAULT.transforms()
-    crop = prepare.crop_size[0] / prepare.resize_size[0]
-    return InputContract(tuple(prepare.mean), tuple(prepare.std), prepare.interpolation.value, crop)
+    transforms: Any = models.get_model_weights(name).DEFAULT.transforms()
+    crop = transforms.crop_size[0] / transforms.resize_size[0]
+    return InputContract(tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value, crop)

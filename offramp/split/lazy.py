@@ -37,10 +37,10 @@ def lazy(net: MultiExitNet, shape: tuple[int, int, int]) -> MultiExitNet:
         if not _has_several_tensors(net, shape):
             return net
         trunk = _trunk(net, shape)
-        parts = _postpone(trunk)
-        if parts is None:
+        plans = _postpone(trunk)
+        if plans is None:
             return net
-        return _assemble(net, trunk, parts).eval()
+        return _assemble(net, trunk, plans).eval()
     except (_NotPostponable, fx.proxy.TraceError, TypeError, RuntimeError, AttributeError):
         return net  # control flow, or a forward pass that torch.fx does not follow
 
@@ -165,7 +165,7 @@ def _postpone(trunk: Trunk) -> list[StagePlan] | None:
         chosen.append(part)
     if not _worthwhile(trunk, chosen):
         return None
-    parts, known, reads = [], {inputs}, [inputs]
+    plans, known, reads = [], {inputs}, [inputs]
     for exit, part in enumerate(chosen):
         known |= part & trunk.batched
         later = {source for other in chosen[exit + 1 :] for node in other for source in node.all_input_nodes}
@@ -173,9 +173,9 @@ def _postpone(trunk: Trunk) -> list[StagePlan] | None:
             trunk.states[other][place] for other in range(exit, len(chosen)) for place in trunk.needed[other]
         }
         passed_on = sorted(known & (later | needed_later), key=position.__getitem__)
-        parts.append(StagePlan(reads, sorted(part, key=position.__getitem__), passed_on))
+        plans.append(StagePlan(reads, sorted(part, key=position.__getitem__), passed_on))
         reads = passed_on
-    return parts
+    return plans
 
 
 def _ancestors(roots: Sequence[fx.Node], available: set[fx.Node]) -> set[fx.Node]:
@@ -252,9 +252,9 @@ class PickingBranch(nn.Module):
         return self.branch(picked[0] if self.single else picked, carry)
 
 
-def _assemble(net: MultiExitNet, trunk: Trunk, parts: Sequence[StagePlan]) -> MultiExitNet:
+def _assemble(net: MultiExitNet, trunk: Trunk, plans: Sequence[StagePlan]) -> MultiExitNet:
     stages, branches = [], []
-    for exit, (part, branch) in enumerate(zip(parts, net.branches, strict=True)):
+    for exit, (part, branch) in enumerate(zip(plans, net.branches, strict=True)):
         stages.append(LazyStage(fx.GraphModule(net.stages, _graph(part))))
         position = {node: place for place, node in enumerate(part.hands_on)}
         read = trunk.needed[exit]

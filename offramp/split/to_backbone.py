@@ -30,26 +30,26 @@ def assemble(
     end = blocks.head_nodes(cut_points.traced, cut_points.classifier)
     cut_layers = own_names(model, cut_layers)
     groups = _groups(model, cut_points, _in_order(cut_points, cut_layers, end), end)
-    parts = _parts(model, cut_points.traced, groups, end, shape, cut_layers)
-    shared = _shared(parts, groups)
+    subgraphs = _subgraphs(model, cut_points.traced, groups, end, shape, cut_layers)
+    shared = _shared(subgraphs, groups)
     if any(len(groups[stage]) > 1 for stage in shared):
         groups = [group[-1:] if stage in shared else group for stage, group in enumerate(groups)]
-        parts = _parts(model, cut_points.traced, groups, end, shape, cut_layers)
-        shared = _shared(parts, groups)
+        subgraphs = _subgraphs(model, cut_points.traced, groups, end, shape, cut_layers)
+        shared = _shared(subgraphs, groups)
     if shared:
-        names = sorted(_twice(parts))
+        names = sorted(_twice(subgraphs))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
             f"the model uses the same weights before and after an exit ({', '.join(names[:3])}{more}); put it elsewhere"
         )
     bounds = [sum(map(len, groups[:index])) for index in range(len(groups) + 1)]
     if make is not None:
-        rebuilder = Rebuilder(make, [parts[index].plan for index in _sampled(cut_points.traced, groups)])
-        for part in parts[bounds[1] :]:
+        rebuilder = Rebuilder(make, [subgraphs[index].plan for index in _sampled(cut_points.traced, groups)])
+        for part in subgraphs[bounds[1] :]:
             rebuilder.attach(part)
-    _add_unused(model, parts)
-    stages = tuple(nn.Sequential(*parts[a:b]) for a, b in pairwise(bounds))
-    return Backbone(stages, parts[-1], shape)
+    _add_unused(model, subgraphs)
+    stages = tuple(nn.Sequential(*subgraphs[a:b]) for a, b in pairwise(bounds))
+    return Backbone(stages, subgraphs[-1], shape)
 
 
 def _sampled(traced: Traced, groups: Sequence[Sequence[fx.Node]]) -> list[int]:
@@ -123,7 +123,7 @@ def _groups(model: nn.Module, cut_points: CutPoints, cuts: list[fx.Node], end: b
     return [blocks.join(stage) for stage in stages]
 
 
-def _parts(
+def _subgraphs(
     model: nn.Module,
     traced: Traced,
     groups: list[list[fx.Node]],
@@ -169,30 +169,30 @@ def _ratio(height: int, width: int, shape: ImageShape) -> bool:
     return abs(height * shape[2] - width * shape[1]) <= max(shape[1:])
 
 
-def _shared(parts: Sequence[Subgraph], groups: Sequence[Sequence[fx.Node]]) -> set[int]:
+def _shared(subgraphs: Sequence[Subgraph], groups: Sequence[Sequence[fx.Node]]) -> set[int]:
     """The stages (the head counts as one more) that hold weights which another part holds too."""
-    twice = _twice(parts)
+    twice = _twice(subgraphs)
     stage_of = [stage for stage, group in enumerate(groups) for _ in group] + [len(groups)]
     return {
         stage
-        for part, stage in zip(parts, stage_of, strict=True)
+        for part, stage in zip(subgraphs, stage_of, strict=True)
         if stage < len(groups) and twice & {name for name, _ in part.named_parameters()}
     }
 
 
-def _twice(parts: Sequence[Subgraph]) -> set[str]:
+def _twice(subgraphs: Sequence[Subgraph]) -> set[str]:
     """Names of parameters that more than one part holds."""
-    counts = Counter(id(p) for part in parts for p in part.parameters())
-    return {name for part in parts for name, p in part.named_parameters() if counts[id(p)] > 1}
+    counts = Counter(id(p) for part in subgraphs for p in part.parameters())
+    return {name for part in subgraphs for name, p in part.named_parameters() if counts[id(p)] > 1}
 
 
-def _add_unused(model: nn.Module, parts: Sequence[Subgraph]) -> None:
+def _add_unused(model: nn.Module, subgraphs: Sequence[Subgraph]) -> None:
     """Register what no part has a name for, so that the model's state_dict stays whole.
 
     Another name of a tensor goes to the part that holds it, weights that are never used to the head.
     """
-    registered = {name for part in parts for name in part.state_dict(keep_vars=True)}
-    holder = {id(tensor): part for part in parts for tensor in part.state_dict(keep_vars=True).values()}
+    registered = {name for part in subgraphs for name in part.state_dict(keep_vars=True)}
+    holder = {id(tensor): part for part in subgraphs for tensor in part.state_dict(keep_vars=True).values()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in registered and isinstance(tensor, Tensor):
-            put_tensor(holder.get(id(tensor), parts[-1]), name, tensor, True)
+            put_tensor(holder.get(id(tensor), subgraphs[-1]), name, tensor, True)

@@ -25,7 +25,7 @@ def why_not(method: Method, phases: Sequence[Phase]) -> str:
     return f"this method needs the whole batch: {method.whole_batch}" if method.whole_batch else ""
 
 
-def parts(batch: Batch, number: int) -> list[Batch]:
+def micro_batches(batch: Batch, number: int) -> list[Batch]:
     """The batch of this process in so many parts, which differ by one sample at most.
 
     They are fewer, down to one, if a part of any process would have one sample, on which a batch norm cannot train.
@@ -49,7 +49,7 @@ def accumulated(take: Step, context: StepContext, batch: Batch, number: int) -> 
     if number == 1:
         return take(context, batch)
     share, terms = weight(), list[Terms]()
-    for part in (pieces := parts(batch, number)):
+    for part in (pieces := micro_batches(batch, number)):
         more = len(terms) + 1 < len(pieces)
         alone = (
             context.fabric.no_backward_sync(context.net) if more and context.fabric.world_size > 1 else nullcontext()

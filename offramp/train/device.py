@@ -168,9 +168,9 @@ def writes(fabric: Fabric) -> bool:
     return bool(environment.local_rank() == 0 and environment.node_rank() == 0)
 
 
-def make_fabric(recipe: Recipe, parted: bool = False) -> Fabric:
+def make_fabric(recipe: Recipe, freezes: bool = False) -> Fabric:
     """Fabric as returned by `set_up`, launched."""
-    fabric = set_up(recipe, parted)
+    fabric = set_up(recipe, freezes)
     launch(fabric)
     return fabric
 
@@ -211,11 +211,11 @@ def check_shared(fabric: Fabric, folder: Path) -> None:
         )
 
 
-def set_up(recipe: Recipe, parted: bool = False, nodes: int = 1) -> Fabric:
+def set_up(recipe: Recipe, freezes: bool = False, nodes: int = 1) -> Fabric:
     """Fabric for the recipe's device, precision and number of processes; `launch` starts the other ones.
 
     Args:
-        parted: parts of the network are frozen in some phase.
+        freezes: parts of the network are frozen in some phase.
         nodes: machines that the recipe's devices are on.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -226,7 +226,7 @@ def set_up(recipe: Recipe, parted: bool = False, nodes: int = 1) -> Fabric:
         devices=recipe.devices // nodes,
         num_nodes=nodes,
         precision=precision,  # type: ignore[arg-type]
-        strategy=_strategy(recipe, parted),
+        strategy=_strategy(recipe, freezes),
     )
 
 
@@ -236,7 +236,7 @@ def launch(fabric: Fabric) -> None:
         fabric.launch()
 
 
-def _strategy(recipe: Recipe, parted: bool) -> str | Strategy:
+def _strategy(recipe: Recipe, freezes: bool) -> str | Strategy:
     if recipe.devices == 1:
         return "auto"
     if recipe.strategy == "fsdp":
@@ -244,4 +244,4 @@ def _strategy(recipe: Recipe, parted: bool) -> str | Strategy:
 
         return strategy(recipe.devices)
     # Frozen parts have no gradients.
-    return "ddp" if recipe.tune == "all" and not parted else "ddp_find_unused_parameters_true"
+    return "ddp" if recipe.tune == "all" and not freezes else "ddp_find_unused_parameters_true"

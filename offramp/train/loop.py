@@ -75,7 +75,7 @@ class Loop:
             self.context,
             recipe.batch_size if static else None,
             recipe.accumulate,
-            self._prepared if self.inside else None,
+            self._method_batch if self.inside else None,
             self.graph_choice,
         )
         self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
@@ -186,7 +186,7 @@ class Loop:
         span = phases.span_at(self.spans, position.epoch)
         lr = phases.rate(recipe, span, position.epoch, self.step_number, self.steps)
         optim.set_rate(self.context.optimizer, lr)
-        batch = batch if self.inside else self._prepared(batch)
+        batch = batch if self.inside else self._method_batch(batch)
         weight = self.batches.train.weight(position.step)
         with weighing(weight), over_all_processes(recipe.sync_batch_norm):
             terms = self.take_step(span.phase, batch, progress)
@@ -200,10 +200,10 @@ class Loop:
         if self.record.full:
             self._write_pending()
 
-    def _prepared(self, batch: Batch) -> Batch:
+    def _method_batch(self, batch: Batch) -> Batch:
         """A batch of `read` as the method gets it: augmented, with the labels to learn from."""
         recipe, position, classes = self.recipe, self.position, len(self.data.classes)
-        batch = self.batches.train.prepare(batch) if self.inside else batch
+        batch = self.batches.train.to_inputs(batch) if self.inside else batch
         if recipe.label_smoothing:
             batch = soft_labels.smooth(batch, classes, recipe.label_smoothing)
         if recipe.mixup:

@@ -25,7 +25,7 @@ def why_not(method: Method, recipe: Recipe, net: nn.Module) -> str:
     reasons = {
         "several networks side by side": not isinstance(net, MultiExitNet),
         "methods with steps of their own": method.step is not None or any(part.step for part in method.phases),
-        "phases that freeze parts": method.parted or recipe.tune != "all",
+        "phases that freeze parts": method.freezes or recipe.tune != "all",
         "learned parts of a method": isinstance(objective, nn.Module) and any(True for _ in objective.parameters()),
         "a moving average, ema": recipe.ema > 0,
         "compile": recipe.compile,

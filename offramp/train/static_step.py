@@ -25,7 +25,7 @@ WARM_UP = 3
 """Steps of a phase that run one by one before a capture: cuDNN measures, and the optimizer makes its buffers."""
 
 Step = Callable[[Batch], Terms]
-Prepare = Callable[[Batch], Batch]
+Transform = Callable[[Batch], Batch]
 
 
 def why_not(method: Method, recipe: Recipe, phases: Sequence[Phase]) -> str:
@@ -71,8 +71,8 @@ class Steps:
     Args:
         method, context: of the run.
         static: samples of a batch that is taken so; others are not. None: no batch is.
-        parts: how many passes a batch takes through the network.
-        prepare: makes the batch of the method out of the one that is given, as a part of the step; default: it is that.
+        passes: how many passes a batch takes through the network.
+        transform: makes the method's batch from the one that is passed, as a part of the step; default: no change.
         choice: whether a step on a GPU is taken as a graph; default: each is.
     """
 
@@ -81,12 +81,12 @@ class Steps:
         method: Method,
         context: StepContext,
         static: int | None,
-        parts: int = 1,
-        prepare: Prepare | None = None,
+        passes: int = 1,
+        transform: Transform | None = None,
         choice: GraphChoice | None = None,
     ) -> None:
-        self.method, self.context, self.static, self.parts = method, context, static, parts
-        self.prepare, self.choice = prepare, choice
+        self.method, self.context, self.static, self.passes = method, context, static, passes
+        self.transform, self.choice = transform, choice
         self.phase: Phase | None = None
         self.progress = 0.0
         self.step: StaticStep | None = None
@@ -119,7 +119,7 @@ class Steps:
         def take(context: StepContext, part: Batch) -> Terms:
             return take_step(self.method, phase, context, part, progress)
 
-        return accumulated(take, self.context, self.prepare(batch) if self.prepare else batch, self.parts)
+        return accumulated(take, self.context, self.transform(batch) if self.transform else batch, self.passes)
 
 
 class StaticStep:

@@ -61,5 +61,5 @@ def test_one_segment_stays_what_it_is(made: Any) -> None:
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_there_must_be_a_part_for_every_model(made: Any, count: int) -> None:
-    with pytest.raises(ValueError, match=f"as many models as parts, and at least one: got {count} and {count and 1}"):
+    with pytest.raises(ValueError, match=f"as many models as specs, and at least one: got {count} and {count and 1}"):
         fuse([b""] * count, made.manifest.parts[: count and 1])

@@ -67,8 +67,8 @@ def loop(net: str, method: str, folder: Path, *, train: int = 24, frozen: bool =
     if frozen:
         freeze(network)
     folder.mkdir(exist_ok=True)
-    parted = {"parted": True} if phases > 1 else {}
-    return Loop(make_fabric(config, **parted), folder, config, network, made, data, SilentReporter())
+    freezes = {"freezes": True} if phases > 1 else {}
+    return Loop(make_fabric(config, **freezes), folder, config, network, made, data, SilentReporter())
 
 
 def freeze(network: nn.Module) -> None:

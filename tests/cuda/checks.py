@@ -48,7 +48,7 @@ def loop(folder: Path, **options: Any) -> Loop:
     data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     prepare_objective(method, net, data.shape)
-    fabric = make_fabric(config, parted=method.parted)
+    fabric = make_fabric(config, freezes=method.freezes)
     return Loop(fabric, folder, config, net, method, data, SilentReporter())
 
 

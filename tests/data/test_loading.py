@@ -50,10 +50,10 @@ def test_a_batch_is_prepared_by_the_keys_of_its_epoch(digits, balanced):
     expected = [next(loader.epoch(number)) for number in (0, 1)]
     place = loader.keys.data_ptr()
     raw = [next(loader.raw(0))]
-    assert raw[0].inputs.dtype == torch.uint8 and same(loader.prepare(raw[0]), expected[0])
+    assert raw[0].inputs.dtype == torch.uint8 and same(loader.to_inputs(raw[0]), expected[0])
     raw.append(next(loader.raw(1)))
-    assert same(loader.prepare(raw[1]), expected[1]) and loader.keys.data_ptr() == place
-    assert not torch.equal(loader.prepare(raw[0]).inputs, expected[0].inputs)  # now with the keys of epoch 1
+    assert same(loader.to_inputs(raw[1]), expected[1]) and loader.keys.data_ptr() == place
+    assert not torch.equal(loader.to_inputs(raw[0]).inputs, expected[0].inputs)  # now with the keys of epoch 1
 
 
 def test_starting_in_mid_epoch_gives_the_same_batches(digits):

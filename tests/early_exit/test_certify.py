@@ -9,7 +9,7 @@ import torch
 from numpy import ndarray
 
 from offramp.early_exit.calibrate import choices, does
-from offramp.early_exit.certify import Certificate, certify, parts
+from offramp.early_exit.certify import Certificate, certify, divide
 from offramp.early_exit.exit_scores import Rule, score_samples
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.risk import binomial_tail
@@ -89,7 +89,7 @@ def test_the_expected_risk_stays_within_the_bound(population: Trace, risk: float
 
 def check(found: Certificate, logits: ndarray, labels: ndarray, prices: Any, rule: Rule) -> None:
     policy = found.outcome.policy
-    _, proof = parts(len(labels))
+    _, proof = divide(len(labels))
     own = rule._replace(temperatures=policy.temperatures, answer=policy.answer, score=policy.score)
     judged = score_samples(logits[:, proof], labels[proof], policy.enabled, own)
     again = does(policy, judged, np.cumsum(np.array(prices[policy.enabled], float)))
@@ -120,7 +120,7 @@ def test_what_is_certified_is_what_the_policy_does(population: Trace, rule: Rule
 
 def test_the_samples_that_certify_choose_nothing(population: Trace) -> None:
     logits, labels, prices = population
-    tune, proof = parts(len(labels))
+    tune, proof = divide(len(labels))
     assert sorted([*tune, *proof]) == list(range(len(labels)))
     flipped = labels.copy()
     flipped[proof] = (flipped[proof] + 1) % 10
@@ -148,7 +148,7 @@ def test_what_saves_nothing_is_not_taken(population: Trace) -> None:
     dear = {enabled: [cost * (10 if len(parts) > 1 else 1) for cost in parts] for enabled, parts in prices.items()}
     found = certify(logits, labels, segment_costs=dear, risk=0.05)
     assert found.certified > 0 and found.outcome.policy.enabled == (False, False, True)
-    assert found.outcome.accuracy == (logits[-1].argmax(1) == labels)[parts(len(labels))[1]].mean()
+    assert found.outcome.accuracy == (logits[-1].argmax(1) == labels)[divide(len(labels))[1]].mean()
 
 
 @pytest.mark.parametrize(("risk", "delta"), [(0.0, None), (1.0, None), (0.1, 0.0), (0.1, 1.0), (float("nan"), None)])

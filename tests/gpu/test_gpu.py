@@ -49,7 +49,7 @@ def loop(folder: Path, reporter: SilentReporter | None = None, **options: Any) -
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     prepare_objective(method, net, data.shape)
     folder.mkdir(exist_ok=True)
-    fabric = make_fabric(config, parted=method.parted)
+    fabric = make_fabric(config, freezes=method.freezes)
     return Loop(fabric, folder, config, net, method, data, reporter or SilentReporter())
 
 

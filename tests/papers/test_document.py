@@ -6,7 +6,7 @@ import pytest
 
 from offramp.papers.document import MARKERS, document, write_document
 from offramp.papers.reproduce import Reproduction, reproduce
-from offramp.study.marked_block import around
+from offramp.study.marked_section import around
 
 ROOT = Path(__file__).parents[2]
 LEDGER = "results/quick-cifar100-resnet18.jsonl"

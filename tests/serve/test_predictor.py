@@ -21,7 +21,7 @@ from offramp.serve.costs import CostCurve
 from offramp.serve.engine import Failed, SampleResult
 from offramp.serve.measure import measure
 from offramp.serve.predictor import AsyncPredictor
-from offramp.serve.rows import Block, SampleRow, gather
+from offramp.serve.rows import SampleRow, SegmentInput, gather
 from offramp.serve.scheduler import QueueFull
 
 Costs = tuple[CostCurve, ...]
@@ -259,13 +259,13 @@ def test_measured_costs(bundle: Bundle) -> None:
 
 
 def test_rows_of_one_block_stay_one_block() -> None:
-    block = Block((np.arange(6).reshape(3, 2),), (np.arange(3),), {"total": np.arange(3)})
-    assert gather([SampleRow(block, index) for index in range(3)]) is block
+    entering = SegmentInput((np.arange(6).reshape(3, 2),), (np.arange(3),), {"total": np.arange(3)})
+    assert gather([SampleRow(entering, index) for index in range(3)]) is entering
     both = gather(
         [
-            SampleRow(block, 2),
-            SampleRow(block, 0),
-            SampleRow(Block((np.full((1, 2), 9),), (np.array([7]),), {"total": np.array([5])}), 0),
+            SampleRow(entering, 2),
+            SampleRow(entering, 0),
+            SampleRow(SegmentInput((np.full((1, 2), 9),), (np.array([7]),), {"total": np.array([5])}), 0),
         ]
     )
     assert both.state[0].tolist() == [[4, 5], [0, 1], [9, 9]]

@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from offramp import __version__
 from offramp.serve.ray_predictor import RayPredictor
-from offramp.serve.ray_segment import Part, Passed, SegmentReplica
+from offramp.serve.ray_segment import Passed, RequestInput, SegmentReplica
 
 
 def segment(bundle: Bundle, index: int, **more: Any) -> SegmentReplica:
@@ -30,9 +30,9 @@ class Near:
 
     def __init__(self, bundle: Bundle, index: int, losses: int = 0, delay: float = 0.0) -> None:
         self.segment, self.losses, self.delay = segment(bundle, index), losses, delay
-        self.waiting: list[tuple[Part, asyncio.Future[Any]]] = []
+        self.waiting: list[tuple[RequestInput, asyncio.Future[Any]]] = []
 
-    def remote(self, part: Part) -> Any:
+    def remote(self, part: RequestInput) -> Any:
         assert part.places is None  # these states are small enough for messages
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.waiting.append((part, future))
@@ -111,7 +111,7 @@ def test_a_full_queue_a_deadline_and_a_segment_that_fails(
 
 def test_a_mistake_is_not_repeated(bundle: Bundle, inputs: np.ndarray) -> None:
     class Mistaken:
-        def remote(self, part: Part) -> Any:
+        def remote(self, part: RequestInput) -> Any:
             error = RayTaskError("call", "", KeyError("shape"))
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
@@ -125,12 +125,12 @@ def test_survivors_that_are_large_are_shared(
     bundle: Bundle, inputs: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from offramp.serve import ray_segment
-    from offramp.serve.rows import Block
+    from offramp.serve.rows import SegmentInput
 
-    kept: list[Block] = []
-    monkeypatch.setattr(ray_segment.ray, "put", lambda block: kept.append(block) or "reference")
-    blocks = [Block(inputs[:30]), Block(inputs[30:])]
-    passed = [each for each in segment(bundle, 0, inline=0).compute(blocks) if isinstance(each, Passed)]
+    kept: list[SegmentInput] = []
+    monkeypatch.setattr(ray_segment.ray, "put", lambda entering: kept.append(entering) or "reference")
+    requests = [SegmentInput(inputs[:30]), SegmentInput(inputs[30:])]
+    passed = [each for each in segment(bundle, 0, inline=0).compute(requests) if isinstance(each, Passed)]
     places = [part.places for each in passed if (part := each.onward) is not None]
     assert len(kept) == 1 and places == [
         list(range(len(passed[0].alive))),

@@ -12,7 +12,7 @@ from offramp.config import Config, flat, resolve
 from offramp.study.comparison import compare
 from offramp.study.comparison_files import MARKERS, csv_of, draw, latex_of, markdown
 from offramp.study.ledger import append, common, holds, label, read
-from offramp.study.marked_block import write_block
+from offramp.study.marked_section import write_section
 
 JOINT = {0: (0.50, 0.60), 1: (0.52, 0.61), 2: (0.51, 0.65)}
 BYOT = {0: (0.51, 0.60), 1: (0.55, 0.61), 2: (0.53, 0.65)}
@@ -186,9 +186,9 @@ def test_the_block_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) ->
     path = tmp_path / "x.md"
     path.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     for text in ("new\n", "newer\n"):
-        write_block(path, text, MARKERS)
+        write_section(path, text, MARKERS)
         assert path.read_text() == f"before\n{MARKERS[0]}\n{text}{MARKERS[1]}\nafter\n"
-    write_block(tmp_path / "made.md", "text\n", MARKERS)
+    write_section(tmp_path / "made.md", "text\n", MARKERS)
     assert (tmp_path / "made.md").read_text() == f"{MARKERS[0]}\ntext\n{MARKERS[1]}\n"
 
 
@@ -206,7 +206,7 @@ def test_a_document_without_the_markers_is_left_alone(tmp_path: Path, text: str)
     path = tmp_path / "x.md"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.md was not changed: the table is written between a line"):
-        write_block(path, "table", MARKERS)
+        write_section(path, "table", MARKERS)
     assert path.read_text() == text
 
 

@@ -18,7 +18,7 @@ from offramp.methods import available
 from offramp.outputs import Batch
 from offramp.testing import SilentReporter, patterns
 from offramp.train import run_dir
-from offramp.train.accumulation import parts
+from offramp.train.accumulation import micro_batches
 from offramp.train.check import refuse
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
@@ -95,7 +95,7 @@ def test_what_needs_the_whole_batch_is_refused(method: str, hyper: dict[str, Any
 def test_parts_differ_by_one_sample_and_none_has_one() -> None:
     def sizes(samples: int, number: int) -> list[int]:
         batch = Batch(torch.zeros(samples, 1), torch.zeros(samples), torch.arange(samples))
-        cut = parts(batch, number)
+        cut = micro_batches(batch, number)
         assert torch.cat([part.ids for part in cut]).tolist() == list(range(samples))
         return [len(part.ids) for part in cut]
 

@@ -25,7 +25,7 @@ method, data = build_method(config), patterns(24, 8, 4, 16)
 net = build_net(config, method, classes=4, shape=data.shape)
 prepare_objective(method, net, data.shape)
 with _dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
-    Loop(make_fabric(config, parted=True), Path(sys.argv[1]), config, net, method, data, SilentReporter()).run(False)
+    Loop(make_fabric(config, freezes=True), Path(sys.argv[1]), config, net, method, data, SilentReporter()).run(False)
 """
 
 

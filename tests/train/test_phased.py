@@ -74,7 +74,7 @@ def loop(folder: Path, how: Recipe, method: Method, still: bool = False, of: Dat
         torch.manual_seed(4)
         method.objective.prepare_for_exits(exits=net.exits, widths=WIDTHS[-net.exits :])
     folder.mkdir(exist_ok=True, parents=True)
-    fabric = make_fabric(how, parted=method.parted)
+    fabric = make_fabric(how, freezes=method.freezes)
     return Loop(fabric, folder, how, net, method, of or data(), Silent())
 
 

@@ -52,7 +52,7 @@ def test_steps_equal_those_of_a_run(name: str, steps: int, tmp_path: Path) -> No
     config, data = configured(name), patterns(train=8 * steps)
     method, net = built(config)
     prepare_objective(method, net, SHAPE)
-    fabric = make_fabric(config, parted=method.parted)
+    fabric = make_fabric(config, freezes=method.freezes)
     Loop(fabric, tmp_path, config, net, method, data, SilentReporter()).run(resume=False)
     expected = [record["terms"] for record in log.read(tmp_path / "metrics.jsonl", "step")]
 

@@ -24,9 +24,9 @@ def around(path: Path, markers: tuple[str, str]) -> tuple[str, str]:
     return before, after
 
 
-def write_block(path: Path, text: str, markers: tuple[str, str]) -> None:
+def write_section(path: Path, text: str, markers: tuple[str, str]) -> None:
     """Write the text between the two markers of a document, or into a new document; raises as `around` does."""
     before, after = around(path, markers)
-    block = f"{before}{markers[0]}\n{text}{markers[1]}" + (after or "\n")
+    content = f"{before}{markers[0]}\n{text}{markers[1]}" + (after or "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    put(path, block)
+    put(path, content)
