@@ -48,10 +48,10 @@ def accuracies(runner: Runner, policy: ExitPolicy, data: DataSet) -> dict[str, A
         labels = split.source.labels[ids]
         inputs = runner.to_inputs(split.source.batch(ids))
         with runner.scope():
-            given = answer(runner.segments, policy, inputs)
-            said: dict[str, Any] = {name: network(inputs, ())[2] for name, network in alone.items()}
-        exits += given.exit.tolist()
-        for name, logits in {"adaptive": given.logits, **said}.items():
+            answered = answer(runner.segments, policy, inputs)
+            alone_logits: dict[str, Any] = {name: network(inputs, ())[2] for name, network in alone.items()}
+        exits += answered.exit.tolist()
+        for name, logits in {"adaptive": answered.logits, **alone_logits}.items():
             right[name] += int((np.asarray(_on_cpu(logits)).argmax(1) == labels).sum())
     shares = [exits.count(exit) / len(exits) for exit in range(policy.exits)]
     return {**{name: count / len(split) for name, count in right.items()}, "shares": shares, "samples": len(split)}
@@ -97,47 +97,52 @@ def opened(folder: Path, weights: str) -> LoadedRun:
     return load_run(folder, weights, with_policy=False)
 
 
-def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything, as plain values."""
-    loaded = load_run(given.run, given.weights)
+    loaded = load_run(options.run, options.weights)
     if loaded.policy is None:
-        raise ValueError(f"{given.run} has no policy yet: fit one with `offramp calibrate {given.run} --max-drop 0.5%`")
-    rivals = {str(folder): opened(folder, given.weights) for folder in given.small}
+        raise ValueError(
+            f"{options.run} has no policy yet: fit one with `offramp calibrate {options.run} --max-drop 0.5%`"
+        )
+    rivals = {str(folder): opened(folder, options.weights) for folder in options.small}
     for name, rival in rivals.items():
         if (rival.config.data, rival.about["shape"]) != (loaded.config.data, loaded.about["shape"]):
-            raise ValueError(f"{name} was trained on other data than {given.run}: they cannot be compared")
-    data = load_data(loaded, given.data_dir)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    runtimes = given.runtimes and given.runtimes.split(",")
+            raise ValueError(f"{name} was trained on other data than {options.run}: they cannot be compared")
+    data = load_data(loaded, options.data_dir)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtimes = options.runtimes and options.runtimes.split(",")
     sides = of_run(loaded, runtimes, torch.get_num_threads(), data, 64, rivals=rivals)
-    found = {}
+    accuracy = {}
     for runner in sides.runners:
         say(f"{runner.name}: accuracy on test")
-        found[runner.name] = accuracies(runner, loaded.policy, data)
+        accuracy[runner.name] = accuracies(runner, loaded.policy, data)
     batches = {}
     for batch in (1, 64):
-        say(f"batch {batch}: {given.seconds:g} s")
-        batches[batch] = run_interleaved(sides.runners, loaded.policy, sides.pixels, batch, given.seconds, given.seed)
+        say(f"batch {batch}: {options.seconds:g} s")
+        batches[batch] = run_interleaved(
+            sides.runners, loaded.policy, sides.pixels, batch, options.seconds, options.seed
+        )
     verdicts = {
-        name: verdict(found[name], {batch: each["runtimes"][name] for batch, each in batches.items()}) for name in found
+        name: verdict(accuracy[name], {batch: each["runtimes"][name] for batch, each in batches.items()})
+        for name in accuracy
     }
-    fitted = json.loads((Path(given.run) / POLICY).read_text())
+    fitted = json.loads((Path(options.run) / POLICY).read_text())
     return {
         "benchmark": "adaptive",
-        "run": str(given.run),
-        "weights": given.weights,
+        "run": str(options.run),
+        "weights": options.weights,
         "config": flat(loaded.config),
         "policy": {key: value for key, value in fitted.items() if key != "provenance"},
         "goal": fitted["provenance"].get("goal"),
         "small": {name: flat(rival.config) for name, rival in rivals.items()},
         "left_out": sides.left_out,
-        "accuracy": found,
+        "accuracy": accuracy,
         "batches": list(batches.values()),
         "verdicts": verdicts,
         "target_met": any(each["met"] for each in verdicts.values()),
-        "seconds": given.seconds,
-        "seed": given.seed,
+        "seconds": options.seconds,
+        "seed": options.seed,
         "threads": sides.threads,
         **provenance(),
     }
@@ -156,19 +161,19 @@ def show(result: dict[str, Any]) -> None:
             share = "" if right is None else f"{100 * right:.2f}"
             times = f"{single['mean']:9.3f} {single['p99']:8.3f} {batch['images_per_second']:15,.1f}"
             print(f"  {label[:26]:26} {share:>10} {times}")
-        said = result["verdicts"][name]
+        one = result["verdicts"][name]
         print(
-            f"  lost {said['points_lost']:.2f} points (target {POINTS}); {said['throughput_at_64']:.2f}x throughput at "
-            f"64,\n  {said['latency_at_1']:.2f}x at 1 (target {FASTER}): {'met' if said['met'] else 'MISSED'}"
+            f"  lost {one['points_lost']:.2f} points (target {POINTS}); {one['throughput_at_64']:.2f}x throughput at "
+            f"64,\n  {one['latency_at_1']:.2f}x at 1 (target {FASTER}): {'met' if one['met'] else 'MISSED'}"
         )
-        for small, beside in said["beside_small"].items():
+        for small, ratio in one["beside_small"].items():
             print(
-                f"  beside {Path(small).name}: {beside['points_above']:+.2f} points, {beside['throughput_at_64']:.2f}x "
-                f"its throughput at 64, {beside['latency_at_1']:.2f}x at 1"
+                f"  beside {Path(small).name}: {ratio['points_above']:+.2f} points, {ratio['throughput_at_64']:.2f}x "
+                f"its throughput at 64, {ratio['latency_at_1']:.2f}x at 1"
             )
-        off = said["off_of_plain"]
+        off = one["off_of_plain"]
         off_text = "plain takes less than 5 ms" if off is None else f"{off:.3f}x plain (target {OFF})"
-        print(f"  measured / predicted {said['of_predicted']:.2f} (target {RATIO}); exits off: {off_text}")
+        print(f"  measured / predicted {one['of_predicted']:.2f} (target {RATIO}); exits off: {off_text}")
         print(f"  leaving: {' '.join(f'{100 * share:.1f}%' for share in accuracy['shares'])}")
     for name, reason in result["left_out"].items():
         print(f"left out: {name} ({reason})")
@@ -186,12 +191,12 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        result = measure(given, lambda text: print(text, file=sys.stderr, flush=True))
+        result = measure(options, lambda text: print(text, file=sys.stderr, flush=True))
     except ValueError as error:
         sys.exit(f"adaptive.py: {error}")
-    if given.json:
+    if options.json:
         print(json.dumps(result))
     else:
         show(result)

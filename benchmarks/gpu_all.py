@@ -212,8 +212,8 @@ def measure(plan: Plan, out: Path, minutes: float) -> dict[str, Any]:
                 result |= {other: {"error": "the time ended"} for other in PARTS if other not in result}
                 break
             except Exception as error:
-                said = re.sub(r"\s+", " ", str(error))[:1000]
-                result[name] = {"error": f"{type(error).__name__}: {said}"}
+                text = re.sub(r"\s+", " ", str(error))[:1000]
+                result[name] = {"error": f"{type(error).__name__}: {text}"}
             result[name]["seconds"] = time.perf_counter() - began
             out.write_text(json.dumps(result, indent=1, default=str) + "\n")
     finally:
@@ -241,19 +241,19 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a width of 4 and few steps, to see that everything runs")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
-    given = parser.parse_args(words)
-    if given.device == "cuda" and not torch.cuda.is_available():
+    options = parser.parse_args(words)
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu_all needs a CUDA GPU and PyTorch sees none here; --device cpu --tiny shows that it runs")
-    end = time.monotonic() + 60 * given.minutes
+    end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(given.device, given.tiny, Path(folder), data_of(given.data_dir, given.tiny), end)
-        result = measure(plan, given.out, given.minutes)
-    if given.json:
+        plan = Plan(options.device, options.tiny, Path(folder), data_of(options.data_dir, options.tiny), end)
+        result = measure(plan, options.out, options.minutes)
+    if options.json:
         print(json.dumps(result, default=str))
         return
     for name in PARTS:
         print(f"{name}: {json.dumps(result[name], default=str)[:300]}")
-    print(f"everything: {given.out}")
+    print(f"everything: {options.out}")
 
 
 if __name__ == "__main__":

@@ -51,15 +51,15 @@ def main() -> None:
     tested = asdict(evaluate(trained, data_dir=options.data_dir, batch_size=256))
     from train_speed import speeds
 
-    beside, _ = speeds(64, rounds=5, steps=20, compile=options.compile)
+    rates, _ = speeds(64, rounds=5, steps=20, compile=options.compile)
     images = 50_000 * options.epochs / trained.seconds
     result: dict[str, Any] = {
         "benchmark": "gpu_cifar",
         "seconds_this_time": seconds,
         "seconds_training": trained.seconds,
         "images_per_second": images,
-        "side_by_side": beside,
-        "offramp_vs_plain": beside["offramp"] / beside["plain"],
+        "side_by_side": rates,
+        "offramp_vs_plain": rates["offramp"] / rates["plain"],
         "paper": PAPER,
         **tested,
     }
@@ -71,7 +71,7 @@ def main() -> None:
     print(f"ensemble: {100 * tested['ensemble']:.2f} % (BEED supplement {PAPER['ensemble']:.2f})")
     print(f"{seconds:.0f} s this time, {trained.seconds:.0f} s of training in all, {images:,.0f} images/s")
     print(
-        f"side by side: offramp {beside['offramp']:,.0f} images/s, plain {beside['plain']:,.0f}: "
+        f"side by side: offramp {rates['offramp']:,.0f} images/s, plain {rates['plain']:,.0f}: "
         f"{result['offramp_vs_plain']:.2f} times (target 6)"
     )
 

@@ -65,12 +65,12 @@ def parts_of(variant: str, width: int, size: int, device: str) -> StepContext:
     return StepContext(fabric, wrapped, objective, optimizer, share, bare=net, held_out=lambda: held)
 
 
-def double_backward(parts: StepContext, given: Batch, progress: float) -> dict[str, Tensor]:
+def double_backward(parts: StepContext, samples: Batch, progress: float) -> dict[str, Tensor]:
     """The step of HDKD by a graph of the gradient."""
     objective: Any = parts.objective
     assert parts.bare is not None and parts.held_out is not None
     theta, weights, held = look_ahead.trained(parts.bare), objective.weights.clone().requires_grad_(), parts.held_out()
-    losses = objective.losses(parts.net(given.inputs), given.labels)
+    losses = objective.losses(parts.net(samples.inputs), samples.labels)
     gradient = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
     ahead = {name: part.detach() - LR * g for (name, part), g in zip(theta.items(), gradient, strict=True)}
     ce = cross_entropy(look_ahead.outputs_with(parts.bare, ahead, held.inputs, share).logits, held.labels)
@@ -83,22 +83,22 @@ def double_backward(parts: StepContext, given: Batch, progress: float) -> dict[s
 
 def steps_of(variant: str, width: int, size: int, device: str) -> Iterator[None]:
     """Every `next` is one step."""
-    parts, given = parts_of(variant, width, size, device), batch(size, 1, device)
+    parts, samples = parts_of(variant, width, size, device), batch(size, 1, device)
     parts.net.train()
     if device == "cpu":
         keep_freed_memory()
     step: Step = {"joint": plain_step, "double": double_backward, "shipped": learn}[variant.partition("-")[0]]
     while True:
-        step(parts, given, 0.0)
+        step(parts, samples, 0.0)
         yield
 
 
-def all_variants(given: argparse.Namespace) -> dict[str, tuple[float, float]]:
+def all_variants(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Median seconds of a step of each variant, and its peak memory in MiB."""
-    options = [f"--{name}={getattr(given, name)}" for name in ("width", "batch", "device")]
-    workers = {variant: Worker(__file__, "--only", variant, *options) for variant in VARIANTS}
+    words = [f"--{name}={getattr(options, name)}" for name in ("width", "batch", "device")]
+    workers = {variant: Worker(__file__, "--only", variant, *words) for variant in VARIANTS}
     seconds = medians(
-        side_by_side({name: partial(worker.steps, 1) for name, worker in workers.items()}, given.rounds, 1)
+        side_by_side({name: partial(worker.steps, 1) for name, worker in workers.items()}, options.rounds, 1)
     )
     memory = {name: worker.steps(0) for name, worker in workers.items()}
     for worker in workers.values():
@@ -114,15 +114,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11, help="steps of each variant, after one to warm up")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.only:
-        work(steps_of(given.only, given.width, given.batch, given.device), given.device)
+    options = parser.parse_args()
+    if options.only:
+        work(steps_of(options.only, options.width, options.batch, options.device), options.device)
         return
-    rows = all_variants(given)
+    rows = all_variants(options)
     (fast, small), (slow, large), joint = rows["shipped"], rows["double"], rows["joint"][0]
     result = {
         "benchmark": "hdkd",
-        **{name: getattr(given, name) for name in ("width", "batch", "rounds", "device")},
+        **{name: getattr(options, name) for name in ("width", "batch", "rounds", "device")},
         "seconds": {name: seconds for name, (seconds, _) in rows.items()},
         "peak_memory_mib": {name: memory for name, (_, memory) in rows.items()},
         "time_vs_double": fast / slow,
@@ -132,7 +132,7 @@ def main() -> None:
         "target_met": fast / slow <= TIME and small / large <= MEMORY and fast / joint <= JOINT,
         **provenance(),
     }
-    if given.json:
+    if options.json:
         print(json.dumps(result))
         return
     for name, (seconds, memory) in rows.items():

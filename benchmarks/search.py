@@ -113,21 +113,21 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one, options.rounds, options.score)))
         return
-    said = measure(options)
+    result = measure(options)
     if options.out:
         with options.out.open("a") as file:
-            file.write(json.dumps(said) + "\n")
+            file.write(json.dumps(result) + "\n")
     if options.json:
-        print(json.dumps(said))
+        print(json.dumps(result))
         return
     print(f"{options.samples:,} samples, {options.exits} exits, {options.classes} classes, score {options.score}")
-    for name, seconds in said["seconds"].items():
-        outcome = said["found"][name]
+    for name, seconds in result["seconds"].items():
+        outcome = result["found"][name]
         print(
             f"{name:28} {seconds:6.2f} s   {100 * outcome['accuracy']:.2f} % at {outcome['cost']:.2f} of plain's cost"
         )
-    print(f"peak memory {said['peak_gib']:.2f} GiB; plain {100 * said['plain']:.2f} %")
-    print(f"at most {SECONDS:g} s and {GIB:g} GiB: {'met' if said['target_met'] else 'TARGETS MISSED'}")
+    print(f"peak memory {result['peak_gib']:.2f} GiB; plain {100 * result['plain']:.2f} %")
+    print(f"at most {SECONDS:g} s and {GIB:g} GiB: {'met' if result['target_met'] else 'TARGETS MISSED'}")
 
 
 if __name__ == "__main__":

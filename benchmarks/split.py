@@ -63,8 +63,8 @@ def make(name: str) -> nn.Module:
         return vision("timm").create_model(net)
     if library == "torchvision":
         return vision("torchvision.models").get_model(net)
-    found = vision("transformers")
-    return found.AutoModelForImageClassification.from_config(found.AutoConfig.for_model(net))
+    transformers = vision("transformers")
+    return transformers.AutoModelForImageClassification.from_config(transformers.AutoConfig.for_model(net))
 
 
 def storages(modules: Iterable[nn.Module]) -> dict[int, int]:
@@ -82,16 +82,16 @@ def ratios(runs: list[Callable[[], object]], seconds: float) -> tuple[list[float
     for run in runs:
         timed(run)
     taken = 2 * (time.perf_counter() - began)  # the first passes are slow, so this is a little more than a round
-    found: list[float] = []
+    values: list[float] = []
     first: list[float] = []
     least, most = ROUNDS
     began = time.perf_counter()
-    while len(found) < least or (len(found) < most and time.perf_counter() - began + taken < seconds):
+    while len(values) < least or (len(values) < most and time.perf_counter() - began + taken < seconds):
         times = [timed(runs[which]) for which in (0, 1, 1, 0)]
         taken = sum(times)
-        found.append((times[1] + times[2]) / (times[0] + times[3]))
+        values.append((times[1] + times[2]) / (times[0] + times[3]))
         first += [times[0], times[3]]
-    return found, first
+    return values, first
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -152,21 +152,21 @@ def passing(model: nn.Module, net: nn.Module, batch: int, seconds: float, device
     with torch.inference_mode():
         expected = logits_of(model(inputs))
         assert (net(inputs).logits[-1] - expected).abs().max() <= 1e-5 * expected.abs().max()
-        found, first = ratios([partial(model, inputs), partial(net, inputs)], seconds)
-    return {"ratios": found, "original": first}
+        values, first = ratios([partial(model, inputs), partial(net, inputs)], seconds)
+    return {"ratios": values, "original": first}
 
 
 def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one model from all its processes."""
     batches = {}
     for batch in runs[0]["batches"]:
-        found, first = (
+        values, first = (
             [value for run in runs for value in run["batches"][batch][key]] for key in ("ratios", "original")
         )
         batches[batch] = {
-            "ratio": statistics.median(found),
-            "interval": interval(found),
-            "rounds": len(found),
+            "ratio": statistics.median(values),
+            "interval": interval(values),
+            "rounds": len(values),
             "of_processes": [statistics.median(run["batches"][batch]["ratios"]) for run in runs],
             "original_ms": 1000 * statistics.median(first),
         }
@@ -188,14 +188,14 @@ def alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return together(runs)
 
 
-def line(name: str, found: dict[str, Any]) -> str:
+def line(name: str, record: dict[str, Any]) -> str:
     times = "  ".join(
         f"batch {batch}: {each['ratio']:.3f}x [{each['interval'][0]:.3f}, {each['interval'][1]:.3f}] of "
         f"{each['original_ms']:.1f} ms"
-        for batch, each in found["batches"].items()
+        for batch, each in record["batches"].items()
     )
-    memory = f"{found['extra_mib']:.2f} of {found['weights_mib']:.0f} MiB extra"
-    seconds = f"{found['seconds_to_split']:.1f} s (comparison {found['cpu_seconds_to_compare']:.1f} CPU-s)"
+    memory = f"{record['extra_mib']:.2f} of {record['weights_mib']:.0f} MiB extra"
+    seconds = f"{record['seconds_to_split']:.1f} s (comparison {record['cpu_seconds_to_compare']:.1f} CPU-s)"
     return f"{name:36} split in {seconds}, {memory}  {times}"
 
 
@@ -219,12 +219,12 @@ def main() -> None:
         print(json.dumps(measure(options.one, options.batches, options.seconds, options.device)))
         return
     began = time.perf_counter()
-    found: dict[str, Any] = {}
+    records: dict[str, Any] = {}
     for name in options.models:
-        found[name] = alone(name, options)
-        print(line(name, found[name]), file=sys.stderr if options.json else sys.stdout, flush=True)
-    met, seconds = all(each["target_met"] for each in found.values()), time.perf_counter() - began
-    record = {"benchmark": "split", "models": found, "target_met": met, "seconds": seconds, "device": options.device}
+        records[name] = alone(name, options)
+        print(line(name, records[name]), file=sys.stderr if options.json else sys.stdout, flush=True)
+    met, seconds = all(each["target_met"] for each in records.values()), time.perf_counter() - began
+    record = {"benchmark": "split", "models": records, "target_met": met, "seconds": seconds, "device": options.device}
     written = json.dumps({**record, **provenance()})
     if options.json:
         print(written)

@@ -114,17 +114,17 @@ def restored(module: nn.Module) -> Iterator[None]:
     """
     parts = list(module.modules())
     attributes = [dict(vars(part)) for part in parts]
-    tables = [{key: dict(value) for key, value in own.items() if type(value) in _TABLES} for own in attributes]
+    tables = [{key: dict(value) for key, value in values.items() if type(value) in _TABLES} for values in attributes]
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
         yield
     finally:
-        for part, own, own_tables in zip(parts, attributes, tables, strict=True):
+        for part, values, own_tables in zip(parts, attributes, tables, strict=True):
             vars(part).clear()
-            vars(part).update(own)
+            vars(part).update(values)
             for key, table in own_tables.items():
-                own[key].clear()
-                own[key].update(table)
+                values[key].clear()
+                values[key].update(table)
         for parameter, requires_grad in trained:
             parameter.requires_grad = requires_grad
 

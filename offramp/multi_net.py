@@ -97,10 +97,10 @@ class GatedEnsemble(nn.Module):
     def all(self, state: State) -> ExitOutputs:
         """Outputs of every branch, the ensemble's last."""
         each = [branch(state) for branch in self.branches]
-        weights, pooled, seen = self.gate(state)
+        weights, pooled, maps = self.gate(state)
         logits = torch.stack([outputs[0] for outputs in each])
         both = torch.cat([logits, gated(logits, weights)[None]])
-        return ExitOutputs(both, (*(outputs[1] for outputs in each), pooled), (*(outputs[2] for outputs in each), seen))
+        return ExitOutputs(both, (*(outputs[1] for outputs in each), pooled), (*(outputs[2] for outputs in each), maps))
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """Outputs of the ensemble only."""

@@ -123,7 +123,7 @@ def check_batch(bundle: Bundle, size: int) -> None:
         )
 
 
-def answers(
+def predictions(
     bundle: Bundle, files: Iterable[Path], size: int, on_batch: Callable[[Stepper, list[str]], None] | None = None
 ) -> Iterator[Prediction]:
     """A row for every file, in order.
@@ -159,7 +159,7 @@ def begin(bundle: Bundle, files: Iterable[Path], size: int, state: Path) -> Iter
         state: the file, which `offramp.bundle.partial_state.load` reads.
     """
     steppers: list[tuple[Stepper, list[str]]] = []
-    yield from answers(bundle, files, size, lambda stepper, names: steppers.append((stepper, names)))
+    yield from predictions(bundle, files, size, lambda stepper, names: steppers.append((stepper, names)))
     partial_state.save(
         partial_state.gather(bundle.manifest, bundle.policy, steppers, len(bundle.segments)), state, bundle.manifest
     )

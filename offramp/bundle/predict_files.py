@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from offramp.bundle import partial_state
-from offramp.bundle.predict import Prediction, answers, begin, find, predict_rest, warm_up
+from offramp.bundle.predict import Prediction, begin, find, predict_rest, predictions, warm_up
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
@@ -163,5 +163,5 @@ def _predictions(
         return predict_rest(opened, partial, size), len(partial.names)
     files, empty = find([Path(image) for image in images])
     size = max(1, min(size, len(files)))
-    rows = answers(opened, files, size) if state is None else begin(opened, files, size, state)
+    rows = predictions(opened, files, size) if state is None else begin(opened, files, size, state)
     return chain(empty, rows), len(files) + len(empty)

@@ -54,12 +54,12 @@ class Bundle:
         Raises:
             ParameterError: if the batch size is below 1.
         """
-        from offramp.bundle.predict import answers, find
+        from offramp.bundle.predict import find, predictions
 
         if batch_size < 1:
             raise ParameterError(f"batch_size must be at least 1, got {batch_size}", "batch_size")
         files, bad = find([Path(image) for image in images])
-        return chain(bad, answers(self, files, min(batch_size, max(1, len(files)))))
+        return chain(bad, predictions(self, files, min(batch_size, max(1, len(files)))))
 
 
 def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: int | None = None) -> Bundle:

@@ -69,10 +69,10 @@ def compare(
     from offramp.runs.compare import compare as run_comparison
     from offramp.study.comparison_files import MARKERS
     from offramp.study.comparison_files import markdown as markdown_of
-    from offramp.study.marked_section import around, write_section
+    from offramp.study.marked_section import split_at_markers, write_section
 
     if markdown is not None:
-        around(markdown, MARKERS)  # refused before anything is trained, not after
+        split_at_markers(markdown, MARKERS)  # refused before anything is trained, not after
     if show is not None:
         options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != "auto", "--grid": grid}
         options |= {"--engine": engine != "local", "--address": address is not None, "--fetch": fetch}

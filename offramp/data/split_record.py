@@ -250,8 +250,8 @@ def _changes(
             "are used where they fell into val, cal or test" if use_new else "are left out (naming data_dir uses them)"
         )
         notes.append(f"{name}: images that {owner} was not made with: {int(new.sum()):,}; they {done}")
-    gone = {split: int((~np.isin(part, known)).sum()) for split, part in record.splits.items()}
-    lost = ", ".join(f"{count:,} of {len(record.splits[split]):,} {split}" for split, count in gone.items() if count)
+    missing = {split: int((~np.isin(part, known)).sum()) for split, part in record.splits.items()}
+    lost = ", ".join(f"{count:,} of {len(record.splits[split]):,} {split}" for split, count in missing.items() if count)
     if lost:
         notes.append(f"{name}: images of {owner} that are gone: {lost}")
     return tuple(notes)
@@ -266,9 +266,9 @@ def changed(data: DataSet, record: SplitRecord, owner: str) -> str:
         return f"its images were identified by {record.kind}, these are {' or '.join(kinds(source))}"
     known = keys(source, np.arange(len(source), dtype=np.int64), record.kind)
     _, new = _homes(data, record, known)
-    gone = sum(int((~np.isin(part, known)).sum()) for part in record.splits.values())
+    missing = sum(int((~np.isin(part, known)).sum()) for part in record.splits.values())
     moved = sum(
         int((~np.isin(keys(source, split.indices, record.kind), record.splits.get(name, known[:0]))).sum())
         for name, split in data.splits.items()
     )
-    return f"{int(new.sum()):,} images are new, {gone:,} are gone, {moved:,} would be in another split than before"
+    return f"{int(new.sum()):,} images are new, {missing:,} are gone, {moved:,} would be in another split than before"

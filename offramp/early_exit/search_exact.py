@@ -99,10 +99,10 @@ def pair(table: ExitTable, goal: SearchGoal) -> Point:
     first_right = np.concatenate(([0], table.right[0][first].cumsum(dtype=np.int64)))
     rest = np.concatenate(([0], table.right[2][first].cumsum(dtype=np.int64)))
     best: Point | None = None
-    gone = 0
+    removed = 0
     for cut in cuts:
-        prefixes.remove(place[first[gone:cut]])
-        gone = cut
+        prefixes.remove(place[first[removed:cut]])
+        removed = cut
         right = int(first_right[cut] + rest[-1] - rest[cut])
         second_cut = _second(table, prefixes, cut, right, goal)
         if second_cut is None:

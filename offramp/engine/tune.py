@@ -98,7 +98,7 @@ def run(
     work = _Work(cluster.origin, {name: replace(job, done=nothing) for name, job in jobs.items()}, score, search.epochs)
     needs_gpu = any(job.needs_gpu for job in jobs.values())
     resources = {"cpu": cluster.share(at_once), "gpu": int(needs_gpu)}
-    told = _Told(jobs, watcher, search.epochs)
+    watching = _Watching(jobs, watcher, search.epochs)
     analysis = tune.run(
         tune.with_resources(tune.with_parameters(_train, work=work), resources),
         name=FOLDER,
@@ -112,10 +112,10 @@ def run(
         resume="AUTO+ERRORED" if any((folder / FOLDER).glob("experiment_state-*.json")) else None,
         max_failures=LOST_NODES,
         raise_on_failed_trial=False,
-        callbacks=[told],
+        callbacks=[watching],
         verbose=0,
     )
-    return [_trial(trial, trial.trial_id in told.ended) for trial in analysis.trials]
+    return [_trial(trial, trial.trial_id in watching.ended) for trial in analysis.trials]
 
 
 def _space(search: Search) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class _Epochs(Unwatched):
                     tune.report({"epoch": self.reported, "score": self.score(record)})
 
 
-class _Told(tune.Callback):  # type: ignore[misc]
+class _Watching(tune.Callback):  # type: ignore[misc]
     """Tells a watcher how the trials go; Tune takes its own class alone."""
 
     def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int) -> None:

@@ -33,7 +33,7 @@ def training_cost(net: nn.Module, shape: ImageShape) -> dict[str, int]:
     return {"macs": forward(net, shape)[-1], "parameters": sum(part.numel() for part in net.parameters())}  # type: ignore[arg-type]
 
 
-def answers(net: MultiNet, trace: Trace) -> dict[str, object]:
+def accuracies(net: MultiNet, trace: Trace) -> dict[str, object]:
     """As `offramp.measure.accuracy.summary`; ensemble: the gated one of a fan, the sum of logits of a cohort."""
     values = summary(trace)
     accuracy = values["accuracy"]

@@ -86,8 +86,8 @@ class Collaborating(nn.Module):
 
 def sizes(net: MultiExitNet, backbone: Backbone) -> tuple[int, list[int]]:
     """Classes C and the feature width D of every exit, for inputs of the shape that the backbone is made for."""
-    seen = run_on_meta(net, blank(net, backbone.shape))
-    return seen.logits.shape[-1], [feature.shape[1] for feature in seen.features]
+    outputs = run_on_meta(net, blank(net, backbone.shape))
+    return outputs.logits.shape[-1], [feature.shape[1] for feature in outputs.features]
 
 
 def cascaded(

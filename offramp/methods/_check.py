@@ -65,5 +65,5 @@ def positions(name: str, numbers: Sequence[int], exits: int) -> tuple[int, ...]:
 
 
 def _doubled(numbers: Collection[int]) -> list[int]:
-    seen = list(numbers)
-    return [number for number in dict.fromkeys(seen) if seen.count(number) > 1]
+    listed = list(numbers)
+    return [number for number in dict.fromkeys(listed) if listed.count(number) > 1]

@@ -9,7 +9,7 @@ from offramp.papers.claims import ClaimResult
 from offramp.papers.render import UNITS, claims_markdown, figure_markdown, protocol_line, table_grid, table_notes
 from offramp.papers.reproduce import Reproduction
 from offramp.papers.values import TableResult
-from offramp.study.marked_section import around, write_section
+from offramp.study.marked_section import split_at_markers, write_section
 from offramp.study.tables import markdown_text
 
 WIDTH = 120
@@ -32,7 +32,7 @@ def check_document(path: Path) -> None:
     Raises:
         ValueError: naming the markers.
     """
-    around(path, MARKERS)
+    split_at_markers(path, MARKERS)
 
 
 def document(result: Reproduction) -> str:

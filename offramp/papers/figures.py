@@ -226,9 +226,9 @@ def _best(needed: Sequence[str], analysed: Analysed) -> Iterator[FigureRow]:
 
 def _row(name: str, exit: str, seeds: list[int], values: Sequence[Sequence[float | None]]) -> FigureRow:
     """Means over runs; `values` has a list per run, and a value per column."""
-    over = [
+    averages = [
         mean(present) if (present := [one for one in column if one is not None]) else None
         for column in zip(*values, strict=True)
     ]
-    means = [one.mean if one else None for one in over]
-    return FigureRow(name, exit, seeds, means, [one.deviation if one else None for one in over])
+    means = [one.mean if one else None for one in averages]
+    return FigureRow(name, exit, seeds, means, [one.deviation if one else None for one in averages])

@@ -106,9 +106,9 @@ def _row(row: Row, metric: str, lines: Mapping[int, Line], protocol: Protocol, f
 def _cell(cell: Cell, values: Sequence[float]) -> CellResult:
     if not values:
         return CellResult(cell.exit, cell.value, note=cell.note)
-    over: Mean = mean(values)
+    average: Mean = mean(values)
     return CellResult(
-        cell.exit, cell.value, over.mean, over.deviation, over.runs, over.mean - cell.value, note=cell.note
+        cell.exit, cell.value, average.mean, average.deviation, average.runs, average.mean - cell.value, note=cell.note
     )
 
 

@@ -139,7 +139,7 @@ def _accuracies_and_costs(loaded: LoadedRun | MultiNetRun, traced: "Trace", shap
 
     if isinstance(loaded, MultiNetRun):
         return {
-            **multi_net.answers(loaded.net, traced),
+            **multi_net.accuracies(loaded.net, traced),
             "outputs": list(loaded.net.names),
             "macs": multi_net.macs(loaded.net, shape),
             "macs_cumulative": multi_net.macs_cumulative(loaded.net, shape),

@@ -73,11 +73,11 @@ def check_data(data: "DataSet", classes: Sequence[str], shape: Sequence[int], ow
     if tuple(data.classes) != tuple(classes):
         pairs = zip((*data.classes, None), (*classes, None), strict=False)
         number, (here, recorded) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-        said = ["no such class" if name is None else repr(name) for name in (here, recorded)]
+        names = ["no such class" if name is None else repr(name) for name in (here, recorded)]
         raise with_parameters(
             ValueError(
-                f"{data.name} has other classes than {owner} was trained on: class {number} is {said[0]}, not {said[1]}"
-                "; name the data that it was trained on by data_dir"
+                f"{data.name} has other classes than {owner} was trained on: class {number} is {names[0]}, not "
+                f"{names[1]}; name the data that it was trained on by data_dir"
             ),
             "data_dir",
         )

@@ -95,7 +95,7 @@ STATUSES = {
 }
 
 
-def answers(schema: Schema | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
+def responses(schema: Schema | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documented answers of an endpoint: its own, 401 and 403, and these statuses."""
     response: dict[str, Any] = {"description": "The answer."}
     if schema is not None:

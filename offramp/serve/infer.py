@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from offramp import __version__
 from offramp.images import BadImage
 from offramp.serve.answers import probabilities
-from offramp.serve.documents import INFER, MODEL, SERVER, answers
+from offramp.serve.documents import INFER, MODEL, SERVER, responses
 from offramp.serve.engine import SampleResult
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
@@ -20,11 +20,11 @@ from offramp.serve.scheduler import QueueFull
 router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in order: the frequent one comes first
 
 
-@router.post("/v2/models/{model}/infer", openapi_extra=INFER, responses=answers(MODEL, 400, 404, 408, 413, 415, 429))
+@router.post("/v2/models/{model}/infer", openapi_extra=INFER, responses=responses(MODEL, 400, 404, 408, 413, 415, 429))
 @router.post(
     "/v2/models/{model}/versions/{version}/infer",
     openapi_extra=INFER,
-    responses=answers(MODEL, 400, 404, 408, 413, 415, 429),
+    responses=responses(MODEL, 400, 404, 408, 413, 415, 429),
 )
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
@@ -43,36 +43,36 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
         return Response(content, headers=headers)
 
 
-@router.get("/v2", responses=answers(SERVER))
+@router.get("/v2", responses=responses(SERVER))
 async def server() -> dict[str, Any]:
     """Name, version and extensions of the server."""
     return {"name": "offramp", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-@router.get("/v2/health/live", responses=answers(None))
+@router.get("/v2/health/live", responses=responses(None))
 async def live(request: Request) -> Response:
     """Whether the server works; if not, it should be started again."""
     alive = all(version.predictor.alive for version in context_of(request).models.all())
     return Response(status_code=200 if alive else 503)
 
 
-@router.get("/v2/health/ready", responses=answers(None, 503))
+@router.get("/v2/health/ready", responses=responses(None, 503))
 async def ready(request: Request) -> Response:
     """Whether the server answers requests."""
     context = context_of(request)
     return Response(status_code=200 if context.ready and context.models.open else 503)
 
 
-@router.get("/v2/models/{model}/ready", responses=answers(MODEL, 404))
-@router.get("/v2/models/{model}/versions/{version}/ready", responses=answers(MODEL, 404))
+@router.get("/v2/models/{model}/ready", responses=responses(MODEL, 404))
+@router.get("/v2/models/{model}/versions/{version}/ready", responses=responses(MODEL, 404))
 async def model_ready(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Whether a model answers requests."""
     context_of(request).models.get(model, version)
     return {"name": model, "ready": True}
 
 
-@router.get("/v2/models/{model}", responses=answers(MODEL, 404))
-@router.get("/v2/models/{model}/versions/{version}", responses=answers(MODEL, 404))
+@router.get("/v2/models/{model}", responses=responses(MODEL, 404))
+@router.get("/v2/models/{model}/versions/{version}", responses=responses(MODEL, 404))
 async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Inputs and outputs of a model."""
     models = context_of(request).models

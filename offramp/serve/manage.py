@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from offramp.serve.documents import DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, answers
+from offramp.serve.documents import DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, responses
 from offramp.serve.errors import RequestError, malformed
 from offramp.serve.metrics import render
 from offramp.serve.models import Version
@@ -16,7 +16,7 @@ from offramp.serve.receive import context_of
 router = APIRouter(tags=["management"])
 
 
-@router.post("/v2/repository/index", responses=answers(INDEX))
+@router.post("/v2/repository/index", responses=responses(INDEX))
 async def index(request: Request) -> list[dict[str, Any]]:
     """Every model that is known, with its versions."""
     models = context_of(request).models
@@ -25,7 +25,7 @@ async def index(request: Request) -> list[dict[str, Any]]:
     return served + [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for name in others]
 
 
-@router.post("/v2/repository/models/{model}/load", responses=answers(LOADED, 400, 404))
+@router.post("/v2/repository/models/{model}/load", responses=responses(LOADED, 400, 404))
 async def load(request: Request, model: str) -> dict[str, Any]:
     """Open a model as its folder is now; requests in progress are answered by the old one."""
     context = context_of(request)
@@ -38,7 +38,7 @@ async def load(request: Request, model: str) -> dict[str, Any]:
     return {"name": model, "versions": versions}
 
 
-@router.post("/v2/repository/models/{model}/unload", responses=answers(LOADED, 404))
+@router.post("/v2/repository/models/{model}/unload", responses=responses(LOADED, 404))
 async def unload(request: Request, model: str) -> dict[str, Any]:
     """Serve a model no longer; requests in progress are answered."""
     context = context_of(request)
@@ -47,14 +47,14 @@ async def unload(request: Request, model: str) -> dict[str, Any]:
     return {"name": model, "versions": []}
 
 
-@router.get("/drift", responses=answers(DRIFT, 404))
+@router.get("/drift", responses=responses(DRIFT, 404))
 async def drift(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Whether the answers still look like those on cal: exit shares, scores and a sequential test."""
     served = context_of(request).models.get(model, version)
     return {"model": served.model, "version": served.version, **served.drift.report()}
 
 
-@router.post("/feedback/recalibrate", responses=answers(RECALIBRATED, 400, 404))
+@router.post("/feedback/recalibrate", responses=responses(RECALIBRATED, 400, 404))
 async def recalibrate(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Fit a policy to the bundle's goal on the labelled images; it is written as a new version, to be loaded."""
     context = context_of(request)
@@ -70,7 +70,7 @@ async def recalibrate(request: Request, model: Model = None, version: VersionNam
         return {"model": served.model, "version": new, "file": file, **about}
 
 
-@router.get("/status", responses=answers(STATUS))
+@router.get("/status", responses=responses(STATUS))
 async def status(request: Request) -> list[dict[str, Any]]:
     """Shares of the exits and lengths of the queues of every version, for the page."""
     return [_status(each) for each in context_of(request).models.all()]
@@ -91,7 +91,7 @@ def _status(served: Version) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", response_class=Response, responses=answers(None))
+@router.get("/metrics", response_class=Response, responses=responses(None))
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     context = context_of(request)

@@ -10,7 +10,7 @@ from offramp.bundle.predict import Prediction
 from offramp.images import BadImage
 from offramp.serve.answers import all_exits, prediction, probabilities, top
 from offramp.serve.bodies import FormPart, multipart
-from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, answers
+from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, responses
 from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
@@ -34,7 +34,7 @@ Deadline = Annotated[
 Every = Annotated[bool, Query(description="Also return the predictions of all exits; takes longer.")]
 
 
-@router.post("/predict", openapi_extra=FORM, responses=answers(PREDICTIONS, 400, 404, 408, 413, 415, 429))
+@router.post("/predict", openapi_extra=FORM, responses=responses(PREDICTIONS, 400, 404, 408, 413, 415, 429))
 async def predict(
     request: Request,
     model: Model = None,
@@ -70,7 +70,7 @@ async def predict_files(request: Request) -> Response:
     return JSONResponse(await predict(request))
 
 
-@router.post("/feedback", openapi_extra=FEEDBACK_FORM, responses=answers(FEEDBACK, 400, 404, 408, 413, 415, 429))
+@router.post("/feedback", openapi_extra=FEEDBACK_FORM, responses=responses(FEEDBACK, 400, 404, 408, 413, 415, 429))
 async def feedback(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Keep labelled images, to calibrate again: files in `images`, and for each its class name in `labels`."""
     async with received(request, model, version) as (served, body):

@@ -95,12 +95,12 @@ def opened(address: str | None) -> Iterator[Opener]:
         except ImportError as error:
             message = f"engine=ray needs Ray Serve ({error}): pip install 'offramp[ray]'"
             raise ParameterError(message, "engine") from None
-        own = not _running(cluster.ray)
+        started = not _running(cluster.ray)
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         try:
             yield partial(_deploy, cluster.ray)
         finally:
-            if own and not serve.status().applications:
+            if started and not serve.status().applications:
                 serve.shutdown()  # else whoever uses Serve there later would find it without HTTP
 
 
@@ -185,13 +185,13 @@ def build(arguments: Mapping[str, Any]) -> Any:
     """
     from ray import serve
 
-    given = {name: _value(value) for name, value in arguments.items()}
-    bundles, cpus, fronts = given.pop("bundles", []), given.pop("cpus", 1.0), given.pop("fronts", 1)
+    values = {name: _value(value) for name, value in arguments.items()}
+    bundles, cpus, fronts = values.pop("bundles", []), values.pop("cpus", 1.0), values.pop("fronts", 1)
     known = [field.name for field in fields(ServeOptions)]
-    for name in given:
+    for name in values:
         if name not in known:
             raise ParameterError(f"there is no option {name}; {nearest(name, [*known, 'bundles', 'cpus', 'fronts'])}")
-    options = ServeOptions(**given)
+    options = ServeOptions(**values)
     folders = named(bundles.split(",") if isinstance(bundles, str) else list(bundles))
     segments = [
         part

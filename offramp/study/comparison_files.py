@@ -131,8 +131,8 @@ def _at_plain(comparison: Comparison) -> list[Curve]:
     """Where early exit is as accurate as the plain network on cal: a mark per method, if the ledger has it."""
     curves = []
     for look, (costs, row) in enumerate(zip(comparison.costs, comparison.methods, strict=True)):
-        at = costs.at[0] if costs.at else None
-        if at is not None and at.macs is not None and at.accuracy is not None and len(row.macs) > 1:
+        cost = costs.at_accuracy[0] if costs.at_accuracy else None
+        if cost is not None and cost.macs is not None and cost.accuracy is not None and len(row.macs) > 1:
             name = f"{row.method}, early exit at the accuracy of plain"
-            curves.append(Curve(name, [(at.macs.mean / 1e6, 100 * at.accuracy)], [], look, look + 1))
+            curves.append(Curve(name, [(cost.macs.mean / 1e6, 100 * cost.accuracy)], [], look, look + 1))
     return curves

@@ -5,7 +5,7 @@ from pathlib import Path
 from offramp.train.run_dir import put
 
 
-def around(path: Path, markers: tuple[str, str]) -> tuple[str, str]:
+def split_at_markers(path: Path, markers: tuple[str, str]) -> tuple[str, str]:
     """The text before and after the two markers of a document; both are empty if the document does not exist.
 
     Raises:
@@ -25,8 +25,8 @@ def around(path: Path, markers: tuple[str, str]) -> tuple[str, str]:
 
 
 def write_section(path: Path, text: str, markers: tuple[str, str]) -> None:
-    """Write the text between the two markers of a document, or into a new document; raises as `around` does."""
-    before, after = around(path, markers)
+    """Write the text between the two markers of a document, or into a new document; errors as in `split_at_markers`."""
+    before, after = split_at_markers(path, markers)
     content = f"{before}{markers[0]}\n{text}{markers[1]}" + (after or "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     put(path, content)

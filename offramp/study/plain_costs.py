@@ -56,7 +56,7 @@ class MethodCosts:
 
     method: str
     seeds: list[int]
-    at: list[CostAt]
+    at_accuracy: list[CostAt]
     area: MeanInterval | None
     auroc: list[float | None]
     calibration_error: list[float]
@@ -133,8 +133,8 @@ HEAD = ("MACs at plain", "ms", "points", "MACs at -0.5", "ms", "points", "area %
 def cells(costs: MethodCosts) -> list[str]:
     """Means over seeds ± half of the 95 % interval; a dash if the ledger lacks them or no policy is that accurate."""
     texts = []
-    for at in costs.at or [CostAt(drop, None, None, None) for drop in DROPS]:
-        texts += [_cell(at.macs, count), _cell(at.ms, decimal), _cell(at.points, _points)]
+    for cost in costs.at_accuracy or [CostAt(drop, None, None, None) for drop in DROPS]:
+        texts += [_cell(cost.macs, count), _cell(cost.ms, decimal), _cell(cost.points, _points)]
     return [*texts, _cell(costs.area, percent)]
 
 
@@ -167,9 +167,9 @@ def quality_cells(costs: MethodCosts, exits: int) -> list[str]:
 
 def csv_rows(costs: MethodCosts) -> Iterator[tuple[str, str, MeanInterval]]:
     """(metric, column, figure) of everything that there is, in shares, operations and milliseconds."""
-    for at in costs.at:
-        column = f"{100 * at.drop:g} points below plain"
-        for name, figure in (("macs", at.macs), ("ms", at.ms), ("accuracy less plain", at.points)):
+    for cost in costs.at_accuracy:
+        column = f"{100 * cost.drop:g} points below plain"
+        for name, figure in (("macs", cost.macs), ("ms", cost.ms), ("accuracy less plain", cost.points)):
             if figure is not None:
                 yield name, column, figure
     if costs.area is not None:

@@ -32,7 +32,7 @@ class CurveGroup:
     baseline: dict[str, Any] | None = None
 
 
-def alike(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
+def group_places(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
     """Groups of flat configurations that differ only in their seed: a name that is unique, and the places of each.
 
     Runs of the same seed are not put together.
@@ -57,8 +57,8 @@ def together(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     point["cost"] = mean([float(one["cost"]) for one in points]).mean
     for key, deviation in (("accuracy", "deviation"), ("top5", "top5_deviation")):
         if all(key in one for one in points):
-            over = mean([one[key] for one in points])
-            point |= {key: over.mean, deviation: over.deviation}
+            average = mean([one[key] for one in points])
+            point |= {key: average.mean, deviation: average.deviation}
     return point
 
 
@@ -67,7 +67,7 @@ def group_curves(
 ) -> list[CurveGroup]:
     """Curves of runs (`anytime`, `budgeted`, `plain`, `baseline`) as one for each configuration."""
     groups = []
-    for name, places in alike(configs):
+    for name, places in group_places(configs):
         members = [curves[place] for place in places]
         lines = {
             key: [together(points) for points in zip(*(one[key] for one in members), strict=True)]

@@ -30,12 +30,12 @@ def naming_lost_processes(fabric: Any, processes: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).partition("\n")[0]
-        if processes == 1 or not _EXCHANGE.search(said):
+        text = str(error).partition("\n")[0]
+        if processes == 1 or not _EXCHANGE.search(text):
             raise
         if fabric.local_rank:
             raise SystemExit(1) from None
-        reason = re.sub(r"^\[[^]]*\] ?", "", said).partition(". ")[0]
+        reason = re.sub(r"^\[[^]]*\] ?", "", text).partition(". ")[0]
         raise with_parameters(
             ConnectionLost(
                 f"the connection to another process was lost ({reason[:200]}): see what that one said, then start the "

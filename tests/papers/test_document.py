@@ -6,7 +6,7 @@ import pytest
 
 from offramp.papers.document import MARKERS, document, write_document
 from offramp.papers.reproduce import Reproduction, reproduce
-from offramp.study.marked_section import around
+from offramp.study.marked_section import split_at_markers
 
 ROOT = Path(__file__).parents[2]
 LEDGER = "results/quick-cifar100-resnet18.jsonl"
@@ -41,7 +41,7 @@ def test_only_the_text_between_the_markers_is_written(result: Reproduction, tmp_
     path = tmp_path / "reproduction.md"
     path.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     write_document(result, path)
-    before, after = around(path, MARKERS)
+    before, after = split_at_markers(path, MARKERS)
     assert (before, after) == ("before\n", "\nafter\n")
     assert "\nold\n" not in path.read_text()
     path.write_text("no markers")

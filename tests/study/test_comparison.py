@@ -229,13 +229,13 @@ def test_the_cost_at_the_accuracy_of_the_plain_network_over_seeds(tmp_path: Path
     (found,) = compare(read(ledger(tmp_path / "x", *runs)))
     joint, vanilla = found.costs
     assert found.plain == "plain = vanilla with the same seed" and joint.seeds == [0, 1]
-    at, below = joint.at
+    at, below = joint.at_accuracy
     assert at.macs is not None and at.macs.mean == pytest.approx((15 + 16) / 2)
     assert at.macs.interval95 == pytest.approx([15.5 - 12.706 / 2, 15.5 + 12.706 / 2], abs=1e-2)
     assert below.macs is not None and below.macs.mean == pytest.approx(15.0) and below.drop == 0.005
     assert at.ms is not None and at.ms.mean == pytest.approx(1.55)
     assert at.points is not None and at.points.mean == pytest.approx(0.544 - 0.57)
-    assert vanilla.at[0].macs is not None and vanilla.at[0].macs.mean == 20 and joint.area is not None
+    assert vanilla.at_accuracy[0].macs is not None and vanilla.at_accuracy[0].macs.mean == 20 and joint.area is not None
     assert joint.auroc == pytest.approx([0.9, 0.9])
     text = markdown(found)
     assert "| `joint` | 2 | 16 ± 6 | 1.550 ± 0.635 | -2.60 ± 5.08 | 15 ± 6 |" in text, text
@@ -253,8 +253,8 @@ def test_without_the_plain_network_the_final_exit_is_plain_and_old_lines_have_no
     runs = [with_costs("joint", 0, (0.5, 0.58), [*EARLY, (0.55, 20, 0.56)]), line("byot", 0, (0.5, 0.6))]
     (found,) = compare(read(ledger(tmp_path / "x", *runs)))
     joint, byot = found.costs
-    assert found.plain == "plain = final exit of each network" and byot.seeds == [] and byot.at == []
-    assert joint.at[0].macs is not None and joint.at[0].macs.interval95 is None
+    assert found.plain == "plain = final exit of each network" and byot.seeds == [] and byot.at_accuracy == []
+    assert joint.at_accuracy[0].macs is not None and joint.at_accuracy[0].macs.interval95 is None
     assert "| `byot` | 0 | – | – | – | – | – | – | – |" in markdown(found)
     (old,) = compare(read(ledger(tmp_path / "y", line("joint", 0, (0.5, 0.6)))))
     assert "MACs at plain" not in markdown(old)
@@ -263,4 +263,4 @@ def test_without_the_plain_network_the_final_exit_is_plain_and_old_lines_have_no
 def test_where_no_policy_is_as_accurate_as_the_plain_network_there_is_no_cost(tmp_path: Path) -> None:
     runs = [with_costs("joint", 0, (0.5, 0.58), EARLY), with_costs("vanilla", 0, (0.7,), [(0.7, 20, 0.7)])]
     (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    assert found.costs[0].at[0].macs is None and "| `joint` | one seed | – | – | – |" in markdown(found)
+    assert found.costs[0].at_accuracy[0].macs is None and "| `joint` | one seed | – | – | – |" in markdown(found)
