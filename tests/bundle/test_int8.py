@@ -14,6 +14,7 @@ from offramp.bundle.read import content, open_bundle
 from offramp.bundle.recertify import exported_trace, recertified
 from offramp.bundle.sessions import open_segment
 from offramp.bundle.write import write
+from offramp.early_exit.certify import divide
 from offramp.images import Fit
 
 GOAL = {"goal": {"risk": 0.3, "delta": None}, "plain": {"macs": 10**9}}
@@ -45,7 +46,45 @@ def test_a_bundle_in_int8(made: Any, quantised: Path) -> None:
     after, _ = exported_trace(open_bundle(quantised), cal)
     for name, trace in (("float32", before), ("int8", after)):
         assert about["accuracy"][name] == [float((trace[exit].argmax(1) == labels).mean()) for exit in (0, 2, 3)]
+    same = [float((before[exit].argmax(1) == after[exit].argmax(1)).mean()) for exit in (0, 2, 3)]
+    assert about["same_prediction"] == same and min(same) < 1
     assert 0 < np.abs(after - before).max() < 0.3 * np.abs(before).max()
+
+
+def tensors(model: Any) -> dict[str, np.ndarray]:
+    """The stored tensors of an ONNX model by name."""
+    import onnx
+
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def test_ranges_are_those_of_the_states_that_arrive_per_channel_for_weights(made: Any, quantised: Path) -> None:
+    """The classifier, which ends in the logits, stays in float32."""
+    onnx = pytest.importorskip("onnx")
+    bundle = open_bundle(quantised)
+    cal = made.data.splits["cal"]
+    rows = cal.indices[divide(len(cal))[0]]
+    inputs = bundle.manifest.preprocessing.normalise(cal.source.batch(rows))
+    states = bundle.segments[0](inputs, ())[0]
+    second = onnx.load_model_from_string(content(quantised, bundle.manifest, bundle.manifest.parts[1].file))
+    stored, nodes = tensors(second), list(second.graph.node)
+    scales = {node.input[0]: stored[node.input[1]] for node in nodes if node.op_type == "QuantizeLinear"}
+    assert [float(scales[name]) for name in ("state_0", "state_1")] == pytest.approx(
+        [(state.max() - min(state.min(), 0)) / 255 for state in states], rel=1e-5
+    )
+    restored = [node for node in nodes if node.op_type == "DequantizeLinear"]
+    weights = [node for node in restored if node.input[0] in stored and stored[node.input[0]].ndim == 4]
+    assert weights and all(stored[node.input[1]].shape == stored[node.input[0]].shape[:1] for node in weights)
+    (last,) = (node for node in nodes if "logits" in node.output)
+    assert not any({*node.output} & {*last.input} for node in restored)
+
+
+def test_times_are_in_milliseconds_of_a_batch_and_of_an_image(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "medians", lambda seconds: dict.fromkeys(seconds, 0.128))
+    bundle = open_bundle(made.folder)
+    times = int8._times({"float32": bundle.segments}, bundle.manifest.preprocessing.shape)
+    assert times == {"float32": {"1": 128.0, "64": 128.0}}
+    assert int8.segment_ms(bundle, 64) == [2.0] * 3
 
 
 def test_thresholds_and_certificate_are_those_of_the_quantised_segments(made: Any, quantised: Path) -> None:
@@ -98,12 +137,14 @@ def test_an_exit_that_loses_too_much_is_refused_with_the_segment_that_costs_most
         int8.convert(made.folder, made.manifest, cal, 0.005, {})
 
 
-def test_noise_is_no_loss() -> None:
+def test_noise_is_no_loss(made: Any) -> None:
     """One of 100 images is lost: a point, but not certainly more than half of one."""
     before, after = np.ones(100, bool), np.ones(100, bool)
     after[0] = False
     lost, noise = int8._loss(before, after)
     assert lost == pytest.approx(0.01) and lost - int8.CERTAIN * noise < 0.005
+    bundle, right = open_bundle(made.folder), {"float32": before[None], "int8": after[None]}
+    int8._refuse_loss(bundle, bundle.segments, made.data.splits["cal"], right, 0.005)
     after[:10] = False
     lost, noise = int8._loss(before, after)
     assert lost - int8.CERTAIN * noise > 0.005
