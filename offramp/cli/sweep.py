@@ -21,6 +21,7 @@ def sweep(
     scheduler: str = "none",
     jobs: int | Literal["auto"] = "auto",
     address: str | None = None,
+    fetch: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,
@@ -40,6 +41,8 @@ def sweep(
         scheduler: `asha` stops trainings that are behind others after as many epochs; `none` trains all to the end.
         jobs: Number of trainings at a time (on a cluster: on each node), as in `offramp compare`.
         address: HOST:PORT of a Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: The nodes of the cluster do not see --out: each run is trained in a temporary folder of its node and
+            fetched.
     """
     from offramp.cli._compare_progress import CompareProgress
     from offramp.runs.sweep import sweep as run_sweep
@@ -54,6 +57,7 @@ def sweep(
         scheduler=scheduler,
         jobs=jobs,
         address=address,
+        fetch=fetch,
         reporter=CompareProgress(not json),
     )
     show(result, json)

@@ -110,8 +110,8 @@ class Cluster:
             raise ValueError(f"node {node} of the Ray cluster has offramp {version}, this machine has {__version__}")
         if expected not in (None, text):
             raise ParameterError(
-                f"node {node} of the Ray cluster does not see {folder}: choose an out that all nodes share, or, with "
-                "compare and reproduce, add fetch",
+                f"node {node} of the Ray cluster does not see {folder}: choose an out that all nodes share, or add "
+                "fetch",
                 "out",
                 "fetch",
             )
@@ -134,9 +134,7 @@ class Cluster:
         cores = self.share(at_once)
         for job in jobs:
             job.answer.unlink(missing_ok=True)
-        if self.fetch:
-            here = on_node(self.ray.get_runtime_context().get_node_id())
-            self.receiver = self.ray.remote(fetched.Receiver).options(num_cpus=0, **here).remote(self.origin.enter)
+        self.start_receiver()
         tasks = {self._submit(job, cores): job for job in jobs}
         started: set[str] = set()
         forwarded = 0
@@ -153,14 +151,18 @@ class Cluster:
                         self._end(tasks.pop(task), task, watcher, started, bool(stops))
             return not stops
 
+    def start_receiver(self) -> None:
+        """If runs are fetched, start on this machine what receives them."""
+        if self.fetch:
+            here = on_node(self.ray.get_runtime_context().get_node_id())
+            self.receiver = self.ray.remote(fetched.Receiver).options(num_cpus=0, **here).remote(self.origin.enter)
+
     def _submit(self, job: Job, cores: int) -> Any:
         options = {"num_cpus": cores, "num_gpus": int(job.needs_gpu), "name": job.name, **RETRY}
         sent = replace(job, done=nothing)
         if not self.fetch:
             return self.ray.remote(_work).options(**options).remote(sent, self.origin)
-        log = job.log.read_bytes() if job.log.is_file() else b""
-        run = self.ray.put(fetched.pack(job.folder))
-        return self.ray.remote(_fetched).options(**options).remote(sent, self.origin, run, log, self.receiver)
+        return self.ray.remote(_fetched).options(**options).remote(sent, self.origin, self.receiver)
 
     def _look(self, job: Job, watcher: Watcher, started: set[str]) -> None:
         """Report that the job began, once it has opened the file of its result, and that it is running."""
@@ -264,17 +266,24 @@ def _work(job: Job, origin: StartedFrom) -> str | None:
     return job.failure
 
 
-def _fetched(job: Job, origin: StartedFrom, run: fetched.FileContents, log: bytes, receiver: Any) -> str | None:
+def _fetched(job: Job, origin: StartedFrom, receiver: Any) -> str | None:
     """On a node: as `_work`, in a folder of the node, from which all files are sent."""
+    call = calling(receiver)
+    origin.enter()
+    with fetched.on_node(job, call) as there:
+        if not fetched.work(job, there, call, local.Unwatched()):
+            raise Stopped("it was stopped on its node; the same command continues")
+    return job.failure
+
+
+def calling(receiver: Any) -> fetched.Call:
+    """Calls methods of a `fetched.Receiver` that is an actor, and waits for what they return."""
     import ray
 
-    def send(method: str, *arguments: Any) -> None:
-        ray.get(getattr(receiver, method).remote(*arguments))
+    def call(method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(receiver, method).remote(*arguments))
 
-    origin.enter()
-    if not fetched.work(job, run, log, send):
-        raise Stopped("it was stopped on its node; the same command continues")
-    return job.failure
+    return call
 
 
 def nothing() -> None:

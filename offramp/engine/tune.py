@@ -5,7 +5,9 @@ Each trial does on its node what `offramp.engine.local` does for one job, and re
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +17,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from offramp.engine import local
+from offramp.engine import fetched, local
 from offramp.engine.local import Job, Unwatched, Watcher
-from offramp.engine.ray import Cluster, StartedFrom, nothing
+from offramp.engine.ray import Cluster, StartedFrom, calling, nothing
 
 EpochScore = Callable[[str, dict[str, Any]], float]
 """(name of the point, record of an epoch) -> what is maximised; a function that can be pickled."""
@@ -70,6 +72,7 @@ class _Work:
     jobs: dict[str, Job]
     score: EpochScore
     epochs: int
+    receiver: Any
 
 
 def name_of(values: Mapping[str, Any]) -> str:
@@ -90,15 +93,17 @@ def run(
 
     Args:
         jobs: what to run for each point, by its name; without commands, its run has finished before.
-        folder: of the sweep; all nodes see it.
+        folder: of the sweep; all nodes see it, unless the cluster fetches runs.
         at_once: trials on one node at the same time.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    work = _Work(cluster.origin, {name: replace(job, done=nothing) for name, job in jobs.items()}, score, search.epochs)
+    cluster.start_receiver()
+    sent = {name: replace(job, done=nothing) for name, job in jobs.items()}
+    work = _Work(cluster.origin, sent, score, search.epochs, cluster.receiver)
     needs_gpu = any(job.needs_gpu for job in jobs.values())
     resources = {"cpu": cluster.share(at_once), "gpu": int(needs_gpu)}
-    watching = _Watching(jobs, watcher, search.epochs)
+    watching = _Watching(jobs, watcher, search.epochs, cluster.receiver)
     analysis = tune.run(
         tune.with_resources(tune.with_parameters(_train, work=work), resources),
         name=FOLDER,
@@ -138,15 +143,29 @@ def _train(values: dict[str, Any], work: _Work) -> None:
     work.origin.enter()
     name = name_of(values)
     job = work.jobs[name]
-    epochs = _Epochs(job.folder / "metrics.jsonl", partial(work.score, name), work.epochs)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with local.alone(job.log.with_suffix(".lock"), WAIT, print) as lock:
-        if job.commands and not local.run([job], 1, epochs, lock.fileno()):
+    with _place(job, work.receiver) as (folder, run_job):
+        epochs = _Epochs(folder / "metrics.jsonl", partial(work.score, name), work.epochs)
+        if job.commands and not run_job(epochs):
             raise RuntimeError("it was stopped on its node; the same command continues")
-    epochs.report(whole=True)
+        epochs.report(whole=True)
     if job.failure or not epochs.reported:
         failure = job.failure or f"{job.folder} has no record of an epoch"
         tune.report({"epoch": epochs.reported, "score": WORST, "failure": failure})
+
+
+@contextmanager
+def _place(job: Job, receiver: Any) -> Iterator[tuple[Path, Callable[[Watcher], bool]]]:
+    """The folder of a run on this node, and what runs the job there; trials of the same options wait for each other."""
+    if receiver is None:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with local.alone(job.log.with_suffix(".lock"), WAIT, print) as lock:
+            yield job.folder, lambda watcher: local.run([job], 1, watcher, lock.fileno())
+        return
+    call = calling(receiver)
+    while not call("hold", str(job.folder), tune.get_context().get_trial_id()):
+        time.sleep(fetched.EVERY)
+    with fetched.on_node(job, call) as there:
+        yield there.folder, lambda watcher: fetched.work(job, there, call, watcher)
 
 
 class _Epochs(Unwatched):
@@ -184,8 +203,8 @@ class _Epochs(Unwatched):
 class _Watching(tune.Callback):  # type: ignore[misc]
     """Tells a watcher how the trials go; Tune takes its own class alone."""
 
-    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int) -> None:
-        self.jobs, self.watcher, self.epochs = jobs, watcher, epochs
+    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int, receiver: Any) -> None:
+        self.jobs, self.watcher, self.epochs, self.receiver = jobs, watcher, epochs, receiver
         self.running: dict[str, Job] = {}
         self.ended: set[str] = set()
 
@@ -205,8 +224,18 @@ class _Watching(tune.Callback):  # type: ignore[misc]
         """Remember which trials have ended: after Ctrl-C, Tune calls all terminated."""
         self.ended = {trial.trial_id for trial in trials if trial.status in ("TERMINATED", "ERROR")}
 
+    def _release(self, trial: Any) -> None:
+        """Let another trial of the same options begin."""
+        if self.receiver is not None:
+            self.receiver.release.remote(str(self.jobs[name_of(trial.config)].folder), trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The node of a trial was lost; it will start again."""
+        self._release(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good: its node was lost too often."""
+        self._release(trial)
         job = self.running.pop(trial.trial_id, None)
         if job is not None:
             job.failure = _reason(trial)
@@ -214,6 +243,7 @@ class _Watching(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended, or was stopped."""
+        self._release(trial)
         job = self.running.pop(trial.trial_id, None)
         if job is None:
             return

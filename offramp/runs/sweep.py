@@ -39,6 +39,7 @@ def sweep(
     scheduler: str = "none",
     jobs: Jobs = "auto",
     address: str | None = None,
+    fetch: bool = False,
     reporter: CompareReporter | None = None,
 ) -> SweepResult:
     """Train with many values of options and choose the best ones on val; test is read to report alone.
@@ -57,6 +58,7 @@ def sweep(
         scheduler: `asha` stops trainings that are behind others after as many epochs; `none` trains all to the end.
         jobs: how many at once on each node, as in `offramp.compare`.
         address: `HOST:PORT` of a Ray cluster's head; default $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: the nodes of the cluster do not see `out`, as in `offramp.compare`.
     Raises:
         ValueError: for names, values or folders that do not fit, a cluster that does not answer, or Ray missing; before
             anything is trained.
@@ -74,7 +76,7 @@ def sweep(
     from offramp.engine.ray import Cluster
 
     comparison_folder.check_folder(folder)
-    with opened("ray", address) as cluster, local.preloading(PRELOAD) if jobs == "auto" else nullcontext():
+    with opened("ray", address, fetch) as cluster, local.preloading(PRELOAD) if jobs == "auto" else nullcontext():
         assert isinstance(cluster, Cluster)
         entries, notes = run_entries.check(entries, reporter.working)
         _check_val(entries)

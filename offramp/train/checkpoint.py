@@ -50,10 +50,8 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         state: tensors and plain values only (it is read back with weights_only).
     """
     final = folder / f"step-{step:09d}"
-    part = folder / f"{DRAFT}{final.name}"
-    for abandoned in folder.glob(f"{DRAFT}*"):
-        _remove(abandoned)
-    try:
+
+    def write(part: Path) -> None:
         part.mkdir(parents=True)
         _save_tensors(_contiguous(weights), part / "weights.safetensors", None)
         with write_errors(part / "state.pt"):
@@ -62,6 +60,24 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         manifest = {"format": "offramp-checkpoint", "version": VERSION, "step": step, "blake2b": written}
         with write_errors(part / "checkpoint.json"):
             (part / "checkpoint.json").write_text(json.dumps(manifest, indent=2))
+
+    put(final, write)
+    for old in _all(folder)[:-KEPT]:
+        _remove(old)
+    return final
+
+
+def put(final: Path, write: Callable[[Path], None]) -> None:
+    """Write the folder of a checkpoint, which is complete or absent.
+
+    Args:
+        write: writes its files into a folder, which it creates.
+    """
+    folder, part = final.parent, final.with_name(f"{DRAFT}{final.name}")
+    for abandoned in folder.glob(f"{DRAFT}*"):
+        _remove(abandoned)
+    try:
+        write(part)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -71,9 +87,6 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str
         _remove(final)
     part.replace(final)
     sync_to_disk(folder)
-    for old in _all(folder)[:-KEPT]:
-        _remove(old)
-    return final
 
 
 def _remove(path: Path) -> None:

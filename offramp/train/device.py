@@ -87,7 +87,7 @@ def check_launcher(devices: int, nodes: int = 1) -> None:
     else:
         _check_count(devices)
     if devices * nodes > 1:
-        _check_srun(devices)
+        _check_srun(devices, nodes)
 
 
 def _check_count(devices: int) -> None:
@@ -103,6 +103,9 @@ def _check_count(devices: int) -> None:
                 ),
                 "devices",
             )
+    machines = os.environ.get("GROUP_WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
+    if devices > 1 and machines != "1":
+        raise _other_machines("GROUP_WORLD_SIZE", 1)
 
 
 def _check_nodes(devices: int, nodes: int) -> None:
@@ -136,17 +139,39 @@ def _check_nodes(devices: int, nodes: int) -> None:
         raise with_parameters(ValueError(f"NODE_RANK={rank} must be 0 to {nodes - 1} for nodes={nodes}"), "nodes")
 
 
-def _check_srun(devices: int) -> None:
-    """Refuse tasks of srun that could not find each other."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
+def _check_srun(devices: int, nodes: int) -> None:
+    """Refuse tasks of srun that could not find each other, and a job in which srun did not start the processes."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun within a job
         return
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+    tasks, name = os.environ.get("SLURM_STEP_NUM_TASKS") or "1", os.environ.get("SLURM_JOB_NAME")
+    interactive = name in ("bash", "interactive")
+    command = f"srun --ntasks-per-node={devices}"
+    if int(tasks) < 2:
+        if "SLURM_NTASKS" in os.environ and not interactive:
+            raise ValueError(
+                f"srun did not start the {devices * nodes} processes of this run: put `{command}` before the command"
+            )
+        return
+    if interactive:
         raise ValueError(
-            f"SLURM_JOB_NAME={os.environ['SLURM_JOB_NAME']}: tasks of an interactive job are not joined; add "
-            "--job-name=NAME to srun"
+            f"SLURM_JOB_NAME={name}: tasks of an interactive job are not joined; add --job-name=NAME to srun"
         )
-    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+    each, machines = os.environ.get("SLURM_NTASKS_PER_NODE"), os.environ.get("SLURM_STEP_NUM_NODES", str(nodes))
+    if each is None:
         raise ValueError(f"srun does not say how many tasks run on each machine: add --ntasks-per-node={devices} to it")
+    if machines != str(nodes):
+        raise _other_machines("SLURM_STEP_NUM_NODES", nodes)
+    if each != str(devices):
+        raise with_parameters(
+            ValueError(f"SLURM_NTASKS_PER_NODE={each}, but the run is for devices={devices}: start it by `{command}`"),
+            "devices",
+        )
+
+
+def _other_machines(variable: str, nodes: int) -> ValueError:
+    count = os.environ[variable]
+    message = f"{variable}={count}, but the run is for nodes={nodes}: add nodes={count} with the devices of each"
+    return with_parameters(ValueError(message), "nodes", "devices")
 
 
 def per_node(devices: int, nodes: int) -> dict[str, int]:

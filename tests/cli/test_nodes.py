@@ -84,21 +84,45 @@ def test_a_preempted_run_is_saved_and_its_status_says_so(tmp_path: Path) -> None
     assert "SIGUSR1: saving after this step" in said.read_text() and "--resume continues" in said.read_text()
 
 
-def test_srun_starts_the_processes(tmp_path: Path) -> None:
-    """With the variables that srun sets for two tasks on one machine, and those that a wrong number of them has."""
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_srun_starts_the_processes(tmp_path: Path, nodes: int) -> None:
+    """With the variables that srun sets for two tasks on one or two machines, and with a wrong number of them."""
     words = [*TINY, "--method", "joint", "--epochs", "1", "--batch-size", "256", "--out", tmp_path / "run"]
-    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "SLURM_NNODES": "1"}
-    job["SLURM_NTASKS_PER_NODE"] = "2"
-    step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "SLURM_NNODES": str(nodes)}
+    job["SLURM_NTASKS_PER_NODE"] = str(2 // nodes)
+    step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": str(nodes)}
     common = {**job, **step, "MASTER_PORT": str(forked.free_port())}
-    tasks = [{**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    places = [divmod(rank, 2 // nodes) for rank in range(2)]
+    tasks = [
+        {**common, "SLURM_PROCID": str(rank), "SLURM_NODEID": str(node), "SLURM_LOCALID": str(local)}
+        for rank, (node, local) in enumerate(places)
+    ]
     refused = forked.run_offramp(*words, environments=tasks)
     for ran in refused:
         assert ran.returncode == 1 and "SLURM_STEP_NUM_TASKS=2" in ran.stderr and "--devices 2" in ran.stderr
     assert not (tmp_path / "run").exists()
-    first, second = forked.run_offramp(*words, "--devices", "2", environments=tasks)
+    fitting = ["--nodes", nodes, "--devices", 2 // nodes]
+    first, second = forked.run_offramp(*words, *fitting, environments=tasks)
     assert (first.returncode, second.returncode) == (0, 0), (first, second)
     assert "done: 1 epoch" in first.stderr and "done" not in second.stderr
+
+
+@pytest.mark.parametrize("status", [0, 1, 75])
+def test_the_job_script_of_the_documents_requeues_a_preempted_run(tmp_path: Path, status: int) -> None:
+    text = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+    (script,) = [block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH" in block]
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $@" >> {tmp_path}/called\nexit {status}\n')
+        (tmp_path / name).chmod(0o755)
+    subprocess.run(
+        ["bash", "-c", script], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}, check=False
+    )
+    started, *requeued = (tmp_path / "called").read_text().splitlines()
+    assert requeued == (["scontrol requeue 4711"] if status == 75 else [])
+    nodes, each = (re.search(rf"#SBATCH.*--{name}=(\d+)", script) for name in ("nodes", "ntasks-per-node"))
+    assert nodes and each
+    assert f"--ntasks-per-node {each[1]} offramp train --nodes {nodes[1]} --devices {each[1]}" in started
+    assert "--resume" in started
 
 
 def machine(rank: int, words: list[Any], out: Path, port: int) -> forked.Program:

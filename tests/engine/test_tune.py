@@ -61,3 +61,22 @@ def test_optuna_and_a_lost_node_whose_trial_resumes_on_another(cluster: Any, tmp
     assert [(trial["epochs"], trial["failure"]) for trial in trials] == [(8, None)] * 2
     assert len((out / "results.jsonl").read_text().splitlines()) == 2
     assert sorted(log.read_text().count("continuing at epoch") for log in (out / "logs").glob("*.log")) == [0, 1]
+
+
+def test_trials_of_a_node_that_does_not_see_the_folder_are_fetched(
+    hidden_node: Any, cluster: Any, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "out", tmp_path / "said"
+    words = ["sweep", "--width", "4", "--data", "digits", "--epochs", "4", "--batch-size", "64", "--precision", "32"]
+    words += ["--method", "joint", "--device", "cpu", "--address", cluster.address, "--grid", "lr=0.05,0.02"]
+    words += ["--out", str(out), "--json"]
+    process = forked.start(*words, out=tmp_path / "result", err=said)
+    assert process.wait(300) == 2, said.read_text()
+    assert f"does not see {out}: choose an --out that all nodes share, or add --fetch" in said.read_text()
+    assert not list(out.iterdir())
+    process = forked.start(*words, "--fetch", out=tmp_path / "result", err=said)
+    assert process.wait(400) == 0, said.read_text()
+    trials = json.loads((tmp_path / "result").read_text())["trials"]
+    assert [(trial["epochs"], trial["failure"], trial["stopped"]) for trial in trials] == [(4, None, False)] * 2
+    assert len((out / "results.jsonl").read_text().splitlines()) == 2
+    assert len(list(out.glob("*/last.safetensors"))) == 2
