@@ -70,7 +70,7 @@ def test_trials_of_a_node_that_does_not_see_the_folder_are_fetched(
     words = ["sweep", "--width", "4", "--data", "digits", "--epochs", "4", "--batch-size", "64", "--precision", "32"]
     words += ["--method", "joint", "--device", "cpu", "--address", cluster.address, "--grid", "lr=0.05,0.02"]
     words += ["--out", str(out), "--json"]
-    process = forked.start(*words, out=tmp_path / "result", err=said)
+    process = forked.start(*words, out=tmp_path / "refused", err=said)
     assert process.wait(300) == 2, said.read_text()
     assert f"does not see {out}: choose an --out that all nodes share, or add --fetch" in said.read_text()
     assert not list(out.iterdir())
