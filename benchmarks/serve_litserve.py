@@ -18,7 +18,7 @@ class Plain(litserve.LitAPI):
     def setup(self, device: Any) -> None:
         self.bundle = open_bundle(self.folder)
 
-    def decode_request(self, request: Request) -> Any:  # LitServe hands on its JSON
+    def decode_request(self, request: Request) -> Any:  # LitServe passes on its JSON
         return decode(self.bundle, texts(request))
 
     def batch(self, inputs: Any) -> Any:

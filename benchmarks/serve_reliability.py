@@ -2,7 +2,7 @@
 
 Clients send tensors and images of digits at a bounded rate to 127.0.0.1. Some are slow, some go away in the middle or
 do not read their answer, some send what schemathesis makes of the server's own OpenAPI document, valid requests with
-changed bytes, or more than is allowed; models are loaded anew all the time. In the first half, the server is killed
+changed bytes, or more than is allowed; models are loaded again all the time. In the first half, the server is killed
 (SIGKILL) and started again several times; clients whose connection breaks send their request again.
 
 It fails if a request has no answer, an answer is not that of `Bundle.answer` on the same images, carries another

@@ -41,7 +41,7 @@ from offramp.split import cut_points, equivalence, exit_placement, split
 from offramp.split.logits import logits_of
 
 TIMES_ORIGINAL, SECONDS, COMPARISON, EXTRA = 1.02, 5.0, 2.0, 0.01
-"""Targets; extra memory as a share of the weights (tables that the original computes anew in each pass may stay)."""
+"""Targets; extra memory as a share of the weights (tables that the original computes again in each pass may stay)."""
 EXITS, ROUNDS, SHAPE = 4, (2, 150), (3, 224, 224)
 MODELS = [
     *(

@@ -65,7 +65,7 @@ class TooLarge(Exception):
 
 @contextmanager
 def at_most(values: int, tensors: int) -> Iterator[None]:
-    """Within, modules are built on the meta device, and no more of them than have so many parameters.
+    """Within, modules are built on the meta device, and no more of them than have this many parameters.
 
     Args:
         values: of all parameters; tensors: how many parameters.

@@ -156,7 +156,7 @@ def plain(backbone: Backbone) -> MultiExitNet:
 
 @runtime_checkable
 class _Resettable(Protocol):
-    """PyTorch's own convention for a layer that can draw its parameters anew."""
+    """PyTorch's own convention for a layer that can draw its parameters again."""
 
     def reset_parameters(self) -> None: ...
 

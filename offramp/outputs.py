@@ -1,4 +1,4 @@
-"""What flows between the rooms: batches, the outputs of all exits, states between stages, traces.
+"""Types that all packages share: batches, the outputs of all exits, states between stages, traces.
 
 Shape letters, the same in every file: E exits (shallow to deep, the final exit last), B batch, C classes,
 D feature width, T tokens, N samples of a data set, H W space.
@@ -11,10 +11,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 State = Tensor | tuple[Tensor, ...]
-"""What one stage hands to the next. EVERY tensor has the batch first, so that compaction is one index."""
+"""What one stage passes to the next. EVERY tensor has the batch first, so that compaction is one index."""
 
 Carry = tuple[Tensor, ...]
-"""What exits hand along their chain (previous logits, a running sum); empty for independent exits."""
+"""What exits pass along their chain (previous logits, a running sum); empty for independent exits."""
 
 Segment = Callable[[State, Carry], tuple[State, Carry, Tensor]]
 """One or more stages and the exit after them: eager, compiled, exported or a foreign runtime's session alike."""

@@ -55,7 +55,7 @@ class Check(NamedTuple):
 
 
 _inner: dict[types.CodeType, Check] = {}
-"""The checks of functions inside others, which are made anew whenever the outer one runs, by their code."""
+"""The checks of functions inside others, which are made again whenever the outer one runs, by their code."""
 _FUNCTION = "__beartype_func"
 """The keyword, with a default, under which code that beartype wrote has the function it checks."""
 

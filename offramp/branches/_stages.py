@@ -41,13 +41,13 @@ def _along(stage: nn.Sequential, state: State) -> tuple[tuple[StateShape, ...], 
 
 
 def coarsest(shape: StateShape) -> Shape:
-    """The shape of the coarsest map, the last, where a stage hands on several; else the shape itself."""
+    """The shape of the coarsest map, the last, where a stage passes on several; else the shape itself."""
     parts = [part for part in shape if isinstance(part, tuple)]
     return parts[-1] if parts else tuple(size for size in shape if isinstance(size, int))
 
 
 def always(backbone: Backbone) -> str:
-    """The exit structures that fit whatever the stages hand on, for a sentence."""
+    """The exit structures that fit whatever the stages pass on, for a sentence."""
     return "`own` and `linear` exits" if isinstance(backbone.head, ExitHeadSource) else "`linear` exits"
 
 
@@ -68,7 +68,7 @@ def maps(kind: str, backbone: Backbone) -> list[MapShape]:
     """(channels, height, width) after every stage.
 
     Raises:
-        ValueError: if a stage hands on anything but one map (tokens, several scales).
+        ValueError: if a stage passes on anything but one map (tokens, several scales).
     """
     shapes_of_maps: list[MapShape] = []
     for number, (*_, leaves) in enumerate(shapes(backbone)[0], 1):

@@ -21,7 +21,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] 
         widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
 
     Raises:
-        ValueError: if the stages hand on no maps or the widths do not fit.
+        ValueError: if the stages pass on no maps or the widths do not fit.
     """
     plan = steps("beed", backbone, exit, widths)
     if plan is None:

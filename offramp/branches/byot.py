@@ -21,7 +21,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, hidden: int | None = N
         hidden: inner width; default a quarter of the backbone's (MUSE §4.3; MUSE Fig. 3 sweeps it).
 
     Raises:
-        ValueError: if the maps at the exit are smaller than s, or the stages hand on no maps.
+        ValueError: if the maps at the exit are smaller than s, or the stages pass on no maps.
     """
     check_exit("byot", backbone, exit)
     along = maps("byot", backbone)

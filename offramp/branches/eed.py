@@ -21,7 +21,7 @@ def build(
     """ReLU, then 3×3 convolution with the deeper stage's stride, batch norm and ReLU for each; then a head.
 
     Widths are those of the papers' Table III: 128, 256, 512 for a ResNet18 and 128, 256, 2048 for a ResNet50. The
-    first ReLU matters where a stage hands on a raw sum (wide ResNets, PyramidNet); elsewhere it changes nothing.
+    first ReLU matters where a stage passes on a raw sum (wide ResNets, PyramidNet); elsewhere it changes nothing.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.
@@ -31,7 +31,7 @@ def build(
             own, because with the trunk's its costs would not be those of the paper's Table III.
 
     Raises:
-        ValueError: if the stages hand on no maps or the widths or strides do not fit.
+        ValueError: if the stages pass on no maps or the widths or strides do not fit.
     """
     plan = steps("eed", backbone, exit, widths)
     if plan is None:

@@ -37,7 +37,7 @@ def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False
         original: use the original form.
 
     Raises:
-        ValueError: if the stages hand on no maps, or there is no such exit.
+        ValueError: if the stages pass on no maps, or there is no such exit.
     """
     if steps("lct", backbone, exit) is None:
         return None

@@ -7,7 +7,7 @@ from offramp.net import Backbone, Branch, Head
 
 
 def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
-    """Global average pooling and a linear layer on what the stage hands on: maps, tokens, or the coarsest of scales.
+    """Global average pooling and a linear layer on what the stage passes on: maps, tokens, or the coarsest of scales.
 
     Features have the width of the tap, a different one behind every stage: losses that compare features skip them.
 

@@ -18,7 +18,7 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module | None:
         classes: number of classes C.
 
     Raises:
-        ValueError: if the stages hand on no maps, or there is no such exit.
+        ValueError: if the stages pass on no maps, or there is no such exit.
     """
     plan = steps("tofd", backbone, exit, inside=False)
     if plan is None:

@@ -151,7 +151,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         shape, fortran, dtype = readers[version](stream)
         data = stream.read()
     if dtype.hasobject or fortran or len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{quoted(member.filename)} does not hold the plain numbers that its header tells of")
+        raise ValueError(f"{quoted(member.filename)} does not hold the plain numbers that its header names")
     return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
 

@@ -56,13 +56,13 @@ def recertified(
 ) -> Shipped:
     """The policy, if it still does what it was fitted for; else one with the same exits that does.
 
-    A certificate is made anew, on the same division of cal. Exits stay as they are, because their segments are written.
+    A certificate is made again, on the same division of cal. Exits stay as they are: their segments are written.
 
     Args:
         origin: what `calibrate` stored beside the policy; without a goal there is nothing to check.
         logits, labels: of cal, see `exported_trace`.
         segment_costs: in the unit of the goal.
-        precision: of the exported segments: `float32`, or `int8`. Thresholds for the latter are always fitted anew;
+        precision: of the exported segments: `float32`, or `int8`. Thresholds for the latter are always fitted again;
             the accuracy of a goal, and the one that `max_drop` refers to, are those of the network before.
     Raises:
         ValueError: if no policy with these exits reaches the goal with the exported segments.
@@ -132,6 +132,6 @@ def _certified(
 def _missed(goal: Mapping[str, Any], precision: str, why: str) -> str:
     text = ", ".join(f"{name} {value:g}" for name, value in goal.items() if value is not None)
     return (
-        f"the exported segments, in {precision}, no longer reach the goal ({text}): {why}; calibrate again with a goal "
-        "that leaves more room"
+        f"the exported segments, in {precision}, no longer reach the goal ({text}): {why}; calibrate again with a "
+        "goal that is easier to reach"
     )

@@ -61,12 +61,12 @@ def open_segment(
     else:
         run, takes, gives = _openvino(model, spec.file, threads)
     expected_inputs = {port.name for port in spec.takes_state + spec.takes_carry}
-    promised = {LOGITS, *(port.name for port in spec.gives_state + spec.gives_carry)}
-    # OpenVINO forgets inputs that nothing is computed from, such as a carry that the next exit does not look at.
-    if (takes != expected_inputs and not (runtime == "openvino" and takes < expected_inputs)) or gives != promised:
+    declared = {LOGITS, *(port.name for port in spec.gives_state + spec.gives_carry)}
+    # OpenVINO drops inputs that nothing is computed from, such as a carry that the next exit does not look at.
+    if (takes != expected_inputs and not (runtime == "openvino" and takes < expected_inputs)) or gives != declared:
         raise ValueError(
             f"{spec.file} has the inputs {sorted(takes)} and the outputs {sorted(gives)}, but "
-            f"manifest.json says {sorted(expected_inputs)} and {sorted(promised)}"
+            f"manifest.json says {sorted(expected_inputs)} and {sorted(declared)}"
         )
     return _segment(run, spec, classes)
 

@@ -118,7 +118,7 @@ def verify(
 
 
 def _reference(parts: Sequence[Any], policy: ExitPolicy, inputs: Tensor) -> Reference:
-    """Every enabled exit of the network for all samples: nobody leaves, so nothing depends on the runtime's path."""
+    """Every enabled exit of the network for all samples; none exits early, so nothing depends on the runtime's path."""
     state: Any = inputs
     carry: Any = ()
     policy_carry: dict[str, Any] = {}

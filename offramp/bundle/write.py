@@ -81,7 +81,7 @@ def write(
     Raises:
         ValueError: if something is at `out`, the policy does not fit, a segment cannot be exported, or the goal is not
             reached with the exported segments, or an exit loses more than `int8_drop`.
-        offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
+        offramp.bundle.verify.Difference: if the bundle's results differ from the network's.
     """
     if policy.exits != net.exits:
         raise ValueError(f"the policy is for {policy.exits} exits, but the network has {net.exits}")

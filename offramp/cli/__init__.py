@@ -83,7 +83,7 @@ def _run(words: list[str]) -> int:
         return 0
     from cyclopts.exceptions import CycloptsError
 
-    from offramp.cli._argv import blamed, check_whole, rewrite
+    from offramp.cli._argv import check_whole, rewrite, with_config_file
     from offramp.cli._errors import as_typed
     from offramp.cli._trust_option import take_trust
 
@@ -103,7 +103,7 @@ def _run(words: list[str]) -> int:
     except CycloptsError as error:
         return fail(words, _parser_message(error, typed), 2)
     except ParameterError as error:
-        return fail(words, blamed(words, as_typed(error)), 2)
+        return fail(words, with_config_file(words, as_typed(error)), 2)
     except BrokenPipeError:
         raise
     except ModuleNotFoundError as error:

@@ -118,8 +118,8 @@ def _whole(owner: Any) -> set[str]:
     return types
 
 
-def blamed(argv: list[str], message: str) -> str:
-    """The message, with the name of the config file where the mistake is in there."""
+def with_config_file(argv: list[str], message: str) -> str:
+    """The message, with the name of the config file if the mistake is in it."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, _, value = word.partition("=")
         if name == "--config":

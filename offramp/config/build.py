@@ -241,7 +241,7 @@ def _load_pretrained(config: Config, net: "nn.Module", shape: tuple[int, int, in
 
 
 def _fresh_classifiers(fresh: Sequence[Sequence[str]], source: str) -> tuple[str, ...]:
-    start = f"the classifier is initialised anew: {source} has other classes"
+    start = f"the classifier is initialised again: {source} has other classes"
     notes = [f"{start} ({', '.join(names)})" for names in fresh if names]
     return tuple(dict.fromkeys(notes))
 

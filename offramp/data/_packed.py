@@ -68,7 +68,7 @@ class Packed:
         return self.rows.where(row)
 
     def identity(self, row: int) -> bytes:
-        """A digest of its content: the shards may be divided anew."""
+        """A digest of its content: the shards may be divided again."""
         return bytes(self.keys[row].tobytes())
 
 
@@ -115,7 +115,7 @@ def packed(request: Request, shards: Sequence[Shard], column: str, files: Sequen
         request: From `load`.
         shards: In order.
         column: Where the images are.
-        files: The shards' files; if their names, sizes or times change, they are copied anew.
+        files: The shards' files; if their names, sizes or times change, they are copied again.
         images: Reads them.
 
     Raises:

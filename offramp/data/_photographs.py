@@ -18,12 +18,12 @@ MOST_DECODED = 64 << 30
 
 
 def streams(request: Request, count: int, fit: Fit) -> bool:
-    """Whether images are decoded anew for every batch: on request, or because the decoded ones would be too large."""
+    """Whether images are decoded again for every batch: on request, or because the decoded ones would be too large."""
     return request.streaming or decoded_size(count, fit) > MOST_DECODED
 
 
 def decoded_size(count: int, fit: Fit) -> int:
-    """Bytes of so many decoded images."""
+    """Bytes of this many decoded images."""
     return count * 3 * fit.size**2
 
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: remembers the code, admits bytes only."""
+    """Stands in for numpy.dtype: keeps the code, accepts bytes only."""
 
     def __init__(self, code: str | bytes, *flags: int) -> None:
         if len(code) > 8:  # the longest that is needed is |u1

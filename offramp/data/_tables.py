@@ -84,13 +84,13 @@ def _first_line(error: Exception) -> str:
 
 
 def split_of(path: str) -> str | None:
-    """Which split a file's name (or its folder's) speaks of: train, val, test or None."""
+    r"""Which split a file's name \(or its folder's\) names: train, val, test or None."""
     splits = [SPLIT_WORDS[word] for word in re.split(r"[/_.\-]", path.lower()) if word in SPLIT_WORDS]
     return splits[-1] if splits else None
 
 
 def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files in the Hub's layout, by split, in order; {"all": files} where no name speaks of a split.
+    """Files in the Hub's layout, by split, in order; {"all": files} if no name contains a split.
 
     Raises:
         ValueError: if only some names do, or a shard of a numbered series is missing.

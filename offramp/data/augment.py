@@ -241,7 +241,7 @@ def augment(
         std: the same.
         channels_last: memory layout of the answer.
         cropped: the source has cut the random crops from its originals already; only flip.
-        keys: `draw_keys(seed, epoch)` on the device, in place of both; a CUDA graph reads them anew every time.
+        keys: `draw_keys(seed, epoch)` on the device, in place of both; a CUDA graph reads them again every time.
 
     Raises:
         ValueError: if `kind` is unknown, or `resize-crop-flip` of images that are not `cropped`.

@@ -1,4 +1,4 @@
-"""Images that stay encoded, in files or shards, and are decoded anew for every batch: bounded memory for any number."""
+"""Images that stay encoded, in files or shards, and are decoded for every batch: bounded memory for any number."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

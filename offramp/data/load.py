@@ -133,7 +133,7 @@ def load(
         image_size: side of the square that folder, parquet and hub images are resized to (default: 32 where the
             median shorter side is at most 48, else 224).
         split_seed: decides which images are held out; independent of the training seed.
-        streaming: decode images anew for every batch instead of keeping them all (folder, parquet and hub; tar always
+        streaming: decode images again for every batch instead of keeping them all (folder, parquet and hub; tar always
             does, and so do images that would need more than 64 GiB when decoded).
         skip_damaged: leave out images that cannot be decoded, and what cannot be read of a shard, instead of refusing
             the data (folder, parquet, hub and tar); `notes` say how many.

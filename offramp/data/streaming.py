@@ -1,4 +1,4 @@
-"""Images that do not fit memory: read anew for every batch by a few threads, a few batches ahead."""
+"""Images that do not fit memory: read again for every batch by a few threads, a few batches ahead."""
 
 import os
 from collections import deque

@@ -17,7 +17,7 @@ DROPS = (0.0, 0.005)
 BUDGETS = 10
 """Budgets from the cheapest exit's cost to the plain network's, in equal ratios."""
 SAMPLES = 2500
-"""At most so many samples, drawn with a fixed seed, fit the policies of a frontier."""
+"""At most this many samples, drawn with a fixed seed, fit the policies of a frontier."""
 
 LogitsLabels = tuple[Float[ndarray, "E N C"], Int[ndarray, "N"]]
 """Logits and labels of a split."""

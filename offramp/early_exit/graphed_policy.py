@@ -135,7 +135,7 @@ class GraphedExits:
         return int(step.run()[2])
 
     def step(self, place: int, samples: int, capacity: int, inputs: Tensor) -> GraphedStep:
-        """The step of a segment for so many samples, captured if it is needed for the first time.
+        """The step of a segment for this many samples, captured if it is needed for the first time.
 
         Args:
             place: of the segment.
@@ -167,7 +167,7 @@ def entering_each(segments: Sequence[Any], policy: StepPolicy, inputs: Tensor) -
 
 
 def results_for(capacity: int, segments: Sequence[Any], like: Entering, device: torch.device) -> _Results:
-    """Room for the answers of so many samples, and the row of none.
+    """Memory for the answers of this many samples, and one unused row.
 
     Args:
         like: what comes to the last segment.

@@ -82,7 +82,7 @@ def _first(state: Any, samples: int) -> Any:
 
 
 def buffer(tensor: Tensor, size: int) -> Tensor:
-    """Room for `size` samples like these, in their memory format; zeros, so that no unused one is NaN."""
+    """Memory for `size` samples like these, in their memory format; zeros, so that no unused one is NaN."""
     zeros = torch.zeros((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
     last = tensor.dim() == 4 and tensor.stride(1) == 1
     return zeros.contiguous(memory_format=torch.channels_last) if last else zeros

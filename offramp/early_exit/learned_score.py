@@ -104,5 +104,5 @@ def _next_two(xp: Any, shifted: Array) -> tuple[Array, Array]:
 
 
 def _places(classes: int) -> tuple[int, int]:
-    """Positions of the second and the third of so many sorted logits; the smallest one if there are fewer."""
+    """Positions of the second and the third of this many sorted logits; the smallest one if there are fewer."""
     return max(classes - 2, 0), max(classes - 3, 0)

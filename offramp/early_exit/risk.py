@@ -1,4 +1,4 @@
-"""Promises about risk from finitely many samples: conformal risk control, and exact binomial bounds tested in sequence.
+"""Bounds on risk from finitely many samples: conformal risk control, and exact binomial bounds tested in sequence.
 
 Conformal risk control (Angelopoulos et al., 2024) bounds the expectation; fixed-sequence testing (Angelopoulos et al.,
 Learn then Test, 2021) with the exact binomial tail bounds the risk with high probability. Both are used for exits by
@@ -58,7 +58,7 @@ def conformal(losses: Bool[ndarray, "J N"], risk: float) -> int:
         losses: whether it is lost, for each policy and sample, safest policy first.
 
     The proof needs every sample's loss to grow along the path. 0-1 losses do not (a sample may be lost at exit 1 and
-    won at exit 2), so each is replaced by its largest so far, which only makes the promise safer.
+    won at exit 2), so each is replaced by its largest so far, which only makes the guarantee safer.
     """
     sums = np.maximum.accumulate(losses, axis=0).sum(1, dtype=np.int64)
     return int(np.searchsorted(sums, math.floor(risk * (losses.shape[1] + 1) - 1 + 1e-9), side="right"))

@@ -49,7 +49,7 @@ class Job:
     preload: tuple[str, ...] = ()
     process: Forked | None = None
     failure: str | None = None
-    told: int = field(default=0)
+    interrupts: int = field(default=0)
     gpu: str | None = None
 
 
@@ -109,11 +109,11 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
 
 
 def _look(job: Job, watcher: Watcher, stops: list[int]) -> None:
-    """Hand Ctrl-C on, and say when the job ends; a job that was stopped has not failed."""
+    """Pass Ctrl-C on, and report when the job ends; a job that was stopped has not failed."""
     assert job.process is not None
-    while job.told < len(stops):
+    while job.interrupts < len(stops):
         job.process.send_signal(signal.SIGINT)
-        job.told += 1
+        job.interrupts += 1
     status = job.process.poll()
     if status is None:
         return watcher.running(job)

@@ -22,7 +22,7 @@ from offramp.lookup import ParameterError
 CONNECT = 5.0
 """Seconds in which an address must accept a connection."""
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of gRPC, which Ray speaks, begins (RFC 9113, 3.4): the preface and an empty SETTINGS frame."""
+"""How a client of gRPC, the protocol of Ray, begins (RFC 9113, 3.4): the preface and an empty SETTINGS frame."""
 SETTINGS = bytes([4])
 """The type of the first frame that a server sends."""
 ANSWER = 60.0
@@ -117,7 +117,7 @@ class Cluster:
             )
 
     def share(self, at_once: int) -> int:
-        """Cores of a job, if the smallest node runs so many at a time."""
+        """Cores of a job, if the smallest node runs this many at a time."""
         return max(1, int(min(node["Resources"]["CPU"] for node in self.nodes)) // at_once)
 
     def run(self, jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:

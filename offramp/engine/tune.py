@@ -201,7 +201,7 @@ class _Epochs(Unwatched):
 
 
 class _Watching(tune.Callback):  # type: ignore[misc]
-    """Tells a watcher how the trials go; Tune takes its own class alone."""
+    """Reports the progress of trials to a watcher; Tune accepts subclasses of its own class only."""
 
     def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int, receiver: Any) -> None:
         self.jobs, self.watcher, self.epochs, self.receiver = jobs, watcher, epochs, receiver

@@ -16,7 +16,7 @@ class HostCounter:
         self.known: tuple[Tensor, int, int] | None = None
 
     def due(self, module: nn.Module, every: int) -> bool:
-        """Count one step; whether it is the first of every so many."""
+        """Count one step; whether it is the first of a period."""
         tensor: Tensor = getattr(module, self.buffer)
         value = 0 if every == 1 else self._value(tensor)
         tensor += 1

@@ -25,7 +25,7 @@ class Phase:
     """A part of the training run: what trains, for which share of the epochs, at which rate.
 
     Every phase is a run of its own: it goes through the whole schedule, and momentum and the moving average of the
-    weights start anew. What does not train gets no gradients and keeps its batch statistics.
+    weights start again. What does not train gets no gradients and keeps its batch statistics.
 
     Attributes:
         trains: `all`, `backbone` (the stages and the final exit) or `exits` (all others).

@@ -78,7 +78,7 @@ def enough(networks: int) -> None:
 
 
 def copies(backbone: BuildBackbone, branch: BuildBranch, *, networks: int | None) -> nn.Module:
-    """Networks of one kind, each built anew; the branches are never built."""
+    """Networks of one kind, each built again; the branches are never built."""
     return Cohort([plain(backbone()) for _ in range(2 if networks is None else networks)])
 
 

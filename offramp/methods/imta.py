@@ -70,7 +70,9 @@ def build(
             raise ValueError(f"{name} needs 2 values, one for each stage, got {len(values)}")
         for value in values:
             positive(name, value)
-    second = Phase("exits", shares[1], rates[1], modules=classifiers, step=taught, begin=listen, still=norms == "still")
+    second = Phase(
+        "exits", shares[1], rates[1], modules=classifiers, step=stage_2_step, begin=end_stage_1, still=norms == "still"
+    )
     return Method(
         OneForAll("imta", gamma, temperature, reduction),
         network=partial(network, links=links, detach=detach),
@@ -81,7 +83,7 @@ def build(
 
 
 def network(backbone: BuildBackbone, branch: BuildBranch, *, links: bool, detach: bool) -> nn.Module:
-    """The backbone with its branches, linked if they are to collaborate, and a final exit that remembers stage 1.
+    """The backbone with its branches, linked if they collaborate; the final exit keeps its classifier of stage 1.
 
     A final exit whose logits do not come from one linear layer on its features has nothing that could learn beside the
     teacher: it stays as stage 1 leaves it, without a link.
@@ -130,11 +132,11 @@ class Final(nn.Module):
 
     def forward(self, state: State, carry: Carry = ()) -> tuple[Tensor, Tensor, Tensor, Carry]:
         """What the branch returns."""
-        answered: tuple[Tensor, Tensor, Tensor, Carry] = self.branch(state, carry)
-        return answered
+        outputs: tuple[Tensor, Tensor, Tensor, Carry] = self.branch(state, carry)
+        return outputs
 
     @torch.no_grad()
-    def remember(self) -> None:
+    def store_classifier(self) -> None:
         """Keep the linear layer as it is now."""
         self.weight.copy_(self.classifier.weight)
         self.bias.copy_(self.classifier.bias)
@@ -145,12 +147,12 @@ class Final(nn.Module):
 
 
 def finals(net: nn.Module) -> list[Final]:
-    """The final exit that remembers, if there is one."""
+    """The final exit that keeps its classifier of stage 1, if there is one."""
     return [part for part in net.modules() if isinstance(part, Final)]
 
 
 def unlinked(net: MultiExitNet) -> list[nn.Module]:
-    """What stage 1 trains: all but the links, which weight decay would shrink before they are first listened to."""
+    """What stage 1 trains: all but the links, which weight decay would shrink before they are used."""
     return [*net.stages, *(part.branch if isinstance(part, Cascaded) else part for part in net.branches)]
 
 
@@ -160,18 +162,18 @@ def classifiers(net: MultiExitNet) -> list[nn.Module]:
     return [*net.branches[:-1], *(final.classifier for final in finals(net)), *links]
 
 
-def listen(net: nn.Module) -> None:
+def end_stage_1(net: nn.Module) -> None:
     """The end of stage 1: store the final exit's linear layer, and activate the links."""
     for final in finals(net):
-        final.remember()
+        final.store_classifier()
     switch_on(net)
 
 
-def taught(context: StepContext, batch: Batch, progress: float) -> Terms:
+def stage_2_step(context: StepContext, batch: Batch, progress: float) -> Terms:
     """A step of stage 2, in which the final exit of stage 1 teaches; one that does not learn is that still."""
     assert context.bare is not None
     outputs = context.net(batch.inputs, tap=context.tap)
-    remembers = finals(context.bare)
-    teacher = remembers[0].teach(outputs.features[-1]) if remembers else None
+    final = finals(context.bare)
+    teacher = final[0].teach(outputs.features[-1]) if final else None
     objective: Any = context.objective
     return context.update(objective(outputs, batch, progress, teacher=teacher))

@@ -74,7 +74,7 @@ def network(backbone: BuildBackbone, branch: BuildBranch, *, branches: int, stag
     """The fan, or its gated ensemble alone.
 
     Raises:
-        ValueError: if there are not so many stages, or nothing that a gate could pool before them.
+        ValueError: if there are fewer stages, or nothing that a gate could pool before them.
     """
     built = [backbone() for _ in range(branches)]
     if stages >= len(built[0].stages):

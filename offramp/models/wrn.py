@@ -30,7 +30,7 @@ class Stem(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Norm, ReLU, 3×3 convolution, twice, beside a shortcut; what it hands on is a raw sum.
+    """Norm, ReLU, 3×3 convolution, twice, beside a shortcut; what it passes on is a raw sum.
 
     Where the width or size changes, the shortcut is a 1×1 convolution of the activated input.
     """

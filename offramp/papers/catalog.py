@@ -155,8 +155,8 @@ def values_of(one: Training, protocol: Protocol, runs: Path = Path()) -> dict[st
     reduced = merged.pop("reduced", {})
     other = merged.pop("weights-of", None)
     if other is not None:
-        giver = ".".join((one.data, one.network, one.exits, other["method"]))
-        merged["method.fixed"] = str(runs / folder_of(giver, other["seed"]))
+        source = ".".join((one.data, one.network, one.exits, other["method"]))
+        merged["method.fixed"] = str(runs / folder_of(source, other["seed"]))
     if protocol.values is None:
         return {**recipe, **merged}
     width = protocol.width

@@ -44,9 +44,9 @@ def train_missing(
     drawn = [figure for figure in figures().values() if figure.analysis == BY_EPOCH]
     by_epoch = {name for figure in drawn for name in figure.trainings(protocol)}
     missing = [(one, seed) for seed in seeds for one in trainings if seed not in measured.lines.get(one.name, {})]
-    givers = {giver for one, _ in missing if (giver := needs_run(one))}
+    sources = {source for one, _ in missing if (source := needs_run(one))}
     first = [pair for pair in missing if needs_run(pair[0]) is None]
-    first += [(training(name), seed) for name, seed in sorted(givers) if (name, seed) not in _names(first)]
+    first += [(training(name), seed) for name, seed in sorted(sources) if (name, seed) not in _names(first)]
     shared = {"protocol": protocol.name, "recipe": protocol.recipe}
     failed: list[dict[str, str]] = []
     for stage in (first, [pair for pair in missing if needs_run(pair[0]) is not None]):
@@ -66,14 +66,14 @@ def _names(pairs: Sequence[tuple[Training, int]]) -> set[tuple[str, int]]:
 def ready(
     pairs: Sequence[tuple[Training, int]], folder: Path
 ) -> tuple[list[tuple[Training, int]], list[dict[str, str]]]:
-    """The runs whose giver of loss weights has finished in this folder, and why the others wait."""
+    """The runs whose source of loss weights has finished in this folder, and why the others wait."""
     able, waiting = [], []
     for one, seed in pairs:
-        giver = needs_run(one)
-        if giver is None or (folder / folder_of(*giver) / RESULT).is_file():
+        source = needs_run(one)
+        if source is None or (folder / folder_of(*source) / RESULT).is_file():
             able.append((one, seed))
         else:
-            reason = f"it takes the final loss weights of {giver[0]} seed {giver[1]}, whose run is not in {folder}"
+            reason = f"it takes the final loss weights of {source[0]} seed {source[1]}, whose run is not in {folder}"
             waiting.append({"run": f"{one.name} seed {seed}", "reason": reason})
     return able, waiting
 

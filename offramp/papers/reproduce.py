@@ -149,7 +149,7 @@ def _refuse(jobs: Jobs, seeds: Sequence[int], ledger: Path, measured: MeasuredLi
     if measured.version not in (None, here):
         raise ParameterError(
             f"ledger {ledger} has runs of version {measured.version}, which are not mixed with those of this version, "
-            f"{here}: take another ledger to train anew, or show=True to see what it has",
+            f"{here}: take another ledger to train from scratch, or show=True to see what it has",
             "ledger",
             "show=True",
         )

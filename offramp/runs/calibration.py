@@ -34,7 +34,7 @@ class Calibration:
         expected: accuracy, cost, and shares of the samples leaving at each exit.
         plain: accuracy and cost of the plain network.
         bound: what no thresholds on these exits can exceed on these samples; None if nothing was searched.
-        certificate: what is promised and on what grounds, for a goal of risk; else None.
+        certificate: what is guaranteed, and from which counts, for a goal of risk; else None.
         command, date, commit, versions, hardware: provenance.
         batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.
         of_plain_ms: milliseconds over those of the plain network, by batch size, where the policy may not be slower.

@@ -115,7 +115,7 @@ def export(
         ValueError: if the run has no policy, something is at `out`, the network cannot be exported, or its exported
             segments do not reach the policy's goal on cal; if an exit loses more than `int8_drop`.
         ImportError: if a package is missing, with the command that installs it.
-        offramp.bundle.verify.Difference: if the bundle answers otherwise than the network.
+        offramp.bundle.verify.Difference: if the bundle's results differ from the network's.
     """
     if images < LEAST:
         raise ParameterError(f"images must be at least {LEAST}, got {images}", "images")

@@ -119,14 +119,14 @@ def best(times: Mapping[int, StepTime], waiting: int) -> int:
 
 
 def _fits(jobs: int, one: StepTime, machine: Capacity) -> bool:
-    """Whether so many runs fit into memory."""
+    """Whether this many runs fit into memory."""
     if machine.mib is not None and jobs > 1 and jobs * one.mib > MEMORY * machine.mib:
         return False
     return not machine.gpus or ceil(jobs / machine.gpus) * one.gpu_mib <= GPU_MEMORY * one.gpu_total_mib
 
 
 def _measure(waiting: Sequence[Entry], jobs: int, out: Path, watcher: Watcher, keep_open: int) -> StepTime | None:
-    """Steps of so many runs at once; None if one fails."""
+    """Steps of this many runs at once; None if one fails."""
     first, logs = waiting[0], out / "logs"
     assert first.inputs is not None
     shape, classes = "x".join(map(str, first.inputs.shape)), str(first.inputs.classes)

@@ -227,7 +227,7 @@ def _on(config: Config, device: Device) -> Config:
     return dataclasses.replace(config, device=here, devices=1, precision=precision)
 
 
-ROOM = 4
+LARGEST_RATIO = 4
 """How many times as many parameters as its weights have a network may register while it is built."""
 
 
@@ -250,14 +250,14 @@ def _check_size(
         if isinstance(count, int) and count > values:  # of blocks, say, which are listed before they are built
             raise ValueError(f"net.{key} is {count}, but there are only {values:,} values in {path.name}")
     try:
-        with at_most(ROOM * values, ROOM * len(tensors)):
+        with at_most(LARGEST_RATIO * values, LARGEST_RATIO * len(tensors)):
             if is_external(config.net):  # to cut it takes longer, and memory in proportion to it
                 construct(config.net, classes=classes, channels=channels, size=tuple(size), **config.net_options)
             else:
                 assemble_net(config, method, classes=classes, shape=tuple(about["shape"]), check=False)
     except TooLarge:
         raise ValueError(
-            f"it asks for a network of more than {ROOM} times the {values:,} values in {path.name}"
+            f"it asks for a network of more than {LARGEST_RATIO} times the {values:,} values in {path.name}"
         ) from None
     except Exception:
         return  # it fails again, with its message, when the network is built

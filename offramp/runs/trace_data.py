@@ -81,7 +81,7 @@ def load_trace(
         run: folder of a trained run, or an object that has one.
         split: train, val, cal or test; images are not augmented.
         weights: those of the last epoch, or of the best one on val.
-        features: also what enters each classifier, pooled; computed anew, and held in memory.
+        features: also what enters each classifier, pooled; computed again, and held in memory.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
         reporter: called with the progress of the work; by default nothing is shown.

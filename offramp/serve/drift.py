@@ -18,7 +18,7 @@ from offramp.bundle.manifest import Manifest
 from offramp.early_exit.score_bins import BINS, score_bin
 
 JUMP = 0.01
-"""Share of the capital that is distributed anew over the bets at every answer, as in the source."""
+"""Share of the capital that is distributed again over the bets at every answer, as in the source."""
 BETS = (-1.0, 0.0, 1.0)
 ENOUGH = 50
 """Samples of cal below which nothing is tested."""

@@ -136,7 +136,7 @@ class SegmentEngine:
             stepper, onward = run_segment(
                 self.bundle.policy, self.bundle.segments[work.segment], work.segment, entering
             )
-        except Exception as error:  # whatever a runtime raises: the batch has failed, the server lives on
+        except Exception as error:  # whatever a runtime raises: the batch has failed, the server keeps running
             self._fail(work, error)
             return
         seconds, staying = self.clock() - began, stepper.alive.tolist()

@@ -25,7 +25,7 @@ from offramp.serve.feedback import Feedback
 from offramp.serve.logs import Log
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
-from offramp.serve.statistics import Statistics, nobody
+from offramp.serve.statistics import Statistics, no_listener
 from offramp.serve.versions import open_versions
 from offramp.text import quoted
 
@@ -107,7 +107,7 @@ class Version:
         """Close it when its last request is answered."""
         await self._idle.wait()
         await asyncio.to_thread(self.predictor.close)
-        self.predictor.statistics.listener = nobody  # else a cycle would keep the network in memory
+        self.predictor.statistics.listener = no_listener  # else a cycle would keep the network in memory
 
 
 class Models:

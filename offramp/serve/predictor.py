@@ -30,8 +30,8 @@ QUICK_BYTES, QUICK_PIXELS = 1 << 14, 1 << 14
 class AsyncPredictor:
     """A bundle that answers many callers of an event loop at once, each as soon as its image exits.
 
-    Survivors of different calls are batched again at every exit. Use it as `async with AsyncPredictor("bundle") as p:
-    prediction = await p.predict("a.jpg")`, or call `close` at the end.
+    Samples of different calls that continue form new batches at every exit. Use it as a context
+    (`async with AsyncPredictor("bundle") as p: prediction = await p.predict("a.jpg")`), or call `close` at the end.
 
     Args:
         bundle: folder that `offramp export` wrote, or an open bundle.

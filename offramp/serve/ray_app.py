@@ -32,7 +32,7 @@ ENDING = 30.0
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 """Name of the actor by which Serve is known to a cluster."""
 SHARE = 4
-"""A small cluster has places for so many replicas per segment: those of a reload need places beside the old ones."""
+"""A small cluster has places for this many replicas per segment: those of a reload need places beside the old ones."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -101,7 +101,7 @@ def opened(address: str | None) -> Iterator[Opener]:
             yield partial(_deploy, cluster.ray)
         finally:
             if started and not serve.status().applications:
-                serve.shutdown()  # else whoever uses Serve there later would find it without HTTP
+                serve.shutdown()  # else Serve would be without HTTP for its next user
 
 
 def _running(ray: Any) -> bool:
@@ -174,11 +174,11 @@ def _delete(names: Sequence[str]) -> None:
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
-    """An application of Ray Serve: HTTP as `offramp serve` speaks it, and the segments behind it.
+    """An application of Ray Serve: HTTP as of `offramp serve`, and the segments behind it.
 
     Args:
         arguments: `bundles` as `offramp serve` takes them (a list, or comma-separated); `cpus`, cores of a replica;
-            `fronts`, replicas that speak HTTP; and fields of `ServeOptions`. Texts are read as JSON where they are it.
+            `fronts`, replicas that serve HTTP; and fields of `ServeOptions`. Texts that are JSON are read as JSON.
     Raises:
         ParameterError: if a value makes no sense.
         ValueError: if a bundle cannot be opened.
@@ -210,7 +210,7 @@ def build(arguments: Mapping[str, Any]) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """A value of `serve run NAME=VALUE`, which hands on texts."""
+    """A value of `serve run NAME=VALUE`, which passes on texts."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:

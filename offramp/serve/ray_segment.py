@@ -19,7 +19,7 @@ from offramp.early_exit.runtime import Stepper
 from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
 
 INLINE = 1 << 16
-"""Bytes of a batch's survivors that travel within messages; more of them go through Ray's object store."""
+"""Bytes of a batch's remaining samples that are sent within messages; more go through Ray's object store."""
 
 
 class RequestInput(NamedTuple):
@@ -75,7 +75,7 @@ class SegmentReplica:
     Args:
         threads: of the runtime.
         version: of offramp where the deployment was made.
-        inline: bytes of a batch's survivors that still travel within messages.
+        inline: bytes of a batch's remaining samples that are still sent within messages.
     Raises:
         ValueError: if offramp has another version here, or the bundle cannot be opened.
     """
@@ -121,7 +121,7 @@ class SegmentReplica:
         try:
             whole = gather([SampleRow(entering, place) for entering in requests for place in range(len(entering))])
             stepper, onward = run_segment(self.policy, self.segment, self.index, whole)
-        except Exception as error:  # whatever a runtime raises: this batch has failed, the replica lives on
+        except Exception as error:  # whatever a runtime raises: this batch has failed, the replica keeps running
             return [Broken(str(error) or type(error).__name__)] * len(requests)
         batch = BatchTime(len(whole), perf_counter() - began)
         shared = self._shared(onward) if len(stepper.alive) else None
@@ -129,7 +129,7 @@ class SegmentReplica:
         return [_passed(stepper, onward, shared, slice(*rows), batch) for rows in zip([0, *ends], ends)]
 
     def _shared(self, onward: SegmentInput) -> Any:
-        """A reference to the survivors of a batch, if they are too large for messages."""
+        """A reference to the remaining samples of a batch, if they are too large for messages."""
         state = onward.state if isinstance(onward.state, tuple) else (onward.state,)
         size = sum(array.nbytes for array in (*state, *onward.carry, *onward.policy_carry.values()))
         return ray.put(onward) if size > self.inline else None

@@ -3,9 +3,9 @@
 Samples wait in one queue per segment. Of all queues, the one with the largest product of two numbers runs next:
 
 - the pressure of its first sample: its waiting time since it arrived, as a share of the time it has (its deadline, or
-  `PATIENCE`). It grows without bound, so that no sample waits for ever.
+  `PATIENCE`). It grows without bound, so that no sample waits forever.
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
-  survivors gather before a segment for which large batches pay, and run at once where they do not.
+  samples gather before a segment for which large batches pay, and run at once where they do not.
 
 This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
 link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
@@ -157,7 +157,7 @@ class Scheduler:
         return [sample for index, sample in enumerate(work.samples) if index not in staying_set]
 
     def _choose(self, now: int | float) -> int | None:
-        """The segment that runs next, or None if nobody waits."""
+        """The segment that runs next, or None if no sample waits."""
         waiting = [segment for segment, queue in enumerate(self._queues) if len(queue)]
         if not waiting:
             return None

@@ -22,7 +22,7 @@ class Histogram:
         self.total += value * times
 
 
-def nobody(exit: int, score: int | float) -> None:
+def no_listener(exit: int, score: int | float) -> None:
     """A listener that does nothing."""
 
 
@@ -43,7 +43,7 @@ class Statistics:
         self.latencies = [Histogram(LATENCIES) for _ in range(exits)]
         self.batches = [Histogram(BATCHES) for _ in range(segments)]
         self.seconds = [0.0] * segments
-        self.listener: Callable[[int, int | float], None] = nobody
+        self.listener: Callable[[int, int | float], None] = no_listener
 
     def ran(self, segment: int, samples: int, seconds: int | float) -> None:
         """Count a batch."""

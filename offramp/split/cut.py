@@ -16,7 +16,7 @@ _SIZE_METHODS = ("size", "dim", "numel")
 
 
 class Crossing(ValueError):
-    """A value that a cut would have to hand on and cannot; `cut` is the node before the cut."""
+    """A value that a cut would have to pass on and cannot; `cut` is the node before the cut."""
 
     def __init__(self, message: str, cut: Node) -> None:
         super().__init__(message)

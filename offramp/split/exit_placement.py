@@ -45,7 +45,7 @@ def equal(cut_points: CutPoints, exits: int) -> list[str]:
     """The layers after which to put all exits but the final one, at shares 1/exits, 2/exits, ... of the multiply-adds.
 
     Raises:
-        ValueError: if there are not so many places.
+        ValueError: if there are fewer places.
     """
     choice = places(cut_points)
     if exits < 1 or exits - 1 > len(choice):

@@ -79,7 +79,7 @@ class Trunk(NamedTuple):
 
 
 class StagePlan(NamedTuple):
-    """What one new stage reads from the one before, computes, and hands on, each in the order of the graph."""
+    """What one new stage reads from the one before, computes, and passes on, each in the order of the graph."""
 
     reads: list[fx.Node]
     computes: list[fx.Node]

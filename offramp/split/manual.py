@@ -34,7 +34,7 @@ def by_hand(stages: Sequence[nn.Module], head: nn.Module, shape: tuple[int, int,
         shape: (channels, height, width) of the images.
 
     Raises:
-        ValueError: naming the stage that does not take what the one before it hands on, or hands on no such state.
+        ValueError: naming the stage that does not take what the one before it passes on, or passes on no such state.
     """
     if not stages:
         raise ValueError("a network needs one stage or more, got none")

@@ -47,7 +47,7 @@ def comparison_parts(comparison: Comparison) -> list[TextTable | str]:
 
 
 def _costs(comparison: Comparison, names: dict[str, str]) -> list[TextTable | str]:
-    """What early exit costs, and how well exits know when they are right; nothing if the ledger lacks it."""
+    """What early exit costs, and how well scores rank right and wrong predictions; nothing if the ledger lacks it."""
     parts: list[TextTable | str] = []
     if any(row.seeds for row in comparison.costs):
         rows = [

@@ -70,7 +70,7 @@ def _predictions(z: Float[ndarray, "B C"], labels: Int[ndarray, "B"]) -> tuple[I
 
 
 def _log_softmax(z: Float[ndarray, "B C"]) -> Float[ndarray, "B C"]:
-    """In float64, which still tells samples apart that float32 calls certain."""
+    """In float64, which still distinguishes samples whose probability is 1 in float32."""
     shifted = z.astype(np.float64) - z.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 

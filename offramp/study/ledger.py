@@ -113,7 +113,7 @@ def holds(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> 
 
 
 def lists(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the ledger has a run of this flat configuration, whoever trained it: its last epoch on test.
+    """Whether the ledger has a run of this flat configuration, wherever it was trained: its last epoch on test.
 
     Raises:
         ValueError: as `read`.
@@ -123,7 +123,7 @@ def lists(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line, in one write, so that whoever is killed leaves a whole line or none.
+    """Add one line, in one write, so that a killed process leaves a whole line or none.
 
     A ledger is read elsewhere too: where this machine keeps its data is left out, `DIR` in commands.
     """

@@ -160,7 +160,7 @@ def _cell(figure: MeanInterval | None, written: Callable[[float], str]) -> str:
 
 
 def quality_cells(costs: MethodCosts, exits: int) -> list[str]:
-    """Of each of so many exits, the area under the ROC curve and the calibration error in percent: `0.912 / 3.40`."""
+    """Of each of this many exits, the area under the ROC curve and the calibration error in percent: `0.912 / 3.40`."""
     pairs = list(zip(costs.auroc, costs.calibration_error, strict=False))
     return ["–"] * (exits - len(pairs)) + [f"{decimal(area)} / {percent(error)}" for area, error in pairs]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Mean(NamedTuple):
-    """A mean over so many runs and their standard deviation (n - 1); None for one run."""
+    """A mean over runs, their number and standard deviation (n - 1); None for one run."""
 
     mean: float
     deviation: float | None

@@ -26,7 +26,7 @@ def why_not(method: Method, phases: Sequence[Phase]) -> str:
 
 
 def micro_batches(batch: Batch, number: int) -> list[Batch]:
-    """The batch of this process in so many parts, which differ by one sample at most.
+    """The batch of this process in `number` parts, which differ by one sample at most.
 
     They are fewer, down to one, if a part of any process would have one sample, on which a batch norm cannot train.
     """

@@ -146,7 +146,7 @@ def to_resume(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
     """
     newest, refused = latest(folder)
     if newest is None and refused:
-        message = f"{refused[0]}, and no other checkpoint is intact; choose another out to start anew"
+        message = f"{refused[0]}, and no other checkpoint is intact; choose another out to start over"
         raise with_parameters(Damaged(message), "out")
     for sentence in refused:
         note(f"{sentence}; taking the checkpoint before it")
@@ -197,7 +197,7 @@ def _about(text: str, path: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = parse_json(text, f"{path}: its header", ABOUT)
         if not about["classes"] or len(about["shape"]) != 3 or not all(0 < side <= LARGEST for side in about["shape"]):
-            raise ValueError(f"{path} is damaged: its header tells of images {about['shape']} in no classes or sizes")
+            raise ValueError(f"{path} is damaged: its header names images {about['shape']} in no classes or sizes")
     except ValueError as error:
         raise Damaged(str(error)) from None
     return about

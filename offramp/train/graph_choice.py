@@ -17,14 +17,14 @@ class GraphChoice:
     """Decides for each step of a run whether it is taken as a graph.
 
     Args:
-        wished: take every step so; otherwise the first ones are timed, and the faster way is taken.
+        requested: take every step so; otherwise the first ones are timed, and the faster way is taken.
         now: seconds, once the device has computed everything that it was given.
         lasts: steps after which a capture is repeated, so that each step pays its share; 0 if it is not.
         note: called with what was decided.
     """
 
-    def __init__(self, wished: bool, now: Callable[[], float], lasts: int, note: Callable[[str], None]) -> None:
-        self.result: bool | None = True if wished else None
+    def __init__(self, requested: bool, now: Callable[[], float], lasts: int, note: Callable[[str], None]) -> None:
+        self.result: bool | None = True if requested else None
         self.now, self.lasts, self.note = now, lasts, note
         self.seconds: list[float] = []  # per step of each of `PARTS`
         self.began: float | None = None
@@ -37,7 +37,7 @@ class GraphChoice:
         return bool(self.seconds) if self.result is None else self.result
 
     def interrupt(self) -> None:
-        """Something else than steps comes now: time this part anew."""
+        """Something else than steps comes now: time this part again."""
         self.began = None
 
     def refuse(self, reason: str) -> None:

@@ -164,7 +164,7 @@ class Loop:
         self._finish_epoch()
 
     def _begin(self, span: phases.Span) -> None:
-        """Start a phase: its own preparations; momentum and moving average start anew."""
+        """Start a phase: its own preparations; momentum and moving average start again."""
         if span.phase.begin:
             span.phase.begin(self.net)
         if self.recipe.compile and span.first:  # else graphs of earlier phases count towards dynamo's limit of eight

@@ -84,8 +84,8 @@ class Record:
         local = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
         if self.fabric.world_size == 1:
             return local.tolist()
-        wishes = local.new_tensor([float(self.stop.is_set())])
-        means: list[float] = self.fabric.all_reduce(torch.cat([local, wishes]), reduce_op="mean").tolist()
+        stops = local.new_tensor([float(self.stop.is_set())])
+        means: list[float] = self.fabric.all_reduce(torch.cat([local, stops]), reduce_op="mean").tolist()
         self.stopping |= means.pop() > 0
         return means
 

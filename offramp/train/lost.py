@@ -11,7 +11,7 @@ _EXCHANGE = re.compile(
     "gloo|nccl|process ?group|rendezvous|tcpstore|socket|connection (reset|closed|refused)|broken pipe|timed? ?out",
     re.IGNORECASE,
 )
-"""What the errors of exchanges between processes speak of; PyTorch raises most of them as plain RuntimeError."""
+"""Words in the errors of exchanges between processes; PyTorch raises most of them as plain RuntimeError."""
 
 
 class ConnectionLost(Exception):

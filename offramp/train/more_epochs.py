@@ -20,7 +20,7 @@ def refuse_more_epochs(recipe: Recipe, method: Method, before: int) -> None:
         raise with_parameters(
             ValueError(
                 f"epochs cannot grow from {before} to {recipe.epochs} on a resume: {reason}; "
-                "choose another out to train anew"
+                "choose another out to train from scratch"
             ),
             "epochs",
             "out",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class MovingAverage(nn.Module):
     """A copy of a network that follows its weights and buffers; stored as PyTorch's `AveragedModel` stores it.
 
-    That one asks the device twice in every step how many steps it has averaged; here the host knows.
+    That class asks the device twice in every step how many steps it has averaged; here the host knows.
 
     Args:
         net: the network, on its device.
@@ -41,7 +41,7 @@ class MovingAverage(nn.Module):
         self.n_averaged += 1
 
     def restart(self) -> None:
-        """Forget what was averaged: the next step is copied."""
+        """Discard the average: the next step is copied."""
         self.begun = False
         self.n_averaged.zero_()
 

@@ -16,7 +16,7 @@ def computing(recipe: Recipe, device: torch.device, *, training: bool = False) -
     - `precision=tf32` rounds the inputs of products in float32 to TF32; any other precision does not. `kl_table` never
       does.
     - In training, whose batches have one shape, cuDNN measures which convolutions are the fastest. In inference it
-      must not: every batch size that early exit makes would be measured anew.
+      must not: every batch size that early exit makes would be measured again.
     - `deterministic` takes kernels alone that give the same numbers in every run, and measures nothing.
 
     Args:

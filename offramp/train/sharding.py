@@ -1,6 +1,6 @@
 """Weights, gradients and optimizer state divided over the processes (FSDP2), for networks too large for one device.
 
-Files know nothing of it: a checkpoint holds whole tensors, so that a run may continue undivided, or by more processes.
+Files do not depend on it: a checkpoint holds whole tensors, so that a run may continue undivided, or by more processes.
 """
 
 import warnings

@@ -4,7 +4,7 @@ A small network's step is some five hundred kernels that a GPU computes faster t
 one. A graph starts all of them at once. It can hold a step only if nothing in it waits for the GPU, and if every tensor
 that changes from step to step is one that is written before: batch, learning rate, and the keys of augmentation's
 random numbers. Steps that differ in anything else (the last batch of an epoch, another phase) run one by one, or are
-captured anew.
+captured again.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,8 +56,8 @@ def partly(method: Method, phases: Sequence[Phase]) -> str:
 
 def usable(method: Method, recipe: Recipe, phases: Sequence[Phase], device: str, note: Callable[[str], None]) -> bool:
     """Whether steps may be recorded as CUDA graphs; `note` is called with what cannot, and why."""
-    wished = device == "cuda" if recipe.graph is None else recipe.graph
-    if not wished:
+    requested = device == "cuda" if recipe.graph is None else recipe.graph
+    if not requested:
         return False
     unable = why_not(method, recipe, phases)
     if reason := unable or partly(method, phases):
@@ -159,7 +159,7 @@ class StaticStep:
         return dict(zip(self.names, self.values.clone().unbind(), strict=True))
 
     def forget(self) -> None:
-        """Capture anew before the next step: something of it has changed that is no tensor, such as `progress`."""
+        """Capture again before the next step: something of it has changed that is no tensor, such as `progress`."""
         self.graph = self.values = None
 
     def _alone(self, batch: Batch) -> Terms:

@@ -96,7 +96,7 @@ class StepTrainer:
     def start_epoch(self, epoch: int) -> None:
         """Put network and objective into the state of an epoch, from 0: training mode, frozen parts, a new phase.
 
-        Momentum starts anew in every phase.
+        Momentum starts again in every phase.
         """
         self.span = phases.span_at(self.spans, epoch)
         self.progress = phases.progress(self.span, epoch)

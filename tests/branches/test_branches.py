@@ -28,7 +28,7 @@ def chain(branch: nn.Module, channels: int, size: int) -> list[tuple[int, ...]]:
 
 
 class Plain(nn.Module):
-    """A stage for tests: what it hands on is given."""
+    """A stage for tests: what it passes on is given."""
 
     def __init__(self, leaves: list[tuple[int, ...]]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Plain(nn.Module):
 
 
 def of_shapes(*stages: list[list[tuple[int, ...]]]) -> Backbone:
-    """A backbone of given shapes: per stage, per block, what it hands on."""
+    """A backbone of given shapes: per stage, per block, what it passes on."""
     built = tuple(nn.Sequential(*[Plain(leaves) for leaves in blocks]) for blocks in stages)
     return Backbone(built, Head(stages[-1][-1][0][0], 5), (3, 8, 8))
 

@@ -70,7 +70,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "checkpoints/*/weights.safetensors": resumed,
 }
 DELETED = {"result.json": {"digest": ""}, "metrics.jsonl": []}
-"""What is read where the file may be absent; a trace that cannot be used is computed anew."""
+"""What is read where the file may be absent; a trace that cannot be used is computed again."""
 
 
 def same(answer: Any, right: Any) -> bool:

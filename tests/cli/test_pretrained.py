@@ -41,6 +41,6 @@ def test_the_line_of_the_readme_trains(offramp: Offramp, tmp_path: Path, monkeyp
     ran = offramp("train", *line, "--epochs", 1, "--image-size", 32, "--holdout", 0.4)
     assert ran.status == 0, ran.err
     said = " ".join(ran.err.split())
-    assert "the classifier is initialised anew: the pretrained network has other classes" in said
+    assert "the classifier is initialised again: the pretrained network has other classes" in said
     assert "early exit can get at most " in said and "cheaper with sketch; " in said and "times with byot" in said
     assert (tmp_path / "runs" / "finetune" / "result.json").is_file()

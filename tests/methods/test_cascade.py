@@ -19,7 +19,7 @@ from offramp.early_exit.runtime import answer
 from offramp.methods import find
 from offramp.methods._cascade import Cascaded, switch_on
 from offramp.methods.eed import averaged
-from offramp.methods.imta import Final, classifiers, finals, listen
+from offramp.methods.imta import Final, classifiers, end_stage_1, finals
 from offramp.methods.ztw import Ensemble, answer_together
 from offramp.net import Backbone, Branch, Head, MultiExitNet, segments
 from offramp.outputs import Batch, ExitOutputs
@@ -191,14 +191,14 @@ def test_the_trunk_s_weights_go_in_and_out(name: str) -> None:
 
 def test_a_final_exit_without_a_linear_layer_on_its_features_stays() -> None:
     net = network("imta", Answer)
-    listen(net)
+    end_stage_1(net)
     assert not finals(net) and isinstance(net.branches[-1], Branch)
     trained = {id(p) for module in classifiers(net) for p in module.parameters()}
     assert trained.isdisjoint(map(id, [*net.stages.parameters(), *net.branches[-1].parameters()]))
     assert trained >= set(map(id, net.branches[:-1].parameters()))
 
 
-def test_the_end_of_imta_remembers() -> None:
+def test_the_end_of_stage_1_of_imta_stores_the_classifier() -> None:
     branch = Branch(nn.Identity(), Head(8, CLASSES))
     final = Final(branch, branch.head.classifier)
     state = torch.randn(3, 8, 2, 2)
@@ -206,7 +206,7 @@ def test_the_end_of_imta_remembers() -> None:
         final.classifier.weight.mul_(2.0)
     logits, feature, *_ = final(state)
     assert not torch.allclose(final.teach(feature)[0], logits)
-    final.remember()
+    final.store_classifier()
     torch.testing.assert_close(final.teach(feature)[0], logits)
     assert not final.teach(feature.detach()).requires_grad
 

@@ -38,7 +38,7 @@ def test_a_network_with_exits_starts_from_them() -> None:
     net = build_net(config, build_method(config), classes=20, shape=(3, 64, 64), check=False).eval()
     notes = load_weights(config, net, (3, 64, 64))
     assert notes == (
-        "the classifier is initialised anew: the pretrained network has other classes "
+        "the classifier is initialised again: the pretrained network has other classes "
         "(classifier.bias, classifier.weight)",
     )
     whole = construct(LITE, classes=1000).eval()

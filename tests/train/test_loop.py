@@ -397,7 +397,7 @@ def test_where_no_checkpoint_is_whole_it_says_so(tmp_path: Path) -> None:
     loop(tmp_path, recipe()).run(resume=False)
     for state in (tmp_path / "checkpoints").glob("*/state.pt"):
         state.write_bytes(b"")
-    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is intact; choose another out to start anew"):
+    with pytest.raises(checkpoint.Damaged, match="and no other checkpoint is intact; choose another out to start over"):
         loop(tmp_path, recipe()).run(resume=True)
 
 

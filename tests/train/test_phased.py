@@ -161,7 +161,7 @@ def test_imta_trains_everything_then_the_classifiers(tmp_path: Path, norms: Any)
 
 @pytest.mark.parametrize("tune", ["all", "mixed"])
 def test_links_begin_as_they_were_made(tmp_path: Path, tune: Any) -> None:
-    """Neither weight decay nor momentum moves them before the exits listen."""
+    """Neither weight decay nor momentum moves them before they are used."""
     changed = trained_in(tmp_path, recipe(epochs=6, tune=tune, weight_decay=0.1), find("imta").build())
     listening = ["links" in grouped(names) for names in changed]
     assert listening == [False] * (3 if tune == "all" else 4) + [True] * (3 if tune == "all" else 2)
