@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from offramp.early_exit.exit_scores import Rule
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import save
 from offramp.measure.plain_network import plain_note
 from offramp.runs import load_run
+from offramp.runs.baseline import Baseline
+from offramp.runs.calibrate import _reach
+from offramp.runs.goal import Goal
 from offramp.study.ledger import append
 from offramp.train import checkpoint
 
@@ -129,6 +134,17 @@ def test_goals_refer_to_the_baseline(offramp: Offramp, run: Path, plain_run: Pat
     assert "plain = final exit of this network" in out and "baseline" not in out.replace("--baseline", "")
 
 
+def test_a_share_of_operations_is_one_of_the_baselines() -> None:
+    """Of a baseline that costs 40, twice as much as the final exit of the run's own network."""
+    labels = np.arange(12) % 3
+    logits = np.stack([np.eye(3)[(labels + wrong) % 3] for wrong in (np.arange(12) % 2, 0)]).astype(np.float32)
+    costs = {(True, True): [10, 12], (False, True): [20]}
+    baseline = Baseline("plain", 1, "", {"cal": 1.0}, macs=40)
+    for other, budget in ((None, 14.0), (baseline, 28.0)):
+        outcome, goal, _ = _reach(Goal(macs=0.7), logits, labels, costs, Rule(), other)
+        assert goal == {"macs": pytest.approx(budget)} and outcome.cost <= budget
+
+
 def test_goals_that_a_baseline_forbids(offramp: Offramp, run: Path, plain_run: Path) -> None:
     ran = offramp("calibrate", run, "--risk", "5%", "--baseline", plain_run)
     assert ran.status == 2 and "--risk bounds the loss against this network's own final exit" in ran.err
@@ -177,14 +193,14 @@ def test_compare_reads_costs_from_the_lines_of_a_ledger(
     result = offramp("compare", "--show", ledger, "--json").json["comparisons"][0]
     assert result["plain"] == "plain = vanilla with the same seed"
     costs = {row["method"]: row for row in result["costs"]}
-    assert costs["vanilla"]["at"][0]["macs"]["mean"] == line["macs"][0] and costs["vanilla"]["area"] is None
+    assert costs["vanilla"]["at_accuracy"][0]["macs"]["mean"] == line["macs"][0] and costs["vanilla"]["area"] is None
     assert costs["muse"]["area"]["mean"] > 0 and len(costs["muse"]["auroc"]) == 4
     out = offramp("compare", "--show", ledger).out
     assert "plain = vanilla with the same seed" in out and "AUROC of each exit" in out and "-0.5 points" in out
     assert all(len(line) <= 80 for line in out.splitlines())
     shown = offramp("compare", "--show", ledger, "--methods", "muse", "--baseline", plain_run, "--json").json
     assert shown["comparisons"][0]["plain"] == f"baseline {plain_run}"
-    assert shown["comparisons"][0]["costs"][0]["at"] == costs["muse"]["at"]
+    assert shown["comparisons"][0]["costs"][0]["at_accuracy"] == costs["muse"]["at_accuracy"]
     for baseline, says in (
         (run, "has 4 exits or nothing held out: name a network that was trained without early exits"),
         (plain_run / "last.safetensors", "is a file of weights, and there is no run here whose network it is for"),

@@ -91,6 +91,7 @@ def test_both_weights_are_deployed_and_where_they_come_from_is_kept(
         found, about = load_weights(plain / f"{name}.safetensors")
         assert all(torch.equal(tensor, whole[f"members.1.{key}"] + more) for key, tensor in found.items())
         assert len(about["val_accuracy"]) == 1 and result[name]["val_accuracy"] == about["val_accuracy"]
+    assert (plain / "split.safetensors").read_bytes() == (copy / "split.safetensors").read_bytes()
     assert result["run"] == str(plain) and result["source"]["run"] == str(copy)
     assert result["source"]["config"]["method"] == "dml"
 

@@ -10,7 +10,7 @@ import pytest
 from offramp.bundle.read import open_bundle
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import load, save
-from offramp.runs.export import Export
+from offramp.runs.export import Export, _int8_drop
 
 Offramp = Callable[..., Any]
 
@@ -68,6 +68,7 @@ def test_a_run_becomes_a_bundle_in_int8(offramp: Offramp, run: Path, tmp_path: P
 
 
 def test_what_int8_may_lose(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    assert _int8_drop(True, None) == 0.005 and _int8_drop(True, 0.02) == 0.02 and _int8_drop(False, None) is None
     for words, reason in (
         (("--int8-drop", "1%"), "--int8-drop goes with --int8, which is missing"),
         (("--int8", "--int8-drop", "0.01"), "--int8-drop 0.01 is ambiguous: write 0.01% or 1%"),

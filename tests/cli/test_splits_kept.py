@@ -164,6 +164,7 @@ def test_images_that_the_weights_were_trained_on_are_kept_out(
     assert first is not None and second is not None and second.start == "run"
     for name in ("val", "cal", "test"):
         assert not np.isin(second.splits[name], first.splits["train"]).any() and len(second.splits[name])
+    assert not np.isin(second.splits["cal"], first.splits["val"]).any()  # which chose the epoch of the weights
     assert np.isin(first.splits["train"], second.before["files"]).all()
     ran = offramp("evaluate", place / "b", "--json")
     assert ran.status == 0 and ran.json["samples"] == len(second.splits["test"])
