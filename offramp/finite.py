@@ -30,13 +30,13 @@ def dumps(value: Any, indent: int | None = None) -> str:
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        return json.dumps(plain(value), indent=indent, allow_nan=False)
+        return json.dumps(null_if_not_finite(value), indent=indent, allow_nan=False)
 
 
-def plain(value: Any) -> Any:
+def null_if_not_finite(value: Any) -> Any:
     """The same nested values, with None for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: plain(part) for key, part in value.items()}
+        return {key: null_if_not_finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [null_if_not_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,7 +22,7 @@ from offramp.cli import main
 from offramp.config import build_method, build_net, resolve
 from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError
-from offramp.runs.run_data import moved
+from offramp.runs.run_data import with_data_dir
 from offramp.study.ledger import label
 
 ROOT = Path(__file__).parents[1]
@@ -396,7 +396,7 @@ def test_types_of_parameters_without_annotations() -> None:
 
 
 def test_the_data_folder_does_not_change_what_is_imported() -> None:
-    config = moved(offramp.Config(data="python:mine:digits"), Path("elsewhere"))
+    config = with_data_dir(offramp.Config(data="python:mine:digits"), Path("elsewhere"))
     assert config.data == "python:mine:digits" and config.data_dir == Path("elsewhere")
 
 

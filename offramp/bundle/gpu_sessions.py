@@ -101,10 +101,10 @@ def open_on_gpu(model: bytes, spec: SegmentSpec, runtime: str, threads: int | No
     except Exception as error:  # its exceptions have no common class of their own
         raise ValueError(f"{spec.file} cannot run on the GPU alone: {one_line(str(error), 300)}") from None
     refuse_fallback(runtime, session.get_providers())
-    return bound(session, spec, torch.device("cuda", torch.cuda.current_device()), classes)
+    return bind_session(session, spec, torch.device("cuda", torch.cuda.current_device()), classes)
 
 
-def bound(session: Any, spec: SegmentSpec, device: Any, classes: int | None = None) -> Any:
+def bind_session(session: Any, spec: SegmentSpec, device: Any, classes: int | None = None) -> Any:
     """A session as a segment whose inputs and outputs are tensors of a device, without a copy to the host.
 
     Args:

@@ -54,7 +54,7 @@ def checked(request: Request, images: Encodings, files: Sequence[Path], check: C
         )
         duplicates = groups_of(digests.get(row, str(row)).encode() for row in range(count)) if digests else []
         facts = {**facts_of(looked), "duplicates": duplicates}
-        remember(record, facts)
+        store_facts(record, facts)
     return facts
 
 
@@ -85,7 +85,7 @@ def remembered(record: Path) -> dict[str, Any] | None:
         return None
 
 
-def remember(record: Path, facts: dict[str, Any]) -> None:
+def store_facts(record: Path, facts: dict[str, Any]) -> None:
     """Keep the facts of a check, where the disk takes them."""
     try:
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,7 @@ def unpack(folder: Path, files: FileContents) -> None:
         (folder / name).write_bytes(content)
 
 
-def moved(job: Job, place: Path) -> Job:
+def in_folder(job: Job, place: Path) -> Job:
     """The same job, in another folder."""
     folder = place / job.folder.name
 
@@ -147,7 +147,7 @@ def moved(job: Job, place: Path) -> Job:
 def on_node(job: Job, call: Call) -> Iterator[Job]:
     """On a node: the same job in a temporary folder, with the files that the command's machine has of its run."""
     with TemporaryDirectory(prefix="offramp-") as name:
-        there = moved(job, Path(name))
+        there = in_folder(job, Path(name))
         run, log = call("read", str(job.folder), str(job.log))
         unpack(there.folder, run)
         there.log.write_bytes(log)

@@ -80,7 +80,7 @@ def run(jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> 
     Ctrl-C (or a polite kill) is handed on, so that every run saves itself; a second one stops them at once.
 
     Args:
-        keep_open: a file that every process holds open as long as it lives (see `alone`).
+        keep_open: a file that every process holds open as long as it lives (see `locked_folder`).
     Returns:
         Whether all had their turn: False after Ctrl-C.
     """
@@ -228,7 +228,7 @@ def stopping(watcher: Watcher) -> Iterator[list[int]]:
 
 
 @contextmanager
-def alone(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[bytes]]:
+def locked_folder(path: Path, wait: float, note: Callable[[str], None]) -> Iterator[IO[bytes]]:
     """Hold the lock of a folder; processes that were given the open file hold it as well, as long as they live.
 
     Raises:

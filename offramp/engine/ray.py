@@ -260,7 +260,7 @@ def _work(job: Job, origin: StartedFrom) -> str | None:
     """
     origin.enter()
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with local.alone(job.log.with_suffix(".lock"), local.LONGEST_SAVING, _ignore) as lock:
+    with local.locked_folder(job.log.with_suffix(".lock"), local.LONGEST_SAVING, _ignore) as lock:
         if not local.run([job], 1, local.Unwatched(), lock.fileno()):
             raise Stopped("it was stopped on its node; the same command continues")
     return job.failure

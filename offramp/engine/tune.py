@@ -158,7 +158,7 @@ def _place(job: Job, receiver: Any) -> Iterator[tuple[Path, Callable[[Watcher], 
     """The folder of a run on this node, and what runs the job there; trials of the same options wait for each other."""
     if receiver is None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with local.alone(job.log.with_suffix(".lock"), WAIT, print) as lock:
+        with local.locked_folder(job.log.with_suffix(".lock"), WAIT, print) as lock:
             yield job.folder, lambda watcher: local.run([job], 1, watcher, lock.fileno())
         return
     call = calling(receiver)

@@ -94,10 +94,10 @@ def chart(title: str, lines: Mapping[str, Polyline], x_label: str, y_label: str)
         ValueError: if there is no point at all, or one is not finite.
     """
     series = [Series(name, line, place, place) for place, (name, line) in enumerate(lines.items())]
-    return alone(title, series, x_label, y_label)
+    return complete_svg(title, series, x_label, y_label)
 
 
-def alone(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
+def complete_svg(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
     """A complete SVG: the series below their legend.
 
     Raises:

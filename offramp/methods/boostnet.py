@@ -62,7 +62,7 @@ def build(
     )
 
 
-def factors(weaken: tuple[float, ...], exits: int) -> list[float]:
+def exit_factors(weaken: tuple[float, ...], exits: int) -> list[float]:
     """t of each exit.
 
     Raises:
@@ -104,7 +104,7 @@ def network(
 ) -> nn.Module:
     """The backbone with its branches, their logits summed."""
     net = attach(backbone(), branch)
-    return summed(net, factors(weaken, net.exits), detach=detach, eval_shift=eval_shift)
+    return summed(net, exit_factors(weaken, net.exits), detach=detach, eval_shift=eval_shift)
 
 
 def summed(net: MultiExitNet, weaken: list[float], *, detach: bool = True, eval_shift: bool = False) -> MultiExitNet:

@@ -7,7 +7,7 @@ from offramp import trust
 from offramp.lookup import with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.runs.reporting import Reporter
-from offramp.runs.run_data import check_data, moved
+from offramp.runs.run_data import check_data, with_data_dir
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -82,7 +82,7 @@ def data_of(
     kept = {key: value for key, value in parameters.items() if key.replace("-", "_") != "data.cache_dir"}
     trust.check(kept, folder)
     config = unflat(kept, str(folder))
-    return build_data(moved(config, data_dir), progress=progress)
+    return build_data(with_data_dir(config, data_dir), progress=progress)
 
 
 def of_bundle(

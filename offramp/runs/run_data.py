@@ -31,7 +31,7 @@ def load_data(
 
     place = None if data_dir is None else Path(data_dir)
     with config_errors(run.folder, ParameterError):
-        read = build_data(moved(run.config, place), progress=reporter.working)
+        read = build_data(with_data_dir(run.config, place), progress=reporter.working)
     checked = check_data(read, run.about["classes"], run.about["shape"], str(run.folder))
     data, notes = restore(checked, run.folder, use_new=data_dir is not None)
     for note in (*checked.notes[len(read.notes) :], *notes):
@@ -39,7 +39,7 @@ def load_data(
     return data
 
 
-def moved(config: Config, data_dir: Path | None) -> Config:
+def with_data_dir(config: Config, data_dir: Path | None) -> Config:
     """The configuration with its data in `data_dir`, the data set's folder or its parent; None: unchanged."""
     kind, colon, path = config.data.partition(":")
     if data_dir is None or not colon or kind in ("hub", "python"):

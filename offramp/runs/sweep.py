@@ -85,7 +85,7 @@ def sweep(
         score = RunScore(metric, costs_of(entries) if metric == "frontier" else {})
         folder.mkdir(parents=True, exist_ok=True)
         cluster.check(folder, any(entry.config.device == "cuda" for entry in entries))
-        with local.alone(folder / ".lock", PATIENCE, reporter.note) as lock:
+        with local.locked_folder(folder / ".lock", PATIENCE, reporter.note) as lock:
             shared = run_entries.shared_by(entries, grid)
             comparison_folder.claim(folder, entries, {**shared, "sweep": {**about, "grid": values}})
             trials = _run(cluster, entries, values, score, folder, about, jobs, reporter, lock.fileno())

@@ -108,7 +108,7 @@ def train_all(
             reporter.note(note)
         out.mkdir(parents=True, exist_ok=True)
         engine.check(out, any(entry.config.device == "cuda" for entry in entries))
-        with local.alone(out / ".lock", PATIENCE, reporter.note) as lock:
+        with local.locked_folder(out / ".lock", PATIENCE, reporter.note) as lock:
             comparison_folder.claim(out, entries, run_entries.shared_by(entries, grid) if shared is None else shared)
             complete, failed = _run(entries, out, jobs, ledger, reporter, engine, lock.fileno())
     if not complete:

@@ -251,12 +251,12 @@ def _distinct(ends: list[tuple[str, fx.Node]]) -> list[tuple[str, fx.Node]]:
 
 def _passes_alone(model: nn.Module, traced: Traced, node: fx.Node, relations: Relations) -> bool:
     try:
-        return len(Cutter(model, traced, [main(traced, node)], lambda node: False, relations).crossing(0)) == 1
+        return len(Cutter(model, traced, [main_tensor(traced, node)], lambda node: False, relations).crossing(0)) == 1
     except Crossing:
         return False
 
 
-def main(traced: Traced, node: fx.Node) -> fx.Node:
+def main_tensor(traced: Traced, node: fx.Node) -> fx.Node:
     """The tensor at a layer's end: its value, or the first of its values."""
     if isinstance(traced.values[node][0], tuple | list):
         return next((user for user in node.users if user.args[1:] == (0,)), node)
@@ -264,7 +264,7 @@ def main(traced: Traced, node: fx.Node) -> fx.Node:
 
 
 def _is_map(traced: Traced, node: fx.Node) -> bool:
-    values = traced.values[main(traced, node)]
+    values = traced.values[main_tensor(traced, node)]
     return has_batch(values) and values[0].dim() in (3, 4)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from offramp.lookup import with_parameters
 from offramp.split import blocks
-from offramp.split.cut_points import CutPoints, main
+from offramp.split.cut_points import CutPoints, main_tensor
 
 NEAR = 0.05
 """How far from the asked share a place may be, to be preferred for lying between two resolutions."""
@@ -31,7 +31,7 @@ def places(cut_points: CutPoints) -> list[Place]:
     order = {node: index for index, node in enumerate(nodes)}
     spent = list(accumulate(traced.macs.get(node, 0) for node in nodes))
     limit = order[blocks.head_nodes(traced, cut_points.classifier).map]
-    ends: list[tuple[str, fx.Node]] = [(name, main(traced, node)) for name, node in cut_points.ends]
+    ends: list[tuple[str, fx.Node]] = [(name, main_tensor(traced, node)) for name, node in cut_points.ends]
     ends = [(name, node) for name, node in ends if order[node] < limit and spent[order[node]] > 0]
     ends = [(name, node) for name, node in ends if isinstance(traced.values[node][0], Tensor)]
     shapes = [tuple(traced.values[node][0].shape[1:]) for _, node in ends]

@@ -10,7 +10,7 @@ from offramp.meta_device import written
 from offramp.net import Backbone
 from offramp.split import blocks
 from offramp.split.cut import Crossing, Cutter, has_batch
-from offramp.split.cut_points import CutPoints, ImageShape, main, own_names
+from offramp.split.cut_points import CutPoints, ImageShape, main_tensor, own_names
 from offramp.split.graph_module import Rebuilder, Subgraph, plan, put_tensor
 from offramp.split.tracer import Traced
 
@@ -74,7 +74,7 @@ def _in_order(cut_points: CutPoints, cut_layers: Sequence[str], end: blocks.Head
     for name in cut_layers:
         if name not in traced.ends:
             raise ValueError(f"the model never calls the layer {name} by itself, so no exit can be attached after it")
-        node = main(traced, traced.ends[name])
+        node = main_tensor(traced, traced.ends[name])
         value = traced.values[node]
         if order[node] >= order[end.map]:
             raise ValueError(
@@ -103,7 +103,7 @@ def _in_order(cut_points: CutPoints, cut_layers: Sequence[str], end: blocks.Head
 def _choice(cut_points: CutPoints, end: blocks.HeadNodes) -> str:
     """The end of a sentence about a wrong place: the layers at whose end only their own value passes on."""
     order = order_of(cut_points.traced)
-    names = [name for name, node in cut_points.ends if order[main(cut_points.traced, node)] < order[end.map]]
+    names = [name for name, node in cut_points.ends if order[main_tensor(cut_points.traced, node)] < order[end.map]]
     if not names:
         return "nothing before that is a map or a sequence that an exit can be attached to"
     return f"exits can be attached after {', '.join(names if len(names) <= 12 else [*names[:5], '…', *names[-6:]])}"
@@ -112,7 +112,7 @@ def _choice(cut_points: CutPoints, end: blocks.HeadNodes) -> str:
 def _groups(model: nn.Module, cut_points: CutPoints, cuts: list[fx.Node], end: blocks.HeadNodes) -> list[list[fx.Node]]:
     """The last nodes of the blocks of every stage; the head begins after the last of them."""
     traced, order = cut_points.traced, order_of(cut_points.traced)
-    ends = {main(traced, node) for _, node in cut_points.ends} | set(cuts)
+    ends = {main_tensor(traced, node) for _, node in cut_points.ends} | set(cuts)
     ends = {node for node in ends if order[node] <= order[end.map]}
     if not cuts or not any(order[node] > order[cuts[-1]] for node in ends):
         ends.add(end.map)

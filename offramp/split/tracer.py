@@ -112,7 +112,7 @@ class Tracer(fx.Tracer):
     def _measure(self, node: fx.Node) -> None:
         """The node's value; in the second pass, that of the node at the same place in the first."""
         twin = next(self.before, None)
-        if self.measured and twin is not None and alike(node, twin):
+        if self.measured and twin is not None and same_call(node, twin):
             self.values[node] = self.measured.values[twin]
             return
         self.before = iter(())
@@ -279,6 +279,6 @@ def is_constant(node: fx.Node) -> bool:
     return node.op == "get_attr" and not str(node.target).startswith(PREFIX)
 
 
-def alike(node: fx.Node, twin: fx.Node) -> bool:
+def same_call(node: fx.Node, twin: fx.Node) -> bool:
     """Whether two nodes call the same, whatever their arguments."""
     return node.op == twin.op and str(node.target).removeprefix(PREFIX) == str(twin.target).removeprefix(PREFIX)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from offramp.split.tracer import BATCHES, Traced, alike
+from offramp.split.tracer import BATCHES, Traced, same_call
 from offramp.split.untraceable import BY_HAND, Untraceable
 
 
@@ -20,7 +20,7 @@ def mark_training(traced: Traced, in_training: fx.Graph, model: nn.Module) -> No
     """
     graph = traced.graph
     pairs = list(zip(graph.nodes, in_training.nodes, strict=False))
-    if len(graph.nodes) != len(in_training.nodes) or not all(alike(*pair) for pair in pairs):
+    if len(graph.nodes) != len(in_training.nodes) or not all(same_call(*pair) for pair in pairs):
         raise Untraceable(_different(model), "")
     merge = _Merge(traced, dict(zip(in_training.nodes, graph.nodes, strict=True)), _different(model))
     for node, twin in pairs:

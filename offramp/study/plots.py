@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from offramp.measure.chart import LOOKS, Number, Series, alone
+from offramp.measure.chart import LOOKS, Number, Series, complete_svg
 from offramp.train.run_dir import put
 
 COLOURS = ("#0066a8", "#c75300", "#00805d", "#a8488f", "#a86d00", "#5b636d")
@@ -50,7 +50,7 @@ def write_figure(path: Path, title: str, curves: Sequence[Curve], x_label: str, 
             Series(one.name, one.points, one.look, one.mark, dashed=one.dashed, deviations=one.deviations)
             for one in curves
         ]
-        put(path, alone(title, series, x_label, y_label))
+        put(path, complete_svg(title, series, x_label, y_label))
         return
     figure = _matplotlib().Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title)

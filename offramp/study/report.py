@@ -40,7 +40,7 @@ def page(runs: Sequence[RunReport], provenance: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    environment.filters |= {"percent": percent, "count": count, "share": share, "over_seeds": over_seeds}
+    environment.filters |= {"percent": percent, "count": count, "share": three_digits, "over_seeds": over_seeds}
     folder = files("offramp.study")
     style = STYLE + folder.joinpath("report.css").read_text(encoding="utf-8")
     template = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def over_seeds(point: Mapping[str, Any]) -> str:
     return cell(point, "accuracy")
 
 
-def share(value: float) -> str:
+def three_digits(value: float) -> str:
     """A probability or score to three digits; one that only rounds to 0 or 1 says so."""
     if 0 < value < 0.0005:
         return "< 0.001"

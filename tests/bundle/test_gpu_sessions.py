@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.bundle.gpu_sessions import DeviceArray, absent, bound, refuse_fallback
+from offramp.bundle.gpu_sessions import DeviceArray, absent, bind_session, refuse_fallback
 from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import open_segment
 from offramp.early_exit.runtime import answer
@@ -23,7 +23,7 @@ def segments(made: Any) -> list[Any]:
     models = [(made.folder / part.file).read_bytes() for part in made.manifest.parts]
     sessions = [onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in models]
     pairs = zip(sessions, made.manifest.parts, strict=True)
-    return [bound(session, part, torch.device("cpu"), len(made.manifest.classes)) for session, part in pairs]
+    return [bind_session(session, part, torch.device("cpu"), len(made.manifest.classes)) for session, part in pairs]
 
 
 def test_early_exit_is_that_of_plain_sessions(made: Any) -> None:
@@ -50,7 +50,7 @@ def test_other_classes_than_the_manifest_says(made: Any) -> None:
     part = made.manifest.parts[0]
     session = onnxruntime.InferenceSession((made.folder / part.file).read_bytes(), providers=["CPUExecutionProvider"])
     with pytest.raises(ValueError, match=r"segment-1.onnx gives logits of \d+ classes, not 3 as manifest.json says"):
-        bound(session, part, torch.device("cpu"), 3)
+        bind_session(session, part, torch.device("cpu"), 3)
 
 
 @pytest.mark.skipif(CUDA, reason="this ONNX Runtime has CUDA")

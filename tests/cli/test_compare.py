@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from offramp.cli._compare_progress import last_epoch
 from offramp.cli._parse import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
-from offramp.engine.local import alone, reason
+from offramp.engine.local import locked_folder, reason
 from offramp.runs import packing
 from offramp.runs.run_entries import Entry, entries, folder_name, inputs_of, shared_by
 from offramp.runs.train_all import job_of
@@ -325,9 +325,9 @@ def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
             pytest.raises(ValueError, match="another `offramp compare` or `reproduce` is running in"),
             contextlib.ExitStack() as stack,
         ):
-            stack.enter_context(alone(tmp_path / ".lock", 0.2, said.append))
+            stack.enter_context(locked_folder(tmp_path / ".lock", 0.2, said.append))
     assert len(said) == 1 and "waiting for runs that are still saving" in said[0]
-    with alone(tmp_path / ".lock", 0.2, said.append):
+    with locked_folder(tmp_path / ".lock", 0.2, said.append):
         pass
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.losses.softmax import confidence
-from offramp.methods.boostnet import AsLarge, factors, objective, summed
+from offramp.methods.boostnet import AsLarge, exit_factors, objective, summed
 from offramp.methods.l2w import centred, meta_loss, selected, shares
 from offramp.net import Branch, MultiExitNet, segments
 from offramp.outputs import Batch, ExitOutputs
@@ -42,7 +42,7 @@ def increments(weaken: list[float], **how: bool) -> tuple[MultiExitNet, list[nn.
 def test_running_sums(entry: str) -> None:
     golden = GOLDEN[entry]
     detach = not entry.endswith("nodetach")
-    net, z = increments(factors(tuple(golden.get("t", [0.5])), 4), detach=detach)
+    net, z = increments(exit_factors(tuple(golden.get("t", [0.5])), 4), detach=detach)
     outputs = net(torch.zeros(3, 1))
     loss = sum(objective(outputs, BATCH, 0.0).values(), torch.zeros(()))
     loss.backward()
@@ -70,10 +70,10 @@ def test_sums_in_use_and_through_segments(shift: bool, key: str) -> None:
 
 
 def test_factors_of_one_two_and_many_values() -> None:
-    assert factors((0.5,), 3) == [0.5] * 3
-    assert factors((0.2, 0.8), 4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert exit_factors((0.5,), 3) == [0.5] * 3
+    assert exit_factors((0.2, 0.8), 4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     with pytest.raises(ValueError, match="weaken has 3 values, but the network has 4 exits: give 1, 2 or 4"):
-        factors((0.1, 0.2, 0.3), 4)
+        exit_factors((0.1, 0.2, 0.3), 4)
 
 
 def test_losses_of_equal_size() -> None:
