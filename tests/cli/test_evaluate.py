@@ -200,6 +200,20 @@ def pictures(folder: Path, *classes: str) -> Path:
     return folder
 
 
+def test_test_images_on_which_the_plain_network_does_worse_are_told(
+    offramp: Offramp, run: Path, reconfigure: Callable[..., None]
+) -> None:
+    """And the configuration that is printed is that of the training, not that of this machine."""
+    reconfigure(run, "device: cpu", "device: cuda")
+    policy = ExitPolicy(thresholds=(0.5,) * 4, enabled=(False, False, False, True))
+    digest = load_run(run).about["digest"]
+    for fitted, told in ((digest, True), ("of other weights", False)):
+        save(policy, run / "policy.json", {"weights_digest": fitted, "plain": {"accuracy": 0.99}, "samples": 300})
+        ran = offramp("evaluate", run, "--json")
+        assert ran.status == 0 and ran.json["config"]["device"] == "cuda"
+        assert ("the plain network is right on 99.0 % of cal (300) but " in ran.err) is told
+
+
 def test_data_that_have_changed_since(offramp: Offramp, tmp_path: Path) -> None:
     run, images = tmp_path / "run", pictures(tmp_path / "images", "a", "b")
     words = "--method joint --precision 32 --epochs 1 --batch-size 16"
