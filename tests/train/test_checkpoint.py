@@ -157,8 +157,8 @@ HEADERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"classes": "absent"}, "classes is missing"),
     ({"classes": ["a", 1]}, r"classes\[1\] must be a text, got 1"),
     ({"classes": []}, "in no classes"),
-    ({"shape": [8, 8]}, "tells of images"),
-    ({"shape": [1, 10**9, 8]}, "tells of images"),
+    ({"shape": [8, 8]}, "names images"),
+    ({"shape": [1, 10**9, 8]}, "names images"),
     ({"epoch": "3"}, "epoch must be a whole number, got '3'"),
     ({"val_accuracy": ["x"]}, r"val_accuracy\[0\] must be a finite number or null"),
 )
