@@ -97,9 +97,9 @@ def refuse_scripted(module: nn.Module) -> None:
     Raises:
         ValueError: naming it.
     """
-    for name, part in module.named_modules():
+    for prefix, part in _named_modules(module):
         if isinstance(part, torch.jit.ScriptModule):
-            what = f"its layer {name}" if name else "it"
+            what = f"its layer {prefix[:-1]}" if prefix else "it"
             raise ValueError(
                 f"{type(module).__name__} cannot be examined: {what} was compiled by torch.jit; build the network with "
                 "the module as it was before torch.jit.script or torch.jit.trace"
@@ -112,24 +112,37 @@ def restored(module: nn.Module) -> Iterator[None]:
 
     The values of parameters and buffers that are changed in place are not.
     """
-    parts = list(module.modules())
-    attributes = [dict(vars(part)) for part in parts]
-    tables = [{key: dict(value) for key, value in values.items() if type(value) in _TABLES} for values in attributes]
-    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    attributes = [(vars(part), dict(vars(part))) for _, part in _named_modules(module)]
+    tables = [(table, dict(table)) for _, before in attributes for table in before.values() if type(table) in _TABLES]
+    parameters = [tensor for _, before in attributes for tensor in before["_parameters"].values() if tensor is not None]
+    trained = [(parameter, parameter.requires_grad) for parameter in parameters]
     try:
         yield
     finally:
-        for part, values, own_tables in zip(parts, attributes, tables, strict=True):
-            vars(part).clear()
-            vars(part).update(values)
-            for key, table in own_tables.items():
-                values[key].clear()
-                values[key].update(table)
+        for present, before in (*attributes, *tables):
+            if present or before:
+                present.clear()
+                present.update(before)
         for parameter, requires_grad in trained:
             parameter.requires_grad = requires_grad
 
 
-_TABLES = (dict, OrderedDict)
+_TABLES = frozenset((dict, OrderedDict))
+
+
+def _named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As `module.named_modules()`, with a full stop behind every name but the first, in a fraction of the time."""
+    named: dict[int, tuple[str, nn.Module]] = {}
+
+    def visit(prefix: str, part: nn.Module) -> None:
+        if id(part) not in named:
+            named[id(part)] = (prefix, part)
+            for name, child in part._modules.items():
+                if child is not None:
+                    visit(f"{prefix}{name}.", child)
+
+    visit("", module)
+    return list(named.values())
 
 
 def run_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -137,8 +150,13 @@ def run_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwa
 
     As `torch.func.functional_call`, which leaves its tensors in modules that have two names (PyTorch issue 164759).
     """
-    named = (*module.named_parameters(), *module.named_buffers())
-    twins = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
+    twins = {
+        id(tensor): tensors[prefix + name]
+        for prefix, part in _named_modules(module)
+        for group in (part._parameters, part._buffers)
+        for name, tensor in group.items()
+        if prefix + name in tensors
+    }
     with restored(module):
         _replace(module, lambda tensor: twins.get(id(tensor), tensor))
         return module(*args, **kwargs)
@@ -160,7 +178,7 @@ def _replace_by_meta(module: nn.Module) -> None:
 
 def _replace(module: nn.Module, twin: Callable[[Tensor], Tensor]) -> None:
     """Put another tensor in the place of every parameter, buffer and tensor attribute."""
-    for part in module.modules():
+    for _, part in _named_modules(module):
         for group in (part._parameters, part._buffers):
             group.update({name: None if tensor is None else twin(tensor) for name, tensor in group.items()})  # type: ignore[misc]
         for key, value in vars(part).items():
@@ -178,7 +196,7 @@ def _shape_keeping(module: nn.Module) -> list[nn.Module]:
     """PyTorch's own batch norms and activations in it, as they are: one that was changed or derived may do more."""
     return [
         part
-        for part in module.modules()
+        for _, part in _named_modules(module)
         if (type(part) in _NORMS and part.running_mean is not None) or type(part) in _ACTIVATIONS
         if "forward" not in vars(part)
     ]

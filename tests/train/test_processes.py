@@ -27,6 +27,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "divided": {"strategy": "fsdp", "sync_batch_norm": True, "clip": 0.5},
     "divided-parts": {"strategy": "fsdp", "still": True, "accumulate": 2, "optimizer": "adamw", "lr": 1e-4},
 }
+SMALL: dict[str, Any] = {"net": "wrn16-4", "width": 2, "net_options": {"blocks": 1}, "exits_at": (3,)}
+"""Four blocks with batch norms, one of them in the branch of the first of two exits: each layer costs time."""
 AFTER = [
     *((way, before, devices) for way in ("norms", "divided") for before, devices in ((1, 2), (2, 1), (2, 2))),
     ("divided-parts", 2, 2),
@@ -39,7 +41,7 @@ def trained(
 ) -> None:
     """Two epochs of three steps, the last of them with fewer samples: 6, or 3 in each of two processes."""
     torch.manual_seed(0)
-    given = {"method": "msd", "epochs": 2, "batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu", "width": 4}
+    given = {"method": "msd", "epochs": 2, "batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu", **SMALL}
     config = resolve(Config(**{**given, "devices": devices, "checkpoint_every": 3, **options}))
     data, method = patterns(samples, 8, 4, 16), build_method(config)
     net = build_net(config, method, classes=4, shape=data.shape)
