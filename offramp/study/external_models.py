@@ -5,11 +5,11 @@ multiply-adds, and compares it with the uncut one (`offramp.split.equivalence`).
 those that have a record already are left out. `python -m offramp.study.networks > docs/networks.md` writes the table.
 """
 
-import argparse
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +163,13 @@ def _append(name: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Survey every network of the list that the file has no record of."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file of records, one JSON line per network")
-    parser.add_argument("--only", nargs="+", help="names of networks")
-    options = parser.parse_args()
-    known: Mapping[str, Any] = {} if options.only else read(options.out)
-    context = multiprocessing.get_context("fork")
-    for name in options.only or names():
+    """Survey the networks that are named on the command line, or every one of the list without a record."""
+    named, context = sys.argv[1:], multiprocessing.get_context("fork")
+    known = {} if named else read(RESULTS)
+    for name in named or names():
         if name in known:
             continue
-        process = context.Process(target=_append, args=(name, options.out))
+        process = context.Process(target=_append, args=(name, RESULTS))
         process.start()
         process.join(SECONDS)
         if process.is_alive():
