@@ -36,8 +36,8 @@ class Plain(nn.Module):
 
     def forward(self, state: Any) -> Any:
         batch = state[0].shape[0] if isinstance(state, tuple) else state.shape[0]
-        made = tuple(torch.empty(batch, *shape, device="meta") for shape in self.leaves)
-        return made if len(made) > 1 else made[0]
+        result = tuple(torch.empty(batch, *shape, device="meta") for shape in self.leaves)
+        return result if len(result) > 1 else result[0]
 
 
 def of_shapes(*stages: list[list[tuple[int, ...]]]) -> Backbone:
@@ -48,20 +48,20 @@ def of_shapes(*stages: list[list[tuple[int, ...]]]) -> Backbone:
 
 def test_sketch_is_made_of_first_blocks_and_a_head() -> None:
     net = backbone("resnet50")
-    made = sketch.build(net, 0, 5)
-    assert isinstance(made, Branch) and isinstance(made.body, nn.Sequential)
-    assert [type(block) for block in made.body] == [resnet.Bottleneck] * 3
-    assert isinstance(made.head, Head)
-    assert chain(made, 16, 32) == [(32, 16, 16), (64, 8, 8), (128, 4, 4)]
+    result = sketch.build(net, 0, 5)
+    assert isinstance(result, Branch) and isinstance(result.body, nn.Sequential)
+    assert [type(block) for block in result.body] == [resnet.Bottleneck] * 3
+    assert isinstance(result.head, Head)
+    assert chain(result, 16, 32) == [(32, 16, 16), (64, 8, 8), (128, 4, 4)]
     assert chain(sketch.build(net, 2, 5), 64, 8) == [(128, 4, 4)]
 
 
 def test_sketch_shares_nothing_with_the_trunk() -> None:
     net = backbone()
     ours = {id(p) for stage in net.stages for p in stage.parameters()} | {id(p) for p in net.head.parameters()}
-    made = sketch.build(net, 0, 5)
-    assert not ours & {id(p) for p in made.parameters()}
-    first, trunk = made.body[0].conv1.weight, net.stages[1][0].conv1.weight  # type: ignore[union-attr, index]
+    result = sketch.build(net, 0, 5)
+    assert not ours & {id(p) for p in result.parameters()}
+    first, trunk = result.body[0].conv1.weight, net.stages[1][0].conv1.weight  # type: ignore[union-attr, index]
     assert first.shape == trunk.shape and not torch.equal(first, trunk)
 
 
@@ -111,21 +111,21 @@ def test_sketch_wants_the_classes_of_the_head() -> None:
 
 def test_byot_is_one_bottleneck_with_biases() -> None:
     net = backbone("resnet50")
-    made = byot.build(net, 0, 5)
-    convolutions = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
+    result = byot.build(net, 0, 5)
+    convolutions = [part for part in result.modules() if isinstance(part, nn.Conv2d)]
     assert [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions] == [
         (16, 32, 1, 1),
         (32, 32, 8, 8),
         (32, 128, 1, 1),
     ]
     assert all(c.bias is not None for c in convolutions)
-    assert chain(made, 16, 32) == [(32, 32, 32), (32, 4, 4), (128, 4, 4)]
+    assert chain(result, 16, 32) == [(32, 32, 32), (32, 4, 4), (128, 4, 4)]
     assert [part.kernel_size[0] for part in byot.build(net, 2, 5).modules() if isinstance(part, nn.Conv2d)] == [1, 2, 1]
 
 
 def test_byot_hidden_width() -> None:
-    made = byot.build(backbone(), 1, 5, hidden=7)
-    assert chain(made, 8, 16) == [(7, 16, 16), (7, 4, 4), (32, 4, 4)]
+    result = byot.build(backbone(), 1, 5, hidden=7)
+    assert chain(result, 8, 16) == [(7, 16, 16), (7, 4, 4), (32, 4, 4)]
     with pytest.raises(ValueError, match="byot needs a hidden width of at least 1, got 0"):
         byot.build(backbone(), 1, 5, hidden=0)
 
@@ -141,25 +141,25 @@ def test_eed_widths_follow_the_network() -> None:
     """Its Table III: 128, 256, 512 for basic blocks; 128, 256, 2048 for bottlenecks (here a sixteenth of that)."""
     assert chain(eed.build(backbone(), 0, 5), 4, 32)[1:] == [(8, 16, 16), (16, 8, 8), (32, 4, 4)]  # type: ignore[arg-type]
     deep = backbone("resnet50")
-    made = [eed.build(deep, exit, 5) for exit in range(3)]
-    assert chain(made[0], 16, 32)[1:] == [(8, 16, 16), (16, 8, 8), (128, 4, 4)]  # type: ignore[arg-type]
-    assert chain(made[1], 32, 16)[1:] == [(16, 8, 8), (128, 4, 4)]  # type: ignore[arg-type]
-    assert chain(made[2], 64, 8)[1:] == [(128, 4, 4)]  # type: ignore[arg-type]
+    result = [eed.build(deep, exit, 5) for exit in range(3)]
+    assert chain(result[0], 16, 32)[1:] == [(8, 16, 16), (16, 8, 8), (128, 4, 4)]  # type: ignore[arg-type]
+    assert chain(result[1], 32, 16)[1:] == [(16, 8, 8), (128, 4, 4)]  # type: ignore[arg-type]
+    assert chain(result[2], 64, 8)[1:] == [(128, 4, 4)]  # type: ignore[arg-type]
 
 
 def test_eed_activates_a_raw_sum_and_leaves_the_trunk_alone() -> None:
-    made = eed.build(backbone(), 2, 5)
-    assert made is not None
+    result = eed.build(backbone(), 2, 5)
+    assert result is not None
     state = -torch.ones(2, 16, 8, 8)
-    logits = made.eval()(state)[0]
-    assert torch.equal(logits, made(torch.zeros(2, 16, 8, 8))[0])
+    logits = result.eval()(state)[0]
+    assert torch.equal(logits, result(torch.zeros(2, 16, 8, 8))[0])
     assert (state == -1).all()
 
 
 def test_beed_units_have_no_expansion() -> None:
-    made = beed.build(backbone(), 1, 5)
-    assert made is not None
-    convolutions = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
+    result = beed.build(backbone(), 1, 5)
+    assert result is not None
+    convolutions = [part for part in result.modules() if isinstance(part, nn.Conv2d)]
     assert [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions] == [
         (8, 16, 1, 1),
         (16, 16, 3, 2),
@@ -222,8 +222,8 @@ class TestEvery:
 
     def test_starts_as_the_network_does(self, name: str) -> None:
         torch.manual_seed(0)
-        made = branches.find(name).build(backbone(width=32), 0, 5)
-        for part in made.modules():
+        result = branches.find(name).build(backbone(width=32), 0, 5)
+        for part in result.modules():
             if isinstance(part, nn.Conv2d):
                 expected = (2 / (part.out_channels * part.kernel_size[0] * part.kernel_size[1])) ** 0.5
                 assert part.weight.std().item() == pytest.approx(expected, rel=0.1)
@@ -232,9 +232,9 @@ class TestEvery:
 
 
 def test_a_branch_of_our_own_blocks_can_be_refreshed() -> None:
-    made = byot.build(backbone(), 0, 5)
-    twin = fresh(made)
-    assert not torch.equal(next(twin.parameters()), next(made.parameters()))
+    result = byot.build(backbone(), 0, 5)
+    twin = fresh(result)
+    assert not torch.equal(next(twin.parameters()), next(result.parameters()))
 
 
 def test_unknown_branches_name_the_nearest() -> None:

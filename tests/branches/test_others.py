@@ -19,13 +19,13 @@ def small(name: str = "resnet18", **options: Any) -> Backbone:
 def convolutions(branch: nn.Module | None) -> list[tuple[int, int, int, int, int]]:
     """(enters, leaves, kernel, stride, groups) of every convolution."""
     assert branch is not None
-    found = [part for part in branch.modules() if isinstance(part, nn.Conv2d)]
-    return [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0], c.groups) for c in found]
+    result = [part for part in branch.modules() if isinstance(part, nn.Conv2d)]
+    return [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0], c.groups) for c in result]
 
 
 def test_tofd_is_one_separable_unit_per_deeper_stage() -> None:
-    made = tofd.build(small("resnet50"), 1, 5)
-    assert convolutions(made) == [
+    built = tofd.build(small("resnet50"), 1, 5)
+    assert convolutions(built) == [
         (32, 32, 3, 2, 32),
         (32, 32, 1, 1, 1),
         (32, 32, 3, 1, 32),
@@ -35,23 +35,23 @@ def test_tofd_is_one_separable_unit_per_deeper_stage() -> None:
         (64, 64, 3, 1, 64),
         (64, 128, 1, 1, 1),
     ]
-    assert all(part.bias is None for part in made.modules() if isinstance(part, nn.Conv2d))  # type: ignore[union-attr]
+    assert all(part.bias is None for part in built.modules() if isinstance(part, nn.Conv2d))  # type: ignore[union-attr]
 
 
 def test_lct_is_one_convolution_without_norm() -> None:
     for exit, stride in enumerate((8, 4, 2)):
-        made = lct.build(small(), exit, 5)
-        assert convolutions(made) == [(4 * 2**exit, 32, 3, stride, 1)]
-        assert not any(isinstance(part, nn.BatchNorm2d) for part in made.modules())  # type: ignore[union-attr]
+        built = lct.build(small(), exit, 5)
+        assert convolutions(built) == [(4 * 2**exit, 32, 3, stride, 1)]
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in built.modules())  # type: ignore[union-attr]
     outputs = attach(small(), lambda trunk, exit: lct.build(trunk, exit, 5))(torch.randn(2, 3, 32, 32))
     assert {tuple(m.shape) for m in outputs.maps} == {(2, 32, 4, 4)}
 
 
 def test_lct_as_it_was() -> None:
-    made = lct.build(small(image_size=8), 1, 5, original=True)
-    assert convolutions(made) == [(8, 128, 3, 1, 1)]
-    assert made is not None
-    logits, feature, features, _ = made(torch.randn(2, 8, 4, 4))
+    built = lct.build(small(image_size=8), 1, 5, original=True)
+    assert convolutions(built) == [(8, 128, 3, 1, 1)]
+    assert built is not None
+    logits, feature, features, _ = built(torch.randn(2, 8, 4, 4))
     assert (logits.shape, feature.shape, features.shape) == ((2, 5), (2, 128 * 16), (2, 128, 4, 4))
 
 
@@ -63,10 +63,10 @@ def test_no_exit_behind_a_stem(branch: Any) -> None:
 
 def test_linear_takes_maps_tokens_and_scales() -> None:
     def width(backbone: Backbone, exit: int) -> int:
-        made = linear.build(backbone, exit, 5)
-        assert isinstance(made, Branch) and isinstance(made.head, Head)
-        assert not any(isinstance(part, nn.Conv2d) for part in made.modules())
-        return made.head.classifier.in_features
+        built = linear.build(backbone, exit, 5)
+        assert isinstance(built, Branch) and isinstance(built.head, Head)
+        assert not any(isinstance(part, nn.Conv2d) for part in built.modules())
+        return built.head.classifier.in_features
 
     assert [width(small(), exit) for exit in range(3)] == [4, 8, 16]
     assert width(msdnet.build("msdnet", classes=5, setting="beed-4"), 0) == 88
@@ -83,9 +83,9 @@ def test_own_is_the_head_for_another_width() -> None:
     net = msdnet.build("msdnet", classes=5, setting="beed-4")
     assert convolutions(own.build(net, 0, 5)) == [(88, 128, 3, 2, 1), (128, 128, 3, 2, 1)]
     large = msdnet.build("msdnet", classes=5, setting="muse-4", width=2, growth=2)
-    made = own.build(large, 0, 7)
+    built = own.build(large, 0, 7)
     width = (2 + 4 * 2) * 4
-    assert convolutions(made) == [(width, width, 3, 2, 1)] * 2
+    assert convolutions(built) == [(width, width, 3, 2, 1)] * 2
     ours = {id(p) for p in net.head.parameters()}
     assert not ours & {id(p) for p in own.build(net, 0, 5).parameters()}
 
@@ -109,8 +109,8 @@ def test_eed_strides() -> None:
     net = vgg.build("vgg19", classes=5, width=4)
     strides = [[stride for *_, stride, _ in convolutions(eed.build(net, exit, 5))] for exit in range(3)]
     assert strides == [[2, 4, 2], [2, 4], [2]]
-    given = eed.build(net, 1, 5, strides=(1, 3, 5))
-    assert [stride for *_, stride, _ in convolutions(given)] == [1, 3]
+    values = eed.build(net, 1, 5, strides=(1, 3, 5))
+    assert [stride for *_, stride, _ in convolutions(values)] == [1, 3]
     for wrong in ((2,), (2, 0)):
         with pytest.raises(ValueError) as caught:
             eed.build(net, 1, 5, strides=wrong)
@@ -124,9 +124,9 @@ def body(branch: nn.Module) -> nn.Sequential:
 
 def test_sketch_takes_one_block_of_every_group() -> None:
     """A stage of MobileNetV2 has groups of different widths, the last stage of VGG has two sizes."""
-    made = body(sketch.build(mobilenet.build("mobilenetv2", classes=5), 1, 5))
-    assert all(isinstance(block, InvertedResidual) for block in made)
-    assert [(block.depthwise.stride[0], block.narrow[0].out_channels) for block in made] == [  # type: ignore[union-attr, index]
+    built = body(sketch.build(mobilenet.build("mobilenetv2", classes=5), 1, 5))
+    assert all(isinstance(block, InvertedResidual) for block in built)
+    assert [(block.depthwise.stride[0], block.narrow[0].out_channels) for block in built] == [  # type: ignore[union-attr, index]
         (2, 64),
         (1, 96),
         (2, 160),
@@ -144,8 +144,8 @@ def test_sketch_draws_a_second_block_beside_the_groups() -> None:
 
 def test_sketch_spans_a_group_that_widens_with_every_block() -> None:
     net = pyramidnet.build("pyramidnet110-270", classes=5, width=4, alpha=18, blocks=3)
-    made = body(sketch.build(net, 1, 5))
-    assert [(block.conv1.in_channels, block.conv1.out_channels, block.stride) for block in made] == [  # type: ignore[union-attr]
+    built = body(sketch.build(net, 1, 5))
+    assert [(block.conv1.in_channels, block.conv1.out_channels, block.stride) for block in built] == [  # type: ignore[union-attr]
         (10, 16, 2),
         (16, 22, 2),
     ]

@@ -55,7 +55,7 @@ def network(seed: int = 0) -> MultiExitNet:
     return MultiExitNet([Stage(exit == 0) for exit in range(EXITS)], [Exit() for _ in range(EXITS)]).eval()
 
 
-class Made(NamedTuple):
+class Exported(NamedTuple):
     folder: Path
     net: MultiExitNet
     policy: ExitPolicy
@@ -70,7 +70,7 @@ def digits() -> DataSet:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, digits: DataSet) -> Made:
+def exported(tmp_path_factory: pytest.TempPathFactory, digits: DataSet) -> Exported:
     """A bundle on disk, and what it was made of; nobody may change its files."""
     folder = tmp_path_factory.mktemp("bundle") / "b"
     policy = ExitPolicy(
@@ -82,15 +82,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: DataSet) -> Made:
     net, advanced = network().double().train(), list[int]()  # what is written is float32 in evaluation mode
     data = dataclasses.replace(digits, fit=Fit(8, 10))
     manifest = write(folder, net, policy, data, images=300, advance=advanced.append)
-    return Made(folder, net, policy, digits, manifest, advanced)
+    return Exported(folder, net, policy, digits, manifest, advanced)
 
 
 @pytest.fixture
-def copied(made: Made, tmp_path: Path) -> Path:
+def copied(exported: Exported, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""
     folder = tmp_path / "copy"
     folder.mkdir()
-    for file in made.folder.iterdir():
+    for file in exported.folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
 

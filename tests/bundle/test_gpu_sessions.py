@@ -18,25 +18,25 @@ onnxruntime = pytest.importorskip("onnxruntime")
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-def segments(made: Any) -> list[Any]:
+def segments(exported: Any) -> list[Any]:
     """The bundle's segments, bound to tensors of the CPU."""
-    models = [(made.folder / part.file).read_bytes() for part in made.manifest.parts]
+    models = [(exported.folder / part.file).read_bytes() for part in exported.manifest.parts]
     sessions = [onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in models]
-    pairs = zip(sessions, made.manifest.parts, strict=True)
-    return [bind_session(session, part, torch.device("cpu"), len(made.manifest.classes)) for session, part in pairs]
+    pairs = zip(sessions, exported.manifest.parts, strict=True)
+    return [bind_session(session, part, torch.device("cpu"), len(exported.manifest.classes)) for session, part in pairs]
 
 
-def test_early_exit_is_that_of_plain_sessions(made: Any) -> None:
-    bundle = open_bundle(made.folder)
+def test_early_exit_is_that_of_plain_sessions(exported: Any) -> None:
+    bundle = open_bundle(exported.folder)
     inputs = np.random.default_rng(0).standard_normal((9, 1, 8, 8)).astype(np.float32)
-    ours = segments(made)
+    ours = segments(exported)
     state, _, logits = ours[0](inputs, ())
     assert all(isinstance(part, DeviceArray) for part in state) and isinstance(logits, np.ndarray)
     middle = float(np.median(bundle.policy.step({}, logits, 0)[2]))  # half of the samples leave at the first exit
     policy = replace(bundle.policy, thresholds=(middle, *bundle.policy.thresholds[1:]))
-    given, expected = (answer(each, policy, inputs) for each in (ours, bundle.segments))
-    np.testing.assert_array_equal(given.exit, expected.exit)
-    np.testing.assert_allclose(given.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    values, expected = (answer(each, policy, inputs) for each in (ours, bundle.segments))
+    np.testing.assert_array_equal(values.exit, expected.exit)
+    np.testing.assert_allclose(values.logits, expected.logits, rtol=1e-5, atol=1e-6)
     assert len(set(expected.exit.tolist())) > 1
 
 
@@ -46,19 +46,21 @@ def test_rows_of_a_device_array_and_its_copy_on_the_host() -> None:
     np.testing.assert_array_equal(np.asarray(array[np.array([2, 0])]), [[4, 5], [0, 1]])
 
 
-def test_other_classes_than_the_manifest_says(made: Any) -> None:
-    part = made.manifest.parts[0]
-    session = onnxruntime.InferenceSession((made.folder / part.file).read_bytes(), providers=["CPUExecutionProvider"])
+def test_other_classes_than_the_manifest_says(exported: Any) -> None:
+    part = exported.manifest.parts[0]
+    session = onnxruntime.InferenceSession(
+        (exported.folder / part.file).read_bytes(), providers=["CPUExecutionProvider"]
+    )
     with pytest.raises(ValueError, match=r"segment-1.onnx gives logits of \d+ classes, not 3 as manifest.json says"):
         bind_session(session, part, torch.device("cpu"), 3)
 
 
 @pytest.mark.skipif(CUDA, reason="this ONNX Runtime has CUDA")
 @pytest.mark.parametrize(("runtime", "name"), [("onnx-cuda", "CUDA"), ("onnx-tensorrt", "Tensorrt")])
-def test_a_provider_that_is_not_there(made: Any, runtime: str, name: str) -> None:
+def test_a_provider_that_is_not_there(exported: Any, runtime: str, name: str) -> None:
     says = f"runtime={runtime} is not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in"
     with pytest.raises(ImportError, match=re.escape(says)):
-        open_segment((made.folder / "segment-1.onnx").read_bytes(), made.manifest.parts[0], runtime)
+        open_segment((exported.folder / "segment-1.onnx").read_bytes(), exported.manifest.parts[0], runtime)
 
 
 def test_no_onnx_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

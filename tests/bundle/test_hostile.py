@@ -57,7 +57,7 @@ def branch() -> Any:
     return helper.make_node("If", ["flag"], ["x"], then_branch=graph, else_branch=graph)
 
 
-def test_tensors_in_other_files_are_found_wherever_they_are(made: Any) -> None:
+def test_tensors_in_other_files_are_found_wherever_they_are(exported: Any) -> None:
     assert external_tensor(model(tensor=external()))
     assert external_tensor(model(nodes=[constant()])) and external_tensor(model(nodes=[branch()]))
     function = helper.make_function("d", "f", [], ["w"], [constant()], [helper.make_opsetid("", 17)])
@@ -65,7 +65,7 @@ def test_tensors_in_other_files_are_found_wherever_they_are(made: Any) -> None:
     whole.functions.append(function)
     assert external_tensor(whole.SerializeToString())
     assert not external_tensor(model())
-    assert not any(external_tensor((made.folder / part.file).read_bytes()) for part in made.manifest.parts)
+    assert not any(external_tensor((exported.folder / part.file).read_bytes()) for part in exported.manifest.parts)
 
 
 def test_they_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,18 +88,18 @@ def test_other_classes_than_logits(classes: int) -> None:
         open_segment(model(3), PART, classes=classes)(INPUTS, ())
 
 
-def test_other_states_than_the_manifest_says(made: Any) -> None:
-    part = made.manifest.parts[0]
+def test_other_states_than_the_manifest_says(exported: Any) -> None:
+    part = exported.manifest.parts[0]
     wrong = replace(part, gives_state=(replace(part.gives_state[0], shape=(9, 9, 9)), part.gives_state[1]))
-    run = open_segment((made.folder / part.file).read_bytes(), wrong)
+    run = open_segment((exported.folder / part.file).read_bytes(), wrong)
     with pytest.raises(
         ValueError, match=r"segment-1\.onnx returns next_state_0 .*, not \(2, 9, 9, 9\) as manifest.json"
     ):
         run(np.zeros((2, 1, 8, 8), np.float32), ())
 
 
-def test_a_bundle_with_fewer_classes_than_logits(copied: Path, made: Any) -> None:
-    text = render(replace(made.manifest, classes=made.manifest.classes[:4]))
+def test_a_bundle_with_fewer_classes_than_logits(copied: Path, exported: Any) -> None:
+    text = render(replace(exported.manifest, classes=exported.manifest.classes[:4]))
     (copied / "manifest.json").write_text(text)
     opened = open_bundle(copied)
     with pytest.raises(ValueError, match=r"segment-1\.onnx returns logits \(1, 10\), not \(1, 4\)"):
@@ -123,8 +123,8 @@ def test_the_manifest_may_not_be_a_link(copied: Path, tmp_path: Path) -> None:
         (lambda m: m.update(classes="a" * 10**5), "'a+… should be a list$"),
     ],
 )
-def test_a_manifest_that_asks_for_too_much(made: Any, change: Callable[[Any], Any], says: str) -> None:
-    values = json.loads(render(made.manifest))
+def test_a_manifest_that_asks_for_too_much(exported: Any, change: Callable[[Any], Any], says: str) -> None:
+    values = json.loads(render(exported.manifest))
     change(values)
     blank = json.dumps({**values, "digest": "0" * 64}, indent=2) + "\n"
     from hashlib import sha256
@@ -135,11 +135,13 @@ def test_a_manifest_that_asks_for_too_much(made: Any, change: Callable[[Any], An
     assert len(str(caught.value)) < 600
 
 
-def test_a_batch_that_does_not_fit_into_memory(made: Any) -> None:
-    opened = open_bundle(made.folder)
+def test_a_batch_that_does_not_fit_into_memory(exported: Any) -> None:
+    opened = open_bundle(exported.folder)
     check_batch(opened, 64)
-    part = replace(made.manifest.parts[0], takes_state=(TensorSpec("state_0", (1 << 24,), "float32"),))
-    large = Bundle(opened.folder, replace(made.manifest, parts=(part, *made.manifest.parts[1:])), opened.policy, ())
+    part = replace(exported.manifest.parts[0], takes_state=(TensorSpec("state_0", (1 << 24,), "float32"),))
+    large = Bundle(
+        opened.folder, replace(exported.manifest, parts=(part, *exported.manifest.parts[1:])), opened.policy, ()
+    )
     with pytest.raises(ValueError, match=r"batch_size 65 needs 4\.1 GiB .* take at most 64"):
         check_batch(large, 65)
 
@@ -154,9 +156,9 @@ def claiming(path: Path, shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["(1000000000000,)", "(3,)", "(-2,)", "(1, 1)"])
-def test_a_state_file_takes_no_more_memory_than_it_has_bytes(made: Any, tmp_path: Path, shape: str) -> None:
+def test_a_state_file_takes_no_more_memory_than_it_has_bytes(exported: Any, tmp_path: Path, shape: str) -> None:
     claiming(tmp_path / "s.npz", shape)
     with pytest.raises(
         ValueError, match=r"s\.npz is not a state file, or is damaged: 'state_0\.npy' does not hold the plain"
     ):
-        partial_state.load(tmp_path / "s.npz", open_bundle(made.folder, begin=1))
+        partial_state.load(tmp_path / "s.npz", open_bundle(exported.folder, begin=1))

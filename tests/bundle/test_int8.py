@@ -21,28 +21,30 @@ GOAL = {"goal": {"risk": 0.3, "delta": None}, "plain": {"macs": 10**9}}
 
 
 @pytest.fixture(scope="module")
-def quantised(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle `made` in int8; nobody may change its files."""
     folder = tmp_path_factory.mktemp("int8") / "b"
-    data = dataclasses.replace(made.data, fit=Fit(8, 10))
-    write(folder, made.net, made.policy, data, images=40, origin=GOAL, int8_drop=0.2)
+    data = dataclasses.replace(exported.data, fit=Fit(8, 10))
+    write(folder, exported.net, exported.policy, data, images=40, origin=GOAL, int8_drop=0.2)
     return folder
 
 
-def test_a_bundle_in_int8(made: Any, quantised: Path) -> None:
+def test_a_bundle_in_int8(exported: Any, quantised: Path) -> None:
     """Two maps, a chain of exits and integers among the states: most awkward for ranges and names."""
     manifest = open_bundle(quantised).manifest
-    assert manifest.precision == "int8" and made.manifest.precision == "float32"
+    assert manifest.precision == "int8" and exported.manifest.precision == "float32"
     about = manifest.quantised
-    assert about["exits"] == [0, 2, 3] and about["samples"] == len(made.data.splits["cal"])
-    assert about["range_images"] == len(made.data.splits["cal"]) // 3
+    assert about["exits"] == [0, 2, 3] and about["samples"] == len(exported.data.splits["cal"])
+    assert about["range_images"] == len(exported.data.splits["cal"]) // 3
     assert 0 <= about["kernels"]["largest_difference"] <= about["kernels"]["tolerance"] == int8.KERNELS
     assert {name: set(each) for name, each in about["ms"].items()} == {key: {"1", "64"} for key in ("float32", "int8")}
     assert manifest.verified["tolerance"] == 0.01 and manifest.measured["ms_of"]["precision"] == "int8"
     first = content(quantised, manifest, "segment-1.onnx")
-    assert b"QuantizeLinear" in first and b"QuantizeLinear" not in content(made.folder, made.manifest, "segment-1.onnx")
-    cal = made.data.splits["cal"]
-    before, labels = exported_trace(open_bundle(made.folder), cal)
+    assert b"QuantizeLinear" in first and b"QuantizeLinear" not in content(
+        exported.folder, exported.manifest, "segment-1.onnx"
+    )
+    cal = exported.data.splits["cal"]
+    before, labels = exported_trace(open_bundle(exported.folder), cal)
     after, _ = exported_trace(open_bundle(quantised), cal)
     for name, trace in (("float32", before), ("int8", after)):
         assert about["accuracy"][name] == [float((trace[exit].argmax(1) == labels).mean()) for exit in (0, 2, 3)]
@@ -58,11 +60,11 @@ def tensors(model: Any) -> dict[str, np.ndarray]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def test_ranges_are_those_of_the_states_that_arrive_per_channel_for_weights(made: Any, quantised: Path) -> None:
+def test_ranges_are_those_of_the_states_that_arrive_per_channel_for_weights(exported: Any, quantised: Path) -> None:
     """The classifier, which ends in the logits, stays in float32."""
     onnx = pytest.importorskip("onnx")
     bundle = open_bundle(quantised)
-    cal = made.data.splits["cal"]
+    cal = exported.data.splits["cal"]
     rows = cal.indices[divide(len(cal))[0]]
     inputs = bundle.manifest.preprocessing.normalise(cal.source.batch(rows))
     states = bundle.segments[0](inputs, ())[0]
@@ -79,39 +81,39 @@ def test_ranges_are_those_of_the_states_that_arrive_per_channel_for_weights(made
     assert not any({*node.output} & {*last.input} for node in restored)
 
 
-def test_times_are_in_milliseconds_of_a_batch_and_of_an_image(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_in_milliseconds_of_a_batch_and_of_an_image(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "medians", lambda seconds: dict.fromkeys(seconds, 0.128))
-    bundle = open_bundle(made.folder)
+    bundle = open_bundle(exported.folder)
     times = int8._times({"float32": bundle.segments}, bundle.manifest.preprocessing.shape)
     assert times == {"float32": {"1": 128.0, "64": 128.0}}
     assert int8.segment_ms(bundle, 64) == [2.0] * 3
 
 
-def test_thresholds_and_certificate_are_those_of_the_quantised_segments(made: Any, quantised: Path) -> None:
+def test_thresholds_and_certificate_are_those_of_the_quantised_segments(exported: Any, quantised: Path) -> None:
     bundle = open_bundle(quantised)
-    logits, labels = exported_trace(bundle, made.data.splits["cal"])
+    logits, labels = exported_trace(bundle, exported.data.splits["cal"])
     costs = bundle.manifest.measured["segment_macs"]
-    expected = recertified(made.policy, GOAL, logits, labels, costs, "int8")
+    expected = recertified(exported.policy, GOAL, logits, labels, costs, "int8")
     stored = bundle.manifest.provenance["policy"]
-    assert bundle.policy == expected.policy != made.policy and stored["precision"] == "int8"
+    assert bundle.policy == expected.policy != exported.policy and stored["precision"] == "int8"
     assert stored["certificate"] == json.loads(json.dumps(expected.about["certificate"]))
 
 
-def test_every_goal_is_fitted_anew_in_int8_and_refers_to_the_network_in_float32(made: Any) -> None:
-    logits, labels = exported_trace(open_bundle(made.folder), made.data.splits["cal"])
+def test_every_goal_is_fitted_anew_in_int8_and_refers_to_the_network_in_float32(exported: Any) -> None:
+    logits, labels = exported_trace(open_bundle(exported.folder), exported.data.splits["cal"])
     plain = float((logits[-1].argmax(1) == labels).mean())
     goal = {"max_drop": 0.05, "accuracy": plain - 0.05}
-    shipped = recertified(made.policy, {"goal": goal}, logits, labels, [1, 1, 1], "int8")
+    shipped = recertified(exported.policy, {"goal": goal}, logits, labels, [1, 1, 1], "int8")
     assert shipped.about["refitted"] and shipped.about["achieved"]["accuracy"] >= plain - 0.05
     with pytest.raises(ValueError, match=r"segments, in int8, no longer reach the goal .* calibrate again"):
-        recertified(made.policy, {"goal": {"max_drop": 0.0, "accuracy": 0.999}}, logits, labels, [1, 1, 1], "int8")
+        recertified(exported.policy, {"goal": {"max_drop": 0.0, "accuracy": 0.999}}, logits, labels, [1, 1, 1], "int8")
 
 
 def test_an_exit_that_loses_too_much_is_refused_with_the_segment_that_costs_most(
-    made: Any, monkeypatch: pytest.MonkeyPatch
+    exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cal = made.data.splits["cal"]
-    truth = exported_trace(open_bundle(made.folder), cal)[0][-1].argmax(1)  # so that the final exit is always right
+    cal = exported.data.splits["cal"]
+    truth = exported_trace(open_bundle(exported.folder), cal)[0][-1].argmax(1)  # so that the final exit is always right
 
     def trace(bundle: Any, split: Any) -> Any:
         return exported_trace(bundle, split)[0], truth
@@ -134,23 +136,23 @@ def test_an_exit_that_loses_too_much_is_refused_with_the_segment_that_costs_most
         r"most of it in segment-2\.onnx"
     )
     with pytest.raises(ValueError, match=reason):
-        int8.convert(made.folder, made.manifest, cal, 0.005, {})
+        int8.convert(exported.folder, exported.manifest, cal, 0.005, {})
 
 
-def test_noise_is_no_loss(made: Any) -> None:
+def test_noise_is_no_loss(exported: Any) -> None:
     """One of 100 images is lost: a point, but not certainly more than half of one."""
     before, after = np.ones(100, bool), np.ones(100, bool)
     after[0] = False
     lost, noise = int8._loss(before, after)
     assert lost == pytest.approx(0.01) and lost - int8.CERTAIN * noise < 0.005
-    bundle, right = open_bundle(made.folder), {"float32": before[None], "int8": after[None]}
-    int8._refuse_loss(bundle, bundle.segments, made.data.splits["cal"], right, 0.005)
+    bundle, right = open_bundle(exported.folder), {"float32": before[None], "int8": after[None]}
+    int8._refuse_loss(bundle, bundle.segments, exported.data.splits["cal"], right, 0.005)
     after[:10] = False
     lost, noise = int8._loss(before, after)
     assert lost - int8.CERTAIN * noise > 0.005
 
 
-def test_integer_kernels_that_compute_something_else_are_refused(made: Any, quantised: Path) -> None:
+def test_integer_kernels_that_compute_something_else_are_refused(exported: Any, quantised: Path) -> None:
     bundle = open_bundle(quantised)
     models = [content(quantised, bundle.manifest, spec.file) for spec in bundle.manifest.parts]
     inputs = np.zeros((2, *bundle.manifest.preprocessing.shape), np.float32)
@@ -163,26 +165,26 @@ def test_integer_kernels_that_compute_something_else_are_refused(made: Any, quan
         int8._kernels(models, bundle.manifest.parts, [overflowing, *bundle.segments[1:]], inputs)
 
 
-def test_openvino_runs_the_same_files(made: Any, quantised: Path) -> None:
+def test_openvino_runs_the_same_files(exported: Any, quantised: Path) -> None:
     pytest.importorskip("openvino")
     bundle = open_bundle(quantised)
     spec = bundle.manifest.parts[0]
-    inputs = bundle.manifest.preprocessing.normalise(made.data.splits["cal"].source.batch(np.arange(16)))
+    inputs = bundle.manifest.preprocessing.normalise(exported.data.splits["cal"].source.batch(np.arange(16)))
     other = open_segment(content(quantised, bundle.manifest, spec.file), spec, "openvino")(inputs, ())[2]
     expected = bundle.segments[0](inputs, ())[2]
     assert np.sqrt(np.square(other - expected).mean() / np.square(expected).mean()) < int8.KERNELS
 
 
-def test_what_cannot_be_quantised_is_named(made: Any) -> None:
-    data = dataclasses.replace(made.data, splits={"test": made.data.splits["test"]})
+def test_what_cannot_be_quantised_is_named(exported: Any) -> None:
+    data = dataclasses.replace(exported.data, splits={"test": exported.data.splits["test"]})
     with pytest.raises(ValueError, match="int8 needs the split cal"):
-        write(made.folder.parent / "c", made.net, made.policy, data, images=4, int8_drop=0.2)
+        write(exported.folder.parent / "c", exported.net, exported.policy, data, images=4, int8_drop=0.2)
 
 
-def test_manifests_from_before_int8_are_read(made: Any) -> None:
-    values = json.loads((made.folder / "manifest.json").read_text())
+def test_manifests_from_before_int8_are_read(exported: Any) -> None:
+    values = json.loads((exported.folder / "manifest.json").read_text())
     assert values.pop("quantised") == {}
     text = json.dumps({**values, "digest": manifest_file._BLANK}, indent=2)
     old = text.replace(manifest_file._BLANK, manifest_file._digest(text))
     manifest = manifest_file.parse(old.encode(), "manifest.json")
-    assert manifest.precision == "float32" and manifest.parts == made.manifest.parts
+    assert manifest.precision == "float32" and manifest.parts == exported.manifest.parts

@@ -28,8 +28,8 @@ class Pair(nn.Module):
         self.much = nn.Sequential(*(nn.Conv2d(24, 24, 3, padding=1) for _ in range(8)))
 
     def forward(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        made = self.much(state)
-        return made, made.mean((2, 3), keepdim=True)
+        exported = self.much(state)
+        return exported, exported.mean((2, 3), keepdim=True)
 
 
 class First(nn.Module):

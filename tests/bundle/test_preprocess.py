@@ -19,11 +19,11 @@ from offramp.images import BadImage
 
 def equal_bits(preprocessing: Preprocessing, data: Any, files: list[Path], ids: Any) -> None:
     wanted = data.splits["test"].source.batch(ids)
-    found = np.stack([preprocessing.read(file) for file in files])
-    assert found.dtype == np.uint8 and np.array_equal(found, wanted)
+    result = np.stack([preprocessing.read(file) for file in files])
+    assert result.dtype == np.uint8 and np.array_equal(result, wanted)
     for channels_last in (False, True):
         inputs = normalise(torch.from_numpy(wanted), data.mean, data.std, channels_last)
-        assert np.array_equal(preprocessing.normalise(found), inputs.numpy())
+        assert np.array_equal(preprocessing.normalise(result), inputs.numpy())
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "bmp"])

@@ -41,8 +41,8 @@ def test_a_link_is_not_followed(copied: Path, tmp_path: Path) -> None:
         open_bundle(copied)
 
 
-def test_no_byte_of_the_manifest_changes_unnoticed(made: Any) -> None:
-    text = (made.folder / "manifest.json").read_bytes()
+def test_no_byte_of_the_manifest_changes_unnoticed(exported: Any) -> None:
+    text = (exported.folder / "manifest.json").read_bytes()
     for place in range(0, len(text), 3):
         changed = bytearray(text)
         changed[place] ^= 4
@@ -131,11 +131,13 @@ def resized(found: dict[str, Any]) -> None:
         (resized, "images become (1, 9, 9), but the first segment takes ((1, 8, 8),)"),
     ],
 )
-def test_a_manifest_that_says_what_cannot_be(made: Any, change: Callable[[dict[str, Any]], None], says: str) -> None:
-    found = json.loads((made.folder / "manifest.json").read_text())
-    change(found)
+def test_a_manifest_that_says_what_cannot_be(
+    exported: Any, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
+    result = json.loads((exported.folder / "manifest.json").read_text())
+    change(result)
     with pytest.raises(ValueError) as caught:
-        parse(signed(found), "b/manifest.json")
+        parse(signed(result), "b/manifest.json")
     assert says in str(caught.value) and str(caught.value).startswith("b/manifest.json ")
 
 
@@ -145,8 +147,8 @@ def test_what_is_no_manifest(data: bytes) -> None:
         parse(data, "m.json")
 
 
-def test_a_manifest_reads_as_it_was_written(made: Any) -> None:
-    assert parse(render(made.manifest).encode(), "m") == made.manifest
+def test_a_manifest_reads_as_it_was_written(exported: Any) -> None:
+    assert parse(render(exported.manifest).encode(), "m") == exported.manifest
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
@@ -159,9 +161,9 @@ def test_a_policy_for_other_segments(copied: Path) -> None:
     values = {**json.loads((copied / "policy.json").read_text()), "enabled": [True] * 4}
     policy = json.dumps({key: value for key, value in values.items() if key != "digest"}).encode()
     (copied / "policy.json").write_bytes(policy)
-    found = json.loads((copied / "manifest.json").read_text())
-    found["files"]["policy.json"] = hashlib.sha256(policy).hexdigest()
-    (copied / "manifest.json").write_bytes(signed(found))
+    result = json.loads((copied / "manifest.json").read_text())
+    result["files"]["policy.json"] = hashlib.sha256(policy).hexdigest()
+    (copied / "manifest.json").write_bytes(signed(result))
     with pytest.raises(ValueError, match=r"policy\.json enables other exits than .*manifest.json has segments for"):
         open_bundle(copied)
 
@@ -174,9 +176,9 @@ def test_only_the_segments_that_run_have_to_be_there(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(("begin", "end", "range"), [(3, None, "4 to 3"), (0, 4, "1 to 4"), (2, 1, "3 to 1")])
-def test_segments_that_do_not_exist(made: Any, begin: int, end: int | None, range: str) -> None:
+def test_segments_that_do_not_exist(exported: Any, begin: int, end: int | None, range: str) -> None:
     with pytest.raises(ValueError, match=f"has 3 segments: there are none from {range}"):
-        open_bundle(made.folder, begin=begin, end=end)
+        open_bundle(exported.folder, begin=begin, end=end)
 
 
 ANSWER = """
@@ -191,17 +193,17 @@ np.savez(sys.argv[3], logits=found.logits, exit=found.exit)
 
 
 def test_it_answers_the_same_where_torch_does_not_exist(
-    made: Any, without_torch: Callable[..., str], tmp_path: Path
+    exported: Any, without_torch: Callable[..., str], tmp_path: Path
 ) -> None:
-    pixels = made.data.splits["cal"].source.batch(made.data.splits["cal"].indices[:20])
+    pixels = exported.data.splits["cal"].source.batch(exported.data.splits["cal"].indices[:20])
     np.save(tmp_path / "pixels.npy", pixels)
-    without_torch(ANSWER, made.folder, tmp_path / "pixels.npy", tmp_path / "found.npz")
-    bundle = open_bundle(made.folder)
+    without_torch(ANSWER, exported.folder, tmp_path / "pixels.npy", tmp_path / "found.npz")
+    bundle = open_bundle(exported.folder)
     wanted = bundle.answer(bundle.manifest.preprocessing.normalise(pixels))
-    with np.load(tmp_path / "found.npz") as found:
-        assert found["exit"].tolist() == wanted.exit.tolist()
-        np.testing.assert_allclose(found["logits"], wanted.logits, atol=1e-5)
+    with np.load(tmp_path / "found.npz") as result:
+        assert result["exit"].tolist() == wanted.exit.tolist()
+        np.testing.assert_allclose(result["logits"], wanted.logits, atol=1e-5)
 
 
-def test_the_manifest_can_be_read_alone(made: Any) -> None:
-    assert read_manifest(made.folder).classes == made.data.classes
+def test_the_manifest_can_be_read_alone(exported: Any) -> None:
+    assert read_manifest(exported.folder).classes == exported.data.classes

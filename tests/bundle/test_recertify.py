@@ -66,17 +66,17 @@ def test_a_drop_is_measured_from_the_exported_plain_network() -> None:
 
 def test_a_certificate_is_made_anew_or_refused() -> None:
     logits, labels = trace()
-    made = certify(logits, labels, segment_costs=CHOICES, risk=0.05)
-    assert made.outcome.policy.enabled == (True, True, True)
+    exported = certify(logits, labels, segment_costs=CHOICES, risk=0.05)
+    assert exported.outcome.policy.enabled == (True, True, True)
     origin = {"goal": {"risk": 0.05, "delta": None}, "plain": {"accuracy": 0.9, "macs": 9}}
-    same = recertified(made.outcome.policy, origin, logits, labels, COSTS)
-    assert same.policy == made.outcome.policy and same.about["certificate"]["lost"] == made.lost
-    other = recertified(made.outcome.policy, origin, *trace(0.3), COSTS)
+    same = recertified(exported.outcome.policy, origin, logits, labels, COSTS)
+    assert same.policy == exported.outcome.policy and same.about["certificate"]["lost"] == exported.lost
+    other = recertified(exported.outcome.policy, origin, *trace(0.3), COSTS)
     assert other.about["certificate"]["certified"] and other.about["refitted"]
     broken = logits.copy()
     broken[0] = -20 * broken[0]  # sure, and wrong
     with pytest.raises(ValueError, match=r"no longer reach the goal \(risk 0\.05\)"):
-        recertified(made.outcome.policy, origin, broken, labels, COSTS)
+        recertified(exported.outcome.policy, origin, broken, labels, COSTS)
 
 
 def test_without_a_goal_nothing_is_changed() -> None:
@@ -84,13 +84,13 @@ def test_without_a_goal_nothing_is_changed() -> None:
     assert recertified(policy, {}, *trace(1.0), COSTS).policy == policy
 
 
-def test_the_trace_is_that_of_the_exported_segments(made: Any) -> None:
-    bundle, cal = open_bundle(made.folder), made.data.splits["cal"]
+def test_the_trace_is_that_of_the_exported_segments(exported: Any) -> None:
+    bundle, cal = open_bundle(exported.folder), exported.data.splits["cal"]
     logits, labels = exported_trace(bundle, cal)
     assert logits.shape == (bundle.manifest.exits, len(cal), 10) and np.array_equal(labels, cal.labels)
-    found = bundle.answer(bundle.manifest.preprocessing.normalise(cal.source.batch(cal.indices[:7])))
+    result = bundle.answer(bundle.manifest.preprocessing.normalise(cal.source.batch(cal.indices[:7])))
     carry: dict[str, Any] = {}
     for part in bundle.manifest.parts:
-        carry, answer, _, _ = made.policy.step(carry, logits[part.exit, :7], part.exit)
-        rows = found.exit == part.exit
-        np.testing.assert_allclose(found.logits[rows], answer[rows], atol=1e-4)
+        carry, answer, _, _ = exported.policy.step(carry, logits[part.exit, :7], part.exit)
+        rows = result.exit == part.exit
+        np.testing.assert_allclose(result.logits[rows], answer[rows], atol=1e-4)

@@ -17,17 +17,17 @@ from offramp.bundle.sessions import open_segment
 OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
 
 
-def test_a_file_that_is_no_model(made: Any) -> None:
+def test_a_file_that_is_no_model(exported: Any) -> None:
     with pytest.raises(
         ValueError, match=r"^segment-1.onnx is not an ONNX model: it is not a protobuf message"
     ) as caught:
-        open_segment(b"hello", made.manifest.parts[0])
+        open_segment(b"hello", exported.manifest.parts[0])
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_with_other_tensors_than_the_manifest_says(made: Any) -> None:
-    part = made.manifest.parts[1]
-    model = (made.folder / part.file).read_bytes()
+def test_a_model_with_other_tensors_than_the_manifest_says(exported: Any) -> None:
+    part = exported.manifest.parts[1]
+    model = (exported.folder / part.file).read_bytes()
     other = replace(part, takes_carry=part.takes_carry[:1])
     with pytest.raises(
         ValueError, match=r"segment-2.onnx has the inputs .*'carry_1'.* but manifest.json says \['carry_0', 'st"
@@ -38,40 +38,40 @@ def test_a_model_with_other_tensors_than_the_manifest_says(made: Any) -> None:
         open_segment(model, other)
 
 
-def test_inputs_that_do_not_fit(made: Any) -> None:
-    part = made.manifest.parts[0]
-    run = open_segment((made.folder / part.file).read_bytes(), part)
+def test_inputs_that_do_not_fit(exported: Any) -> None:
+    part = exported.manifest.parts[0]
+    run = open_segment((exported.folder / part.file).read_bytes(), part)
     with pytest.raises(ValueError, match=r"segment-1.onnx failed in ONNX Runtime: .*invalid dimensions"):
         run(np.zeros((2, 3, 8, 8), np.float32), ())
 
 
-def test_an_unknown_runtime(made: Any) -> None:
+def test_an_unknown_runtime(exported: Any) -> None:
     with pytest.raises(ValueError, match="unknown runtime 'tpu': there are onnx, openvino"):
-        open_segment(b"", made.manifest.parts[0], "tpu")
+        open_segment(b"", exported.manifest.parts[0], "tpu")
 
 
-def test_openvino_that_is_not_there_is_named_with_its_command(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_that_is_not_there_is_named_with_its_command(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take runtime=onnx"):
-        open_bundle(made.folder, "openvino")
+        open_bundle(exported.folder, "openvino")
 
 
 @OPENVINO
-def test_openvino_answers_what_onnx_runtime_does(made: Any) -> None:
+def test_openvino_answers_what_onnx_runtime_does(exported: Any) -> None:
     state: Any = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
     carry: Any = ()
-    for part in made.manifest.parts:
-        model = (made.folder / part.file).read_bytes()
+    for part in exported.manifest.parts:
+        model = (exported.folder / part.file).read_bytes()
         run = open_segment(model, part, "openvino")
-        found = run(state, carry)
+        result = run(state, carry)
         run(np.zeros_like(state) if part.exit == 0 else tuple(map(np.zeros_like, state)), carry)  # leaves it as it is
         state, carry, logits = open_segment(model, part)(state, carry)
-        np.testing.assert_allclose(found[2], logits, atol=1e-4)
+        np.testing.assert_allclose(result[2], logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", pytest.param("openvino", marks=OPENVINO)])
-def test_several_threads_share_a_bundle(made: Any, runtime: str) -> None:
-    bundle = open_bundle(made.folder, runtime)
+def test_several_threads_share_a_bundle(exported: Any, runtime: str) -> None:
+    bundle = open_bundle(exported.folder, runtime)
     inputs = np.random.default_rng(0).standard_normal((16, 1, 8, 8)).astype(np.float32)
     alone = bundle.answer(inputs).logits
     with ThreadPoolExecutor(4) as pool:
@@ -80,9 +80,9 @@ def test_several_threads_share_a_bundle(made: Any, runtime: str) -> None:
 
 
 @OPENVINO
-def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
-    part = made.manifest.parts[0]
-    run = open_segment((made.folder / part.file).read_bytes(), part, "openvino")
+def test_what_openvino_cannot_do_is_one_sentence(exported: Any) -> None:
+    part = exported.manifest.parts[0]
+    run = open_segment((exported.folder / part.file).read_bytes(), part, "openvino")
     for what, says in (
         (lambda: open_segment(b"hello", part, "openvino"), "segment-1.onnx is not an ONNX model: "),
         (lambda: run(np.zeros((2, 3, 8, 8), np.float32), ()), "segment-1.onnx failed in OpenVINO: "),
@@ -93,13 +93,13 @@ def test_what_openvino_cannot_do_is_one_sentence(made: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that confines processes to cores")
-def test_a_process_that_is_confined_to_one_core_computes_in_one_thread(made: Any) -> None:
+def test_a_process_that_is_confined_to_one_core_computes_in_one_thread(exported: Any) -> None:
     """ONNX Runtime would start one thread per core of the machine, also for cores that the process may not use."""
     tasks, cores = Path("/proc/self/task"), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
         before = len(list(tasks.iterdir()))
-        bundle = open_bundle(made.folder)
+        bundle = open_bundle(exported.folder)
         assert len(list(tasks.iterdir())) == before and len(bundle.segments) > 1
     finally:
         os.sched_setaffinity(0, cores)

@@ -40,8 +40,8 @@ def test_the_form_of_a_resnet_follows_the_size_of_the_images(pets: Path, size: i
     assert len(said) == (form == "imagenet")
     stem = build_backbone(config, classes=2, channels=3, size=data.shape[1:]).stages[0][0]
     assert stem.conv.kernel_size == ((7, 7) if form == "imagenet" else (3, 3))
-    given, _, notes = completed(pets, image_size=64, net_options={"form": "cifar"})
-    assert flat(given)["net.form"] == "cifar" and not any("net.form" in note for note in notes)
+    values, _, notes = completed(pets, image_size=64, net_options={"form": "cifar"})
+    assert flat(values)["net.form"] == "cifar" and not any("net.form" in note for note in notes)
 
 
 def test_a_recorded_form_is_kept_when_a_run_is_resumed() -> None:
@@ -77,8 +77,8 @@ def test_inputs_are_those_of_the_networks_own_configuration(
 
 @VISION
 def test_what_is_given_wins_and_what_was_recorded_stays(pets: Path) -> None:
-    own = {"mean": "0.1,0.2,0.3", "interpolation": "bilinear", "resize": 70}
-    config, data, _ = completed(pets, net="torchvision:resnet18", width=None, data_options=own)
+    ours = {"mean": "0.1,0.2,0.3", "interpolation": "bilinear", "resize": 70}
+    config, data, _ = completed(pets, net="torchvision:resnet18", width=None, data_options=ours)
     assert data.mean == (0.1, 0.2, 0.3) and data.std == (0.229, 0.224, 0.225)
     assert data.fit == (64, 70, "bilinear") and "data.crop" not in flat(config)
     old = resolve(dataclasses.replace(config, data_options={"cache_dir": str(pets.parent / "cache")}))

@@ -57,12 +57,12 @@ def test_flat_names_are_those_of_the_command_line() -> None:
 
 
 def test_resolving_fills_in_every_parameter_and_what_auto_means() -> None:
-    found = resolve(TINY)
-    assert found.options["net"]["form"] == "cifar" and found.options["method"]["temperature"] == 3.0
-    assert found.options["branch"] == {"sbc_extra": 0}
-    assert (found.device, found.precision) == ("cpu", "32")
+    result = resolve(TINY)
+    assert result.options["net"]["form"] == "cifar" and result.options["method"]["temperature"] == 3.0
+    assert result.options["branch"] == {"sbc_extra": 0}
+    assert (result.device, result.precision) == ("cpu", "32")
     assert resolve(Config()).precision in ("32", "bf16")
-    assert resolve(found) == found
+    assert resolve(result) == result
 
 
 def test_width_is_short_for_the_nets_own() -> None:
@@ -74,8 +74,8 @@ def test_width_is_short_for_the_nets_own() -> None:
 
 
 def test_width_reaches_networks_of_others_too() -> None:
-    found = resolve(Config(net="python:my_nets:small", width=8, exits=2, exits_after=("1",)))
-    assert found.options["net"] == {"width": 8}
+    result = resolve(Config(net="python:my_nets:small", width=8, exits=2, exits_after=("1",)))
+    assert result.options["net"] == {"width": 8}
     with pytest.raises(ValueError, match=r"width=8 and net\.width=4 contradict each other"):
         resolve(Config(net="timm:resnet18", width=8, net_options={"width": "4"}))
 
@@ -150,8 +150,8 @@ def build(
     ],
 )
 def test_values_become_what_build_declares(key: str, typed: Any, value: Any) -> None:
-    found = arguments("method", "m", build, {key: typed})[key]
-    assert (found, type(found)) == (value, type(value))
+    result = arguments("method", "m", build, {key: typed})[key]
+    assert (result, type(result)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_values_of_another_type(key: str, typed: Any, says: str) -> None:
 
 
 def test_dashes_and_underscores_are_the_same() -> None:
-    def of(*, beta_begin: float = 0.0) -> None: ...
+    def source(*, beta_begin: float = 0.0) -> None: ...
 
-    assert arguments("method", "m", of, {"beta-begin": "1"}) == {"beta_begin": 1.0}
+    assert arguments("method", "m", source, {"beta-begin": "1"}) == {"beta_begin": 1.0}
     assert defaults(build)["exits"] == (1,) and "classes" not in defaults(build)
 
 
@@ -271,11 +271,11 @@ def test_a_tap_goes_on_top_of_any_method(tap: Any) -> None:
     for method in ("muse", "hdkd"):
         config = resolve(dataclasses.replace(TINY, method=method, tap=tap, method_options={}))
         entering, onward = build_method(config).tap((fine, coarse), 0, 4)
-        found = [torch.autograd.grad(part.sum(), leaf)[0].item() for part, leaf in zip(entering, (fine, coarse))]
-        assert found == pytest.approx([0.25 if tap == "equilibrium-all" else 1.0, 0.25])
+        result = [torch.autograd.grad(part.sum(), leaf)[0].item() for part, leaf in zip(entering, (fine, coarse))]
+        assert result == pytest.approx([0.25 if tap == "equilibrium-all" else 1.0, 0.25])
         assert torch.equal(onward[0], fine) and torch.equal(onward[1], coarse)
-    own = build_method(resolve(dataclasses.replace(TINY, method="impr", method_options={}))).tap(coarse, 0, 4)[0]
-    assert torch.autograd.grad(own, coarse)[0].item() == pytest.approx(0.25)
+    ours = build_method(resolve(dataclasses.replace(TINY, method="impr", method_options={}))).tap(coarse, 0, 4)[0]
+    assert torch.autograd.grad(ours, coarse)[0].item() == pytest.approx(0.25)
     assert build_method(resolve(TINY)).tap(coarse, 0, 4)[0] is coarse
 
 

@@ -41,28 +41,28 @@ def test_names(net: str, names: tuple[str, ...]) -> None:
 
 
 def test_every_network_has_its_own_parameters() -> None:
-    given = config(net_options={"stem-relu": "false", "wrn16-4.width": "8"}, width=4)
-    net = given.options["net"]
+    values = config(net_options={"stem-relu": "false", "wrn16-4.width": "8"}, width=4)
+    net = values.options["net"]
     assert (net["resnet18.width"], net["wrn16-4.width"]) == (4, 8)
     assert net["resnet18.stem_relu"] is False and "wrn16-4.stem_relu" not in net
-    alone = of_kind(given, "wrn16-4")
+    alone = of_kind(values, "wrn16-4")
     assert (alone.net, alone.width, alone.options["net"]["width"]) == ("wrn16-4", None, 8)
     assert resolve(alone).options["net"] == alone.options["net"]
     assert of_kind(config("resnet18"), "resnet18") == config("resnet18")
 
 
 def test_parameters_of_networks_of_others_are_given_by_name() -> None:
-    given = config("timm:resnet10t,resnet18", net_options={"timm:resnet10t.drop-rate": "0.1"}, width=4)
-    assert of_kind(given, "timm:resnet10t").options["net"] == {"drop_rate": 0.1}
-    assert of_kind(given, "resnet18").options["net"]["width"] == 4
-    assert resolve(unflat(flat(given), "config.yaml")) == given
+    values = config("timm:resnet10t,resnet18", net_options={"timm:resnet10t.drop-rate": "0.1"}, width=4)
+    assert of_kind(values, "timm:resnet10t").options["net"] == {"drop_rate": 0.1}
+    assert of_kind(values, "resnet18").options["net"]["width"] == 4
+    assert resolve(unflat(flat(values), "config.yaml")) == values
 
 
 def test_what_is_stored_builds_the_same() -> None:
-    given = config(width=4)
-    assert resolve(unflat(flat(given), "config.yaml")) == given
+    values = config(width=4)
+    assert resolve(unflat(flat(values), "config.yaml")) == values
     with torch.device("meta"):
-        net = build_net(given, build_method(given), classes=5, shape=(3, 32, 32))
+        net = build_net(values, build_method(values), classes=5, shape=(3, 32, 32))
     assert isinstance(net, Cohort)
     assert [part.branches[0].head.classifier.in_features for part in net.members] == [32, 64]
 
@@ -93,9 +93,9 @@ def test_parameters_that_no_network_takes(options: dict[str, str], says: str) ->
 )
 def test_what_does_not_go_together_is_refused(method: str, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        given = config(method=method, **changes)
+        values = config(method=method, **changes)
         with torch.device("meta"):
-            build_net(given, build_method(given), classes=5, shape=(3, 32, 32))
+            build_net(values, build_method(values), classes=5, shape=(3, 32, 32))
 
 
 def test_a_misspelt_network_and_layers_of_exits() -> None:
@@ -108,13 +108,13 @@ def test_a_misspelt_network_and_layers_of_exits() -> None:
 def test_weights_start_every_network_and_every_branch(tmp_path: Any) -> None:
     from offramp.split.weights import state
 
-    given = config("resnet18", "vanilla", width=2)
-    alone = build_net(given, build_method(given), classes=5, shape=(1, 8, 8))
+    values = config("resnet18", "vanilla", width=2)
+    alone = build_net(values, build_method(values), classes=5, shape=(1, 8, 8))
     torch.save({name: tensor.detach().clone() for name, tensor in state(alone).items()}, tmp_path / "given.pt")
     for method, copies in (("dml", 2), ("one", 3)):
         several = config("resnet18", method, width=2, weights=tmp_path / "given.pt")
         net = build_net(several, build_method(several), classes=5, shape=(1, 8, 8))
         assert load_weights(several, net) == ()
-        found = [tensor for name, tensor in net.state_dict().items() if name.endswith("classifier.weight")]
-        assert len(found) == copies
-        assert all(torch.equal(tensor, alone.branches[0].head.classifier.weight) for tensor in found)
+        result = [tensor for name, tensor in net.state_dict().items() if name.endswith("classifier.weight")]
+        assert len(result) == copies
+        assert all(torch.equal(tensor, alone.branches[0].head.classifier.weight) for tensor in result)

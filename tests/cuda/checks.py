@@ -42,9 +42,9 @@ resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # quicker
 def loop(folder: Path, **options: Any) -> Loop:
     """A run on the make-believe GPU, ready to start."""
     torch.manual_seed(0)
-    given = {"epochs": 1, "batch_size": 8, "device": "cuda", "width": 4, "lr": 0.02, "graph": False, **options}
-    given["epochs"] = max(given["epochs"], len(build_method(resolve(Config(**given))).phases))
-    config = resolve(Config(**given))
+    values = {"epochs": 1, "batch_size": 8, "device": "cuda", "width": 4, "lr": 0.02, "graph": False, **options}
+    values["epochs"] = max(values["epochs"], len(build_method(resolve(Config(**values))).phases))
+    config = resolve(Config(**values))
     data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     prepare_objective(method, net, data.shape)
@@ -131,13 +131,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def augmented(kind: str) -> dict[str, Any]:
     """Waits of augmenting a batch, and whether the images are those of the CPU."""
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    given: dict[str, Any] = {"kind": kind, "seed": 1, "epoch": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    given["cropped"] = kind == "resize-crop-flip"
-    ids, expected = torch.arange(5), augment(pixels, torch.arange(5), **given)
+    values: dict[str, Any] = {"kind": kind, "seed": 1, "epoch": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    values["cropped"] = kind == "resize-crop-flip"
+    ids, expected = torch.arange(5), augment(pixels, torch.arange(5), **values)
     on_gpu = [tensor.to("cuda") for tensor in (pixels, ids)]
-    augment(*on_gpu, **given)  # constants are made once
+    augment(*on_gpu, **values)  # constants are made once
     with fake.counted() as (waits, _):
-        images = augment(*on_gpu, **given)
+        images = augment(*on_gpu, **values)
     return {"waits": listed(waits), "same": bool(torch.equal(images.cpu(), expected))}
 
 
@@ -160,13 +160,13 @@ def decided(rule: str) -> dict[str, Any]:
     expected = answer(segments, policy, inputs)
     logits, inputs = logits.to("cuda"), inputs.to("cuda")
     with fake.counted() as (waits, _):
-        given = answer(segments, policy, inputs)
+        values = answer(segments, policy, inputs)
     graphed_policy.captured = lambda run, device: run  # nothing can be captured here
     graphed = graphed_policy.GraphedExits(segments, policy, inputs.device)
     graphed(inputs)  # constants are made once
     with fake.counted() as (more, _):
         also = graphed(inputs)
-    pairs = [pair for each in (given, also) for pair in zip(each, expected, strict=True)]
+    pairs = [pair for each in (values, also) for pair in zip(each, expected, strict=True)]
     same = all(bool(torch.equal(one.cpu(), other)) for one, other in pairs)
     exits = int(expected.exit.max()) + 1
     return {"waits": listed(waits), "graph_waits": listed(more), "exits": exits, "same": same}

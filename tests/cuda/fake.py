@@ -69,7 +69,7 @@ class Fake(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> "Fake":
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        built = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             host.size(),
             strides=host.stride(),
@@ -78,8 +78,8 @@ class Fake(Tensor):
             layout=host.layout,
             device=GPU,
         )
-        made.host = host
-        return made  # type: ignore[no-any-return]
+        built.host = host
+        return built  # type: ignore[no-any-return]
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["host"], None
@@ -264,12 +264,12 @@ def _from_host(data: Any, given: dict[str, Any]) -> Fake:
 
 
 def _creating(create: Callable[..., Tensor], name: str) -> Any:
-    def made(data: Any, *, dtype: Any = None, device: Any = None, **given: Any) -> Tensor:
+    def built(data: Any, *, dtype: Any = None, device: Any = None, **given: Any) -> Tensor:
         if device is None or torch.device(device).type != "cuda":
             return create(data, dtype=dtype, device=device, **given)
         return data.to(device, dtype) if isinstance(data, Tensor) else _from_host(data, {"dtype": dtype})
 
-    return made
+    return built
 
 
 def _pin(self: Tensor) -> Tensor:

@@ -43,35 +43,35 @@ FULL = (
 def wrong(check: str, result: dict[str, Any]) -> list[str]:
     """What a check found that must not be."""
     kind = check.partition(":")[0]
-    found = [f"{check}: {result['error']}"] if "error" in result else []
-    found += [f"{check} mixes devices: {operation}" for operation in result["mixed"]]
+    actual = [f"{check}: {result['error']}"] if "error" in result else []
+    actual += [f"{check} mixes devices: {operation}" for operation in result["mixed"]]
     if kind == "captured" and "error" not in result:
-        found += [] if result["captures"] else [f"{check} captures no step"]
-        found += [f"{check} copies while it is captured: {result['copies']}"] if result["copies"] else []
+        actual += [] if result["captures"] else [f"{check} captures no step"]
+        actual += [f"{check} copies while it is captured: {result['copies']}"] if result["copies"] else []
     if "step" in result and sum(result["step"].values()) != WAITS.get(check, 0):
-        found.append(f"{check} waits in a step: {result['step']}")
+        actual.append(f"{check} waits in a step: {result['step']}")
     if sum(result.get("saving", {}).values()) > (5 if check == "option:float16" else 3):  # and the scale of the losses
-        found.append(f"{check} waits while it saves: {result['saving']}")
+        actual.append(f"{check} waits while it saves: {result['saving']}")
     if sum(result.get("tracing", {}).values()) > 1:  # one batch
-        found.append(f"{check} waits while it validates: {result['tracing']}")
+        actual.append(f"{check} waits while it validates: {result['tracing']}")
     if kind in ("augmentation", "policy") and "error" not in result:
         waits = sum(result["waits"].values())
         most = 0 if kind == "augmentation" else result["exits"]
         inside = sum(result.get("graph_waits", {}).values())  # the policy in the graph: none after the final exit
         early = min(result["exits"], 2) if kind == "policy" else 0
-        found += [f"{check} in a graph reads {result['graph_waits']}"] if inside > early else []
-        found += [f"{check} waits {waits} times, not {most}: {result['waits']}"] if waits > most else []
-        found += [] if result["same"] else [f"{check} gives other results than on the CPU"]
+        actual += [f"{check} in a graph reads {result['graph_waits']}"] if inside > early else []
+        actual += [f"{check} waits {waits} times, not {most}: {result['waits']}"] if waits > most else []
+        actual += [] if result["same"] else [f"{check} gives other results than on the CPU"]
     if kind == "products" and result.get("products") != ["torch.float64"]:
-        found.append(f"kl_table multiplies in {result.get('products')} while TF32 is allowed")
+        actual.append(f"kl_table multiplies in {result.get('products')} while TF32 is allowed")
     change = {"kind": "device", "step": 2, "before": "cuda", "device": "cpu", "precision": "bf16"}
     if kind == "moved" and result.get("told") != [1, 2, [change]]:
-        found.append(f"a run that continues on the CPU says {result.get('told')}")
+        actual.append(f"a run that continues on the CPU says {result.get('told')}")
     if kind == "commands":
-        found += [
+        actual += [
             f"{said} says nothing of the GPU" for said in result.get("told", []) if '"cuda"' not in json.dumps(said)
         ]
-    return found
+    return actual
 
 
 def check(checks: tuple[str, ...]) -> None:

@@ -89,9 +89,9 @@ def test_confidences_are_the_policys_own() -> None:
 
 def test_every_choice_of_exits_keeps_the_final_one() -> None:
     assert choices(1) == [(True,)]
-    found = choices(4)
-    assert len(set(found)) == 8 and all(flags[-1] for flags in found)
-    assert found[-1] == (False, False, False, True)
+    result = choices(4)
+    assert len(set(result)) == 8 and all(flags[-1] for flags in result)
+    assert result[-1] == (False, False, False, True)
 
 
 @pytest.mark.parametrize(("exits", "most_early"), [(13, 11), (14, 6), (24, 3), (200, 1)])
@@ -108,13 +108,13 @@ PIECES = {"stages": (3, 4, 5, 6), "branches": (2, 2, 2, 1)}
 
 def costs(enabled: tuple[bool, ...]) -> list[float]:
     """Cost of every segment: the stages since the last enabled exit, and the exit's branch."""
-    found, running = [], 0.0
+    result, running = [], 0.0
     for on, stage, branch in zip(enabled, PIECES["stages"], PIECES["branches"], strict=True):
         running += stage
         if on:
-            found.append(running + branch)
+            result.append(running + branch)
             running = 0.0
-    return found
+    return result
 
 
 SEGMENT_COSTS = {enabled: costs(enabled) for enabled in choices(EXITS)}
@@ -132,7 +132,7 @@ def samples(seed: int, n: int = 60) -> tuple[ndarray, ndarray]:
 
 def by_hand(z: ndarray, labels: ndarray) -> list[tuple[float, float]]:
     """(accuracy, cost) of every point of the rule with every choice of exits, one sample at a time."""
-    found = []
+    result = []
     sure = confidences(z)
     for enabled, q in product(SEGMENT_COSTS, range(1, POINTS + 1)):
         on = [exit for exit in range(EXITS) if enabled[exit]]
@@ -147,23 +147,23 @@ def by_hand(z: ndarray, labels: ndarray) -> list[tuple[float, float]]:
             right += sum(z[exit, sample].argmax() == labels[sample] for sample in leaving)
             cost += len(leaving) * sum(SEGMENT_COSTS[enabled][: place + 1])
             here -= leaving
-        found.append((right / len(labels), cost / len(labels)))
-    return found
+        result.append((right / len(labels), cost / len(labels)))
+    return result
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_point_of_the_geometric_rule_is_better_at_equal_cost(seed: int) -> None:
     z, labels = samples(seed)
     points = by_hand(z, labels)
-    found = []
+    result = []
     for budget in (0.4 * PLAIN, 0.6 * PLAIN, 0.8 * PLAIN, PLAIN):
         outcome = calibrate(z, labels, segment_costs=SEGMENT_COSTS, budget=budget)
         best = max(((acc, -cost) for acc, cost in points if cost <= budget + 1e-9))
         assert (outcome.accuracy, -outcome.cost) >= best
         assert outcome.cost <= budget
-        found.append(outcome.accuracy)
-    assert found == sorted(found)
-    assert found[-1] >= (z[-1].argmax(1) == labels).mean()
+        result.append(outcome.accuracy)
+    assert result == sorted(result)
+    assert result[-1] >= (z[-1].argmax(1) == labels).mean()
 
 
 def test_the_outcome_is_what_the_policy_does() -> None:
@@ -244,9 +244,9 @@ def one_exit_is_enough(right: list[int]) -> tuple[ndarray, ndarray]:
 def test_exits_where_nobody_leaves_are_switched_off(answer: str, score: str) -> None:
     z, labels = one_exit_is_enough([40, 38, 38, 38])
     costs = {on: [3 + 2 * flag for flag in on if flag] for on in choices(4)}
-    found = calibrate(z, labels, segment_costs=costs, budget=100, rule=Rule(score, answer))
-    assert found.policy.enabled == (True, False, False, True) and found.shares == (1.0, 0.0, 0.0, 0.0)
-    assert found.accuracy == 1 and found.cost == costs[found.policy.enabled][0]
+    result = calibrate(z, labels, segment_costs=costs, budget=100, rule=Rule(score, answer))
+    assert result.policy.enabled == (True, False, False, True) and result.shares == (1.0, 0.0, 0.0, 0.0)
+    assert result.accuracy == 1 and result.cost == costs[result.policy.enabled][0]
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(more, marks=pytest.mark.full) for more in range(1, 6))])
@@ -258,9 +258,9 @@ def test_every_exit_that_is_on_is_left_at(seed: int, exits: int) -> None:
     z[:, np.arange(60), labels] += np.linspace(0.5, 1.5, exits)[:, None]
     costs = {on: [2 + (flag and exit + 1) for exit, flag in enumerate(on) if flag] for on in choices(exits)}
     for budget in np.linspace(sum(costs[(True,) * exits]) / 2, sum(costs[(True,) * exits]), 5):
-        found = calibrate(z, labels, segment_costs=costs, budget=float(budget))
-        early = list(zip(found.policy.enabled, found.shares))[:-1]
-        assert all(share > 0 for on, share in early if on) and found.cost <= budget + 1e-9
+        result = calibrate(z, labels, segment_costs=costs, budget=float(budget))
+        early = list(zip(result.policy.enabled, result.shares))[:-1]
+        assert all(share > 0 for on, share in early if on) and result.cost <= budget + 1e-9
 
 
 def test_an_exit_that_others_lean_on_stays() -> None:
@@ -268,8 +268,8 @@ def test_an_exit_that_others_lean_on_stays() -> None:
     z = np.zeros((3, 8, 2), np.float32)
     z[0, :, 0], z[1, :, 1], z[2, :, 1] = 0.4, 0.3, 3.0
     costs = {on: [1.0] * sum(on) for on in choices(3)}
-    found = calibrate(z, np.zeros(8, np.int64), segment_costs=costs, accuracy=1.0, rule=Rule("confidence", "sum"))
-    assert found.accuracy == 1.0
+    result = calibrate(z, np.zeros(8, np.int64), segment_costs=costs, accuracy=1.0, rule=Rule("confidence", "sum"))
+    assert result.accuracy == 1.0
 
 
 def test_a_budget_below_everything_says_what_the_cheapest_costs() -> None:

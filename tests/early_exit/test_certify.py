@@ -24,9 +24,9 @@ Trace = tuple[ndarray, ndarray, dict[tuple[bool, ...], list[int]]]
 def population() -> Trace:
     """A network trained here on half of the digits; the logits of the other half, their labels, what exits cost."""
     datasets = pytest.importorskip("sklearn.datasets")
-    found = datasets.load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(found.target)
+    result = datasets.load_digits()
+    images = torch.tensor(result.images, dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(result.target)
     torch.manual_seed(0)
     stages = [
         torch.nn.Sequential(torch.nn.Conv2d(enters, leaves, 3, stride=stride, padding=1), torch.nn.ReLU())
@@ -67,9 +67,9 @@ def test_the_risk_exceeds_the_bound_no_more_often_than_delta_allows(
     violations = early = 0
     for seed in range(DRAWS):
         rows = np.random.default_rng(seed).integers(0, len(labels), n)
-        found = certify(logits[:, rows], labels[rows], segment_costs=prices, risk=risk, delta=delta)
-        violations += lost(found.outcome.policy, logits, labels) > risk
-        early += any(found.outcome.policy.enabled[:-1])
+        result = certify(logits[:, rows], labels[rows], segment_costs=prices, risk=risk, delta=delta)
+        violations += lost(result.outcome.policy, logits, labels) > risk
+        early += any(result.outcome.policy.enabled[:-1])
     # were the chance of a violation above delta, so few (or fewer) would be likely; so many must not be unlikely
     assert 1 - binomial_tail(violations - 1, DRAWS, delta) > 0.001 if violations else True
     assert early > DRAWS / 2, "a bound that keeps the plain network proves nothing"
@@ -81,8 +81,8 @@ def test_the_expected_risk_stays_within_the_bound(population: Trace, risk: float
     risks = []
     for seed in range(DRAWS):
         rows = np.random.default_rng(seed).integers(0, len(labels), 300)
-        found = certify(logits[:, rows], labels[rows], segment_costs=prices, risk=risk)
-        risks.append(lost(found.outcome.policy, logits, labels))
+        result = certify(logits[:, rows], labels[rows], segment_costs=prices, risk=risk)
+        risks.append(lost(result.outcome.policy, logits, labels))
     assert np.mean(risks) <= risk + 3 * np.std(risks) / math.sqrt(DRAWS)
     assert np.mean(risks) > risk / 20
 
@@ -90,8 +90,8 @@ def test_the_expected_risk_stays_within_the_bound(population: Trace, risk: float
 def check(found: Certificate, logits: ndarray, labels: ndarray, prices: Any, rule: Rule) -> None:
     policy = found.outcome.policy
     _, proof = divide(len(labels))
-    own = rule._replace(temperatures=policy.temperatures, answer=policy.answer, score=policy.score)
-    judged = score_samples(logits[:, proof], labels[proof], policy.enabled, own)
+    ours = rule._replace(temperatures=policy.temperatures, answer=policy.answer, score=policy.score)
+    judged = score_samples(logits[:, proof], labels[proof], policy.enabled, ours)
     again = does(policy, judged, np.cumsum(np.array(prices[policy.enabled], float)))
     assert (again.accuracy, again.cost, again.shares) == (
         found.outcome.accuracy,
@@ -108,14 +108,14 @@ def check(found: Certificate, logits: ndarray, labels: ndarray, prices: Any, rul
 )
 def test_what_is_certified_is_what_the_policy_does(population: Trace, rule: Rule, delta: float | None) -> None:
     logits, labels, prices = population
-    found = certify(logits, labels, segment_costs=prices, risk=0.05, delta=delta, rule=rule, fit_temperatures=True)
-    check(found, logits, labels, prices, rule)
-    if found.certified:
-        assert found.needed is None
+    result = certify(logits, labels, segment_costs=prices, risk=0.05, delta=delta, rule=rule, fit_temperatures=True)
+    check(result, logits, labels, prices, rule)
+    if result.certified:
+        assert result.needed is None
     else:
-        assert found.outcome.policy.enabled == (False, False, True) and found.lost == 0
-    assert found.certified or rule.score in ("patience", "entropy")  # on three exits patience has two policies to try
-    assert found.outcome.cost <= prices[False, False, True][0]
+        assert result.outcome.policy.enabled == (False, False, True) and result.lost == 0
+    assert result.certified or rule.score in ("patience", "entropy")  # on three exits patience has two policies to try
+    assert result.outcome.cost <= prices[False, False, True][0]
 
 
 def test_the_samples_that_certify_choose_nothing(population: Trace) -> None:
@@ -135,10 +135,10 @@ def test_the_samples_that_certify_choose_nothing(population: Trace) -> None:
 
 def test_too_few_samples_keep_the_plain_network_and_say_how_many_it_takes(population: Trace) -> None:
     logits, labels, prices = population
-    found = certify(logits[:, :60], labels[:60], segment_costs=prices, risk=0.01, delta=0.05)
-    assert found.outcome.policy.enabled == (False, False, True) and found.certified == found.lost == 0
-    assert found.needed == math.ceil(1.5 * math.ceil(math.log(0.05) / math.log(0.99)))
-    assert found.outcome.shares == (0.0, 0.0, 1.0)
+    result = certify(logits[:, :60], labels[:60], segment_costs=prices, risk=0.01, delta=0.05)
+    assert result.outcome.policy.enabled == (False, False, True) and result.certified == result.lost == 0
+    assert result.needed == math.ceil(1.5 * math.ceil(math.log(0.05) / math.log(0.99)))
+    assert result.outcome.shares == (0.0, 0.0, 1.0)
     in_expectation = certify(logits[:, :60], labels[:60], segment_costs=prices, risk=0.01)
     assert in_expectation.needed == math.ceil(1.5 * 99)
 
@@ -146,9 +146,9 @@ def test_too_few_samples_keep_the_plain_network_and_say_how_many_it_takes(popula
 def test_what_saves_nothing_is_not_taken(population: Trace) -> None:
     logits, labels, prices = population
     dear = {enabled: [cost * (10 if len(parts) > 1 else 1) for cost in parts] for enabled, parts in prices.items()}
-    found = certify(logits, labels, segment_costs=dear, risk=0.05)
-    assert found.certified > 0 and found.outcome.policy.enabled == (False, False, True)
-    assert found.outcome.accuracy == (logits[-1].argmax(1) == labels)[divide(len(labels))[1]].mean()
+    result = certify(logits, labels, segment_costs=dear, risk=0.05)
+    assert result.certified > 0 and result.outcome.policy.enabled == (False, False, True)
+    assert result.outcome.accuracy == (logits[-1].argmax(1) == labels)[divide(len(labels))[1]].mean()
 
 
 @pytest.mark.parametrize(("risk", "delta"), [(0.0, None), (1.0, None), (0.1, 0.0), (0.1, 1.0), (float("nan"), None)])
@@ -166,5 +166,5 @@ def test_two_samples_are_not_enough(population: Trace) -> None:
 
 def test_a_network_of_one_exit_is_certified_as_it_is(population: Trace) -> None:
     logits, labels, _ = population
-    found = certify(logits[-1:], labels, segment_costs={(True,): [7]}, risk=0.1, delta=0.1)
-    assert found.outcome.policy.enabled == (True,) and found.outcome.cost == 7
+    result = certify(logits[-1:], labels, segment_costs={(True,): [7]}, risk=0.1, delta=0.1)
+    assert result.outcome.policy.enabled == (True,) and result.outcome.cost == 7

@@ -48,13 +48,13 @@ def test_up_to_three_exits_nothing_is_better(exits: int, n: int, seed: int, ties
     table = draw(seed, exits, n, ties)
     everything = list(every_point(table))
     for goal in goals(table):
-        found = pair(table, goal) if exits == 3 else ascend(table, np.array([NEVER, -NEVER]), goal)
+        result = pair(table, goal) if exits == 3 else ascend(table, np.array([NEVER, -NEVER]), goal)
         best = max(rank(goal, there, n) for there in everything)
         if best[0]:
-            assert rank(goal, found, n) == best
+            assert rank(goal, result, n) == best
         else:
-            assert not met(goal, found, n)
-        assert found == point(table, found.thresholds) or found.right == point(table, found.thresholds).right
+            assert not met(goal, result, n)
+        assert result == point(table, result.thresholds) or result.right == point(table, result.thresholds).right
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -63,13 +63,13 @@ def test_an_ascent_ends_where_no_single_threshold_can_be_moved_for_the_better(se
     table = draw(seed, 5, n, ties=seed == 0)
     for goal in goals(table):
         start = geometric_thresholds(table.score, geometric_shares(0.8, 5))
-        found = ascend(table, start, goal)
-        assert rank(goal, found, n) >= rank(goal, point(table, start), n)
+        result = ascend(table, start, goal)
+        assert rank(goal, result, n) >= rank(goal, point(table, start), n)
         for exit in range(4):
             for level in (NEVER, *np.unique(table.score[exit])):
-                moved = found.thresholds.copy()
+                moved = result.thresholds.copy()
                 moved[exit] = level
-                assert rank(goal, point(table, moved), n) <= rank(goal, found, n)
+                assert rank(goal, point(table, moved), n) <= rank(goal, result, n)
 
 
 @pytest.mark.parametrize("exits", [2, 3])
@@ -92,10 +92,10 @@ def test_the_bound_holds_for_every_policy(exits: int, seed: int) -> None:
 def test_the_bound_is_no_empty_one() -> None:
     table = draw(0, 4, 400, ties=False)
     middle = float(table.costs.mean())
-    found = ascend(table, np.array([NEVER, NEVER, NEVER, -NEVER]), SearchGoal(cost=middle))
-    assert found.right / 400 <= bound(table, SearchGoal(cost=middle)) < 1
-    reached = SearchGoal(accuracy=found.right / 400)
-    assert table.costs[0] < bound(table, reached) <= found.cost / 400
+    result = ascend(table, np.array([NEVER, NEVER, NEVER, -NEVER]), SearchGoal(cost=middle))
+    assert result.right / 400 <= bound(table, SearchGoal(cost=middle)) < 1
+    reached = SearchGoal(accuracy=result.right / 400)
+    assert table.costs[0] < bound(table, reached) <= result.cost / 400
     alone = make_table(ScoredSamples(table.score[-1:], table.right[-1:].astype(bool)), table.costs[-1:])
     assert bound(alone, SearchGoal(cost=1e9)) == table.right[-1].mean()
 
@@ -110,7 +110,7 @@ def samples(seed: int, exits: int, n: int) -> tuple[ndarray, ndarray]:
 
 def costs(exits: int) -> dict[tuple[bool, ...], list[int]]:
     """Stages of 5 and branches of 2."""
-    found = {}
+    result = {}
     for enabled in choices(exits):
         parts, running = [], 0
         for on in enabled:
@@ -118,8 +118,8 @@ def costs(exits: int) -> dict[tuple[bool, ...], list[int]]:
             if on:
                 parts.append(running + 2)
                 running = 0
-        found[enabled] = parts
-    return found
+        result[enabled] = parts
+    return result
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule("margin"), Rule("entropy", "arithmetic"), Rule("confidence", "sum")])
@@ -143,8 +143,8 @@ def test_the_choice_of_exits_and_thresholds_equals_brute_force(exits: int, rule:
             with pytest.raises(ValueError, match="no policy is that"):
                 calibrate(z, labels, segment_costs=prices, budget=goal.cost, accuracy=goal.accuracy, rule=rule)
             continue
-        found = calibrate(z, labels, segment_costs=prices, budget=goal.cost, accuracy=goal.accuracy, rule=rule)
-        there = Point(np.empty(0), round(found.accuracy * 25), found.cost * 25)
+        result = calibrate(z, labels, segment_costs=prices, budget=goal.cost, accuracy=goal.accuracy, rule=rule)
+        there = Point(np.empty(0), round(result.accuracy * 25), result.cost * 25)
         assert rank(goal, there, 25) == pytest.approx(best)
 
 
@@ -157,10 +157,10 @@ def test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(exits: i
     better = 0
     for step in range(1, 40, 8):
         there = point(table, geometric_thresholds(table.score, geometric_shares(step / 20, exits)))
-        found = calibrate(z, labels, segment_costs=prices, budget=there.cost / n)
-        assert found.accuracy >= there.right / n and found.cost <= there.cost / n
-        assert found.bound is None or found.accuracy <= found.bound + 1e-9
-        better += found.accuracy > there.right / n
+        result = calibrate(z, labels, segment_costs=prices, budget=there.cost / n)
+        assert result.accuracy >= there.right / n and result.cost <= there.cost / n
+        assert result.bound is None or result.accuracy <= result.bound + 1e-9
+        better += result.accuracy > there.right / n
     assert better > 2
 
 
@@ -200,7 +200,7 @@ def test_damaged_logits_are_refused() -> None:
 @pytest.mark.parametrize("answer", ["exit", "geometric"])
 def test_patience_is_chosen_by_trying(answer: str) -> None:
     z, labels = samples(3, 4, 200)
-    found = calibrate(z, labels, segment_costs=costs(4), budget=20, rule=Rule("patience", answer))
-    assert found.policy.score == "patience" and found.cost <= 20
-    more = calibrate(z, labels, segment_costs=costs(4), accuracy=found.accuracy, rule=Rule("patience", answer))
-    assert more.cost <= found.cost and more.accuracy >= found.accuracy
+    result = calibrate(z, labels, segment_costs=costs(4), budget=20, rule=Rule("patience", answer))
+    assert result.policy.score == "patience" and result.cost <= 20
+    more = calibrate(z, labels, segment_costs=costs(4), accuracy=result.accuracy, rule=Rule("patience", answer))
+    assert more.cost <= result.cost and more.accuracy >= result.accuracy

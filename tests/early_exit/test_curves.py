@@ -33,9 +33,9 @@ def test_budgeted_points_are_those_of_the_worked_example() -> None:
 
 def test_anytime_is_every_exit_on_everything() -> None:
     z = logits(3)
-    found = anytime(z, LABELS, [1, 2, 4, 7])
-    assert [point["cost"] for point in found] == [1, 2, 4, 7]
-    assert [point["accuracy"] for point in found] == pytest.approx((z.argmax(2) == LABELS).mean(1))
+    result = anytime(z, LABELS, [1, 2, 4, 7])
+    assert [point["cost"] for point in result] == [1, 2, 4, 7]
+    assert [point["accuracy"] for point in result] == pytest.approx((z.argmax(2) == LABELS).mean(1))
 
 
 def test_no_samples() -> None:

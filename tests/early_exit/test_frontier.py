@@ -39,9 +39,9 @@ def test_a_frontier_rises_and_ends_at_the_plain_network_or_above() -> None:
     assert points[0].cal_cost <= 11 * 1.001 and points[-1].cal_cost == 30
     assert any(point.cal_accuracy == plain for point in points if point.cal_cost == 30)
     assert all(point.costs["ms"] >= point.costs["macs"] for point in points)
-    at = at_accuracy(points, plain)
-    assert at is not None and at.costs["macs"] < 30
-    assert abs(at.accuracy - float((test[0][-1].argmax(1) == test[1]).mean())) < 0.05
+    place = at_accuracy(points, plain)
+    assert place is not None and place.costs["macs"] < 30
+    assert abs(place.accuracy - float((test[0][-1].argmax(1) == test[1]).mean())) < 0.05
     assert at_accuracy(points, max(point.cal_accuracy for point in points) + 0.01) is None
 
 

@@ -35,9 +35,9 @@ def test_early_exit_is_that_of_the_segments(answer_: str) -> None:
     with torch.inference_mode():
         for samples in (13, 16, 1, 5, 13):
             inputs = torch.randn(samples, 1, 6, 6).contiguous(memory_format=torch.channels_last)
-            given, expected = answer(graphed, policy, inputs), answer(plain, policy, inputs)
-            assert torch.equal(given.exit, expected.exit)
-            torch.testing.assert_close(given.logits, expected.logits)
+            values, expected = answer(graphed, policy, inputs), answer(plain, policy, inputs)
+            assert torch.equal(values.exit, expected.exit)
+            torch.testing.assert_close(values.logits, expected.logits)
             taken |= set(expected.exit.tolist())
     assert len(taken) > 1
     assert set(graphed[0].sizes) == {16, 1, 8}
@@ -89,9 +89,9 @@ def test_the_policy_within_is_that_of_the_loop(score: str, answer_: str, chained
     with torch.inference_mode():
         for samples in (13, 16, 1, 5, 13):
             inputs = torch.randn(samples, 1, 6, 6).contiguous(memory_format=torch.channels_last)
-            given, expected = graphed(inputs), answer(chosen, policy, inputs)
-            assert torch.equal(given.exit, expected.exit)
-            torch.testing.assert_close((given.logits, given.score), (expected.logits, expected.score))
+            values, expected = graphed(inputs), answer(chosen, policy, inputs)
+            assert torch.equal(values.exit, expected.exit)
+            torch.testing.assert_close((values.logits, values.score), (expected.logits, expected.score))
             taken |= set(expected.exit.tolist())
     assert len(taken) > 1 or score == "patience"  # whose exits agree here
     assert {size for _, place, size in graphed.steps if place == 0} == {16, 1, 8}

@@ -23,9 +23,9 @@ def segment(weight: np.ndarray, kind: str, note: Callable[[int], object] = lambd
     def run(state: Any, carry: Any) -> Any:
         x = state[0] + state[1][:, 0] if isinstance(state, tuple) else state
         note(len(x))
-        made = (x @ matrix) / 3
-        logits = 4 * made[:, :4] + (carry[0] if carry else 0)
-        return (made, made[:, None]), (logits,), logits
+        built = (x @ matrix) / 3
+        logits = 4 * built[:, :4] + (carry[0] if carry else 0)
+        return (built, built[:, None]), (logits,), logits
 
     return run
 
@@ -39,24 +39,24 @@ def test_after_the_deadline_the_best_answer_so_far_is_given(monkeypatch: pytest.
     monkeypatch.setattr("time.perf_counter", lambda: 7.0 + 0.2 * len(ran))  # every segment takes 200 ms
     parts = [segment(weight, "numpy", ran.append) for weight in WEIGHTS]
     whole = answer([segment(weight, "numpy") for weight in WEIGHTS], POLICY, INPUTS)
-    found = answer(parts, POLICY, INPUTS, deadline_ms=250)
+    result = answer(parts, POLICY, INPUTS, deadline_ms=250)
     assert len(ran) == 2, "the third segment was not begun"
-    assert found.exit.tolist() == whole.exit.clip(max=1).tolist()
+    assert result.exit.tolist() == whole.exit.clip(max=1).tolist()
     early = whole.exit <= 1
-    np.testing.assert_allclose(found.logits[early], whole.logits[early])
+    np.testing.assert_allclose(result.logits[early], whole.logits[early])
     late = answer(parts[:2], ExitPolicy(thresholds=(0.8, 0.0), enabled=(True, True), answer="geometric"), INPUTS)
-    np.testing.assert_allclose(found.logits, late.logits)
+    np.testing.assert_allclose(result.logits, late.logits)
 
 
 def test_the_first_segment_runs_whatever_the_deadline() -> None:
-    found = answer([segment(weight, "numpy") for weight in WEIGHTS], POLICY, INPUTS, deadline_ms=1e-9)
-    assert found.exit.tolist() == [0] * 50 and np.isfinite(found.logits).all()
+    result = answer([segment(weight, "numpy") for weight in WEIGHTS], POLICY, INPUTS, deadline_ms=1e-9)
+    assert result.exit.tolist() == [0] * 50 and np.isfinite(result.logits).all()
 
 
 def test_a_deadline_far_away_changes_nothing() -> None:
     parts = [segment(weight, "numpy") for weight in WEIGHTS]
-    found, wanted = answer(parts, POLICY, INPUTS, deadline_ms=1e9), answer(parts, POLICY, INPUTS)
-    assert np.array_equal(found.exit, wanted.exit) and np.array_equal(found.logits, wanted.logits)
+    result, wanted = answer(parts, POLICY, INPUTS, deadline_ms=1e9), answer(parts, POLICY, INPUTS)
+    assert np.array_equal(result.exit, wanted.exit) and np.array_equal(result.logits, wanted.logits)
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan")])

@@ -27,14 +27,14 @@ def policy(**changes: Any) -> ExitPolicy:
 def steps(judge: ExitPolicy, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(answer, score, leaves) of every enabled exit in turn, in numpy, computed from arrays of this kind."""
     carry: dict[str, Any] = {}
-    found = []
+    result = []
     for exit in [exit for exit, on in enumerate(judge.enabled) if on]:
         logits = LOGITS[exit] if kind == "torch" else LOGITS[exit].numpy()
-        carry, *given = judge.step(carry, logits, exit)
-        assert all(isinstance(part, torch.Tensor if kind == "torch" else np.ndarray) for part in given)
-        assert str(given[0].dtype) in ("float32", "torch.float32")
-        found.append(tuple(np.asarray(part) for part in given))
-    return found
+        carry, *values = judge.step(carry, logits, exit)
+        assert all(isinstance(part, torch.Tensor if kind == "torch" else np.ndarray) for part in values)
+        assert str(values[0].dtype) in ("float32", "torch.float32")
+        result.append(tuple(np.asarray(part) for part in values))
+    return result
 
 
 both = pytest.mark.parametrize("kind", ["numpy", "torch"])
@@ -51,19 +51,19 @@ both = pytest.mark.parametrize("kind", ["numpy", "torch"])
 )
 def test_scores(kind: str, score: str, expected: torch.Tensor) -> None:
     judge = policy(score=score)
-    for exit, (answer, given, leaves) in enumerate(steps(judge, kind)):
-        np.testing.assert_allclose(given, expected[exit], rtol=1e-5, atol=1e-6)
+    for exit, (answer, values, leaves) in enumerate(steps(judge, kind)):
+        np.testing.assert_allclose(values, expected[exit], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(answer, LOGITS[exit])
-        np.testing.assert_array_equal(leaves, given >= np.float32(judge.thresholds[exit]))
+        np.testing.assert_array_equal(leaves, values >= np.float32(judge.thresholds[exit]))
 
 
 @both
 def test_a_sample_exactly_as_sure_as_the_threshold_leaves(kind: str) -> None:
     score = steps(policy(), kind)[0][1]
-    at, above = (
+    place, above = (
         policy(thresholds=(float(t), 1.0, 1.0, 1.0)) for t in (score[3], np.nextafter(score[3], np.float32(2)))
     )
-    assert steps(at, kind)[0][2][3] and not steps(above, kind)[0][2][3]
+    assert steps(place, kind)[0][2][3] and not steps(above, kind)[0][2][3]
 
 
 @both
@@ -89,9 +89,9 @@ def test_temperatures_divide_each_exits_logits(kind: str) -> None:
 def test_ensembles_look_back_over_the_enabled_exits(kind: str, answer: str, enabled: tuple[bool, ...]) -> None:
     on = [exit for exit, flag in enumerate(enabled) if flag]
     temperatures = (0.5, 1.0, 2.0, 4.0)
-    given = steps(policy(answer=answer, enabled=enabled, temperatures=temperatures), kind)
+    values = steps(policy(answer=answer, enabled=enabled, temperatures=temperatures), kind)
     z = LOGITS.double() / torch.tensor(temperatures)[:, None, None]
-    for passed, (logits, score, _) in enumerate(given, 1):
+    for passed, (logits, score, _) in enumerate(values, 1):
         past = z[on[:passed]]
         if answer == "sum":
             expected = past.sum(0)
@@ -277,8 +277,8 @@ def test_policies_that_make_no_sense(changes: dict[str, Any], says: str) -> None
 
 
 def text(**changes: Any) -> str:
-    found = {**json.loads(policy().to_json()), **changes}
-    return json.dumps({key: value for key, value in found.items() if value != "absent"})
+    result = {**json.loads(policy().to_json()), **changes}
+    return json.dumps({key: value for key, value in result.items() if value != "absent"})
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ LOSSES = 37 * np.arange(N)[None] % N < np.arange(21)[:, None] ** 2 / 10
 
 def test_the_worked_example_counts_and_its_p_values() -> None:
     assert LOSSES.sum(1).tolist() == EXAMPLE["X"]
-    found = [binomial_tail(count, N, RISK) for count in EXAMPLE["X"]]
-    np.testing.assert_allclose(found, EXAMPLE["p_values"], rtol=1e-10)
+    result = [binomial_tail(count, N, RISK) for count in EXAMPLE["X"]]
+    np.testing.assert_allclose(result, EXAMPLE["p_values"], rtol=1e-10)
     assert binomial_tail(EXAMPLE["x_star"], N, RISK) == pytest.approx(EXAMPLE["p_at_xstar"], rel=1e-10)
     assert binomial_tail(EXAMPLE["x_star"] + 1, N, RISK) == pytest.approx(EXAMPLE["p_at_xstar_plus1"], rel=1e-10)
 

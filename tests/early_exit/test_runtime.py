@@ -26,8 +26,8 @@ class Stage(nn.Module):
 
     def forward(self, state: State) -> State:
         x = torch.cat([part.flatten(1) for part in state], 1) if isinstance(state, tuple) else state
-        made = torch.tanh(3 * self.first(x))
-        return (made, self.second(x)[:, :, None]) if self.pair else made
+        built = torch.tanh(3 * self.first(x))
+        return (built, self.second(x)[:, :, None]) if self.pair else built
 
 
 class Exit(nn.Module):
@@ -70,13 +70,13 @@ def in_numpy(segment: Callable[..., Any]) -> Callable[..., Any]:
 def everything(net: MultiExitNet, policy: ExitPolicy, inputs: Tensor) -> tuple[list[Answer], Tensor]:
     """What each enabled exit would answer all samples, and which of them each sample takes: no sample ever leaves."""
     carry: dict[str, Any] = {}
-    given, leaving = [], []
+    values, leaving = [], []
     logits = net(inputs).logits
     for exit in [exit for exit, on in enumerate(policy.enabled) if on]:
         carry, said, score, leaves = policy.step(carry, logits[exit], exit)
-        given.append(Answer(said, torch.full((len(inputs),), exit), score))
+        values.append(Answer(said, torch.full((len(inputs),), exit), score))
         leaving.append(leaves)
-    return given, torch.stack(leaving).int().argmax(0)
+    return values, torch.stack(leaving).int().argmax(0)
 
 
 def reachable(net: MultiExitNet, policy: ExitPolicy) -> ExitPolicy:
@@ -114,18 +114,18 @@ def test_an_answer_is_that_of_the_whole_network(kind: str, name: str, pair: bool
     policy = reachable(net, ExitPolicy(**{"thresholds": (0.0,) * EXITS, "enabled": ALL, **POLICIES[name]}))
     parts: list[Any] = list(segments(net, policy.enabled))
     parts = list(map(in_numpy, parts)) if kind == "numpy" else parts
-    given, taken = everything(net, policy, INPUTS)
-    assert len(taken.unique()) == len(given) or "patience" in name, "a policy that uses every exit tests more"
+    values, taken = everything(net, policy, INPUTS)
+    assert len(taken.unique()) == len(values) or "patience" in name, "a policy that uses every exit tests more"
     for size in (*range(1, 12), 31, 32, 33, 64, 69, 70):
         inputs = INPUTS[:size].numpy() if kind == "numpy" else INPUTS[:size]
-        found = answer(parts, policy, inputs)
-        assert all(isinstance(part, np.ndarray if kind == "numpy" else Tensor) for part in found)
-        logits, exits, scores = (torch.as_tensor(part) for part in found)
+        result = answer(parts, policy, inputs)
+        assert all(isinstance(part, np.ndarray if kind == "numpy" else Tensor) for part in result)
+        logits, exits, scores = (torch.as_tensor(part) for part in result)
         rows = torch.arange(size)
         for got, index in ((logits, 0), (scores, 2)):
-            expected = torch.stack([said[index] for said in given])[taken[:size], rows]
+            expected = torch.stack([said[index] for said in values])[taken[:size], rows]
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-        assert exits.tolist() == torch.stack([said.exit for said in given])[taken[:size], rows].tolist()
+        assert exits.tolist() == torch.stack([said.exit for said in values])[taken[:size], rows].tolist()
 
 
 @torch.no_grad()
@@ -134,9 +134,9 @@ def test_every_batch_size_gives_the_same_exits() -> None:
     policy = reachable(net, ExitPolicy(thresholds=(0.0,) * EXITS, enabled=ALL))
     whole = answer(segments(net), policy, INPUTS)
     for size in range(1, POOL + 1):
-        found = [answer(segments(net), policy, part) for part in INPUTS.split(size)]
-        assert torch.equal(torch.cat([part.exit for part in found]), whole.exit)
-        logits = torch.cat([part.logits for part in found])
+        result = [answer(segments(net), policy, part) for part in INPUTS.split(size)]
+        assert torch.equal(torch.cat([part.exit for part in result]), whole.exit)
+        logits = torch.cat([part.logits for part in result])
         torch.testing.assert_close(logits, whole.logits, rtol=0, atol=1e-5 * float(whole.logits.abs().max()))
 
 
@@ -156,8 +156,8 @@ def test_finished_samples_leave_the_batch() -> None:
     net = network(pair=True, chained=True)
     policy = reachable(net, ExitPolicy(thresholds=(0.0,) * EXITS, enabled=ALL))
     parts = [Counting(segment) for segment in segments(net)]
-    found = answer(parts, policy, INPUTS)
-    staying = [POOL - int((found.exit < exit).sum()) for exit in range(EXITS)]
+    result = answer(parts, policy, INPUTS)
+    staying = [POOL - int((result.exit < exit).sum()) for exit in range(EXITS)]
     assert [part.seen for part in parts] == [[count] for count in staying]
     assert len(set(staying)) == EXITS
 
@@ -165,9 +165,9 @@ def test_finished_samples_leave_the_batch() -> None:
 @torch.no_grad()
 def test_deeper_segments_do_not_run_once_all_have_left() -> None:
     parts = [Counting(segment) for segment in segments(network())]
-    found = answer(parts, ExitPolicy(thresholds=(NEVER, -1.0, 0.5, 0.5), enabled=ALL), INPUTS)
+    result = answer(parts, ExitPolicy(thresholds=(NEVER, -1.0, 0.5, 0.5), enabled=ALL), INPUTS)
     assert [part.seen for part in parts] == [[POOL], [POOL], [], []]
-    assert found.exit.tolist() == [1] * POOL
+    assert result.exit.tolist() == [1] * POOL
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
@@ -178,9 +178,9 @@ def test_inputs_and_segments_answers_are_left_as_they_were(kind: str) -> None:
 
     def keep(segment: Callable[..., Any]) -> Callable[..., Any]:
         def run(state: Any, carry: Any) -> Any:
-            made = segment(state, carry)
-            handed.extend((part, part.copy() if kind == "numpy" else part.clone()) for part in (state, made[2]))
-            return made
+            built = segment(state, carry)
+            handed.extend((part, part.copy() if kind == "numpy" else part.clone()) for part in (state, built[2]))
+            return built
 
         return run
 
@@ -196,14 +196,14 @@ def test_inputs_and_segments_answers_are_left_as_they_were(kind: str) -> None:
 def test_a_stepper_can_stop_anywhere_with_the_best_answer_so_far() -> None:
     net = network()
     policy = reachable(net, ExitPolicy(thresholds=(0.0,) * EXITS, enabled=(True, False, True, True)))
-    given, taken = everything(net, policy, INPUTS)
+    values, taken = everything(net, policy, INPUTS)
     stepper = Stepper(policy, INPUTS)
     assert stepper.answer is None and not stepper.done
     for passed, segment in enumerate(segments(net, policy.enabled)):
         stepper.advance(segment)
         assert stepper.answer is not None
         assert stepper.answer.exit.tolist() == [(0, 2, 3)[min(exit, passed)] for exit in taken.tolist()]
-        expected = torch.stack([said.logits for said in given])[taken.clamp(max=passed), torch.arange(POOL)]
+        expected = torch.stack([said.logits for said in values])[taken.clamp(max=passed), torch.arange(POOL)]
         torch.testing.assert_close(stepper.answer.logits, expected, rtol=0, atol=1e-4)
         assert stepper.done == (passed == 2)
 
@@ -227,8 +227,8 @@ def test_a_benchmark_policy_says_how_many_samples_continue(threshold: float, kin
         stepper.advance(part)
     assert stepper.done and stepper.answer is not None
     assert stepper.answer.exit.tolist() == [3, 2, 2, 2, 2, 0, 0, 0, 0]
-    made = parts[0](inputs, ())
-    from_there = step_once(FixedStay(policy, {0: 4}), {}, made, 0)
+    built = parts[0](inputs, ())
+    from_there = step_once(FixedStay(policy, {0: 4}), {}, built, 0)
     assert len(from_there.alive) == 4 and all(len(value) == 4 for value in from_there.policy_carry.values())
     alone = parts[0](inputs[:1], ())
     assert not step_once(FixedStay(policy, {0: 0}), {}, alone, 0).done
@@ -237,14 +237,14 @@ def test_a_benchmark_policy_says_how_many_samples_continue(threshold: float, kin
 @torch.no_grad()
 def test_bfloat16_answers_are_judged_in_float32() -> None:
     net = network().bfloat16()
-    found = answer(segments(net), ExitPolicy(thresholds=(0.6,) * EXITS, enabled=ALL), INPUTS.bfloat16())
-    assert found.logits.dtype == found.score.dtype == torch.float32 and found.exit.dtype == torch.int64
+    result = answer(segments(net), ExitPolicy(thresholds=(0.6,) * EXITS, enabled=ALL), INPUTS.bfloat16())
+    assert result.logits.dtype == result.score.dtype == torch.float32 and result.exit.dtype == torch.int64
 
 
 @torch.no_grad()
 def test_an_empty_batch_has_an_empty_answer() -> None:
-    found = answer(segments(network()), ExitPolicy(thresholds=(0.6,) * EXITS, enabled=ALL), INPUTS[:0])
-    assert found.logits.shape == (0, CLASSES) and found.exit.shape == found.score.shape == (0,)
+    result = answer(segments(network()), ExitPolicy(thresholds=(0.6,) * EXITS, enabled=ALL), INPUTS[:0])
+    assert result.logits.shape == (0, CLASSES) and result.exit.shape == result.score.shape == (0,)
 
 
 @pytest.mark.parametrize("enabled", [(True,) * EXITS, (True, False, False, True)])
@@ -294,7 +294,7 @@ def test_a_stepper_says_who_is_still_here_and_does_not_go_on_without_anyone(kind
     assert stepper.alive.tolist() == [0, 1, 2, 3, 4, 5] and not stepper.done
     stepper.advance(parts[1])
     assert stepper.alive.tolist() == [] and stepper.done
-    given = stepper.answer
-    assert given is not None and given.exit.tolist() == [1] * 6
+    values = stepper.answer
+    assert values is not None and values.exit.tolist() == [1] * 6
     with pytest.raises(ValueError, match="every sample has exited"):
         stepper.advance(parts[2])

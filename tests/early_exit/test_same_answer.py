@@ -53,8 +53,8 @@ def judged(net: MultiExitNet, policy: ExitPolicy, inputs: torch.Tensor) -> tuple
     logits = net(inputs).logits
     rows = []
     for exit in [exit for exit, on in enumerate(policy.enabled) if on]:
-        carry, given, score, _ = policy.step(carry, logits[exit], exit)
-        rows.append((score, given))
+        carry, values, score, _ = policy.step(carry, logits[exit], exit)
+        rows.append((score, values))
     scores, answers = zip(*rows, strict=True)
     return torch.stack(scores), torch.stack(answers)
 
@@ -73,14 +73,14 @@ def with_gaps(net: MultiExitNet, enabled: tuple[bool, ...], answer: str) -> Exit
 def check(net: MultiExitNet, parts: list[Any], policy: ExitPolicy, size: int, tolerance: float = 1e-5) -> None:
     inputs = INPUTS.repeat(-(-size // POOL), 1, 1, 1)[:size].to(memory_format=torch.channels_last)
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
-    found = answer(parts, policy, inputs)
+    result = answer(parts, policy, inputs)
     scores, answers = judged(net, policy, inputs)
     levels = torch.tensor([policy.thresholds[exit] for exit in enabled[:-1]])[:, None]
     leaves = torch.cat([scores[:-1] >= levels, torch.ones(1, size, dtype=torch.bool)])
     taken = leaves.int().argmax(0)
-    assert found.exit.tolist() == [enabled[place] for place in taken.tolist()]
+    assert result.exit.tolist() == [enabled[place] for place in taken.tolist()]
     wanted = answers[taken, torch.arange(size)]
-    torch.testing.assert_close(found.logits, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
+    torch.testing.assert_close(result.logits, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
     if size >= POOL:
         assert len(taken.unique()) > 1, "a policy that uses several exits tests more"
 

@@ -12,16 +12,16 @@ def test_the_temperature_that_was_put_in_comes_out() -> None:
     p = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)
     labels = (p.cumsum(1) < rng.random((5000, 1))).sum(1).clip(0, 3)
     wanted = (0.5, 1.0, 3.0)
-    found = fit(np.stack([honest * t for t in wanted]).astype(np.float32), labels)
-    np.testing.assert_allclose(found, wanted, rtol=0.05)
+    result = fit(np.stack([honest * t for t in wanted]).astype(np.float32), labels)
+    np.testing.assert_allclose(result, wanted, rtol=0.05)
 
 
 def test_nothing_near_is_likelier_and_extremes_stay_in_range() -> None:
     rng = np.random.default_rng(1)
     z = rng.normal(size=(1, 50, 3))
     labels = rng.integers(0, 3, 50)
-    (found,) = fit(z, labels)
-    assert all(nll(z[0] / found, labels) <= nll(z[0] / (found * factor), labels) for factor in (0.95, 1.05))
+    (result,) = fit(z, labels)
+    assert all(nll(z[0] / result, labels) <= nll(z[0] / (result * factor), labels) for factor in (0.95, 1.05))
     right = np.zeros((1, 9, 3))
     right[0, :, 1] = 1.0
     assert fit(right, np.ones(9, int))[0] == pytest.approx(0.05, rel=1e-3)

@@ -76,7 +76,7 @@ def test_cascade(entry: str) -> None:
     loss.backward()
     assert loss.item() == pytest.approx(golden["loss_sum"], rel=1e-8)
     assert cross_entropy(outputs.logits[:-1], LABELS).tolist() == pytest.approx(golden["per_head"], rel=1e-8)
-    norms = [torch.cat([part.grad for part in own if part.grad is not None], 1).norm().item() for own in weights]
+    norms = [torch.cat([part.grad for part in ours if part.grad is not None], 1).norm().item() for ours in weights]
     assert norms == pytest.approx(golden["gW"], rel=1e-8)
     assert outputs.logits[2, 0].tolist() == pytest.approx(golden["z_head3_b0"], rel=1e-8)
     torch.testing.assert_close(outputs.logits[-1], logits()[-1], rtol=0, atol=0)
@@ -134,11 +134,11 @@ def test_arithmetic_ensembles_are_sums_of_probabilities() -> None:
 def test_ensembles_through_segments(enabled: list[bool]) -> None:
     net = together()[0].eval()
     expected = net(torch.zeros(3, 1)).logits[torch.tensor(enabled)]
-    state, carry, found = torch.zeros(3, 1), (), []
+    state, carry, result = torch.zeros(3, 1), (), []
     for segment in segments(net, enabled):
         state, carry, answered = segment(state, carry)
-        found.append(answered)
-    torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=0)
+        result.append(answered)
+    torch.testing.assert_close(torch.stack(result), expected, rtol=0, atol=0)
 
 
 def test_until_they_are_switched_on_exits_answer_alone() -> None:

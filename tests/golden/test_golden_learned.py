@@ -42,11 +42,11 @@ def test_weighted_losses(name: str) -> None:
     gamma = GOLDEN["hdkd_weighted"]["hp"]["gamma"]
     by_pair = dict(zip(pairs(4), gamma[4:]))
     kept = {"hdkd": pairs(4), "hdbt": pairs(4, "final"), "hmsdnet": []}[name]
-    given = (*gamma[:4], *(by_pair[pair] for pair in kept))
-    objective = find(name).build(weights=given).objective
+    arguments = (*gamma[:4], *(by_pair[pair] for pair in kept))
+    objective = find(name).build(weights=arguments).objective
     objective.prepare_for_exits(exits=4, widths=(6,) * 4)
     objective.double()
-    objective.weights.copy_(torch.tensor(given, dtype=torch.float64))
+    objective.weights.copy_(torch.tensor(arguments, dtype=torch.float64))
     z = logits()
     terms = objective(ExitOutputs(z, (), ()), Batch(torch.zeros(3, 1), LABELS, torch.arange(3)), 0.0)
     worked(sum(terms.values(), torch.zeros(())), z, f"{name}_weighted")
@@ -114,8 +114,8 @@ def test_hdkd_meta_gradient() -> None:
     parts, train = toy_parts(objective)
     losses = objective.losses(parts.net(train.inputs), train.labels)
     assert losses.tolist() == pytest.approx(golden["losses"], rel=1e-10)
-    found = weight_gradient(parts, train)
-    assert found.tolist() == pytest.approx(golden["dLval_dgamma"], rel=1e-10)
+    result = weight_gradient(parts, train)
+    assert result.tolist() == pytest.approx(golden["dLval_dgamma"], rel=1e-10)
     assert objective.averages.tolist() == pytest.approx(golden["ema_new"], rel=1e-10)
 
 
@@ -163,9 +163,9 @@ def test_equilibrium_gives_each_stage_the_mean_gradient(segment: int) -> None:
     state = marked = torch.ones((), dtype=torch.float64, requires_grad=True)
     weights = []
     for last in range(4):
-        state, found = marked, None
+        state, result = marked, None
         for exit in range(segment, 4):
             entering, state = equilibrium(state, exit, 4)
-            found = entering if exit == last else found
-        weights.append(0.0 if found is None else torch.autograd.grad(found, marked)[0].item())
+            result = entering if exit == last else result
+        weights.append(0.0 if result is None else torch.autograd.grad(result, marked)[0].item())
     assert weights == pytest.approx(GOLDEN["imta_ge_weights"]["w"][segment], rel=1e-12)

@@ -111,11 +111,11 @@ def test_l2w_selection_and_meta_loss() -> None:
 @pytest.mark.parametrize("entry", ["l2w_col_eps0.8", "l2w_mat_eps0.3", "l2w_row_eps0.3"])
 def test_l2w_weighted_loss(entry: str) -> None:
     golden = GOLDEN[entry]
-    given = torch.tensor(golden["w"], dtype=torch.float64).T
+    values = torch.tensor(golden["w"], dtype=torch.float64).T
     centre: Any = entry[4:7]
     epsilon = float(entry.partition("eps")[2])
-    weights = 1 + centred((given - 1) / epsilon + 0.3, centre, epsilon)  # centring takes any constant away again
-    torch.testing.assert_close(weights, given, rtol=1e-10, atol=1e-12)
+    weights = 1 + centred((values - 1) / epsilon + 0.3, centre, epsilon)  # centring takes any constant away again
+    torch.testing.assert_close(weights, values, rtol=1e-10, atol=1e-12)
     z = torch.tensor(GOLDEN["_inputs"]["z"], dtype=torch.float64, requires_grad=True)
     loss = (weights * sample_cross_entropy(z, LABELS)).mean(1).sum()
     loss.backward()

@@ -42,9 +42,9 @@ class Stopping(SilentReporter):
 
 def loop(folder: Path, reporter: SilentReporter | None = None, **options: Any) -> Loop:
     torch.manual_seed(0)
-    given = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cuda", "width": 4, **options}
-    given["epochs"] = max(given["epochs"], len(build_method(resolve(Config(**given))).phases))
-    config = resolve(Config(**given))
+    values = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cuda", "width": 4, **options}
+    values["epochs"] = max(values["epochs"], len(build_method(resolve(Config(**values))).phases))
+    config = resolve(Config(**values))
     data, method = patterns(44, 8, CLASSES, 16), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     prepare_objective(method, net, data.shape)
@@ -101,10 +101,10 @@ def test_a_captured_step_is_the_step(tmp_path: Path, options: dict[str, Any]) ->
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_augmentation_is_that_of_the_cpu(kind: str) -> None:
     pixels, ids = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8), torch.arange(7)
-    given: dict[str, Any] = {"kind": kind, "seed": 1, "epoch": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    given["cropped"] = kind == "resize-crop-flip"
-    images = augment(pixels.to("cuda"), ids.to("cuda"), **given).cpu()
-    torch.testing.assert_close(images, augment(pixels, ids, **given), rtol=0, atol=1e-5)
+    values: dict[str, Any] = {"kind": kind, "seed": 1, "epoch": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    values["cropped"] = kind == "resize-crop-flip"
+    images = augment(pixels.to("cuda"), ids.to("cuda"), **values).cpu()
+    torch.testing.assert_close(images, augment(pixels, ids, **values), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("score", "answer_"), list(product(SCORES, ANSWERS)))

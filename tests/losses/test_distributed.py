@@ -42,25 +42,25 @@ def gradients(name: str, bounds: tuple[int, ...], rank: int) -> list[Tensor]:
     ranks = len(bounds) - 1
     torch.manual_seed(0)
     trunk, heads = nn.Linear(5, 4).double(), nn.ModuleList(nn.Linear(4, 3) for _ in range(3)).double()
-    own = slice(bounds[rank], bounds[rank + 1])
-    inputs = 5 * torch.randn(SAMPLES, 5, dtype=torch.float64)[own]
-    batch = Batch(inputs, (torch.arange(SAMPLES) % 3)[own], torch.arange(SAMPLES)[own])
+    ours = slice(bounds[rank], bounds[rank + 1])
+    inputs = 5 * torch.randn(SAMPLES, 5, dtype=torch.float64)[ours]
+    batch = Batch(inputs, (torch.arange(SAMPLES) % 3)[ours], torch.arange(SAMPLES)[ours])
     objective = find(name.split("-")[0]).build(**copy.deepcopy(METHODS[name])).objective
     with weighing(weight_of(len(inputs), inputs)):
         (sum(objective(outputs(trunk, heads, inputs), batch, 0.0).values()) * weight()).backward()
     assert weight() == 1.0
-    found = [parameter.grad for module in (trunk, heads) for parameter in module.parameters()]
+    result = [parameter.grad for module in (trunk, heads) for parameter in module.parameters()]
     if ranks > 1:
-        for gradient in found:
+        for gradient in result:
             dist.all_reduce(gradient)
             gradient /= ranks
-    return found + [buffer.double() for buffer in objective.buffers()]
+    return result + [buffer.double() for buffer in objective.buffers()]
 
 
 def _work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {f"{name} {bounds[1]}": gradients(name, bounds, rank) for name in METHODS for bounds in SHARES}
+    result = {f"{name} {bounds[1]}": gradients(name, bounds, rank) for name in METHODS for bounds in SHARES}
     value = torch.tensor(float(rank + 1), requires_grad=True)
     total = global_sum(value)
     total.backward()
@@ -76,7 +76,7 @@ def _work(rank: int, folder: str) -> None:
     ]
     columns, first = gathered(torch.arange(2.0 * (3 - rank)).reshape(2, 3 - rank))
     sums += [first, *columns.flatten().tolist()]
-    torch.save((found, sums), f"{folder}/{rank}.pt")
+    torch.save((result, sums), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -93,8 +93,8 @@ def test_gradients_are_those_of_the_whole_batch(
     name: str, shares: tuple[int, ...], two_processes: list[tuple[dict[str, list[Tensor]], list[float]]]
 ) -> None:
     alone = gradients(name, (0, SAMPLES), 0)
-    for found, _ in two_processes:
-        torch.testing.assert_close(found[f"{name} {shares[1]}"], alone, rtol=1e-10, atol=1e-12)
+    for result, _ in two_processes:
+        torch.testing.assert_close(result[f"{name} {shares[1]}"], alone, rtol=1e-10, atol=1e-12)
 
 
 def test_sums_means_and_the_temperature_are_common(

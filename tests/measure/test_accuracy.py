@@ -70,11 +70,11 @@ def test_every_exit_has_its_own_error() -> None:
 
 
 def test_a_summary_is_plain_values() -> None:
-    found = summary(Trace(LOGITS, LABELS, torch.arange(4), "test"))
-    assert json.loads(json.dumps(found)) == found
-    assert (found["split"], found["samples"], found["accuracy"]) == ("test", 4, [0.5, 0.75])
-    assert (found["top5"], found["ensemble"]) == ([1.0, 1.0], 0.75)
-    assert found["calibration_error"] == calibration_error(LOGITS, LABELS)
+    result = summary(Trace(LOGITS, LABELS, torch.arange(4), "test"))
+    assert json.loads(json.dumps(result)) == result
+    assert (result["split"], result["samples"], result["accuracy"]) == ("test", 4, [0.5, 0.75])
+    assert (result["top5"], result["ensemble"]) == ([1.0, 1.0], 0.75)
+    assert result["calibration_error"] == calibration_error(LOGITS, LABELS)
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
@@ -85,9 +85,9 @@ def test_without_labels_there_is_no_accuracy() -> None:
 def test_reliability_is_counted_by_bins_and_adds_up_to_the_calibration_error() -> None:
     confidence = torch.tensor([0.9, 0.95, 0.6, 0.55])
     logits = torch.stack([confidence.log(), (1 - confidence).log()], 1)[None]
-    (found,) = reliability(logits, torch.tensor([0, 1, 0, 0]), bins=2)
-    assert found.samples == (0, 4) and found.accuracy == (0.0, 0.75)
-    assert found.confidence == pytest.approx((0.0, 0.75))
-    assert found.error == pytest.approx(0.0, abs=1e-7)
+    (result,) = reliability(logits, torch.tensor([0, 1, 0, 0]), bins=2)
+    assert result.samples == (0, 4) and result.accuracy == (0.0, 0.75)
+    assert result.confidence == pytest.approx((0.0, 0.75))
+    assert result.error == pytest.approx(0.0, abs=1e-7)
     (finer,) = reliability(logits, torch.tensor([0, 1, 0, 0]), bins=10)
     assert sum(finer.samples) == 4 and finer.error == calibration_error(logits, torch.tensor([0, 1, 0, 0]), 10)[0]

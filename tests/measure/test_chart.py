@@ -84,5 +84,5 @@ def test_ticks_have_the_same_decimals(values: list[float], wanted: list[str]) ->
 
 @pytest.mark.parametrize("values", [[0.1, 0.2], [57.03, 60.84], [1, 1], [0.0, 1e9], [-3.5, 7.25], [0, 0]])
 def test_ticks_hold_all_values_and_are_few(values: list[float]) -> None:
-    found = ticks(values, 5)
-    assert found[0] <= min(values) and max(values) <= found[-1] and 2 <= len(found) <= 8
+    result = ticks(values, 5)
+    assert result[0] <= min(values) and max(values) <= result[-1] and 2 <= len(result) <= 8

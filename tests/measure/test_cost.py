@@ -52,9 +52,9 @@ def test_published_counts(
     own: tuple[float, ...],
     total: float,
 ) -> None:
-    made, shape = published(net, branch, form)
-    sizes = cost.parameters(made)
-    *early, final = cost.macs(made, shape)
+    built, shape = published(net, branch, form)
+    sizes = cost.parameters(built)
+    *early, final = cost.macs(built, shape)
     assert (round(sizes.main / 1e6, 3), round(sizes.total / 1e6, 3)) == (main, total)
     assert tuple(round(size / 1e6, 3) for size in sizes.branches) == own
     assert round(final / 1e9, 4) == giga
@@ -235,7 +235,7 @@ def test_milliseconds_are_measured_without_gradients() -> None:
 def test_pieces_by_every_convention() -> None:
     net = published("resnet18", "sketch")
     by_name = {name: cost.pieces(*net, name) for name in ("macs", "msdnet_ops", "eed_flops")}
-    every = {name: list(np.cumsum(made.stages) + np.cumsum(made.branches)) for name, made in by_name.items()}
+    every = {name: list(np.cumsum(built.stages) + np.cumsum(built.branches)) for name, built in by_name.items()}
     assert every["macs"] == cost.macs_cumulative(*net) and every["msdnet_ops"] == cost.msdnet_ops(*net)
     eed = by_name["eed_flops"]
     exits = np.cumsum(eed.stages) + np.array(eed.branches)

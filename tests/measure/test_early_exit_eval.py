@@ -70,12 +70,12 @@ def test_the_operations_as_run_are_those_that_calibration_promised(branch: type[
         assert traced.labels is not None
         prices = {enabled: cost.segment_macs(net, SHAPE, enabled) for enabled in choices(3)}
         budget = fraction * prices[False, False, True][0]
-        found = calibrate(traced.logits.numpy(), traced.labels.numpy(), segment_costs=prices, budget=budget)
+        result = calibrate(traced.logits.numpy(), traced.labels.numpy(), segment_costs=prices, budget=budget)
         for size in (7, 150):
-            ran = measured(net, found.policy, size)
-            assert ran["macs"] == found.cost  # exactly
-            assert ran["shares"] == pytest.approx(found.shares)
-            assert ran["accuracy"] == pytest.approx(found.accuracy)
+            ran = measured(net, result.policy, size)
+            assert ran["macs"] == result.cost  # exactly
+            assert ran["shares"] == pytest.approx(result.shares)
+            assert ran["accuracy"] == pytest.approx(result.accuracy)
 
 
 def test_where_nobody_leaves_early_it_is_the_plain_network() -> None:

@@ -57,11 +57,11 @@ def test_every_image_is_seen_once_before_one_is_seen_again() -> None:
 
 def test_all_ways_see_the_same_images_in_every_round() -> None:
     calls: list[tuple[str, list[float]]] = []
-    found = run_interleaved(
+    result = run_interleaved(
         [runner(calls, "a"), runner(calls, "b", rivals={"r": segment(calls, "rival")})], POLICY, PIXELS, 4, 1e-9
     )
     rounds = MIN_GROUPS + 2
-    assert (found["rounds"], found["batch"]) == (MIN_GROUPS, 4)
+    assert (result["rounds"], result["batch"]) == (MIN_GROUPS, 4)
     count = Counter(name for name, _ in calls)
     for name in "ab":
         assert count[f"{name} plain"] == 3 * rounds  # untimed, plain, and as the one exit that is left
@@ -72,15 +72,15 @@ def test_all_ways_see_the_same_images_in_every_round() -> None:
     whole = {name: [values for called, values in calls if called == name] for name in ("a plain", "b plain", "rival")}
     images = [values for values in whole["rival"] for _ in range(3)]
     assert whole["a plain"] == whole["b plain"] == images
-    assert set(found["runtimes"]["b"]["rivals"]) == {"r"} and not found["runtimes"]["a"]["rivals"]
+    assert set(result["runtimes"]["b"]["rivals"]) == {"r"} and not result["runtimes"]["a"]["rivals"]
 
 
 def test_a_runtime_has_several_small_batches_in_a_row_after_an_untimed_one() -> None:
     calls: list[tuple[str, list[float]]] = []
     a, b = runner(calls, "a"), runner(calls, "b")
-    found = run_interleaved([a, b], POLICY, PIXELS, 4, 0.5)
+    result = run_interleaved([a, b], POLICY, PIXELS, 4, 0.5)
     group = GROUP_IMAGES // 4
-    assert found["rounds"] % group == 0 and found["rounds"] >= MIN_GROUPS * group
+    assert result["rounds"] % group == 0 and result["rounds"] >= MIN_GROUPS * group
     timed = [(name, values) for name, values in calls if name.endswith(("plain", "every 0"))][-2 * (3 * group + 1) :]
     first, second = timed[: 3 * group + 1], timed[3 * group + 1 :]
     assert {name[0] for name, _ in first} | {name[0] for name, _ in second} == {"a", "b"}
@@ -93,17 +93,17 @@ def test_a_runtime_has_several_small_batches_in_a_row_after_an_untimed_one() -> 
 
 
 def test_who_leaves_where_is_counted() -> None:
-    found = run_interleaved([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
-    assert found["shares"] == [0.5, 0.0, 0.5]
-    assert len(found["segment_ms"]) == 3 and min(found["segment_ms"]) > 0
-    assert all(found[way][key] > 0 for way in WAYS for key in ("p50", "p95", "p99", "mean", "images_per_second"))
+    result = run_interleaved([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
+    assert result["shares"] == [0.5, 0.0, 0.5]
+    assert len(result["segment_ms"]) == 3 and min(result["segment_ms"]) > 0
+    assert all(result[way][key] > 0 for way in WAYS for key in ("p50", "p95", "p99", "mean", "images_per_second"))
 
 
 def test_segments_are_priced_for_as_many_samples_as_reach_them() -> None:
     """Half of the images leave at the first exit, nobody at the second; of one image, all or none."""
     calls: list[tuple[str, list[float]]] = []
-    found = run_interleaved([runner(calls)], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
-    assert found["segment_samples"] == [20, 10, 10]
+    result = run_interleaved([runner(calls)], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
+    assert result["segment_samples"] == [20, 10, 10]
     sizes = Counter((name, len(values)) for name, values in calls if "numpy segment" in name)
     rounds = 2 * (MIN_GROUPS + 2)
     assert {key: count for key, count in sizes.items() if key[1] <= 20} == {

@@ -14,13 +14,13 @@ from offramp.measure.provenance import PACKAGES, hardware, provenance
 
 
 def test_it_is_plain_and_complete() -> None:
-    found = provenance()
-    assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"command", "date", "commit", "versions", "hardware"}
-    assert set(found["versions"]) == {"python", *PACKAGES}
-    assert torch.__version__.startswith(found["versions"]["torch"])  # some builds tell more in the module
-    assert found["versions"]["offramp"] == offramp.__version__
-    written = datetime.strptime(found["date"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    result = provenance()
+    assert json.loads(json.dumps(result)) == result
+    assert set(result) == {"command", "date", "commit", "versions", "hardware"}
+    assert set(result["versions"]) == {"python", *PACKAGES}
+    assert torch.__version__.startswith(result["versions"]["torch"])  # some builds tell more in the module
+    assert result["versions"]["offramp"] == offramp.__version__
+    written = datetime.strptime(result["date"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - written).total_seconds()) < 60
 
 
@@ -40,7 +40,7 @@ def test_the_commit_is_that_of_the_checkout() -> None:
 
 
 def test_hardware_is_what_is_in_use() -> None:
-    found = hardware()
-    assert found["threads"] == torch.get_num_threads() and found["cores"] >= 1
-    assert found["cpu"] and isinstance(found["avx512_bf16"], bool)
-    assert (found["gpu"] is None) == (not torch.cuda.is_available())
+    result = hardware()
+    assert result["threads"] == torch.get_num_threads() and result["cores"] >= 1
+    assert result["cpu"] and isinstance(result["avx512_bf16"], bool)
+    assert (result["gpu"] is None) == (not torch.cuda.is_available())

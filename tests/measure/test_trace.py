@@ -26,30 +26,30 @@ def batches(size: int) -> list[Batch]:
 @pytest.mark.parametrize("size", [1, 4, N])
 def test_everything_comes_in_the_order_of_the_split(size: int) -> None:
     net = network()
-    found = trace(net, batches(size), "cal")
-    torch.testing.assert_close(found.logits, net.eval()(INPUTS).logits, rtol=0, atol=1e-5)
-    assert found.logits.shape == (2, N, 5) and found.split == "cal"
-    assert found.labels is not None and torch.equal(found.labels, SAMPLES.labels)
-    assert torch.equal(found.ids, SAMPLES.ids)
+    result = trace(net, batches(size), "cal")
+    torch.testing.assert_close(result.logits, net.eval()(INPUTS).logits, rtol=0, atol=1e-5)
+    assert result.logits.shape == (2, N, 5) and result.split == "cal"
+    assert result.labels is not None and torch.equal(result.labels, SAMPLES.labels)
+    assert torch.equal(result.ids, SAMPLES.ids)
 
 
 def test_the_network_is_in_eval_mode_and_its_statistics_stay() -> None:
     net = network().train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    found = trace(net, batches(4), "val")
+    result = trace(net, batches(4), "val")
     assert not net.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert not found.logits.requires_grad
-    assert torch.equal(found.logits, trace(net, batches(4), "val").logits)
+    assert not result.logits.requires_grad
+    assert torch.equal(result.logits, trace(net, batches(4), "val").logits)
 
 
 def test_logits_are_kept_in_float32() -> None:
     def half(inputs: torch.Tensor) -> ExitOutputs:
         return ExitOutputs(torch.full((2, len(inputs), 5), 1 / 3, dtype=torch.bfloat16), (), ())
 
-    found = trace(half, batches(4), "test")
-    assert found.logits.dtype == torch.float32
-    assert found.logits.unique().tolist() == [torch.tensor(1 / 3).bfloat16().item()]
+    result = trace(half, batches(4), "test")
+    assert result.logits.dtype == torch.float32
+    assert result.logits.unique().tolist() == [torch.tensor(1 / 3).bfloat16().item()]
 
 
 def test_progress_is_told_in_samples() -> None:

@@ -31,21 +31,21 @@ def batches(size: int) -> Iterator[Batch]:
 def test_what_is_read_is_what_was_computed(tmp_path: Path, size: int) -> None:
     told: list[int] = []
     path = tmp_path / "traces" / "cal.safetensors"
-    made = store(path, net, batches(size), N, "cal", ABOUT, told.append)
+    built = store(path, net, batches(size), N, "cal", ABOUT, told.append)
     read = load(path, ABOUT)
     assert read is not None and sum(told) == N
-    for found in (made, read):
-        assert torch.equal(found.logits, LOGITS) and found.split == "cal"
-        assert found.labels is not None and torch.equal(found.labels, LABELS) and torch.equal(found.ids, IDS)
+    for result in (built, read):
+        assert torch.equal(result.logits, LOGITS) and result.split == "cal"
+        assert result.labels is not None and torch.equal(result.labels, LABELS) and torch.equal(result.ids, IDS)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert torch.equal(load_file(path)["logits"], LOGITS)  # anybody's safetensors reads it
 
 
 def test_the_file_is_mapped_and_cannot_be_changed_through_it(tmp_path: Path) -> None:
     path = tmp_path / "cal.safetensors"
-    found = store(path, net, batches(4), N, "cal", ABOUT)
+    result = store(path, net, batches(4), N, "cal", ABOUT)
     before = of_file(path)
-    found.logits.zero_()
+    result.logits.zero_()
     assert of_file(path) == before
     again = load(path, ABOUT)
     assert again is not None and torch.equal(again.logits, LOGITS)

@@ -46,9 +46,9 @@ def backbone(head: Callable[[int, int], nn.Module] = Head) -> Backbone:
 
 
 def network(name: str, head: Callable[[int, int], nn.Module] = Head, **hyper: Any) -> MultiExitNet:
-    made = backbone(head)
+    built = backbone(head)
     network = find(name).build(**hyper).network
-    net = network(lambda: made, lambda trunk, exit: Branch(nn.Identity(), Head(WIDTHS[exit], CLASSES)))
+    net = network(lambda: built, lambda trunk, exit: Branch(nn.Identity(), Head(WIDTHS[exit], CLASSES)))
     assert isinstance(net, MultiExitNet)
     return net
 
@@ -84,11 +84,11 @@ def test_segments_answer_as_the_network(name: str, hyper: dict[str, Any], enable
     inputs = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = net(inputs).logits[torch.tensor(enabled)]
-        state, carry, found = inputs, (), []
+        state, carry, result = inputs, (), []
         for segment in segments(net, enabled):
             state, carry, logits = segment(state, carry)
-            found.append(logits)
-    torch.testing.assert_close(torch.stack(found), expected)
+            result.append(logits)
+    torch.testing.assert_close(torch.stack(result), expected)
     assert len({tuple(row.argmax(1).tolist()) for row in net(inputs).logits}) > 1
 
 
@@ -114,9 +114,9 @@ def test_a_bundle_answers_as_the_network(name: str, hyper: dict[str, Any], tmp_p
     write(tmp_path / "b", net, policy, digits, images=60)
     with torch.inference_mode():
         wanted = answer(segments(net, policy.enabled), policy, inputs)
-    found = open_bundle(tmp_path / "b").answer(inputs.numpy())
-    assert found.exit.tolist() == wanted.exit.tolist() and set(found.exit.tolist()) == {0, 2, 3}
-    torch.testing.assert_close(torch.from_numpy(found.logits), wanted.logits, rtol=1e-4, atol=1e-4)
+    result = open_bundle(tmp_path / "b").answer(inputs.numpy())
+    assert result.exit.tolist() == wanted.exit.tolist() and set(result.exit.tolist()) == {0, 2, 3}
+    torch.testing.assert_close(torch.from_numpy(result.logits), wanted.logits, rtol=1e-4, atol=1e-4)
 
 
 @EVERY

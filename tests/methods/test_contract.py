@@ -92,17 +92,17 @@ ONLY_TEACHES = [
 def test_the_final_exit_gets_no_gradient_where_it_only_teaches(
     name: str, hyper: dict[str, Any], term: str, features: bool
 ) -> None:
-    given = outputs(4)
-    terms = build(name, hyper, 4)(given, batch(), 0.0)
+    values = outputs(4)
+    terms = build(name, hyper, 4)(values, batch(), 0.0)
     sum(value for key, value in terms.items() if key != "ce").backward()
-    assert not given.logits.grad[-1].any()
-    assert all(row.any() for row in given.logits.grad[:-1])
+    assert not values.logits.grad[-1].any()
+    assert all(row.any() for row in values.logits.grad[:-1])
     if features:
-        assert given.maps[-1].grad is None
-        assert all(features.grad.any() for features in given.maps[:-1])
+        assert values.maps[-1].grad is None
+        assert all(features.grad.any() for features in values.maps[:-1])
 
 
 def test_dense_without_detach_pulls_the_teachers_too() -> None:
-    given = outputs(4)
-    build("dense", {"detach_teachers": False}, 4)(given, batch(), 0.0)["soft-ce"].backward()
-    assert given.logits.grad[-1].any()
+    values = outputs(4)
+    build("dense", {"detach_teachers": False}, 4)(values, batch(), 0.0)["soft-ce"].backward()
+    assert values.logits.grad[-1].any()

@@ -15,8 +15,8 @@ UNSURE = ExitOutputs(torch.zeros(3, 4, 3, requires_grad=True), (), ())
 def test_it_rises_by_the_rate_after_each_sure_batch_and_only_then() -> None:
     objective = find("dbt").build(rate=1.5).objective
     temperatures = []
-    for given in (SURE, UNSURE, SURE, UNSURE):
-        objective(given, BATCH, 0.0)
+    for values in (SURE, UNSURE, SURE, UNSURE):
+        objective(values, BATCH, 0.0)
         temperatures.append(objective.temperature.value().item())
     assert temperatures == [1.5, 1.5, 2.25, 2.25]
 

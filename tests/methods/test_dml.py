@@ -32,9 +32,9 @@ def batches() -> list[Batch]:
 
 def cohort(networks: int) -> Cohort:
     torch.manual_seed(0)
-    made = find("dml").build(networks=networks).network(backbone, lambda trunk, exit: None)
-    assert isinstance(made, Cohort)
-    return made.train()
+    built = find("dml").build(networks=networks).network(backbone, lambda trunk, exit: None)
+    assert isinstance(built, Cohort)
+    return built.train()
 
 
 def loss_of(member: int, logits: list[Tensor], labels: Tensor, temperature: float) -> Tensor:
@@ -76,11 +76,11 @@ def test_it_trains_as_networks_with_an_optimiser_each(updates: Any, networks: in
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     parts = StepContext(fabric, net, method.objective, optimizer, share, bare=net)
     parts.net, parts.optimizer = fabric.setup(net, optimizer)
-    found = [
+    result = [
         sum(term.item() for term in (method.step or plain_step)(parts, batch, 0.0).values()) for batch in batches()
     ]
     expected = by_hand([hand.deploy(number) for number in range(networks)], updates == "alternating", 2.0)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
     for name, tensor in hand.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 

@@ -27,11 +27,11 @@ def loss(objective: torch.nn.Module, given: ExitOutputs) -> Tensor:
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])
 def test_other_widths_are_left_out_with_a_note(name: str) -> None:
-    objective, given = find(name).build().objective, outputs()
+    objective, values = find(name).build().objective, outputs()
     (note,) = objective.prepare_for_exits(exits=3, widths=WIDTHS)
     assert note.startswith("exit 1 has features of width 3, the final exit 5") and "adapt=linear" in note
-    loss(objective, given).backward()
-    assert given.maps[0].grad is None and given.maps[1].grad.any()
+    loss(objective, values).backward()
+    assert values.maps[0].grad is None and values.maps[1].grad.any()
     assert not list(objective.parameters())
 
 
@@ -64,12 +64,12 @@ def test_maps_of_other_sizes_are_refused_before_training(shapes: Any, adapt: str
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])
 def test_adapt_linear_learns_a_layer_where_widths_differ(name: str) -> None:
-    objective, given = find(name).build(adapt="linear").objective, outputs()
+    objective, values = find(name).build(adapt="linear").objective, outputs()
     assert objective.prepare_for_exits(exits=3, widths=WIDTHS) == ()
     assert set(objective.state_dict()) >= {"match.layers.0.weight", "match.layers.0.bias"}
     assert [tuple(p.shape) for p in objective.parameters()] == [(5, 3), (5,)]
-    loss(objective, given).backward()
-    assert given.maps[0].grad.any() and all(parameter.grad.any() for parameter in objective.parameters())
+    loss(objective, values).backward()
+    assert values.maps[0].grad.any() and all(parameter.grad.any() for parameter in objective.parameters())
 
 
 def test_adapt_all_learns_one_for_every_early_exit_that_is_compared() -> None:
@@ -92,9 +92,9 @@ def test_a_layer_that_was_not_prepared_is_asked_for() -> None:
 
 
 def test_all_exits_left_out_leave_a_zero() -> None:
-    given = outputs((3, 4, 5))
-    assert loss(find("muse").build().objective, given).item() == 0.0
-    assert loss(find("eed").build(teachers=(1,)).objective, given).item() == 0.0
+    values = outputs((3, 4, 5))
+    assert loss(find("muse").build().objective, values).item() == 0.0
+    assert loss(find("eed").build(teachers=(1,)).objective, values).item() == 0.0
 
 
 @pytest.mark.parametrize(("mode", "message"), [("beed", "cannot be averaged"), ("kd", "cannot compare")])

@@ -9,10 +9,10 @@ from offramp.methods._host_counter import HostCounter
 
 
 def module() -> nn.Module:
-    made = nn.Module()
-    made.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-    made.counter = HostCounter("steps")
-    return made
+    built = nn.Module()
+    built.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+    built.counter = HostCounter("steps")
+    return built
 
 
 def test_every_third_step_whatever_is_loaded_or_copied() -> None:

@@ -57,10 +57,10 @@ def by_double_backward(parts: StepContext, here: Batch, other: Batch) -> tuple[T
     logits = run(theta, here, parts.tap)
     losses = sample_cross_entropy(logits, here.labels)
     loss = (objective.weights(phi, logits, losses) * losses).mean(1).sum()
-    found = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+    result = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     ahead = {
         name: part.detach() - 0.3 * (0.9 * 0.01 + gradient + 1e-2 * part.detach())
-        for (name, part), gradient in zip(theta.items(), found)
+        for (name, part), gradient in zip(theta.items(), result)
     }
     seen = run(ahead, other, share)
     return torch.autograd.grad(meta_loss(seen, other.labels, settings.target, settings.meta_reduction), phi)
@@ -85,8 +85,8 @@ def test_its_adam_is_torchs() -> None:
     for step in range(3):
         gradient = tuple(torch.full_like(tensor, 0.1 * step + 0.05) for tensor in theirs)
         objective.improve(gradient, 0.0)
-        for tensor, given in zip(theirs, gradient):
-            tensor.grad = given
+        for tensor, values in zip(theirs, gradient):
+            tensor.grad = values
         adam.step()
     for mine, other in zip(objective.phi(), theirs):
         torch.testing.assert_close(mine, other.detach(), rtol=1e-9, atol=1e-12)
@@ -98,9 +98,9 @@ def test_its_adam_is_torchs() -> None:
 def test_weights_are_one_on_average_and_get_no_gradient() -> None:
     parts = parts_of(epsilon=0.8)
     objective: Any = parts.objective
-    given = batch(9)
-    outputs = parts.net(given.inputs)
-    losses = sample_cross_entropy(outputs.logits, given.labels)
+    values = batch(9)
+    outputs = parts.net(values.inputs)
+    losses = sample_cross_entropy(outputs.logits, values.labels)
     weights = objective.weights(objective.phi(), outputs.logits, losses)
     torch.testing.assert_close(weights.mean(0), torch.ones(9, dtype=torch.float64))
     assert weights.std() > 1e-3 and not weights.requires_grad

@@ -74,9 +74,9 @@ def by_double_backward(
         return functional_call(net, (parameters, buffers), (given.inputs,), {"tap": tap})
 
     losses = objective.losses(run(theta, train, tap), train.labels)
-    found = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
+    result = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
     group, ahead = optimizer.param_groups[0], {}
-    for (name, part), gradient in zip(theta.items(), found):
+    for (name, part), gradient in zip(theta.items(), result):
         if own:
             gradient = gradient + group["weight_decay"] * part.detach()
             running = group["momentum"] * optimizer.state[part]["momentum_buffer"] + gradient
@@ -134,8 +134,8 @@ def test_batch_norms_have_the_derivative_that_pytorch_gives_them(kind: str, trai
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        made: Tensor = functional_call(net, (parameters, buffers), (inputs,))
-        return made.square().flatten(1).mean(1)
+        built: Tensor = functional_call(net, (parameters, buffers), (inputs,))
+        return built.square().flatten(1).mean(1)
 
     here = {name: part.detach() for name, part in theta.items()}
     expected = torch.func.jvp(losses, (here,), (direction,))[1]
@@ -161,9 +161,9 @@ def test_nothing_is_kept_under_autocast() -> None:
         Conv(4, 6, 3, groups=2)(maps)
     assert not convolved.kept
     with convolved:
-        made = Conv(4, 6, 3)(maps)
+        built = Conv(4, 6, 3)(maps)
     (kept,) = convolved.kept
-    assert torch.equal(kept.result, made) and kept.version == made._version
+    assert torch.equal(kept.result, built) and kept.version == built._version
 
 
 class Twice(nn.Module):
@@ -177,10 +177,10 @@ class Twice(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Each time in the next order."""
         turned = self.first.pop() if self.first else 0
-        made = self.layers[turned](maps)
+        built = self.layers[turned](maps)
         with nullcontext() if self.low is None else torch.autocast("cpu", torch.bfloat16, enabled=self.low):
-            made = torch.tanh(self.layers[1 - turned](made.to(maps.dtype)))
-        return made.to(maps.dtype)
+            built = torch.tanh(self.layers[1 - turned](built.to(maps.dtype)))
+        return built.to(maps.dtype)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -193,8 +193,8 @@ def test_only_answers_of_the_same_convolution_are_taken(first: list[int], low: b
     direction = {name: torch.randn_like(part) for name, part in theta.items()}
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
-        made: Tensor = functional_call(net, parameters, (inputs,))
-        return made.square().flatten(1).mean(1)
+        built: Tensor = functional_call(net, parameters, (inputs,))
+        return built.square().flatten(1).mean(1)
 
     net.first = first[:1]
     expected = look_ahead.product(losses, theta, direction)
@@ -228,7 +228,7 @@ def test_equilibrium_is_another_gradient() -> None:
 
 def test_the_networks_own_step_draws_what_the_look_ahead_drew() -> None:
     """As one pass on the training batch and one on the held-out one would; other numbers would give other weights."""
-    found = []
+    result = []
     for seed in (0, 0, 1):
         net = network(BUILDS["dropout"])
         objective, train, held = prepared(net), batch(6, 1), batch(5, 2)
@@ -241,8 +241,8 @@ def test_the_networks_own_step_draws_what_the_look_ahead_drew() -> None:
         terms = learn(parts, train, 0.0)
         assert torch.equal(following, torch.rand(3))
         torch.testing.assert_close(sum(terms.values()), sum(objective.terms(alone).values()).detach())
-        found.append(objective.weights.clone())
-    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], rtol=1e-3)
+        result.append(objective.weights.clone())
+    assert torch.equal(result[0], result[1]) and not torch.allclose(result[0], result[2], rtol=1e-3)
 
 
 def test_no_pass_touches_network_or_buffers() -> None:
@@ -343,7 +343,7 @@ class Attention(nn.Module):
 
 def test_fused_attention_and_modules_with_two_names() -> None:
     net = MultiExitNet([nn.Sequential(Attention())], [Branch(nn.Identity(), Head(4, 5))]).double()
-    own = net.stages[0][0].inner.weight  # type: ignore[index,union-attr]
+    ours = net.stages[0][0].inner.weight  # type: ignore[index,union-attr]
     images = torch.randn(3, 3, 4, 4, dtype=torch.float64)
 
     def losses(parameters: look_ahead.Tensors) -> Tensor:
@@ -354,4 +354,4 @@ def test_fused_attention_and_modules_with_two_names() -> None:
     gradient = torch.autograd.grad(losses(theta).sum(), list(theta.values()))
     expected = sum((grad * direction[name]).sum() for name, grad in zip(theta, gradient, strict=True))
     torch.testing.assert_close(look_ahead.product(losses, theta, direction).sum(), expected)
-    assert net.stages[0][0].same.weight is own  # type: ignore[index,union-attr]
+    assert net.stages[0][0].same.weight is ours  # type: ignore[index,union-attr]

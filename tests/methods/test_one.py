@@ -25,9 +25,9 @@ def backbone() -> Backbone:
 
 def fan(**hyper: Any) -> GatedFan:
     torch.manual_seed(0)
-    made = find("one").build(**hyper).network(backbone, lambda trunk, exit: None)
-    assert isinstance(made, GatedFan)
-    return made
+    built = find("one").build(**hyper).network(backbone, lambda trunk, exit: None)
+    assert isinstance(built, GatedFan)
+    return built
 
 
 def batch() -> Batch:
@@ -36,8 +36,8 @@ def batch() -> Batch:
 
 
 def terms(net: nn.Module, progress: float = 0.5, **hyper: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = find("one").build(**hyper).objective(net(batch().inputs), batch(), progress)
-    return found
+    result: dict[str, Tensor] = find("one").build(**hyper).objective(net(batch().inputs), batch(), progress)
+    return result
 
 
 @pytest.mark.parametrize(("stages", "shared", "own", "width"), [(1, 6, 3, 4), (2, 3, 6, 3)])

@@ -61,39 +61,39 @@ PULLS: list[tuple[str, dict[str, Any], float, Expected]] = [
 def test_a_teacher_is_not_pulled_towards_its_students(
     name: str, hyper: dict[str, Any], share: float, expected: Expected
 ) -> None:
-    given = outputs()
+    values = outputs()
     objective = find(name).build(**hyper).objective
     objective.prepare_for_exits(exits=EXITS, widths=(4,) * EXITS)
     terms = objective(
-        given, Batch(torch.zeros(SAMPLES, 1), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES)), 0.0
+        values, Batch(torch.zeros(SAMPLES, 1), torch.arange(SAMPLES) % CLASSES, torch.arange(SAMPLES)), 0.0
     )
     (imitation,) = (terms[key] for key in terms if key not in ("ce", "features"))
-    found = torch.autograd.grad(imitation, given.logits, retain_graph=True)[0]
-    torch.testing.assert_close(found, share * T / SAMPLES * expected(given.logits.detach()))
+    result = torch.autograd.grad(imitation, values.logits, retain_graph=True)[0]
+    torch.testing.assert_close(result, share * T / SAMPLES * expected(values.logits.detach()))
 
 
 @pytest.mark.parametrize("name", ["muse", "msd"])
 def test_the_superpeer_is_not_pulled_by_features(name: str) -> None:
-    given = outputs()
+    values = outputs()
     objective = find(name).build().objective
     objective.prepare_for_exits(exits=EXITS, widths=(4,) * EXITS)
     labels = torch.arange(SAMPLES) % CLASSES
-    objective(given, Batch(torch.zeros(SAMPLES, 1), labels, labels), 0.0)["features"].backward()
-    assert given.maps[-1].grad is None and all(features.grad.any() for features in given.maps[:-1])
+    objective(values, Batch(torch.zeros(SAMPLES, 1), labels, labels), 0.0)["features"].backward()
+    assert values.maps[-1].grad is None and all(features.grad.any() for features in values.maps[:-1])
 
 
 @pytest.mark.parametrize(("name", "pooled"), [("eed", True), ("beed", False)])
 def test_the_mean_of_the_features_is_a_constant_to_its_students(name: str, pooled: bool) -> None:
-    given = outputs()
-    leaves = [f.detach().requires_grad_() for f in (given.features if pooled else given.maps)]
-    given = given._replace(**{"features" if pooled else "maps": tuple(leaves)})
+    values = outputs()
+    leaves = [f.detach().requires_grad_() for f in (values.features if pooled else values.maps)]
+    values = values._replace(**{"features" if pooled else "maps": tuple(leaves)})
     objective = find(name).build(importance=1.0).objective if name == "beed" else find(name).build().objective
     objective.prepare_for_exits(exits=EXITS, widths=(4,) * EXITS)
     labels = torch.arange(SAMPLES) % CLASSES
-    term = objective(given, Batch(torch.zeros(SAMPLES, 1), labels, labels), 0.0)["features"]
-    found = torch.autograd.grad(term, leaves)
+    term = objective(values, Batch(torch.zeros(SAMPLES, 1), labels, labels), 0.0)["features"]
+    result = torch.autograd.grad(term, leaves)
     target = torch.stack([leaf.detach() for leaf in leaves]).mean(0)
-    for leaf, gradient in zip(leaves, found, strict=True):
+    for leaf, gradient in zip(leaves, result, strict=True):
         twice = 2.0 * (leaf.detach() - target) / leaf.numel() * (0.1 if name == "beed" else 1.0)
         either = (leaf > 0) | (target > 0) if pooled else torch.ones_like(leaf, dtype=torch.bool)
         torch.testing.assert_close(gradient, twice * either)

@@ -20,8 +20,8 @@ SMALL = {"width": 4, "blocks": 2, "alpha": 12}
 
 def tiny(family: Any, **options: Any) -> Backbone:
     offered = inspect.signature(family.build).parameters
-    given = {"classes": 5, **{key: value for key, value in SMALL.items() if key in offered}, **options}
-    backbone = family.build(given.pop("name", family.NETS[0]), **given)
+    values = {"classes": 5, **{key: value for key, value in SMALL.items() if key in offered}, **options}
+    backbone = family.build(values.pop("name", family.NETS[0]), **values)
     assert isinstance(backbone, Backbone)
     return backbone
 
@@ -115,9 +115,9 @@ def test_pyramid_blocks_average_and_pad_the_input() -> None:
     block = pyramidnet.PyramidBlock(4, 6, 2, 9)
     nn.init.zeros_(block.bn3.weight)
     inputs = torch.randn(2, 4, 6, 6)
-    made = block(inputs)
-    torch.testing.assert_close(made[:, :4], nn.functional.avg_pool2d(inputs, 2))
-    assert made.shape == (2, 6, 3, 3) and not made[:, 4:].any()
+    built = block(inputs)
+    torch.testing.assert_close(built[:, :4], nn.functional.avg_pool2d(inputs, 2))
+    assert built.shape == (2, 6, 3, 3) and not built[:, 4:].any()
     assert block.sketch_block()(inputs).shape == (2, 9, 3, 3)
 
 

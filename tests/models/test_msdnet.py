@@ -124,12 +124,12 @@ def test_steps_between_exits() -> None:
 
 
 def live(backbone: Backbone) -> list[int]:
-    state, found = torch.randn(2, *backbone.shape), []
+    state, result = torch.randn(2, *backbone.shape), []
     for block in (part for stage in backbone.stages for part in stage):
         state = block(state)
         if isinstance(block, Layer):
-            found.append(len(state))
-    return found
+            result.append(len(state))
+    return result
 
 
 def test_pruning() -> None:
@@ -180,10 +180,10 @@ def test_blocks_leave_their_input_alone_and_can_be_made_afresh() -> None:
     state: Any = torch.randn(2, 3, 32, 32)
     for block in [part for stage in backbone.stages for part in stage] + [backbone.head]:
         kept = [scale.clone() for scale in state] if isinstance(state, tuple) else [state.clone()]
-        made = block(state)
+        built = block(state)
         assert all(map(torch.equal, state if isinstance(state, tuple) else (state,), kept))
-        assert [part.shape for part in fresh(block)(state)] == [part.shape for part in made]
-        state = tuple(part.detach() for part in made)
+        assert [part.shape for part in fresh(block)(state)] == [part.shape for part in built]
+        state = tuple(part.detach() for part in built)
 
 
 def test_exits_stand_on_the_coarsest_scale() -> None:
@@ -207,8 +207,8 @@ def test_linear_exits_fit_and_segments_run_one_by_one() -> None:
 
 
 def test_options_beat_the_setting() -> None:
-    given = {"exits": 5, "base": 2, "step": 3, "mode": "even", "form": "imagenet"}
-    backbone = tiny(setting="hdkd-cifar-8", image_size=64, **given)
+    values = {"exits": 5, "base": 2, "step": 3, "mode": "even", "form": "imagenet"}
+    backbone = tiny(setting="hdkd-cifar-8", image_size=64, **values)
     assert layers(backbone) == [2, 3, 3, 3, 3] and backbone.shape == (3, 64, 64)
 
 

@@ -63,9 +63,9 @@ def test_counts_with_exits(
     own: tuple[float, ...],
     total: float,
 ) -> None:
-    made, shape = on_meta(net, branch, options, of_branch)
-    sizes = cost.parameters(made)
-    *early, final = cost.macs(made, shape)
+    built, shape = on_meta(net, branch, options, of_branch)
+    sizes = cost.parameters(built)
+    *early, final = cost.macs(built, shape)
     assert (round(sizes.main / 1e6, 3), round(sizes.total / 1e6, 3)) == (main, total)
     assert tuple(round(size / 1e6, 3) for size in sizes.branches) == own
     assert round(final / 1e9, 4) == giga
@@ -87,9 +87,9 @@ def test_counts_with_exits(
     ],
 )
 def test_counts_of_plain_networks(net: str, options: dict[str, Any], classes: int, millions: str, giga: str) -> None:
-    made, shape = on_meta(net, None, options, classes=classes)
-    assert f"{cost.parameters(made).total / 1e6:.3f}" == millions
-    assert f"{cost.macs(made, shape)[0] / 1e9:.4f}" == giga
+    built, shape = on_meta(net, None, options, classes=classes)
+    assert f"{cost.parameters(built).total / 1e6:.3f}" == millions
+    assert f"{cost.macs(built, shape)[0] / 1e9:.4f}" == giga
 
 
 def test_vgg_reproduces_eeds_table_3() -> None:

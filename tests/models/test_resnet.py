@@ -97,11 +97,11 @@ def test_every_block_can_be_made_afresh() -> None:
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
-    def made() -> MultiExitNet:
+    def built() -> MultiExitNet:
         torch.manual_seed(3)
         return plain(tiny())
 
-    one, two = made().state_dict(), made().state_dict()
+    one, two = built().state_dict(), built().state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

@@ -17,7 +17,7 @@ Line = Callable[..., dict[str, Any]]
 def line() -> Line:
     """A line of a run of this training, or of this configuration, as a ledger would hold it."""
 
-    def made(
+    def built(
         what: str | Config,
         accuracy: Sequence[float],
         seed: int = 0,
@@ -42,7 +42,7 @@ def line() -> Line:
             "provenance": origin,
         }
 
-    return made
+    return built
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ def claim(*exits: int | str, margin: float | None = None) -> Claim:
 def lines(line, write):
     """Lines of A and B with these accuracies of exit 1 per seed; the other exits are equal."""
 
-    def made(ours: list[float], theirs: list[float]):
+    def built(ours: list[float], theirs: list[float]):
         ledger = [line(A, (share, 0.5, 0.5, 0.5), seed) for seed, share in enumerate(ours)]
         ledger += [line(B, (share, 0.5, 0.5, 0.5), seed) for seed, share in enumerate(theirs)]
         return measured(write(ledger), trainings().values(), quick()).lines
 
-    return made
+    return built
 
 
 def test_a_claim_holds_if_the_interval_is_above_zero(lines) -> None:

@@ -39,10 +39,10 @@ def test_runs_of_compare_are_recognised(branch: str, line, write) -> None:
         for name, _, mode in runs
     ]
     ledger = write([line(config, FOUR, seed=2) for config in configs])
-    found = measured(ledger, trainings().values(), quick())
-    assert sorted(found.lines) == sorted(names)
-    assert all(found.seeds(name) == [2] for name in names)
-    assert not found.left_out
+    result = measured(ledger, trainings().values(), quick())
+    assert sorted(result.lines) == sorted(names)
+    assert all(result.seeds(name) == [2] for name in names)
+    assert not result.left_out
     assert not measured(ledger, trainings().values(), FULL).lines
 
 
@@ -75,18 +75,18 @@ def test_a_line_of_before_an_option_existed_counts_with_its_default(line, write)
 )
 def test_a_run_that_differs_in_anything_else_is_left_out(changes, line, write) -> None:
     name = "c100.resnet18.sketch.muse"
-    found = measured(write([line(name, FOUR, **changes)]), trainings().values(), quick())
-    assert not found.lines
-    assert found.left_out == {"of other trainings or another protocol": 1}
+    result = measured(write([line(name, FOUR, **changes)]), trainings().values(), quick())
+    assert not result.lines
+    assert result.left_out == {"of other trainings or another protocol": 1}
 
 
 def test_versions_and_test_sets_are_not_mixed(line, write) -> None:
     name = "c100.resnet18.sketch.muse"
     old, small = line(name, FOUR, 0, version="0.0.9"), line(name, FOUR, 1, samples=500)
     new = line(name, FOUR, 2, version="0.1.4")
-    found = measured(write([old, small, new]), [training(name)], quick())
-    assert (found.seeds(name), found.version) == ([2], "0.1")
-    assert found.left_out == {
+    result = measured(write([old, small, new]), [training(name)], quick())
+    assert (result.seeds(name), result.version) == ([2], "0.1")
+    assert result.left_out == {
         "of version 0.0 on 10,000 test images, not 0.1 on 10,000": 1,
         "of version 0.1 on 500 test images, not 0.1 on 10,000": 1,
     }
@@ -96,9 +96,9 @@ def test_versions_and_test_sets_are_not_mixed(line, write) -> None:
 def test_best_weights_are_another_measurement_and_the_last_line_of_a_seed_counts(line, write) -> None:
     name = "c100.resnet18.sketch.muse"
     best = line(name, (0.9,) * 4) | {"weights": "best"}
-    found = measured(write([line(name, FOUR), line(name, (0.5,) * 4), best]), [training(name)], quick())
-    assert found.lines[name][0].accuracy == (0.5,) * 4
-    assert list(found.left_out.values()) == [1]
+    result = measured(write([line(name, FOUR), line(name, (0.5,) * 4), best]), [training(name)], quick())
+    assert result.lines[name][0].accuracy == (0.5,) * 4
+    assert list(result.left_out.values()) == [1]
 
 
 def test_code_from_elsewhere_is_not_imported_to_read_a_line(tmp_path: Path, monkeypatch, line) -> None:

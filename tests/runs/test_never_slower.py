@@ -54,9 +54,9 @@ def test_the_time_of_a_policy_by_batch_size() -> None:
 )
 def test_exits_are_switched_off_until_it_pays_at_every_batch_size(prices: Any, chosen: Any) -> None:
     costs = {enabled: [1] * sum(enabled) for enabled in SHARES}
-    (reached, word), found = reach(first, costs, prices)
+    (reached, word), result = reach(first, costs, prices)
     assert reached.policy.enabled == chosen and word == "found"
-    assert all(ratio <= 1.02 for ratio in found.values()) and found.keys() == prices.keys()
+    assert all(ratio <= 1.02 for ratio in result.values()) and result.keys() == prices.keys()
     assert len(costs) == 3
 
 

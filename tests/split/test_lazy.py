@@ -53,8 +53,8 @@ def test_the_network_keeps_its_weights_modes_and_gradients() -> None:
     running = lazy(net, shape)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
-    own = {id(parameter) for parameter in net.parameters()}
-    assert {id(parameter) for parameter in running.parameters()} <= own  # nothing is copied
+    ours = {id(parameter) for parameter in net.parameters()}
+    assert {id(parameter) for parameter in running.parameters()} <= ours  # nothing is copied
     images = torch.randn(1, *shape)
     with torch.inference_mode():
         expected = running(images).logits

@@ -48,8 +48,8 @@ def of_transformers(kind: str, after: str, side: int, **options: Any) -> Case:
     def make() -> nn.Module:
         library = vision("transformers")
         config = library.AutoConfig.for_model(kind, num_labels=CLASSES, **options)
-        made: nn.Module = library.AutoModelForImageClassification.from_config(config)
-        return made
+        built: nn.Module = library.AutoModelForImageClassification.from_config(config)
+        return built
 
     return Case(make, tuple(after.split(",")), side)
 
@@ -183,7 +183,7 @@ def test_the_last_exit_is_the_model(case: Case) -> None:
     outputs = net(images(case, 5))
     assert outputs.logits.shape == (len(case.after) + 1, 5, CLASSES)
     assert (outputs.logits[-1] - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert all(own.dim() in (3, 4) and own.shape[0] == 5 for own in outputs.maps)
+    assert all(native.dim() in (3, 4) and native.shape[0] == 5 for native in outputs.maps)
     assert {id(p) for p in model.parameters()} <= {id(p) for p in net.parameters()}
 
 
@@ -245,13 +245,13 @@ def test_the_models_state_dict_loads_in_both_directions(case: Case) -> None:
 @torch.no_grad()
 def test_every_exit_exports(case: Case) -> None:
     net = prepared(case)[1].eval()
-    given: State = images(case, 2)
+    values: State = images(case, 2)
     for segment in segments(net):
-        program = torch.export.export(segment, (given,))
-        next_state, _, logits = segment(given)
-        answer = program.module()(given)[2]
+        program = torch.export.export(segment, (values,))
+        next_state, _, logits = segment(values)
+        answer = program.module()(values)[2]
         assert (answer - logits).abs().max() <= 1e-4 * logits.abs().max()
-        given = next_state
+        values = next_state
 
 
 @pytest.mark.full
@@ -260,12 +260,12 @@ def test_every_exit_exports(case: Case) -> None:
 @torch.no_grad()
 def test_every_exit_becomes_onnx(case: Case, tmp_path: Path) -> None:
     net = prepared(case)[1].eval()
-    given: State = images(case, 2)
+    values: State = images(case, 2)
     for number, segment in enumerate(segments(net)):
-        program = torch.onnx.export(segment, (given,), dynamo=True, verbose=False)
+        program = torch.onnx.export(segment, (values,), dynamo=True, verbose=False)
         assert program is not None
         program.save(tmp_path / f"{number}.onnx")
-        given = segment(given)[0]
+        values = segment(values)[0]
 
 
 @of_each_family
@@ -286,8 +286,8 @@ def test_bfloat16(case: Case) -> None:
     model, net = (part.eval() for part in prepared(case))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         expected = logits_of(model(images(case))).float()
-        found = net(images(case)).logits[-1].float()
-    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+        result = net(images(case)).logits[-1].float()
+    assert (result - expected).abs().max() <= 1e-2 * expected.abs().max()
     net.train().zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         logits = net(images(case)).logits
@@ -303,8 +303,8 @@ def test_channels_last_gives_the_same_answer(case: Case) -> None:
     net = copy.deepcopy(prepared(case)[1].eval())
     expected = net(images(case)).logits
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = net(images(case).contiguous(memory_format=torch.channels_last)).logits
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    result = net(images(case).contiguous(memory_format=torch.channels_last)).logits
+    assert (result - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 COMPILE = """
@@ -343,10 +343,10 @@ def test_compiles_as_one_graph(name: str) -> None:
 def test_exits_at_equal_shares_are_within_five_points_where_a_boundary_is(name: str) -> None:
     with torch.device("meta"):
         model = REAL[name].make()
-    found = cut_points.find(model, REAL[name].shape)
-    known = {each.layer: each.share for each in exit_placement.places(found)}
+    result = cut_points.find(model, REAL[name].shape)
+    known = {each.layer: each.share for each in exit_placement.places(result)}
     for exits in (2, 3, 4, 5, 6):
-        shares = [known[layer] for layer in exit_placement.equal(found, exits)]
+        shares = [known[layer] for layer in exit_placement.equal(result, exits)]
         assert shares == sorted(shares) and len(shares) == exits - 1
         for number, share in enumerate(shares, 1):
             wanted = number / exits
@@ -372,9 +372,9 @@ def test_sketch_makes_one_block_of_each_stage_as_the_model_does(case: Case) -> N
     trunk = {id(p) for p in model.parameters()}
     ours = [p for branch in net.branches[:-1] for p in branch.parameters()]
     assert not trunk & {id(p) for p in ours} and len({id(p) for p in ours}) == len(ours)
-    made = dict(case.make().named_parameters())
+    built = dict(case.make().named_parameters())
     for name, parameter in net.branches[0].body[0].named_parameters():
         if name.endswith(("gamma", "bias", "norm.weight", "bn1.weight")):
-            assert torch.equal(parameter, made[name]), (
+            assert torch.equal(parameter, built[name]), (
                 name
             )  # constants at the start, which `stir` has changed in the trunk

@@ -251,9 +251,9 @@ def test_exits_at_equal_shares_of_the_operations() -> None:
     assert 0.19 < shares["layer1"] < 0.25 and 0.75 < shares["layer3"] < 0.85
     from offramp.split import cut_points, exit_placement
 
-    found = cut_points.find(model, shape)
-    assert [len(exit_placement.equal(found, exits)) for exits in (1, 2, 3, 6)] == [0, 1, 2, 5]
-    chosen = exit_placement.equal(found, 4)
+    result = cut_points.find(model, shape)
+    assert [len(exit_placement.equal(result, exits)) for exits in (1, 2, 3, 6)] == [0, 1, 2, 5]
+    chosen = exit_placement.equal(result, 4)
     assert all(abs(shares[name] - wanted) <= 0.05 for name, wanted in zip(chosen, (0.25, 0.5, 0.75), strict=True)), (
         chosen
     )
@@ -292,10 +292,10 @@ def test_any_block_can_be_made_afresh_and_nothing_is_given_twice() -> None:
     backbone = split(model, ["layer1"], (3, 8, 8), make=Chain)
     blocks = list(backbone.stages[1])
     assert len(blocks) == 2
-    made = [fresh(block) for block in (*blocks, blocks[0], fresh(blocks[1]))]
-    weights = [p for part in (model, *made) for p in part.parameters()]
+    built = [fresh(block) for block in (*blocks, blocks[0], fresh(blocks[1]))]
+    weights = [p for part in (model, *built) for p in part.parameters()]
     assert len({id(p) for p in weights}) == len(weights)
-    assert [list(part.state_dict()) for part in made[:2]] == [list(block.state_dict()) for block in blocks]
+    assert [list(part.state_dict()) for part in built[:2]] == [list(block.state_dict()) for block in blocks]
 
 
 def test_stages_by_hand() -> None:
@@ -328,32 +328,32 @@ def test_stages_by_hand_that_do_not_fit(stages: list[nn.Module], head: nn.Module
 
 class TestWeights:
     def test_missing_unexpected_and_misshapen_weights_are_all_named(self) -> None:
-        given = {name: tensor for name, tensor in Chain().state_dict().items() if name != "layer1.0.bias"}
-        given |= {"layer9.weight": torch.ones(1), "layer2.0.weight": torch.ones(8, 4, 1, 1)}
+        values = {name: tensor for name, tensor in Chain().state_dict().items() if name != "layer1.0.bias"}
+        values |= {"layer9.weight": torch.ones(1), "layer2.0.weight": torch.ones(8, 4, 1, 1)}
         with pytest.raises(ValueError) as caught:
-            load_state(net("layer1"), given, "weights=a.pt")
+            load_state(net("layer1"), values, "weights=a.pt")
         assert str(caught.value) == (
             "weights=a.pt do not fit the network: 1 missing (layer1.0.bias); 1 unexpected (layer9.weight); "
             "1 of another shape (layer2.0.weight (8, 4, 1, 1) instead of (8, 4, 3, 3))"
         )
 
     def test_a_classifier_of_other_classes_keeps_its_own(self) -> None:
-        network, given = net("layer1"), Chain(9).state_dict()
+        network, values = net("layer1"), Chain(9).state_dict()
         before = network.branches[-1].head.fc.weight.clone()  # type: ignore[union-attr]
-        assert load_state(network, given, classes=True) == ["fc.bias", "fc.weight"]
+        assert load_state(network, values, classes=True) == ["fc.bias", "fc.weight"]
         assert torch.equal(network.branches[-1].head.fc.weight, before)  # type: ignore[union-attr]
-        assert torch.equal(state(network)["layer1.0.weight"], given["layer1.0.weight"])
+        assert torch.equal(state(network)["layer1.0.weight"], values["layer1.0.weight"])
         with pytest.raises(ValueError, match="2 of another shape"):
-            load_state(network, given)
+            load_state(network, values)
 
     def test_files(self, tmp_path: Path) -> None:
-        given = Chain().state_dict()
-        save_file({name: tensor.clone() for name, tensor in given.items()}, tmp_path / "a.safetensors")
-        torch.save(given, tmp_path / "b.pt")
-        torch.save({"model": {f"module.{name}": t for name, t in given.items()}, "epoch": 3}, tmp_path / "c.pth")
+        values = Chain().state_dict()
+        save_file({name: tensor.clone() for name, tensor in values.items()}, tmp_path / "a.safetensors")
+        torch.save(values, tmp_path / "b.pt")
+        torch.save({"model": {f"module.{name}": t for name, t in values.items()}, "epoch": 3}, tmp_path / "c.pth")
         for name in ("a.safetensors", "b.pt", "c.pth"):
-            found = read(tmp_path / name)
-            assert found.keys() == given.keys() and all(torch.equal(found[key], given[key]) for key in given)
+            result = read(tmp_path / name)
+            assert result.keys() == values.keys() and all(torch.equal(result[key], values[key]) for key in values)
 
     def test_files_that_hold_no_weights(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"^weights=.*none.pt: the file does not exist$"):

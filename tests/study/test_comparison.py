@@ -23,9 +23,9 @@ def line(method: str, seed: int, accuracy: tuple[float, ...], ensemble: float = 
     config = {"net": "resnet18", "net.width": 16, "branch": "sketch", "data": "cifar100", "epochs": 40}
     config |= {"method": method, "seed": seed, "data-dir": f"/data/{seed}", "checkpoint-every": seed + 1}
     training = {"seconds": 10.0, "provenance": {"date": f"2026-01-0{seed + 1}"}}
-    made = {"split": "test", "weights": "last", "accuracy": list(accuracy), "ensemble": ensemble, "training": training}
-    made |= {key: value for key, value in others.items() if key in made}
-    return made | {"config": config | {key: value for key, value in others.items() if key not in made}}
+    built = {"split": "test", "weights": "last", "accuracy": list(accuracy), "ensemble": ensemble, "training": training}
+    built |= {key: value for key, value in others.items() if key in built}
+    return built | {"config": config | {key: value for key, value in others.items() if key not in built}}
 
 
 def ledger(path: Path, *lines: dict[str, Any]) -> Path:
@@ -36,14 +36,14 @@ def ledger(path: Path, *lines: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def three_seeds(tmp_path: Path) -> Path:
-    runs = [line("byot", seed, found) for seed, found in BYOT.items()]
-    return ledger(tmp_path / "new" / "x.jsonl", *runs, *(line("joint", seed, found) for seed, found in JOINT.items()))
+    runs = [line("byot", seed, result) for seed, result in BYOT.items()]
+    return ledger(tmp_path / "new" / "x.jsonl", *runs, *(line("joint", seed, result) for seed, result in JOINT.items()))
 
 
 def test_means_deviations_and_paired_differences(three_seeds: Path) -> None:
-    (found,) = compare(read(three_seeds))
-    assert found.columns == ["exit 1", "final", "ensemble"]
-    joint, byot = found.methods
+    (result,) = compare(read(three_seeds))
+    assert result.columns == ["exit 1", "final", "ensemble"]
+    joint, byot = result.methods
     assert (joint.method, joint.seeds, joint.pairs, joint.difference) == ("joint", [0, 1, 2], [], [])
     assert joint.mean[0] == pytest.approx(0.51) and joint.deviation[0] == pytest.approx(0.01)
     assert byot.pairs == [0, 1, 2] and byot.difference == [pytest.approx(0.02), 0, 0]  # .01, .03, .02; nothing; nothing
@@ -83,15 +83,15 @@ def test_top_5(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_said_instead_of_an_interval(tmp_path: Path) -> None:
-    (found,) = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5, 0.6)), line("eed", 0, (0.6, 0.6)))))
-    assert "| `eed` | one seed | +10.00 | +0.00 | +0.00 |" in markdown(found)
-    assert found.methods[1].interval95 == found.methods[1].deviation == [None, None, None]
+    (result,) = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5, 0.6)), line("eed", 0, (0.6, 0.6)))))
+    assert "| `eed` | one seed | +10.00 | +0.00 | +0.00 |" in markdown(result)
+    assert result.methods[1].interval95 == result.methods[1].deviation == [None, None, None]
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     runs = [line("joint", 1, (0.5,)), line("eed", 0, (0.9,)), line("eed", 1, (0.6,)), line("dbt", 7, (0.6,))]
-    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    _, eed, dbt = found.methods
+    (result,) = compare(read(ledger(tmp_path / "x", *runs)))
+    _, eed, dbt = result.methods
     assert eed.seeds == [0, 1] and eed.pairs == [1] and eed.difference[0] == pytest.approx(0.1)
     assert dbt.pairs == [] and dbt.difference == []
 
@@ -104,25 +104,25 @@ def test_without_the_baseline_there_are_no_differences(tmp_path: Path) -> None:
 
 def test_networks_with_fewer_exits_stand_at_the_right(tmp_path: Path) -> None:
     runs = [line("joint", 0, (0.5, 0.6, 0.7)), line("vanilla", 0, (0.8,), 0.8)]
-    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    assert "| `vanilla` | one seed | – | – | 80.00 | 80.00 |" in markdown(found)
-    assert "| `vanilla` | one seed | – | – | +10.00 | +10.00 |" in markdown(found)
+    (result,) = compare(read(ledger(tmp_path / "x", *runs)))
+    assert "| `vanilla` | one seed | – | – | 80.00 | 80.00 |" in markdown(result)
+    assert "| `vanilla` | one seed | – | – | +10.00 | +10.00 |" in markdown(result)
 
 
 @pytest.mark.parametrize("other", [{"epochs": 41}, {"weights": "best"}, {"split": "val"}, {"net.width": 8}])
 def test_what_was_not_trained_alike_is_never_compared(tmp_path: Path, other: dict[str, Any]) -> None:
-    found = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("eed", 0, (0.6,), **other))))
-    assert [[row.method for row in one.methods] for one in found] == [["joint"], ["eed"]]
+    result = compare(read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("eed", 0, (0.6,), **other))))
+    assert [[row.method for row in one.methods] for one in result] == [["joint"], ["eed"]]
 
 
 def test_of_the_same_run_twice_the_last_line_counts(tmp_path: Path) -> None:
-    (found,) = read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("joint", 0, (0.6,))))
-    assert found.accuracy == (0.6,)
+    (result,) = read(ledger(tmp_path / "x", line("joint", 0, (0.5,)), line("joint", 0, (0.6,))))
+    assert result.accuracy == (0.6,)
 
 
 def test_a_label_names_the_parameters_that_are_not_defaults() -> None:
-    for given, named in (({}, "muse"), ({"alpha": 0.5}, "muse"), ({"alpha": 0.1}, "muse(alpha=0.1)")):
-        config = flat(resolve(Config(method="muse", method_options=given)))
+    for values, named in (({}, "muse"), ({"alpha": 0.5}, "muse"), ({"alpha": 0.1}, "muse(alpha=0.1)")):
+        config = flat(resolve(Config(method="muse", method_options=values)))
         assert label(config) == named
         assert label(json.loads(json.dumps(config))) == named
     assert label({"method": "gone", "method.k": [0, -1]}) == "gone(k=0,-1)"
@@ -226,41 +226,41 @@ EARLY = [(0.5, 10, 0.5), (0.6, 20, 0.58)]
 def test_the_cost_at_the_accuracy_of_the_plain_network_over_seeds(tmp_path: Path) -> None:
     runs = [with_costs("joint", seed, (0.5, 0.58), EARLY) for seed in (0, 1)]
     runs += [with_costs("vanilla", seed, (0.57,), [(0.55 + seed / 100, 20, 0.57)]) for seed in (0, 1)]
-    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    joint, vanilla = found.costs
-    assert found.plain == "plain = vanilla with the same seed" and joint.seeds == [0, 1]
-    at, below = joint.at_accuracy
-    assert at.macs is not None and at.macs.mean == pytest.approx((15 + 16) / 2)
-    assert at.macs.interval95 == pytest.approx([15.5 - 12.706 / 2, 15.5 + 12.706 / 2], abs=1e-2)
+    (result,) = compare(read(ledger(tmp_path / "x", *runs)))
+    joint, vanilla = result.costs
+    assert result.plain == "plain = vanilla with the same seed" and joint.seeds == [0, 1]
+    position, below = joint.at_accuracy
+    assert position.macs is not None and position.macs.mean == pytest.approx((15 + 16) / 2)
+    assert position.macs.interval95 == pytest.approx([15.5 - 12.706 / 2, 15.5 + 12.706 / 2], abs=1e-2)
     assert below.macs is not None and below.macs.mean == pytest.approx(15.0) and below.drop == 0.005
-    assert at.ms is not None and at.ms.mean == pytest.approx(1.55)
-    assert at.points is not None and at.points.mean == pytest.approx(0.544 - 0.57)
+    assert position.ms is not None and position.ms.mean == pytest.approx(1.55)
+    assert position.points is not None and position.points.mean == pytest.approx(0.544 - 0.57)
     assert vanilla.at_accuracy[0].macs is not None and vanilla.at_accuracy[0].macs.mean == 20 and joint.area is not None
     assert joint.auroc == pytest.approx([0.9, 0.9])
-    text = markdown(found)
+    text = markdown(result)
     assert "| `joint` | 2 | 16 ± 6 | 1.550 ± 0.635 | -2.60 ± 5.08 | 15 ± 6 |" in text, text
     assert "| `vanilla` | – | 0.900 / 5.00 |" in text and "plain = vanilla with the same seed" in text
-    rows = list(csv.DictReader(io.StringIO(csv_of([found]))))
+    rows = list(csv.DictReader(io.StringIO(csv_of([result]))))
     cost = next(row for row in rows if row["metric"] == "macs" and row["column"] == "0 points below plain")
     assert float(cost["mean"]) == pytest.approx(15.5) and float(cost["mean_low95"]) < 15.5 < float(cost["mean_high95"])
     assert {"auroc", "calibration_error", "area", "ms", "accuracy less plain"} <= {row["metric"] for row in rows}
-    assert latex_of([found]).count("\\begin{table}") == 3
-    draw(found, tmp_path / "x.svg")
+    assert latex_of([result]).count("\\begin{table}") == 3
+    draw(result, tmp_path / "x.svg")
     assert "early exit at the accuracy of plain" in (tmp_path / "x.svg").read_text()
 
 
 def test_without_the_plain_network_the_final_exit_is_plain_and_old_lines_have_no_costs(tmp_path: Path) -> None:
     runs = [with_costs("joint", 0, (0.5, 0.58), [*EARLY, (0.55, 20, 0.56)]), line("byot", 0, (0.5, 0.6))]
-    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    joint, byot = found.costs
-    assert found.plain == "plain = final exit of each network" and byot.seeds == [] and byot.at_accuracy == []
+    (result,) = compare(read(ledger(tmp_path / "x", *runs)))
+    joint, byot = result.costs
+    assert result.plain == "plain = final exit of each network" and byot.seeds == [] and byot.at_accuracy == []
     assert joint.at_accuracy[0].macs is not None and joint.at_accuracy[0].macs.interval95 is None
-    assert "| `byot` | 0 | – | – | – | – | – | – | – |" in markdown(found)
+    assert "| `byot` | 0 | – | – | – | – | – | – | – |" in markdown(result)
     (old,) = compare(read(ledger(tmp_path / "y", line("joint", 0, (0.5, 0.6)))))
     assert "MACs at plain" not in markdown(old)
 
 
 def test_where_no_policy_is_as_accurate_as_the_plain_network_there_is_no_cost(tmp_path: Path) -> None:
     runs = [with_costs("joint", 0, (0.5, 0.58), EARLY), with_costs("vanilla", 0, (0.7,), [(0.7, 20, 0.7)])]
-    (found,) = compare(read(ledger(tmp_path / "x", *runs)))
-    assert found.costs[0].at_accuracy[0].macs is None and "| `joint` | one seed | – | – | – |" in markdown(found)
+    (result,) = compare(read(ledger(tmp_path / "x", *runs)))
+    assert result.costs[0].at_accuracy[0].macs is None and "| `joint` | one seed | – | – | – |" in markdown(result)

@@ -30,11 +30,11 @@ def test_everybody_leaves_where_the_runtime_lets_them(policy: ExitPolicy, n: int
         return lambda state, carry: (state, carry, logits[exit][state])
 
     parts = [segment(exit) for exit in range(3) if policy.enabled[exit]]
-    given = answer(parts, policy, torch.arange(n))
-    assert left.exit.tolist() == given.exit.tolist()
-    assert left.answer.tolist() == given.logits.argmax(1).tolist()
-    assert left.score == pytest.approx(given.score.numpy(), abs=1e-6)
-    told = given.logits.log_softmax(1)[torch.arange(n), torch.from_numpy(labels)]
+    values = answer(parts, policy, torch.arange(n))
+    assert left.exit.tolist() == values.exit.tolist()
+    assert left.answer.tolist() == values.logits.argmax(1).tolist()
+    assert left.score == pytest.approx(values.score.numpy(), abs=1e-6)
+    told = values.logits.log_softmax(1)[torch.arange(n), torch.from_numpy(labels)]
     assert left.likelihood == pytest.approx(told.numpy(), abs=1e-5)
     assert sum(left.shares(3)) == pytest.approx(1)
 

@@ -23,17 +23,17 @@ def run(**more: Any) -> dict[str, Any]:
 
 
 def test_accuracy_against_cost_holds_all_runs() -> None:
-    made = figures.against_cost({"a & <b>": run(), "other": run(policy={**POINT, "accuracy": 0.55}, budgeted=[])})
-    assert [name for _, _, name in made.legend] == ["a & <b>", "other"]
-    assert "a & <b>, anytime: 3, 60" in tips(made.svg) and "other, its policy: 2, 55" in tips(made.svg)
-    assert not any("a & <b>, its policy" in tip for tip in tips(made.svg))
-    assert "mean multiply-adds per image, M" in made.svg
+    built = figures.against_cost({"a & <b>": run(), "other": run(policy={**POINT, "accuracy": 0.55}, budgeted=[])})
+    assert [name for _, _, name in built.legend] == ["a & <b>", "other"]
+    assert "a & <b>, anytime: 3, 60" in tips(built.svg) and "other, its policy: 2, 55" in tips(built.svg)
+    assert not any("a & <b>, its policy" in tip for tip in tips(built.svg))
+    assert "mean multiply-adds per image, M" in built.svg
 
 
 def test_shares_over_budgets_fill_the_picture() -> None:
     points = [{"cost": 2.0, "shares": [0.25, 0.75]}, {"cost": 1.0, "shares": [1.0, 0.0]}]
-    made = figures.over_budgets(points)
-    first, final = ElementTree.fromstring(made.svg).iter(f"{SVG}polygon")
+    built = figures.over_budgets(points)
+    first, final = ElementTree.fromstring(built.svg).iter(f"{SVG}polygon")
     heights = [float(pair.split(",")[1]) for pair in final.attrib["points"].split()[:2]]
     assert heights == [16.0, 16.0]  # the last exit reaches the top everywhere
     lower = [float(pair.split(",")[0]) for pair in first.attrib["points"].split()[:2]]
@@ -45,10 +45,10 @@ def test_one_budget_alone_can_be_drawn() -> None:
 
 
 def test_a_reliability_diagram_has_a_column_where_there_are_images() -> None:
-    made = figures.diagram(Bins((0, 4, 1), (0.0, 0.5, 0.9), (0.0, 0.25, 1.0)), "exit 1")
-    assert len(list(ElementTree.fromstring(made.svg).iter(f"{SVG}rect"))) == 2
-    assert "4 images between 0.33 and 0.67, 25.0 % right" in tips(made.svg)
-    assert "calibration error 22.00 points" in made.svg
+    built = figures.diagram(Bins((0, 4, 1), (0.0, 0.5, 0.9), (0.0, 0.25, 1.0)), "exit 1")
+    assert len(list(ElementTree.fromstring(built.svg).iter(f"{SVG}rect"))) == 2
+    assert "4 images between 0.33 and 0.67, 25.0 % right" in tips(built.svg)
+    assert "calibration error 22.00 points" in built.svg
 
 
 @pytest.mark.parametrize(("place", "of", "wanted"), [(0, 4, 0.2), (3, 4, 1.0), (0, 1, 0.2)])
@@ -98,20 +98,22 @@ def test_learned_weights_are_drawn_by_who_learns(length: int, titles: list[str],
     history = [
         {"kind": "step", "step": step, "weights": [step / 10 + place for place in range(length)]} for step in (0, 1)
     ]
-    made = figures.learned(history, 3)
-    assert all(title in figure.title for title, figure in zip(titles, made, strict=True))
-    assert [[name for *_, name in figure.legend] for figure in made] == lines
-    assert made[0].rows[1][:2] == ("1", "0.1")
+    built = figures.learned(history, 3)
+    assert all(title in figure.title for title, figure in zip(titles, built, strict=True))
+    assert [[name for *_, name in figure.legend] for figure in built] == lines
+    assert built[0].rows[1][:2] == ("1", "0.1")
 
 
 def test_long_histories_are_thinned_to_their_end() -> None:
     history = [{"kind": "step", "step": step, "averages": [1.0]} for step in range(1001)]
-    (made,) = figures.learned(history, 1)
-    assert len(made.rows) <= figures.POINTS and made.rows[-1][0] == "1000"
+    (built,) = figures.learned(history, 1)
+    assert len(built.rows) <= figures.POINTS and built.rows[-1][0] == "1000"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 15, 200])
 def test_epochs_are_whole_numbers(epochs: int) -> None:
-    (made,) = figures.training([epoch(number, None, loss=3.0, ce=1.0, kl=2.0) for number in range(epochs)])
-    below = [text.text for text in ElementTree.fromstring(made.svg).iter(f"{SVG}text") if text.attrib.get("y") == "242"]
+    (built,) = figures.training([epoch(number, None, loss=3.0, ce=1.0, kl=2.0) for number in range(epochs)])
+    below = [
+        text.text for text in ElementTree.fromstring(built.svg).iter(f"{SVG}text") if text.attrib.get("y") == "242"
+    ]
     assert 2 <= len(below) <= 8 and all(float(tick or "x").is_integer() for tick in below)

@@ -61,7 +61,7 @@ def see() -> Callable[..., RunReport]:
         "plain": {"accuracy": 0.5, "cost": cost.macs(net, shape)[-1]},
     }
 
-    def made(**given: Any) -> RunReport:
+    def built(**given: Any) -> RunReport:
         return RunReport(
             **{
                 "name": "first <i>run</i>",
@@ -94,7 +94,7 @@ def see() -> Callable[..., RunReport]:
             }
         )
 
-    return made
+    return built
 
 
 def test_the_same_images_in_other_classes_do_not_compare(see: Callable[..., RunReport]) -> None:

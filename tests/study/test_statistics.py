@@ -57,23 +57,23 @@ def test_a_quantile_that_does_not_exist(probability: float, freedom: int) -> Non
 
 
 def test_mean_and_deviation_by_hand() -> None:
-    found = mean([2.0, 4.0, 9.0])  # 5; squares 9 + 1 + 16 = 26, by n - 1 = 2: 13
-    assert found.mean == 5 and found.deviation == pytest.approx(math.sqrt(13)) and found.runs == 3
+    result = mean([2.0, 4.0, 9.0])  # 5; squares 9 + 1 + 16 = 26, by n - 1 = 2: 13
+    assert result.mean == 5 and result.deviation == pytest.approx(math.sqrt(13)) and result.runs == 3
     assert mean([0.25]) == (0.25, None, 1)
     with pytest.raises(ValueError, match="a mean needs at least one value"):
         mean([])
 
 
 def test_paired_difference_by_hand() -> None:
-    found = paired([0.61, 0.64, 0.60], [0.60, 0.61, 0.58])  # differences .01, .03, .02: mean .02, deviation .01
+    result = paired([0.61, 0.64, 0.60], [0.60, 0.61, 0.58])  # differences .01, .03, .02: mean .02, deviation .01
     half = 4.302652729911275 * 0.01 / math.sqrt(3)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
-    assert found.pairs == 3
+    assert (result.mean, result.low, result.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
+    assert result.pairs == 3
 
 
 def test_pairing_removes_what_seeds_share() -> None:
-    found = paired([0.10, 0.50, 0.90], [0.09, 0.49, 0.89])
-    assert found.low == pytest.approx(0.01) and found.high == pytest.approx(0.01)
+    result = paired([0.10, 0.50, 0.90], [0.09, 0.49, 0.89])
+    assert result.low == pytest.approx(0.01) and result.high == pytest.approx(0.01)
 
 
 def test_one_pair_has_no_interval() -> None:

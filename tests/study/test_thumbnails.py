@@ -19,10 +19,10 @@ def opened(address: str) -> Image.Image:
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (5, "L")])
 def test_small_images_are_kept_to_the_bit(channels: int, mode: str) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, (channels, 8, 6)).astype(np.uint8)
-    found = opened(thumbnail(pixels))
-    assert found.mode == mode and found.size == (6, 8)
+    result = opened(thumbnail(pixels))
+    assert result.mode == mode and result.size == (6, 8)
     wanted = pixels.transpose(1, 2, 0) if channels == 3 else pixels[0]
-    assert np.array_equal(np.asarray(found), wanted)
+    assert np.array_equal(np.asarray(result), wanted)
 
 
 def test_large_images_are_made_small_in_their_shape() -> None:
