@@ -36,10 +36,12 @@ def test_one_run(offramp: Offramp, run: Path) -> None:
 
 
 def test_without_matrices_and_with_milliseconds(offramp: Offramp, run: Path, tmp_path: Path) -> None:
-    words = ("--dissimilarity", "0", "--batch-size", "2", "--out", tmp_path / "out", "--json")
+    words = ("--dissimilarity", "0", "--batch-size", "2", "--top", "3", "--out", tmp_path / "out", "--json")
     ran = offramp("analyse", run, *words)
     assert ran.status == 0, ran.err
     (result,) = ran.json["runs"]
+    softmax = [exit["softmax"] for exit in result["exits"]]
+    assert all(each["top"] == 3 and 0 < each["entropy_top"] < each["entropy"] for each in softmax)
     assert result["exits"][-1]["relative_ms"] == 1 and result["exits"][0]["ms"] > 0
     assert not list((tmp_path / "out").glob("dissimilarity*"))
 
