@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 ALONE = (ROOT / "tests/conftest.py").read_text().split('ALONE = """')[1].split('"""')[0]
 SLOW = """
 import time, offramp.serve.rows as rows
-run = rows.run
+run = rows.run_segment
 import offramp.serve.engine as engine
 def slow(*words):
     time.sleep(0.7)
     return run(*words)
-engine.run = slow
+engine.run_segment = slow
 """
 
 
