@@ -29,7 +29,7 @@ def with_parameters(error: E, *parameters: str) -> E:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The sentence part that helps: "the nearest is 'muse'", or the whole choice where nothing is near.
+    """The sentence part that helps: "the nearest is 'muse'", or the whole choice if nothing is near.
 
     The order of the options breaks ties; case does not count.
     """

@@ -262,7 +262,7 @@ def smallest(module: nn.Module, shape: tuple[int, int, int]) -> str:
 
 
 def _refusal(module: nn.Module, shape: tuple[int, int, int]) -> str | None:
-    """The first line of PyTorch's error for inputs of this shape, None where they fit."""
+    """The first line of PyTorch's error for inputs of this shape, None if they fit."""
     try:
         run_on_meta(module, blank(module, shape))
     except RuntimeError as error:

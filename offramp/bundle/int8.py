@@ -36,7 +36,7 @@ BATCHES, ROUNDS = (1, 64), (20, 5)
 
 
 class Converted(NamedTuple):
-    """The quantised segments' files, what the manifest says of them, and their logits and labels of cal."""
+    """The quantised segments' files, their description in the manifest, and their logits and labels of cal."""
 
     models: list[bytes]
     about: dict[str, Any]

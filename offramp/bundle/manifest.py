@@ -55,7 +55,7 @@ class SegmentSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says of itself.
+    """The description of a bundle.
 
     Attributes:
         classes: names of the C classes.

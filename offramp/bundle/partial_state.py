@@ -1,4 +1,4 @@
-"""Samples on their way as one file: the first segments run here, the rest elsewhere. Runs without torch.
+"""Samples that continue elsewhere as one file: the first segments run here, the rest elsewhere. Runs without torch.
 
 An uncompressed .npz of plain arrays: what the last segment handed on, what the policy looks back at, and a JSON header
 with the images' names and the digest of the bundle's manifest. Nothing in it is unpickled.
@@ -32,7 +32,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class PartialState:
-    """Images that passed some segments and left at none of them.
+    """Images that have passed some segments and have not exited.
 
     `passed` segments ran; `names` of the N images; `arrays` by name, each with N rows: the state and carry that the
     next segment takes, and `judged_*`, the carry of the policy.

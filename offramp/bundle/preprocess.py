@@ -13,7 +13,7 @@ LARGEST = 8192  # side in pixels that a bundle may ask for
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What happens to an image before the network sees it.
+    """How an image becomes an input of the network.
 
     Attributes:
         channels: 3 for RGB, 1 for grey.

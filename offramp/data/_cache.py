@@ -74,7 +74,7 @@ def key_of(files: Sequence[tuple[str, Path]], settings: dict[str, Any]) -> str:
 def cached(
     name: str, files: Sequence[tuple[str, Path]], settings: dict[str, Any], fill: Fill, cache_dir: str | None
 ) -> Decoded:
-    """The decoded images of these files: from the cache where they are there and whole, else filled and kept.
+    """The decoded images of these files: from the cache if they are there and intact, else decoded and kept.
 
     Args:
         name: of the data set, to begin the folder's name with.
@@ -213,7 +213,7 @@ def _keep(place: Path, target: Path, pixels: np.ndarray, labels: np.ndarray, fac
 
 
 def _open(target: Path) -> Decoded | None:
-    """What is kept there, or None where nothing is or it is damaged."""
+    """What is kept there, or None if there is nothing or it is damaged."""
     try:
         meta = json.loads((target / "meta.json").read_text(encoding="utf-8"))
         labels = np.load(target / "labels.npy", allow_pickle=False)

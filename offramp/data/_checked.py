@@ -86,7 +86,7 @@ def remembered(record: Path) -> dict[str, Any] | None:
 
 
 def store_facts(record: Path, facts: dict[str, Any]) -> None:
-    """Keep the facts of a check, where the disk takes them."""
+    """Keep the facts of a check, if the disk has space for them."""
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         with replacing(record, shared=True) as draft:

@@ -161,7 +161,7 @@ def _copy(items: Iterator[Encoded], file: BinaryIO, advance: Callable[[int], Non
 
 
 def _open(target: Path, rows: Rows) -> Packed | None:
-    """What is kept there, or None if nothing is, or it is damaged."""
+    """What is kept there, or None if there is nothing or it is damaged."""
     try:
         with np.load(target / INDEX, allow_pickle=False) as index:
             offsets, keys = index["offsets"], index["keys"]

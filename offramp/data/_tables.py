@@ -107,7 +107,7 @@ def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _check_series(files: Sequence[Path]) -> None:
-    """Refuse `train-00000-of-00003.parquet` without its two fellows."""
+    """Refuse `train-00000-of-00003.parquet` without its other shards."""
     names = {str(file) for file in files}
     for file in files:
         numbered = re.search(r"-(\d+)-of-(\d+)(?=\.parquet$)", str(file))

@@ -55,7 +55,7 @@ def parts_of(where: str, loaded: Mapping[str, Any]) -> Tables:
 
 
 def shard_of(where: str, table: Any) -> Shard:
-    """A `datasets.Dataset` as Arrow: images stay encoded, whatever the library would make of them."""
+    """A `datasets.Dataset` as Arrow: images stay encoded, without decoding by the library."""
     arrow = table.with_format("arrow")
 
     def batches(column: str) -> Iterator[Any]:

@@ -39,7 +39,7 @@ class FileSource(Protocol):
 
     @property
     def files(self) -> Sequence[Path] | None:
-        """The file of every row, or None where images are no files."""
+        """The file of every row, or None if images are not files."""
 
 
 @runtime_checkable

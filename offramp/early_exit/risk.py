@@ -65,7 +65,7 @@ def conformal(losses: Bool[ndarray, "J N"], risk: float) -> int:
 
 
 def samples_needed(rate: float, risk: float, delta: float | None = None) -> int | None:
-    """How many samples certify a policy that loses this share of them; None where no number does.
+    """How many samples certify a policy that loses this share of them; None if no number does.
 
     Args:
         delta: for the bound with probability 1 - delta; without it, for the bound in expectation.

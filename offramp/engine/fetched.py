@@ -42,7 +42,7 @@ class Receiver:
         self.holders: dict[str, str] = {}
 
     def hold(self, folder: str, holder: str) -> bool:
-        """Whether the holder has a run's folder for itself: it is the first to ask since it was released."""
+        """Whether the holder has exclusive use of a run's folder: it is the first to ask since it was released."""
         return self.holders.setdefault(folder, holder) == holder
 
     def release(self, folder: str, holder: str) -> None:

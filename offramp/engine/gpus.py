@@ -9,7 +9,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
-    """The GPUs that processes started here would see, as `VISIBLE` names them; none where it cannot be known.
+    """The GPUs that processes started here would see, as `VISIBLE` names them; none if that cannot be known.
 
     Args:
         devices: folder in which NVIDIA's driver puts a file `nvidiaN` for each GPU.

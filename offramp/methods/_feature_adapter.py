@@ -63,7 +63,7 @@ class FeatureAdapter(nn.Module):
         return ()
 
     def forward(self, features: Features, unused: Collection[int] = ()) -> list[Tensor | None]:
-        """One entry per exit, as wide as the last; None where an exit is left out.
+        """One entry per exit, as wide as the last; None if an exit is left out.
 
         Raises:
             ValueError: if a layer is needed and `prepare_for_exits` was not called.

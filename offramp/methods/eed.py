@@ -127,11 +127,11 @@ class EnsembleTeacher(nn.Module):
         return terms
 
     def logged_values(self) -> dict[str, Tensor]:
-        """The weights, where they are learned: `weights`, one for each teacher."""
+        """The weights, if they are learned: `weights`, one for each teacher."""
         return {} if self.mix is None else {"weights": self.mix.detach().softmax(0)}
 
     def _mix(self, teachers: int) -> Float[Tensor, "M"] | None:
-        """Logarithms of the teachers' weights, None where all are equal."""
+        """Logarithms of the teachers' weights, None if all are equal."""
         if self.mix is not None and len(self.mix) != teachers:
             raise ValueError(
                 f"learned weights of {teachers} teachers are needed, there are {len(self.mix)}: call "

@@ -78,7 +78,7 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
 
 
 def absent(runtime: str) -> str:
-    """Why a runtime cannot be measured here, with the command that installs it; nothing where it can."""
+    """Why a runtime cannot be measured here, with the command that installs it; nothing if it can."""
     if runtime in PROVIDERS:
         return absent_on_gpu(runtime)
     if runtime in GRAPHS:

@@ -134,7 +134,7 @@ class Server:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop, which takes less time per request, where it is installed."""
+    """uvloop's event loop, which takes less time per request, if it is installed."""
     try:
         import uvloop
     except ImportError:

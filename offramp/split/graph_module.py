@@ -92,7 +92,7 @@ class _Direct(ast.NodeTransformer):
 
 
 def _path(node: ast.AST) -> str:
-    """The path under `self` that an expression reads, as `features.0`; "" where it is another expression."""
+    """The path under `self` that an expression reads, as `features.0`; "" for another expression."""
     match node:
         case ast.Attribute(value=owner, attr=name):
             pass

@@ -202,7 +202,7 @@ class Tracer(fx.Tracer):
 
 
 class _Valued(fx.Proxy):
-    """A proxy that knows its length and, where it is a number independent of the batch, its value."""
+    """A proxy that knows its length and, if it is a number independent of the batch, its value."""
 
     def __len__(self) -> int:
         return int(self.tracer.fixed(self, len))  # type: ignore[attr-defined]

@@ -173,7 +173,7 @@ def _whole(values: Sequence[Number]) -> list[float]:
 
 
 def training(history: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Accuracy of every exit on val, and the terms of the loss, over epochs; none where nothing was recorded."""
+    """Accuracy of every exit on val, and the terms of the loss, over epochs; none if nothing was recorded."""
     epochs = [record for record in history if record["kind"] == "epoch"]
     numbers = [record["epoch"] + 1 for record in epochs]
     figures = []

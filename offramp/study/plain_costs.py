@@ -116,7 +116,7 @@ def _figure(values: Sequence[int | float]) -> MeanInterval:
 
 
 def _over_seeds(lists: Sequence[tuple[float | None, ...] | None]) -> list[float | None]:
-    """The mean of each place; None where a run has none; empty if lists are missing or of several lengths."""
+    """The mean of each place; None if a run has none; empty if lists are missing or of several lengths."""
     present = [values for values in lists if values]
     if not present or len(present) < len(lists) or len({len(values) for values in present}) > 1:
         return []
