@@ -97,8 +97,8 @@ def opened(folder: Path, weights: str) -> LoadedRun:
     return load_run(folder, weights, with_policy=False)
 
 
-def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything, as plain values."""
+def networks(options: argparse.Namespace) -> tuple[LoadedRun, dict[str, LoadedRun]]:
+    """The calibrated run, and the plain networks to compare it with."""
     loaded = load_run(options.run, options.weights)
     if loaded.policy is None:
         raise ValueError(
@@ -108,6 +108,12 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     for name, rival in rivals.items():
         if (rival.config.data, rival.about["shape"]) != (loaded.config.data, loaded.about["shape"]):
             raise ValueError(f"{name} was trained on other data than {options.run}: they cannot be compared")
+    return loaded, rivals
+
+
+def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything, as plain values."""
+    loaded, rivals = networks(options)
     data = load_data(loaded, options.data_dir)
     if options.threads:
         torch.set_num_threads(options.threads)

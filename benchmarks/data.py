@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import deque
@@ -211,7 +210,8 @@ def measured(root: Path, images: int, rounds: int, cores: int) -> tuple[dict[str
     return speeds, {name: values[-1] / values[0] for name, values in memory.items()} | {"MiB": memory["turbo"][-1]}
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--images", type=int, default=100_000)
@@ -220,23 +220,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="images that --only-make made")
     parser.add_argument("--only-make", type=Path, metavar="FOLDER", help="make the images there, and measure nothing")
     parser.add_argument("--only", choices=NAMES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    keep_freed_memory()
-    if arguments.only:
-        work(loops(arguments.folder, arguments.cores)[arguments.only](), "cpu")
-        return
-    if arguments.only_make:
-        make(arguments.only_make, arguments.images, arguments.cores)
-        return
-    with tempfile.TemporaryDirectory() as place:
-        root = arguments.folder or Path(place)
-        if not arguments.folder:
-            make(root, arguments.images, arguments.cores)
-        sizes = [file.stat().st_size for file in (root / "train").rglob("*.jpg")]
-        speeds, memory = measured(root, arguments.images, arguments.rounds, arguments.cores)
-        parts = on_one_core(root)
+    return parser.parse_args()
+
+
+def everything(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record of a benchmark on the images in a folder."""
+    sizes = [file.stat().st_size for file in (root / "train").rglob("*.jpg")]
+    speeds, memory = measured(root, arguments.images, arguments.rounds, arguments.cores)
     middle = {name: statistics.median(values) for name, values in speeds.items()}
-    result = {
+    return {
         "benchmark": "data",
         "images": len(sizes),
         "mean_bytes": sum(sizes) / len(sizes),
@@ -249,19 +241,39 @@ def main() -> None:
         "memory_mib": memory["MiB"],
         "rounds": arguments.rounds,
         "cores_used": arguments.cores,
-        "one_core": parts,
+        "one_core": on_one_core(root),
         **provenance(),
     }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in middle.items():
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a record for people."""
+    for name, value in result["images_per_second"].items():
         print(f"{name:14} {value:8.0f} images/s")
     for key in ("turbo_vs_torchvision", "turbo_vs_timm", "pillow_vs_torchvision", "turbo_vs_its_decoder"):
         print(f"{key} {result[key]:.2f}")
-    for name, value in parts.items():
+    for name, value in result["one_core"].items():
         print(f"{name:28} {value:8.2f}")
-    print(f"memory at the end over after the first turn {memory['turbo']:.3f}", file=sys.stdout)
+    print(f"memory at the end over after the first turn {result['memory_end_over_first_turn']:.3f}")
+
+
+def main() -> None:
+    arguments = options()
+    keep_freed_memory()
+    if arguments.only:
+        work(loops(arguments.folder, arguments.cores)[arguments.only](), "cpu")
+        return
+    if arguments.only_make:
+        make(arguments.only_make, arguments.images, arguments.cores)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        if not arguments.folder:
+            make(Path(place), arguments.images, arguments.cores)
+        result = everything(arguments.folder or Path(place), arguments)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        show(result)
 
 
 if __name__ == "__main__":
