@@ -230,8 +230,8 @@ def _start(
 ) -> Program:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if env is None else dict(env)
     here = str(cwd or Path.cwd())
-    given = ([str(word) for word in words], here, environment, str(out), str(err or out), list(sys.path))
-    process = _context().Process(target=_enter, args=(target, *given))
+    values = ([str(word) for word in words], here, environment, str(out), str(err or out), list(sys.path))
+    process = _context().Process(target=_enter, args=(target, *values))
     process.start()
     return Program(process)
 

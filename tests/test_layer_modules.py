@@ -26,8 +26,8 @@ def test_bfloat16_gradients_hold_nothing_but_gradients() -> None:
         dirt = [torch.full((96, 96), float("nan")) for _ in range(20)]
         del dirt
         with torch.autocast("cpu", torch.bfloat16):
-            made = layer(torch.randn(4, 32, 1, 1))
-        made.float().square().mean().backward()
+            built = layer(torch.randn(4, 32, 1, 1))
+        built.float().square().mean().backward()
         assert layer.weight.grad is not None
         around = layer.weight.grad.flatten(2)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]]
         assert not around.any() and layer.weight.grad[:, :, 1, 1].any()
@@ -65,7 +65,7 @@ def test_on_small_maps_a_product_has_the_derivatives_of_the_convolution(stride: 
     torch.testing.assert_close(ours, plain)
     pull = torch.randn_like(plain)
     for mine, theirs in zip(
-        *(torch.autograd.grad(made, (inputs, weight), pull) for made in (ours, plain)), strict=True
+        *(torch.autograd.grad(built, (inputs, weight), pull) for built in (ours, plain)), strict=True
     ):
         torch.testing.assert_close(mine, theirs)
 
@@ -137,15 +137,15 @@ def test_in_bfloat16_gradients_are_those_of_the_convolution_in_its_order_of_memo
     layer = Conv(32, 48, kernel, stride, bias=bias).to(memory_format=torch.channels_last)
     inputs = torch.randn(16, 32, size, size).to(memory_format=torch.channels_last).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        made = layer(inputs)
-    pull = torch.randn_like(made)
-    made.backward(pull)
-    assert made.dtype == torch.bfloat16 and made.is_contiguous(memory_format=torch.channels_last)
+        built = layer(inputs)
+    pull = torch.randn_like(built)
+    built.backward(pull)
+    assert built.dtype == torch.bfloat16 and built.is_contiguous(memory_format=torch.channels_last)
     assert inputs.grad is not None and inputs.grad.is_contiguous(memory_format=torch.channels_last)
     exact = [part.detach().double().requires_grad_() for part in (inputs, *layer.parameters())]
     answer = nn.functional.conv2d(*exact, *([] if bias else [None]), stride, kernel // 2)
     answer.backward(pull.double())
-    assert (made.double() - answer).norm() < 0.01 * answer.norm()
+    assert (built.double() - answer).norm() < 0.01 * answer.norm()
     for mine, theirs in zip((inputs.grad, *(part.grad for part in layer.parameters())), exact, strict=True):
         assert mine is not None and theirs.grad is not None
         assert (mine.double() - theirs.grad).norm() < 0.01 * theirs.grad.norm()

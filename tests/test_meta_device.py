@@ -35,16 +35,16 @@ QUICK = [
 @pytest.mark.parametrize("layer", QUICK, ids=str)
 def test_layers_that_keep_the_shape_answer_as_they_would(layer: nn.Module) -> None:
     net = nn.Sequential(layer)
-    given = torch.empty(2, 4, 8, 8, device="meta", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    values = torch.empty(2, 4, 8, 8, device="meta", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     net.to(torch.bfloat16)
-    quick, whole = (run_on_meta(net, given, whole=whole) for whole in (False, True))
+    quick, whole = (run_on_meta(net, values, whole=whole) for whole in (False, True))
     assert (quick.shape, quick.dtype, quick.stride()) == (whole.shape, whole.dtype, whole.stride())
-    assert (quick is given) == (whole is given), "in place or not"
+    assert (quick is values) == (whole is values), "in place or not"
     assert "forward" not in vars(layer)
     changed = nn.Sequential(layer)
     changed[0].forward = lambda inputs: inputs.flatten(1)
     try:
-        assert run_on_meta(changed, given).shape == (2, 256)
+        assert run_on_meta(changed, values).shape == (2, 256)
     finally:
         del changed[0].forward
 

@@ -96,8 +96,8 @@ def test_the_gate_takes_the_coarsest_scale_and_tokens() -> None:
 def test_the_ensemble_is_computed_in_float32_and_answered_in_the_precision_of_the_branches() -> None:
     logits = torch.randn(3, 4, CLASSES, generator=torch.Generator().manual_seed(2)).bfloat16()
     weights = torch.full((4, 3), 1 / 3)
-    found = gated(logits, weights)
-    assert found.dtype == torch.bfloat16 and torch.equal(found, (logits.float() / 3).sum(0).bfloat16())
+    result = gated(logits, weights)
+    assert result.dtype == torch.bfloat16 and torch.equal(result, (logits.float() / 3).sum(0).bfloat16())
 
 
 def test_single_networks_share_the_weights_of_the_whole() -> None:

@@ -41,23 +41,23 @@ def backbone() -> Backbone:
 
 
 def network(branch: type[Branch] = Branch, exits: Sequence[int] = range(EXITS - 1)) -> MultiExitNet:
-    def made(trunk: Backbone, exit: int) -> Branch | None:
+    def built(trunk: Backbone, exit: int) -> Branch | None:
         return branch(nn.Identity(), Head(WIDTH, CLASSES)) if exit in exits else None
 
-    return attach(backbone(), made).eval()
+    return attach(backbone(), built).eval()
 
 
 def test_exits_are_shallow_to_deep_and_the_heads_is_last() -> None:
     trunk = backbone()
     net = attach(trunk, lambda trunk, exit: Branch(nn.Identity(), Head(WIDTH, CLASSES)))
-    found = net(INPUTS)
-    assert net.exits == EXITS and found.logits.shape == (EXITS, 6, CLASSES)
+    result = net(INPUTS)
+    assert net.exits == EXITS and result.logits.shape == (EXITS, 6, CLASSES)
     state = INPUTS
     for exit, part in enumerate(trunk.stages):
         state = part(state)
-        assert torch.equal(found.maps[exit], state)
-        assert torch.equal(found.features[exit], state.mean((2, 3)))
-    assert torch.equal(found.logits[-1], trunk.head(state)[0])
+        assert torch.equal(result.maps[exit], state)
+        assert torch.equal(result.features[exit], state.mean((2, 3)))
+    assert torch.equal(result.logits[-1], trunk.head(state)[0])
 
 
 def test_a_stage_without_an_exit_is_fused_with_the_next_and_answers_the_same() -> None:
@@ -95,10 +95,10 @@ def test_a_tap_sees_every_exit_and_may_divide_the_gradient() -> None:
         return state.detach(), state
 
     net = network()
-    found = net(INPUTS, tap=cut)
+    result = net(INPUTS, tap=cut)
     assert seen == [(exit, EXITS) for exit in range(EXITS)]
-    torch.testing.assert_close(found.logits, net(INPUTS).logits)
-    found.logits.sum().backward()
+    torch.testing.assert_close(result.logits, net(INPUTS).logits)
+    result.logits.sum().backward()
     assert all(p.grad is None for p in net.stages.parameters())
     assert share(INPUTS, 0, 1) == (INPUTS, INPUTS)
 
@@ -145,9 +145,9 @@ def test_segments_are_in_the_mode_of_the_network() -> None:
 
 def test_segments_share_the_networks_weights() -> None:
     net = network()
-    own = {id(p) for p in net.parameters()}
+    ours = {id(p) for p in net.parameters()}
     parts = segments(net)
-    assert {id(p) for part in parts for p in part.parameters()} == own
+    assert {id(p) for part in parts for p in part.parameters()} == ours
 
 
 @pytest.mark.parametrize("enabled", [(True,) * 3, (True, True, True, False), ()])
@@ -157,14 +157,14 @@ def test_flags_that_do_not_fit(enabled: tuple[bool, ...]) -> None:
 
 
 def test_a_fresh_module_shares_nothing_and_is_initialised_anew() -> None:
-    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    built = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with torch.no_grad():
-        for tensor in (*made.parameters(), made[1].running_mean):
+        for tensor in (*built.parameters(), built[1].running_mean):
             tensor.fill_(7)
-    twin = fresh(made)
+    twin = fresh(built)
     assert [type(part) for part in twin] == [nn.Conv2d, nn.BatchNorm2d]
     assert not twin[0].weight.eq(7).any() and twin[1].weight.eq(1).all() and twin[1].running_mean.eq(0).all()
-    assert all(tensor.eq(7).all() for tensor in made.parameters())
+    assert all(tensor.eq(7).all() for tensor in built.parameters())
 
 
 def test_a_module_that_says_how_is_constructed_again() -> None:

@@ -388,9 +388,9 @@ def test_types_of_parameters_without_annotations() -> None:
     def build(*, whole=2, half=0.5, words=(), free=None, odd: "NotThere" = True):  # type: ignore[no-untyped-def] # noqa: F821
         """Nothing."""
 
-    given = {"whole": "3", "half": "1e-3", "words": "a,b", "free": "[1]", "odd": "false"}
-    found = {"whole": 3, "half": 0.001, "words": ("a", "b"), "free": [1], "odd": False}
-    assert arguments("method", "mine", build, given) == found
+    received = {"whole": "3", "half": "1e-3", "words": "a,b", "free": "[1]", "odd": "false"}
+    result = {"whole": 3, "half": 0.001, "words": ("a", "b"), "free": [1], "odd": False}
+    assert arguments("method", "mine", build, received) == result
     with pytest.raises(ParameterError, match=r"^method\.whole takes a whole number, got 'x'"):
         arguments("method", "mine", build, {"whole": "x"})
 

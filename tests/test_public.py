@@ -31,10 +31,10 @@ def test_a_name_imports_what_it_needs() -> None:
 
 @pytest.mark.parametrize("name", offramp.__all__)
 def test_every_public_name_is_there(name: str) -> None:
-    found = getattr(offramp, name)
-    assert found is not None and name in dir(offramp)
+    result = getattr(offramp, name)
+    assert result is not None and name in dir(offramp)
     if name != "__version__":
-        assert found.__doc__ and found.__module__.startswith("offramp.") and found.__name__ == name
+        assert result.__doc__ and result.__module__.startswith("offramp.") and result.__name__ == name
 
 
 def test_train_is_the_function_after_its_package_is_imported() -> None:
@@ -51,9 +51,9 @@ def test_info_is_the_result_that_is_printed() -> None:
 
 
 def test_from_offramp_import_star() -> None:
-    given: dict[str, object] = {}
-    exec("from offramp import *", given)
-    assert set(offramp.__all__) <= set(given)
+    values: dict[str, object] = {}
+    exec("from offramp import *", values)
+    assert set(offramp.__all__) <= set(values)
 
 
 def test_a_name_that_is_not_there() -> None:

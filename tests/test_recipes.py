@@ -52,13 +52,13 @@ def parsed(path: Path, *words: str) -> Config:
 def header(path: Path) -> dict[str, str]:
     """What the comment at the top says under `command:`, `time:`, `result:` and `source:`; the first line as `what`."""
     first, *lines = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    found, key = {"what": first}, "what"
+    result, key = {"what": first}, "what"
     for line in lines:
         word, colon, rest = line.partition(":")
         if colon and word in ("command", "time", "result", "source"):
             key, line = word, rest.strip()
-        found[key] = f"{found.get(key, '')} {line}".strip()
-    return found
+        result[key] = f"{result.get(key, '')} {line}".strip()
+    return result
 
 
 def test_there_are_recipes() -> None:
@@ -109,12 +109,12 @@ def test_data_options_are_known(path: Path) -> None:
     config = parsed(path)
     assert config.data.partition(":")[0] in dict(data.available())
     shared = set(inspect.signature(data.load).parameters)
-    own = {key: value for key, value in config.data_options.items() if key not in shared}
-    assert arguments("data", config.data, data.find(config.data).build, own).keys() == own.keys()
+    ours = {key: value for key, value in config.data_options.items() if key not in shared}
+    assert arguments("data", config.data, data.find(config.data).build, ours).keys() == ours.keys()
     loading = {key: value for key, value in config.data_options.items() if key in shared}
-    given: dict[str, Any] = arguments("data", config.data, data.load, loading)
-    assert given.get("augmentation", "none") in AUGMENTATIONS
-    assert given.get("normalise", "imagenet") in NORMALISE
+    values: dict[str, Any] = arguments("data", config.data, data.load, loading)
+    assert values.get("augmentation", "none") in AUGMENTATIONS
+    assert values.get("normalise", "imagenet") in NORMALISE
 
 
 CUTS = {
@@ -154,7 +154,7 @@ def test_a_key_that_does_not_exist_is_named_with_its_file(tmp_path: Path) -> Non
 
 def fidelity() -> list[Any]:
     """Command lines with every option in docs/fidelity.md, and the method, branch or net of its section."""
-    found, kind, name = [], "", ""
+    result, kind, name = [], "", ""
     for line in (ROOT / "docs/fidelity.md").read_text().splitlines():
         if line.startswith("## "):
             kind = {"Methods": "method", "Exit structures": "branch", "Networks": "net"}.get(line[3:], "")
@@ -164,8 +164,8 @@ def fidelity() -> list[Any]:
         for span in re.findall(r"`(--[^`]+)`", line):
             words = shlex.split(span)
             where = [f"--{kind}", name] if kind and name and f"--{kind}" not in words else []
-            found.append(pytest.param([*where, *words], id=f"{name}{span}"))
-    return list({tuple(each.values[0]): each for each in found}.values())
+            result.append(pytest.param([*where, *words], id=f"{name}{span}"))
+    return list({tuple(each.values[0]): each for each in result}.values())
 
 
 @pytest.mark.parametrize("words", fidelity())

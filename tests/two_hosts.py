@@ -44,7 +44,7 @@ def same(one: Path, other: Path) -> bool:
     assert first is not None and second is not None and first.weights.keys() == second.weights.keys()
     pairs = [(first.weights[name], second.weights[name]) for name in first.weights]
     pairs += [(value, second.state["objective"][name]) for name, value in first.state["objective"].items()]
-    return all(torch.allclose(value, found, rtol=1e-4, atol=1e-5) for value, found in pairs)
+    return all(torch.allclose(value, result, rtol=1e-4, atol=1e-5) for value, result in pairs)
 
 
 def main() -> None:

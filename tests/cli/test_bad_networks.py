@@ -108,10 +108,10 @@ def test_a_missing_extra_names_the_command(
 def test_weights_of_other_shapes_and_names(offramp: Run, tmp_path: Path) -> None:
     from my_nets import small  # type: ignore[import-not-found]
 
-    given = small(10, channels=1).state_dict()
-    given["9.weight"] = given.pop("0.bias")
-    given["2.weight"] = given["2.weight"][:, :2].clone()
-    torch.save(given, tmp_path / "w.pt")
+    values = small(10, channels=1).state_dict()
+    values["9.weight"] = values.pop("0.bias")
+    values["2.weight"] = values["2.weight"][:, :2].clone()
+    torch.save(values, tmp_path / "w.pt")
     words = ("train", *SMALL[:2], "--exits-after", "1", "--branch", "linear", "--method", "joint", "--epochs", 1)
     ran = offramp(*words, "--weights", tmp_path / "w.pt", "--out", tmp_path / "a")
     assert ran.status == 1 and not (tmp_path / "a").exists()

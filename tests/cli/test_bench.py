@@ -45,11 +45,11 @@ def bundle(trained: Path, succeed: Callable[..., None]) -> Path:
 def test_a_run_in_every_runtime(offramp: Offramp, trained: Path) -> None:
     ran = offramp("bench", trained, *QUICK, "--json", "--threads", 1)
     assert ran.status == 0, ran.err
-    found = ran.json
+    result = ran.json
     expected = ["torch", "torch-bf16", "onnx", *(["openvino"] if OPENVINO else [])]
-    assert set(found["left_out"]) == ({"openvino"} - set(expected))
-    assert [each["batch"] for each in found["batches"]] == [1, 3]
-    for each in found["batches"]:
+    assert set(result["left_out"]) == ({"openvino"} - set(expected))
+    assert [each["batch"] for each in result["batches"]] == [1, 3]
+    for each in result["batches"]:
         assert list(each["runtimes"]) == expected and each["rounds"] >= 5
         for report in each["runtimes"].values():
             assert report["shares"][0] == 0 and len(report["segment_ms"]) == 2
@@ -58,13 +58,13 @@ def test_a_run_in_every_runtime(offramp: Offramp, trained: Path) -> None:
                 assert 0 < report[way]["p50"] <= report[way]["p95"] <= report[way]["p99"]
         same = [report["shares"] for name, report in each["runtimes"].items() if name != "torch-bf16"]
         assert same == [same[0]] * len(same)
-    assert found["images"] == {"from": "test", "count": 359, "seed": 0} and found["kind"] == "run"
-    assert found["policy"]["enabled"] == [False, True, True] and found["threads"] == 1
-    assert found["provenance"]["hardware"]
-    reports = [report for each in found["batches"] for report in each["runtimes"].values()]
-    assert found["least_of_predicted"] == min(report["of_predicted"] for report in reports) > 0
+    assert result["images"] == {"from": "test", "count": 359, "seed": 0} and result["kind"] == "run"
+    assert result["policy"]["enabled"] == [False, True, True] and result["threads"] == 1
+    assert result["provenance"]["hardware"]
+    reports = [report for each in result["batches"] for report in each["runtimes"].values()]
+    assert result["least_of_predicted"] == min(report["of_predicted"] for report in reports) > 0
     slow = [report["off_of_plain"] for report in reports if report["plain"]["p50"] >= 5]
-    assert found["most_off_of_plain"] == max(slow, default=None)
+    assert result["most_off_of_plain"] == max(slow, default=None)
 
 
 def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +174,10 @@ def test_every_runtime_computes_the_network(trained: Path) -> None:
             wanted = loaded.net(torch.as_tensor(np.asarray(inputs))).logits
             with runner.scope():
                 plain = runner.plain(inputs, ())[2]
-                found = {name: chained(segments, inputs) for name, segments in parts(runner).items()}
+                result = {name: chained(segments, inputs) for name, segments in parts(runner).items()}
             near(plain, wanted[-1], runner.name)
-            near(found["everything"], wanted, runner.name)
-            near(found["enabled"], wanted[list(POLICY.enabled)], runner.name)
+            near(result["everything"], wanted, runner.name)
+            near(result["enabled"], wanted[list(POLICY.enabled)], runner.name)
 
 
 def parts(runner: Any) -> dict[str, Any]:
@@ -186,11 +186,11 @@ def parts(runner: Any) -> dict[str, Any]:
 
 def chained(segments: Any, inputs: Any) -> Any:
     """The logits of segments that follow each other."""
-    state, carry, found = inputs, (), []
+    state, carry, result = inputs, (), []
     for segment in segments:
         state, carry, logits = segment(state, carry)
-        found.append(np.asarray(torch.as_tensor(logits).float()))
-    return np.stack(found)
+        result.append(np.asarray(torch.as_tensor(logits).float()))
+    return np.stack(result)
 
 
 def near(found: Any, wanted: torch.Tensor, name: str) -> None:
@@ -223,8 +223,8 @@ def test_a_bundle_does_not_say_where_to_write(bundle: Path, tmp_path: Path) -> N
 
 
 def test_a_bundle_of_other_images(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(bundle, tmp_path / "b"))
-    manifest = read_manifest(made)
-    (made / "manifest.json").write_text(render(replace(manifest, classes=(*"012345678", "nine"))))
-    ran = offramp("bench", made, *QUICK)
-    assert ran.status == 1 and f"digits has other classes than {made} was trained on: class 9 is '9'" in ran.err
+    built = Path(shutil.copytree(bundle, tmp_path / "b"))
+    manifest = read_manifest(built)
+    (built / "manifest.json").write_text(render(replace(manifest, classes=(*"012345678", "nine"))))
+    ran = offramp("bench", built, *QUICK)
+    assert ran.status == 1 and f"digits has other classes than {built} was trained on: class 9 is '9'" in ran.err

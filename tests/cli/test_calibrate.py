@@ -56,13 +56,13 @@ def test_budgets_that_make_no_sense(typed: str) -> None:
 def test_the_policy_is_written_with_where_it_comes_from(offramp: Offramp, run: Path) -> None:
     ran = offramp("calibrate", run, "--macs", "0.8", "--json")
     assert ran.status == 0, ran.err
-    found, policy = ran.json, load(run / "policy.json")
-    assert tuple(found["thresholds"]) == policy.thresholds and tuple(found["enabled"]) == policy.enabled
-    assert found["expected"]["macs"] <= found["goal"]["macs"] == pytest.approx(0.8 * found["plain"]["macs"])
-    assert sum(found["expected"]["shares"]) == pytest.approx(1)
-    assert (found["split"], found["weights"], found["epoch"]) == ("cal", "last", 2)
+    result, policy = ran.json, load(run / "policy.json")
+    assert tuple(result["thresholds"]) == policy.thresholds and tuple(result["enabled"]) == policy.enabled
+    assert result["expected"]["macs"] <= result["goal"]["macs"] == pytest.approx(0.8 * result["plain"]["macs"])
+    assert sum(result["expected"]["shares"]) == pytest.approx(1)
+    assert (result["split"], result["weights"], result["epoch"]) == ("cal", "last", 2)
     stored = json.loads((run / "policy.json").read_text())["provenance"]
-    assert {key: found[key] for key in stored} == stored
+    assert {key: result[key] for key in stored} == stored
     assert {"goal", "rule", "expected", "plain", "command", "commit", "versions", "hardware"} <= set(stored)
 
 
@@ -191,30 +191,30 @@ def test_an_accuracy_that_no_policy_reaches(offramp: Offramp, run: Path) -> None
 
 @pytest.mark.parametrize("drop", [0, 2])
 def test_what_may_be_lost_is_not_exceeded(offramp: Offramp, run: Path, drop: int) -> None:
-    found = offramp("calibrate", run, "--max-drop", f"{drop}%", "--json").json
-    assert offramp("calibrate", run, "--max-drop", drop, "--json").json["expected"] == found["expected"]
-    assert found["expected"]["accuracy"] >= found["plain"]["accuracy"] - drop / 100 - 1e-9
-    assert found["expected"]["macs"] <= found["plain"]["macs"]
-    assert found["bound"] <= found["expected"]["macs"] + 1e-6
+    result = offramp("calibrate", run, "--max-drop", f"{drop}%", "--json").json
+    assert offramp("calibrate", run, "--max-drop", drop, "--json").json["expected"] == result["expected"]
+    assert result["expected"]["accuracy"] >= result["plain"]["accuracy"] - drop / 100 - 1e-9
+    assert result["expected"]["macs"] <= result["plain"]["macs"]
+    assert result["bound"] <= result["expected"]["macs"] + 1e-6
 
 
 def test_a_target_is_reached_at_the_least_cost(offramp: Offramp, run: Path) -> None:
     plain = offramp("calibrate", run, "--macs", "1", "--json").json["plain"]["accuracy"]
     costs = []
     for part in (0.5, 0.8, 1.0):
-        found = offramp("calibrate", run, "--target-accuracy", part * plain, "--json").json
-        assert found["expected"]["accuracy"] >= part * plain - 1e-9
-        costs.append(found["expected"]["macs"])
+        result = offramp("calibrate", run, "--target-accuracy", part * plain, "--json").json
+        assert result["expected"]["accuracy"] >= part * plain - 1e-9
+        costs.append(result["expected"]["macs"])
     assert costs == sorted(costs)
 
 
 def test_milliseconds_are_measured_and_kept_to(offramp: Offramp, run: Path) -> None:
     ran = offramp("calibrate", run, "--ms", "1000", "--batch-size", "8", "--json")
     assert ran.status == 0, ran.err
-    found = ran.json
-    assert found["goal"] == {"ms": 1000.0} and found["batch_size"] == 8
-    assert 0 < found["expected"]["ms"] < 1000 and found["plain"]["ms"] > 0
-    assert found["expected"]["accuracy"] >= found["plain"]["accuracy"]
+    result = ran.json
+    assert result["goal"] == {"ms": 1000.0} and result["batch_size"] == 8
+    assert 0 < result["expected"]["ms"] < 1000 and result["plain"]["ms"] > 0
+    assert result["expected"]["accuracy"] >= result["plain"]["accuracy"]
     saved = offramp("calibrate", run, "--max-drop", "1%", "--save", "ms")
     assert saved.status == 0 and " ms; plain: " in saved.out
     assert offramp("calibrate", run, "--ms", "1e-9").status == 1
@@ -302,10 +302,10 @@ def test_every_score_and_answer_does_what_was_promised(offramp: Offramp, run: Pa
 
 def test_a_risk_that_can_be_certified_is_promised(offramp: Offramp, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    found = offramp("calibrate", run, "--risk", "30%", "--delta", "0.1", "--json").json
-    made = found["certificate"]
-    assert made["certified"] > 0 and made["samples"] + made["tuning"] == found["samples"]
-    assert found["expected"]["macs"] <= found["plain"]["macs"] and found["rule"] == "certified path"
+    result = offramp("calibrate", run, "--risk", "30%", "--delta", "0.1", "--json").json
+    built = result["certificate"]
+    assert built["certified"] > 0 and built["samples"] + built["tuning"] == result["samples"]
+    assert result["expected"]["macs"] <= result["plain"]["macs"] and result["rule"] == "certified path"
     said = offramp("calibrate", run, "--risk", "30%").out
     assert "certified in expectation: at most 30 points" in said or "the plain network is kept" in said
 
@@ -347,9 +347,9 @@ def test_a_stored_trace_needs_no_data(offramp: Offramp, run: Path, tmp_path: Pat
 
 
 def test_the_best_weights_are_calibrated_if_asked_for(offramp: Offramp, run: Path) -> None:
-    found = offramp("calibrate", run, "--macs", "1", "--weights", "best", "--json").json
-    assert found["weights"] == "best"
-    assert found["epoch"] == json.loads((run / "result.json").read_text())["best"]["epoch"]
+    result = offramp("calibrate", run, "--macs", "1", "--weights", "best", "--json").json
+    assert result["weights"] == "best"
+    assert result["epoch"] == json.loads((run / "result.json").read_text())["best"]["epoch"]
 
 
 def test_a_run_without_a_calibration_split_is_refused(offramp: Offramp, run: Path, reconfigure: Any) -> None:

@@ -33,8 +33,8 @@ RECIPE += ["--checkpoint-every", 3]
 
 
 def words(methods: str, seeds: str, out: Path, *more: object) -> list[str]:
-    given = ["compare", *RECIPE, "--methods", methods, "--seeds", seeds, "--out", out, *more]
-    return [str(word) for word in given]
+    values = ["compare", *RECIPE, "--methods", methods, "--seeds", seeds, "--out", out, *more]
+    return [str(word) for word in values]
 
 
 def start(folder: Path, given: list[str]) -> forked.Program:
@@ -125,14 +125,14 @@ def test_a_finished_comparison_trains_nothing(offramp: Offramp, finished: Path) 
     rows = [line.split() for line in ran.out.splitlines()]
     measured = {line["config"]["method"]: line for line in lines(finished / "results.jsonl")}
     cells = {
-        name: [f"{100 * x:.2f}" for x in [*found["accuracy"], found["ensemble"]]] for name, found in measured.items()
+        name: [f"{100 * x:.2f}" for x in [*result["accuracy"], result["ensemble"]]] for name, result in measured.items()
     }
     assert ["joint", "one", "seed", *cells["joint"]] in rows and ["byot", "one", "seed", *cells["byot"]] in rows
     assert all(len(line) <= 80 for line in ran.out.splitlines())
     other = lines(finished / "results.jsonl")[0]
     append(finished / "results.jsonl", {**other, "config": {**other["config"], "lr": 0.7}})
-    (found,) = offramp(*words("joint,byot", "0", finished, "--json")).json["comparisons"]
-    assert [row["method"] for row in found["methods"]] == ["joint", "byot"]
+    (result,) = offramp(*words("joint,byot", "0", finished, "--json")).json["comparisons"]
+    assert [row["method"] for row in result["methods"]] == ["joint", "byot"]
 
 
 def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
@@ -180,8 +180,8 @@ def test_more_seeds_and_methods_are_added_and_what_fails_stops_nobody(
     assert not list(finished.glob("logs/packing-*"))
     (failed,) = ran.json["failed"]
     assert failed["run"] == "muse(beta_begin=1e+30,beta_end=1e+30) seed 1" and " at step " in failed["reason"]
-    (found,) = ran.json["comparisons"]
-    joint, byot = found["methods"]
+    (result,) = ran.json["comparisons"]
+    joint, byot = result["methods"]
     assert (joint["method"], joint["seeds"], byot["method"], byot["seeds"]) == ("joint", [0, 1], "byot", [0])
     assert byot["pairs"] == [0] and byot["interval95"] == [None] * 5 and all(joint["deviation"])
     assert len(lines(finished / "results.jsonl")) == 3
@@ -200,8 +200,8 @@ def test_show_and_markdown_come_from_the_ledger_alone(offramp: Offramp, finished
     ran = offramp("compare", "--show", ledger, *more, "--json")
     assert ran.status == 0 and len(ran.json["files"]) == 3, ran.err
     printed = {line["config"]["method"]: line["top5"] for line in lines(ledger)}
-    (found,) = ran.json["comparisons"]
-    assert {row["method"]: row["mean"] for row in found["methods"]} == printed and found["metric"] == "top5"
+    (result,) = ran.json["comparisons"]
+    assert {row["method"]: row["mean"] for row in result["methods"]} == printed and result["metric"] == "top5"
     wrong = offramp("compare", "--show", ledger, "--baseline", "biot")
     assert wrong.status == 2 and f"--baseline biot is not in {ledger}: the nearest is 'byot'" in wrong.err
 
@@ -286,17 +286,17 @@ def test_long_names_are_told_apart_in_80_columns(offramp: Offramp, tmp_path: Pat
         "accuracy": [0.5, 0.25],
         "ensemble": 0.75,
     }
-    given = [("muse", 0.1), ("muse", 0.3), ("byot", 0.2)]
-    for number, (method, alpha) in enumerate(given):
+    values = [("muse", 0.1), ("muse", 0.3), ("byot", 0.2)]
+    for number, (method, alpha) in enumerate(values):
         config = {**line["config"], "method": method, "method.alpha": alpha}
         append(tmp_path / "x.jsonl", {**line, "config": config, "accuracy": [0.1 * number, 0.25]})
     ran = offramp("compare", "--show", tmp_path / "x.jsonl")
     assert ran.status == 0 and max(map(len, ran.out.splitlines())) <= 80
     said = [row.split() for row in ran.out.splitlines() if row.startswith(("muse", "byot"))]
     assert [row[:2] for row in said] == [["muse", "(1)"], ["muse", "(2)"], ["byot", "(3)"]] + [
-        [method, f"({number}):"] for number, (method, _) in enumerate(given, 1)
+        [method, f"({number}):"] for number, (method, _) in enumerate(values, 1)
     ]
-    assert [row[2] for row in said[3:]] == [f"{method}(alpha={alpha})" for method, alpha in given]
+    assert [row[2] for row in said[3:]] == [f"{method}(alpha={alpha})" for method, alpha in values]
     assert "no differences: no method has a seed in common with the baseline joint" in ran.out
     assert (
         "no differences" not in offramp("compare", "--show", tmp_path / "x.jsonl", "--baseline", "byot(alpha=0.2)").out
@@ -354,33 +354,33 @@ def test_a_grid_trains_every_combination_and_compares_within_it(
 ) -> None:
     out = tmp_path / "out"
     short = [*RECIPE[:4], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
-    given = ["compare", *short, "--methods", "joint", "--out", out, "--jobs", 2, "--json"]
-    first = offramp(*given, "--grid", "branch=linear,byot", "--grid", "lr=0.1")
+    values = ["compare", *short, "--methods", "joint", "--out", out, "--jobs", 2, "--json"]
+    first = offramp(*values, "--grid", "branch=linear,byot", "--grid", "lr=0.1")
     assert first.status == 0
     runs = sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != "logs")
     assert runs == ["branch=byot,lr=0.1,joint-seed-0", "branch=linear,lr=0.1,joint-seed-0"]
     assert sorted(one["common"]["branch"] for one in first.json["comparisons"]) == ["byot", "linear"]
-    again = offramp(*given, "--grid", "branch=linear", "--grid", "lr=0.1")
+    again = offramp(*values, "--grid", "branch=linear", "--grid", "lr=0.1")
     assert again.status == 0 and len(again.json["comparisons"]) == 1
     assert len(lines(out / "results.jsonl")) == 2
-    other = offramp(*given, "--grid", "branch=linear")
+    other = offramp(*values, "--grid", "branch=linear")
     assert other.status and "contains a comparison with another configuration" in other.out
 
 
 def test_runs_of_a_grid_differ_in_its_axes_alone(tmp_path: Path) -> None:
     grid = {"net": ["resnet18", "resnet34"], "net.width": ["4"], "lr": [0.1, 0.05]}
-    made = entries(Config(epochs=3), [("joint", {}), ("muse", {"alpha": 0.1})], [0, 1], tmp_path, grid)
-    assert len(made) == len({entry.folder for entry in made}) == 16
-    assert made[0].name == "net=resnet18,net.width=4,lr=0.1 joint seed 0"
-    assert made[0].folder.name == "net=resnet18,net.width=4,lr=0.1,joint-seed-0"
-    assert [entry.config.seed for entry in made] == [0] * 8 + [1] * 8
-    assert {(one.config.net, one.config.net_options["width"], one.config.lr, one.config.epochs) for one in made} == {
+    built = entries(Config(epochs=3), [("joint", {}), ("muse", {"alpha": 0.1})], [0, 1], tmp_path, grid)
+    assert len(built) == len({entry.folder for entry in built}) == 16
+    assert built[0].name == "net=resnet18,net.width=4,lr=0.1 joint seed 0"
+    assert built[0].folder.name == "net=resnet18,net.width=4,lr=0.1,joint-seed-0"
+    assert [entry.config.seed for entry in built] == [0] * 8 + [1] * 8
+    assert {(one.config.net, one.config.net_options["width"], one.config.lr, one.config.epochs) for one in built} == {
         (net, 4, lr, 3) for net in ("resnet18", "resnet34") for lr in (0.1, 0.05)
     }
-    shared = shared_by(made, grid)
+    shared = shared_by(built, grid)
     assert shared["grid"] == ["lr", "net", "net.width"] and shared["epochs"] == 3
     assert not [key for key in shared if key.startswith("net") or key == "lr"]
-    assert shared_by(made[:1]) == common(flat(made[0].config))
+    assert shared_by(built[:1]) == common(flat(built[0].config))
 
 
 def test_runs_with_and_without_pretrained_weights_prepare_images_for_themselves(tmp_path: Path) -> None:

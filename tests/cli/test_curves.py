@@ -23,24 +23,24 @@ Offramp = Callable[..., Any]
 def test_both_curves_are_written_and_printed(offramp: Offramp, run: Path) -> None:
     ran = offramp("curves", run, "--json")
     assert ran.status == 0, ran.err
-    found = ran.json
-    assert len(found["budgeted"]) == 39 and len(found["anytime"]) == 4
+    result = ran.json
+    assert len(result["budgeted"]) == 39 and len(result["anytime"]) == 4
     stored = json.loads((run / "curves.json").read_text())
     assert stored.pop("digest") == digests.of_bytes(json.dumps(stored).encode())
-    assert {**stored, "picture": found["picture"], "files": []} == found and found["refused"] is None
-    made_from = found["made_from"]
+    assert {**stored, "picture": result["picture"], "files": []} == result and result["refused"] is None
+    made_from = result["made_from"]
     assert made_from["weights"] == load_weights(run / "last.safetensors")[1]["digest"]
     assert made_from["cal"] != made_from["test"]
     text = (run / "curves.svg").read_text()
     assert text == digests.signed(text.rpartition("<!--")[0], {str(run): made_from})
     picture = ElementTree.fromstring(text)
-    assert picture.tag.endswith("svg") and Path(found["picture"]) == run / "curves.svg"
+    assert picture.tag.endswith("svg") and Path(result["picture"]) == run / "curves.svg"
     accuracy = offramp("evaluate", run, "--json").json
-    assert [point["accuracy"] for point in found["anytime"]] == pytest.approx(accuracy["accuracy"])
-    assert [point["cost"] for point in found["anytime"]] == accuracy["macs_cumulative"]
-    assert [point["top5"] for point in found["anytime"]] == pytest.approx(accuracy["top5"])
-    assert all(point["accuracy"] <= point["top5"] <= 1 for point in found["budgeted"])
-    assert all(sum(point["shares"]) == pytest.approx(1) for point in found["budgeted"])
+    assert [point["accuracy"] for point in result["anytime"]] == pytest.approx(accuracy["accuracy"])
+    assert [point["cost"] for point in result["anytime"]] == accuracy["macs_cumulative"]
+    assert [point["top5"] for point in result["anytime"]] == pytest.approx(accuracy["top5"])
+    assert all(point["accuracy"] <= point["top5"] <= 1 for point in result["budgeted"])
+    assert all(sum(point["shares"]) == pytest.approx(1) for point in result["budgeted"])
 
 
 def test_another_count_of_operations_and_another_folder(offramp: Offramp, run: Path, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_a_run_without_a_calibration_split_has_the_anytime_curve(offramp: Offram
     ran = offramp("curves", tmp_path)
     says = f"no budgeted batches: {tmp_path} was trained on everything (holdout 0), so there are no images to fit"
     assert ran.status == 0 and says in ran.out and "every exit on test" in ran.out, ran.err
-    found = json.loads((tmp_path / "curves.json").read_text())
-    assert len(found["anytime"]) == 4 and found["budgeted"] == [] and says in found["refused"]
+    result = json.loads((tmp_path / "curves.json").read_text())
+    assert len(result["anytime"]) == 4 and result["budgeted"] == [] and says in result["refused"]
     assert "anytime" in (tmp_path / "curves.svg").read_text()
 
 

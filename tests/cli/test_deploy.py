@@ -32,18 +32,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None])
 
 @pytest.mark.parametrize(("name", "outputs"), [("dml", 2), ("one", 4)])
 def test_every_network_and_the_ensemble_are_evaluated(offramp: Offramp, runs: Path, name: str, outputs: int) -> None:
-    found = offramp("evaluate", runs / name, "--json").json
-    assert [len(found[key]) for key in ("outputs", "accuracy", "macs", "macs_cumulative")] == [outputs] * 4
-    trained = found["training"]["cost"]
-    assert trained == {"macs": found["macs_cumulative"][-1], "parameters": found["parameters"]}
+    actual = offramp("evaluate", runs / name, "--json").json
+    assert [len(actual[key]) for key in ("outputs", "accuracy", "macs", "macs_cumulative")] == [outputs] * 4
+    trained = actual["training"]["cost"]
+    assert trained == {"macs": actual["macs_cumulative"][-1], "parameters": actual["parameters"]}
     if name == "dml":
-        assert trained["macs"] == sum(found["macs"])
+        assert trained["macs"] == sum(actual["macs"])
     else:
-        assert found["ensemble"] == found["accuracy"][-1]
-        assert trained["macs"] == found["macs"][-1] < sum(found["macs"][:-1])
-        assert found["macs"][0] < found["macs_cumulative"][1] < found["macs"][-1]
+        assert actual["ensemble"] == actual["accuracy"][-1]
+        assert trained["macs"] == actual["macs"][-1] < sum(actual["macs"][:-1])
+        assert actual["macs"][0] < actual["macs_cumulative"][1] < actual["macs"][-1]
     shown = offramp("evaluate", runs / name).out
-    assert all(output in shown for output in found["outputs"]) and "ensemble" in shown
+    assert all(output in shown for output in actual["outputs"]) and "ensemble" in shown
     assert "trained: " in shown and "offramp deploy" in shown
 
 
@@ -88,8 +88,8 @@ def test_both_weights_are_deployed_and_where_they_come_from_is_kept(
     result = offramp("deploy", copy, "--keep", "2", "--out", plain, "--json").json
     for name, more in (("last", 0), ("best", 1)):
         whole, _ = load_weights(runs / "dml" / f"{name}.safetensors")
-        found, about = load_weights(plain / f"{name}.safetensors")
-        assert all(torch.equal(tensor, whole[f"members.1.{key}"] + more) for key, tensor in found.items())
+        actual, about = load_weights(plain / f"{name}.safetensors")
+        assert all(torch.equal(tensor, whole[f"members.1.{key}"] + more) for key, tensor in actual.items())
         assert len(about["val_accuracy"]) == 1 and result[name]["val_accuracy"] == about["val_accuracy"]
     assert (plain / "split.safetensors").read_bytes() == (copy / "split.safetensors").read_bytes()
     assert result["run"] == str(plain) and result["source"]["run"] == str(copy)

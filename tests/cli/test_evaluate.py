@@ -35,17 +35,17 @@ def on_test(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def test_without_a_policy_it_reports_every_exit(offramp: Offramp, run: Path) -> None:
     ran = offramp("evaluate", run, "--json")
     assert ran.status == 0, ran.err
-    found = ran.json
+    result = ran.json
     logits, labels = on_test(run)
-    assert found["accuracy"] == pytest.approx((logits.argmax(2) == labels).double().mean(1).tolist())
-    assert found["ensemble"] == pytest.approx((logits.sum(0).argmax(1) == labels).double().mean().item())
-    assert (found["run"], found["split"], found["samples"], found["epoch"]) == (str(run), "test", 359, 2)
-    assert found["weights"] == "last" and found["adaptive"] is None
+    assert result["accuracy"] == pytest.approx((logits.argmax(2) == labels).double().mean(1).tolist())
+    assert result["ensemble"] == pytest.approx((logits.sum(0).argmax(1) == labels).double().mean().item())
+    assert (result["run"], result["split"], result["samples"], result["epoch"]) == (str(run), "test", 359, 2)
+    assert result["weights"] == "last" and result["adaptive"] is None
     info = offramp("info", *NET, "--classes", 10, "--channels", 1, "--image-size", 8, "--json").json
-    assert (found["macs"], found["macs_cumulative"]) == (info["macs"], info["macs_cumulative"])
-    assert found["parameters"] == info["parameters"]["total"]
-    assert found["training"]["last"]["epoch"] == 2 and found["config"]["method"] == "muse"
-    assert found["provenance"]["command"] and found["provenance"]["hardware"]["threads"] >= 1
+    assert (result["macs"], result["macs_cumulative"]) == (info["macs"], info["macs_cumulative"])
+    assert result["parameters"] == info["parameters"]["total"]
+    assert result["training"]["last"]["epoch"] == 2 and result["config"]["method"] == "muse"
+    assert result["provenance"]["command"] and result["provenance"]["hardware"]["threads"] >= 1
 
 
 def test_the_table_has_a_line_per_exit(offramp: Offramp, run: Path) -> None:
@@ -74,14 +74,14 @@ def test_with_a_policy_it_leaves_early_for_real(offramp: Offramp, run: Path) -> 
     taken = torch.where(sure[0] >= middle[0], 0, torch.where(sure[2] >= middle[2], 2, 3))
     ran = offramp("evaluate", run, "--batch-size", 50, "--json")
     assert ran.status == 0, ran.err
-    found = ran.json["adaptive"]
-    assert found["shares"] == pytest.approx([(taken == exit).double().mean().item() for exit in range(4)])
+    result = ran.json["adaptive"]
+    assert result["shares"] == pytest.approx([(taken == exit).double().mean().item() for exit in range(4)])
     answers = logits.argmax(2).gather(0, taken[None])[0]
-    assert found["accuracy"] == pytest.approx((answers == labels).double().mean().item())
-    assert found["plain"]["accuracy"] == pytest.approx(ran.json["accuracy"][-1])
-    assert found["plain"]["macs"] == ran.json["macs"][-1]
-    assert found["batch_size"] == 50 and found["ms"] > 0 and found["plain"]["ms"] > 0 and found["speedup"] > 0
-    assert found["policy"]["enabled"] == [True, False, True, True]
+    assert result["accuracy"] == pytest.approx((answers == labels).double().mean().item())
+    assert result["plain"]["accuracy"] == pytest.approx(ran.json["accuracy"][-1])
+    assert result["plain"]["macs"] == ran.json["macs"][-1]
+    assert result["batch_size"] == 50 and result["ms"] > 0 and result["plain"]["ms"] > 0 and result["speedup"] > 0
+    assert result["policy"]["enabled"] == [True, False, True, True]
 
 
 def test_the_second_table_sets_adaptive_beside_plain(offramp: Offramp, run: Path) -> None:
@@ -97,8 +97,8 @@ def test_the_second_table_sets_adaptive_beside_plain(offramp: Offramp, run: Path
 
 def test_batches_larger_than_the_split_have_no_time(offramp: Offramp, run: Path) -> None:
     save(ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4), run / "policy.json")
-    found = offramp("evaluate", run, "--batch-size", 500, "--json").json["adaptive"]
-    assert (found["ms"], found["plain"]["ms"], found["speedup"]) == (None, None, None)
+    result = offramp("evaluate", run, "--batch-size", 500, "--json").json["adaptive"]
+    assert (result["ms"], result["plain"]["ms"], result["speedup"]) == (None, None, None)
     ran = offramp("evaluate", run, "--batch-size", 500)
     assert ran.status == 0 and "fewer operations" not in ran.out
 

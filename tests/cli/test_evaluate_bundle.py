@@ -45,18 +45,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_on_the_test_split_of_its_own_data(offramp: Offramp, bundle: Path) -> None:
     ran = offramp("evaluate", bundle, "--batch-size", 50, "--json")
     assert ran.status == 0, ran.err
-    found, measured = ran.json, read_manifest(bundle).measured
-    assert (found["data"], found["split"], found["samples"]) == ("digits", "test", 359)
-    assert (found["precision"], found["runtime"], found["bundle"]) == ("float32", "onnx", str(bundle))
+    result, measured = ran.json, read_manifest(bundle).measured
+    assert (result["data"], result["split"], result["samples"]) == ("digits", "test", 359)
+    assert (result["precision"], result["runtime"], result["bundle"]) == ("float32", "onnx", str(bundle))
     for key, value in (("accuracy", measured["accuracy"]), ("macs", measured["macs"])):
-        assert found["early_exit"][key] == pytest.approx(value)
-    assert found["shares"] == pytest.approx(measured["shares"])
-    assert found["last_exit"]["accuracy"] == pytest.approx(measured["plain_accuracy"]) == found["accuracy"][3]
-    assert found["last_exit"]["macs"] == sum(measured["segment_macs"]) == found["macs"][3]
-    assert found["plain_macs"] == measured["plain_macs"] and found["macs"][1] == measured["segment_macs"][0]
-    assert found["accuracy"][0] is found["top5"][2] is found["macs"][0] is None
-    assert found["accuracy"][1] <= found["top5"][1] <= 1
-    assert found["early_exit"]["ms"] > 0 and found["last_exit"]["ms"] > 0 and found["speedup"] > 0
+        assert result["early_exit"][key] == pytest.approx(value)
+    assert result["shares"] == pytest.approx(measured["shares"])
+    assert result["last_exit"]["accuracy"] == pytest.approx(measured["plain_accuracy"]) == result["accuracy"][3]
+    assert result["last_exit"]["macs"] == sum(measured["segment_macs"]) == result["macs"][3]
+    assert result["plain_macs"] == measured["plain_macs"] and result["macs"][1] == measured["segment_macs"][0]
+    assert result["accuracy"][0] is result["top5"][2] is result["macs"][0] is None
+    assert result["accuracy"][1] <= result["top5"][1] <= 1
+    assert result["early_exit"]["ms"] > 0 and result["last_exit"]["ms"] > 0 and result["speedup"] > 0
 
 
 def test_the_tables(offramp: Offramp, bundle: Path) -> None:

@@ -26,19 +26,19 @@ def test_a_run_becomes_a_bundle(offramp: Offramp, run: Path, tmp_path: Path) -> 
     out = tmp_path / "deep" / "b"
     ran = offramp("export", run, "--out", out, "--json")
     assert ran.status == 0, ran.err
-    bundle, found = open_bundle(out), json.loads((out / "manifest.json").read_text())
-    assert all(ran.json[key] == found[key] for key in ("verified", "measured", "provenance"))
+    bundle, result = open_bundle(out), json.loads((out / "manifest.json").read_text())
+    assert all(ran.json[key] == result[key] for key in ("verified", "measured", "provenance"))
     assert ran.json["segments"] == ["segment-1.onnx", "segment-2.onnx"]
     assert ran.json["bytes"] == sum(file.stat().st_size for file in out.iterdir())
-    assert found["verified"]["images"] == {"test": 359, "cal": 217, "val": 217, "train": 207}
+    assert result["verified"]["images"] == {"test": 359, "cal": 217, "val": 217, "train": 207}
     said = str(Export(**ran.json))
     assert f"2 segments and the policy, {ran.json['bytes'] / 1e6:.2f} MB" in said
     assert "verified on 1,000 images: same exits" in said and "on 359 test images: accuracy" in said
     evaluated = offramp("evaluate", run, "--json").json["adaptive"]
-    assert found["measured"]["shares"] == evaluated["shares"]
-    assert found["measured"]["accuracy"] == pytest.approx(evaluated["accuracy"])
-    assert found["measured"]["macs"] == pytest.approx(evaluated["macs"])
-    assert found["measured"]["plain_accuracy"] == pytest.approx(evaluated["plain"]["accuracy"])
+    assert result["measured"]["shares"] == evaluated["shares"]
+    assert result["measured"]["accuracy"] == pytest.approx(evaluated["accuracy"])
+    assert result["measured"]["macs"] == pytest.approx(evaluated["macs"])
+    assert result["measured"]["plain_accuracy"] == pytest.approx(evaluated["plain"]["accuracy"])
     assert bundle.policy == load(run / "policy.json")
     about = bundle.manifest.provenance
     assert (

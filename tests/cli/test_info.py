@@ -13,14 +13,14 @@ Offramp = Callable[..., Any]
 def test_the_numbers_are_the_published_ones(offramp: Offramp) -> None:
     ran = offramp("info", "--net", "resnet18", "--branch", "sketch", "--json")
     assert ran.status == 0, ran.err
-    found = ran.json
-    assert round(found["macs"][-1] / 1e9, 4) == 0.5555
-    assert [round(count / 1e6, 1) for count in found["macs"][:-1]] == [329.0, 404.5, 480.0]
-    assert round(found["parameters"]["main"] / 1e6, 3) == 11.220
-    assert round(found["parameters"]["total"] / 1e6, 3) == 24.462
-    assert [len(found[name]) for name in ("macs", "macs_cumulative", "msdnet_ops", "eed_flops")] == [4] * 4
-    assert (found["shape"], found["classes"]) == ([3, 32, 32], 100)
-    assert found["options"]["net"] == {"width": 64, "form": "cifar", "stem_relu": True, "image_size": None}
+    result = ran.json
+    assert round(result["macs"][-1] / 1e9, 4) == 0.5555
+    assert [round(count / 1e6, 1) for count in result["macs"][:-1]] == [329.0, 404.5, 480.0]
+    assert round(result["parameters"]["main"] / 1e6, 3) == 11.220
+    assert round(result["parameters"]["total"] / 1e6, 3) == 24.462
+    assert [len(result[name]) for name in ("macs", "macs_cumulative", "msdnet_ops", "eed_flops")] == [4] * 4
+    assert (result["shape"], result["classes"]) == ([3, 32, 32], 100)
+    assert result["options"]["net"] == {"width": 64, "form": "cifar", "stem_relu": True, "image_size": None}
 
 
 def test_eed_flops_are_in_the_unit_of_its_table(offramp: Offramp) -> None:
@@ -71,8 +71,8 @@ def test_mistakes_get_one_sentence(offramp: Offramp, words: tuple[str, ...], say
 def test_exits_behind_some_stages(offramp: Offramp) -> None:
     """BEED's table has two early exits on wide ResNets."""
     words = ("info", "--net", "wrn16-4", "--branch", "byot")
-    found, every = offramp(*words, "--exits-at", "2,3", "--json").json, offramp(*words, "--json").json
-    assert len(every["macs"]) == 4 and found["macs"] == every["macs"][1:]
+    result, every = offramp(*words, "--exits-at", "2,3", "--json").json, offramp(*words, "--json").json
+    assert len(every["macs"]) == 4 and result["macs"] == every["macs"][1:]
     ran = offramp(*words, "--exits-at", "4")
     assert ran.status and "--exits-at must name stages from 1 to 3 of this network, got 4" in ran.err
 

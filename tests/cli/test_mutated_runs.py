@@ -51,10 +51,10 @@ def traced(folder: Path) -> Any:
 
 
 def resumed(folder: Path) -> Any:
-    found, refused = checkpoint.latest(folder / "checkpoints")
-    if found is None:
+    result, refused = checkpoint.latest(folder / "checkpoints")
+    if result is None:
         raise checkpoint.Damaged(*refused)
-    return [*found.weights.values()]
+    return [*result.weights.values()]
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -26,8 +26,8 @@ WORDS = [*NET, *HOW]
 
 def start(folder: Path, epochs: int, log: Path, *words: str) -> forked.Program:
     """`offramp train` in a process of its own; what it says on standard error goes into `log`."""
-    given = ["train", *WORDS, "--epochs", epochs, "--out", folder, *words]
-    return forked.start(*given, out=Path(os.devnull), err=log)
+    values = ["train", *WORDS, "--epochs", epochs, "--out", folder, *words]
+    return forked.start(*values, out=Path(os.devnull), err=log)
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed < 2 else pytest.mark.full) for seed in range(20)])

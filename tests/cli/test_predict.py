@@ -93,8 +93,8 @@ def test_every_image_of_a_folder_is_answered(offramp: Offramp, bundle: Path, pic
 def test_the_table_and_csv_say_the_same(offramp: Offramp, bundle: Path, pictures: Path) -> None:
     rows = offramp("predict", bundle, pictures, "--json").json["images"]
     ran = offramp("predict", bundle, pictures, "--csv")
-    found = list(csv.DictReader(io.StringIO(ran.out)))
-    assert [(row["image"], row["label"], int(row["exit"])) for row in found] == [
+    actual = list(csv.DictReader(io.StringIO(ran.out)))
+    assert [(row["image"], row["label"], int(row["exit"])) for row in actual] == [
         (row["image"], row["label"], row["exit"]) for row in rows
     ]
     ran = offramp("predict", bundle, pictures)
@@ -138,8 +138,8 @@ def test_bad_images_are_named_and_the_rest_is_answered(
         assert len(rows) == 8 and all((row["error"] is None) == (Path(image) in good) for image, row in rows.items())
         assert all(row["label"] is not None for row in rows.values() if row["error"] is None)
     elif form == "--csv":
-        found = {row["image"]: row for row in csv.DictReader(io.StringIO(ran.out))}
-        assert "truncated" in found[str(tmp_path / "cut.png")]["error"] and found[str(good[1])]["label"]
+        actual = {row["image"]: row for row in csv.DictReader(io.StringIO(ran.out))}
+        assert "truncated" in actual[str(tmp_path / "cut.png")]["error"] and actual[str(good[1])]["label"]
     else:
         assert [line.split()[0] for line in ran.out.splitlines()[1:] if line] == list(map(str, good))
 
@@ -313,7 +313,7 @@ def test_it_runs_where_torch_does_not_exist(
     for more in ((), ("--first", 1, "--state", tmp_path / "s.npz")):
         printed = without_torch("from offramp.cli import main\nmain()", "predict", bundle, pictures, "--csv", *more)
         rows = zip(csv.DictReader(io.StringIO(printed)), csv.DictReader(io.StringIO(wanted)), strict=True)
-        assert all(found["label"] in (row["label"], "" if more else None) for found, row in rows)
+        assert all(actual["label"] in (row["label"], "" if more else None) for actual, row in rows)
 
 
 def test_names_that_are_not_utf8_are_shown_with_their_bytes(

@@ -43,18 +43,18 @@ def test_a_run_before_and_after_calibration(offramp: Offramp, run: Path) -> None
     assert offramp("calibrate", run, "--macs", "0.8", "--json").status == 0
     ran = offramp("report", run, "--images", "2", "--batch-size", "4", "--json")
     assert ran.status == 0, ran.err
-    (found,) = ran.json["runs"]
+    (result,) = ran.json["runs"]
     text = (run / "report.html").read_text()
     assert (
         text.splitlines()[-1].startswith("<!-- made from {")
         and load_weights(run / "last.safetensors")[1]["digest"] in text
     )
     said = offramp("evaluate", run, "--json").json
-    assert found["accuracy"] == said["accuracy"] and found["calibration_error"] == said["calibration_error"]
-    assert found["policy"]["shares"] == pytest.approx(said["adaptive"]["shares"])
-    assert found["policy"]["accuracy"] == pytest.approx(said["adaptive"]["accuracy"])
-    assert found["policy"]["cost"] == pytest.approx(said["adaptive"]["macs"])
-    assert len(found["budgeted"]) == 39 and len(found["ms"]["stages"]) == 4 and found["ms"]["batch_size"] == 4
+    assert result["accuracy"] == said["accuracy"] and result["calibration_error"] == said["calibration_error"]
+    assert result["policy"]["shares"] == pytest.approx(said["adaptive"]["shares"])
+    assert result["policy"]["accuracy"] == pytest.approx(said["adaptive"]["accuracy"])
+    assert result["policy"]["cost"] == pytest.approx(said["adaptive"]["macs"])
+    assert len(result["budgeted"]) == 39 and len(result["ms"]["stages"]) == 4 and result["ms"]["batch_size"] == 4
     text = (run / "report.html").read_text()
     assert "no policy yet" not in text and ran.json["bytes"] == len(text.encode())
     assert "provenance of the policy" in text and "fitted on other weights" not in text

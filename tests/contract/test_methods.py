@@ -24,11 +24,11 @@ def trains(net: str, branch: str, method: str, folder: Path) -> None:
     width = None if net == "msdnet" else 4
     recipe = {"batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu"}
     config = resolve(Config(net=net, branch=branch, method=method, width=width, **options, **recipe))
-    data, made = patterns(16, 8, CLASSES, SIDE), build_method(config)
-    network = build_net(config, made, classes=CLASSES, shape=data.shape)
-    prepare_objective(made, network, data.shape)
+    data, built = patterns(16, 8, CLASSES, SIDE), build_method(config)
+    network = build_net(config, built, classes=CLASSES, shape=data.shape)
+    prepare_objective(built, network, data.shape)
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    loop = Loop(make_fabric(config), folder, config, network, made, data, SilentReporter())
+    loop = Loop(make_fabric(config), folder, config, network, built, data, SilentReporter())
     loop.context.net.train()
     for batch in loop.batches.train.epoch(0):
         loop.step(batch, 0.0)

@@ -102,8 +102,8 @@ def cross() -> Iterator[Any]:
 
 def representatives() -> Iterator[Any]:
     """The branch that each family is meant for, once per family."""
-    found = {family(net): (net, "sketch" if fits(net, "sketch") else "own") for net in reversed(models.available())}
-    yield from (pytest.param(*pair, id="-".join(pair)) for pair in found.values())
+    result = {family(net): (net, "sketch" if fits(net, "sketch") else "own") for net in reversed(models.available())}
+    yield from (pytest.param(*pair, id="-".join(pair)) for pair in result.values())
 
 
 @pytest.mark.parametrize(("net", "branch"), list(cross()))

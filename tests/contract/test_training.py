@@ -54,18 +54,18 @@ PHASED = [name for name in methods.available() if len(methods.find(name).build()
 def loop(net: str, method: str, folder: Path, *, train: int = 24, frozen: bool = False, **recipe: Any) -> Loop:
     """A run in its folder, ready to start; `frozen`: batch norms keep the statistics of one batch."""
     torch.manual_seed(0)
-    given = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cpu", **recipe}
+    values = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cpu", **recipe}
     phases = len(methods.find(method).build().phases)  # a run has an epoch for each at least
-    given["epochs"] = max(given["epochs"], phases)
-    config = resolve(Config(method=method, **given, **NETS[net]))
-    data, made = patterns(train, HELD, CLASSES, SIDE), build_method(config)
-    network = build_net(config, made, classes=CLASSES, shape=data.shape)
-    prepare_objective(made, network, data.shape)
+    values["epochs"] = max(values["epochs"], phases)
+    config = resolve(Config(method=method, **values, **NETS[net]))
+    data, built = patterns(train, HELD, CLASSES, SIDE), build_method(config)
+    network = build_net(config, built, classes=CLASSES, shape=data.shape)
+    prepare_objective(built, network, data.shape)
     if frozen:
         freeze(network)
     folder.mkdir(exist_ok=True)
     freezes = {"freezes": True} if phases > 1 else {}
-    return Loop(make_fabric(config, **freezes), folder, config, network, made, data, SilentReporter())
+    return Loop(make_fabric(config, **freezes), folder, config, network, built, data, SilentReporter())
 
 
 def freeze(network: nn.Module) -> None:
@@ -82,8 +82,8 @@ def freeze(network: nn.Module) -> None:
 def whole(running: Loop) -> Batch:
     """All training images as one batch."""
     ids = torch.arange(len(running.data.splits["train"]))
-    of = running.data
-    batches = Loader(of.splits["train"], of, batch_size=len(ids), augment=False, seed=0)
+    source = running.data
+    batches = Loader(source.splits["train"], source, batch_size=len(ids), augment=False, seed=0)
     return next(iter(batches.epoch(0)))
 
 
@@ -260,9 +260,9 @@ def test_a_loop_of_one_s_own_takes_the_same_steps(record: Record) -> None:
 
 
 def stops() -> Iterator[Any]:
-    for net, method, precision, at in product(NETS, methods.available(), ("32", "bf16"), (1, 3)):
-        quick = (net, method, precision, at) == ("small", "muse", "bf16", 3)
-        yield pytest.param(net, method, precision, at, marks=[] if quick else pytest.mark.full)
+    for net, method, precision, position in product(NETS, methods.available(), ("32", "bf16"), (1, 3)):
+        quick = (net, method, precision, position) == ("small", "muse", "bf16", 3)
+        yield pytest.param(net, method, precision, position, marks=[] if quick else pytest.mark.full)
 
 
 @pytest.mark.parametrize(("net", "method", "precision", "at"), list(stops()))
@@ -280,7 +280,7 @@ def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
     again.run(resume=True)
     one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    objectives = [made.context.objective for made in (unbroken, again)]
+    objectives = [built.context.objective for built in (unbroken, again)]
     if isinstance(objectives[0], nn.Module):
         states = [objective.state_dict() for objective in objectives]
         assert states[0].keys() == states[1].keys()
@@ -337,10 +337,10 @@ def test_two_processes_do_as_one_with_the_same_global_batch(net: str, steps: int
     for method in names:
         one, two = (checkpoint.latest(tmp_path / f"{method}-{devices}/checkpoints")[0] for devices in (1, 2))
         assert one is not None and two is not None
-        for found, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
-            assert found.keys() == expected.keys()
+        for result, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
+            assert result.keys() == expected.keys()
             for key in expected:
-                torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{method}: {key}")
+                torch.testing.assert_close(result[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{method}: {key}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from offramp.data._archive import members
 
 
 def archive(path, *entries):
-    with tarfile.open(path, "w:gz") as made:
+    with tarfile.open(path, "w:gz") as built:
         for name, content, kind in entries:
             info = tarfile.TarInfo(name)
             info.type = kind
             info.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
             info.size = len(content)
-            made.addfile(info, io.BytesIO(content))
+            built.addfile(info, io.BytesIO(content))
     return path
 
 

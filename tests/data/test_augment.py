@@ -77,7 +77,7 @@ def test_any_composition_of_the_batch_gives_the_same_images(kind, channels_last)
 @pytest.mark.parametrize("kind", ["crop-flip", "crop", "flip", "crop-flip-normalised"])
 def test_equal_to_padding_and_slicing_one_by_one(kind):
     images, ids = pixels(40), torch.arange(40)
-    found = room.augment(images, ids, kind=kind, seed=1, epoch=0, **CIFAR)
+    result = room.augment(images, ids, kind=kind, seed=1, epoch=0, **CIFAR)
     mean, std = (torch.tensor(CIFAR[k])[:, None, None] for k in ("mean", "std"))
     top, left = ((uniform(1, 0, ids, d) * 9).long().tolist() for d in (room.TOP, room.LEFT))
     flip = (uniform(1, 0, ids, room.FLIP) < 0.5).tolist()
@@ -93,13 +93,13 @@ def test_equal_to_padding_and_slicing_one_by_one(kind):
             value = value.flip(2)
         if not kind.endswith("normalised"):
             value = (value - mean) / std
-        torch.testing.assert_close(found[i], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result[i], value, rtol=1e-5, atol=1e-5)
     assert 0 < sum(flip) < 40
     assert not tops or (min(tops), max(tops)) == (0, 8)
 
 
 def test_small_images_are_padded_less():
-    found = room.augment(
+    result = room.augment(
         torch.full((500, 1, 8, 8), 255, dtype=torch.uint8),
         torch.arange(500),
         kind="crop",
@@ -108,7 +108,7 @@ def test_small_images_are_padded_less():
         mean=(0.0,),
         std=(1.0,),
     )
-    assert set(found.sum((1, 2, 3)).round().int().tolist()) == {64, 56, 49}
+    assert set(result.sum((1, 2, 3)).round().int().tolist()) == {64, 56, 49}
 
 
 def test_normalise_in_both_layouts():
@@ -123,8 +123,8 @@ def test_normalise_in_both_layouts():
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (300, 500), (20, 400), (400, 20), (1, 1)])
 def test_boxes_lie_within_the_image_and_have_the_promised_area_and_ratio(height, width):
-    found = room.boxes(room.box_draws(0, 0, torch.arange(2000)), height, width)
-    top, left, high, wide = found.unbind(1)
+    result = room.boxes(room.box_draws(0, 0, torch.arange(2000)), height, width)
+    top, left, high, wide = result.unbind(1)
     assert (top >= 0).all() and (left >= 0).all() and (high >= 1).all() and (wide >= 1).all()
     assert (top + high <= height).all() and (left + wide <= width).all()
     if height == width == 224:

@@ -105,9 +105,9 @@ def test_a_failure_leaves_nothing(file, own_cache):
 def test_where_nothing_can_be_written_it_stays_in_memory(file, tmp_path, monkeypatch):
     monkeypatch.setenv("OFFRAMP_CACHE", str(file / "below"))  # below a file nothing can be made
     fill = Counter()
-    found = get(file, fill)
-    assert (found.pixels == 1).all() and not isinstance(found.pixels, np.memmap)
-    assert found.facts["notes"] == [f"a/b:c: decoded images could not be kept in {file}/below; they are in memory"]
+    result = get(file, fill)
+    assert (result.pixels == 1).all() and not isinstance(result.pixels, np.memmap)
+    assert result.facts["notes"] == [f"a/b:c: decoded images could not be kept in {file}/below; they are in memory"]
     monkeypatch.setattr(_cache, "IN_MEMORY", 10)
     with pytest.raises(OSError, match=r"the decoded images need 0.0 GB in .* or use streaming"):
         get(file, fill)

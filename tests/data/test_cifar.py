@@ -17,9 +17,9 @@ def content(data):
 def test_parquet_in_its_own_folder_or_the_parent(tmp_path, write, below):
     images, labels = write.cifar_parquet(tmp_path / below)
     data = load("cifar100", data_dir=tmp_path)
-    pixels, found = content(data)
+    pixels, result = content(data)
     assert np.array_equal(pixels, images)
-    assert np.array_equal(found, labels)
+    assert np.array_equal(result, labels)
     assert data.classes[:2] == ("class0", "class1")
     assert {name: len(split) for name, split in data.splits.items()} == {
         "train": 800,

@@ -20,9 +20,9 @@ def test_the_room_imports_neither_torch_nor_pyarrow():
 
 
 def test_available_lists_every_source_with_its_first_line():
-    found = dict(available())
-    assert set(found) == {"digits", "cifar10", "cifar100", "folder", "parquet", "hub", "tar"}
-    assert all(line and not line.startswith('"') for line in found.values())
+    result = dict(available())
+    assert set(result) == {"digits", "cifar10", "cifar100", "folder", "parquet", "hub", "tar"}
+    assert all(line and not line.startswith('"') for line in result.values())
 
 
 def test_splits_partition_the_data_and_hold_every_class():

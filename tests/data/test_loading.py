@@ -81,12 +81,12 @@ def test_processes_share_every_batch(digits, world):
 def test_evaluation_keeps_order_and_pixels_and_drops_nothing(digits):
     split = digits.splits["test"]
     batches = Loader(split, digits, batch_size=358, augment=False, seed=0)
-    found = list(batches.epoch(0))
-    assert [len(batch.ids) for batch in found] == [358, 1] and len(batches) == 2
-    assert np.array_equal(torch.cat([batch.ids for batch in found]).numpy(), split.indices)
-    pixels = (torch.cat([b.inputs for b in found]) * digits.std[0] + digits.mean[0]) * 255
+    result = list(batches.epoch(0))
+    assert [len(batch.ids) for batch in result] == [358, 1] and len(batches) == 2
+    assert np.array_equal(torch.cat([batch.ids for batch in result]).numpy(), split.indices)
+    pixels = (torch.cat([b.inputs for b in result]) * digits.std[0] + digits.mean[0]) * 255
     np.testing.assert_allclose(pixels.numpy(), split.source.batch(split.indices), atol=1e-3)
-    assert all(same(a, b) for a, b in zip(found, batches.epoch(7), strict=True))
+    assert all(same(a, b) for a, b in zip(result, batches.epoch(7), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,9 @@ def test_class_names_in_another_order_are_matched_by_name(tmp_path, write, pictu
 def test_one_shard_of_a_split_may_number_its_classes_in_another_order_or_unicode_form(tmp_path, write, pictures):
     names = ["caf\u00e9", "dog", "ewe"]
     for split, count in (("train", 40), ("test", 30)):
-        for shard, (numbers, own) in enumerate((([0, 1, 2], names), ([2, 0, 1], ["dog", "ewe", "cafe\u0301"]))):
+        for shard, (numbers, ours) in enumerate((([0, 1, 2], names), ([2, 0, 1], ["dog", "ewe", "cafe\u0301"]))):
             file = tmp_path / f"{split}-0000{shard}-of-00002.parquet"
-            hub_shard(write, file, pictures[: count // 2], (numbers * 10)[: count // 2], own)
+            hub_shard(write, file, pictures[: count // 2], (numbers * 10)[: count // 2], ours)
     data = load(f"parquet:{tmp_path}", holdout=0)
     assert data.classes == tuple(names)
     assert data.splits["test"].labels.tolist() == (([0, 1, 2] * 10)[:15]) * 2

@@ -23,15 +23,15 @@ class Malicious:
 def test_arrays_of_bytes_in_every_old_protocol(protocol, write):
     images = write.random_images(4).reshape(-1, 3072)
     value = {b"data": images, b"labels": [1, 2, 3, 4], "filenames": [b"a", b"b"]}
-    found = read_pickle(pickle.dumps(value, protocol), "f")
-    assert np.array_equal(pixels_in(found, "f"), images.reshape(-1, 3, 32, 32))
-    assert found["labels"] == [1, 2, 3, 4]
+    result = read_pickle(pickle.dumps(value, protocol), "f")
+    assert np.array_equal(pixels_in(result, "f"), images.reshape(-1, 3, 32, 32))
+    assert result["labels"] == [1, 2, 3, 4]
 
 
 def test_arrays_in_fortran_order(write):
     images = np.asfortranarray(write.random_images(4).reshape(-1, 3072))
-    found = read_pickle(pickle.dumps({"data": images}, 2), "f")
-    assert np.array_equal(found["data"], images)
+    result = read_pickle(pickle.dumps({"data": images}, 2), "f")
+    assert np.array_equal(result["data"], images)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])

@@ -28,8 +28,8 @@ def undivided(root: Path, each: int = 20) -> Path:
 
 
 def opened(root: Path, **changes: object) -> DataSet:
-    given = {"holdout": 0.3, "image_size": 8, "cache_dir": root.parent / "cache", **changes}
-    return load(f"folder:{root}", **given)  # type: ignore[arg-type]
+    values = {"holdout": 0.3, "image_size": 8, "cache_dir": root.parent / "cache", **changes}
+    return load(f"folder:{root}", **values)  # type: ignore[arg-type]
 
 
 def names(data: DataSet) -> dict[str, set[str]]:

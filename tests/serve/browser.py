@@ -48,9 +48,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited."""
-        given = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in given, given
-        return given["result"].get("value")
+        values = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in values, values
+        return values["result"].get("value")
 
     def until(self, script: str) -> Any:
         """Wait until an expression is true."""

@@ -78,8 +78,14 @@ def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 
 def tensor(values: np.ndarray, **more: Any) -> dict[str, Any]:
     kind = {"float32": "FP32", "uint8": "UINT8"}[values.dtype.name]
-    given = {"name": "image", "shape": list(values.shape), "datatype": kind, "data": values.ravel().tolist(), **more}
-    return {"inputs": [given]}
+    arguments = {
+        "name": "image",
+        "shape": list(values.shape),
+        "datatype": kind,
+        "data": values.ravel().tolist(),
+        **more,
+    }
+    return {"inputs": [arguments]}
 
 
 def _all(connection: socket.socket) -> bytes:
@@ -215,9 +221,9 @@ class TestPredict:
     def test_what_every_exit_says(self, client: httpx.Client, images: list[bytes], bundle: Bundle) -> None:
         row = client.post("/predict?all_exits=true", files=files(images[0])).json()["predictions"][0]
         assert [each["exit"] for each in row["exits"]] == [1, 2, 3]
-        own = row["exits"][row["exit"] - 1]
-        assert own["leaves"] and (own["label"], own["class"]) == (row["label"], row["class"])
-        assert own["probability"] == pytest.approx(row["probability"], abs=1e-5)
+        ours = row["exits"][row["exit"] - 1]
+        assert ours["leaves"] and (ours["label"], ours["class"]) == (row["label"], row["class"])
+        assert ours["probability"] == pytest.approx(row["probability"], abs=1e-5)
         costs = [each["cost"] for each in row["exits"]]
         assert costs == sorted(costs) and costs[-1] == 1 and 0 < costs[0] < 1
 
@@ -353,8 +359,8 @@ class TestMalformedTensors:
     )
     def test_binary_data(self, client: httpx.Client, length: str | None, data: bytes, kind: str, says: str) -> None:
         shape = [1] if kind == "BYTES" else [1, 1, 8, 8]
-        given = {"name": "image", "shape": shape, "datatype": kind, "parameters": {"binary_data_size": len(data)}}
-        text = json.dumps({"inputs": [given]}).encode()
+        arguments = {"name": "image", "shape": shape, "datatype": kind, "parameters": {"binary_data_size": len(data)}}
+        text = json.dumps({"inputs": [arguments]}).encode()
         headers = {"Inference-Header-Content-Length": (length or str(len(text))).encode("latin-1")}
         response = client.post("/v2/models/digits/infer", content=text + data, headers=headers)
         assert response.status_code == 400 and response.json()["error"].startswith(says), response.text

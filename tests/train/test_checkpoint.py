@@ -31,13 +31,13 @@ def written(folder: Path, step: int = 3) -> Path:
 
 
 def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
-    found = load(written(tmp_path))
-    assert found.path == tmp_path / "step-000000003"
-    assert found.weights.keys() == WEIGHTS.keys()
-    assert all(torch.equal(found.weights[name], WEIGHTS[name]) for name in WEIGHTS)
-    assert found.weights["half"].dtype == torch.bfloat16
-    assert torch.equal(found.state["rng"], STATE["rng"]) and found.state["position"] == STATE["position"]
-    momentum = found.state["optimizer"]["state"][0]["momentum_buffer"]
+    result = load(written(tmp_path))
+    assert result.path == tmp_path / "step-000000003"
+    assert result.weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(result.weights[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert result.weights["half"].dtype == torch.bfloat16
+    assert torch.equal(result.state["rng"], STATE["rng"]) and result.state["position"] == STATE["position"]
+    momentum = result.state["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(momentum, STATE["optimizer"]["state"][0]["momentum_buffer"])
 
 
@@ -47,8 +47,8 @@ def test_the_newest_checkpoints_stay_and_nothing_half_written(tmp_path: Path) ->
         written(tmp_path, step)
     assert KEPT == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000100"]
-    found, refused = latest(tmp_path)
-    assert found is not None and found.path.name == "step-000000100" and not refused
+    result, refused = latest(tmp_path)
+    assert result is not None and result.path.name == "step-000000100" and not refused
 
 
 def test_the_same_step_can_be_written_again(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
 
 
 def manifest(path: Path, **changes: Any) -> None:
-    found = {**json.loads((path / "checkpoint.json").read_text()), **changes}
-    (path / "checkpoint.json").write_text(json.dumps(found))
+    result = {**json.loads((path / "checkpoint.json").read_text()), **changes}
+    (path / "checkpoint.json").write_text(json.dumps(result))
 
 
 def digested(path: Path) -> None:
@@ -111,16 +111,16 @@ def test_what_is_damaged_is_named_and_the_one_before_is_taken(tmp_path: Path, da
     with pytest.raises(Damaged, match=says) as caught:
         load(newest)
     assert str(newest) in str(caught.value) and "\n" not in str(caught.value)
-    found, refused = latest(tmp_path)
-    assert found is not None and found.path.name == "step-000000001"
+    result, refused = latest(tmp_path)
+    assert result is not None and result.path.name == "step-000000001"
     assert refused == [str(caught.value)]
 
 
 def test_where_none_is_whole_all_are_named(tmp_path: Path) -> None:
     for step in (1, 2):
         truncate(written(tmp_path, step), "state.pt")
-    found, refused = latest(tmp_path)
-    assert found is None and len(refused) == 2 and "step-000000002" in refused[0]
+    result, refused = latest(tmp_path)
+    assert result is None and len(refused) == 2 and "step-000000002" in refused[0]
 
 
 def test_a_malicious_state_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -192,6 +192,6 @@ def test_weights_of_others_and_damaged_ones_are_named(tmp_path: Path) -> None:
 def test_weights_can_be_read_by_whom_other_files_can(tmp_path):
     (tmp_path / "other").write_text("")
     save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {"epoch": 1})
-    made = save(tmp_path / "checkpoints", 1, {"a": torch.zeros(2)}, {})
-    for file in (tmp_path / "w.safetensors", made / "weights.safetensors"):
+    built = save(tmp_path / "checkpoints", 1, {"a": torch.zeros(2)}, {})
+    for file in (tmp_path / "w.safetensors", built / "weights.safetensors"):
         assert file.stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -18,7 +18,7 @@ def test_records_come_back_in_order_and_by_kind(tmp_path: Path) -> None:
     metrics.write(record(0))
     metrics.write({"kind": "epoch", "epoch": 0, "step": 1, "train": {"loss": 0.5}, "val_accuracy": [0.5, 0.75]})
     metrics.close()
-    assert [found["kind"] for found in read(tmp_path / "m.jsonl")] == ["step", "epoch"]
+    assert [result["kind"] for result in read(tmp_path / "m.jsonl")] == ["step", "epoch"]
     assert read(tmp_path / "m.jsonl", "step") == [record(0)]
     assert read(tmp_path / "m.jsonl", "epoch")[0]["val_accuracy"] == [0.5, 0.75]
 
@@ -98,5 +98,5 @@ def test_tensorboard_gets_every_number_by_name(tmp_path: Path) -> None:
         "epoch/val_accuracy/1",
         "epoch/val_accuracy/2",
     }
-    (found,) = events.Scalars("step/terms/ce")
-    assert (found.step, found.value) == (3, 0.25)
+    (result,) = events.Scalars("step/terms/ce")
+    assert (result.step, result.value) == (3, 0.25)

@@ -335,7 +335,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path: Path, name: st
     assert isinstance(told, Told) and told.started == [(2, 3, at // 3 if at % 3 else 0, at % 3 or at)]
     one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    objectives = [made.method.objective for made in (whole, again)]
+    objectives = [built.method.objective for built in (whole, again)]
     if isinstance(objectives[0], nn.Module):
         states = [objective.state_dict() for objective in objectives]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -496,10 +496,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     for number, (name, _) in enumerate(PARALLEL):
         one, two = (checkpoint.latest(tmp_path / f"{number}-{devices}/checkpoints")[0] for devices in (1, 2))
         assert one is not None and two is not None
-        for found, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
-            assert found.keys() == expected.keys()
+        for result, expected in ((two.weights, one.weights), (two.state["objective"], one.state["objective"])):
+            assert result.keys() == expected.keys()
             for key in expected:
-                torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
+                torch.testing.assert_close(result[key], expected[key], rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
         assert not torch.equal(one.weights["stages.0.0.weight"], network().state_dict()["stages.0.0.weight"])
         logged = [log.read(tmp_path / f"{number}-{devices}/metrics.jsonl", "step") for devices in (1, 2)]
         losses = [[record["loss"] for record in records] for records in logged]

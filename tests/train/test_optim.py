@@ -15,16 +15,16 @@ STEPS = 10
 
 def rates(**recipe: Any) -> list[float]:
     """The rate of every step of a run, as the loop asks for it."""
-    made = Recipe(**recipe)
-    total = made.epochs * STEPS
-    return [optim.rate(made, step // STEPS, step / total) for step in range(total)]
+    built = Recipe(**recipe)
+    total = built.epochs * STEPS
+    return [optim.rate(built, step // STEPS, step / total) for step in range(total)]
 
 
 def test_the_papers_milestones_switch_at_the_start_of_their_epochs() -> None:
-    found = rates(epochs=200, lr=0.1)
-    changes = [step for step in range(1, len(found)) if found[step] != found[step - 1]]
+    result = rates(epochs=200, lr=0.1)
+    changes = [step for step in range(1, len(result)) if result[step] != result[step - 1]]
     assert changes == [75 * STEPS, 130 * STEPS, 180 * STEPS]
-    assert [found[0], *(found[step] for step in changes)] == pytest.approx([0.1, 0.01, 0.001, 0.0001])
+    assert [result[0], *(result[step] for step in changes)] == pytest.approx([0.1, 0.01, 0.001, 0.0001])
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_the_papers_milestones_switch_at_the_start_of_their_epochs() -> None:
     ],
 )
 def test_milestones_are_fractions_of_the_run(epochs: int, milestones: tuple[float, ...], switches: list[int]) -> None:
-    found = rates(epochs=epochs, milestones=milestones, gamma=0.5)[::STEPS]
-    assert [epoch for epoch in range(1, epochs) if found[epoch] != found[epoch - 1]] == switches
-    assert found[-1] == pytest.approx(0.1 * 0.5 ** len(switches))
+    result = rates(epochs=epochs, milestones=milestones, gamma=0.5)[::STEPS]
+    assert [epoch for epoch in range(1, epochs) if result[epoch] != result[epoch - 1]] == switches
+    assert result[-1] == pytest.approx(0.1 * 0.5 ** len(switches))
 
 
 def test_a_constant_rate_is_constant() -> None:
@@ -49,27 +49,27 @@ def test_a_constant_rate_is_constant() -> None:
 
 
 def test_cosine_anneals_from_the_peak_towards_zero() -> None:
-    found = rates(epochs=10, schedule="cosine", lr=0.2)
-    assert found == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 100)) for step in range(100)])
-    assert found[0] == 0.2 and found[50] == pytest.approx(0.1) and 0 < found[-1] < 1e-4
+    result = rates(epochs=10, schedule="cosine", lr=0.2)
+    assert result == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 100)) for step in range(100)])
+    assert result[0] == 0.2 and result[50] == pytest.approx(0.1) and 0 < result[-1] < 1e-4
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
 def test_a_warm_up_rises_in_a_line_to_the_peak(schedule: Any) -> None:
-    found = rates(epochs=10, schedule=schedule, lr=0.2, warmup=0.2)
-    assert found[1:20] == pytest.approx([0.2 * step / 20 for step in range(1, 20)])
-    assert 0 < found[0] < found[1] and found[20] == pytest.approx(0.2)
+    result = rates(epochs=10, schedule=schedule, lr=0.2, warmup=0.2)
+    assert result[1:20] == pytest.approx([0.2 * step / 20 for step in range(1, 20)])
+    assert 0 < result[0] < result[1] and result[20] == pytest.approx(0.2)
     if schedule == "cosine":
-        assert found[60] == pytest.approx(0.1)
+        assert result[60] == pytest.approx(0.1)
     if schedule == "step":
-        assert (found[40], found[99]) == pytest.approx((0.02, 0.0002))
+        assert (result[40], result[99]) == pytest.approx((0.02, 0.0002))
 
 
 @pytest.mark.parametrize(("warmup", "peak"), [(0.0, 30), (0.5, 50)])
 def test_one_cycle_rises_and_falls_once(warmup: float, peak: int) -> None:
-    found = rates(epochs=10, schedule="onecycle", lr=0.2, warmup=warmup)
-    assert found[0] == pytest.approx(0.2 / 25) and found[peak] == max(found) == pytest.approx(0.2)
-    rise, fall = found[: peak + 1], found[peak:]
+    result = rates(epochs=10, schedule="onecycle", lr=0.2, warmup=warmup)
+    assert result[0] == pytest.approx(0.2 / 25) and result[peak] == max(result) == pytest.approx(0.2)
+    rise, fall = result[: peak + 1], result[peak:]
     assert rise == sorted(rise) and fall == sorted(fall, reverse=True) and 0 < fall[-1] < 1e-3
 
 
@@ -87,6 +87,6 @@ def test_the_optimisers_are_torchs_with_the_recipes_values() -> None:
 
 def test_all_groups_get_the_rate() -> None:
     one, two = nn.Linear(1, 1), nn.Linear(1, 1)
-    made = torch.optim.SGD([{"params": one.parameters()}, {"params": two.parameters()}], lr=1.0)
-    optim.set_rate(made, 0.25)
-    assert [group["lr"] for group in made.param_groups] == [0.25, 0.25]
+    built = torch.optim.SGD([{"params": one.parameters()}, {"params": two.parameters()}], lr=1.0)
+    optim.set_rate(built, 0.25)
+    assert [group["lr"] for group in built.param_groups] == [0.25, 0.25]

@@ -119,14 +119,14 @@ def trained_in(folder: Path, how: Recipe, method: Method) -> list[set[str]]:
 def grouped(names: set[str]) -> set[str]:
     """The parts of the network that these weights and statistics belong to."""
     kinds = {"mixture": "ensembles", "link": "links", "on": "switches", "weight": "teacher", "bias": "teacher"}
-    found = set()
+    result = set()
     for name in names:
         words = [word for word in name.split(".") if word != "branch"]
         if words[0] == "stages":
-            found.add("statistics" if "running" in name or "num_batches" in name else "stages")
+            result.add("statistics" if "running" in name or "num_batches" in name else "stages")
         else:
-            found.add(kinds.get(words[2], "final" if words[1] == "2" else "exits"))
-    return found
+            result.add(kinds.get(words[2], "final" if words[1] == "2" else "exits"))
+    return result
 
 
 def test_ztw_trains_the_backbone_then_the_exits_then_the_ensembles(tmp_path: Path) -> None:
@@ -185,14 +185,14 @@ def test_the_schedules_of_a_method_begin_with_its_phase(tmp_path: Path) -> None:
 def test_a_backbone_first_is_the_plain_network(tmp_path: Path, name: str) -> None:
     """To the bit: whatever the exits before the final one would say, and however the method reshapes gradients."""
     how = recipe(epochs=2, tune="mixed", ema=0.5)
-    watched = {of: loop(tmp_path / of, how, find(of).build()) for of in (name, "joint")}
-    found = {}
-    for of, running in watched.items():
+    watched = {subject: loop(tmp_path / subject, how, find(subject).build()) for subject in (name, "joint")}
+    result = {}
+    for subject, running in watched.items():
         stopping(running, 2)
         with pytest.raises(Interrupted):
             running.run(resume=False)
-        found[of] = [part.clone() for part in running.net.stages.parameters()]
-    assert all(torch.equal(*pair) for pair in zip(*found.values(), strict=True))
+        result[subject] = [part.clone() for part in running.net.stages.parameters()]
+    assert all(torch.equal(*pair) for pair in zip(*result.values(), strict=True))
 
 
 def test_imta_s_teacher_is_the_final_exit_of_its_first_stage(tmp_path: Path) -> None:
@@ -249,20 +249,20 @@ def test_a_run_in_phases_that_is_cut_is_the_same_to_the_bit(
     """Cut within every phase, and exactly between two."""
     chosen = recipe(**{"ema": 0.8, "mixup": 0.3, **how})
     loop(tmp_path / "whole", chosen, find(name).build(**hyper)).run(resume=False)
-    for at in range(1, 2 * chosen.epochs):
-        folder = tmp_path / str(at)
+    for place in range(1, 2 * chosen.epochs):
+        folder = tmp_path / str(place)
         cut = loop(folder, chosen, find(name).build(**hyper))
-        stopping(cut, at)
+        stopping(cut, place)
         with pytest.raises(Interrupted):
             cut.run(resume=False)
         loop(folder, chosen, find(name).build(**hyper)).run(resume=True)
         one, other = (load_file(path / "last.safetensors") for path in (tmp_path / "whole", folder))
-        assert all(torch.equal(one[key], other[key]) for key in one), at
+        assert all(torch.equal(one[key], other[key]) for key in one), place
         records = [
             [{key: value for key, value in record.items() if key != "seconds"} for record in log.read(path)]
             for path in (tmp_path / "whole/metrics.jsonl", folder / "metrics.jsonl")
         ]
-        assert records[0] == records[1], at
+        assert records[0] == records[1], place
 
 
 def test_momentum_and_average_start_anew_with_every_phase(tmp_path: Path) -> None:
@@ -279,9 +279,9 @@ def test_momentum_and_average_start_anew_with_every_phase(tmp_path: Path) -> Non
     for batch in second.batches.train.epoch(1):
         second.context.net.train()
         second.step(batch, 0.0)
-    found = load_file(tmp_path / "whole/last.safetensors")
+    result = load_file(tmp_path / "whole/last.safetensors")
     for name, tensor in second.average.module.state_dict().items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(result[name], tensor), name
 
 
 QUICK = ("muse", "hdkd", "ztw", "boostnet")

@@ -32,8 +32,8 @@ def net() -> MultiExitNet:
 
 
 def epochs_of(**options: Any) -> list[tuple[str, int, int]]:
-    found = phases.spans(Recipe(**options), METHOD)
-    return [(span.phase.trains, span.first, span.epochs) for span in found]
+    result = phases.spans(Recipe(**options), METHOD)
+    return [(span.phase.trains, span.first, span.epochs) for span in result]
 
 
 def test_epochs_of_phases() -> None:
@@ -41,17 +41,17 @@ def test_epochs_of_phases() -> None:
     assert epochs_of(epochs=7, tune="exits") == [("exits", 0, 7)]
     assert epochs_of(epochs=7, tune="mixed") == [("backbone", 0, 4), ("all", 4, 3)]
     assert epochs_of(epochs=2, tune="mixed") == [("backbone", 0, 1), ("all", 1, 1)]
-    own = Method(objective, phases=(Phase("backbone", 0.98), Phase("exits", 0.01), Phase("all", 0.01)))
-    assert [(span.first, span.epochs) for span in phases.spans(Recipe(epochs=4), own)] == [(0, 2), (2, 1), (3, 1)]
-    assert phases.span_at(phases.spans(Recipe(epochs=4), own), 2).phase.trains == "exits"
+    ours = Method(objective, phases=(Phase("backbone", 0.98), Phase("exits", 0.01), Phase("all", 0.01)))
+    assert [(span.first, span.epochs) for span in phases.spans(Recipe(epochs=4), ours)] == [(0, 2), (2, 1), (3, 1)]
+    assert phases.span_at(phases.spans(Recipe(epochs=4), ours), 2).phase.trains == "exits"
 
 
 def test_phases_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs epochs of as many, got 1$"):
         epochs_of(epochs=1, tune="mixed")
-    own = Method(objective, phases=(Phase("all"), Phase("exits")))
+    ours = Method(objective, phases=(Phase("all"), Phase("exits")))
     with pytest.raises(ValueError, match=r"^tune=exits leaves the backbone as it is, but this method trains backbone "):
-        phases.spans(Recipe(tune="exits"), own)
+        phases.spans(Recipe(tune="exits"), ours)
     with pytest.raises(ValueError, match=r"^a phase needs a share and a rate above 0, got 0.0 and 1.0$"):
         Phase(share=0.0)
     with pytest.raises(ValueError, match=r"^only exits are to be trained, but the network has no early exits$"):
@@ -59,25 +59,25 @@ def test_phases_that_cannot_be() -> None:
 
 
 def test_what_tune_makes_of_a_method_s_own_phases() -> None:
-    own = Method(objective, phases=(Phase("backbone", 3.0), Phase("exits", 1.0, 0.1)))
+    ours = Method(objective, phases=(Phase("backbone", 3.0), Phase("exits", 1.0, 0.1)))
 
-    def found(**options: Any) -> list[tuple[str, int, int, float]]:
-        return [(s.phase.trains, s.first, s.epochs, s.phase.rate) for s in phases.spans(Recipe(**options), own)]
+    def result(**options: Any) -> list[tuple[str, int, int, float]]:
+        return [(s.phase.trains, s.first, s.epochs, s.phase.rate) for s in phases.spans(Recipe(**options), ours)]
 
-    assert found(epochs=8) == [("backbone", 0, 6, 1.0), ("exits", 6, 2, 0.1)]
-    assert found(epochs=8, tune="mixed") == [("backbone", 0, 4, 1.0), ("backbone", 4, 3, 1.0), ("exits", 7, 1, 0.1)]
-    assert found(epochs=8, tune="exits") == [("exits", 0, 8, 0.1)]
+    assert result(epochs=8) == [("backbone", 0, 6, 1.0), ("exits", 6, 2, 0.1)]
+    assert result(epochs=8, tune="mixed") == [("backbone", 0, 4, 1.0), ("backbone", 4, 3, 1.0), ("exits", 7, 1, 0.1)]
+    assert result(epochs=8, tune="exits") == [("exits", 0, 8, 0.1)]
 
 
 def test_a_phase_names_its_modules_and_lets_norms_move() -> None:
     network = net()
-    own = list(network.parameters())
+    ours = list(network.parameters())
     phase = Phase("exits", modules=lambda part: [part.branches[0].head], still=False)
-    phases.enter(network, phase, own)
+    phases.enter(network, phase, ours)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert trained == {"branches.0.head.classifier.weight", "branches.0.head.classifier.bias"}
     assert all(part.training for part in network.modules())
-    phases.enter(network, dataclasses.replace(phase, still=True), own)
+    phases.enter(network, dataclasses.replace(phase, still=True), ours)
     assert network.branches[0].head.training and not network.branches[0].body.training
     assert not any(part.training for part in network.stages.modules())
 
@@ -102,9 +102,9 @@ def test_every_phase_runs_through_the_schedule_at_its_own_rate() -> None:
 def test_what_a_phase_trains(trains: str, backbone: bool, exits: bool) -> None:
     """Gradients and updates there and nowhere else, and batch norms elsewhere keep their statistics."""
     network = net()
-    own = list(network.parameters())
-    optimizer = optim.build(Recipe(lr=0.1, weight_decay=0.1), own)
-    phases.enter(network, Phase(trains), own)
+    ours = list(network.parameters())
+    optimizer = optim.build(Recipe(lr=0.1, weight_decay=0.1), ours)
+    phases.enter(network, Phase(trains), ours)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network(torch.randn(4, 3, 16, 16)).logits.square().mean().backward()
     optimizer.step()
@@ -115,7 +115,7 @@ def test_what_a_phase_trains(trains: str, backbone: bool, exits: bool) -> None:
         ]
         assert bool(changed) == bool(trained), (trains, changed[:3])
         assert any("running" in name for name in changed) == (bool(trained) and part is not network.branches[-1])
-    phases.enter(network, everything, own)
+    phases.enter(network, everything, ours)
     assert all(p.requires_grad for p in network.parameters()) and all(part.training for part in network.modules())
 
 
@@ -123,9 +123,9 @@ def linked(name: str, **hyper: Any) -> MultiExitNet:
     """A network of a method whose final exit hears the others."""
     torch.manual_seed(0)
     backbone = resnet.build("resnet18", classes=5, width=4, image_size=16)
-    made = find(name).build(**hyper).network(lambda: backbone, lambda trunk, exit: byot.build(trunk, exit, 5))
-    assert isinstance(made, MultiExitNet)
-    return made
+    built = find(name).build(**hyper).network(lambda: backbone, lambda trunk, exit: byot.build(trunk, exit, 5))
+    assert isinstance(built, MultiExitNet)
+    return built
 
 
 @pytest.mark.parametrize(("name", "hyper"), [("boostnet", {}), ("impr", {"links": True}), ("imta", {})])
@@ -138,7 +138,7 @@ def test_a_backbone_that_trains_alone_hears_nothing(name: str, hyper: dict[str, 
             nn.init.normal_(part.classifier.weight)
     phases.set_earlier_exit_use(network, Phase("backbone"))
     network(inputs, tap=phases.tap(Phase("backbone"), equilibrium)).logits[-1].square().sum().backward()
-    found = [part.grad for part in network.stages.parameters()]
+    result = [part.grad for part in network.stages.parameters()]
     assert all(part.grad is None for part in links(network.branches[-1]).parameters())
     head = next(part for part in network.branches[-1].modules() if isinstance(part, Head))
     alone = MultiExitNet([nn.Sequential(*network.stages)], [Branch(nn.Identity(), head)])
@@ -146,7 +146,7 @@ def test_a_backbone_that_trains_alone_hears_nothing(name: str, hyper: dict[str, 
     answered = alone(inputs).logits[-1]
     answered.square().sum().backward()
     torch.testing.assert_close(network(inputs).logits[-1], answered)
-    torch.testing.assert_close(found, [part.grad for part in network.stages.parameters()])
+    torch.testing.assert_close(result, [part.grad for part in network.stages.parameters()])
     phases.set_earlier_exit_use(network, everything)
     assert not torch.allclose(network(inputs).logits[-1], answered)
 

@@ -41,8 +41,8 @@ def trained(
 ) -> None:
     """Two epochs of three steps, the last of them with fewer samples: 6, or 3 in each of two processes."""
     torch.manual_seed(0)
-    given = {"method": "msd", "epochs": 2, "batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu", **SMALL}
-    config = resolve(Config(**{**given, "devices": devices, "checkpoint_every": 3, **options}))
+    values = {"method": "msd", "epochs": 2, "batch_size": 8, "lr": 0.01, "precision": "32", "device": "cpu", **SMALL}
+    config = resolve(Config(**{**values, "devices": devices, "checkpoint_every": 3, **options}))
     data, method = patterns(samples, 8, 4, 16), build_method(config)
     net = build_net(config, method, classes=4, shape=data.shape)
     for part in net.modules():

@@ -9,11 +9,11 @@ from offramp.train.recipe import Recipe
 
 
 def test_the_defaults_are_those_of_the_papers_on_cifar() -> None:
-    made = Recipe()
-    assert (made.epochs, made.batch_size, made.optimizer, made.lr, made.momentum) == (200, 128, "sgd", 0.1, 0.9)
-    assert (made.weight_decay, made.schedule, made.gamma, made.nesterov) == (5e-4, "step", 0.1, False)
-    assert made.milestones == (0.375, 0.65, 0.9)
-    off = (made.label_smoothing, made.mixup, made.ema, made.clip, made.warmup, made.compile, made.tensorboard)
+    built = Recipe()
+    assert (built.epochs, built.batch_size, built.optimizer, built.lr, built.momentum) == (200, 128, "sgd", 0.1, 0.9)
+    assert (built.weight_decay, built.schedule, built.gamma, built.nesterov) == (5e-4, "step", 0.1, False)
+    assert built.milestones == (0.375, 0.65, 0.9)
+    off = (built.label_smoothing, built.mixup, built.ema, built.clip, built.warmup, built.compile, built.tensorboard)
     assert not any(off)
 
 

@@ -59,9 +59,9 @@ def backbone() -> Backbone:
 def network(way: str) -> nn.Module:
     name, hyper = WAYS[way]
     torch.manual_seed(3)
-    made = find(name).build(**hyper).network(backbone, lambda trunk, exit: None)
-    assert isinstance(made, Cohort | GatedFan)
-    return made
+    built = find(name).build(**hyper).network(backbone, lambda trunk, exit: None)
+    assert isinstance(built, Cohort | GatedFan)
+    return built
 
 
 def loop(way: str, folder: Path, frozen: bool = False, **changes: Any) -> Loop:

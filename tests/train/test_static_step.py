@@ -33,8 +33,16 @@ class Told(SilentReporter):
 def trained(folder: Path, **options: Any) -> tuple[dict[str, Any], list[Any], Told]:
     """Weights and losses of two epochs of three steps, the last with fewer samples; and the notes."""
     torch.manual_seed(0)
-    given = {"method": "muse", "epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "32", "device": "cpu", "width": 4}
-    config = resolve(Config(**{**given, **options}))
+    values = {
+        "method": "muse",
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.02,
+        "precision": "32",
+        "device": "cpu",
+        "width": 4,
+    }
+    config = resolve(Config(**{**values, **options}))
     data, method = patterns(22, 8, 4, 16), build_method(config)
     net = build_net(config, method, classes=4, shape=data.shape)
     prepare_objective(method, net, data.shape)

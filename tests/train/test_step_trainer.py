@@ -56,13 +56,13 @@ def test_steps_equal_those_of_a_run(name: str, steps: int, tmp_path: Path) -> No
     Loop(fabric, tmp_path, config, net, method, data, SilentReporter()).run(resume=False)
     expected = [record["terms"] for record in log.read(tmp_path / "metrics.jsonl", "step")]
 
-    method, own = built(config)
-    optimizer = torch.optim.SGD(own.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
+    method, ours = built(config)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
     common = {"device": torch.device("cpu"), "seed": 0, "channels_last": True, "batch_size": 8}
     held = HeldOut(partial(Loader, data.splits["val"], data, augment=False, shuffle=True, **common))
     batches = (held.for_step(step) for step in range(100))
     trainer = StepTrainer(
-        method, own, optimizer, input_shape=SHAPE, epochs=config.epochs, held_out=batches, clip=config.clip
+        method, ours, optimizer, input_shape=SHAPE, epochs=config.epochs, held_out=batches, clip=config.clip
     )
     terms = []
     for epoch in range(config.epochs):
@@ -71,7 +71,7 @@ def test_steps_equal_those_of_a_run(name: str, steps: int, tmp_path: Path) -> No
             taken = trainer.step(batch.inputs, batch.labels, batch.ids)
             terms.append({term: value.item() for term, value in taken.items()})
     assert terms == expected
-    for one, other in zip(net.state_dict().values(), own.state_dict().values(), strict=True):
+    for one, other in zip(net.state_dict().values(), ours.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -88,8 +88,8 @@ def attached() -> MultiExitNet:
 
 
 def trainer(name: str, net: nn.Module, optimizer: Any = torch.optim.SGD, **options: Any) -> StepTrainer:
-    given = {"input_shape": SHAPE, "epochs": 3, **options}
-    return offramp.StepTrainer(find(name).build(), net, optimizer(net.parameters(), lr=0.01), **given)
+    values = {"input_shape": SHAPE, "epochs": 3, **options}
+    return offramp.StepTrainer(find(name).build(), net, optimizer(net.parameters(), lr=0.01), **values)
 
 
 @pytest.mark.parametrize("name", ["boostnet", "ztw", "imta", "dml", "one", "vanilla"])
