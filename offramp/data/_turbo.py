@@ -1,9 +1,10 @@
 """Random crops of JPEGs by libjpeg-turbo (package simplejpeg) and a vectorised resize, where Pillow would be slower.
 
 A crop that is at least twice as large as the square it becomes is decoded at a half, quarter or eighth of the size,
-which the discrete cosine transform gives for less than a whole one.
+which the discrete cosine transform gives for less than a whole one. Rows below a crop are not decoded.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,16 +19,21 @@ from offramp.images import INTERPOLATIONS, LIMIT, Fit, upright_as_stored
 SCALES = (8, 4, 2)
 VECTORISED = ("bilinear", "bicubic")
 """Ways to resize that torch has for uint8 images, with antialiasing."""
-BEGINNING = 1 << 16
-"""Bytes in which EXIF and XMP data begin, if there are any."""
+BASELINE, APP1, START_OF_SCAN = 0xC0, 0xE1, (0xDA, 0xD9)
+"""Markers of a JPEG: a baseline frame, EXIF and XMP data, what ends the headers (ITU T.81, table B.1)."""
+END, TRAILING = b"\xff\xd9", 64
+"""The marker that ends an image, and in how many last bytes it is looked for: some programs write more behind it."""
+_memory = threading.local()
+"""Where a thread decodes; the next image overwrites it."""
 
 
 class Jpeg(NamedTuple):
-    """An encoded image and its size in pixels."""
+    """An encoded image, its size in pixels, and where its baseline frame header is; 0 if it is of another kind."""
 
     data: bytes
     height: int
     width: int
+    frame: int
 
 
 def require() -> None:
@@ -81,25 +87,62 @@ def opened(encoded: bytes | Path) -> Jpeg | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    beginning = data[:BEGINNING]
     if colours not in ("YCbCr", "Gray") or height * width > LIMIT:
         return None
-    if (b"Exif\0" in beginning or b"http://ns.adobe.com/xap/" in beginning) and not upright_as_stored(data):
-        return None
-    return Jpeg(data, height, width)
+    frame, metadata = _headers(data)
+    return None if metadata and not upright_as_stored(data) else Jpeg(data, height, width, frame)
+
+
+def _headers(data: bytes) -> tuple[int, bool]:
+    """Where the frame header of a baseline JPEG begins, else 0; whether there are EXIF or XMP data (ITU T.81, B.1)."""
+    place, frame, metadata = 2, 0, False
+    while data[place : place + 1] == b"\xff" and data[place + 1] not in START_OF_SCAN:
+        kind = data[place + 1]
+        frame, metadata = place if kind == BASELINE else frame, metadata or kind == APP1
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return frame, metadata
+
+
+def _down_to(jpeg: Jpeg, row: int) -> Jpeg:
+    """The image without what is below a row, which is then not decoded; pixels above it stay the same.
+
+    Its header says that it is less high, in whole blocks, with one more below the row: chrominance is interpolated.
+    """
+    data, frame = jpeg.data, jpeg.frame
+    if not frame or END not in data[-TRAILING:]:  # a truncated image is an error, wherever the data end
+        return jpeg
+    components = data[frame + 10 : frame + 10 + 3 * data[frame + 9]]
+    block = 8 * max(component & 15 for component in components[::3])
+    height = (row // block + 2) * block
+    if height >= jpeg.height:
+        return jpeg
+    shorter = data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
+    return jpeg._replace(data=shorter, height=height)
+
+
+def _pixels(jpeg: Jpeg, whole: Jpeg, **options: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Decoded into the memory of this thread. What follows the last row of a shortened image is no error."""
+    import simplejpeg
+
+    size = 3 * whole.height * whole.width
+    if len(getattr(_memory, "pixels", ())) < size:
+        _memory.pixels = np.empty(size, np.uint8)
+    pixels: np.ndarray = simplejpeg.decode_jpeg(
+        jpeg.data, "RGB", buffer=_memory.pixels, strict=jpeg is whole, **options
+    )
+    return pixels
 
 
 def _part(
     jpeg: Jpeg, box: Sequence[int], size: tuple[int, int], interpolation: str
 ) -> UInt8[np.ndarray, "H W 3"] | None:
     """The part (top, left, height, width) of an image, resized to (height, width); None if it cannot be decoded."""
-    import simplejpeg
-
     top, left, height, width = box
     scale = next((scale for scale in SCALES if height >= scale * size[0] and width >= scale * size[1]), 1)
-    least = {"min_height": jpeg.height // scale, "min_width": jpeg.width // scale, "min_factor": scale}
+    shorter = _down_to(jpeg, top + height)
+    least = {"min_height": shorter.height // scale, "min_width": shorter.width // scale, "min_factor": scale}
     try:
-        pixels = simplejpeg.decode_jpeg(jpeg.data, "RGB", **(least if scale > 1 else {}))
+        pixels = _pixels(shorter, jpeg, **(least if scale > 1 else {}))
     except ValueError:
         return None
     if scale == 1 and interpolation in VECTORISED:

@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
+from offramp.data._batch_memory import BatchMemory
 from offramp.data.load import AUGMENTATIONS
 from offramp.device_copies import to_device
 
@@ -20,6 +22,10 @@ DRAWS = BOX + 4 * TRIES
 
 IN_CACHE = 1 << 18
 """Numbers that are normalised at a time on a CPU, so that its caches hold them between the operations."""
+
+LARGE = 1 << 24
+"""Bytes from which a batch on a CPU has memory of its own."""
+_of_numbers, _of_pixels = BatchMemory(), BatchMemory()
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -103,11 +109,19 @@ def normalise(
         last = torch.stack(pixels.unbind(1), -1)
     # Rows of width * channels numbers: an inner loop over three channels would take three times as long on a CPU.
     scale, shift = scale.repeat(width), shift.repeat(width)
-    rows = torch.empty(batch, height, width * channels, device=pixels.device)
+    rows = _rows(batch, height, width * channels, pixels.device)
     at_once = batch if pixels.is_cuda else max(1, IN_CACHE // max(1, rows[:1].numel()))
     for source, target in zip(torch.split(last.reshape(rows.shape), at_once), torch.split(rows, at_once), strict=True):
         target.copy_(source).mul_(scale).add_(shift)
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _rows(batch: int, height: int, width: int, device: torch.device) -> Float[Tensor, "B H W"]:
+    """Uninitialised numbers."""
+    size = 4 * batch * height * width
+    if device.type != "cpu" or size < LARGE:
+        return torch.empty(batch, height, width, device=device)
+    return torch.from_numpy(_of_numbers.take(size).view(np.float32)).view(batch, height, width)
 
 
 @cache
@@ -149,7 +163,8 @@ def mirrored(images: Num[Tensor, "B C H W"], flip: Bool[Tensor, "B"]) -> Num[Ten
     """The images, those with `flip` mirrored; the memory layout is kept."""
     if images.is_cuda:
         return torch.where(flip[:, None, None, None], images.flip(3), images)
-    out = torch.empty_like(images)
+    large = images.dtype == torch.uint8 and images.numel() >= LARGE
+    out = torch.from_numpy(_of_pixels.like(images.numpy(), len(images))) if large else torch.empty_like(images)
     for image, target, turn in zip(images, out, flip.tolist(), strict=True):
         target.copy_(image.flip(2) if turn else image)
     return out

@@ -11,12 +11,15 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from offramp.data._batch_memory import BatchMemory
 from offramp.data.augment import box_draws, window_draws
 from offramp.data.splits import CroppingSource, Split
 from offramp.device_copies import to_device
 
 AHEAD = 2  # batches decoded or being decoded while one is used: what bounds memory
 MOST_WORKERS = 32
+TASK = 16
+"""Images that a worker decodes at a time: what it allocates is small, so that memory stays flat."""
 
 
 class Streaming:
@@ -33,26 +36,29 @@ class Streaming:
         self.crop = crop if isinstance(split.source, CroppingSource) else None
         self.cropped = self.crop is not None
         self.workers = workers or min(MOST_WORKERS, _cores())
+        self.memory = BatchMemory()
 
     def batches(
         self, ids: Int[Tensor, "N"], bounds: Sequence[tuple[int, int]], seed: int, epoch: int
     ) -> Iterator[UInt8[Tensor, "B C H W"]]:
         """The pixels of ids[a:b] for each of the bounds (a, b), on the device."""
         rows = ids.cpu()
-        waiting: deque[list[Future[Any]]] = deque()
+        one = self.source.batch(rows[:1].numpy() % len(self.source))  # in the memory layout of all
+        waiting: deque[tuple[np.ndarray, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="offramp-decode")
         try:
             for start, stop in bounds:
                 batch_rows = rows[start:stop]
-                parts = (
-                    torch.tensor_split(each, self.workers)
-                    for each in (batch_rows, self._draws(batch_rows, seed, epoch))
-                )
-                waiting.append([pool.submit(self._decode, *part) for part in zip(*parts, strict=True)])
+                draws = self._draws(batch_rows, seed, epoch)
+                pixels = self.memory.like(one, len(batch_rows))
+                size = max(1, min(TASK, -(-len(batch_rows) // self.workers)))
+                slices = [slice(first, first + size) for first in range(0, len(batch_rows), size)]
+                tasks = [pool.submit(self._decode, batch_rows[each], draws[each], pixels[each]) for each in slices]
+                waiting.append((pixels, tasks))
                 if len(waiting) > AHEAD:
-                    yield self._collect(waiting.popleft())
+                    yield self._collect(*waiting.popleft())
             while waiting:
-                yield self._collect(waiting.popleft())
+                yield self._collect(*waiting.popleft())
         finally:  # also where the loop is left early or an image fails
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -62,15 +68,19 @@ class Streaming:
             return ids
         return window_draws(seed, epoch, ids) if self.crop == "resize-crop-flip" else box_draws(seed, epoch, ids)
 
-    def _decode(self, ids: Int[Tensor, "B"], draws: Tensor) -> Any:
+    def _decode(self, ids: Int[Tensor, "B"], draws: Tensor, out: np.ndarray) -> None:
         rows = ids.numpy() % len(self.source)
         if self.crop is None:
-            return self.source.batch(rows)
-        return self.source.windows(rows, draws) if self.crop == "resize-crop-flip" else self.source.crops(rows, draws)
+            out[:] = self.source.batch(rows)
+        elif self.crop == "resize-crop-flip":
+            out[:] = self.source.windows(rows, draws)
+        else:
+            out[:] = self.source.crops(rows, draws)
 
-    def _collect(self, parts: list["Future[Any]"]) -> Tensor:
-        pixels = torch.from_numpy(np.concatenate([part.result() for part in parts]))
-        return to_device(pixels, self.device)
+    def _collect(self, pixels: np.ndarray, tasks: list["Future[None]"]) -> Tensor:
+        for task in tasks:
+            task.result()
+        return to_device(torch.from_numpy(pixels), self.device)
 
 
 def _cores() -> int:

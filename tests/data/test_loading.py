@@ -241,7 +241,7 @@ def test_bounded_memory(folders):
     batches = Loader(data.splits["train"], data, batch_size=2, augment=False, seed=0)
     seen = []
     decode = batches.store._decode
-    batches.store._decode = lambda part, draws: seen.extend(part.tolist()) or decode(part, draws)
+    batches.store._decode = lambda part, *rest: seen.extend(part.tolist()) or decode(part, *rest)
     next(batches.epoch(0))
     assert len(set(seen)) <= 2 * 3
 

@@ -3,6 +3,7 @@
 import io
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,31 @@ def test_what_is_no_upright_jpeg_of_a_usual_kind_is_pillows(tmp_path: Path) -> N
         with io.BytesIO() as file:
             (image.convert("L") if name == "grey" else image).save(file, "JPEG", **options)
             assert _turbo.opened(file.getvalue()) is not None, name
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+def test_rows_below_a_crop_are_not_decoded_and_those_above_stay_the_same(kind: str, options: dict[str, Any]) -> None:
+    with io.BytesIO() as file:
+        picture(70, 100).convert(kind).save(file, "JPEG", **options)
+        whole = _turbo.opened(file.getvalue())
+    assert whole is not None
+    pixels = simplejpeg.decode_jpeg(whole.data)
+    for row in range(1, 101):
+        shorter = _turbo._down_to(whole, row)
+        assert np.array_equal(_turbo._pixels(shorter, whole)[:row], pixels[:row])
+        assert shorter.height < 100 or "progressive" in options or row > 60
+
+
+def test_what_ends_early_is_an_error_even_below_the_crop(tmp_path: Path) -> None:
+    with io.BytesIO() as file:
+        picture(120, 400).save(file, "JPEG", quality=95)
+        data = file.getvalue()
+    whole, cut = _turbo.opened(data), _turbo.opened(data[:-100])
+    assert whole is not None and cut is not None and _turbo._down_to(cut, 10) is cut
+    assert _turbo._part(cut, [0, 0, 10, 10], (10, 10), "bilinear") is None
+    with_more = _turbo.opened(data + b"\0" * 20)
+    assert with_more is not None and _turbo._down_to(with_more, 10).height == _turbo._down_to(whole, 10).height == 48
 
 
 def test_a_damaged_jpeg_is_named(tmp_path: Path) -> None:
