@@ -152,6 +152,15 @@ def test_noise_is_no_loss(exported: Any) -> None:
     assert lost - int8.CERTAIN * noise > 0.005
 
 
+def test_the_exit_that_loses_most_beyond_its_noise_is_named(exported: Any) -> None:
+    bundle, cal = open_bundle(exported.folder), exported.data.splits["cal"]
+    before = np.ones((3, len(cal)), bool)
+    after = before.copy()
+    after[1, ::3] = after[2, ::9] = False
+    with pytest.raises(ValueError, match=r"^exit 3 loses 33\.\d+ ± .* more than int8_drop=1\.00 points"):
+        int8._refuse_loss(bundle, bundle.segments, cal, {"float32": before, "int8": after}, 0.01)
+
+
 def test_integer_kernels_that_compute_something_else_are_refused(exported: Any, quantised: Path) -> None:
     bundle = open_bundle(quantised)
     models = [content(quantised, bundle.manifest, spec.file) for spec in bundle.manifest.parts]
