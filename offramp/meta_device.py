@@ -188,27 +188,34 @@ def _replace(module: nn.Module, twin: Callable[[Tensor], Tensor]) -> None:
                 vars(part)[key] = [twin(each) if isinstance(each, Tensor) else each for each in value]
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
+_SHAPE_KEEPING = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm),
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid),
+)
 
 
 def _shape_keeping(module: nn.Module) -> list[nn.Module]:
-    """PyTorch's own batch norms and activations in it, as they are: one that was changed or derived may do more."""
-    return [
-        part
-        for _, part in _named_modules(module)
-        if (type(part) in _NORMS and part.running_mean is not None) or type(part) in _ACTIVATIONS
-        if "forward" not in vars(part)
-    ]
+    """PyTorch's own norms and activations in it, as they are: one that was changed or derived may do more."""
+    return [part for _, part in _named_modules(module) if type(part) in _SHAPE_KEEPING and "forward" not in vars(part)]
 
 
 def _like_inputs(part: nn.Module, inputs: Tensor) -> Tensor:
     """Output of such a layer on the meta device; PyTorch's own, in Python, take most of a network's time."""
-    if isinstance(part, _BatchNorm):
-        if inputs.dim() < 2 or inputs.shape[1] != part.num_features:
-            return type(part).forward(part, inputs)  # which says what is wrong
-        part._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+    if not _fits(part, inputs):
+        return type(part).forward(part, inputs)  # type: ignore[no-any-return]  # which may say what is wrong
     return inputs if getattr(part, "inplace", False) else torch.empty_like(inputs)
+
+
+def _fits(part: nn.Module, inputs: Tensor) -> bool:
+    """Whether the layer takes the input, and returns one of the same type and strides."""
+    if isinstance(part, _BatchNorm):
+        part._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+        return inputs.dim() > 1 and inputs.shape[1] == part.num_features and part.running_mean is not None
+    if isinstance(part, nn.LayerNorm):
+        sizes = part.normalized_shape
+        same_type = all(each.dtype == inputs.dtype for each in part.parameters())
+        return inputs.shape[-len(sizes) :] == sizes and inputs.is_contiguous() and same_type
+    return True
 
 
 def blank(module: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> Tensor:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,9 +58,8 @@ def forked_origin() -> Iterator[None]:
 
     from offramp.engine import preloaded
 
-    ways = types.SimpleNamespace(Popen=forked.popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preloaded, "subprocess", ways)
+        patch.setattr(preloaded, "subprocess", forked.fork_origins())
         yield
 
 

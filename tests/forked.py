@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, reduction
 from multiprocessing.process import BaseProcess
@@ -99,6 +100,11 @@ def _received(duplicate: Any) -> int:
     return int(duplicate.detach())
 
 
+def fork_origins() -> types.SimpleNamespace:
+    """The `subprocess` for `offramp.engine.preloaded` with which the process that it forks jobs from is forked."""
+    return types.SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+
+
 def popen(command: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], **pipes: Any) -> Origin:
     """As `subprocess.Popen` for `python -P -c CODE ARGUMENTS` as `offramp.engine.preloaded` starts it."""
     assert list(command[:3]) == [sys.executable, "-P", "-c"]
@@ -180,7 +186,9 @@ def _launched(processes: int) -> list[dict[str, str]]:
 
 def _offramp(*words: str) -> None:
     from offramp.cli import main
+    from offramp.engine import preloaded
 
+    preloaded.subprocess = fork_origins()  # type: ignore[assignment]
     sys.argv = ["offramp", *words]
     main(list(words))
 
@@ -231,7 +239,9 @@ def _start(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if env is None else dict(env)
     here = str(cwd or Path.cwd())
     values = ([str(word) for word in words], here, environment, str(out), str(err or out), list(sys.path))
-    process = _context().Process(target=_enter, args=(target, *values))
+    context = _context()
+    server = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    process = context.Process(target=_enter, args=(target, *values, server))
     process.start()
     return Program(process)
 
@@ -257,8 +267,14 @@ def _enter(
     out: str,
     err: str,
     path: Sequence[str],
+    server: str,
 ) -> None:
-    """In the child: run the target in `cwd`, with standard output and error appended to files."""
+    """In the child: run the target in `cwd`, with standard output and error appended to files.
+
+    Processes that it forks itself come from the server that it came from.
+    """
+    forkserver._forkserver._forkserver_address = server  # type: ignore[attr-defined]
+    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     for number, file in ((1, out), (2, err)):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, number)

@@ -28,7 +28,7 @@ def test_modes_come_back_after_an_error() -> None:
 
 QUICK = [
     *(nn.BatchNorm2d(4), nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.GELU()),
-    *(nn.Hardswish(), nn.Hardsigmoid()),
+    *(nn.Hardswish(), nn.Hardsigmoid(), nn.LayerNorm(8), nn.LayerNorm((4, 8, 8), elementwise_affine=False)),
 ]
 
 
@@ -47,6 +47,14 @@ def test_layers_that_keep_the_shape_answer_as_they_would(layer: nn.Module) -> No
         assert run_on_meta(changed, values).shape == (2, 256)
     finally:
         del changed[0].forward
+
+
+def test_a_layer_norm_of_another_precision_answers_in_its_own() -> None:
+    for given in (torch.empty(2, 4, device="meta", dtype=torch.bfloat16), torch.empty(4, 2, device="meta").t()):
+        quick, whole = (run_on_meta(nn.LayerNorm(4), given, whole=whole) for whole in (False, True))
+        assert (quick.dtype, quick.stride()) == (whole.dtype, whole.stride())
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        run_on_meta(nn.LayerNorm(4), torch.empty(2, 5, device="meta"))
 
 
 def test_layers_refuse_inputs_as_they_would() -> None:

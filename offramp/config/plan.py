@@ -168,15 +168,21 @@ def _spread(first: int, later: Sequence[int]) -> tuple[int, ...]:
     return (first, *(later[(number + 1) * len(later) // (count + 1)] for number in range(count)))
 
 
-def cheapest(config: ResolvedConfig, classes: int, shape: ImageShape) -> dict[str, float]:
+def cheapest(
+    config: ResolvedConfig, classes: int, shape: ImageShape, backbone: "Backbone | None" = None
+) -> dict[str, float]:
     """How many times cheaper than the plain network early exit can get, by structure, with exits at these places.
 
     That is where every sample takes the first exit: no policy saves more.
+
+    Args:
+        backbone: the network without its exits, where it is built already.
     """
     import torch
 
-    with torch.device("meta"):
-        backbone = build_backbone(config, classes=classes, channels=shape[0], size=shape[1:], check=False)
+    if backbone is None:
+        with torch.device("meta"):
+            backbone = build_backbone(config, classes=classes, channels=shape[0], size=shape[1:], check=False)
     places = tuple(config.exits_at) or tuple(range(1, len(backbone.stages)))
     gains = {}
     for name in _structures(config) if places else ():

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.lookup import unknown
 from offramp.measure.timing import finish
-from offramp.meta_device import blank, run_on_meta, smallest, written
+from offramp.meta_device import blank, remembered, run_on_meta, smallest, written
 from offramp.net import MultiExitNet
 from offramp.protocols import is_chained
 
@@ -164,6 +164,11 @@ def measure(
     Raises:
         ValueError: if the network cannot take inputs of this shape.
     """
+    key = ("cost", net, shape, tuple(convention or ()), relu_modules)
+    return remembered(key, lambda: _measure(net, shape, convention, relu_modules))  # type: ignore[no-any-return]
+
+
+def _measure(net: MultiExitNet, shape: ImageShape, convention: Convention | None, relu_modules: bool) -> Pieces:
     stages, branches = [], []
     state: Any = blank(net, shape)
     carry: Any = ()

@@ -1,5 +1,6 @@
 """The stages, exits, shapes and costs of a network before anything is trained; computed on the meta device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from offramp.measure.network_summary import NetworkSummary
     from offramp.multi_net import Cohort, GatedFan
-    from offramp.net import MultiExitNet
+    from offramp.net import Backbone, BuildBackbone, BuildBranch, MultiExitNet
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInf
     Raises:
         ValueError: if a name is unknown or a value makes no sense.
     """
+    from offramp.meta_device import remembering
     from offramp.net import MultiExitNet
 
     if config.image_size is not None and config.image_size < 1:
@@ -110,9 +112,11 @@ def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInf
     resolved = resolve(config)
     shape = _shape(resolved, classes, channels)
     resolved, notes = planned(resolved, classes, shape)
-    net = _build(resolved, classes, shape)
+    backbones: list[Backbone] = []
+    net = _build(resolved, classes, shape, backbones)
     if isinstance(net, MultiExitNet):
-        return _network(net, resolved, shape, classes, notes)
+        with remembering():
+            return _network(net, resolved, shape, backbones, classes, notes)
     return _networks(net, resolved, shape, classes)  # type: ignore[arg-type]  # what methods build otherwise
 
 
@@ -120,25 +124,48 @@ def _shape(config: ResolvedConfig, classes: int, channels: int) -> tuple[int, in
     """The shape of the input: the given side, or what the network is made for."""
     import torch
 
+    from offramp import models
+    from offramp.split import model_sources
+
     side = config.image_size
     if side is not None:
         return channels, side, side
     first = replace(of_kind(config, multi_net.names(config.net)[0]), goal_macs=None, exits=None)
     with torch.device("meta"):
-        _, height, width = build_backbone(first, classes=classes, channels=channels).shape
+        if models.is_external(first.net):
+            usual = model_sources.shape(first.net, classes=classes, channels=channels, options=first.net_options)
+        else:
+            usual = build_backbone(first, classes=classes, channels=channels).shape
+    _, height, width = usual
     return channels, height, width
 
 
-def _build(config: ResolvedConfig, classes: int, shape: tuple[int, int, int]) -> "nn.Module":
-    """The network on the meta device."""
+def _build(
+    config: ResolvedConfig, classes: int, shape: tuple[int, int, int], backbones: "list[Backbone]"
+) -> "nn.Module":
+    """The network on the meta device; the backbones that it is built of are appended to `backbones`."""
     import torch
 
+    method = build_method(config)
+
+    def network(build: "BuildBackbone", branch: "BuildBranch") -> "nn.Module":
+        def recorded() -> "Backbone":
+            backbones.append(build())
+            return backbones[-1]
+
+        return method.network(recorded, branch)
+
     with torch.device("meta"):
-        return build_net(config, build_method(config), classes=classes, shape=shape)
+        return build_net(config, replace(method, network=network), classes=classes, shape=shape)
 
 
 def _network(
-    net: "MultiExitNet", config: ResolvedConfig, shape: tuple[int, int, int], classes: int, notes: tuple[str, ...]
+    net: "MultiExitNet",
+    config: ResolvedConfig,
+    shape: tuple[int, int, int],
+    backbones: "Sequence[Backbone]",
+    classes: int,
+    notes: tuple[str, ...],
 ) -> NetworkInfo:
     from offramp.measure import cost, network_summary
     from offramp.split.lazy import lazy
@@ -158,7 +185,7 @@ def _network(
         parameters={"main": parameters.main, "branches": parameters.branches, "total": parameters.total},
         options=config.options,
         summary=network_summary.describe(net, shape, title, running=running),
-        cheapest=cheapest(config, classes, shape) if net.exits > 1 else {},
+        cheapest=cheapest(config, classes, shape, backbones[0]) if net.exits > 1 else {},
         notes=notes,
     )
 

@@ -90,6 +90,16 @@ def construct(
     return model
 
 
+def shape(
+    name: str, *, classes: int, channels: int = 3, options: Mapping[str, Any] | None = None
+) -> tuple[int, int, int]:
+    """The input (channels, height, width) that an external model is made for; it is not cut for that."""
+    with working_directory(name):
+        make, usual = _source(name, classes, channels, None, options or {})
+        model = _constructed(name, make)
+    return model.shape if isinstance(model, Backbone) else (channels, *usual)
+
+
 def _again(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     with working_directory(name):
         return make()

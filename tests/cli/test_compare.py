@@ -46,7 +46,7 @@ def wait_for(what: Callable[[], Any], process: forked.Program) -> None:
     end = time.monotonic() + 300
     while not what():
         assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def steps(out: Path) -> int:
