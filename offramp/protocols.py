@@ -5,8 +5,9 @@ from elsewhere does not match by accident.
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp.outputs import Batch, ExitOutputs
@@ -14,8 +15,11 @@ from offramp.outputs import Batch, ExitOutputs
 Terms = dict[str, Tensor]
 """Weighted scalar losses by name. Their SUM is minimised, so what is logged is what is trained."""
 
-Objective = Callable[[ExitOutputs, Batch, float], Terms]
-"""(outputs, batch, progress) -> terms. progress = epoch / epochs of the phase, in [0, 1), constant within an epoch.
+Progress = float | Float[Tensor, ""]
+"""epoch / epochs of the phase, in [0, 1), constant within an epoch; a tensor if the method has `tensor_progress`."""
+
+Objective = Callable[[ExitOutputs, Batch, Any], Terms]
+"""(outputs, batch, progress) -> terms; see `Progress`.
 
 A function, or an nn.Module if it has state or learned parts. Those are trained and saved in checkpoints with the run,
 and never exported.

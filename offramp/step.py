@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from offramp.losses.distributed import weight
 from offramp.net import Tap
 from offramp.outputs import Batch
-from offramp.protocols import Objective, Terms
+from offramp.protocols import Objective, Progress, Terms
 
 
 @dataclass
@@ -100,7 +100,7 @@ def _weighted(loss: Tensor) -> Tensor:
     return loss if weight() == 1.0 else loss * weight()
 
 
-def plain_step(context: StepContext, batch: Batch, progress: float) -> Terms:
+def plain_step(context: StepContext, batch: Batch, progress: Progress) -> Terms:
     """Minimise the sum of the objective's terms on one batch; returns the terms, detached."""
     outputs = context.net(batch.inputs, tap=context.tap)
     return context.update(context.objective(outputs, batch, progress))

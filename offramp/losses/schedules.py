@@ -6,14 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from offramp.protocols import Progress
 
-def cosine(begin: float, end: float, progress: float) -> float:
+
+def cosine(begin: float, end: float, progress: Progress) -> Progress:
     """Cosine annealing from `begin` to `end`: end + (1 + cos(pi progress)) / 2 * (begin - end).
 
     Eq. 6 of MUSE and eq. 8 of MSD print the product inside the bracket, which gives about 0.5 at every epoch: a
     misprint. progress = epoch / epochs, in [0, 1].
     """
-    return end + 0.5 * (1.0 + math.cos(math.pi * progress)) * (begin - end)
+    angle = math.pi * progress
+    return end + 0.5 * (1.0 + (angle.cos() if isinstance(angle, Tensor) else math.cos(angle))) * (begin - end)
+
+
+def weighted(weight: Progress, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The product, in the loss's precision."""
+    return (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight) * loss
 
 
 def rising_powers(base: float, logits: Float[Tensor, "E B C"]) -> Float[Tensor, "E"]:

@@ -68,10 +68,10 @@ def _gpu() -> dict[str, Any]:
     }
 
 
-def _driver() -> str | None:
+def _driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     """The version of NVIDIA's driver, as its kernel module says it."""
     try:
-        version = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        version = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", file.read_text())
     except OSError:
         return None
     return version[0] if version else None

@@ -11,7 +11,7 @@ as the product sees the batch, the mode and the random numbers of the step. No p
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -60,8 +60,9 @@ def rates(parameters: Tensors, optimizer: torch.optim.Optimizer, *, initial: boo
 
 def plain_step(parameters: Tensors, gradient: Tensors, rates: Rates) -> tuple[Tensors, Rates]:
     """theta' = theta - rate g, as leaves; and by parameter how far it moves per unit of gradient."""
-    next_parameters = {name: tensor.detach() - rates[name] * gradient[name] for name, tensor in parameters.items()}
-    return _leaves(next_parameters), rates
+    here = [tensor.detach() for tensor in parameters.values()]
+    moves = torch._foreach_mul([gradient[name] for name in parameters], [rates[name] for name in parameters])
+    return _leaves(parameters, torch._foreach_sub(here, moves)), rates
 
 
 def own_step(
@@ -75,28 +76,48 @@ def own_step(
     Raises:
         ValueError: if the optimizer is not SGD, or has dampening or maximizes.
     """
-    next_parameters, reach = {}, {}
     groups = {id(part): group for group in optimizer.param_groups for part in group["params"]}
-    for name, part in parameters.items():
-        group, rate = groups[id(part)], rates[name]
+    momenta, decays, twice = [], [], []
+    for part in parameters.values():
+        group = groups[id(part)]
         if "momentum" not in group:
             raise with_parameters(
                 ValueError("a look-ahead by the optimizer's own step needs SGD: use optimizer=sgd"), "optimizer"
             )
         if group.get("dampening") or group.get("maximize"):
             raise ValueError("a look-ahead by the optimizer's own step needs SGD without dampening and maximize")
-        here, momentum = part.detach(), group["momentum"]
-        moved = gradient[name] + group["weight_decay"] * here
-        kept = optimizer.state[part].get("momentum_buffer") if part in optimizer.state else None
-        running = moved if kept is None else momentum * kept + moved
-        twice = nesterov and group["nesterov"]
-        next_parameters[name] = here - rate * (moved + momentum * running if twice else running)
-        reach[name] = rate * (1.0 + momentum if twice else 1.0)
-    return _leaves(next_parameters), reach
+        momenta.append(group["momentum"])
+        decays.append(group["weight_decay"])
+        twice.append(nesterov and group["nesterov"])
+    here = [part.detach() for part in parameters.values()]
+    moved = torch._foreach_add([gradient[name] for name in parameters], torch._foreach_mul(here, decays))
+    steps = _with_momentum(moved, [optimizer.state.get(part, {}) for part in parameters.values()], momenta, twice)
+    lengths = [rates[name] for name in parameters]
+    following = torch._foreach_sub(here, torch._foreach_mul(steps, lengths))
+    reaches = [rate * (1.0 + momentum if more else 1.0) for rate, momentum, more in zip(lengths, momenta, twice)]
+    return _leaves(parameters, following), dict(zip(parameters, reaches, strict=True))
 
 
-def _leaves(tensors: Tensors) -> Tensors:
-    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+def _with_momentum(
+    moved: Sequence[Tensor], states: Sequence[Mapping[str, Any]], momenta: Sequence[float], twice: Sequence[bool]
+) -> list[Tensor]:
+    """What SGD subtracts, times the rate, for gradients with weight decay; buffers do not change."""
+    running = list(moved)
+    begun = [place for place, state in enumerate(states) if state.get("momentum_buffer") is not None]
+    if begun:
+        kept = [states[place]["momentum_buffer"] for place in begun]
+        carried = torch._foreach_mul(kept, [momenta[place] for place in begun])
+        for place, tensor in zip(begun, torch._foreach_add(carried, [moved[place] for place in begun]), strict=True):
+            running[place] = tensor
+    if not any(twice):
+        return running
+    ahead = torch._foreach_add(list(moved), torch._foreach_mul(running, list(momenta)))
+    return [further if more else tensor for further, tensor, more in zip(ahead, running, twice, strict=True)]
+
+
+def _leaves(parameters: Tensors, tensors: Sequence[Tensor]) -> Tensors:
+    """The tensors by name of parameter, as leaves."""
+    return {name: tensor.requires_grad_() for name, tensor in zip(parameters, tensors, strict=True)}
 
 
 def outputs_with(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
@@ -250,7 +271,8 @@ def _convolution(
 
 def along(gradient: Tensors, reach: Rates) -> Tensors:
     """The direction -xi grad L, with each parameter's own xi."""
-    return {name: -reach[name] * part for name, part in gradient.items()}
+    moves = torch._foreach_mul(list(gradient.values()), [-reach[name] for name in gradient])
+    return dict(zip(gradient, moves, strict=True))
 
 
 def rng_state(device: torch.device) -> RngState:

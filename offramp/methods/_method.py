@@ -82,6 +82,7 @@ class Method:
     `whole_batch` says what in its loss is a statistic of the whole batch, so that a batch cannot be divided; empty if
     its losses are means and sums over samples.
     `scheduled` names the terms whose weight changes over a run, `annealed` what else its step changes with progress.
+    `tensor_progress`: the objective also takes progress as a tensor, so that one CUDA graph serves all epochs.
     """
 
     objective: Objective
@@ -96,6 +97,7 @@ class Method:
     check_network: Callable[[nn.Module], None] | None = None
     scheduled: tuple[str, ...] = ()
     annealed: tuple[str, ...] = ()
+    tensor_progress: bool = False
     whole_batch: str = ""
 
     def __post_init__(self) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.hint import distance, total
 from offramp.losses.kl_table import kl_table
-from offramp.losses.schedules import cosine
+from offramp.losses.schedules import cosine, weighted
 from offramp.methods._check import choice, fraction, has_peers, not_negative, positive
 from offramp.methods._feature_adapter import Adapt, FeatureAdapter
 from offramp.methods._method import Method, Terms
 from offramp.methods._parameters import parameters_of
 from offramp.outputs import Batch, ExitOutputs
+from offramp.protocols import Progress
 
 Schedule = Literal["cosine", "constant", "off"]
 FeatureReduction = Literal["sum", "mean"]
@@ -65,7 +66,7 @@ class Settings:
         choice("schedule", self.schedule, Schedule)
         choice("features", self.features, FeatureReduction)
 
-    def beta(self, progress: float) -> float:
+    def beta(self, progress: Progress) -> Progress:
         """Weight of the feature term in this epoch."""
         if self.schedule == "cosine":
             return cosine(self.beta_begin, self.beta_end, progress)
@@ -74,7 +75,7 @@ class Settings:
     @property
     def compares_features(self) -> bool:
         """Whether there is a feature term at any time."""
-        return self.beta(0.0) > 0.0 or self.beta(1.0) > 0.0
+        return any(self.beta(progress) > 0.0 for progress in (0.0, 1.0))
 
 
 @parameters_of(Settings, omit=("reverse_kl",))
@@ -100,7 +101,8 @@ def build(**parameters: Any) -> Method:
 def method(settings: Settings) -> Method:
     """The method with these settings."""
     annealed = settings.schedule == "cosine" and settings.compares_features and settings.beta_begin != settings.beta_end
-    return Method(Mutual(settings, FeatureAdapter(settings.adapt)), scheduled=("features",) if annealed else ())
+    scheduled = ("features",) if annealed else ()
+    return Method(Mutual(settings, FeatureAdapter(settings.adapt)), scheduled=scheduled, tensor_progress=True)
 
 
 class Mutual(nn.Module):
@@ -118,7 +120,7 @@ class Mutual(nn.Module):
             self.match.create_layers(widths, without="method.schedule=off") if self.settings.compares_features else ()
         )
 
-    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: Progress) -> Terms:
         """Terms `ce`, `kl`, and `features` unless their weight is 0 for the whole run."""
         settings, logits = self.settings, outputs.logits
         has_peers(settings.name, len(logits))
@@ -128,7 +130,7 @@ class Mutual(nn.Module):
             "kl": factor * self._mutual(logits).sum(),  # no exit teaches itself: the diagonal is 0
         }
         if settings.compares_features:
-            terms["features"] = settings.beta(progress) * self._features(outputs)
+            terms["features"] = weighted(settings.beta(progress), self._features(outputs))
         return terms
 
     def _mutual(self, logits: Float[Tensor, "E B C"]) -> Float[Tensor, "E E"]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp.lookup import with_parameters
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.losses.schedules import weighted
 from offramp.losses.softmax import log_probabilities
 from offramp.meta_device import blank, run_on_meta
 from offramp.methods._check import choice, fraction, not_negative, positive
@@ -20,6 +21,7 @@ from offramp.methods._method import Method, Terms, contains
 from offramp.multi_net import Gate, GatedEnsemble, GatedFan
 from offramp.net import Backbone, Branch, BuildBackbone, BuildBranch
 from offramp.outputs import Batch, ExitOutputs
+from offramp.protocols import Progress
 
 Form = Literal["fan", "ensemble"]
 
@@ -66,6 +68,7 @@ def build(
         NativeEnsemble(weight, temperature, ramp_up, floor),
         network=partial(network, branches=branches, stages=stages, form=form),
         scheduled=("kl",) if ramp_up else (),
+        tensor_progress=True,
         check_network=contains(GatedFan if form == "fan" else GatedEnsemble),
     )
 
@@ -100,9 +103,13 @@ def shared_width(trunk: nn.Module, backbone: Backbone) -> int:
     return int(shared.shape[1] if shared.dim() == 4 else shared.shape[2])
 
 
-def rise(progress: float, share: float) -> float:
+def rise(progress: Progress, share: float) -> Progress:
     """exp(-5 (1 - min(progress, share)/share)^2), the sigmoid ramp-up of the authors' code; 1 where the share is 0."""
-    return math.exp(-5.0 * (1.0 - min(progress, share) / share) ** 2) if share else 1.0
+    if not share:
+        return 1.0
+    if isinstance(progress, Tensor):
+        return (-5.0 * (1.0 - progress.clamp(max=share) / share) ** 2).exp()
+    return math.exp(-5.0 * (1.0 - min(progress, share) / share) ** 2)
 
 
 def towards(
@@ -122,7 +129,7 @@ class NativeEnsemble(nn.Module):
         super().__init__()
         self.weight, self.temperature, self.ramp_up, self.floor = weight, temperature, ramp_up, floor
 
-    def forward(self, outputs: ExitOutputs, batch: Batch, progress: float) -> Terms:
+    def forward(self, outputs: ExitOutputs, batch: Batch, progress: Progress) -> Terms:
         """Terms `ce`, of all branches and the ensemble, and `kl`; `ce` alone where the ensemble is all there is."""
         logits = outputs.logits
         terms = {"ce": cross_entropy(logits, batch.labels).sum()}
@@ -131,4 +138,4 @@ class NativeEnsemble(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             imitated = towards(logits[:-1], logits[-1], self.temperature, self.floor).sum()
         factor = self.weight * rise(progress, self.ramp_up) * self.temperature**2
-        return {**terms, "kl": factor * imitated}
+        return {**terms, "kl": weighted(factor, imitated)}

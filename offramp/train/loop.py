@@ -28,7 +28,7 @@ from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
 from offramp.train.state import Position, collect_state, restore_state, trained_on
-from offramp.train.static_step import Steps, usable
+from offramp.train.static_step import Steps, captured_for_each_epoch, usable
 from offramp.train.wrap import build_context
 
 
@@ -68,7 +68,7 @@ class Loop:
         self.context, self.trained = build_context(fabric, self.net, method, recipe, static, held_out)
         self.batches = build_loaders(fabric, recipe, data)
         self.inside = static and not recipe.mixup  # which draws on the host
-        lasts = self.steps if method.scheduled or method.annealed else 0
+        lasts = self.steps if captured_for_each_epoch(method) else 0
         self.graph_choice = GraphChoice(bool(recipe.graph), self._now, lasts, reporter.note)
         self.take_step = Steps(
             method,

@@ -15,7 +15,7 @@ from offramp.methods._method import Method, Phase, everything
 from offramp.methods.vanilla import final_exit
 from offramp.net import MultiExitNet, Tap, share
 from offramp.outputs import Batch
-from offramp.protocols import EarlierExitUser, Objective, Terms
+from offramp.protocols import EarlierExitUser, Objective, Progress, Terms
 from offramp.step import StepContext, plain_step
 from offramp.train import optim
 from offramp.train.recipe import Recipe
@@ -175,7 +175,7 @@ def start_epoch(net: nn.Module, objective: Objective, phase: Phase, trained: Col
         objective.train()
 
 
-def take_step(method: Method, phase: Phase, context: StepContext, batch: Batch, progress: float) -> Terms:
+def take_step(method: Method, phase: Phase, context: StepContext, batch: Batch, progress: Progress) -> Terms:
     """One step with the objective and step of the phase if it has them, else those of the method."""
     phase_objective = phase.objective
     step = phase.step or (method.step if phase_objective is None else None) or plain_step

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offramp.methods._method import Method, Phase
 from offramp.outputs import Batch
-from offramp.protocols import Terms
+from offramp.protocols import Progress, Terms
 from offramp.step import StepContext
 from offramp.train.accumulation import accumulated
 from offramp.train.graph_choice import GraphChoice, NotCaptured, capturing
@@ -65,6 +65,11 @@ def usable(method: Method, recipe: Recipe, phases: Sequence[Phase], device: str,
     return not unable
 
 
+def captured_for_each_epoch(method: Method) -> bool:
+    """Whether a step of one epoch differs from that of another in something that is no tensor."""
+    return bool(method.scheduled or method.annealed) and not method.tensor_progress
+
+
 class Steps:
     """The steps of a run: those of each phase on tensors that stay where they are, if they can be so.
 
@@ -89,6 +94,7 @@ class Steps:
         self.transform, self.choice = transform, choice
         self.phase: Phase | None = None
         self.progress = 0.0
+        self.tensor: Tensor | None = None  # the same, where a graph reads it
         self.step: StaticStep | None = None
 
     def __call__(self, phase: Phase, batch: Batch, progress: float) -> Terms:
@@ -98,9 +104,9 @@ class Steps:
             return self._take(phase, batch, progress)
         if self.step is None or phase is not self.phase:
             self.step, self.phase = StaticStep(self._again, self.context.fabric.device, self.choice), phase
-        elif progress != self.progress and (self.method.scheduled or self.method.annealed):
+        elif progress != self.progress and captured_for_each_epoch(self.method):
             self.step.forget()
-        self.progress = progress
+        self._set_progress(progress)
         try:
             return self.step(batch)
         except NotCaptured as reason:
@@ -113,9 +119,18 @@ class Steps:
 
     def _again(self, batch: Batch) -> Terms:
         assert self.phase is not None
-        return self._take(self.phase, batch, self.progress)
+        if self.tensor is None or self.phase.objective is not None:
+            return self._take(self.phase, batch, self.progress)
+        return self._take(self.phase, batch, self.tensor)
 
-    def _take(self, phase: Phase, batch: Batch, progress: float) -> Terms:
+    def _set_progress(self, progress: float) -> None:
+        self.progress = progress
+        if self.method.tensor_progress:
+            if self.tensor is None:
+                self.tensor = torch.zeros((), dtype=torch.float64, device=self.context.fabric.device)
+            self.tensor.fill_(progress)
+
+    def _take(self, phase: Phase, batch: Batch, progress: Progress) -> Terms:
         def take(context: StepContext, part: Batch) -> Terms:
             return take_step(self.method, phase, context, part, progress)
 

@@ -24,7 +24,7 @@ OPTIONS = (
 QUICK = (
     *(f"light:{name}" for name in ("joint", "hdkd", "l2w")),
     *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),
-    "captured:beed",
+    *(f"captured:{name}" for name in ("beed", "muse")),
     *(f"augmentation:{name}" for name in AUGMENTATIONS),
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
     "products",
@@ -32,7 +32,7 @@ QUICK = (
     "commands",
     "moved",
 )
-CAPTURED = ("joint", "muse", "eed", "boostnet", "ofa", "impr", "dbt")
+CAPTURED = ("joint", "one", "eed", "boostnet", "ofa", "impr", "dbt")
 FULL = (
     *(f"method:{name}" for name in methods.available()),
     *(f"captured:{name}" for name in CAPTURED),
@@ -47,6 +47,7 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
     actual += [f"{check} mixes devices: {operation}" for operation in result["mixed"]]
     if kind == "captured" and "error" not in result:
         actual += [] if result["captures"] else [f"{check} captures no step"]
+        actual += [f"{check} captures every epoch"] if check == "captured:muse" and result["captures"] != 1 else []
         actual += [f"{check} copies while it is captured: {result['copies']}"] if result["copies"] else []
     if "step" in result and sum(result["step"].values()) != WAITS.get(check, 0):
         actual.append(f"{check} waits in a step: {result['step']}")

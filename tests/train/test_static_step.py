@@ -1,6 +1,8 @@
 """With `graph`, steps run on tensors that never move; on a CPU that shows that nothing else is different."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from offramp.config import Config, build_method, build_net, prepare_objective, resolve
+from offramp.losses.schedules import cosine, weighted
 from offramp.methods import find
+from offramp.methods.one import rise
 from offramp.outputs import Batch
 from offramp.testing import SilentReporter, patterns
 from offramp.train import optim
@@ -60,6 +64,30 @@ def test_a_static_step_is_the_plain_step_to_the_bit(tmp_path: Path, options: dic
     static, same_losses, told = trained(tmp_path / "static", **options, graph=True)
     assert losses == same_losses and not told.notes
     assert all(torch.equal(plain[name], static[name]) for name in plain)
+
+
+@pytest.mark.parametrize("tensor_progress", [True, False])
+def test_one_capture_serves_all_epochs_of_a_method_that_takes_progress_as_a_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor_progress: bool
+) -> None:
+    captures = []
+    monkeypatch.setattr(StaticStep, "forget", lambda self: captures.append(self))
+    build = build_method
+    monkeypatch.setitem(
+        globals(), "build_method", lambda config: replace(build(config), tensor_progress=tensor_progress)
+    )
+    _, terms, _ = trained(tmp_path / "run", graph=True, epochs=3, method_options={"beta_begin": 1e-2, "beta_end": 1e-3})
+    assert len(captures) == (0 if tensor_progress else 2)
+    features = [step["features"] for step in terms if step]
+    assert len(set(features)) == len(features) == 9
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 1 / 3, 0.7, 0.95])
+def test_weights_from_a_tensor_are_those_from_a_number(progress: float) -> None:
+    loss, at = torch.tensor(0.7317), torch.tensor(progress, dtype=torch.float64)
+    for weight in (partial(cosine, 1e-6, 1e-7), partial(rise, share=0.8), partial(rise, share=0.0)):
+        one, other = (weighted(weight(each), loss) for each in (progress, at))
+        assert torch.equal(one, other) and other.dtype == torch.float32
 
 
 def test_the_caller_keeps_its_batch_and_its_terms() -> None:
