@@ -98,32 +98,39 @@ _CONVERTERS = {
 }
 
 
-def _option(name: str, hint: Any, text: str) -> Any:
+def _option(name: str, hint: Any, text: str, show: bool) -> Any:
     """An option; parameters of other options in its text are written as on the command line."""
     converter = (_CONVERTERS[name],) if name in _CONVERTERS else ()
     named = tuple(one for one in fields() if f"{one}=" in text or ("_" in one and one in text))
-    return Annotated[(hint, *converter, Parameter(help=dashed(text, named)))]
+    return Annotated[(hint, *converter, Parameter(help=dashed(text, named), show=show))]
 
 
-def _config_options() -> type[Any]:
-    """A dataclass of all options of a configuration, with the help texts of `Config` and `Recipe`."""
+def _config_options(class_name: str, hidden: tuple[str, ...] = ()) -> type[Any]:
+    """A dataclass of all options of a configuration, with the help texts of `Config` and `Recipe`.
+
+    Args:
+        hidden: options that the help of the verb does not list.
+    """
     hints, texts = typing.get_type_hints(Config), described(Recipe) | described(Config)
     defaults = {spec.name: spec.default for spec in dataclasses.fields(Config)}
     options = [
-        (name, _option(name, hints[name], texts[name]), dataclasses.field(default=defaults[name])) for name in fields()
+        (name, _option(name, hints[name], texts[name], name not in hidden), dataclasses.field(default=defaults[name]))
+        for name in fields()
     ]
     namespace = {"__module__": __name__}  # else it counts as a type of Python's own, which has no options
-    parsed = dataclasses.make_dataclass("ConfigOptions", options, namespace=namespace, kw_only=True, frozen=True)
+    parsed = dataclasses.make_dataclass(class_name, options, namespace=namespace, kw_only=True, frozen=True)
     return Parameter(name="*")(parsed)
 
 
 if TYPE_CHECKING:
     ConfigOptions = Config
+    SharedOptions = Config
 else:
-    ConfigOptions = _config_options()
+    ConfigOptions = _config_options("ConfigOptions")
+    SharedOptions = _config_options("SharedOptions", hidden=("method", "seed"))  # of all runs of a comparison
 
 
-def config_of(options: ConfigOptions, dotted: list[str] | None) -> Config:
+def config_of(options: ConfigOptions | SharedOptions, dotted: list[str] | None) -> Config:
     """The configuration that was typed: options, and `net.KEY=VALUE` and the like."""
     return Config(**{name: getattr(options, name) for name in fields()}, **by_kind(dotted or []))
 

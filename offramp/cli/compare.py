@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit_result
-from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, OutputFiles, RecipeName, config_of
+from offramp.cli._options import ConfigFile, Dotted, Json, OutputFiles, RecipeName, SharedOptions, config_of
 from offramp.cli._parse import parse_grid, parse_methods, parse_seeds, split_methods
 from offramp.config import Config
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    config: ConfigOptions = ConfigOptions(),  # noqa: B008
+    config: SharedOptions = SharedOptions(),  # noqa: B008
     *,
     methods: str | None = None,
     seeds: str = "0",

@@ -92,6 +92,11 @@ def test_help_of_train_is_without_noise_and_complete(offramp: Offramp) -> None:
     assert all(word in out for word in ("timm:NAME", "python:MODULE:FUNCTION", "hub:OWNER/NAME"))
 
 
+def test_help_of_compare_lists_no_option_that_it_refuses(offramp: Offramp) -> None:
+    listed = {words[1] for line in offramp("compare", "--help").out.splitlines() if len(words := line.split()) > 1}
+    assert {"--methods", "--seeds", "--net"} <= listed and not {"--method", "--seed"} & listed
+
+
 def test_the_overview_says_of_every_verb_what_its_own_help_says() -> None:
     """It is read from the files, without what reads the words of a command."""
     assert _overview.verbs() == {
