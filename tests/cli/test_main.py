@@ -208,7 +208,7 @@ def test_version(offramp: Offramp) -> None:
         (("evaluate", "a", "b", "c"), "c"),
         (("methods", "muse", "--jsn"), "Did you mean --json?"),
         (("evaluate", "a", "--batch-size", "many"), "many"),
-        (("evaluate", "a", "--method.alpha", "3"), "Unknown option: --method.alpha"),
+        (("evaluate", "a", "--method.alpha", "3"), "--method.KEY is for train: evaluate takes --data.KEY alone"),
         (("info", "--config", "x.yaml"), "Unknown option: --config"),
     ],
 )
