@@ -66,7 +66,7 @@ def signed(values: dict[str, Any]) -> bytes:
 def run_mutations(folder: Path, count: int, seed: int) -> Counter[str]:
     """Damage files in turn, every third time with a manifest that is signed again: how often each outcome was."""
     counts: Counter[str] = Counter()
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     names = ["manifest.json", "policy.json", "segment-1.onnx", "segment-2.onnx", "state.npz"]
     right = {name: (handed_over if name == "state.npz" else answers)(folder) for name in names}
     for number in range(count):
@@ -74,10 +74,10 @@ def run_mutations(folder: Path, count: int, seed: int) -> Counter[str]:
         file, read, equal = folder / name, handed_over if name == "state.npz" else answers, same
         content = file.read_bytes()
         if number % 2:
-            said, damaged = mutations.damage(content, name, dice)
+            said, damaged = mutations.damage(content, name, generator)
         else:
             values = json.loads(content)
-            said, equal = mutations.change_field(values, dice), anything
+            said, equal = mutations.change_field(values, generator), anything
             damaged = signed(values)
         file.unlink() if damaged is None else file.write_bytes(damaged)
         try:

@@ -82,13 +82,13 @@ def same(answer: Any, right: Any) -> bool:
 def run_mutations(whole: Path, tmp_path: Path, count: int, seed: int) -> Counter[str]:
     """Damage files in turn, as many times as said: how often each outcome was."""
     counts: Counter[str] = Counter()
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     for number in range(count):
         pattern = list(READERS)[number % len(READERS)]
         file = next(iter(sorted(folder.glob(pattern))))
         content = file.read_bytes()
-        said, damaged = mutations.damage(content, file.name, dice)
+        said, damaged = mutations.damage(content, file.name, generator)
         right = READERS[pattern](folder) if number < len(READERS) else RIGHT[pattern]
         RIGHT[pattern] = right
         _write(file, damaged)

@@ -165,10 +165,10 @@ def test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(exits: i
 
 
 def test_of_many_samples_a_draw_begins_and_the_promise_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from offramp.early_exit import calibrate as room
+    from offramp.early_exit import calibrate as calibration
 
-    monkeypatch.setattr(room, "WHOLE", 200)
-    monkeypatch.setattr(room, "SCREENED", 100)
+    monkeypatch.setattr(calibration, "WHOLE", 200)
+    monkeypatch.setattr(calibration, "SCREENED", 100)
     test_beyond_it_is_never_worse_than_the_geometric_rule_at_equal_cost(5, 500)
 
 
