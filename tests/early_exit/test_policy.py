@@ -24,13 +24,13 @@ def policy(**changes: Any) -> ExitPolicy:
     return ExitPolicy(**{"thresholds": (0.7, 0.6, 0.5, -NEVER), "enabled": (True,) * EXITS, **changes})
 
 
-def steps(judge: ExitPolicy, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def steps(chosen: ExitPolicy, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(answer, score, leaves) of every enabled exit in turn, in numpy, computed from arrays of this kind."""
     carry: dict[str, Any] = {}
     result = []
-    for exit in [exit for exit, on in enumerate(judge.enabled) if on]:
+    for exit in [exit for exit, on in enumerate(chosen.enabled) if on]:
         logits = LOGITS[exit] if kind == "torch" else LOGITS[exit].numpy()
-        carry, *values = judge.step(carry, logits, exit)
+        carry, *values = chosen.step(carry, logits, exit)
         assert all(isinstance(part, torch.Tensor if kind == "torch" else np.ndarray) for part in values)
         assert str(values[0].dtype) in ("float32", "torch.float32")
         result.append(tuple(np.asarray(part) for part in values))
@@ -50,11 +50,11 @@ both = pytest.mark.parametrize("kind", ["numpy", "torch"])
     ],
 )
 def test_scores(kind: str, score: str, expected: torch.Tensor) -> None:
-    judge = policy(score=score)
-    for exit, (answer, values, leaves) in enumerate(steps(judge, kind)):
+    chosen = policy(score=score)
+    for exit, (answer, values, leaves) in enumerate(steps(chosen, kind)):
         np.testing.assert_allclose(values, expected[exit], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(answer, LOGITS[exit])
-        np.testing.assert_array_equal(leaves, values >= np.float32(judge.thresholds[exit]))
+        np.testing.assert_array_equal(leaves, values >= np.float32(chosen.thresholds[exit]))
 
 
 @both
@@ -113,11 +113,11 @@ def test_an_arithmetic_ensemble_of_certainties_stays_finite(kind: str) -> None:
 @both
 @pytest.mark.parametrize("enabled", [(True,) * 4, (True, False, True, True)])
 def test_patience_counts_equal_answers_in_a_row_over_the_enabled_exits(kind: str, enabled: tuple[bool, ...]) -> None:
-    judge = policy(score="patience", patience=2, enabled=enabled)
+    chosen = policy(score="patience", patience=2, enabled=enabled)
     on = [exit for exit, flag in enumerate(enabled) if flag]
     said = LOGITS.argmax(-1)[on]
     count = torch.ones(BATCH)
-    for passed, (_, score, leaves) in enumerate(steps(judge, kind)):
+    for passed, (_, score, leaves) in enumerate(steps(chosen, kind)):
         if passed:
             count = torch.where(said[passed] == said[passed - 1], count + 1, 1)
         np.testing.assert_array_equal(score, count)
