@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,25 @@ def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, own: str, t
         ]
 
 
-def test_a_loss_that_is_no_number_in_one_process_ends_both(tmp_path: Path) -> None:
+FAULTY = "--epochs 9 --batch-size 32 --checkpoint-every 5 --out run"
+
+
+def _launched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    monkeypatch.setenv("FAULT", "20")
+    ended = forked.run_offramp(*WORDS.split(), "--devices", 2, *FAULTY.split(), cwd=folder, processes=2)
+    return ended[0].returncode, "".join(process.stderr for process in ended)
+
+
+def _started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    return finish(start(folder, FAULTY, 2, FAULT="20"), folder)
+
+
+@pytest.mark.parametrize("run", [_launched, pytest.param(_started, marks=pytest.mark.full)])
+def test_a_loss_that_is_no_number_in_one_process_ends_both(
+    tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str]]
+) -> None:
     """At the last step before a look: the other process would go on and wait for ever."""
-    process = start(tmp_path, "--epochs 9 --batch-size 32 --checkpoint-every 5 --out run", 2, FAULT="20")
-    status, said = finish(process, tmp_path)
+    status, said = run(tmp_path, monkeypatch)
     assert status == 1, said
     assert said.count("offramp: the loss term") == 1
     assert "'ce' is nan at step 19 (epoch 1); the last good checkpoint is kept in" in said
