@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from offramp.lookup import nearest
 from offramp.meta_device import run_on_meta, written
 from offramp.split.cut import Crossing, Cutter, Relations, has_batch
-from offramp.split.fx_trace import fx_trace
+from offramp.split.fx_trace import fx_trace, with_flags
 from offramp.split.logits import NoLogits, dtype_of, logits_of
 from offramp.split.tracer import BATCHES, Traced
 from offramp.split.untraceable import Untraceable, where
@@ -51,8 +51,9 @@ def find(model: nn.Module, shape: ImageShape, cut_layers: Collection[str] = ()) 
     traced, opened = _trace_what_can_be(model, shape, opened - {""}, needed)
     names = [name for name, _ in _clean(model, traced, opened)]
     narrow = _above([*names, *cut_layers, classifier]) - {""}
-    if narrow != opened or not traced.flags:
+    if narrow != opened:
         traced = fx_trace(model, shape, narrow)
+    traced = with_flags(traced, model, shape, narrow)
     ends = [(name, traced.ends[name]) for name in names if name in traced.ends]
     return CutPoints(traced, tuple(ends), classifier)
 
@@ -213,7 +214,7 @@ def _trace_what_can_be(
     """Look into as many of the modules as can be traced; those of `needed` must be."""
     while True:
         try:
-            return fx_trace(model, shape, opened, flags=False), opened
+            return fx_trace(model, shape, opened), opened
         except Untraceable as error:
             if not error.path or error.path in needed:
                 raise

@@ -18,24 +18,28 @@ from offramp.split.training_flags import mark_training
 from offramp.split.untraceable import BY_HAND, Untraceable, where
 
 
-def fx_trace(model: nn.Module, shape: tuple[int, int, int], opened: Collection[str], *, flags: bool = True) -> Traced:
-    """Trace a model for inputs of a shape, looking into itself and the modules named in `opened`.
+def fx_trace(model: nn.Module, shape: tuple[int, int, int], opened: Collection[str]) -> Traced:
+    """Trace a model in evaluation for inputs of a shape, looking into itself and the modules named in `opened`.
 
-    Args:
-        flags: trace in training as well, so that flags that follow `self.training` do so in the graph.
+    Raises:
+        Untraceable: naming the line that could not be traced.
+    """
+    with restored(model):
+        model.eval()
+        return _run(model, shape, opened)._replace(modes={False: _in_mode(model, True)})
+
+
+def with_flags(traced: Traced, model: nn.Module, shape: tuple[int, int, int], opened: Collection[str]) -> Traced:
+    """The same pass traced in training as well, so that flags that follow `self.training` do so in the graph.
 
     Raises:
         Untraceable: naming the line that could not be traced, or that behaves differently in training.
     """
     with restored(model):
-        model.eval()
-        modes = {False: _in_mode(model, True)}
-        traced = _run(model, shape, opened)
-        if flags:
-            model.train()
-            modes[True] = _in_mode(model, False)
-            mark_training(traced, _run(model, shape, opened, measured=traced).graph, model)
-    return traced._replace(flags=flags, modes=modes)
+        model.train()
+        modes = {**traced.modes, True: _in_mode(model, False)}
+        mark_training(traced, _run(model, shape, opened, measured=traced).graph, model)
+    return traced._replace(modes=modes)
 
 
 def _in_mode(model: nn.Module, training: bool) -> frozenset[str]:
@@ -62,7 +66,7 @@ def _run(
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix(PREFIX)
     ends = {path.removeprefix(PREFIX): node for path, node in tracer.ends.items() if path != "model"}
-    return Traced(graph, tracer.values, ends, tracer.macs, constants, False, {})
+    return Traced(graph, tracer.values, ends, tracer.macs, constants, {})
 
 
 def _untraceable(model: nn.Module, tracer: Tracer, error: Exception) -> Untraceable:

@@ -29,8 +29,8 @@ class Traced(NamedTuple):
 
     `values` holds each node's value on the meta device, one per size of batch in `BATCHES`; `ends` the node that
     returns a module's output, by the module's name; `macs` the multiply-adds of a node for one sample; `constants` the
-    tensors that the pass created without inputs; `flags` says whether arguments that follow `self.training` do so in
-    the graph; `modes` the modules that `model.train(mode)` leaves in the other mode, for both modes.
+    tensors that the pass created without inputs; `modes` the modules that `model.train(mode)` leaves in the other mode,
+    for both modes.
     """
 
     graph: fx.Graph
@@ -38,7 +38,6 @@ class Traced(NamedTuple):
     ends: dict[str, fx.Node]
     macs: dict[fx.Node, int]
     constants: dict[str, Tensor]
-    flags: bool
     modes: Mapping[bool, frozenset[str]]
 
 
