@@ -16,7 +16,7 @@ def initialise(module: nn.Module) -> None:
     `offramp.net.fresh` and branches get the same start as the trunk.
     """
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv2d) and not part.weight.is_meta:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(part, nn.BatchNorm2d):
             nn.init.ones_(part.weight)
@@ -51,6 +51,11 @@ class Conv(nn.Conv2d):
         if kernel % 2 == 0:
             raise ValueError(f"a convolution that is padded by half its kernel needs an odd one, got {kernel}")
         super().__init__(enters, leaves, kernel, stride, kernel // 2, groups=groups, bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, unless they are on the meta device, where that takes longer than all else."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, enters, H, W) -> (B, leaves, ⌈H/stride⌉, ⌈W/stride⌉)."""

@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PRELOAD = [
-    *("torch", "torch._dynamo", "lightning_fabric", "safetensors.torch", "yaml", "rich.progress", "sklearn.datasets"),
+    *("torch", "torch._dynamo", "lightning_fabric", "safetensors.torch", "yaml", "rich.progress"),
     *("offramp.cli", "offramp.cli.train", "offramp.cli.evaluate", "offramp.cli.calibrate", "offramp.runs.train"),
     *("offramp.runs.evaluate", "offramp.runs.calibrate", "offramp.train.loop", "offramp.early_exit.runtime"),
     *("offramp.models.resnet", "offramp.branches.sketch", "offramp.data.digits", "forked"),

@@ -28,7 +28,7 @@ PRELOAD = (
     *("offramp.cli.train", "offramp.cli.evaluate", "offramp.runs.train", "offramp.runs.evaluate", "offramp.train.loop"),
 )
 """What every run imports."""
-SLOW = ("pyarrow.parquet", "sklearn.datasets", "timm", "torchvision", "transformers")
+SLOW = ("pyarrow.parquet", "timm", "torchvision", "transformers")
 """What takes long to import and only some runs need; the check of the runs has imported what they need."""
 
 

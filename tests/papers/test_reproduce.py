@@ -170,7 +170,8 @@ def test_weights_from_another_run_wait_for_it(tmp_path: Path) -> None:
 
 
 def test_a_run_starts_from_the_final_weights_of_the_other_and_keeps_them(tmp_path: Path, forked_origin: None) -> None:
-    (tmp_path / "tiny.yaml").write_text(f"{TINY}per-class: 60\ndata.per_class_includes_holdout: true\n")
+    few = TINY.replace("holdout: 0.3", "holdout: 0.1")
+    (tmp_path / "tiny.yaml").write_text(f"{few}per-class: 20\ndata.per_class_includes_holdout: true\n")
     protocol = protocol_from(tmp_path / "tiny.yaml")
     fixed, ledger = training("c150.msdnet-cifar-5.own.hdkd-fixed-1"), tmp_path / "l.jsonl"
     known = measured(ledger, [fixed], protocol)
