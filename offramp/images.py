@@ -211,12 +211,12 @@ def upright_as_stored(data: bytes) -> bool:
 
 
 def decode(
-    data: bytes | Path, finish: Callable[[Image.Image], Image.Image], channels: int = 3
+    data: bytes | Path | Image.Image, finish: Callable[[Image.Image], Image.Image], channels: int = 3
 ) -> tuple[Pixels, tuple[str, ...]]:
     """Decodes one image.
 
     Args:
-        data: The encoded bytes or the file.
+        data: The encoded bytes, the file, or what `open_image` returned, which is closed.
         finish: Resizes and crops the upright image.
         channels: 3 for RGB, 1 for grey.
 
@@ -227,7 +227,7 @@ def decode(
     Raises:
         BadImage: if it cannot be decoded, with the reason.
     """
-    with open_image(data) as image:
+    with data if isinstance(data, Image.Image) else open_image(data) as image:
         remarks = [kind_of(image.mode), WIDE if _is_wide(image) else None]
         try:
             image.load()

@@ -1,10 +1,12 @@
 """From an image file to the network's input, exactly as in training's evaluation. Runs without torch."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from offramp.images import INTERPOLATIONS, Fit, Pixels, decode, resize_and_crop
 
@@ -56,8 +58,8 @@ class Preprocessing:
         """One input's (channels, height, width)."""
         return self.channels, self.size, self.size
 
-    def read(self, image: bytes | Path) -> Pixels:
-        """The pixels (channels, size, size) of one image file.
+    def read(self, image: bytes | Path | Image.Image) -> Pixels:
+        """The pixels (channels, size, size) of one image file; see `offramp.images.decode`.
 
         Raises:
             offramp.images.BadImage: whatever is wrong with it.
@@ -67,9 +69,16 @@ class Preprocessing:
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(pixels / 255 - mean) / std for a batch (B, channels, size, size), bit by bit as training computes it."""
-        scale = np.array([1 / (255 * s) for s in self.std], np.float32)
-        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
+        scale, shift = _constants(self.mean, self.std)
         inputs: NDArray[np.float32] = pixels.astype(np.float32)
-        inputs *= scale[:, None, None]
-        inputs += shift[:, None, None]
+        inputs *= scale
+        inputs += shift
         return inputs
+
+
+@lru_cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scale and shift of every channel, (C, 1, 1)."""
+    scale = np.array([1 / (255 * s) for s in std], np.float32)
+    shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    return scale[:, None, None], shift[:, None, None]

@@ -23,7 +23,7 @@ from offramp.serve.middleware import Guard
 from offramp.serve.models import Models
 from offramp.serve.options import ServeOptions
 from offramp.serve.page import PAGE, POLICY
-from offramp.serve.receive import refusal
+from offramp.serve.receive import mistake, refusal
 
 BODIES = 8
 """Largest bodies that all requests being read may hold together."""
@@ -98,9 +98,8 @@ def _errors(app: FastAPI, context: Context) -> None:
         return refusal(request, malformed(f"{field}: {first['msg']}"))
 
     @app.exception_handler(Exception)
-    async def mistake(request: Request, error: Exception) -> Response:
-        context.log.error("mistake", path=request.url.path, error=f"{type(error).__name__}: {error}")
-        return JSONResponse({"error": "the server made a mistake, which its log names"}, 500)
+    async def failed(request: Request, error: Exception) -> Response:
+        return mistake(request, error)
 
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> Response:

@@ -1,6 +1,6 @@
 """Endpoints of the Open Inference Protocol, version 2. Runs without torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
         except QueueFull as error:
             raise full(error) from None
         content, headers = render(
-            served.model, served.version, request_body, _columns(served, outcomes(results), errors)
+            served.model, served.version, request_body, _columns(served, request_body, outcomes(results), errors)
         )
         return Response(content, headers=headers)
 
@@ -93,22 +93,44 @@ async def _inputs(served: Version, infer_request: InferRequest) -> tuple[NDArray
 
 
 def _columns(
-    served: Version, results: Sequence[SampleResult], errors: Sequence[str]
+    served: Version, infer_request: InferRequest, results: Sequence[SampleResult], errors: Sequence[str]
 ) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
-    """Every output; images that could not be read have class -1 and exit 0."""
-    classes = served.bundle.manifest.classes
+    """The requested outputs; images that could not be read have class -1 and exit 0."""
     outcome = iter(results)
     rows = [None if error else next(outcome) for error in errors]
-    logits = np.stack([np.zeros(len(classes), np.float32) if row is None else row.logits for row in rows])
-    indices = [-1 if row is None else int(row.logits.argmax()) for row in rows]
-    return {
-        "logits": logits,
-        "probability": [0.0 if row is None else float(probabilities(row.logits).max()) for row in rows],
-        "class": indices,
-        "label": ["" if index < 0 else classes[index] for index in indices],
-        "exit": [0 if row is None else row.exit + 1 for row in rows],
-        "score": [0.0 if row is None else row.score for row in rows],
-        "ms": [0.0 if row is None else row.ms for row in rows],
-        "at_deadline": [row is not None and row.late for row in rows],
-        "error": list(errors),
-    }
+    return {name: COLUMNS[name](served.bundle.manifest.classes, rows, errors) for name in infer_request.outputs}
+
+
+Rows = Sequence[SampleResult | None]
+Column = Callable[[Sequence[str], Rows, Sequence[str]], Sequence[Any] | NDArray[Any]]
+"""(classes, results, errors) -> an output of N images."""
+
+
+def _logits(classes: Sequence[str], rows: Rows, errors: Sequence[str]) -> NDArray[np.float32]:
+    return np.stack([np.zeros(len(classes), np.float32) if row is None else row.logits for row in rows])
+
+
+def _indices(classes: Sequence[str], rows: Rows, errors: Sequence[str]) -> list[int]:
+    return [-1 if row is None else int(row.logits.argmax()) for row in rows]
+
+
+def _labels(classes: Sequence[str], rows: Rows, errors: Sequence[str]) -> list[str]:
+    return ["" if index < 0 else classes[index] for index in _indices(classes, rows, errors)]
+
+
+def _probability(classes: Sequence[str], rows: Rows, errors: Sequence[str]) -> list[float]:
+    return [0.0 if row is None else float(probabilities(row.logits).max()) for row in rows]
+
+
+COLUMNS: Mapping[str, Column] = {
+    "logits": _logits,
+    "probability": _probability,
+    "class": _indices,
+    "label": _labels,
+    "exit": lambda classes, rows, errors: [0 if row is None else row.exit + 1 for row in rows],
+    "score": lambda classes, rows, errors: [0.0 if row is None else row.score for row in rows],
+    "ms": lambda classes, rows, errors: [0.0 if row is None else row.ms for row in rows],
+    "at_deadline": lambda classes, rows, errors: [row is not None and row.late for row in rows],
+    "error": lambda classes, rows, errors: list(errors),
+}
+"""How each output of `offramp.serve.protocol.OUTPUTS` is computed."""

@@ -24,12 +24,16 @@ class Log:
     def __init__(self, level: str) -> None:
         self.level = level
 
+    def writes(self, failure: bool) -> bool:
+        """Whether it keeps what is as it should be, or a failure."""
+        return self.level == "all" or (failure and self.level != "none")
+
     def info(self, event: str, **fields: Any) -> None:
         """Log what is as it should be."""
-        if self.level == "all":
+        if self.writes(failure=False):
             write(event, **fields)
 
     def error(self, event: str, **fields: Any) -> None:
         """Log what is not."""
-        if self.level != "none":
+        if self.writes(failure=True):
             write(event, "error", **fields)

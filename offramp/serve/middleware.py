@@ -43,25 +43,25 @@ class Guard:
             self._record(scope, status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         if self.options.token is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
             wanted = f"Bearer {self.options.token}".encode()
-            if not hmac.compare_digest(headers.get("authorization", b""), wanted):
+            if not hmac.compare_digest(headers.get(b"authorization", b""), wanted):
                 return _refused(401, "this server wants a bearer token", {"WWW-Authenticate": "Bearer"})
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not self._same_origin(headers):
             return _refused(403, "requests from pages of other origins are refused")
         return None
 
-    def _same_origin(self, headers: Mapping[str, bytes]) -> bool:
+    def _same_origin(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request comes from no page, from a page of this server or of an origin that is allowed.
 
         A page of any site may send simple requests to a server on its reader's machine, whatever CORS says.
         """
-        origin = headers.get("origin")
+        origin = headers.get(b"origin")
         if origin is None:
-            return headers.get("sec-fetch-site", b"none") in (b"none", b"same-origin")
+            return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
         text = origin.decode("latin-1")
-        host = headers.get("host", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1")
         return (host != "" and text.partition("://")[2] == host) or text in self.options.cors
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
@@ -70,6 +70,8 @@ class Guard:
         self.requests.served[path, str(status)] += 1
         if status in (401, 403):
             self.requests.refused["forbidden"] += 1
+        if not self.log.writes(failure=status >= 400):
+            return
         fields = {
             "method": scope["method"],
             "path": scope["path"],

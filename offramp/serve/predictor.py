@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from offramp.bundle.predict import Prediction
 from offramp.bundle.preprocess import Preprocessing
@@ -24,7 +25,7 @@ from offramp.serve.statistics import Statistics
 
 InputArray = NDArray[np.float32]
 QUICK_BYTES, QUICK_PIXELS = 1 << 14, 1 << 14
-"""Images of at most this size are decoded in the event loop's thread."""
+"""Images of at most this size are decoded in the event loop's thread: handing them to another one takes longer."""
 
 
 class AsyncPredictor:
@@ -160,10 +161,12 @@ class ImageDecoder:
         self.preprocessing = preprocessing
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="offramp-decode")
 
-    async def __call__(self, image: Path | str | bytes) -> InputArray:
+    async def __call__(self, image: Path | str | bytes | Image) -> InputArray:
         """The inputs (1, channels, size, size) of one image; see `AsyncPredictor.decode`."""
-        if isinstance(image, bytes) and _quick(image):
-            return read_input(self.preprocessing, image)
+        if isinstance(image, bytes) and len(image) <= QUICK_BYTES:
+            image = open_image(image)
+            if image.width * image.height <= QUICK_PIXELS:
+                return read_input(self.preprocessing, image)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, read_input, self.preprocessing, image)
 
@@ -172,19 +175,13 @@ class ImageDecoder:
         self._threads.shutdown(wait=True)
 
 
-def read_input(preprocessing: Preprocessing, image: Path | str | bytes) -> InputArray:
-    """The inputs (1, channels, size, size) of one image; see `AsyncPredictor.decode`."""
-    if not isinstance(image, bytes) and not Path(image).is_file():
-        raise BadImage("there is no such file")
-    return preprocessing.normalise(preprocessing.read(image if isinstance(image, bytes) else Path(image))[None])
-
-
-def _quick(image: bytes) -> bool:
-    """Whether decoding takes less time than handing the image to another thread."""
-    if len(image) > QUICK_BYTES:
-        return False
-    with open_image(image) as header:
-        return header.width * header.height <= QUICK_PIXELS
+def read_input(preprocessing: Preprocessing, image: Path | str | bytes | Image) -> InputArray:
+    """The inputs (1, channels, size, size) of one image, which may be open; see `AsyncPredictor.decode`."""
+    if isinstance(image, str | Path):
+        image = Path(image)
+        if not image.is_file():
+            raise BadImage("there is no such file")
+    return preprocessing.normalise(preprocessing.read(image)[None])
 
 
 def check_deadline(deadline_ms: int | float | None) -> int | float | None:

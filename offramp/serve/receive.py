@@ -40,6 +40,12 @@ def refusal(request: Request, error: RequestError | ClientDisconnect) -> Respons
     return JSONResponse({"error": str(error)}, error.status, error.headers)
 
 
+def mistake(request: Request, error: Exception) -> Response:
+    """The response to a request at which the server itself failed, which is logged."""
+    context_of(request).log.error("mistake", path=request.url.path, error=f"{type(error).__name__}: {error}")
+    return JSONResponse({"error": "the server made a mistake, which its log names"}, 500)
+
+
 @asynccontextmanager
 async def received(request: Request, model: str | None, version: str | None) -> AsyncIterator[tuple[Version, bytes]]:
     """The version that a request is for, kept open, and the request's body.
@@ -62,17 +68,24 @@ async def received(request: Request, model: str | None, version: str | None) -> 
 
 async def decoded(served: Version, images: Sequence[bytes]) -> list[NDArray[np.float32] | BadImage]:
     """The inputs (1, channels, size, size) of every image, or what is wrong with it."""
-    results = await asyncio.gather(*(served.predictor.decode(image) for image in images), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, BadImage):
-            raise result
-    return [result for result in results if isinstance(result, np.ndarray | BadImage)]
+    if len(images) == 1:  # no task
+        return [await _decoded(served, images[0])]
+    return await asyncio.gather(*(_decoded(served, image) for image in images))
+
+
+async def _decoded(served: Version, image: bytes) -> NDArray[np.float32] | BadImage:
+    try:
+        return await served.predictor.decode(image)
+    except BadImage as error:
+        return error
 
 
 def stacked(served: Version, inputs: Sequence[NDArray[np.float32] | BadImage]) -> NDArray[np.float32]:
     """The inputs of all images that could be read, as one array."""
-    empty = np.zeros((0, *served.bundle.manifest.preprocessing.shape), np.float32)
-    return np.concatenate([empty, *(each for each in inputs if not isinstance(each, BadImage))])
+    arrays = [each for each in inputs if not isinstance(each, BadImage)]
+    if not arrays:
+        return np.zeros((0, *served.bundle.manifest.preprocessing.shape), np.float32)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 async def beside(context: "Context", function: Callable[..., Any], *arguments: Any) -> Any:

@@ -50,6 +50,7 @@ class Server:
             raise ImportError(f"serving needs {error.name}: pip install 'offramp[serve]'") from None
         from offramp.serve.app import build
         from offramp.serve.connections import bounded
+        from offramp.serve.direct import Shortcut
 
         self.models = Models(named([str(bundle) for bundle in bundles]), self.options, opener)
         self._socket = _listen(self.options)
@@ -59,7 +60,7 @@ class Server:
         # uvicorn calls it as it would a class
         protocol: Any = bounded(self.options.connections, lambda: refused.update(["connections"]))
         config = uvicorn.Config(
-            self.app,
+            Shortcut(self.app),
             http=protocol,
             log_config=None,
             access_log=False,

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from fastapi import FastAPI
 from PIL import Image
 
 import offramp
@@ -729,3 +730,39 @@ class TestStart:
         with Server(copy, port=0, log="none") as server:
             report = httpx.get(f"{server.url}/drift", trust_env=False).json()
         assert report["tested"] is False and "export it again" in report["reason"]
+
+
+class TestShortcut:
+    def test_frequent_requests_do_not_enter_the_framework(
+        self, client: httpx.Client, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*given: Any) -> None:
+            raise RuntimeError("this is the framework")
+
+        monkeypatch.setattr(FastAPI, "__call__", broken)
+        assert client.post("/predict", files=files(images[0])).status_code == 200
+        assert client.post("/v2/models/digits/infer", content=b"no JSON").status_code == 400
+        assert client.get("/v2").status_code == 500
+
+    @pytest.mark.parametrize("path", ["/predict", "/predict?top=2"])
+    def test_a_mistake_of_ours_is_one_sentence_and_in_the_log(
+        self,
+        folder: Path,
+        images: list[bytes],
+        path: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        async def fails(self: Any, *given: Any, **more: Any) -> None:
+            raise KeyError("lost")
+
+        with Server(folder, port=0, log="errors") as server:
+            with monkeypatch.context() as patch:
+                patch.setattr(AsyncPredictor, "infer", fails)
+                answer = httpx.post(f"{server.url}{path}", files=files(images[0]), trust_env=False)
+            assert answer.status_code == 500
+            assert answer.json() == {"error": "the server made a mistake, which its log names"}
+            assert httpx.post(f"{server.url}{path}", files=files(images[0]), trust_env=False).status_code == 200
+        logged = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+        events = {(line["event"], line.get("error"), line.get("status")) for line in logged}
+        assert {("mistake", "KeyError: 'lost'", None), ("request", None, 500)} <= events
