@@ -69,7 +69,7 @@ def convert(folder: Path, manifest: Manifest, cal: Split, drop: float, measured:
     right = {name: trace[exits].argmax(2) == labels for name, trace in (("float32", before), ("int8", after))}
     _refuse_loss(exact, segments, cal, right, drop)
     about = {
-        "method": "static, per channel, uint8 activations, min-max ranges",
+        "method": "static, per channel with compensated rounding, uint8 activations, min-max ranges",
         "range_images": len(rows),
         "split": "cal",
         "samples": len(labels),

@@ -14,6 +14,7 @@ from offramp.bundle import partial_state
 from offramp.bundle.partial_state import PartialState
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle
+from offramp.bundle.sessions import ArraySegment
 from offramp.early_exit.runtime import Answer, Stepper
 from offramp.image_files import walk
 from offramp.images import BadImage, Pixels
@@ -142,7 +143,8 @@ def predictions(
             continue
         began = time.perf_counter()
         stepper = Stepper(bundle.policy, bundle.manifest.preprocessing.normalise(np.stack(pixels)))
-        ms = _advance(bundle, stepper, began) / len(pixels)
+        segments = bundle.segments if on_batch is not None else bundle.segments_for(len(pixels))
+        ms = _advance(segments, stepper, began) / len(pixels)
         names = [row.image for row in rows if row.error is None]
         if on_batch is not None:
             on_batch(stepper, names)
@@ -171,7 +173,7 @@ def predict_rest(bundle: Bundle, partial: PartialState, size: int) -> Iterator[P
         names = partial.names[begin : begin + size]
         began = time.perf_counter()
         stepper = partial.stepper(bundle, slice(begin, begin + size))
-        yield from _rows(bundle, stepper, names, _advance(bundle, stepper, began) / len(names))
+        yield from _rows(bundle, stepper, names, _advance(bundle.segments, stepper, began) / len(names))
 
 
 def warm_up(bundle: Bundle, size: int) -> None:
@@ -183,15 +185,16 @@ def warm_up(bundle: Bundle, size: int) -> None:
         carry: Any = tuple(np.zeros((size, *port.shape), port.dtype) for port in spec.takes_carry)
         if not bundle.begin:
             pixels = np.zeros((size, *spec.takes_state[0].shape), np.uint8)
-            _advance(bundle, Stepper(bundle.policy, bundle.manifest.preprocessing.normalise(pixels)), 0.0)
+            stepper = Stepper(bundle.policy, bundle.manifest.preprocessing.normalise(pixels))
+            _advance(bundle.segments_for(size), stepper, 0.0)
         for segment in bundle.segments:
             state, carry, logits = segment(state, carry)
             bundle.policy.step({}, logits, spec.exit)
 
 
-def _advance(bundle: Bundle, stepper: Stepper, began: float) -> float:
-    """Run the bundle's segments; milliseconds since `began`."""
-    for segment in bundle.segments:
+def _advance(segments: Sequence[ArraySegment], stepper: Stepper, began: float) -> float:
+    """Run segments until every image has exited; milliseconds since `began`."""
+    for segment in segments:
         stepper.advance(segment)
         if stepper.done:
             break

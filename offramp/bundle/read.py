@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, parse
 from offramp.bundle.sessions import ArraySegment, open_segment
+from offramp.bundle.single_image import SingleImage
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import parse as parse_policy
 from offramp.early_exit.runtime import Answer, answer
@@ -38,10 +39,18 @@ class Bundle:
     policy: ExitPolicy
     segments: tuple[ArraySegment, ...]
     begin: int = 0
+    _single: SingleImage = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_single", SingleImage(self.segments))
 
     def answer(self, inputs: NDArray[np.float32]) -> Answer:
         """Answer inputs (B, channels, size, size) as `manifest.preprocessing` makes them, with all segments open."""
-        return answer(self.segments, self.policy, inputs)
+        return answer(self.segments_for(len(inputs)), self.policy, inputs)
+
+    def segments_for(self, batch: int) -> tuple[ArraySegment, ...]:
+        """The segments for a batch of this size; of a batch of one, the states that they hand on may not be kept."""
+        return self._single.segments() if batch == 1 and not self.begin else self.segments
 
     def predict(self, images: Iterable[Path | str], *, batch_size: int = 1) -> "Iterator[Prediction]":
         """Label, probability and exit of every image file, in order; folders are walked in the order of their names.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -23,6 +24,25 @@ RunSession = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 ArraySegment = Callable[[Any, Any], tuple[tuple[Array, ...], tuple[Array, ...], Array]]
 """A segment (see `offramp.outputs.Segment`) on numpy arrays."""
+
+
+@dataclass(frozen=True)
+class OnnxSegment:
+    """A segment that ONNX Runtime computes on the CPU; called like every `ArraySegment`.
+
+    Attributes:
+        run: on arrays.
+        session: of ONNX Runtime.
+        spec: its entry in the manifest.
+    """
+
+    run: ArraySegment
+    session: Any
+    spec: SegmentSpec
+
+    def __call__(self, state: Any, carry: Any) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+        """(state, carry) -> (state, carry, logits)."""
+        return self.run(state, carry)
 
 
 def open_segment(
@@ -56,8 +76,10 @@ def open_segment(
     if runtime in PROVIDERS:
         segment: ArraySegment = open_on_gpu(model, spec, runtime, threads, classes)
         return segment
+    session: Any = None
     if runtime == "onnx":
-        run, takes, gives = _onnx(model, spec.file, threads, optimised)
+        session = _onnx(model, spec.file, threads, optimised)
+        run, takes, gives = _run_of(session, spec.file)
     else:
         run, takes, gives = _openvino(model, spec.file, threads)
     expected_inputs = {port.name for port in spec.takes_state + spec.takes_carry}
@@ -68,7 +90,8 @@ def open_segment(
             f"{spec.file} has the inputs {sorted(takes)} and the outputs {sorted(gives)}, but "
             f"manifest.json says {sorted(expected_inputs)} and {sorted(declared)}"
         )
-    return _segment(run, spec, classes)
+    segment = _segment(run, spec, classes)
+    return segment if session is None else OnnxSegment(segment, session, spec)
 
 
 def _refuse_external_data(model: bytes, name: str) -> None:
@@ -104,7 +127,8 @@ def _segment(run: RunSession, spec: SegmentSpec, classes: int | None) -> ArraySe
     return segment
 
 
-def _onnx(model: bytes, name: str, threads: int | None, optimised: bool) -> tuple[RunSession, set[str], set[str]]:
+def _onnx(model: bytes, name: str, threads: int | None, optimised: bool) -> Any:
+    """A session of ONNX Runtime."""
     try:
         import onnxruntime
     except ImportError:
@@ -117,9 +141,13 @@ def _onnx(model: bytes, name: str, threads: int | None, optimised: bool) -> tupl
     # Every segment has threads of its own; those of the one before would spin where those of the next one work.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class of their own
         raise ValueError(f"{name} is not a model that ONNX Runtime can run: {_line(error)}") from None
+
+
+def _run_of(session: Any, name: str) -> tuple[RunSession, set[str], set[str]]:
+    """How to run a session, and the names of its inputs and outputs."""
     gives = [port.name for port in session.get_outputs()]
 
     def run(tensors: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -253,7 +253,7 @@ def _every_exit(bundle: "Bundle", inputs: np.ndarray) -> dict[int, np.ndarray]:
     state: Any = inputs
     carry: Any = ()
     logits = {}
-    for spec, segment in zip(bundle.manifest.parts, bundle.segments, strict=True):
+    for spec, segment in zip(bundle.manifest.parts, bundle.segments_for(len(inputs)), strict=True):
         state, carry, logits[spec.exit] = segment(state, carry)
     return logits
 

@@ -1,0 +1,52 @@
+"""One image at a time: the same answers from memory that is made once, in every thread."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.bundle.read import open_bundle
+from offramp.early_exit.policy import NEVER
+from offramp.early_exit.runtime import answer
+
+
+def images(made: Any, count: int) -> list[np.ndarray]:
+    rows = made.data.splits["test"].indices[:count]
+    inputs = made.manifest.preprocessing.normalise(made.data.splits["test"].source.batch(rows))
+    return [inputs[row : row + 1] for row in range(count)]
+
+
+def test_one_image_is_answered_as_by_arrays_in_every_thread(made: Any) -> None:
+    bundle, inputs = open_bundle(made.folder), images(made, 24)
+    assert bundle.segments_for(1) is not bundle.segments and bundle.segments_for(2) is bundle.segments
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(bundle.answer, inputs))
+    found += [bundle.answer(each) for each in inputs]  # kept, while others are computed in the same memory
+    for result, each in zip(found, [*inputs, *inputs], strict=True):
+        expected = answer(bundle.segments, bundle.policy, each)
+        np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-5, atol=1e-5)
+        assert (result.exit == expected.exit).all()
+        np.testing.assert_allclose(result.score, expected.score, rtol=1e-5)
+    assert len({int(result.exit[0]) for result in found}) > 1
+
+
+def test_a_copy_with_other_segments_computes_with_those(made: Any) -> None:
+    bundle, (inputs,) = open_bundle(made.folder), images(made, 1)
+    bundle.answer(inputs)
+    policy = dataclasses.replace(bundle.policy, thresholds=(NEVER,) * 4)
+
+    def constant(state: Any, carry: Any) -> Any:
+        return state, carry, np.full((1, 10), 7.0, np.float32)
+
+    other = dataclasses.replace(bundle, segments=(*bundle.segments[:2], constant), policy=policy)
+    assert other.segments_for(1) is other.segments and other.answer(inputs).exit == 3
+    rest = open_bundle(made.folder, begin=1)
+    assert rest.segments_for(1) is rest.segments
+
+
+def test_an_image_of_another_shape_is_refused(made: Any) -> None:
+    bundle = open_bundle(made.folder)
+    with pytest.raises(ValueError, match=r"segment-1.onnx failed in ONNX Runtime: it takes an image of \[1, 1, 8, 8\]"):
+        bundle.answer(np.zeros((1, 1, 9, 8), np.float32))
