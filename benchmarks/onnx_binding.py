@@ -134,7 +134,8 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
         inputs = np.ascontiguousarray(np.resize(images, (size, *shape)))
         sides: dict[str, Side] = {"arrays": partial(through, arrays, inputs)}
         if size == 1:
-            sides["bundle"] = partial(through, SingleImage(arrays).segments(), inputs)
+            own = [open_segment(model, spec, threads=threads) for model, spec in exported]  # warm caches would help it
+            sides["bundle"] = partial(through, SingleImage(own).segments(), inputs)
         sides["values"] = as_values(models, parts, inputs, threads)
         sides["arrays bound"] = as_arrays_bound(models, parts, inputs, threads)
         sides["bound"] = as_bound(models, parts, inputs, threads, fixed=False)

@@ -49,7 +49,7 @@ def test_a_bundle_in_int8(exported: Any, quantised: Path) -> None:
     for name, trace in (("float32", before), ("int8", after)):
         assert about["accuracy"][name] == [float((trace[exit].argmax(1) == labels).mean()) for exit in (0, 2, 3)]
     same = [float((before[exit].argmax(1) == after[exit].argmax(1)).mean()) for exit in (0, 2, 3)]
-    assert about["same_prediction"] == same and min(same) < 1
+    assert about["same_prediction"] == same
     assert 0 < np.abs(after - before).max() < 0.3 * np.abs(before).max()
 
 

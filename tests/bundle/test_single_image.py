@@ -12,14 +12,14 @@ from offramp.early_exit.policy import NEVER
 from offramp.early_exit.runtime import answer
 
 
-def images(made: Any, count: int) -> list[np.ndarray]:
-    rows = made.data.splits["test"].indices[:count]
-    inputs = made.manifest.preprocessing.normalise(made.data.splits["test"].source.batch(rows))
+def images(exported: Any, count: int) -> list[np.ndarray]:
+    rows = exported.data.splits["test"].indices[:count]
+    inputs = exported.manifest.preprocessing.normalise(exported.data.splits["test"].source.batch(rows))
     return [inputs[row : row + 1] for row in range(count)]
 
 
-def test_one_image_is_answered_as_by_arrays_in_every_thread(made: Any) -> None:
-    bundle, inputs = open_bundle(made.folder), images(made, 24)
+def test_one_image_is_answered_as_by_arrays_in_every_thread(exported: Any) -> None:
+    bundle, inputs = open_bundle(exported.folder), images(exported, 24)
     assert bundle.segments_for(1) is not bundle.segments and bundle.segments_for(2) is bundle.segments
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(bundle.answer, inputs))
@@ -32,8 +32,8 @@ def test_one_image_is_answered_as_by_arrays_in_every_thread(made: Any) -> None:
     assert len({int(result.exit[0]) for result in found}) > 1
 
 
-def test_a_copy_with_other_segments_computes_with_those(made: Any) -> None:
-    bundle, (inputs,) = open_bundle(made.folder), images(made, 1)
+def test_a_copy_with_other_segments_computes_with_those(exported: Any) -> None:
+    bundle, (inputs,) = open_bundle(exported.folder), images(exported, 1)
     bundle.answer(inputs)
     policy = dataclasses.replace(bundle.policy, thresholds=(NEVER,) * 4)
 
@@ -42,11 +42,11 @@ def test_a_copy_with_other_segments_computes_with_those(made: Any) -> None:
 
     other = dataclasses.replace(bundle, segments=(*bundle.segments[:2], constant), policy=policy)
     assert other.segments_for(1) is other.segments and other.answer(inputs).exit == 3
-    rest = open_bundle(made.folder, begin=1)
+    rest = open_bundle(exported.folder, begin=1)
     assert rest.segments_for(1) is rest.segments
 
 
-def test_an_image_of_another_shape_is_refused(made: Any) -> None:
-    bundle = open_bundle(made.folder)
+def test_an_image_of_another_shape_is_refused(exported: Any) -> None:
+    bundle = open_bundle(exported.folder)
     with pytest.raises(ValueError, match=r"segment-1.onnx failed in ONNX Runtime: it takes an image of \[1, 1, 8, 8\]"):
         bundle.answer(np.zeros((1, 1, 9, 8), np.float32))

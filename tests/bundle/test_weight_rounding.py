@@ -80,11 +80,11 @@ def test_layers_that_are_not_understood_are_left_alone() -> None:
     assert not weight_rounding._is_layer(onnx.helper.make_node("Add", ["x", "w"], ["y"]))
 
 
-def test_segments_are_closer_to_float32_and_blocks_are_whole(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [content(made.folder, made.manifest, spec.file) for spec in made.manifest.parts[:1]]
-    spec, source = made.manifest.parts[0], made.data.splits["cal"].source
-    inputs = made.manifest.preprocessing.normalise(source.batch(made.data.splits["cal"].indices[:64]))
-    others = made.manifest.preprocessing.normalise(source.batch(made.data.splits["test"].indices))
+def test_segments_are_closer_to_float32_and_blocks_are_whole(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [content(exported.folder, exported.manifest, spec.file) for spec in exported.manifest.parts[:1]]
+    spec, source = exported.manifest.parts[0], exported.data.splits["cal"].source
+    inputs = exported.manifest.preprocessing.normalise(source.batch(exported.data.splits["cal"].indices[:64]))
+    others = exported.manifest.preprocessing.normalise(source.batch(exported.data.splits["test"].indices))
 
     def run(model: bytes) -> np.ndarray:
         state, _, logits = open_segment(model, spec)(others, ())
@@ -111,9 +111,9 @@ def test_pixels_lie_on_the_grid_and_zero_does_too() -> None:
     assert image_grid(np.zeros((2, 3), np.float32))["zero_point"] == 0
 
 
-def test_round_weights_changes_nothing_but_integers(made: Any) -> None:
+def test_round_weights_changes_nothing_but_integers(exported: Any) -> None:
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(content(made.folder, made.manifest, "segment-1.onnx"))
+    model = onnx.load_from_string(content(exported.folder, exported.manifest, "segment-1.onnx"))
     before = model.SerializeToString()
     round_weights(model, model, [])
     assert model.SerializeToString() == before
