@@ -115,6 +115,18 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup() -> None:
     """PyTorch's exporter builds the table of its operators for every segment, half a second each: one does for all."""
-    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
-    if registration and not hasattr(registration.ONNXRegistry.from_torchlib, "cache_info"):
-        registration.ONNXRegistry.from_torchlib = staticmethod(functools.cache(registration.ONNXRegistry.from_torchlib))
+    torch = sys.modules.get("torch")
+    if torch and not hasattr(torch.onnx.export, "__wrapped__"):
+        torch.onnx.export = _with_one_table(torch.onnx.export)
+
+
+def _with_one_table(export: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(export)
+    def exported(*args: object, **kwargs: object) -> object:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+            ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        return export(*args, **kwargs)
+
+    return exported

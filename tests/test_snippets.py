@@ -11,7 +11,11 @@ from offramp.runs.reporting import Silent
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALLER = {
-    "README.md": {"width=16": "width=4", "epochs=15": "epochs=1", "macs=0.7": "macs=1.0"},
+    "README.md": {
+        'width=16, branch="sketch"': 'width=4, branch="linear"',
+        "epochs=15": "epochs=1",
+        "macs=0.7": "macs=1.0",
+    },
     "docs/python.md": {
         "width=8, branch": "width=4, branch",
         "epochs=5": "epochs=1",
@@ -38,7 +42,7 @@ def typed(document: str, blocks: list[str]) -> dict[str, object]:
 
 
 @pytest.fixture
-def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_origin: None) -> Path:
     """A working directory with two images, and the example plugin at hand as if it were installed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples" / "plugin")
