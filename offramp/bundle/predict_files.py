@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from offramp.bundle import partial_state
+from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.bundle.predict import Prediction, begin, find, predict_rest, predictions, warm_up
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.lookup import ParameterError, with_parameters
@@ -40,6 +41,7 @@ class Predictions:
         exits: number of exits of the network, enabled or not.
         state: file with the images that have not exited after `first` segments; None if all segments ran.
         images: one prediction per image, in order.
+        device: that computed them, `cpu` or `cuda`.
     """
 
     bundle: str
@@ -48,6 +50,7 @@ class Predictions:
     exits: int
     state: str | None
     images: tuple[Prediction, ...]
+    device: str = "cpu"
 
     @property
     def continuing(self) -> int:
@@ -65,6 +68,7 @@ class Predictions:
             "bundle": self.bundle,
             "digest": self.digest,
             "runtime": self.runtime,
+            "device": self.device,
             "exits": self.exits,
             "state": self.state,
             "waiting": self.continuing,
@@ -112,7 +116,8 @@ def predict(
             advance(1)
     manifest = stream.bundle.manifest
     written = None if first is None else str(state)
-    return Predictions(str(bundle), manifest.digest, runtime, manifest.exits, written, tuple(done))
+    device = "cuda" if runtime in PROVIDERS else "cpu"
+    return Predictions(str(bundle), manifest.digest, runtime, manifest.exits, written, tuple(done), device)
 
 
 def predict_stream(

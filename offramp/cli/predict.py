@@ -113,7 +113,7 @@ def _table(result: "Predictions", first: int | None) -> None:
             ms = "–" if image.ms is None else f"{image.ms:.2f}"
             lines.append([image.image, image.label or "–", percent(image.probability), exit, ms])
     if lines:
-        output = table("", ["image", "label", "probability %", "exit", "ms"], lines)
+        output = table("", ["image", "label", "probability %", "exit", f"ms on {result.device}"], lines)
         output.columns[0].overflow = output.columns[1].overflow = "fold"  # a name that is cut off names nothing
         # What is piped elsewhere is one line per image, however long its path.
         out = stdout if stdout.is_terminal else console(width=10_000)

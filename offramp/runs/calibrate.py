@@ -175,7 +175,7 @@ def _save(
     from offramp.early_exit.policy_file import save
     from offramp.measure.provenance import provenance
 
-    about |= provenance()
+    about |= {"computed_on": loaded.config.device, **provenance()}
     save(fitted, path, {**about, "baseline": baseline and dataclasses.asdict(baseline)})
     fields = {key: getattr(fitted, key) for key in FIELDS}
     return Calibration(run=str(loaded.folder), policy=str(path), unit=unit, **fields, **about, baseline=baseline)

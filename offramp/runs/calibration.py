@@ -37,6 +37,7 @@ class Calibration:
         certificate: what is guaranteed, and from which counts, for a goal of risk; else None.
         command, date, commit, versions, hardware: provenance.
         batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.
+        computed_on: the device of the logits, and so of accuracies.
         of_plain_ms: milliseconds over those of the plain network, by batch size, where the policy may not be slower.
         exit_accuracy: of every exit on these samples.
         baseline: the plain network that was given to compare with, on these samples.
@@ -78,6 +79,7 @@ class Calibration:
     exit_accuracy: list[float] | None = None
     baseline: Baseline | None = None
     predictors: tuple[tuple[float, ...], ...] = ()
+    computed_on: str | None = None
 
     @property
     def folder(self) -> Path:

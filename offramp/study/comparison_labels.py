@@ -63,9 +63,10 @@ def counted(seeds: Sequence[int]) -> str:
 def cost_heading(comparison: Comparison) -> str:
     """What the table of costs shows."""
     return (
-        "Early exit on test, thresholds fitted on cal: mean operations and milliseconds where accuracy on cal is that "
-        "of the plain network, and 0.5 points below it, with points of accuracy on test against it "
-        f"({comparison.plain}); area under the budgeted curve; ± half of the 95 % interval over seeds"
+        "Early exit on test, thresholds fitted on cal: mean operations and milliseconds (on "
+        f"{comparison.common.get('device', 'cpu')}) where accuracy on cal is that of the plain network, and 0.5 points "
+        f"below it, with points of accuracy on test against it ({comparison.plain}); area under the budgeted curve; ± "
+        "half of the 95 % interval over seeds"
     )
 
 

@@ -56,7 +56,8 @@ def _costs(comparison: Comparison, names: dict[str, str]) -> list[TextTable | st
             for number, texts in enumerate(narrow_rows(row))
         ]
         head = "early exit on test at plain's accuracy on cal, ± half of the 95 % interval"
-        parts += [TextTable(head, ["", "n", "", "MACs", "ms", "points"], rows), comparison.plain]
+        ms = f"ms on {comparison.common.get('device', 'cpu')}"
+        parts += [TextTable(head, ["", "n", "", "MACs", ms, "points"], rows), comparison.plain]
     if any(row.auroc for row in comparison.costs):
         exits = exit_columns(comparison)
         rows = [[names[row.method], *quality_cells(row, len(exits))] for row in comparison.costs]

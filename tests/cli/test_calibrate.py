@@ -62,6 +62,7 @@ def test_the_policy_is_written_with_where_it_comes_from(offramp: Offramp, run: P
     assert sum(result["expected"]["shares"]) == pytest.approx(1)
     assert (result["split"], result["weights"], result["epoch"]) == ("cal", "last", 2)
     stored = json.loads((run / "policy.json").read_text())["provenance"]
+    assert result["computed_on"] == stored["computed_on"] == "cpu"
     assert {key: result[key] for key in stored} == stored
     assert {"goal", "rule", "expected", "plain", "command", "commit", "versions", "hardware"} <= set(stored)
 

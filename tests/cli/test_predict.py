@@ -86,7 +86,7 @@ def test_every_image_of_a_folder_is_answered(offramp: Offramp, bundle: Path, pic
         chances = (powers / powers.sum(1, keepdims=True)).max(1)
         assert [row["probability"] for row in rows] == pytest.approx(chances, abs=1e-5)
         assert all(row["ms"] > 0 and row["error"] is None for row in rows)
-    assert ran.json["exits"] == 3 and ran.json["runtime"] == "onnx"
+    assert (ran.json["exits"], ran.json["runtime"], ran.json["device"]) == (3, "onnx", "cpu")
     assert ran.json["digest"] == open_bundle(bundle).manifest.digest
 
 

@@ -11,6 +11,7 @@ import pytest
 from offramp.config import Config, flat, resolve
 from offramp.study.comparison import compare
 from offramp.study.comparison_files import MARKERS, csv_of, draw, latex_of, markdown
+from offramp.study.comparison_text import comparison_text
 from offramp.study.ledger import append, common, holds, label, read
 from offramp.study.marked_section import write_section
 
@@ -240,6 +241,7 @@ def test_the_cost_at_the_accuracy_of_the_plain_network_over_seeds(tmp_path: Path
     text = markdown(result)
     assert "| `joint` | 2 | 16 ± 6 | 1.550 ± 0.635 | -2.60 ± 5.08 | 15 ± 6 |" in text, text
     assert "| `vanilla` | – | 0.900 / 5.00 |" in text and "plain = vanilla with the same seed" in text
+    assert "milliseconds (on cpu) where" in text and "ms on cpu" in comparison_text(result)
     rows = list(csv.DictReader(io.StringIO(csv_of([result]))))
     cost = next(row for row in rows if row["metric"] == "macs" and row["column"] == "0 points below plain")
     assert float(cost["mean"]) == pytest.approx(15.5) and float(cost["mean_low95"]) < 15.5 < float(cost["mean_high95"])
