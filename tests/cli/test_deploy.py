@@ -30,9 +30,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None])
     return folder
 
 
+@pytest.fixture(scope="module")
+def evaluated() -> dict[str, Any]:
+    """What `evaluate` prints of each run, once it was asked."""
+    return {}
+
+
+@pytest.fixture
+def evaluate(offramp: Offramp, runs: Path, evaluated: dict[str, Any]) -> Callable[[str], Any]:
+    def run(name: str) -> Any:
+        if name not in evaluated:
+            evaluated[name] = offramp("evaluate", runs / name, "--json").json
+        return evaluated[name]
+
+    return run
+
+
 @pytest.mark.parametrize(("name", "outputs"), [("dml", 2), ("one", 4)])
-def test_every_network_and_the_ensemble_are_evaluated(offramp: Offramp, runs: Path, name: str, outputs: int) -> None:
-    actual = offramp("evaluate", runs / name, "--json").json
+def test_every_network_and_the_ensemble_are_evaluated(
+    offramp: Offramp, evaluate: Callable[[str], Any], runs: Path, name: str, outputs: int
+) -> None:
+    actual = evaluate(name)
     assert [len(actual[key]) for key in ("outputs", "accuracy", "macs", "macs_cumulative")] == [outputs] * 4
     trained = actual["training"]["cost"]
     assert trained == {"macs": actual["macs_cumulative"][-1], "parameters": actual["parameters"]}
@@ -49,9 +67,15 @@ def test_every_network_and_the_ensemble_are_evaluated(offramp: Offramp, runs: Pa
 
 @pytest.mark.parametrize(("name", "keep", "output"), [("dml", "2", 1), ("one", "1", 0), ("one", "ensemble", 3)])
 def test_what_is_deployed_answers_as_it_did(
-    offramp: Offramp, runs: Path, name: str, keep: str, output: int, tmp_path: Path
+    offramp: Offramp,
+    evaluate: Callable[[str], Any],
+    runs: Path,
+    name: str,
+    keep: str,
+    output: int,
+    tmp_path: Path,
 ) -> None:
-    whole = offramp("evaluate", runs / name, "--json").json
+    whole = evaluate(name)
     result = offramp("deploy", runs / name, "--keep", keep, "--out", tmp_path / "plain", "--json").json
     assert result["kept"] == whole["outputs"][output]
     assert result["deployed"]["macs"] == whole["macs"][output] and result["cost"] == whole["training"]["cost"]
