@@ -75,6 +75,7 @@ class _Prefixes:
 
 
 _LOW = -(2**40)
+_UNKNOWN = np.empty(0)
 
 
 def _last(values: Int[ndarray, "S"], value: int) -> int:
@@ -98,7 +99,7 @@ def pair(table: ExitTable, goal: SearchGoal) -> Point:
     cuts = [0, *(np.flatnonzero(falls[1:] < falls[:-1]) + 1).tolist(), n]
     first_right = np.concatenate(([0], table.right[0][first].cumsum(dtype=np.int64)))
     rest = np.concatenate(([0], table.right[2][first].cumsum(dtype=np.int64)))
-    best: Point | None = None
+    best, best_cuts = (-np.inf,) * 3, (0, 0)
     removed = 0
     for cut in cuts:
         prefixes.remove(place[first[removed:cut]])
@@ -107,11 +108,10 @@ def pair(table: ExitTable, goal: SearchGoal) -> Point:
         second_cut = _second(table, prefixes, cut, right, goal)
         if second_cut is None:
             continue
-        candidate = Point(_thresholds(table, cut, second_cut), *_does(table, prefixes, cut, second_cut, right))
-        if best is None or rank(goal, candidate, n) > rank(goal, best, n):
-            best = candidate
-    assert best is not None
-    return point(table, best.thresholds)
+        key = rank(goal, Point(_UNKNOWN, *_does(table, prefixes, cut, second_cut, right)), n)
+        if key > best:
+            best, best_cuts = key, (cut, second_cut)
+    return point(table, _thresholds(table, *best_cuts))
 
 
 def _second(table: ExitTable, prefixes: _Prefixes, cut: int, right: int, goal: SearchGoal) -> int | None:

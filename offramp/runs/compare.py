@@ -174,6 +174,7 @@ def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tup
         runs: folders of the comparison's runs, for whose network a file of weights is.
     """
     from offramp.runs.evaluate import evaluate
+    from offramp.runs.run import open_run
 
     if baseline.is_file():
         network = next((run for run in runs if (run / "last.safetensors").is_file()), None)
@@ -184,11 +185,12 @@ def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tup
         assert plain is not None
         costs = {"macs": float(plain.macs)} | ({} if plain.ms is None else {"ms": plain.ms})
         return str(baseline), FrontierPoint(plain.accuracy["cal"], plain.macs, plain.accuracy["test"], costs)
-    result = evaluate(baseline, frontier=True)
-    if len(result.accuracy) > 1 or not result.frontier:
+    exits = open_run(baseline, with_policy=False).net.exits
+    result = evaluate(baseline, frontier=True) if exits == 1 else None
+    if result is None or not result.frontier:
         raise with_parameters(
             ValueError(
-                f"baseline {baseline} has {len(result.accuracy)} exits or nothing held out: name a network that was "
+                f"baseline {baseline} has {exits} exits or nothing held out: name a network that was "
                 "trained without early exits (method=vanilla) on the same images"
             ),
             "baseline",
