@@ -120,6 +120,11 @@ class Cluster:
         """Cores of a job, if the smallest node runs this many at a time."""
         return max(1, int(min(node["Resources"]["CPU"] for node in self.nodes)) // at_once)
 
+    def gpu_share(self, at_once: int) -> float:
+        """GPUs of a job that needs one: a part of it if a node has fewer than it runs jobs at a time."""
+        fewest = min((int(gpus) for node in self.nodes if (gpus := node["Resources"].get("GPU", 0)) >= 1), default=1)
+        return 1 / -(-at_once // fewest)
+
     def run(self, jobs: Sequence[Job], at_once: int, watcher: Watcher, keep_open: int) -> bool:
         """Run every job as a task; one that fails does not stop the others.
 
@@ -135,7 +140,7 @@ class Cluster:
         for job in jobs:
             job.answer.unlink(missing_ok=True)
         self.start_receiver()
-        tasks = {self._submit(job, cores): job for job in jobs}
+        tasks = {self._submit(job, cores, self.gpu_share(at_once)): job for job in jobs}
         started: set[str] = set()
         forwarded = 0
         with local.stopping(watcher) as stops:
@@ -157,8 +162,8 @@ class Cluster:
             here = on_node(self.ray.get_runtime_context().get_node_id())
             self.receiver = self.ray.remote(fetched.Receiver).options(num_cpus=0, **here).remote(self.origin.enter)
 
-    def _submit(self, job: Job, cores: int) -> Any:
-        options = {"num_cpus": cores, "num_gpus": int(job.needs_gpu), "name": job.name, **RETRY}
+    def _submit(self, job: Job, cores: int, gpus: float) -> Any:
+        options = {"num_cpus": cores, "num_gpus": gpus if job.needs_gpu else 0, "name": job.name, **RETRY}
         sent = replace(job, done=nothing)
         if not self.fetch:
             return self.ray.remote(_work).options(**options).remote(sent, self.origin)

@@ -102,7 +102,7 @@ def run(
     sent = {name: replace(job, done=nothing) for name, job in jobs.items()}
     work = _Work(cluster.origin, sent, score, search.epochs, cluster.receiver)
     needs_gpu = any(job.needs_gpu for job in jobs.values())
-    resources = {"cpu": cluster.share(at_once), "gpu": int(needs_gpu)}
+    resources = {"cpu": cluster.share(at_once), "gpu": cluster.gpu_share(at_once) if needs_gpu else 0}
     watching = _Watching(jobs, watcher, search.epochs, cluster.receiver)
     analysis = tune.run(
         tune.with_resources(tune.with_parameters(_train, work=work), resources),

@@ -4,6 +4,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,3 +62,16 @@ def test_the_local_engine_takes_every_folder(tmp_path: Path) -> None:
     with opened("local", None) as engine:
         check: Callable[..., Any] = engine.check
         check(tmp_path, gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "at_once", "share"), [([4], 1, 1), ([4], 4, 1), ([1], 4, 0.25), ([2], 3, 0.5), ([0, 8, 2], 8, 0.25)]
+)
+def test_runs_share_gpus_if_a_node_has_fewer_than_it_runs_at_a_time(
+    gpus: list[int], at_once: int, share: float
+) -> None:
+    pytest.importorskip("ray")
+    from offramp.engine.ray import Cluster
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0} | ({"GPU": float(count)} if count else {})} for count in gpus]
+    assert Cluster(SimpleNamespace(nodes=lambda: nodes)).gpu_share(at_once) == share
