@@ -234,7 +234,7 @@ def test_where_an_error_comes_from_is_shown_on_request(
 
 
 def test_a_reader_that_stops_reading_is_no_error_of_ours() -> None:
-    with started("methods", "muse") as process:
+    with started("nets", "--json") as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
