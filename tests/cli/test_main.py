@@ -239,7 +239,7 @@ def test_a_reader_that_stops_reading_is_no_error_of_ours() -> None:
         process.stdout.close()
         said = process.stderr.read()
         assert process.wait(60) != 0
-    assert "Traceback" not in said and "BrokenPipe" not in said
+    assert not said
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
