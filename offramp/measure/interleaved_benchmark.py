@@ -74,6 +74,8 @@ class Runner:
 class _Times:
     """Seconds of every round, of each variant and each enabled segment, and the share of samples that reached each.
 
+    `inputs` took the pixels of a batch to become inputs on the device.
+
     A segment is timed with `sizes` samples: the number expected to reach it, at least 1.
     """
 
@@ -82,6 +84,7 @@ class _Times:
     segments: list[list[float]] = field(default_factory=list)
     reached: list[list[float]] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
+    inputs: list[float] = field(default_factory=list)
 
 
 def random_batches(pixels: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -164,7 +167,11 @@ def _time_group(
     for runner in order.sample(runners, len(runners)):
         with runner.scope():
             for place, pixels in enumerate(batches):
+                runner.wait()
+                began = time.perf_counter()
                 inputs = runner.to_inputs(pixels)
+                runner.wait()
+                times[runner.name].inputs.append(time.perf_counter() - began)
                 if not place:
                     _run_segment(runner.plain, inputs)
                 _time_round(runner, policy, inputs, order, times[runner.name])
@@ -249,6 +256,8 @@ def _time_graph(runner: Runner, place: int, samples: int, inputs: Any) -> float:
 def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
     """Latency and throughput of every variant; the speed-up of early exit, measured and predicted from the segments.
 
+    `inputs_ms` of a batch, to copy its pixels to the device and to normalise them, belongs to none of the variants.
+
     The cost of a segment is its time per sample for the number of samples that is expected to reach it
     (`segment_samples`), because a small batch takes more time per sample than a large one.
 
@@ -264,6 +273,7 @@ def _report(times: _Times, policy: ExitPolicy, batch: int) -> dict[str, Any]:
     exits = len(policy.enabled)
     return {
         **ways,
+        "inputs_ms": 1000 * float(np.median(times.inputs)),
         "shares": [times.exits.count(exit) / len(times.exits) for exit in range(exits)],
         "segment_ms": (1000 * costs).tolist(),
         "segment_samples": list(times.sizes),

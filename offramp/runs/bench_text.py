@@ -41,7 +41,16 @@ def _times(record: dict[str, Any]) -> str:
             first = runtime if way == "plain" else ""
             rows.append([f"{first:12}{name}", *numbers, f"{times['images_per_second']:,.1f}", f"{relative:.2f}x"])
     head = ["", "p50 ms", "p95 ms", "p99 ms", "images/s", "of plain"]
-    return text_table(f"batch {record['batch']}, {record['rounds']} rounds", head, rows)
+    return text_table(f"batch {record['batch']}, {record['rounds']} rounds", head, rows) + _copies(record)
+
+
+def _copies(record: dict[str, Any]) -> str:
+    """What it costs to bring a batch to a GPU, if there is one."""
+    on_gpu = {name: report for name, report in record["runtimes"].items() if report["device"] == "cuda"}
+    if not on_gpu:
+        return ""
+    copies = ", ".join(f"{name} {report['inputs_ms']:.3f} ms" for name, report in on_gpu.items())
+    return f"\ncopying and normalising a batch, not in these times: {copies}"
 
 
 def _savings(result: "Benchmark") -> str:

@@ -21,6 +21,7 @@ from offramp.measure.interleaved_benchmark import (
     random_batches,
     run_interleaved,
 )
+from offramp.runs.bench_text import _times
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
 POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
@@ -95,7 +96,7 @@ def test_a_runtime_has_several_small_batches_in_a_row_after_an_untimed_one() -> 
 def test_who_leaves_where_is_counted() -> None:
     result = run_interleaved([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]["numpy"]
     assert result["shares"] == [0.5, 0.0, 0.5]
-    assert len(result["segment_ms"]) == 3 and min(result["segment_ms"]) > 0
+    assert len(result["segment_ms"]) == 3 and min(result["segment_ms"]) > 0 and result["inputs_ms"] > 0
     assert all(result[way][key] > 0 for way in WAYS for key in ("p50", "p95", "p99", "mean", "images_per_second"))
 
 
@@ -118,7 +119,7 @@ def test_the_ratios_are_what_they_say() -> None:
     )
     times.ways |= {"plain": [4.0, 6.0], "all": [7.0, 9.0], "adaptive": [2.0, 3.0], "off": [5.0, 6.0]}
     times.ways["rival x"] = [1.0, 1.0]
-    times.exits = [0, 0, 1, 2]
+    times.exits, times.inputs = [0, 0, 1, 2], [0.002, 0.004, 0.003]
     said = module._report(times, POLICY, batch=10)
     assert said["plain"] == {
         "p50": 5000.0, "p95": pytest.approx(5900), "p99": pytest.approx(5980), "mean": 5000.0, "images_per_second": 2.0,
@@ -128,7 +129,7 @@ def test_the_ratios_are_what_they_say() -> None:
     assert said["of_predicted"] == pytest.approx(3.5 / 2.5)
     assert said["off_of_plain"] == pytest.approx((5 / 4 + 1) / 2)
     assert said["segment_ms"] == [200.0, 200.0, 200.0] and said["segment_samples"] == [10, 5, 2]
-    assert said["shares"] == [0.5, 0.25, 0.25]
+    assert said["shares"] == [0.5, 0.25, 0.25] and said["inputs_ms"] == 3.0
     assert said["rivals"]["x"]["images_per_second"] == 10.0
 
 
@@ -162,3 +163,11 @@ def test_policies_within_graphs_take_the_place_of_the_loop() -> None:
     assert reports["graph"]["shares"] == reports["loop"]["shares"] and reports["graph"]["shares"][2] > 0
     assert set(alone) == {(0, 4), *((place, size) for place, size in enumerate(reports["graph"]["segment_samples"]))}
     assert len(reports["graph"]["segment_ms"]) == 3 and min(reports["graph"]["segment_ms"]) > 0
+
+
+def test_a_gpu_says_what_copies_take_and_a_cpu_prints_nothing_of_it() -> None:
+    runtimes = run_interleaved([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]
+    record = {"batch": 20, "rounds": 9, "runtimes": {"numpy": {**runtimes["numpy"], "device": "cpu", "inputs_ms": 2.5}}}
+    assert "copying" not in _times(record)
+    record["runtimes"]["torch"] = {**record["runtimes"]["numpy"], "device": "cuda"}
+    assert _times(record).endswith("copying and normalising a batch, not in these times: torch 2.500 ms")
