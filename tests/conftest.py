@@ -1,6 +1,5 @@
 """What all tests share: run-time shape checks on the whole package, threads kept few, data, networks, processes."""
 
-import functools
 import gc
 import inspect
 import os
@@ -111,22 +110,3 @@ def pytest_collection_finish() -> None:
     """The garbage collector leaves out what was imported, a million objects, and runs less often."""
     gc.freeze()
     gc.set_threshold(7000, 20, 20)
-
-
-def pytest_runtest_setup() -> None:
-    """PyTorch's exporter builds the table of its operators for every segment, half a second each: one does for all."""
-    torch = sys.modules.get("torch")
-    if torch and not hasattr(torch.onnx.export, "__wrapped__"):
-        torch.onnx.export = _with_one_table(torch.onnx.export)
-
-
-def _with_one_table(export: Callable[..., object]) -> Callable[..., object]:
-    @functools.wraps(export)
-    def exported(*args: object, **kwargs: object) -> object:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
-            ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-        return export(*args, **kwargs)
-
-    return exported

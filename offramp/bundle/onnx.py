@@ -2,6 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -94,7 +97,7 @@ def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], spec: SegmentSpec) -> 
         )
     batch = torch.export.Dim("batch")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), operators_kept():
             warnings.simplefilter("ignore")  # the exporter's own; what it makes is compared with the network
             program: Any = torch.onnx.export(
                 flat,
@@ -113,6 +116,30 @@ def _traced(flat: nn.Module, tensors: tuple[Tensor, ...], spec: SegmentSpec) -> 
         raise ValueError(f"the segment up to exit {spec.exit + 1} cannot be exported: it depends on the batch size")
     data: bytes = model.SerializeToString()
     return data
+
+
+@contextmanager
+def operators_kept() -> Iterator[None]:
+    """Within, PyTorch's exporter takes the table of its operators from the export before, if there was one.
+
+    It builds it anew for every export, which takes half a second for each segment. Versions that have it elsewhere are
+    left as they are.
+    """
+    registry: Any = getattr(import_module("torch.onnx._internal.exporter._registration"), "ONNXRegistry", None)
+    if registry is None or "from_torchlib" not in vars(registry):
+        yield
+        return
+    build = vars(registry)["from_torchlib"]
+    registry.from_torchlib = staticmethod(partial(_operators, registry, build))
+    try:
+        yield
+    finally:
+        registry.from_torchlib = build
+
+
+@cache
+def _operators(registry: Any, build: Any, *args: Any, **kwargs: Any) -> Any:
+    return build.__get__(None, registry)(*args, **kwargs)
 
 
 def _ports(name: str, tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:

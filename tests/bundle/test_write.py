@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from offramp.bundle import verify
+from offramp.bundle.onnx import operators_kept
 from offramp.bundle.read import open_bundle
 from offramp.bundle.write import preprocessing_of, write
 from offramp.data.augment import normalise
@@ -182,6 +183,16 @@ def test_a_network_that_cannot_be_exported(exported: Any, make_network: Callable
         write(tmp_path / "b", net, policy, exported.data, images=20)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_exporters_table_of_operators_is_built_once() -> None:
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    before, tables = vars(registration.ONNXRegistry)["from_torchlib"], []
+    for _ in range(2):
+        with operators_kept():
+            tables.append(registration.ONNXRegistry().from_torchlib(opset_version=18))
+        assert vars(registration.ONNXRegistry)["from_torchlib"] is before
+    assert tables[0] is tables[1] and "aten::relu" in tables[0].functions
 
 
 def test_what_is_there_already_is_left_alone(exported: Any, tmp_path: Path) -> None:
