@@ -86,7 +86,7 @@ def own_step(
             )
         if group.get("dampening") or group.get("maximize"):
             raise ValueError("a look-ahead by the optimizer's own step needs SGD without dampening and maximize")
-        momenta.append(group["momentum"])
+        momenta.append(float(group["momentum"]))
         decays.append(group["weight_decay"])
         twice.append(nesterov and group["nesterov"])
     here = [part.detach() for part in parameters.values()]
