@@ -13,12 +13,13 @@ Networks with random weights at 96 pixels with exits of `byot`; one batch throug
 - `bound, fixed`: the same with the batch size fixed in the session, so that memory is planned when it is opened.
 
 The last two suit batches that no sample leaves, such as batches of one: a batch that becomes smaller needs memory of
-its new size. They take turns; a ratio is the median over rounds of the time of `arrays` by that of the other in the
-same round. One to two minutes.
+its new size. They run in a random order in every round; a ratio is the median over rounds of the time of `arrays` by
+that of the other in the same round. One to two minutes.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -33,7 +34,6 @@ from offramp.bundle.onnx import export_segments
 from offramp.bundle.sessions import LOGITS, open_segment
 from offramp.bundle.single_image import SingleImage
 from offramp.measure.provenance import provenance
-from offramp.measure.timing import side_by_side
 from offramp.net import segments
 
 NETWORKS = ("resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100")
@@ -122,6 +122,18 @@ def as_bound(models: Sequence[bytes], parts: Sequence[Any], inputs: np.ndarray, 
     return run
 
 
+def in_random_order(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side, by round; what ran before a side changes what is in the caches, so the order changes."""
+    generator, names = np.random.default_rng(0), list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds + 2):  # two to warm up
+        for place in generator.permutation(len(names)):
+            began = time.perf_counter()
+            sides[names[place]]()
+            seconds[names[place]].append(time.perf_counter() - began)
+    return {name: values[2:] for name, values in seconds.items()}
+
+
 def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds per batch and ratios of every side, by batch size; the sides agree to 1e-5 of the largest logit."""
     net, images = random_net(name, 96)
@@ -144,7 +156,7 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
         for key in ("arrays bound", "bound", "bound, fixed"):
             found: Any = sides[key]()
             assert np.abs(found[-1] - expected[-1]).max() <= 1e-5 * np.abs(expected[-1]).max(), key
-        times = side_by_side(sides, max(5, rounds // (1 if size == 1 else 20)))
+        times = in_random_order(sides, max(5, rounds // (1 if size == 1 else 20)))
         result[str(size)] = {
             "ms": {key: 1000 * median(values) for key, values in times.items()},
             "times_faster": {

@@ -16,6 +16,7 @@ from offramp.bundle.sessions import open_segment
 from offramp.bundle.write import write
 from offramp.early_exit.certify import divide
 from offramp.images import Fit
+from offramp.runs.evaluate_bundle import evaluate_bundle
 
 GOAL = {"goal": {"risk": 0.3, "delta": None}, "plain": {"macs": 10**9}}
 
@@ -182,6 +183,19 @@ def test_openvino_runs_the_same_files(exported: Any, quantised: Path) -> None:
     other = open_segment(content(quantised, bundle.manifest, spec.file), spec, "openvino")(inputs, ())[2]
     expected = bundle.segments[0](inputs, ())[2]
     assert np.sqrt(np.square(other - expected).mean() / np.square(expected).mean()) < int8.KERNELS
+
+
+def test_evaluating_it_runs_what_ships_in_every_runtime(exported: Any, quantised: Path) -> None:
+    split = exported.data.splits["test"]
+    logits, labels = exported_trace(open_bundle(quantised), split)
+    for runtime in ("onnx", "openvino"):
+        pytest.importorskip(runtime.replace("onnx", "onnxruntime"))
+        result = evaluate_bundle(quantised, "digits", runtime=runtime, batch_size=100)
+        assert (result.precision, result.runtime, result.split, result.samples) == ("int8", runtime, "test", len(split))
+        for exit in (0, 2, 3):
+            expected = float((logits[exit].argmax(1) == labels).mean())
+            assert result.accuracy[exit] == pytest.approx(expected, abs=0.01)  # OpenVINO's kernels round otherwise
+        assert result.accuracy[1] is None and sum(result.shares) == pytest.approx(1)
 
 
 def test_what_cannot_be_quantised_is_named(exported: Any) -> None:
