@@ -22,7 +22,7 @@ OPTIONS = (
     "float16", "deterministic",
 )  # fmt: skip
 QUICK = (
-    *(f"light:{name}" for name in ("joint", "hdkd", "l2w")),
+    *(f"light:{name}" for name in ("hdkd", "l2w")),  # the options train by joint
     *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),
     *(f"captured:{name}" for name in ("beed", "muse")),
     *(f"augmentation:{name}" for name in AUGMENTATIONS),

@@ -14,13 +14,23 @@ from PIL import Image
 import offramp
 from offramp.lookup import ParameterError
 
+SMALL: dict[str, Any] = {
+    "net": "resnet18",
+    "width": 4,
+    "branch": "linear",
+    "method": "joint",
+    "data": "digits",
+    "holdout": 0.3,
+    "epochs": 2,
+    "batch_size": 256,
+    "precision": "32",
+}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small network trained on digits for two epochs."""
-    config = offramp.Config(
-        net="resnet18", width=4, branch="linear", method="joint", data="digits", epochs=2, holdout=0.3, precision="32"
-    )
+    config = offramp.Config(**SMALL)
     return offramp.train(config, out=tmp_path_factory.mktemp("api") / "a")
 
 
@@ -47,9 +57,7 @@ def test_train_calibrate_evaluate_export_predict(run: Any, tmp_path: Path, capfd
 
 
 def test_a_finished_run_is_returned_by_resume(run: Any) -> None:
-    config = offramp.Config(
-        net="resnet18", width=4, branch="linear", method="joint", data="digits", epochs=2, holdout=0.3, precision="32"
-    )
+    config = offramp.Config(**SMALL)
     assert offramp.train(config, run.folder, resume=True) == run
     auto = dataclasses.replace(config, precision="auto")  # stays what it was when the run began
     assert offramp.train(auto, run.folder, resume=True) == run
