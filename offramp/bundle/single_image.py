@@ -78,6 +78,6 @@ def _runner(segment: OnnxSegment, binding: Any, logits: Any, image: Any) -> Arra
             segment.session.run_with_iobinding(binding)
         except Exception as error:  # its exceptions have no common class of their own
             raise ValueError(f"{segment.spec.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
-        return (), (), np.array(logits.numpy())
+        return (), (), logits.numpy()  # a copy
 
     return run
