@@ -94,7 +94,7 @@ def onnx_runtime(task: Task, first: bool = False, **options: Any) -> Segments:
     values |= options
     kinds = {"activation_type": library.QuantType, "weight_type": library.QuantType}
     kinds |= {"calibrate_method": library.CalibrationMethod}
-    given = {name: getattr(kinds[name], value) if name in kinds else value for name, value in values.items()}
+    options = {name: getattr(kinds[name], value) if name in kinds else value for name, value in values.items()}
 
     def convert(place: int, model: bytes, batches: list[dict[str, Any]]) -> ArraySegment:
         prepared = quantise.prepared_model(model)
@@ -104,7 +104,7 @@ def onnx_runtime(task: Task, first: bool = False, **options: Any) -> Segments:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "int8.onnx"
             reader = quantise.BatchReader(batches)
-            library.quantize_static(prepared, str(out), reader, nodes_to_exclude=left, **given)
+            library.quantize_static(prepared, str(out), reader, nodes_to_exclude=left, **options)
             return open_segment(out.read_bytes(), task.parts[place], threads=1)
 
     return _in_order(task, convert)

@@ -146,16 +146,17 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
         inputs = np.ascontiguousarray(np.resize(images, (size, *shape)))
         sides: dict[str, Side] = {"arrays": partial(through, arrays, inputs)}
         if size == 1:
-            own = [open_segment(model, spec, threads=threads) for model, spec in exported]  # warm caches would help it
-            sides["bundle"] = partial(through, SingleImage(own).segments(), inputs)
+            # sessions of its own: caches that another side warmed would help it
+            separate = [open_segment(model, spec, threads=threads) for model, spec in exported]
+            sides["bundle"] = partial(through, SingleImage(separate).segments(), inputs)
         sides["values"] = as_values(models, parts, inputs, threads)
         sides["arrays bound"] = as_arrays_bound(models, parts, inputs, threads)
         sides["bound"] = as_bound(models, parts, inputs, threads, fixed=False)
         sides["bound, fixed"] = as_bound(models, parts, inputs, threads, fixed=True)
         expected: Any = sides["values"]()
         for key in ("arrays bound", "bound", "bound, fixed"):
-            found: Any = sides[key]()
-            assert np.abs(found[-1] - expected[-1]).max() <= 1e-5 * np.abs(expected[-1]).max(), key
+            outputs: Any = sides[key]()
+            assert np.abs(outputs[-1] - expected[-1]).max() <= 1e-5 * np.abs(expected[-1]).max(), key
         times = in_random_order(sides, max(5, rounds // (1 if size == 1 else 20)))
         result[str(size)] = {
             "ms": {key: 1000 * median(values) for key, values in times.items()},
@@ -181,9 +182,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps({"threads": options.threads, "networks": results, "provenance": provenance()}))
         return
     for name, sizes in results.items():
-        for size, found in sizes.items():
-            ratios = ", ".join(f"{key} {ratio:.3f}" for key, ratio in found["times_faster"].items())
-            print(f"{name}, batch {size}: {found['ms']['arrays']:.3f} ms; times faster: {ratios}")
+        for size, measured in sizes.items():
+            ratios = ", ".join(f"{key} {ratio:.3f}" for key, ratio in measured["times_faster"].items())
+            print(f"{name}, batch {size}: {measured['ms']['arrays']:.3f} ms; times faster: {ratios}")
 
 
 if __name__ == "__main__":

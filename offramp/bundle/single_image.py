@@ -19,23 +19,23 @@ class SingleImage:
     """Segments for batches of one, with memory for each thread that runs them."""
 
     def __init__(self, segments: Sequence[ArraySegment]) -> None:
-        self.given = tuple(segments)
-        self.own = local()
+        self.unbound = tuple(segments)
+        self.per_thread = local()
 
     def segments(self) -> tuple[ArraySegment, ...]:
-        """The segments, bound to memory of this thread if all of them run in ONNX Runtime; else as they were given.
+        """The segments, bound to memory of this thread if all of them run in ONNX Runtime; else unchanged.
 
         They must run in order, from the first one on; the states that they return are empty.
 
         Raises:
             ValueError: if a segment fails, or gives tensors of other shapes than its entry in the manifest says.
         """
-        onnx = [segment for segment in self.given if isinstance(segment, OnnxSegment)]
-        if len(onnx) < len(self.given):
-            return self.given
-        if not hasattr(self.own, "segments"):
-            self.own.segments = _bound(onnx)
-        bound: tuple[ArraySegment, ...] = self.own.segments
+        onnx = [segment for segment in self.unbound if isinstance(segment, OnnxSegment)]
+        if len(onnx) < len(self.unbound):
+            return self.unbound
+        if not hasattr(self.per_thread, "segments"):
+            self.per_thread.segments = _bound(onnx)
+        bound: tuple[ArraySegment, ...] = self.per_thread.segments
         return bound
 
 
@@ -76,7 +76,7 @@ def _runner(segment: OnnxSegment, binding: Any, logits: Any, image: Any) -> Arra
                     raise ValueError(f"it takes an image of {image.shape()}, not {list(state.shape)}")
                 image.update_inplace(np.ascontiguousarray(state, np.float32))
             segment.session.run_with_iobinding(binding)
-        except Exception as error:  # its exceptions have no common class of their own
+        except Exception as error:  # its exceptions share no base class
             raise ValueError(f"{segment.spec.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
         return (), (), logits.numpy()  # a copy
 

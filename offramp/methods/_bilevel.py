@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from offramp.losses.cross_entropy import cross_entropy
 from offramp.losses.distributed import global_mean, weighing, weight_of
+from offramp.methods import _forward_product as forward_product
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._loss_weights import Bilevel, LossWeights
 from offramp.methods._method import Method, Terms
@@ -61,7 +62,7 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
         vector: Tensor = objective.losses(outputs, batch.labels)
         return vector
 
-    with context.fabric.autocast(), look_ahead.RecordedConvolutions() as convolved:
+    with context.fabric.autocast(), forward_product.RecordedConvolutions() as convolved:
         vector = losses(theta)
         loss = (objective.weights * vector).sum()
     gradient = look_ahead.gradients(loss, theta)
@@ -82,7 +83,7 @@ def weight_gradient(context: StepContext, batch: Batch) -> Float[Tensor, "M"]:
         objective.observe(global_mean(training_ce))
     del next_parameters
     with look_ahead.with_rng_state(thrown, device):
-        return global_mean(look_ahead.product(losses, theta, direction, convolved))
+        return global_mean(forward_product.product(losses, theta, direction, convolved))
 
 
 NEEDS_HELD_OUT = "the loss weights are learned on the val split, but nothing is held out: set holdout above 0"

@@ -14,6 +14,7 @@ from offramp.losses.cross_entropy import sample_cross_entropy
 from offramp.losses.distributed import gathered, global_mean, global_sum, least, processes, weighing, weight_of
 from offramp.losses.schedules import cosine
 from offramp.losses.softmax import confidence
+from offramp.methods import _forward_product as forward_product
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods._check import choice, not_negative, positive
 from offramp.methods._host_counter import HostCounter
@@ -259,6 +260,6 @@ def phi_gradient(
         return sample_cross_entropy(logits, here.labels) / len(here.ids)
 
     with look_ahead.with_rng_state(thrown, here.inputs.device):
-        by_weight = look_ahead.product(again, theta, look_ahead.along(pull, reach))
+        by_weight = forward_product.product(again, theta, look_ahead.along(pull, reach))
     by_answer = centred(by_weight.to(answered.dtype), settings.centre, settings.epsilon)
     return tuple(global_mean(derivative) for derivative in torch.autograd.grad(answered, phi, by_answer))

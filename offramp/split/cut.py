@@ -151,14 +151,14 @@ class _Piece:
     def __init__(self, cutter: Cutter, index: int) -> None:
         self.cutter, self.index = cutter, index
         self.graph = fx.Graph()
-        self.made: dict[Node, Node] = {}
+        self.copies: dict[Node, Node] = {}
         self.borrowed: set[str] = set()
         state = self.graph.placeholder("state")
         come = cutter.crossing(index - 1) if index else [node for node in cutter.order if node.op == "placeholder"]
         self.main = come[-1]
         for place, node in enumerate(come):
             value = self.graph.call_function(operator.getitem, (state, place)) if len(come) > 1 else state
-            self.made[node] = self._receive(node, value)
+            self.copies[node] = self._receive(node, value)
 
     def _receive(self, node: Node, value: Node) -> Node:
         """A value as the piece's nodes know it: maps in the model's own layout, shared maps safe from changes."""
@@ -173,21 +173,21 @@ class _Piece:
 
     def copy(self, node: Node) -> Node:
         """Write a node of the traced graph."""
-        self.made[node] = self.graph.node_copy(node, self.lookup)
-        return self.made[node]
+        self.copies[node] = self.graph.node_copy(node, self.lookup)
+        return self.copies[node]
 
     def lookup(self, node: Node) -> Any:
         """The value of a traced node in this piece: written here, handed on, or computed again."""
-        if node in self.made:
-            return self.made[node]
+        if node in self.copies:
+            return self.copies[node]
         if self.cutter.piece[node] == self.index:
             return self.copy(node)
         if node.op == "get_attr":
             self.borrowed.add(str(node.target))
             return self.copy(node)
         if node.target is getattr and node.args[1] in ("device", "dtype"):
-            self.made[node] = self.graph.call_function(getattr, (self.made[self.main], node.args[1]))
-            return self.made[node]
+            self.copies[node] = self.graph.call_function(getattr, (self.copies[self.main], node.args[1]))
+            return self.copies[node]
         values = self.cutter.traced.values[node]
         known, value = self._plain(values)
         return value if known else self.copy(node)
@@ -200,7 +200,7 @@ class _Piece:
         if isinstance(values[0], Tensor | torch.device):
             return False, None
         if tuple(values) == BATCHES:
-            return True, self.graph.call_method("size", (self.made[self.main], 0))
+            return True, self.graph.call_method("size", (self.copies[self.main], 0))
         return all(value == values[0] for value in values), values[0]
 
     def hand_on(self, nodes: Sequence[Node]) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from offramp.layers import Conv
 from offramp.losses.cross_entropy import cross_entropy
+from offramp.methods import _forward_product as forward_product
 from offramp.methods import _look_ahead as look_ahead
 from offramp.methods import find
 from offramp.methods._bilevel import learn, weight_gradient
@@ -139,23 +140,23 @@ def test_batch_norms_have_the_derivative_that_pytorch_gives_them(kind: str, trai
 
     here = {name: part.detach() for name, part in theta.items()}
     expected = torch.func.jvp(losses, (here,), (direction,))[1]
-    torch.testing.assert_close(look_ahead.product(losses, theta, direction), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(forward_product.product(losses, theta, direction), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_what_is_there_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """With PyTorch's own rules all is right, too, and slower."""
     taken = []
     for name in ("_batch_norm", "_convolution"):
-        usual = getattr(look_ahead, name)
+        usual = getattr(forward_product, name)
         monkeypatch.setattr(
-            look_ahead, name, lambda *given, usual=usual, name=name, **more: taken.append(name) or usual(*given, **more)
+            forward_product, name, lambda *args, usual=usual, name=name, **kw: taken.append(name) or usual(*args, **kw)
         )
     both(network(BUILDS["batch-norm"]), share)
     assert taken == ["_convolution", "_batch_norm"] * 3
 
 
 def test_nothing_is_kept_under_autocast() -> None:
-    convolved, maps = look_ahead.RecordedConvolutions(), torch.randn(2, 4, 8, 8)
+    convolved, maps = forward_product.RecordedConvolutions(), torch.randn(2, 4, 8, 8)
     with convolved, torch.autocast("cpu", torch.bfloat16):
         Conv(4, 6, 3, bias=False)(maps)  # as a matrix product, with a convolution within
         Conv(4, 6, 3, groups=2)(maps)
@@ -197,25 +198,25 @@ def test_only_answers_of_the_same_convolution_are_taken(first: list[int], low: b
         return built.square().flatten(1).mean(1)
 
     net.first = first[:1]
-    expected = look_ahead.product(losses, theta, direction)
-    net.first, convolved = list(first), look_ahead.RecordedConvolutions()
+    expected = forward_product.product(losses, theta, direction)
+    net.first, convolved = list(first), forward_product.RecordedConvolutions()
     with convolved, torch.autocast("cpu", torch.bfloat16, enabled=low is False):
         losses(theta)
-    got = look_ahead.product(losses, theta, direction, convolved)
+    got = forward_product.product(losses, theta, direction, convolved)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_network_without_forward_mode_derivatives_is_refused() -> None:
     fixed, weight = torch.randn(3), torch.randn(3, requires_grad=True)
     with pytest.raises(ValueError, match="cannot look ahead: a function within it has no forward-mode derivative"):
-        look_ahead.product(lambda parameters: fixed, {"weight": weight}, {"weight": torch.ones(3)})
+        forward_product.product(lambda parameters: fixed, {"weight": weight}, {"weight": torch.ones(3)})
 
 
 def test_a_convolution_that_was_changed_in_place_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network(lambda width: [nn.ReLU(inplace=True)])
     taken = []
-    usual = look_ahead._convolution
-    monkeypatch.setattr(look_ahead, "_convolution", lambda *given, **more: taken.append(1) or usual(*given, **more))
+    usual = forward_product._convolution
+    monkeypatch.setattr(forward_product, "_convolution", lambda *args, **kw: taken.append(1) or usual(*args, **kw))
     got, expected, _ = both(net, share)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
     assert len(taken) == 3
@@ -353,5 +354,5 @@ def test_fused_attention_and_modules_with_two_names() -> None:
     direction = {name: torch.randn_like(parameter) for name, parameter in theta.items()}
     gradient = torch.autograd.grad(losses(theta).sum(), list(theta.values()))
     expected = sum((grad * direction[name]).sum() for name, grad in zip(theta, gradient, strict=True))
-    torch.testing.assert_close(look_ahead.product(losses, theta, direction).sum(), expected)
+    torch.testing.assert_close(forward_product.product(losses, theta, direction).sum(), expected)
     assert net.stages[0][0].same.weight is ours  # type: ignore[index,union-attr]
