@@ -164,7 +164,7 @@ def line(row: NetworkRow) -> str:
     macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(running, built.shape))
     options = [("net", *option) for option in row.options.items()]
     options += [("branch", *option) for option in row.branch_options.items()]
-    words = " ".join(f"`--{kind}.{key.replace('_', '-')} {_plain(value)}`" for kind, key, value in options)
+    words = " ".join(f"`--{kind}.{key} {_plain(value)}`" for kind, key, value in options)
     words += f"{' ' if words else ''}{row.classes} classes" if row.classes != 100 else ""
     name = f"`{row.branch}`" if row.branch else "none"
     cells = [
@@ -220,7 +220,7 @@ written by `python -m offramp.study.networks > docs/networks.md`.
 Differences other than 0:
 
 - MUSE prints 18 % and 31 % for ResNet152. Its text (one block per group) gives 16 % and 29 %; a second block of the
-  third group, `--branch.sbc-extra 3`, gives the printed values.
+  third group, `--branch.sbc_extra 3`, gives the printed values.
 - HDKD's first number is truncated, not rounded: the count is 6.860.
 - PyramidNet's authors print 0.2 million parameters less, with the same widths.
 

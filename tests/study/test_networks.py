@@ -47,4 +47,4 @@ def test_differences_are_in_printed_digits() -> None:
 
 def test_options_are_written_as_they_are_typed() -> None:
     built = line(NetworkRow("resnet18", "eed", {"width": 1, "stem_relu": False}, {"widths": (2, 3, 4)}, classes=7))
-    assert "| `--net.width 1` `--net.stem-relu false` `--branch.widths 2,3,4` 7 classes |" in built
+    assert "| `--net.width 1` `--net.stem_relu false` `--branch.widths 2,3,4` 7 classes |" in built
