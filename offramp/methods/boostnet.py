@@ -72,7 +72,7 @@ def exit_factors(weaken: tuple[float, ...], exits: int) -> list[float]:
         return list(weaken)
     if len(weaken) > 2:
         raise ValueError(f"weaken has {len(weaken)} values, but the network has {exits} exits: give 1, 2 or {exits}")
-    return [float(value) for value in torch.linspace(weaken[0], weaken[-1], exits, dtype=torch.float64)]
+    return [float(value) for value in torch.linspace(weaken[0], weaken[-1], exits, dtype=torch.float64, device="cpu")]
 
 
 class Summed(nn.Module):

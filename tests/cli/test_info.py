@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from offramp import Config, info
+from offramp.methods import available
 
 Offramp = Callable[..., Any]
 
@@ -85,3 +86,10 @@ def test_print_shows_what_the_command_line_prints(offramp: Offramp) -> None:
     ):
         printed = offramp("info", *words).out
         assert [line.rstrip() for line in printed.rstrip().splitlines()] == str(info(config)).splitlines()
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name == "boostnet" else pytest.mark.full) for name in available()]
+)
+def test_a_network_with_any_method(method: str) -> None:
+    assert info(Config(method=method, width=8, data="digits", branch="linear")).macs
