@@ -158,7 +158,7 @@ def _choice(config: ResolvedConfig, costs_by_name: Mapping[str, PlanCosts]) -> t
             if cheap:
                 return name, _spread(max(cheap), [stage for stage in costs.exits if stage > max(cheap)])
     least = {name: costs.plain / min(costs.exits.values()) for name, costs in costs_by_name.items()}
-    reason = f"early exit gets {gains_text(least)}" if least else "no structure fits the network"
+    reason = f"early exit is {gains_text(least)}" if least else "no structure fits the network"
     raise ParameterError(f"goal_macs={goal:g}: no exit of {config.net} is that cheap: {reason}", "goal_macs")
 
 

@@ -53,7 +53,7 @@ class Export:
             f"on {measured['samples']:,} test images: accuracy {percent(measured['accuracy'])} % (plain "
             f"{percent(measured['plain_accuracy'])} %),",
             f"  {count(measured['macs'])} MACs (plain {count(measured['plain_macs'])}), "
-            f"{measured['ms']:.3f} ms an image in ONNX Runtime",
+            f"{measured['ms']:.3f} ms per image in ONNX Runtime",
         )
         return "\n".join((*lines, *_int8_lines(self.quantised)))
 
