@@ -4,7 +4,7 @@ from pathlib import Path
 
 OPENS = ("analyse", "bench", "calibrate", "curves", "deploy", "evaluate", "export", "report", "train")
 """Commands that open runs and take `--trust`."""
-OPTION = "--trust: first trust the run, as `offramp trust RUN` does."
+OPTION = "--trust: trust the run before opening it, as `offramp trust RUN` does."
 
 
 def take_trust(words: list[str]) -> list[str]:

@@ -29,10 +29,10 @@ def analyse(
     Writes analysis.json and figures as SVG.
 
     Args:
-        runs: Folders of trained runs, or of comparisons; several share the figures.
+        runs: Folders of trained runs, or of comparisons; several are drawn in the same figures.
         out: Folder to write to; default: analysis in the run's folder; required for several runs.
         top: Number of most probable classes in the partial entropy.
-        dissimilarity: Number of test images in the dissimilarity matrices; with 0 there are none, and the data are not
+        dissimilarity: Number of test images in the dissimilarity matrices; with 0 none are drawn, and the data are not
             needed if traces are stored.
         batch_size: Also measure milliseconds up to every exit on this machine, at this batch size.
     """

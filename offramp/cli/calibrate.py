@@ -45,24 +45,25 @@ def calibrate(
 
     Args:
         run: Folder of a trained run.
-        macs: Budget: mean multiply-adds per image, as a share of the plain network's (0.5 or 50%; with --baseline of
-            the baseline's) or a count (250M).
+        macs: Budget: mean multiply-adds per image, as a share of those of the plain network or the --baseline (0.5 or
+            50%), or a count (250M).
         ms: Budget: mean milliseconds per image at --batch-size, measured on this machine.
         max_drop: Largest loss of accuracy against the plain network, or the --baseline: 0.5 or 0.5% is half a
             percentage point.
         target_accuracy: Accuracy to reach, such as 75% or 0.75.
         risk: Guaranteed bound on the accuracy lost on new images, such as 1% or 0.01; see --delta.
         delta: With --risk: the bound holds with probability 1 - delta, such as 0.05 or 5%; default: in expectation.
-        save: Cost to minimise if the goal is an accuracy or a risk; default: macs.
+        save: Cost to minimise if the goal is an accuracy, a drop or a risk; default: macs.
         batch_size: Batch size at which milliseconds are measured.
         runtime: Runtime used to measure milliseconds; choose the one you will deploy. Default: torch in the run's
             precision.
-        never_slower_at: Batch sizes, such as 1,64,256, at which the policy may not be slower than the plain network by
-            more than 2 %: exits are switched off until it is not.
-        score: Measure of an exit's certainty, compared with its threshold; `learned` fits a small predictor per exit
+        never_slower_at: Batch sizes, such as 1,64,256, at which the policy may be at most 2 % slower than the plain
+            network; exits are disabled until this holds.
+        score: Certainty of an exit, which is compared with its threshold; `learned` fits a small predictor per exit
             on val.
         answer: Prediction of a sample: that of its exit, or an ensemble of the enabled exits up to it.
-        temperatures: Divisors of the logits: `fit` on cal by likelihood, a number, or one per exit, comma-separated.
+        temperatures: Divisors of the logits: `fit` (by likelihood on cal), a number, or one number per exit,
+            comma-separated.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.calibrate import calibrate as calibrate_run

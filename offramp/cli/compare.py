@@ -43,22 +43,23 @@ def compare(
     comparison; with more methods or seeds it trains the new ones.
 
     Args:
-        methods: Comma-separated names with parameters in parentheses: `joint,muse(alpha=0.1)`.
+        methods: Comma-separated names, with parameters in parentheses: `joint,muse(alpha=0.1)`. Needed unless --show.
         seeds: Comma-separated numbers.
         grid: Values of another option, as in `net=resnet18,resnet34`; repeat it for further options. All methods and
             seeds are trained with every combination, and compared within it.
-        out: Folder of the comparison; each run is a folder in it.
-        jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores. `auto` measures
-            a few steps and chooses the number with which all runs finish first; with Ray, it is 1.
-        engine: `local` trains in processes of this machine, `ray` on the nodes of a Ray cluster that share --out.
+        out: Folder of the comparison; each run is a folder in it. Needed unless --show.
+        jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores. `auto`: the
+            number that finishes all runs soonest, from a measurement of a few steps; with Ray, 1.
+        engine: Where runs are trained. `local`: in processes of this machine; `ray`: on the nodes of a Ray cluster that
+            share --out.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
         fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
             when it ends or is stopped.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
-        baseline: Method to compare the others with, seed by seed. Or a path, the plain network at whose accuracy costs
-            are compared: a run without early exits, or a file of weights; without a path, it is the method vanilla
-            with the same seed if the ledger contains it, else the final exit of each network.
+        baseline: Method to compare the others with, seed by seed. Or a path: the plain network (a run without early
+            exits, or a file of weights) at whose accuracy costs are compared. Without a path, that is the run of the
+            method vanilla with the same seed if the ledger contains it, else the final exit of each network.
         show: Train nothing; compare the runs in this ledger (with --methods: only those).
         markdown: Also write the tables to this file; in an existing file, replace the part between its markers.
         metric: Top-1 or top-5 accuracy.

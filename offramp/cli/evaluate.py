@@ -28,12 +28,12 @@ def evaluate(
 
     Args:
         run: Folder of a trained run, of a comparison (all its finished runs), or of a bundle.
-        data: For a bundle, labelled images such as folder:PATH (`offramp data`); `--data.KEY` sets the parameters of
+        data: For a bundle: labelled images, such as folder:PATH (`offramp data`); `--data.KEY` sets the parameters of
             the source. Default: the test split of the data that the bundle was made of.
-        runtime: For a bundle, what runs it; default onnx.
+        runtime: For a bundle, the runtime; default: onnx.
         batch_size: Batch size at which times are measured.
-        frontier: Also fit policies on cal for ten budgets: the cost of early exit at any accuracy, which `offramp
-            compare` needs. With --baseline they are always fitted.
+        frontier: Also fit policies on cal for ten budgets, which give the cost of early exit at any accuracy; `offramp
+            compare` needs them. With --baseline they are always fitted.
     """
     from offramp.bundle.manifest import MANIFEST
     from offramp.cli._console import ConsoleReporter

@@ -25,8 +25,8 @@ def export(
         out: Folder of the bundle; it must be new or empty.
         images: Number of images to verify and measure with, at least 1000 (all, if there are fewer).
         int8: Quantise the segments to 8-bit integers, with ranges from cal, and fit the thresholds again.
-        int8_drop: With --int8, percentage points of accuracy on cal that no exit may lose, by default 0.5; a larger
-            loss is refused if it exceeds the noise of these images.
+        int8_drop: With --int8: largest loss of accuracy on cal, in percentage points, at any exit; default: 0.5. A
+            larger loss is refused if it is statistically significant.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.export import export as export_run

@@ -30,10 +30,10 @@ def info(
         branch: The structure of the exits (`offramp branches`); `--branch.KEY` sets its parameters.
         method: The method, if it trains several networks (dml, one); `--method.KEY` sets its parameters.
         width: Base channels of the network.
-        exits_after: Layers of an external model to attach exits to, such as layer1,layer2.
-        exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
-        exits: Number of exits, the final one included; external models get them at equal shares of the operations.
-            `auto` chooses places and structure for --goal-macs.
+        exits_after: Layers of an external model to attach exits to, comma-separated, such as layer1,layer2.
+        exits_at: Stages to attach exits to, comma-separated, counted from 1, such as 2,3; default: all but the last.
+        exits: Number of exits, the final one included. In external models they are placed at equal shares of the
+            operations. `auto`: places and structure are chosen for --goal-macs.
         goal_macs: With --exits auto: target for the mean multiply-adds, as a share of the plain network's, such as 0.4.
         classes: Number of classes.
         channels: Channels of the input.

@@ -37,7 +37,7 @@ def predict(
         bundle: Folder that `offramp export` wrote.
         images: Image files, and folders of images.
         runtime: Runtime, in float32: onnx and openvino on the CPU, onnx-cuda and onnx-tensorrt on a GPU.
-        batch_size: Images per batch; above 1, the time of an image is its share of the batch's.
+        batch_size: Images per batch; above 1, the time of an image is its share of the time of the batch.
         first: Run only the first N segments; images that have not exited are written to --state.
         from_: Continue after N segments with the images in --state.
         state: File that --first writes and --from reads.

@@ -40,24 +40,25 @@ def reproduce(
     document: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Reproduce a table, a figure or a claim of the papers: train what is missing, print printed and measured values.
+    """Reproduce a table, figure or claim of the papers: train the missing runs, show published and measured values.
 
-    Without NAME, list everything, with the number of its trainings in the ledger. The same command continues after an
-    interruption.
+    Without NAME, list everything that can be reproduced, with the number of its runs that the ledger contains. The same
+    command continues after an interruption.
 
     Args:
         name: A table, figure or claim; a paper (muse, msd, eed, beed, hdkd); `claims`, or `all`.
         quick: Train by the reduced protocol (recipe quick-cifar100-resnet18): narrow networks, few epochs, for CPUs.
         protocol: Train by another reduced protocol: a recipe's name or a YAML file.
         seeds: Comma-separated numbers.
-        rows: Rows of a table whose names contain one of these words (comma-separated); its claims are then omitted.
-        plan: Train nothing; print the missing trainings and their cost, estimated from steps measured on this machine.
+        rows: Only the rows of a table whose names contain one of these comma-separated words; its claims are omitted.
+        plan: Train nothing; print the missing runs and their cost, estimated from steps measured on this machine.
         show: Train nothing; print what the ledger contains.
         out: Folder of the runs; default: runs/reproduce, followed by the name of a reduced protocol.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
         jobs: Number of runs at a time, as in `offramp compare`.
-        engine: `local` trains in processes of this machine, `ray` on the nodes of a Ray cluster that share --out.
+        engine: Where runs are trained. `local`: in processes of this machine; `ray`: on the nodes of a Ray cluster that
+            share --out.
         address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
         fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
             when it ends or is stopped.

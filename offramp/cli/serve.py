@@ -38,7 +38,7 @@ def serve(
     log: Literal["all", "errors", "none"] = "all",
     false_alarm: float = 0.01,
 ) -> None:
-    """Serve bundles over HTTP: an image is answered as soon as it exits; the others form new batches after every exit.
+    """Serve bundles over HTTP; after every exit, the remaining images of all requests are combined into new batches.
 
     Ends with Ctrl-C or SIGTERM, after all requests in progress are answered.
 
@@ -46,26 +46,26 @@ def serve(
         bundles: Folders that `offramp export` wrote, or NAME=FOLDER; a folder of bundles with numbers as names holds
             the versions of a model.
         host: Address to listen on; 0.0.0.0: all addresses of the machine.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
         runtime: Runtime, in float32 on the CPU.
         deadline_ms: Milliseconds after which an image gets the prediction of the deepest exit that it has passed.
             Default: never.
         max_batch: Maximum number of images in a batch.
-        queue: Maximum number of waiting images; further requests get status 429.
+        queue: Maximum number of waiting images; further requests get HTTP status 429.
         workers: Number of batches that run at the same time, with --engine local.
-        engine: What runs the segments: `local`, this process; `ray`, replicas of each segment on a Ray cluster, whose
+        engine: Where segments run. `local`: in this process; `ray`: in replicas of each segment on a Ray cluster, whose
             nodes must see the bundles under the same path.
         address: HOST:PORT of the Ray cluster's head. Default: $RAY_ADDRESS, a cluster of this machine, or a new one.
         replicas: Maximum number of replicas of a segment, with --engine ray.
         max_images: Maximum number of images in a request.
         max_body: Maximum number of bytes in the body of a request.
-        connections: Maximum number of open connections; further ones get status 503.
+        connections: Maximum number of open connections; further ones get HTTP status 503.
         body_timeout: Seconds within which the body of a request must arrive.
         drain_timeout: Seconds to wait for the requests in progress when the server stops.
         token_file: File with a bearer token that requests must carry; or set OFFRAMP_TOKEN.
-        cors: Origins whose pages may call the server, comma-separated. Default: none.
+        cors: Allowed CORS origins, comma-separated. Default: none.
         log: Requests to log as JSON lines on standard error.
-        false_alarm: Probability that the drift test ever raises an alarm if nothing has changed.
+        false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
     """
     from offramp.serve.server import Server
 

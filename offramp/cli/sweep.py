@@ -27,22 +27,23 @@ def sweep(
     config_file: ConfigFile = None,
     recipe: RecipeName = None,
 ) -> None:
-    """Train with many values of options, and choose the best ones on val (Ray Tune).
+    """Search over values of options with Ray Tune, and select the best run on val.
 
-    Takes the options of `offramp train` for all trainings. The same command continues a stopped sweep.
+    Takes the options of `offramp train`, for all runs. The same command continues a stopped sweep.
 
     Args:
-        out: Folder of the sweep; each training is a run in it, with a line in results.jsonl if it was not stopped.
+        out: Folder of the sweep and its runs; every run that was trained to the end adds a line to results.jsonl.
         grid: Values of an option, as in `lr=0.05,0.1` or `method.alpha=0.1,0.5`; repeat it for further options.
-        metric: What is maximised on val: `accuracy` (mean over the exits), `final` (the final exit) or `frontier` (area
-            under the accuracy of the exits over their multiply-adds).
-        samples: Number of combinations to draw; default: all are trained.
-        search: `all` combinations, `random` draws, or `optuna`, which learns from earlier trainings.
-        scheduler: `asha` stops trainings that are behind others after as many epochs; `none` trains all to the end.
-        jobs: Number of trainings at a time (on a cluster: on each node), as in `offramp compare`.
+        metric: What is maximised on val: `accuracy` (mean accuracy of the exits), `final` (accuracy of the final exit)
+            or `frontier` (area under the curve of accuracy against multiply-adds).
+        samples: Number of combinations to draw; default: all.
+        search: How combinations are chosen: `all`, `random`, or `optuna`, which uses the results of earlier runs.
+        scheduler: `asha`: stop runs early that are worse than others after the same number of epochs (asynchronous
+            successive halving); `none`: train all to the end.
+        jobs: Number of runs at a time (on a cluster: on each node), as in `offramp compare`.
         address: HOST:PORT of a Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: The nodes of the cluster do not see --out: each run is trained in a temporary folder of its node and
-            fetched.
+        fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
+            when it ends or is stopped.
     """
     from offramp.cli._compare_progress import CompareProgress
     from offramp.runs.sweep import sweep as run_sweep

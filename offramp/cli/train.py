@@ -23,13 +23,14 @@ def train(
     """Train a network with exits.
 
     Besides the options below, `--net.KEY`, `--branch.KEY`, `--method.KEY` and `--data.KEY` set the parameters that
-    `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves a checkpoint; `--resume` continues with identical
-    results (on a GPU with --deterministic). So do SIGTERM and SIGUSR1, with exit status 75.
+    `offramp nets|branches|methods|data NAME` lists. Ctrl-C saves a checkpoint, as do SIGTERM and SIGUSR1 (exit status
+    75); `--resume` continues from it with identical results (on a GPU: with --deterministic).
 
     Args:
-        out: Folder of the run: config, metrics, checkpoints, weights. Default with --recipe: runs/NAME.
-        resume: Continue the run in --out; a finished run is not changed.
-        nodes: Number of machines, each with --devices processes; torchrun, srun or you start the command on each.
+        out: Folder of the run: config, metrics, checkpoints, weights. With --recipe NAME it may be omitted: runs/NAME.
+        resume: Continue the run in --out, or start it if there is none; a finished run is not changed.
+        nodes: Number of machines, each with --devices processes; the command is started on each, by torchrun, by srun
+            or by hand.
     """
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.train import train as train_run

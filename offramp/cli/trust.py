@@ -11,8 +11,8 @@ from offramp.cli import emit
 def trust(run: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Allow a run from elsewhere to import the code that its configuration names.
 
-    That code runs with your rights whenever the run is opened, so read it first. Trust covers this configuration with
-    these source files; it is recorded in $OFFRAMP_STATE (default: ~/.local/state/offramp).
+    That code runs with your permissions whenever the run is opened, so read it first. Trust covers this configuration
+    with these source files; it is recorded in $OFFRAMP_STATE (default: ~/.local/state/offramp).
 
     Args:
         run: Folder of a run.

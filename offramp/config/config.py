@@ -21,18 +21,18 @@ class Config(Recipe):
             for methods that train several of them, a comma-separated list.
         branch: The structure of the exits (`offramp branches`), also python:MODULE.
         method: How the exits are trained (`offramp methods`), also python:MODULE.
-        tap: How gradients of several exits are combined in the backbone: `method` as the method specifies,
-            `equilibrium` adds gradient equilibrium to any method (multi-scale networks: at the coarsest scale only),
-            `equilibrium-all` at every scale.
+        tap: How gradients of several exits are combined in the backbone. `method`: as the method specifies;
+            `equilibrium`: with gradient equilibrium in addition (in multi-scale networks at the coarsest scale only);
+            `equilibrium-all`: the same at every scale.
         data: The data set (`offramp data`), folder:PATH, parquet:PATH, tar:PATH, hub:OWNER/NAME or
             python:MODULE.
         data_dir: The folder of the data set, or its parent; default: $OFFRAMP_DATA.
         width: Base channels of the network; short for the network's parameter `width`.
         exits_after: Layers of an external model (`timm:`, `torchvision:`, `transformers:`, `python:`) to attach exits
-            to, such as layer1,layer2.
-        exits_at: Stages to attach exits to, counted from 1, such as 2,3; default: all but the last.
-        exits: Number of exits, the final one included; external models get them at equal shares of the operations.
-            `auto` chooses places and structure for goal_macs.
+            to, comma-separated, such as layer1,layer2.
+        exits_at: Stages to attach exits to, comma-separated, counted from 1, such as 2,3; default: all but the last.
+        exits: Number of exits, the final one included. In external models they are placed at equal shares of the
+            operations. `auto`: places and structure are chosen for goal_macs.
         goal_macs: With exits=auto: target for the mean multiply-adds, as a share of the plain network's, such as 0.4.
         weights: File to start from: safetensors, a PyTorch checkpoint, or the weights of a run.
         pretrained: Start from the pretrained weights of a timm: or torchvision: network; its library downloads them

@@ -18,44 +18,44 @@ class Recipe:
         epochs: Passes over the training split.
         batch_size: Samples per optimizer step, summed over all devices.
         accumulate: Number of passes through the network for one optimizer step, each on a part of the batch, to use
-            less memory; batch norms see a part at a time.
+            less memory; batch norms use the statistics of each part.
         optimizer: The optimizer.
         lr: Peak learning rate.
         lr_backbone: Peak learning rate of the backbone (stages and final exit); default: `lr`.
-        tune: `all` trains as the method specifies, `exits` freezes the backbone, `mixed` trains the backbone alone for
-            half of the epochs, then as the method specifies.
+        tune: Which parts are trained. `all`: as the method specifies; `exits`: the backbone is frozen; `mixed`: the
+            backbone with its final exit alone for half of the epochs, then as the method specifies.
         momentum: Momentum of SGD.
         nesterov: Use Nesterov momentum.
         weight_decay: Weight decay of all parameters.
-        schedule: `step` multiplies the rate by gamma at the milestones, `cosine` anneals it to zero, `onecycle` rises,
-            then anneals.
-        milestones: Fractions of the epochs after which `step` cuts the rate, comma-separated.
+        schedule: Learning rate schedule. `step`: multiplied by gamma at the milestones; `cosine`: annealed to zero;
+            `onecycle`: rises to its peak, then annealed; `constant`: unchanged.
+        milestones: Fractions of the run, comma-separated, after which the `step` schedule reduces the rate.
         gamma: Factor of the rate at each milestone.
         warmup: Fraction of the run during which the rate rises linearly from zero (with onecycle: to its peak).
-        label_smoothing: Share of the label that is spread evenly over all classes.
+        label_smoothing: Share of the label's probability that is spread evenly over all classes.
         mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
         ema: Decay per step of a moving average of the weights, evaluated and saved in place of the weights; 0 disables
             it.
         clip: Maximum norm of the gradient; 0 disables clipping.
-        precision: `auto` is bf16 if the processor supports it natively, else 32; on a CPU, depthwise convolutions are
-            then computed in float32 (`bf16-dense`), and longer runs use the fastest of 32, bf16 and bf16-dense,
-            measured in a few steps. For GPUs also tf32 (products in float32 of inputs that are rounded to TF32) and 16
-            (float16 with scaled losses, for GPUs without bf16).
+        precision: `auto`: bf16 if the processor supports it natively, else 32; on a CPU, a network with depthwise
+            convolutions uses bf16-dense (bf16, but these convolutions in float32), and longer runs use the fastest of
+            32, bf16 and bf16-dense, measured in a few steps. On GPUs also tf32 (float32 with inputs of products rounded
+            to TF32) and 16 (float16 with loss scaling, for GPUs without bf16).
         compile: Compile the network with torch.compile.
-        graph: On a GPU, start all kernels of a step at once (one CUDA graph); default: if that is faster in a
-            measurement of the run's first steps. Steps that cannot be captured run as usual, and a note says why.
+        graph: On a GPU, run each step as one CUDA graph. Default: used if it is faster, as measured in the first
+            steps of the run. Steps that cannot be captured run as usual, and a note says why.
         balanced: Draw every class equally often: an epoch keeps its length; images of small classes are repeated, and
             large classes contribute a part of their images.
         patience: Stop if the mean accuracy of the exits on val has not increased for this many epochs; 0: never. The
             run keeps the weights of the last and of the best epoch.
         device: Device to train on; `auto` is a GPU if there is one.
         devices: Number of processes, one per device.
-        strategy: With several processes, `ddp` keeps the whole network in each, `fsdp` distributes weights, gradients
-            and optimizer state over them (FSDP2).
+        strategy: With several processes. `ddp`: each process has the whole network; `fsdp`: weights, gradients and
+            optimizer state are sharded over the processes (FSDP2).
         sync_batch_norm: With several processes, batch norms use statistics of the whole batch, as one process does;
             otherwise each process uses those of its part.
-        deterministic: On a GPU, use only kernels that return the same numbers in every run; slower. Needed for resumed
-            runs on a GPU to continue with identical results; on a CPU they always do.
+        deterministic: On a GPU, use only deterministic kernels; slower. Without it, a resumed run on a GPU may give
+            other results than an uninterrupted one; on a CPU the results are always identical.
         seed: Seed of initial weights, sample order and augmentation.
         checkpoint_every: Steps between checkpoints; one more is written at the end, and on Ctrl-C.
         tensorboard: Also write TensorBoard events (needs the extra `tensorboard`).
