@@ -78,7 +78,11 @@ def available(kind: Kind) -> dict[str, str]:
 
     Args:
         kind: `net`, `branch`, `method` or `data`.
+    Raises:
+        ParameterError: if there is no such kind.
     """
+    if kind not in _PACKAGES:
+        raise unknown("kind", kind, _PACKAGES, listing="")
     return with_plugins(_PACKAGES[kind], _built_in(kind))
 
 
@@ -104,7 +108,7 @@ def describe(kind: Kind, name: str) -> Description:
         kind: `net`, `branch`, `method` or `data`.
         name: as listed by `available`, or `python:package.module`.
     Raises:
-        ParameterError: if there is none of this name, with the nearest; if code from outside cannot be imported.
+        ParameterError: if there is no such kind or name, with the nearest; if code from outside cannot be imported.
     """
     offers = available(kind)
     about = offers[name] if name in offers else _line_from_outside(kind, name, offers)

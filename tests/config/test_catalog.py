@@ -1,5 +1,8 @@
 """What is available, from Python."""
 
+from typing import Any
+
+import jaxtyping
 import pytest
 
 import offramp
@@ -23,3 +26,12 @@ def test_data_take_the_parameters_of_load() -> None:
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(ParameterError, match="unknown net 'resnet81'; the nearest is 'resnet18'"):
         offramp.describe("net", "resnet81")
+
+
+def test_a_kind_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # else the type is refused before
+    kind: Any = "methods"
+    with pytest.raises(ParameterError, match="unknown kind 'methods'; the nearest is 'method'"):
+        offramp.available(kind)
+    with pytest.raises(ParameterError, match="unknown kind 'methods'; the nearest is 'method'"):
+        offramp.describe(kind, "muse")
