@@ -1,6 +1,8 @@
 """The Python of README and the guides runs block after block in one namespace, as if typed into a notebook."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,13 +44,15 @@ def typed(document: str, blocks: list[str]) -> dict[str, object]:
 
 
 @pytest.fixture
-def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_origin: None) -> Path:
+def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_origin: None) -> Iterator[Path]:
     """A working directory with two images, and the example plugin at hand as if it were installed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples" / "plugin")
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / name)
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "offramp_example"]:
+        del sys.modules[name]  # else tests that follow find a plugin imported that is only listed
 
 
 @pytest.mark.parametrize("document", SMALLER)
