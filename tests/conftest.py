@@ -43,7 +43,7 @@ def cifar100_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def own() -> Iterator[str]:
+def my_nets() -> Iterator[str]:
     """The name of a module with networks as a user might have written them: `nets/my_nets.py`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "tests" / "nets")

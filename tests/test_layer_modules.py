@@ -74,7 +74,7 @@ def test_on_small_maps_a_product_has_the_derivatives_of_the_convolution(stride: 
 def test_a_product_can_be_differentiated_again(stride: int) -> None:
     inputs = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradgradcheck(lambda *given: SmallMaps.apply(*given, (stride, stride)), (inputs, weight))
+    torch.autograd.gradgradcheck(lambda *args: SmallMaps.apply(*args, (stride, stride)), (inputs, weight))
 
 
 def by_product(layer: nn.Module, inputs: torch.Tensor, low: bool = True) -> bool:

@@ -50,8 +50,8 @@ def test_layers_that_keep_the_shape_answer_as_they_would(layer: nn.Module) -> No
 
 
 def test_a_layer_norm_of_another_precision_answers_in_its_own() -> None:
-    for given in (torch.empty(2, 4, device="meta", dtype=torch.bfloat16), torch.empty(4, 2, device="meta").t()):
-        quick, whole = (run_on_meta(nn.LayerNorm(4), given, whole=whole) for whole in (False, True))
+    for inputs in (torch.empty(2, 4, device="meta", dtype=torch.bfloat16), torch.empty(4, 2, device="meta").t()):
+        quick, whole = (run_on_meta(nn.LayerNorm(4), inputs, whole=whole) for whole in (False, True))
         assert (quick.dtype, quick.stride()) == (whole.dtype, whole.stride())
     with pytest.raises(RuntimeError, match="normalized_shape"):
         run_on_meta(nn.LayerNorm(4), torch.empty(2, 5, device="meta"))

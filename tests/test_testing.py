@@ -52,7 +52,7 @@ def undocumented(*, weight: float = 1.0) -> Method:
     return Method(objective)
 
 
-def of(function: Any) -> Callable[..., Method]:
+def building(function: Any) -> Callable[..., Method]:
     return lambda: Method(function)
 
 
@@ -65,9 +65,9 @@ def test_a_method_that_keeps_the_contract() -> None:
     ("method", "message"),
     [
         (undocumented, "the docstring of build must explain weight in Args"),
-        (of(scheduled), r"terms \['ce'\] change over a run, but scheduled is \[\]"),
-        (of(first_exit), "the final exit must get a gradient"),
-        (of(lambda outputs, batch, progress: {}), "an objective must return at least one term"),
+        (building(scheduled), r"terms \['ce'\] change over a run, but scheduled is \[\]"),
+        (building(first_exit), "the final exit must get a gradient"),
+        (building(lambda outputs, batch, progress: {}), "an objective must return at least one term"),
     ],
 )
 def test_a_method_that_breaks_it_is_told_how(method: Any, message: str) -> None:

@@ -50,50 +50,50 @@ def test_no_byte_of_the_manifest_changes_unnoticed(exported: Any) -> None:
             parse(bytes(changed), "m.json")
 
 
-def signed(found: dict[str, Any]) -> bytes:
+def signed(manifest: dict[str, Any]) -> bytes:
     """The manifest with a digest that is right, whatever it says: as whoever writes one for us would."""
     blank = "0" * 64
-    text = json.dumps({**found, "digest": blank})
+    text = json.dumps({**manifest, "digest": blank})
     return text.replace(blank, hashlib.sha256(text.encode()).hexdigest()).encode()
 
 
 def damaged(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda found: found.update(changes)
+    return lambda manifest: manifest.update(changes)
 
 
 def renamed(name: Any) -> Callable[[dict[str, Any]], None]:
-    def change(found: dict[str, Any]) -> None:
-        found["parts"][0]["file"] = name
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["parts"][0]["file"] = name
 
     return change
 
 
-def reshaped(found: dict[str, Any]) -> None:
-    found["parts"][0]["gives_state"][0]["shape"] = [4, 9, 9]
+def reshaped(manifest: dict[str, Any]) -> None:
+    manifest["parts"][0]["gives_state"][0]["shape"] = [4, 9, 9]
 
 
-def retyped(found: dict[str, Any]) -> None:
-    found["parts"][1]["takes_state"][0]["dtype"] = "object"
+def retyped(manifest: dict[str, Any]) -> None:
+    manifest["parts"][1]["takes_state"][0]["dtype"] = "object"
 
 
 def ordered(*exits: int) -> Callable[[dict[str, Any]], None]:
-    def change(found: dict[str, Any]) -> None:
-        for part, exit in zip(found["parts"], exits, strict=True):
+    def change(manifest: dict[str, Any]) -> None:
+        for part, exit in zip(manifest["parts"], exits, strict=True):
             part["exit"] = exit
 
     return change
 
 
-def carrying(found: dict[str, Any]) -> None:
-    found["parts"][0]["takes_carry"] = found["parts"][1]["takes_carry"]
+def carrying(manifest: dict[str, Any]) -> None:
+    manifest["parts"][0]["takes_carry"] = manifest["parts"][1]["takes_carry"]
 
 
 def averaged(mean: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda found: found["preprocessing"].update(mean=[mean])
+    return lambda manifest: manifest["preprocessing"].update(mean=[mean])
 
 
-def resized(found: dict[str, Any]) -> None:
-    found["preprocessing"]["size"] = found["preprocessing"]["resize"] = 9
+def resized(manifest: dict[str, Any]) -> None:
+    manifest["preprocessing"]["size"] = manifest["preprocessing"]["resize"] = 9
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ def test_one_image_is_answered_as_by_arrays_in_every_thread(exported: Any) -> No
     bundle, inputs = open_bundle(exported.folder), images(exported, 24)
     assert bundle.segments_for(1) is not bundle.segments and bundle.segments_for(2) is bundle.segments
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(bundle.answer, inputs))
-    found += [bundle.answer(each) for each in inputs]  # kept, while others are computed in the same memory
-    for result, each in zip(found, [*inputs, *inputs], strict=True):
+        results = list(pool.map(bundle.answer, inputs))
+    results += [bundle.answer(each) for each in inputs]  # kept, while others are computed in the same memory
+    for result, each in zip(results, [*inputs, *inputs], strict=True):
         expected = answer(bundle.segments, bundle.policy, each)
         np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-5, atol=1e-5)
         assert (result.exit == expected.exit).all()
         np.testing.assert_allclose(result.score, expected.score, rtol=1e-5)
-    assert len({int(result.exit[0]) for result in found}) > 1
+    assert len({int(result.exit[0]) for result in results}) > 1
 
 
 def test_a_copy_with_other_segments_computes_with_those(exported: Any) -> None:

@@ -90,12 +90,12 @@ def test_segments_are_closer_to_float32_and_blocks_are_whole(exported: Any, monk
         state, _, logits = open_segment(model, spec)(others, ())
         return np.concatenate([part.reshape(len(others), -1) for part in (*state, logits)], axis=1)
 
-    exact, found = run(models[0]), run(quantised(models, [spec], inputs)[0])
+    exact, rounded = run(models[0]), run(quantised(models, [spec], inputs)[0])
     monkeypatch.setattr(weight_rounding, "BLOCK", 4)  # of 9 columns
     blocks = run(quantised(models, [spec], inputs)[0])
     monkeypatch.setattr("offramp.bundle.quantise.round_weights", lambda *about: None)
     nearest = run(quantised(models, [spec], inputs)[0])
-    errors = [float(np.square(each - exact).mean()) for each in (found, blocks, nearest)]
+    errors = [float(np.square(each - exact).mean()) for each in (rounded, blocks, nearest)]
     assert errors[0] < 0.9 * errors[2] and errors[1] < errors[2], errors
 
 
@@ -105,8 +105,8 @@ def test_pixels_lie_on_the_grid_and_zero_does_too() -> None:
         values = (pixels / 255 - mean) / std
         grid = image_grid(values.astype(np.float32))
         scale, zero = float(grid["scale"]), int(grid["zero_point"])
-        found = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
-        assert np.sqrt(np.square(found - values).mean()) < 0.3 * scale, (mean, std)
+        rounded = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+        assert np.sqrt(np.square(rounded - values).mean()) < 0.3 * scale, (mean, std)
         assert (grid["scale"].dtype, grid["zero_point"].dtype) == (np.float32, np.uint8)
     assert image_grid(np.zeros((2, 3), np.float32))["zero_point"] == 0
 

@@ -101,7 +101,7 @@ def test_another_exit_is_found_out_but_not_at_a_tie(exported: Any, monkeypatch: 
     first = f"image {ids[differing][0]} of test takes exit [34] in the bundle, but exit 1 in the network"
     with pytest.raises(verify.Difference, match=first):
         verify.verify(bundle, exported.net, exported.data, 200)
-    monkeypatch.setattr(verify, "_tie", lambda *given: True)
+    monkeypatch.setattr(verify, "_tie", lambda *args: True)
     result, _ = verify.verify(bundle, exported.net, exported.data, 200)
     assert result["ties"] > 0
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.usefixtures("own")
+pytestmark = pytest.mark.usefixtures("my_nets")
 SMALL = ("--net", "python:my_nets:small", "--image-size", 16)
 Run = Callable[..., Any]
 

@@ -26,10 +26,10 @@ POLICY = ExitPolicy(thresholds=(0.5, 0.2, 0.5), enabled=(False, True, True))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, own: str, succeed: Callable[..., None]) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, my_nets: str, succeed: Callable[..., None]) -> Path:
     """A very small network with three exits of which the first is off, trained for an epoch on digits."""
     run = tmp_path_factory.mktemp("bench") / "run"
-    words = f"--net python:{own}:small --exits-after 1,3 --branch linear --precision 32 --method joint"
+    words = f"--net python:{my_nets}:small --exits-after 1,3 --branch linear --precision 32 --method joint"
     succeed("train", *words.split(), "--data", "digits", "--epochs", 1, "--out", run, "--json")
     save(POLICY, run / "policy.json")
     return run
@@ -193,9 +193,9 @@ def chained(segments: Any, inputs: Any) -> Any:
     return np.stack(result)
 
 
-def near(found: Any, wanted: torch.Tensor, name: str) -> None:
-    found = torch.as_tensor(found).float()
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0.05 if name == "torch-bf16" else 1e-4)
+def near(values: Any, wanted: torch.Tensor, name: str) -> None:
+    values = torch.as_tensor(values).float()
+    torch.testing.assert_close(values, wanted, rtol=0, atol=0.05 if name == "torch-bf16" else 1e-4)
 
 
 def test_a_bundle_that_does_not_say_which_data(bundle: Path) -> None:

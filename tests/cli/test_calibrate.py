@@ -131,13 +131,13 @@ def test_nonsense_is_refused_by_the_program_too(offramp: Offramp, run: Path, typ
 
 
 @pytest.mark.parametrize(
-    ("goals", "given"),
+    ("goals", "text"),
     [((), "none"), (("--macs", 1, "--risk", "10%"), "--macs and --risk"), (("--delta", 0.1), "none")],
 )
-def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[object, ...], given: str) -> None:
+def test_exactly_one_goal_is_needed(offramp: Offramp, run: Path, goals: tuple[object, ...], text: str) -> None:
     ran = offramp("calibrate", run, *goals)
     assert ran.status == 2 and ran.err.count("\n") == 1
-    says = f"exactly one goal is needed, --macs, --ms, --max-drop, --target-accuracy or --risk; got {given}"
+    says = f"exactly one goal is needed, --macs, --ms, --max-drop, --target-accuracy or --risk; got {text}"
     assert ran.err == f"offramp: {says}\n"
 
 
@@ -238,7 +238,7 @@ def test_milliseconds_are_those_of_the_runtime_that_is_to_answer(
     seen: set[str] = set()
     opened = sessions.open_segment
 
-    def convolving(module: torch.nn.Module, given: Any) -> None:
+    def convolving(module: torch.nn.Module, inputs: Any) -> None:
         if isinstance(module, torch.nn.Conv2d):
             seen.add(f"torch {module.weight.dtype}")
 

@@ -37,9 +37,9 @@ def words(methods: str, seeds: str, out: Path, *more: object) -> list[str]:
     return [str(word) for word in values]
 
 
-def start(folder: Path, given: list[str]) -> forked.Program:
+def start(folder: Path, words: list[str]) -> forked.Program:
     """The program in a process of its own; what it says goes into a file."""
-    return forked.start(*given, out=folder / "said")
+    return forked.start(*words, out=folder / "said")
 
 
 def wait_for(what: Callable[[], Any], process: forked.Program) -> None:
@@ -230,7 +230,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("words", "says"),
     [
         (["--methods", "joint,muze"], "unknown method 'muze'; the nearest is 'muse'"),
         (["--methods", "muse(alhpa=1)"], "unknown parameter of method muse 'alhpa'; the nearest is 'alpha'"),
@@ -270,9 +270,9 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
     ],
 )
 def test_mistakes_get_one_clear_sentence_and_start_nothing(
-    offramp: Offramp, tmp_path: Path, given: list[str], says: str
+    offramp: Offramp, tmp_path: Path, words: list[str], says: str
 ) -> None:
-    ran = offramp("compare", "--width", 4, "--epochs", 1, "--out", tmp_path / "a", *given)
+    ran = offramp("compare", "--width", 4, "--epochs", 1, "--out", tmp_path / "a", *words)
     assert ran.status in (1, 2)
     assert says in ran.err and ran.err.splitlines()[-1].startswith("offramp: ")
     assert not (tmp_path / "a").exists()

@@ -52,7 +52,7 @@ def steps(run: Path) -> list[dict[str, Any]]:
     "tune",
     [pytest.param(tune, marks=() if tune == "exits" else pytest.mark.full) for tune in ("exits", "mixed", "all")],
 )
-def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, own: str, tune: str) -> None:
+def test_fine_tuning_by_two_processes_is_that_of_one(tmp_path: Path, my_nets: str, tune: str) -> None:
     """Frozen parts have no gradients, in one phase or in both; the last batch of 1,437 samples is uneven."""
     common = f"{WORDS} --tune {tune} --lr-backbone 0.005 --epochs 2 --batch-size 254 --holdout 0"
     for devices in (1, 2):
@@ -87,7 +87,7 @@ def _started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
 
 @pytest.mark.parametrize("run", [_launched, pytest.param(_started, marks=pytest.mark.full)])
 def test_a_loss_that_is_no_number_in_one_process_ends_both(
-    tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str]]
+    tmp_path: Path, my_nets: str, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str]]
 ) -> None:
     """At the last step before a look: the other process would go on and wait for ever."""
     status, said = run(tmp_path, monkeypatch)

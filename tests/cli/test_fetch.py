@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from offramp.engine import fetched
 from offramp.engine.fetched import Receiver
 from offramp.engine.local import Job, Unwatched
-from offramp.runs.train_all import ENTRY, PRELOAD
+from offramp.runs.train_all import PRELOAD
 from offramp.train.log import read
 from offramp.train.run_dir import claim, read_config
 
@@ -56,9 +56,14 @@ def test_a_run_that_is_lost_and_continued_elsewhere_equals_an_uninterrupted_one(
                 pending.pop()()
             return result
 
-        job = Job("run", ENTRY, [train], run, log, log.with_suffix(".json"), lambda: None, preload=PRELOAD)
+        job = Job(
+            "run", "slow_training:main", [train], run, log, log.with_suffix(".json"), lambda: None, preload=PRELOAD
+        )
         with fetched.on_node(job, call) as there:
-            complete = fetched.work(job, there, call, Unwatched())
+            try:
+                complete = fetched.work(job, there, call, Unwatched())
+            except KeyboardInterrupt:  # it would end pytest
+                pytest.fail("the training ended before it could be interrupted")
         assert job.failure is None
         return complete
 

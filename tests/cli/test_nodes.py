@@ -206,7 +206,7 @@ def on_both(
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["joint", "muse"])
 def test_two_hosts_train_as_one_process_and_one_process_goes_on(
-    tmp_path: Path, hosts: list[list[str]], own: str, method: str
+    tmp_path: Path, hosts: list[list[str]], my_nets: str, method: str
 ) -> None:
     net = ["train", "--net", "python:my_nets:faulty", "--exits-after", "1,3", "--branch", "linear", "--data", "digits"]
     words = [*net, "--method", method, "--precision", "32", "--device", "cpu", "--lr", "0.01", "--epochs", "2"]
@@ -228,7 +228,7 @@ def test_two_hosts_train_as_one_process_and_one_process_goes_on(
 
 
 @pytest.mark.full
-def test_every_method_on_two_hosts_is_that_of_one_process(tmp_path: Path, hosts: list[list[str]], own: str) -> None:
+def test_every_method_on_two_hosts_is_that_of_one_process(tmp_path: Path, hosts: list[list[str]], my_nets: str) -> None:
     for process in on_both(hosts, tmp_path, ["2", "2"], "import two_hosts\ntwo_hosts.main()\n"):
         assert process.wait(570) == 0, (tmp_path / "said0").read_text()
     two_hosts.train_all(tmp_path, 1, 1)

@@ -25,9 +25,9 @@ TRAIN = (
 )
 
 
-def test_info(offramp: Run, own: str) -> None:
+def test_info(offramp: Run, my_nets: str) -> None:
     ran = offramp(
-        "info", "--net", f"python:{own}:small", "--exits-after", "1,3", "--image-size", 16, "--json", "--classes", 3
+        "info", "--net", f"python:{my_nets}:small", "--exits-after", "1,3", "--image-size", 16, "--json", "--classes", 3
     )
     assert ran.status == 0, ran.err
     assert len(ran.json["macs"]) == 3 and ran.json["shape"] == [3, 16, 16]
@@ -35,8 +35,8 @@ def test_info(offramp: Run, own: str) -> None:
     assert wrong.status == 2 and "--exits-after is for external models" in wrong.err
 
 
-def test_train_tune_and_evaluate(offramp: Run, own: str, tmp_path: Path) -> None:
-    net = ("--net", f"python:{own}:small", "--exits-after", "1,3")
+def test_train_tune_and_evaluate(offramp: Run, my_nets: str, tmp_path: Path) -> None:
+    net = ("--net", f"python:{my_nets}:small", "--exits-after", "1,3")
     first = offramp("train", *net, *TRAIN, "--out", tmp_path / "a", "--json")
     assert first.status == 0, first.err
     weights = tmp_path / "a/last.safetensors"
@@ -50,9 +50,9 @@ def test_train_tune_and_evaluate(offramp: Run, own: str, tmp_path: Path) -> None
     assert offramp("evaluate", tmp_path / "b", "--json").status == 0
 
 
-def test_weights_that_do_not_fit(offramp: Run, own: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit(offramp: Run, my_nets: str, tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
-    net = ("--net", f"python:{own}:small", "--exits-after", "1,3")
+    net = ("--net", f"python:{my_nets}:small", "--exits-after", "1,3")
     ran = offramp("train", *net, *TRAIN, "--weights", tmp_path / "w.pt", "--out", tmp_path / "a")
     assert ran.status == 1
     assert (

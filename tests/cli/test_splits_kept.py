@@ -53,7 +53,7 @@ def folder(root: Path, each: int = 40) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
+def originals(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None]) -> Path:
     """A folder of images `p`, and a run `r` of it; nobody may change them."""
     root = tmp_path_factory.mktemp("splits")
     folder(root / "p")
@@ -62,10 +62,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, succeed: Callable[..., None])
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path) -> Path:
+def place(originals: Path, tmp_path: Path) -> Path:
     """A copy that a test may change: the run's data lie where they lay, `q` is a copy of them."""
-    shutil.copytree(made / "r", tmp_path / "r")
-    shutil.copytree(made / "p", tmp_path / "q")
+    shutil.copytree(originals / "r", tmp_path / "r")
+    shutil.copytree(originals / "p", tmp_path / "q")
     return tmp_path
 
 
@@ -79,10 +79,10 @@ def test_other_pixels_are_evaluated_and_not_those_of_the_stored_trace(place: Pat
     assert offramp("evaluate", place / "r", "--json").json["accuracy"] == before
 
 
-def test_a_grown_folder_keeps_its_split(place: Path, made: Path, offramp: Callable[..., Any]) -> None:
+def test_a_grown_folder_keeps_its_split(place: Path, originals: Path, offramp: Callable[..., Any]) -> None:
     run = place / "r"
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace(str(made / "p"), str(place / "q")))
+    config.write_text(config.read_text().replace(str(originals / "p"), str(place / "q")))
     remember(read_config(run))
     before = offramp("evaluate", run, "--json").json
     for label, name in enumerate("xyz"):
@@ -100,10 +100,10 @@ def test_a_grown_folder_keeps_its_split(place: Path, made: Path, offramp: Callab
     )
 
 
-def test_stored_traces_serve_if_the_data_are_gone(place: Path, made: Path, offramp: Callable[..., Any]) -> None:
+def test_stored_traces_serve_if_the_data_are_gone(place: Path, originals: Path, offramp: Callable[..., Any]) -> None:
     run = place / "r"
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace(str(made / "p"), str(place / "q")))
+    config.write_text(config.read_text().replace(str(originals / "p"), str(place / "q")))
     remember(read_config(run))
     assert offramp("curves", run).status == 0
     shutil.rmtree(place / "q")
@@ -155,9 +155,9 @@ def test_a_value_that_is_not_finite_is_named_by_file_and_tensor(place: Path, off
 
 
 def test_images_that_the_weights_were_trained_on_are_kept_out(
-    place: Path, made: Path, offramp: Callable[..., Any]
+    place: Path, originals: Path, offramp: Callable[..., Any]
 ) -> None:
-    words = ["train", "--data", f"folder:{made / 'p'}", *QUICK, "--weights", place / "r" / "last.safetensors"]
+    words = ["train", "--data", f"folder:{originals / 'p'}", *QUICK, "--weights", place / "r" / "last.safetensors"]
     ran = offramp(*words, "--tune", "exits", "--holdout", "0.6", "--out", place / "b")
     assert ran.status == 0 and "was trained on" in ran.err and "images: they are kept out" in " ".join(ran.err.split())
     first, second = (split_record.load(place / name / "split.safetensors") for name in "rb")
@@ -172,7 +172,7 @@ def test_images_that_the_weights_were_trained_on_are_kept_out(
     assert same.status == 0 and "kept out" not in same.err
 
 
-def test_a_split_that_would_lack_a_class_is_refused(place: Path, made: Path, offramp: Callable[..., Any]) -> None:
+def test_a_split_that_would_lack_a_class_is_refused(place: Path, originals: Path, offramp: Callable[..., Any]) -> None:
     record = split_record.load(place / "r" / "split.safetensors")
     assert record is not None
     everything = np.concatenate(list(record.splits.values()))
@@ -180,17 +180,26 @@ def test_a_split_that_would_lack_a_class_is_refused(place: Path, made: Path, off
     split_record.save(
         dataclasses.replace(record, splits={"train": everything, **nothing}), place / "r" / "split.safetensors"
     )
-    words = ["train", "--data", f"folder:{made / 'p'}", *QUICK, "--weights", place / "r" / "last.safetensors"]
+    words = ["train", "--data", f"folder:{originals / 'p'}", *QUICK, "--weights", place / "r" / "last.safetensors"]
     ran = offramp(*words, "--holdout", 0.3, "--out", place / "b")
     assert ran.status == 1 and not (place / "b").exists()
     assert "val images, and the rest lacks class 0 (x): split the data as that run did (the same --holdout" in ran.err
 
 
-def test_weights_from_elsewhere_come_with_a_sentence(place: Path, made: Path, offramp: Callable[..., Any]) -> None:
+def test_weights_from_elsewhere_come_with_a_sentence(place: Path, originals: Path, offramp: Callable[..., Any]) -> None:
     path = place / "foreign.safetensors"
     shutil.copy(place / "r" / "last.safetensors", path)
     ran = offramp(
-        "train", "--data", f"folder:{made / 'p'}", *QUICK, "--holdout", 0.3, "--weights", path, "--out", place / "b"
+        "train",
+        "--data",
+        f"folder:{originals / 'p'}",
+        *QUICK,
+        "--holdout",
+        0.3,
+        "--weights",
+        path,
+        "--out",
+        place / "b",
     )
     sentence = "images of val, cal and test must be new to these weights"
     assert ran.status == 0 and sentence in " ".join(ran.err.split())
@@ -219,9 +228,9 @@ def test_class_names_in_another_unicode_form_are_the_same_classes(tmp_path: Path
 
 
 def test_risk_is_not_certified_on_images_that_chose_epochs(
-    made: Path, tmp_path: Path, offramp: Callable[..., Any]
+    originals: Path, tmp_path: Path, offramp: Callable[..., Any]
 ) -> None:
-    data = ["--data", f"folder:{made / 'p'}", *QUICK, "--holdout", 0.3, "--data.shared_holdout", "true"]
+    data = ["--data", f"folder:{originals / 'p'}", *QUICK, "--holdout", 0.3, "--data.shared_holdout", "true"]
     offramp("train", *data, "--out", tmp_path / "r", "--json")
     ran = offramp("calibrate", tmp_path / "r", "--risk", "10%")
     assert ran.status == 1 and not (tmp_path / "r/policy.json").exists()

@@ -43,8 +43,8 @@ def test_what_belongs_together_is_given_together() -> None:
         planned(goal_macs=0.4, exits_at=(1,))
 
 
-def test_places_in_an_external_model_are_layers(own: str) -> None:
-    result = planned(net=f"python:{own}:small", goal_macs=0.8, branch="linear", width=None, image_size=16)
+def test_places_in_an_external_model_are_layers(my_nets: str) -> None:
+    result = planned(net=f"python:{my_nets}:small", goal_macs=0.8, branch="linear", width=None, image_size=16)
     assert result.macs[0] <= 0.4 * result.macs[-1] and "exits after" in result.notes[0]
 
 

@@ -64,7 +64,7 @@ def options(net: str) -> dict[str, int]:
     return {key: value for key, value in wanted.items() if key in offered}
 
 
-def made(net: str, branch: str) -> MultiExitNet:
+def cached_net(net: str, branch: str) -> MultiExitNet:
     """The network as it was built: a copy of its modules would take ten times as long."""
     network, state = _made(net, branch)
     network.to(torch.float32, memory_format=torch.contiguous_format).train().zero_grad()
@@ -109,18 +109,18 @@ def representatives() -> Iterator[Any]:
 @pytest.mark.parametrize(("net", "branch"), list(cross()))
 @pytest.mark.parametrize("check", NETWORK_CHECKS, ids=[check.__name__ for check in NETWORK_CHECKS])
 def test_the_contract(check: Callable[..., None], net: str, branch: str) -> None:
-    check(made(net, branch), shape_of(net))
+    check(cached_net(net, branch), shape_of(net))
 
 
 @every_pair
 def test_features_are_what_the_classifier_sees(net: str, branch: str) -> None:
-    widths = {feature.shape[1] for feature in made(net, branch)(images(net)).features}
+    widths = {feature.shape[1] for feature in cached_net(net, branch)(images(net)).features}
     assert len(widths) == 1 or branch in DIFFERENT_WIDTHS
 
 
 @every_pair
 def test_the_final_exit_is_the_plain_network(net: str, branch: str) -> None:
-    network = made(net, branch)
+    network = cached_net(net, branch)
     stages = tuple(stage for stage in network.stages if isinstance(stage, nn.Sequential))
     alone = plain(Backbone(stages, network.branches[-1].head, shape_of(net))).eval()  # type: ignore[arg-type]
     assert torch.equal(alone(images(net)).logits[-1], network.eval()(images(net)).logits[-1])
@@ -130,14 +130,14 @@ def test_the_final_exit_is_the_plain_network(net: str, branch: str) -> None:
 def test_what_does_not_fit_says_what_does(net: str, branch: str) -> None:
     message = REFUSED.get((family(net), branch), r"^own needs a network that was published with exits \(msdnet\)")
     with pytest.raises(ValueError, match=message):
-        made(net, branch)
+        cached_net(net, branch)
 
 
 @pytest.mark.parametrize("net", [pytest.param(p.values[0], marks=p.marks) for p in pairs() if p.values[1] == "linear"])
 def test_without_early_exits(net: str) -> None:
     network = plain(tiny(net)).eval()
     assert network.exits == 1
-    with_exits = made(net, "linear").eval()
+    with_exits = cached_net(net, "linear").eval()
     assert torch.equal(network(images(net)).logits[0], with_exits(images(net)).logits[-1])
 
 

@@ -117,13 +117,13 @@ class Record(NamedTuple):
 RECIPE: dict[str, Any] = {"train": 40, "epochs": 6, "lr": 0.005}
 
 
-def stopping(running: Loop, at: int) -> None:
+def stopping(running: Loop, stop_at: int) -> None:
     """Ctrl-C during the step of that number."""
     step, calls = running.step, [0]
 
     def watched(batch: Batch, progress: float) -> None:
         calls[0] += 1
-        if calls[0] == at:
+        if calls[0] == stop_at:
             running.stop.set()
         step(batch, progress)
 
@@ -265,15 +265,15 @@ def stops() -> Iterator[Any]:
         yield pytest.param(net, method, precision, position, marks=[] if quick else pytest.mark.full)
 
 
-@pytest.mark.parametrize(("net", "method", "precision", "at"), list(stops()))
+@pytest.mark.parametrize(("net", "method", "precision", "stop_at"), list(stops()))
 def test_stopped_in_the_middle_and_resumed_is_the_same_to_the_bit(
-    net: str, method: str, precision: str, at: int, tmp_path: Path
+    net: str, method: str, precision: str, stop_at: int, tmp_path: Path
 ) -> None:
     """By Ctrl-C, and in bf16 too."""
     unbroken, cut = (loop(net, method, tmp_path / name, train=16, precision=precision) for name in ("whole", "cut"))
     began = copy.deepcopy(unbroken.net.state_dict())
     unbroken.run(resume=False)
-    stopping(cut, at)
+    stopping(cut, stop_at)
     with pytest.raises(Interrupted):
         cut.run(resume=False)
     again = loop(net, method, tmp_path / "cut", train=16, precision=precision)

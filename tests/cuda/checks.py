@@ -59,9 +59,9 @@ class Counting:
         self.call, self.calls = getattr(owner, name), list[Counter[Any]]()
         setattr(owner, name, self)
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *args: Any) -> Any:
         with fake.counted() as (waits, _):
-            result = self.call(*given)
+            result = self.call(*args)
         self.calls.append(waits)
         return result
 

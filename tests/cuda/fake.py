@@ -216,13 +216,13 @@ def install(memory: int = 1 << 37) -> OnGpu:
         "set_device",
         "set_rng_state",
     ):
-        setattr(cuda, name, lambda *given: None)
+        setattr(cuda, name, lambda *args: None)
     torch.inference_mode = lambda mode=True: torch.no_grad() if mode else torch.enable_grad()  # type: ignore[assignment,misc]
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.tensor = _creating(torch.tensor, "tensor")
     torch.as_tensor = _creating(torch.as_tensor, "as_tensor")
     Tensor.pin_memory = _pin  # type: ignore[method-assign,assignment]
-    Fake.new_tensor = lambda self, data, **given: _from_host(data, {"dtype": self.dtype, **given})  # type: ignore
+    Fake.new_tensor = lambda self, data, **options: _from_host(data, {"dtype": self.dtype, **options})  # type: ignore
     Fake.tolist = _tolist  # type: ignore[method-assign]
     Fake.__reduce_ex__ = lambda self, protocol: self.detach().host.clone().__reduce_ex__(protocol)  # type: ignore
     import lightning_fabric.accelerators.cuda as accelerator
@@ -256,17 +256,17 @@ def _no_graph(graph: Any, **options: Any) -> Any:
 _tensor = torch.tensor
 
 
-def _from_host(data: Any, given: dict[str, Any]) -> Fake:
+def _from_host(data: Any, options: dict[str, Any]) -> Fake:
     copies[_place()] += 1
     _wait("copy to the device")
     with _disable_current_modes():
-        return Fake(_tensor(data, dtype=given.get("dtype")))
+        return Fake(_tensor(data, dtype=options.get("dtype")))
 
 
 def _creating(create: Callable[..., Tensor], name: str) -> Any:
-    def built(data: Any, *, dtype: Any = None, device: Any = None, **given: Any) -> Tensor:
+    def built(data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
         if device is None or torch.device(device).type != "cuda":
-            return create(data, dtype=dtype, device=device, **given)
+            return create(data, dtype=dtype, device=device, **options)
         return data.to(device, dtype) if isinstance(data, Tensor) else _from_host(data, {"dtype": dtype})
 
     return built

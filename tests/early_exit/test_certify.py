@@ -87,19 +87,19 @@ def test_the_expected_risk_stays_within_the_bound(population: Trace, risk: float
     assert np.mean(risks) > risk / 20
 
 
-def check(found: Certificate, logits: ndarray, labels: ndarray, prices: Any, rule: Rule) -> None:
-    policy = found.outcome.policy
+def check(certificate: Certificate, logits: ndarray, labels: ndarray, prices: Any, rule: Rule) -> None:
+    policy = certificate.outcome.policy
     _, proof = divide(len(labels))
     ours = rule._replace(temperatures=policy.temperatures, answer=policy.answer, score=policy.score)
     judged = score_samples(logits[:, proof], labels[proof], policy.enabled, ours)
     again = does(policy, judged, np.cumsum(np.array(prices[policy.enabled], float)))
     assert (again.accuracy, again.cost, again.shares) == (
-        found.outcome.accuracy,
-        found.outcome.cost,
-        found.outcome.shares,
+        certificate.outcome.accuracy,
+        certificate.outcome.cost,
+        certificate.outcome.shares,
     )
-    assert found.lost / found.samples == pytest.approx(lost(policy, logits[:, proof], labels[proof]))
-    assert found.samples + found.tuning == len(labels)
+    assert certificate.lost / certificate.samples == pytest.approx(lost(policy, logits[:, proof], labels[proof]))
+    assert certificate.samples + certificate.tuning == len(labels)
 
 
 @pytest.mark.parametrize("delta", [None, 0.1])

@@ -177,11 +177,11 @@ def test_deeper_exits_must_cost_more() -> None:
         make_table(ScoredSamples(np.zeros((2, 3), np.float32), np.zeros((2, 3), bool)), np.array([2.0, 2.0]))
 
 
-@pytest.mark.parametrize("given", [{}, {"budget": 5.0, "accuracy": 0.5}])
-def test_exactly_one_goal(given: dict[str, float]) -> None:
+@pytest.mark.parametrize("goals", [{}, {"budget": 5.0, "accuracy": 0.5}])
+def test_exactly_one_goal(goals: dict[str, float]) -> None:
     z, labels = samples(0, 2, 9)
     with pytest.raises(ValueError, match="exactly one goal is needed: a budget or an accuracy"):
-        calibrate(z, labels, segment_costs=costs(2), **given)
+        calibrate(z, labels, segment_costs=costs(2), **goals)
 
 
 def test_an_accuracy_out_of_reach_names_the_best() -> None:

@@ -8,7 +8,7 @@ from offramp.early_exit.curves import area
 from offramp.early_exit.frontier import FrontierPoint, at_accuracy, frontier
 
 
-def made(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random_logits(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits of three exits, each better than the one before, and labels."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 5, n)
@@ -33,7 +33,7 @@ def costs(branch: float) -> dict[tuple[bool, ...], list[float]]:
 
 
 def test_a_frontier_rises_and_ends_at_the_plain_network_or_above() -> None:
-    cal, test = made(400, 0), made(500, 1)
+    cal, test = random_logits(400, 0), random_logits(500, 1)
     points = frontier(cal, test, {"macs": costs(1.0), "ms": costs(2.0)})
     plain = float((cal[0][-1].argmax(1) == cal[1]).mean())
     assert points[0].cal_cost <= 11 * 1.001 and points[-1].cal_cost == 30

@@ -19,7 +19,7 @@ WEIGHTS = (0.3, 0.2, -0.1, -0.5, 0.6, 0.7, 0.1)
 POLICY = ExitPolicy(thresholds=(0.6, 0.5, 0.0), enabled=(True,) * 3, score="learned", predictors=(WEIGHTS, WEIGHTS))
 
 
-def made(n: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def random_logits(n: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Three exits whose errors are mostly at different samples, so that agreement says more than confidence."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, n)
@@ -56,7 +56,7 @@ def test_numpy_and_torch_agree_in_batches_and_one_by_one(classes: int) -> None:
 
 
 def test_the_carry_has_the_batch_first_so_that_samples_can_leave() -> None:
-    logits, _ = made(8, 0)
+    logits, _ = random_logits(8, 0)
     carry, *_ = POLICY.step({}, logits[0], 0)
     kept = {name: value[[1, 5]] for name, value in carry.items()}
     whole, few = POLICY.step(carry, logits[1], 1)[2], POLICY.step(kept, logits[1][[1, 5]], 1)[2]
@@ -66,8 +66,8 @@ def test_the_carry_has_the_batch_first_so_that_samples_can_leave() -> None:
 
 
 def test_it_ranks_better_where_agreement_tells_more_than_confidence() -> None:
-    rule = Rule("learned", predictors=fit(*made(3000, 0), Rule("learned")))
-    logits, labels = made(3000, 1)
+    rule = Rule("learned", predictors=fit(*random_logits(3000, 0), Rule("learned")))
+    logits, labels = random_logits(3000, 1)
     areas = {}
     for name, each in (("learned", rule), ("confidence", Rule())):
         scored = score_samples(logits, labels, (True,) * 3, each)
@@ -76,19 +76,19 @@ def test_it_ranks_better_where_agreement_tells_more_than_confidence() -> None:
 
 
 def test_thresholds_are_fitted_on_it_and_the_policy_is_plain_json() -> None:
-    rule = Rule("learned", predictors=fit(*made(2000, 0), Rule("learned")))
+    rule = Rule("learned", predictors=fit(*random_logits(2000, 0), Rule("learned")))
     costs = {enabled: [10.0] * sum(enabled) for enabled in choices(3)}
-    policy = calibrate(*made(600, 1), segment_costs=costs, budget=18, rule=rule).policy
+    policy = calibrate(*random_logits(600, 1), segment_costs=costs, budget=18, rule=rule).policy
     assert parse(policy.to_json()) == policy and len(policy.predictors) == 2
     assert all(len(weights) == len(FEATURES) + 1 for weights in policy.predictors)
     assert '"predictors"' not in replace(policy, score="confidence", predictors=()).to_json()
 
 
 def test_without_errors_to_learn_from_it_is_the_order_of_the_confidence() -> None:
-    logits, labels = made(200, 3)
+    logits, labels = random_logits(200, 3)
     logits[:, np.arange(200), labels] += 20
     rule = Rule("learned", predictors=fit(logits, labels, Rule("learned")))
-    logits, labels = made(200, 4)
+    logits, labels = random_logits(200, 4)
     learned = score_samples(logits, labels, (True,) * 3, rule).score[0]
     confidence = score_samples(logits, labels, (True,) * 3, Rule()).score[0]
     assert (np.argsort(learned) == np.argsort(confidence)).mean() > 0.99

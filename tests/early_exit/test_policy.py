@@ -132,17 +132,17 @@ def test_patience_listens_to_the_ensemble_where_there_is_one(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "original",
     [
         policy(),
         ExitPolicy(thresholds=(0.123456789012345678, NEVER, 0.0), enabled=(True, False, True)),
         policy(score="patience", patience=3, answer="geometric", temperatures=(0.5, 1.0, 2.5, 1 / 3)),
     ],
 )
-def test_a_policy_survives_its_file_to_the_bit(made: ExitPolicy, tmp_path: Path) -> None:
-    assert parse(made.to_json()) == made
-    save(made, tmp_path / "policy.json", {"seed": 3})
-    assert load(tmp_path / "policy.json") == made
+def test_a_policy_survives_its_file_to_the_bit(original: ExitPolicy, tmp_path: Path) -> None:
+    assert parse(original.to_json()) == original
+    save(original, tmp_path / "policy.json", {"seed": 3})
+    assert load(tmp_path / "policy.json") == original
     text = json.loads((tmp_path / "policy.json").read_text())
     assert (text["format"], text["version"], text["provenance"]) == ("offramp-policy", 1, {"seed": 3})
 

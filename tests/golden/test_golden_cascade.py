@@ -40,12 +40,12 @@ class Seen(nn.Module):
 class Emit(nn.Module):
     """A head that answers what it is given."""
 
-    def __init__(self, given: Tensor) -> None:
+    def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.given = given
+        self.logits = logits
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.given, state, state
+        return self.logits, state, state
 
 
 def chain(branches: list[nn.Module]) -> MultiExitNet:

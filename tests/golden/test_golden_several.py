@@ -18,7 +18,7 @@ GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read
 BATCH = Batch(torch.zeros(3, 1), torch.tensor(GOLDEN["_inputs"]["y"]), torch.arange(3))
 
 
-def given() -> Tensor:
+def golden_logits() -> Tensor:
     return torch.tensor(GOLDEN["_inputs"]["z"], dtype=torch.float64, requires_grad=True)
 
 
@@ -33,12 +33,12 @@ def check(entry: str, terms: dict[str, Tensor], z: Tensor) -> None:
 
 
 def test_dml() -> None:
-    z = given()
+    z = golden_logits()
     check("dml", find("dml").build().objective(ExitOutputs(z, (), ()), BATCH, 0.0), z)
 
 
 def test_dml_by_one_network_at_a_time() -> None:
-    z = given()
+    z = golden_logits()
     objective = find("dml").build(updates="alternating").objective
     assert isinstance(objective, DeepMutual)
     each = [objective.of_one(z[k], torch.cat([z[:k], z[k + 1 :]]).detach(), BATCH) for k in range(4)]
@@ -46,7 +46,7 @@ def test_dml_by_one_network_at_a_time() -> None:
 
 
 def test_one() -> None:
-    z = given()
+    z = golden_logits()
     b, k = (torch.arange(n, dtype=torch.float64) for n in (3, 4))
     gate = torch.sin(2 + 3 * b[:, None] + k).relu().softmax(1)
     outputs = ExitOutputs(torch.cat([z, gated(z, gate)[None]]), (), ())

@@ -12,7 +12,7 @@ def test_confidence_is_the_largest_softmax() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "computed"),
+    ("input_dtype", "computed"),
     [
         (torch.bfloat16, torch.float32),
         (torch.float16, torch.float32),
@@ -20,7 +20,7 @@ def test_confidence_is_the_largest_softmax() -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_precision(given: torch.dtype, computed: torch.dtype) -> None:
-    logits = torch.ones(2, 3, dtype=given)
+def test_precision(input_dtype: torch.dtype, computed: torch.dtype) -> None:
+    logits = torch.ones(2, 3, dtype=input_dtype)
     assert exact(logits).dtype == log_probabilities(logits, 3.0).dtype == computed
     assert log_probabilities(logits, torch.tensor(3.0)).dtype == computed

@@ -26,7 +26,7 @@ def published(net: str, branch: str, form: str = "cifar") -> tuple[MultiExitNet,
 
 
 @pytest.mark.parametrize(
-    ("net", "branch", "form", "main", "giga", "mega", "own", "total"),
+    ("net", "branch", "form", "main", "giga", "mega", "branch_sizes", "total"),
     [
         ("resnet18", "sketch", "cifar", 11.220, 0.5555, (329.0, 404.5, 480.0), (4.874, 4.643, 3.724), 24.462),
         ("resnet18", "byot", "cifar", 11.220, 0.5555, (179.0, 296.5, 425.4), (1.176, 0.398, 0.217), 13.011),
@@ -49,14 +49,14 @@ def test_published_counts(
     main: float,
     giga: float,
     mega: tuple[float, ...],
-    own: tuple[float, ...],
+    branch_sizes: tuple[float, ...],
     total: float,
 ) -> None:
     built, shape = published(net, branch, form)
     sizes = cost.parameters(built)
     *early, final = cost.macs(built, shape)
     assert (round(sizes.main / 1e6, 3), round(sizes.total / 1e6, 3)) == (main, total)
-    assert tuple(round(size / 1e6, 3) for size in sizes.branches) == own
+    assert tuple(round(size / 1e6, 3) for size in sizes.branches) == branch_sizes
     assert round(final / 1e9, 4) == giga
     assert tuple(round(count / 1e6, 1) for count in early) == mega
 

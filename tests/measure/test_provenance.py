@@ -80,7 +80,7 @@ def test_numbers_of_a_gpu_say_what_they_depend_on(monkeypatch: pytest.MonkeyPatc
         "device_count": 2,
         "get_device_properties": about,
     }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     result = hardware()
     assert result.keys() >= {"gpu", "gpus", "gpu_memory_gib", "capability", "cuda", "cudnn", "driver"}
     assert (result["gpu"], result["gpus"], result["gpu_memory_gib"], result["capability"]) == ("H", 2, 139.0, "9.0")

@@ -21,8 +21,8 @@ def outputs(widths: tuple[int, ...] = WIDTHS, sides: tuple[int, ...] = (2, 2, 2)
     return ExitOutputs(logits, tuple(features.mean((2, 3)) for features in maps), tuple(maps))
 
 
-def loss(objective: torch.nn.Module, given: ExitOutputs) -> Tensor:
-    return objective(given, BATCH, 0.0)["features"]
+def loss(objective: torch.nn.Module, outputs: ExitOutputs) -> Tensor:
+    return objective(outputs, BATCH, 0.0)["features"]
 
 
 @pytest.mark.parametrize("name", ["byot", "muse", "msd", "eed", "beed"])

@@ -49,9 +49,9 @@ def by_double_backward(parts: StepContext, here: Batch, other: Batch) -> tuple[T
     net, settings = parts.net, objective.settings
     theta = dict(net.named_parameters())
 
-    def run(parameters: dict[str, Tensor], given: Batch, tap: Tap) -> Any:
+    def run(parameters: dict[str, Tensor], batch: Batch, tap: Tap) -> Any:
         buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        return functional_call(net, (parameters, buffers), (given.inputs,), {"tap": tap}).logits
+        return functional_call(net, (parameters, buffers), (batch.inputs,), {"tap": tap}).logits
 
     phi = [tensor.clone().requires_grad_() for tensor in objective.phi()]
     logits = run(theta, here, parts.tap)
@@ -111,7 +111,7 @@ def test_a_batch_makes_two_steps_unless_it_is_tiny(size: int, moves: bool, steps
     parts = parts_of()
     objective: Any = parts.objective
     before, taken = [tensor.clone() for tensor in objective.phi()], []
-    parts.optimizer.register_step_post_hook(lambda *given: taken.append(1))
+    parts.optimizer.register_step_post_hook(lambda *args: taken.append(1))
     terms = learn(parts, batch(size), 0.0)
     assert torch.isfinite(terms["ce"]) and len(taken) == steps
     assert all(torch.equal(one, other) != moves for one, other in zip(before, objective.phi()))

@@ -64,21 +64,27 @@ def parts_of(net: MultiExitNet, objective: Any, tap: Tap, optimizer: torch.optim
 
 
 def by_double_backward(
-    net: MultiExitNet, objective: Any, tap: Tap, optimizer: torch.optim.SGD, train: Batch, held: Batch, own: bool
+    net: MultiExitNet,
+    objective: Any,
+    tap: Tap,
+    optimizer: torch.optim.SGD,
+    train: Batch,
+    held: Batch,
+    by_optimizer: bool,
 ) -> Tensor:
     """The same gradient from a graph of the gradient."""
     theta = dict(net.named_parameters())
     weights = objective.weights.clone().requires_grad_()
 
-    def run(parameters: dict[str, Tensor], given: Batch, tap: Tap) -> Any:
+    def run(parameters: dict[str, Tensor], batch: Batch, tap: Tap) -> Any:
         buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        return functional_call(net, (parameters, buffers), (given.inputs,), {"tap": tap})
+        return functional_call(net, (parameters, buffers), (batch.inputs,), {"tap": tap})
 
     losses = objective.losses(run(theta, train, tap), train.labels)
     result = torch.autograd.grad((weights * losses).sum(), list(theta.values()), create_graph=True)
     group, ahead = optimizer.param_groups[0], {}
     for (name, part), gradient in zip(theta.items(), result):
-        if own:
+        if by_optimizer:
             gradient = gradient + group["weight_decay"] * part.detach()
             running = group["momentum"] * optimizer.state[part]["momentum_buffer"] + gradient
             gradient = gradient + group["momentum"] * running if group["nesterov"] else running
@@ -99,7 +105,7 @@ def both(net: MultiExitNet, tap: Tap, **hyper: Any) -> tuple[Tensor, Tensor, Any
     thrown, before = look_ahead.rng_state(torch.device("cpu")), copy.deepcopy(objective)
     got = weight_gradient(parts, train)
     torch.set_rng_state(thrown[0])
-    return got, by_double_backward(net, before, tap, optimizer, train, held, own=nesterov), objective
+    return got, by_double_backward(net, before, tap, optimizer, train, held, by_optimizer=nesterov), objective
 
 
 @pytest.mark.parametrize("hyper", [{}, {"look_ahead": "optimizer"}, {"val_bn": "running"}, {"detach_teachers": False}])

@@ -40,10 +40,10 @@ def terms(net: nn.Module, progress: float = 0.5, **hyper: Any) -> dict[str, Tens
     return result
 
 
-@pytest.mark.parametrize(("stages", "shared", "own", "width"), [(1, 6, 3, 4), (2, 3, 6, 3)])
-def test_the_last_stages_are_copied(stages: int, shared: int, own: int, width: int) -> None:
+@pytest.mark.parametrize(("stages", "shared", "separate", "width"), [(1, 6, 3, 4), (2, 3, 6, 3)])
+def test_the_last_stages_are_copied(stages: int, shared: int, separate: int, width: int) -> None:
     net = fan(stages=stages, branches=2)
-    assert len(net.trunk) == shared and [len(branch.body) for branch in net.ensemble.branches] == [own, own]
+    assert len(net.trunk) == shared and [len(branch.body) for branch in net.ensemble.branches] == [separate, separate]
     assert net.ensemble.gate.linear.in_features == width
     first, second = (branch.state_dict() for branch in net.ensemble.branches)
     assert not torch.equal(first["body.0.weight"], second["body.0.weight"])

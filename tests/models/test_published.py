@@ -27,7 +27,7 @@ AS_PRINTED = {"widths": (144, 240, 320)}
 
 
 @pytest.mark.parametrize(
-    ("net", "branch", "options", "of_branch", "main", "giga", "mega", "own", "total"),
+    ("net", "branch", "options", "of_branch", "main", "giga", "mega", "branch_sizes", "total"),
     [
         ("resnet18", "tofd", {}, {}, 11.220, 0.5555, (162.8, 293.5, 424.5), (0.320, 0.306, 0.254), 12.101),
         ("resnet152", "tofd", {}, {}, 58.341, 3.7223, (373.1, 942.4, 3508.7), (4.377, 4.174, 3.375), 70.267),
@@ -60,14 +60,14 @@ def test_counts_with_exits(
     main: float,
     giga: float,
     mega: tuple[float, ...],
-    own: tuple[float, ...],
+    branch_sizes: tuple[float, ...],
     total: float,
 ) -> None:
     built, shape = on_meta(net, branch, options, of_branch)
     sizes = cost.parameters(built)
     *early, final = cost.macs(built, shape)
     assert (round(sizes.main / 1e6, 3), round(sizes.total / 1e6, 3)) == (main, total)
-    assert tuple(round(size / 1e6, 3) for size in sizes.branches) == own
+    assert tuple(round(size / 1e6, 3) for size in sizes.branches) == branch_sizes
     assert round(final / 1e9, 4) == giga
     assert tuple(round(count / 1e6, 1) for count in early) == mega
 

@@ -736,7 +736,7 @@ class TestShortcut:
     def test_frequent_requests_do_not_enter_the_framework(
         self, client: httpx.Client, images: list[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(*given: Any) -> None:
+        def broken(*args: Any) -> None:
             raise RuntimeError("this is the framework")
 
         monkeypatch.setattr(FastAPI, "__call__", broken)
@@ -753,7 +753,7 @@ class TestShortcut:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        async def fails(self: Any, *given: Any, **more: Any) -> None:
+        async def fails(self: Any, *args: Any, **more: Any) -> None:
             raise KeyError("lost")
 
         with Server(folder, port=0, log="errors") as server:

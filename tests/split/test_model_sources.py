@@ -67,7 +67,7 @@ def test_sizes_and_channels_are_passed_on() -> None:
         ),
     ],
 )
-def test_wrong_names(own: str, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_names(my_nets: str, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("import this is wrong")
     (tmp_path / "failing.py").write_text("raise RuntimeError('no GPU here')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -76,7 +76,7 @@ def test_wrong_names(own: str, name: str, said: str, tmp_path: Path, monkeypatch
     assert str(caught.value).startswith(said)
 
 
-def test_what_does_not_go_together(own: str) -> None:
+def test_what_does_not_go_together(my_nets: str) -> None:
     with pytest.raises(
         ValueError, match=r"^exits_after names the layers to place them after, exits how many to place: give one"
     ):
@@ -110,14 +110,14 @@ def test_what_does_not_go_together(own: str) -> None:
     ],
 )
 def test_constructors_fetch_nothing_and_contradict_nothing(
-    own: str, name: str, options: dict[str, Any], said: str
+    my_nets: str, name: str, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
         model_sources.build(name, classes=3, options=options)
     assert str(caught.value).startswith(said)
 
 
-def test_exits_are_counted_from_one(own: str) -> None:
+def test_exits_are_counted_from_one(my_nets: str) -> None:
     with pytest.raises(
         ValueError, match=r"^exits takes a number from 1 to \d+ on this network, got 0; exits_after can"
     ):

@@ -51,9 +51,9 @@ def test_a_reliability_diagram_has_a_column_where_there_are_images() -> None:
     assert "calibration error 22.00 points" in built.svg
 
 
-@pytest.mark.parametrize(("place", "of", "wanted"), [(0, 4, 0.2), (3, 4, 1.0), (0, 1, 0.2)])
-def test_shades_grow(place: int, of: int, wanted: float) -> None:
-    assert figures.shade(place, of) == pytest.approx(wanted)
+@pytest.mark.parametrize(("place", "count", "wanted"), [(0, 4, 0.2), (3, 4, 1.0), (0, 1, 0.2)])
+def test_shades_grow(place: int, count: int, wanted: float) -> None:
+    assert figures.shade(place, count) == pytest.approx(wanted)
 
 
 def test_a_bar_is_as_wide_as_its_shares() -> None:

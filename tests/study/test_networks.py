@@ -39,7 +39,7 @@ def test_all_lines_are_as_written(traceable_msdnet: None, capsys: pytest.Capture
 
 
 def test_differences_are_in_printed_digits() -> None:
-    figure = networks.PrintedNumber("a paper", "things", "1.5 / 20 / 0.25", lambda made: [1.54, 21.2, 0.254])
+    figure = networks.PrintedNumber("a paper", "things", "1.5 / 20 / 0.25", lambda values: [1.54, 21.2, 0.254])
     cells = line(NetworkRow("resnet18", None, {"width": 1}, figure=figure)).split(" | ")
     assert cells[-3:] == ["a paper, things: 1.5 / 20 / 0.25", "1.5 / 21 / 0.25", "0 / +1 / 0 |"]
     assert line(NetworkRow("resnet18", None, {"width": 1})).endswith(" |  |  |  |")

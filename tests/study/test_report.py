@@ -61,7 +61,7 @@ def see() -> Callable[..., RunReport]:
         "plain": {"accuracy": 0.5, "cost": cost.macs(net, shape)[-1]},
     }
 
-    def built(**given: Any) -> RunReport:
+    def built(**fields: Any) -> RunReport:
         return RunReport(
             **{
                 "name": "first <i>run</i>",
@@ -90,7 +90,7 @@ def see() -> Callable[..., RunReport]:
                 "pictures": lambda ids: pixels[ids - 100],
                 "images": 3,
                 "made_from": {},
-                **given,
+                **fields,
             }
         )
 

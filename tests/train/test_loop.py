@@ -128,7 +128,7 @@ def train_all(folder: Path, devices: int) -> None:
         Loop(fabric, run, how, net, method, data(39, val=21), Told()).run(resume=False)
 
 
-def loop(folder: Path, how: Recipe, method: Method | None = None, of: DataSet | None = None) -> Loop:
+def loop(folder: Path, how: Recipe, method: Method | None = None, dataset: DataSet | None = None) -> Loop:
     method = method or find("joint").build()
     net = network()
     if hasattr(method.objective, "prepare_for_exits"):
@@ -137,7 +137,7 @@ def loop(folder: Path, how: Recipe, method: Method | None = None, of: DataSet | 
     folder.mkdir(exist_ok=True)
     reporter = Told()
     assert isinstance(reporter, Reporter)
-    return Loop(make_fabric(how), folder, how, net, method, of or data(), reporter)
+    return Loop(make_fabric(how), folder, how, net, method, dataset or data(), reporter)
 
 
 def plainly(how: Recipe) -> tuple[MultiExitNet, MultiExitNet]:
@@ -165,10 +165,10 @@ def plainly(how: Recipe) -> tuple[MultiExitNet, MultiExitNet]:
     return net, average
 
 
-def close(found: dict[str, Tensor], expected: nn.Module, tolerance: float = 1e-5) -> None:
+def close(tensors: dict[str, Tensor], expected: nn.Module, tolerance: float = 1e-5) -> None:
     for name, tensor in expected.state_dict().items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+            torch.testing.assert_close(tensors[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_patience_counts_from_the_last_phase_on(tmp_path: Path) -> None:
 
 def test_patience_needs_held_out_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patience watches the accuracy on val, but nothing is held out"):
-        loop(tmp_path, recipe(patience=1), of=data(held_out=False))
+        loop(tmp_path, recipe(patience=1), dataset=data(held_out=False))
 
 
 def test_where_nothing_is_held_out_only_the_last_epoch_exists(tmp_path: Path) -> None:
-    position = loop(tmp_path, recipe(), of=data(held_out=False)).run(resume=False)
+    position = loop(tmp_path, recipe(), dataset=data(held_out=False)).run(resume=False)
     assert position.best_epoch == -1
     assert (tmp_path / "last.safetensors").is_file() and not (tmp_path / "best.safetensors").exists()
     assert [record["val_accuracy"] for record in log.read(tmp_path / "metrics.jsonl", "epoch")] == [None, None]
@@ -275,7 +275,7 @@ def test_the_objective_is_told_where_the_run_stands(tmp_path: Path) -> None:
 def test_the_network_trains_in_training_mode_after_every_validation(tmp_path: Path) -> None:
     running = loop(tmp_path, recipe(epochs=3))
     modes: list[bool] = []
-    running.net.register_forward_hook(lambda part, given, made: modes.append(part.training))
+    running.net.register_forward_hook(lambda part, inputs, outputs: modes.append(part.training))
     running.run(resume=False)
     assert modes == ([True] * 3 + [False]) * 3
 
@@ -301,13 +301,13 @@ def test_tap_and_step_are_the_methods_own(tmp_path: Path) -> None:
     assert torch.equal(trained["stages.0.0.weight"], network().state_dict()["stages.0.0.weight"])
 
 
-def stopping(method: Method, running: list[Loop], at: int) -> Method:
+def stopping(method: Method, running: list[Loop], stop_at: int) -> Method:
     """The method, with Ctrl-C during its `at`-th step."""
     calls = [0]
 
     def step(parts: Any, batch: Batch, progress: float) -> dict[str, Tensor]:
         calls[0] += 1
-        if calls[0] == at:
+        if calls[0] == stop_at:
             running[0].stop.set()
         return (method.step or plain_step)(parts, batch, progress)
 
@@ -317,22 +317,24 @@ def stopping(method: Method, running: list[Loop], at: int) -> Method:
 METHODS = {"dbt": {}, "byot": {"adapt": "all"}, "muse": {"adapt": "linear"}, "hdkd": {"init": "random"}, "l2w": {}}
 
 
-@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.full) for at in (1, 3, 5))])
+@pytest.mark.parametrize("stop_at", [2, *(pytest.param(stop_at, marks=pytest.mark.full) for stop_at in (1, 3, 5))])
 @pytest.mark.parametrize("name", METHODS)
-def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path: Path, name: str, at: int) -> None:
+def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path: Path, name: str, stop_at: int) -> None:
     how = recipe(epochs=2, mixup=0.3, ema=0.9)
     build = find(name).build
     whole = loop(tmp_path / "whole", how, build(**METHODS[name]))
     whole.run(resume=False)
     running: list[Loop] = []
-    running.append(loop(tmp_path / "cut", how, stopping(build(**METHODS[name]), running, at)))
+    running.append(loop(tmp_path / "cut", how, stopping(build(**METHODS[name]), running, stop_at)))
     with pytest.raises(Interrupted):
         running[0].run(resume=False)
-    assert len(log.read(tmp_path / "cut" / "metrics.jsonl", "step")) == at
+    assert len(log.read(tmp_path / "cut" / "metrics.jsonl", "step")) == stop_at
     again = loop(tmp_path / "cut", how, build(**METHODS[name]))
     again.run(resume=True)
     told = again.reporter
-    assert isinstance(told, Told) and told.started == [(2, 3, at // 3 if at % 3 else 0, at % 3 or at)]
+    assert isinstance(told, Told) and told.started == [
+        (2, 3, stop_at // 3 if stop_at % 3 else 0, stop_at % 3 or stop_at)
+    ]
     one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     objectives = [built.method.objective for built in (whole, again)]
@@ -543,4 +545,4 @@ def test_logged_accuracies_are_those_of_the_weights_and_change_nothing(tmp_path:
 
 def test_accuracies_of_a_split_that_is_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="log_accuracy names val, and these data have train, test alone"):
-        loop(tmp_path, recipe(log_accuracy=("val",)), of=data(held_out=False))
+        loop(tmp_path, recipe(log_accuracy=("val",)), dataset=data(held_out=False))

@@ -28,7 +28,7 @@ class Told:
     def note(self, text: str) -> None: ...
 
 
-def made(folder: Path) -> Record:
+def new_record(folder: Path) -> Record:
     return Record(make_fabric(Recipe(device="cpu", precision="32")), folder, Told())
 
 
@@ -38,7 +38,7 @@ def add(record: Record, step: int, ce: float) -> None:
 
 
 def test_sums_and_records_hold_what_was_looked_at(tmp_path: Path) -> None:
-    record, metrics = made(tmp_path), log.Metrics(tmp_path / "metrics.jsonl")
+    record, metrics = new_record(tmp_path), log.Metrics(tmp_path / "metrics.jsonl")
     record.metrics = metrics
     record.write_pending(0, 0)
     assert not record.sums and not record.reporter.seen  # type: ignore[attr-defined]
@@ -54,7 +54,7 @@ def test_sums_and_records_hold_what_was_looked_at(tmp_path: Path) -> None:
 
 
 def test_it_is_time_to_look_after_so_many_steps(tmp_path: Path) -> None:
-    record = made(tmp_path)
+    record = new_record(tmp_path)
     for step in range(CHECK_EVERY):
         assert not record.full
         add(record, step, 1.0)
@@ -63,7 +63,7 @@ def test_it_is_time_to_look_after_so_many_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ce", [math.nan, math.inf])
 def test_a_term_that_is_no_number_ends_the_run(tmp_path: Path, ce: float) -> None:
-    record = made(tmp_path)
+    record = new_record(tmp_path)
     add(record, 4, 1.0)
     add(record, 5, ce)
     with pytest.raises(Diverged, match=rf"^the loss term 'ce' is {ce} at step 5 \(epoch 1\); there is no checkpoint"):

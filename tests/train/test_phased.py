@@ -65,7 +65,7 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(**{"epochs": 3, "batch_size": 16, "precision": "32", "device": "cpu", "lr": 0.05, **changes})
 
 
-def loop(folder: Path, how: Recipe, method: Method, still: bool = False, of: DataSet | None = None) -> Loop:
+def loop(folder: Path, how: Recipe, method: Method, still: bool = False, dataset: DataSet | None = None) -> Loop:
     net = network(method)
     for part in net.modules() if still else ():
         if isinstance(part, nn.BatchNorm2d):
@@ -75,7 +75,7 @@ def loop(folder: Path, how: Recipe, method: Method, still: bool = False, of: Dat
         method.objective.prepare_for_exits(exits=net.exits, widths=WIDTHS[-net.exits :])
     folder.mkdir(exist_ok=True, parents=True)
     fabric = make_fabric(how, freezes=method.freezes)
-    return Loop(fabric, folder, how, net, method, of or data(), Silent())
+    return Loop(fabric, folder, how, net, method, dataset or data(), Silent())
 
 
 class Still(nn.BatchNorm2d):
@@ -217,15 +217,15 @@ def data_inputs() -> Tensor:
     return torch.from_numpy(data().splits["val"].source.pixels[:5]).float() / 64 - 2
 
 
-def stopping(running: Loop, at: int) -> None:
+def stopping(running: Loop, stop_at: int) -> None:
     """Ctrl-C during the run's `at`-th step."""
     step, calls = running.step, [0]
 
-    def counted(*given: Any) -> None:
+    def counted(*args: Any) -> None:
         calls[0] += 1
-        if calls[0] == at:
+        if calls[0] == stop_at:
             running.stop.set()
-        step(*given)
+        step(*args)
 
     running.step = counted  # type: ignore[method-assign]
 

@@ -84,9 +84,9 @@ def test_one_capture_serves_all_epochs_of_a_method_that_takes_progress_as_a_tens
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 1 / 3, 0.7, 0.95])
 def test_weights_from_a_tensor_are_those_from_a_number(progress: float) -> None:
-    loss, at = torch.tensor(0.7317), torch.tensor(progress, dtype=torch.float64)
+    loss, as_tensor = torch.tensor(0.7317), torch.tensor(progress, dtype=torch.float64)
     for weight in (partial(cosine, 1e-6, 1e-7), partial(rise, share=0.8), partial(rise, share=0.0)):
-        one, other = (weighted(weight(each), loss) for each in (progress, at))
+        one, other = (weighted(weight(each), loss) for each in (progress, as_tensor))
         assert torch.equal(one, other) and other.dtype == torch.float32
 
 
