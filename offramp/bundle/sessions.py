@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -168,18 +169,29 @@ def _allowed_cores() -> int:
     return 0 if allowed is None or allowed == os.cpu_count() else allowed
 
 
-def _openvino(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
+@cache
+def _openvino_core() -> Any:
+    """One for the process, never released.
+
+    Of several that are released, the last leaves an alternate stack for signals whose memory is freed: the next signal
+    ends the process by a segmentation fault (OpenVINO 2026.4, CPU plugin).
+    """
     try:
         import openvino
     except ImportError:
         raise with_parameters(
             ImportError("OpenVINO is not installed: pip install 'offramp[openvino]', or take runtime=onnx"), "runtime"
         ) from None
+    return openvino.Core()
+
+
+def _openvino(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
+    core = _openvino_core()
     # Left alone, it takes bf16 on processors that have it, and the answers would not be those that were verified.
     hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     hints |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
     try:
-        compiled = openvino.Core().compile_model(openvino.Core().read_model(model), "CPU", hints)
+        compiled = core.compile_model(core.read_model(model), "CPU", hints)
     except RuntimeError as error:
         raise ValueError(f"{name} is not a model that OpenVINO can run: {_line(error)}") from None
     takes = [port.get_any_name() for port in compiled.inputs]

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 
+from offramp.bundle import sessions
 from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import open_segment
 
@@ -52,6 +54,7 @@ def test_an_unknown_runtime(exported: Any) -> None:
 
 def test_openvino_that_is_not_there_is_named_with_its_command(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(sessions, "_openvino_core", sessions._openvino_core.__wrapped__)
     with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take runtime=onnx"):
         open_bundle(exported.folder, "openvino")
 
@@ -77,6 +80,25 @@ def test_several_threads_share_a_bundle(exported: Any, runtime: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         for together in pool.map(lambda _: bundle.answer(inputs).logits, range(200)):
             assert np.abs(together - alone).max() < 1e-5
+
+
+INTERRUPTED = """
+import gc, os, signal, sys
+from offramp.bundle.read import open_bundle
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+first, second = (open_bundle(sys.argv[1], "openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@OPENVINO
+def test_signals_are_handled_after_openvino_is_closed(exported: Any) -> None:
+    ran = forked.run_code(INTERRUPTED, exported.folder)
+    assert (ran.returncode, ran.stdout) == (0, "handled\n"), ran
 
 
 @OPENVINO
