@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -170,23 +171,23 @@ def _allowed_cores() -> int:
 
 
 @cache
-def _openvino_core() -> Any:
+def _core(openvino: ModuleType) -> Any:
     """One for the process, never released.
 
     Of several that are released, the last leaves an alternate stack for signals whose memory is freed: the next signal
     ends the process by a segmentation fault (OpenVINO 2026.4, CPU plugin).
     """
+    return openvino.Core()
+
+
+def _openvino(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
     try:
         import openvino
     except ImportError:
         raise with_parameters(
             ImportError("OpenVINO is not installed: pip install 'offramp[openvino]', or take runtime=onnx"), "runtime"
         ) from None
-    return openvino.Core()
-
-
-def _openvino(model: bytes, name: str, threads: int | None) -> tuple[RunSession, set[str], set[str]]:
-    core = _openvino_core()
+    core = _core(openvino)
     # Left alone, it takes bf16 on processors that have it, and the answers would not be those that were verified.
     hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     hints |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}

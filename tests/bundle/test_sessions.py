@@ -12,7 +12,6 @@ import forked
 import numpy as np
 import pytest
 
-from offramp.bundle import sessions
 from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import open_segment
 
@@ -54,7 +53,6 @@ def test_an_unknown_runtime(exported: Any) -> None:
 
 def test_openvino_that_is_not_there_is_named_with_its_command(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(sessions, "_openvino_core", sessions._openvino_core.__wrapped__)
     with pytest.raises(ImportError, match=r"pip install 'offramp\[openvino\]', or take runtime=onnx"):
         open_bundle(exported.folder, "openvino")
 
