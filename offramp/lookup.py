@@ -10,7 +10,7 @@ E = TypeVar("E", bound=Exception)
 
 
 class ParameterError(ValueError):
-    """A name that does not exist, or the value of a parameter that makes no sense.
+    """A name that does not exist, or the value of a parameter that is invalid.
 
     Args:
         message: one sentence that names parameters as Python does (`batch_size`, `method.alpha`, `tap=method`).

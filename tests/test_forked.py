@@ -1,4 +1,4 @@
-"""Forked processes find the package imported, and what they print and how they end is told."""
+"""Forked processes find the package imported, and what they print and their exit status are returned."""
 
 import signal
 import sys

@@ -62,7 +62,7 @@ def test_the_python_of_a_document_runs(document: str, notebook: Path, capsys: py
     for printed, smaller in SMALLER[document].items():
         assert any(printed in code for code in blocks), f"{document} does not contain {printed}"
         blocks = [code.replace(printed, smaller) for code in blocks]
-    _check(document, typed(document, blocks), notebook, capsys.readouterr().out)
+    _assert_shown(document, typed(document, blocks), notebook, capsys.readouterr().out)
 
 
 @pytest.mark.full
@@ -70,10 +70,10 @@ def test_the_python_of_a_document_runs(document: str, notebook: Path, capsys: py
 def test_the_python_of_a_document_runs_as_printed(
     document: str, notebook: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _check(document, typed(document, code_of(document)), notebook, capsys.readouterr().out)
+    _assert_shown(document, typed(document, code_of(document)), notebook, capsys.readouterr().out)
 
 
-def _check(document: str, namespace: dict[str, object], folder: Path, out: str) -> None:
+def _assert_shown(document: str, namespace: dict[str, object], folder: Path, out: str) -> None:
     """What the blocks print and leave behind."""
     if document == "README.md":
         assert "ensemble" in out and (folder / "bundle/manifest.json").is_file()

@@ -26,7 +26,7 @@ class Preprocessing:
         interpolation: how the image is resized, one of `offramp.images.INTERPOLATIONS`.
 
     Raises:
-        ValueError: if a number makes no sense.
+        ValueError: if a number is out of range.
     """
 
     channels: int

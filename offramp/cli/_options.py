@@ -55,6 +55,34 @@ DataDir = Annotated[Path | None, Parameter(help="Data directory, if it has moved
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Parameter(help="Device to compute on; `auto` is a GPU if there is one.")
 ]
+Jobs = Annotated[
+    int | Literal["auto"],
+    Parameter(
+        help="Number of runs at a time (with Ray: on each node), each with an equal share of the cores. `auto`: the "
+        "number that finishes all runs soonest, from a measurement of a few steps; with Ray, 1."
+    ),
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    Parameter(
+        help="Where runs are trained. `local`: in processes of this machine; `ray`: on the nodes of a Ray cluster that "
+        "share --out."
+    ),
+]
+Address = Annotated[
+    str | None,
+    Parameter(
+        help="HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one."
+    ),
+]
+Fetch = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and "
+        "fetched when it ends or is stopped.",
+    ),
+]
 BaselinePath = Annotated[
     Path | None,
     Parameter(

@@ -28,7 +28,7 @@ def bench(
         target: Folder of a calibrated run, or of a bundle.
         batch: Batch sizes, comma-separated.
         runtimes: Some of torch, torch-bf16, onnx and openvino, comma-separated; on GPUs also torch-graph,
-            torch-bf16-graph, onnx-cuda and onnx-tensorrt. Default: those that are installed. For a
+            torch-bf16-graph, onnx-cuda and onnx-tensorrt. Default: all that are installed. For a
             bundle, only those of ONNX Runtime and OpenVINO.
         seconds: Measuring time per batch size.
         threads: CPU threads of each runtime; default: all cores.

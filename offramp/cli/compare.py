@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit_result
-from offramp.cli._options import ConfigFile, Dotted, Json, OutputFiles, RecipeName, SharedOptions, config_of
+from offramp.cli._options import (
+    Address,
+    ConfigFile,
+    Dotted,
+    Engine,
+    Fetch,
+    Jobs,
+    Json,
+    OutputFiles,
+    RecipeName,
+    SharedOptions,
+    config_of,
+)
 from offramp.cli._parse import parse_grid, parse_methods, parse_seeds, split_methods
 from offramp.config import Config
 
@@ -22,10 +34,10 @@ def compare(
     seeds: str = "0",
     grid: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None,
     out: Path | None = None,
-    jobs: int | Literal["auto"] = "auto",
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
-    fetch: Annotated[bool, Parameter(negative="")] = False,
+    jobs: Jobs = "auto",
+    engine: Engine = "local",
+    address: Address = None,
+    fetch: Fetch = False,
     ledger: Path | None = None,
     baseline: str = "joint",
     show: Path | None = None,
@@ -48,13 +60,6 @@ def compare(
         grid: Values of another option, as in `net=resnet18,resnet34`; repeat it for further options. All methods and
             seeds are trained with every combination, and compared within it.
         out: Folder of the comparison; each run is a folder in it. Needed unless --show.
-        jobs: Number of runs at a time (with Ray: on each node), each with an equal share of the cores. `auto`: the
-            number that finishes all runs soonest, from a measurement of a few steps; with Ray, 1.
-        engine: Where runs are trained. `local`: in processes of this machine; `ray`: on the nodes of a Ray cluster that
-            share --out.
-        address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
-            when it ends or is stopped.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
         baseline: Method to compare the others with, seed by seed. Or a path: the plain network (a run without early
@@ -74,16 +79,17 @@ def compare(
 
     if markdown is not None:
         split_at_markers(markdown, MARKERS)  # refused before anything is trained, not after
+    requested = config_of(config, option)
     if show is not None:
         options = {"--out": out, "--ledger": ledger, "--seeds": seeds != "0", "--jobs": jobs != "auto", "--grid": grid}
         options |= {"--engine": engine != "local", "--address": address is not None, "--fetch": fetch}
-        _only_show([name for name, value in options.items() if value], config_of(config, option) != Config())
+        _only_show([name for name, value in options.items() if value], requested != Config())
         result = _shown(show, methods, baseline, metric, write)
     elif methods is None or out is None:
         raise ValueError("compare needs --methods and --out, as in --methods joint,byot --out runs/compare; or --show")
     else:
         result = run_comparison(
-            config_of(config, option),
+            requested,
             parse_methods(methods),
             out,
             seeds=parse_seeds(seeds),
@@ -100,10 +106,7 @@ def compare(
         )
     if markdown is not None and result.comparisons:
         write_section(markdown, "\n".join(map(markdown_of, result.comparisons)), MARKERS)
-    if json:
-        emit_result(result)
-    else:
-        _print_result(result)
+    (emit_result if json else _print_result)(result)
     if result.failed:
         raise SystemExit(1)
 

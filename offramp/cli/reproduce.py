@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit, emit_result
-from offramp.cli._options import Json
+from offramp.cli._options import Address, Engine, Fetch, Jobs, Json
 from offramp.cli._parse import parse_seeds
 from offramp.lookup import ParameterError
 
@@ -32,10 +32,10 @@ def reproduce(
     out: Path | None = None,
     ledger: Path | None = None,
     data_dir: Annotated[Path | None, Parameter(help="Folder of the data sets; default: $OFFRAMP_DATA.")] = None,
-    jobs: int | Literal["auto"] = "auto",
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
-    fetch: Annotated[bool, Parameter(negative="")] = False,
+    jobs: Jobs = "auto",
+    engine: Engine = "local",
+    address: Address = None,
+    fetch: Fetch = False,
     format: Format = "text",
     document: Path | None = None,
     json: Json = False,
@@ -56,12 +56,6 @@ def reproduce(
         out: Folder of the runs; default: runs/reproduce, followed by the name of a reduced protocol.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
-        jobs: Number of runs at a time, as in `offramp compare`.
-        engine: Where runs are trained. `local`: in processes of this machine; `ray`: on the nodes of a Ray cluster that
-            share --out.
-        address: HOST:PORT of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
-            when it ends or is stopped.
         format: How the result is printed.
         document: Also write the whole result into this Markdown file; in an existing file, replace the part between
             its markers.

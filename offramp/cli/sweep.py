@@ -1,12 +1,12 @@
 """offramp sweep: train with many values of options through Ray Tune, and choose the best ones on val."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from offramp.cli import show
-from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, RecipeName, config_of
+from offramp.cli._options import Address, ConfigFile, ConfigOptions, Dotted, Fetch, Jobs, Json, RecipeName, config_of
 from offramp.cli._parse import parse_grid
 
 
@@ -19,9 +19,9 @@ def sweep(
     samples: int | None = None,
     search: str = "all",
     scheduler: str = "none",
-    jobs: int | Literal["auto"] = "auto",
-    address: str | None = None,
-    fetch: Annotated[bool, Parameter(negative="")] = False,
+    jobs: Jobs = "auto",
+    address: Address = None,
+    fetch: Fetch = False,
     json: Json = False,
     option: Dotted = None,
     config_file: ConfigFile = None,
@@ -40,10 +40,6 @@ def sweep(
         search: How combinations are chosen: `all`, `random`, or `optuna`, which uses the results of earlier runs.
         scheduler: `asha`: stop runs early that are worse than others after the same number of epochs (asynchronous
             successive halving); `none`: train all to the end.
-        jobs: Number of runs at a time (on a cluster: on each node), as in `offramp compare`.
-        address: HOST:PORT of a Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and fetched
-            when it ends or is stopped.
     """
     from offramp.cli._compare_progress import CompareProgress
     from offramp.runs.sweep import sweep as run_sweep

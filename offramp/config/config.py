@@ -48,7 +48,7 @@ class Config(Recipe):
         method_options: Parameters of the method (`offramp methods NAME`), such as `{"alpha": 0.1}`.
         data_options: Parameters of the data source (`offramp data NAME`).
     Raises:
-        ParameterError: naming the parameter, if a value makes no sense.
+        ParameterError: naming the parameter, if a value is invalid.
     """
 
     net: str = "resnet18"

@@ -49,7 +49,7 @@ def read(cifar: Cifar, request: Request) -> RawDataSet:
 
     Raises:
         FileNotFoundError: if nothing is found there, with the places that were looked at.
-        ValueError: if options make no sense, or a file is damaged or refused.
+        ValueError: if options are invalid, or a file is damaged or refused.
     """
     if request.path:
         raise with_parameters(

@@ -20,7 +20,7 @@ def build(request: Request) -> RawDataSet:
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
 
     Raises:
-        ValueError: for options that make no sense here.
+        ValueError: for options that digits does not have.
         ImportError: if scikit-learn is not installed.
     """
     if request.path:

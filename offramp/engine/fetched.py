@@ -62,7 +62,7 @@ class Receiver:
         return pack(Path(folder)), Path(log).read_bytes() if Path(log).is_file() else b""
 
     def put_run(self, folder: str, files: FileContents) -> None:
-        """Make the files of a run's folder those that a node sent; the run is complete there at every moment.
+        """Replace the files of a run's folder by files from a node; at no time is the run incomplete.
 
         In the order in which a training writes them: records before the checkpoints that refer to them, each checkpoint
         as a whole, the result last. So what a kill leaves behind can be resumed.
@@ -161,7 +161,7 @@ def work(job: Job, there: Job, call: Call, watcher: Watcher) -> bool:
 
     Args:
         job: as it was submitted; there: the same `on_node`.
-        watcher: is told that it is running when the files that show its progress have been sent.
+        watcher: notified that it is running after the files with its progress were sent.
     """
     sender = Sender(job, there, call, watcher)
     with (there.folder.parent / "lock").open("wb") as lock:

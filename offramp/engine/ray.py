@@ -5,7 +5,6 @@ so that a task which is retried elsewhere resumes from the run's newest checkpoi
 """
 
 import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +16,9 @@ from typing import Any
 from offramp import __version__
 from offramp.engine import fetched, local
 from offramp.engine.local import Job, Watcher
+from offramp.engine.ray_address import check_address
 from offramp.lookup import ParameterError
 
-CONNECT = 5.0
-"""Seconds in which an address must accept a connection."""
-HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of gRPC, the protocol of Ray, begins (RFC 9113, 3.4): the preface and an empty SETTINGS frame."""
-SETTINGS = bytes([4])
-"""The type of the first frame that a server sends."""
 ANSWER = 60.0
 """Seconds in which every node must answer, before anything is trained."""
 
@@ -214,7 +208,7 @@ def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
         raise ParameterError("engine=ray needs the package ray: pip install 'offramp[ray]'", "engine") from None
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto", "local"):
-        _check_address(address)
+        check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     joined = ray.is_initialized()
     try:
@@ -227,23 +221,6 @@ def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
     finally:
         if not joined:
             ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Refuse an address where no cluster answers; Ray itself would wait for one."""
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdecimal()) or "://" in address:
-        raise ParameterError(f"address must be HOST:PORT of the Ray cluster's head, got {address}", "address")
-    try:
-        with socket.create_connection((host, int(port)), timeout=CONNECT) as connection:
-            connection.sendall(HTTP2)
-            if connection.recv(9, socket.MSG_WAITALL)[3:4] != SETTINGS:
-                raise OSError("what answers there is not Ray")
-    except (OSError, OverflowError) as error:
-        raise ParameterError(
-            f"address={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",
-            "address",
-        ) from None
 
 
 def _seen(path: str, origin: StartedFrom) -> tuple[str | None, str]:

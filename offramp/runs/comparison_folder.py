@@ -27,18 +27,9 @@ def claim(out: Path, entries: Sequence[Entry], shared: Mapping[str, Any]) -> Non
 
     path = out / COMPARISON
     if path.is_file():
-        stored, shared = (run_dir.comparable(values) for values in (read_yaml(path), shared))
-        differing = [key for key in sorted({*stored, *shared}) if stored.get(key) != shared.get(key)]
-        if differing:
-            key = differing[0]
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise with_parameters(
-                ValueError(
-                    f"{out} contains a comparison with another configuration: {key} is {stored.get(key)!r} there, not "
-                    f"{shared.get(key)!r}{more}; nothing was trained. Choose another out"
-                ),
-                "out",
-            )
+        if differs := run_dir.difference(read_yaml(path), shared):
+            message = f"{out} contains a comparison with another configuration: {differs}; nothing was trained. Choose "
+            raise with_parameters(ValueError(f"{message}another out"), "out")
     else:
         run_dir.put(path, yaml.safe_dump(dict(shared), sort_keys=False))
     for entry in entries:

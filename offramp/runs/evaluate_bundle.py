@@ -56,7 +56,8 @@ class BundleEvaluation:
         batch_size: of the batches, and of the measured times.
         accuracy: (E,) of every exit on all images, in [0, 1]; None at exits that are off.
         top5: the same for the five largest logits.
-        macs: (E,) multiply-adds per image that leaves at an exit, with the exits passed; None at exits that are off.
+        macs: (E,) multiply-adds per image that leaves at an exit, with the branches of earlier exits; None at exits
+            that are off.
         shares: (E,) of the images that leave at each exit.
         early_exit: with the bundle's policy.
         last_exit: every image runs through all segments and gets the final exit's answer.

@@ -37,7 +37,7 @@ class Goal:
             milliseconds: exits are switched off until it does not.
         temperatures: what divides the logits of each exit: one number for all, one per exit, or `fit` by likelihood.
     Raises:
-        ParameterError: if there is not exactly one goal, or naming the parameter whose value makes no sense.
+        ParameterError: if there is not exactly one goal, or naming the parameter whose value is invalid.
     """
 
     macs: int | float | None = None

@@ -102,7 +102,7 @@ def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInf
         classes: number of classes.
         channels: channels of the input.
     Raises:
-        ValueError: if a name is unknown or a value makes no sense.
+        ValueError: if a name is unknown or a value is invalid.
     """
     from offramp.meta_device import remembering
     from offramp.net import MultiExitNet

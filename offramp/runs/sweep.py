@@ -96,7 +96,7 @@ def sweep(
 
 
 def _check(config: Config, grid: Grid, metric: str, samples: int | None, search: str, scheduler: str) -> None:
-    """Refuse what makes no sense, before Ray is started."""
+    """Refuse invalid values, before Ray is started."""
     if find_spec("ray") is None:
         raise ValueError("a sweep needs the package ray: pip install 'offramp[ray]'")
     for name, value, known in (

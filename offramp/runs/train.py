@@ -54,7 +54,7 @@ def train(
         nodes: number of machines; on each of them a launcher or the user starts this call.
         reporter: called with the progress of training; by default nothing is shown.
     Raises:
-        ValueError: if the configuration makes no sense, the data cannot be read or have changed, the folder holds
+        ValueError: if the configuration is invalid, the data cannot be read or have changed, the folder holds
             another run, or a launcher started another number of processes.
         offramp.train.run_lock.InUse: if another process writes into the folder.
         offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.

@@ -82,7 +82,7 @@ INFER = {
     }
 }
 STATUSES = {
-    400: "The request makes no sense; the error names the field.",
+    400: "The request is invalid; the error names the field.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another origin.",
     404: "There is no such model or version.",

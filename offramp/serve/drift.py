@@ -38,7 +38,7 @@ class CalReference:
 
 
 def reference(manifest: Manifest) -> CalReference | None:
-    """The reference that `offramp export` stored; None if a bundle has none, or it makes no sense."""
+    """The reference that `offramp export` stored; None if a bundle has none, or an invalid one."""
     policy = manifest.provenance.get("policy")
     counts = policy.get("scores") if isinstance(policy, dict) else None
     right = (

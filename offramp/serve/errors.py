@@ -27,7 +27,7 @@ CLOSE = {"Connection": "close"}
 
 
 def malformed(message: str) -> RequestError:
-    """The request makes no sense; the message names the field."""
+    """The request is invalid; the message names the field."""
     return RequestError(400, "malformed", message)
 
 

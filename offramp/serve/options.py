@@ -35,7 +35,7 @@ class ServeOptions:
         false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
         feedback: Labelled images that are kept for a new calibration.
     Raises:
-        ParameterError: if a value makes no sense.
+        ParameterError: if a value is invalid.
     """
 
     host: str = "127.0.0.1"

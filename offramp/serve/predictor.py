@@ -43,7 +43,7 @@ class AsyncPredictor:
         workers: batches that run at the same time.
         costs: one curve per segment; measured at the start by default, which takes a second or more.
     Raises:
-        ValueError: if the bundle cannot be opened or a number makes no sense.
+        ValueError: if the bundle cannot be opened or a number is invalid.
         ImportError: if the runtime is not installed.
     """
 

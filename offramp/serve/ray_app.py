@@ -180,7 +180,7 @@ def build(arguments: Mapping[str, Any]) -> Any:
         arguments: `bundles` as `offramp serve` takes them (a list, or comma-separated); `cpus`, cores of a replica;
             `fronts`, replicas that serve HTTP; and fields of `ServeOptions`. Texts that are JSON are read as JSON.
     Raises:
-        ParameterError: if a value makes no sense.
+        ParameterError: if a value is invalid.
         ValueError: if a bundle cannot be opened.
     """
     from ray import serve

@@ -72,7 +72,7 @@ def run_segment(policy: StepPolicy, segment: Any, passed: int, entering: Segment
     Args:
         segment: number `passed` of the policy's segments: (state, carry) -> (state, carry, logits).
     Returns:
-        The stepper, whose `answer` and `alive` are those of the batch's samples, and the batch of those that continue.
+        The stepper, with `answer` and `alive` for the samples of the batch, and the batch of the samples that continue.
     """
     stepper = resume(policy, passed, entering.state, entering.carry, entering.policy_carry)
     stepper.advance(segment)

@@ -31,7 +31,7 @@ class Server:
         opener: opens the models; see `offramp.serve.models.Models`.
         options: fields of `offramp.serve.options.ServeOptions`.
     Raises:
-        ParameterError: if a value makes no sense.
+        ParameterError: if a value is invalid.
         OSError: if the address is in use.
         ImportError: if a package of the extra `serve` is missing.
     """

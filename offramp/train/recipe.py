@@ -62,7 +62,7 @@ class Recipe:
         log_accuracy: Also record the accuracy of every exit and of the ensemble after each epoch on these splits:
             train, val, test, comma-separated; only logged, never used to select anything.
     Raises:
-        ParameterError: naming the parameter, if a value makes no sense.
+        ParameterError: naming the parameter, if a value is invalid.
     """
 
     epochs: int = 200

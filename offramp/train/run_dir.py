@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,23 @@ def epochs_before(folder: Path, config: dict[str, Any]) -> int | None:
     return epochs if isinstance(epochs, int) and epochs < config["epochs"] else None
 
 
+def difference(
+    stored: Mapping[str, Any], config: Mapping[str, Any], free: AbstractSet[str] = frozenset()
+) -> str | None:
+    """The first option with another value in `config`, as `KEY is A there, not B (and 2 more)`; None if there is none.
+
+    Args:
+        free: options that may differ.
+    """
+    one, other = comparable(stored), comparable(config)
+    differing = [key for key in sorted({*stored, *config} - free) if one.get(key) != other.get(key)]
+    if not differing:
+        return None
+    key = differing[0]
+    more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    return f"{key} is {quoted(stored.get(key))} there, not {quoted(config.get(key))}{more}"
+
+
 def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool = False) -> bool:
     """Whether the folder already contains this run; nothing is written. Errors as in `claimed`."""
     if folder.exists() and not folder.is_dir():
@@ -94,19 +112,12 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
         free = {*FREE, *PROCESSES} | ({"epochs"} if extend and epochs_before(folder, config) else set())
-        one, other = comparable(stored), comparable(config)
-        differing = [key for key in sorted({*stored, *config} - free) if one.get(key) != other.get(key)]
-        if differing:
-            key = differing[0]
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise with_parameters(
-                ValueError(
-                    f"{folder} contains a run with another configuration: {key} is "
-                    f"{quoted(stored.get(key))} there, not {quoted(config.get(key))}{more}; "
-                    "nothing was overwritten. Choose another out"
-                ),
-                "out",
+        if differs := difference(stored, config, free):
+            message = (
+                f"{folder} contains a run with another configuration: {differs}; nothing was overwritten. Choose "
+                "another out"
             )
+            raise with_parameters(ValueError(message), "out")
         if not resume:
             raise with_parameters(
                 ValueError(f"{folder} already contains this run; pass resume to continue it, or choose another out"),

@@ -17,7 +17,7 @@ from offramp.data.load import load
 from offramp.images import BadImage
 
 
-def equal_bits(preprocessing: Preprocessing, data: Any, files: list[Path], ids: Any) -> None:
+def assert_equal_bits(preprocessing: Preprocessing, data: Any, files: list[Path], ids: Any) -> None:
     wanted = data.splits["test"].source.batch(ids)
     result = np.stack([preprocessing.read(file) for file in files])
     assert result.dtype == np.uint8 and np.array_equal(result, wanted)
@@ -33,7 +33,7 @@ def test_digits_as_files_are_the_digits(digits: Any, tmp_path: Path, ending: str
     for name, pixels in zip(ids, digits.splits["test"].source.batch(ids)):
         files.append(tmp_path / f"{name}.{ending}")
         Image.fromarray(pixels[0]).save(files[-1], **({"lossless": True} if ending == "webp" else {}))
-    equal_bits(preprocessing_of(digits), digits, files, ids)
+    assert_equal_bits(preprocessing_of(digits), digits, files, ids)
 
 
 @pytest.mark.parametrize(("size", "resize"), [(24, None), (24, 30), (80, None)])
@@ -54,7 +54,7 @@ def test_photographs_in_a_folder_are_cut_as_in_training(tmp_path: Path, size: in
     options: dict[str, Any] = {} if resize is None else {"resize": resize}
     data = load(f"folder:{tmp_path}", image_size=size, cache_dir=tmp_path / "cache", holdout=0, **options)
     assert preprocessing_of(data).resize == resize or resize is None
-    equal_bits(preprocessing_of(data), data, files, data.splits["test"].indices)
+    assert_equal_bits(preprocessing_of(data), data, files, data.splits["test"].indices)
 
 
 def test_an_image_of_another_size_or_colour_becomes_a_digit(digits: Any, tmp_path: Path) -> None:

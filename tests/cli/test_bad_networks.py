@@ -28,7 +28,7 @@ Run = Callable[..., Any]
     ],
 )
 def test_unknown_names_get_the_nearest(offramp: Run, words: tuple[object, ...], says: str) -> None:
-    refused(offramp, words, says)
+    assert_refused(offramp, words, says)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_unknown_names_get_the_nearest(offramp: Run, words: tuple[object, ...], 
     ],
 )
 def test_wrong_places_show_the_order(offramp: Run, after: str, says: str) -> None:
-    said = refused(offramp, (*SMALL, "--exits-after", after), says)
+    said = assert_refused(offramp, (*SMALL, "--exits-after", after), says)
     assert "exits can be attached after 0, 1, 2, 3" in said or after == "3,1"
 
 
@@ -67,7 +67,7 @@ def test_wrong_places_show_the_order(offramp: Run, after: str, says: str) -> Non
     ],
 )
 def test_branches_that_do_not_fit_show_the_shapes(offramp: Run, words: tuple[object, ...], says: str) -> None:
-    refused(offramp, words, says)
+    assert_refused(offramp, words, says)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_images_too_small_name_the_smallest_that_works(offramp: Run, words: tupl
     if says is None:  # padded convolutions take any size, so nothing is refused without need
         assert offramp("info", *words, "--classes", 3).status == 0
     else:
-        refused(offramp, words, says)
+        assert_refused(offramp, words, says)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_missing_extra_names_the_command(
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    refused(offramp, ("--net", net), f"this needs the package {package}: pip install 'offramp[{extra}]'")
+    assert_refused(offramp, ("--net", net), f"this needs the package {package}: pip install 'offramp[{extra}]'")
 
 
 def test_weights_of_other_shapes_and_names(offramp: Run, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_weights_of_other_shapes_and_names(offramp: Run, tmp_path: Path) -> None
     )
 
 
-def refused(offramp: Run, words: tuple[object, ...], says: str) -> str:
+def assert_refused(offramp: Run, words: tuple[object, ...], says: str) -> str:
     ran = offramp("info", *words)
     assert ran.status in (1, 2) and says in ran.err, ran.err
     assert ran.err.count("\n") == 1 and not ran.out

@@ -1,4 +1,4 @@
-"""offramp bench: every runtime that is there beside the others, on a run or a bundle; what makes no sense is named."""
+"""offramp bench: every runtime that is there beside the others, on a run or a bundle; invalid options are named."""
 
 import importlib.util
 import shutil
@@ -175,9 +175,9 @@ def test_every_runtime_computes_the_network(trained: Path) -> None:
             with runner.scope():
                 plain = runner.plain(inputs, ())[2]
                 result = {name: chained(segments, inputs) for name, segments in parts(runner).items()}
-            near(plain, wanted[-1], runner.name)
-            near(result["everything"], wanted, runner.name)
-            near(result["enabled"], wanted[list(POLICY.enabled)], runner.name)
+            assert_near(plain, wanted[-1], runner.name)
+            assert_near(result["everything"], wanted, runner.name)
+            assert_near(result["enabled"], wanted[list(POLICY.enabled)], runner.name)
 
 
 def parts(runner: Any) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def chained(segments: Any, inputs: Any) -> Any:
     return np.stack(result)
 
 
-def near(values: Any, wanted: torch.Tensor, name: str) -> None:
+def assert_near(values: Any, wanted: torch.Tensor, name: str) -> None:
     values = torch.as_tensor(values).float()
     torch.testing.assert_close(values, wanted, rtol=0, atol=0.05 if name == "torch-bf16" else 1e-4)
 

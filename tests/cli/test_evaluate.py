@@ -128,7 +128,7 @@ def test_no_run_at_all(offramp: Offramp, tmp_path: Path) -> None:
     assert "is not a run: the folder does not exist (`offramp train --out" in ran.json["error"]
 
 
-def test_what_is_no_run_is_told(offramp: Offramp, tmp_path: Path) -> None:
+def test_what_is_no_run_is_reported(offramp: Offramp, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("b", "a"):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_evaluating_adds_a_trace_to_the_run_and_changes_nothing(offramp: Offramp
     assert load(run / "policy.json").exits == 4
 
 
-def test_a_policy_of_other_weights_is_told(offramp: Offramp, run: Path) -> None:
+def test_a_policy_of_other_weights_is_reported(offramp: Offramp, run: Path) -> None:
     epoch = load_run(run).about["epoch"]
     policy = ExitPolicy(thresholds=(0.5,) * 4, enabled=(True,) * 4)
     save(policy, run / "policy.json", {"weights": "last", "epoch": epoch})
@@ -200,18 +200,18 @@ def pictures(folder: Path, *classes: str) -> Path:
     return folder
 
 
-def test_test_images_on_which_the_plain_network_does_worse_are_told(
+def test_test_images_on_which_the_plain_network_does_worse_are_reported(
     offramp: Offramp, run: Path, reconfigure: Callable[..., None]
 ) -> None:
     """And the configuration that is printed is that of the training, not that of this machine."""
     reconfigure(run, "device: cpu", "device: cuda")
     policy = ExitPolicy(thresholds=(0.5,) * 4, enabled=(False, False, False, True))
     digest = load_run(run).about["digest"]
-    for fitted, told in ((digest, True), ("of other weights", False)):
+    for fitted, warned in ((digest, True), ("of other weights", False)):
         save(policy, run / "policy.json", {"weights_digest": fitted, "plain": {"accuracy": 0.99}, "samples": 300})
         ran = offramp("evaluate", run, "--json")
         assert ran.status == 0 and ran.json["config"]["device"] == "cuda"
-        assert ("the plain network is right on 99.0 % of cal (300) but " in ran.err) is told
+        assert ("the plain network is right on 99.0 % of cal (300) but " in ran.err) is warned
 
 
 def test_data_that_have_changed_since(offramp: Offramp, tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def test_streamed_files_whose_names_are_not_utf8_are_trained_on(tmp_path: Path, 
     data = ["--data", f"folder:{tmp_path / 'p'}", *QUICK, "--holdout", 0.3, "--streaming"]
     succeed("train", *data, "--out", tmp_path / "r", "--json")
     succeed("train", *data, "--out", tmp_path / "r", "--json", "--resume")
+    assert sum(map(len, split_record.load(tmp_path / "r/split.safetensors").splits.values())) == 60
 
 
 def test_damaged_images_are_left_out_on_request_and_recorded(tmp_path: Path, offramp: Callable[..., Any]) -> None:

@@ -76,7 +76,7 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
     return actual
 
 
-def check(checks: tuple[str, ...]) -> None:
+def assert_right(checks: tuple[str, ...]) -> None:
     if torch.version.cuda is not None:
         pytest.skip("needs a build of PyTorch without CUDA, as tests/cuda/guard.cpp takes the place of its parts")
     library = harness.guard()
@@ -88,9 +88,9 @@ def check(checks: tuple[str, ...]) -> None:
 
 
 def test_no_mixed_devices_and_no_waits_but_these() -> None:
-    check(QUICK)
+    assert_right(QUICK)
 
 
 @pytest.mark.full
 def test_every_method_and_option() -> None:
-    check(FULL)
+    assert_right(FULL)

@@ -133,44 +133,44 @@ def test_circular_links_end(tmp_path, write):
     assert len(load(f"folder:{tmp_path}", holdout=0).splits["train"]) == 24
 
 
-def refused(tmp_path, error, message, **options):
+def assert_refused(tmp_path, error, message, **options):
     with pytest.raises(error, match=message):
         load(f"folder:{tmp_path}", **options)
 
 
 def test_missing_and_empty(tmp_path):
-    refused(tmp_path / "nowhere", FileNotFoundError, "nowhere does not exist: check folder:")
-    refused(tmp_path, FileNotFoundError, "is empty: it should contain train/ and test/")
+    assert_refused(tmp_path / "nowhere", FileNotFoundError, "nowhere does not exist: check folder:")
+    assert_refused(tmp_path, FileNotFoundError, "is empty: it should contain train/ and test/")
     (tmp_path / "train/cat").mkdir(parents=True)
     (tmp_path / "test/cat").mkdir(parents=True)
-    refused(tmp_path, ValueError, "train contains no images")
+    assert_refused(tmp_path, ValueError, "train contains no images")
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", FileNotFoundError, "is not a folder")
+    assert_refused(tmp_path / "file", FileNotFoundError, "is not a folder")
 
 
 def test_split_without_samples(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT | {"test/cat": 0, "test/dog": 0})
-    refused(tmp_path, ValueError, "test contains no images")
+    assert_refused(tmp_path, ValueError, "test contains no images")
 
 
 def test_class_in_one_split_only(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT | {"train/owl": 5})
-    refused(tmp_path, ValueError, r"class 2 \(owl\) is in train but not in test: every class needs")
+    assert_refused(tmp_path, ValueError, r"class 2 \(owl\) is in train but not in test: every class needs")
 
 
 def test_class_without_val(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT | {"val/cat": 3})
-    refused(tmp_path, ValueError, r"class 1 \(dog\) is in train and cal and test but not in val|class 1 \(dog\)")
+    assert_refused(tmp_path, ValueError, r"class 1 \(dog\) is in train and cal and test but not in val|class 1 \(dog\)")
 
 
 def test_one_class(tmp_path, write):
     write.image_folder(tmp_path, {"train/cat": 9, "test/cat": 3})
-    refused(tmp_path, ValueError, "has one class only")
+    assert_refused(tmp_path, ValueError, "has one class only")
 
 
 def test_too_few_images_to_hold_out(tmp_path, write):
     write.image_folder(tmp_path, {"train/a": 2, "train/b": 9, "test/a": 1, "test/b": 1})
-    refused(tmp_path, ValueError, r"class 0 \(a\) has 2 images, too few to set 2 of them aside")
+    assert_refused(tmp_path, ValueError, r"class 0 \(a\) has 2 images, too few to set 2 of them aside")
     assert sizes(load(f"folder:{tmp_path}", holdout=0)) == {"train": 11, "test": 2}
 
 
@@ -178,13 +178,13 @@ def test_stray_image_and_stray_folder(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT)
     stray = tmp_path / "train/x.png"
     stray.write_bytes(b"")
-    refused(tmp_path, ValueError, "x.png is in no class folder")
+    assert_refused(tmp_path, ValueError, "x.png is in no class folder")
     stray.unlink()
     (tmp_path / "extra").mkdir()
-    refused(tmp_path, ValueError, "has extra/ beside train/")
+    assert_refused(tmp_path, ValueError, "has extra/ beside train/")
     (tmp_path / "extra").rename(tmp_path / "validation")
     (tmp_path / "val").mkdir()
-    refused(tmp_path, ValueError, "has both va.*/ and va.*/: keep one")
+    assert_refused(tmp_path, ValueError, "has both va.*/ and va.*/: keep one")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -192,7 +192,7 @@ def test_undecodable_image(tmp_path, write, streaming):
     write.image_folder(tmp_path, LAYOUT)
     bad = tmp_path / "train/dog/003.png"
     bad.write_bytes(bad.read_bytes()[:200])
-    refused(tmp_path, ValueError, rf"1 of 28 images cannot be decoded: {bad} \(", streaming=streaming)
+    assert_refused(tmp_path, ValueError, rf"1 of 28 images cannot be decoded: {bad} \(", streaming=streaming)
     shutil.copy(tmp_path / "train/cat/000.png", tmp_path / "train/cat/001.png")
     for _ in range(2):  # the second time from the cache
         data = load(f"folder:{tmp_path}", holdout=0, streaming=streaming, skip_damaged=True)
@@ -206,8 +206,8 @@ def test_a_check_of_headers_finds_what_headers_show(tmp_path, write):
     bad.write_bytes(bad.read_bytes()[:200])
     load(f"folder:{tmp_path}", streaming=True, check="headers", holdout=0)
     bad.write_bytes(b"GIF")
-    refused(tmp_path, ValueError, "1 of 28 images cannot be decoded", streaming=True, check="headers")
-    refused(tmp_path, ValueError, "data.check takes one of full, headers, got 'none'", check="none")
+    assert_refused(tmp_path, ValueError, "1 of 28 images cannot be decoded", streaming=True, check="headers")
+    assert_refused(tmp_path, ValueError, "data.check takes one of full, headers, got 'none'", check="none")
 
 
 def test_image_bomb(tmp_path, write):
@@ -216,16 +216,16 @@ def test_image_bomb(tmp_path, write):
     Image.new("1", (8001, 8000)).save(bad)
     assert bad.stat().st_size < 100_000
     message = rf"1 of 29 images cannot be decoded: {bad} \(it is 8001x8000"
-    refused(tmp_path, ValueError, message)
-    refused(tmp_path, ValueError, message, streaming=True)
+    assert_refused(tmp_path, ValueError, message)
+    assert_refused(tmp_path, ValueError, message, streaming=True)
     Image.new("1", (30001, 8000)).save(bad)  # beyond what Pillow itself allows
-    refused(tmp_path, ValueError, "megapixels allowed")
+    assert_refused(tmp_path, ValueError, "megapixels allowed")
 
 
 def test_a_disguised_program_is_not_started(tmp_path, write):
     write.image_folder(tmp_path, LAYOUT)
     (tmp_path / "train/dog/003.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
-    refused(tmp_path, ValueError, r"003.png \(no PNG, JPEG")
+    assert_refused(tmp_path, ValueError, r"003.png \(no PNG, JPEG")
 
 
 def test_nothing_is_written_beside_the_data(tmp_path, write):
@@ -329,7 +329,7 @@ def test_a_class_name_that_is_not_utf8(tmp_path, write):
 
 def test_a_class_that_is_called_train(tmp_path, write):
     write.image_folder(tmp_path, {"bus": 10, "car": 10, "train": 10})
-    refused(
+    assert_refused(
         tmp_path,
         ValueError,
         r"has bus/ beside train/: only train/, val/ and test/ belong there; if train/ is a class like bus/, add "

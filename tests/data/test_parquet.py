@@ -60,7 +60,7 @@ def test_labels_with_gaps_are_names(tmp_path, write, pictures):
     assert data.splits["train"].source.labels[:2].tolist() == [0, 1]
 
 
-def refused(path, message, error=ValueError, **options):
+def assert_refused(path, message, error=ValueError, **options):
     with pytest.raises(error, match=message):
         load(f"parquet:{path}", **options)
 
@@ -69,45 +69,47 @@ def test_columns_that_cannot_be_found(tmp_path, write, pictures):
     file = tmp_path / "a.parquet"
     columns = {"p": pa.array(pictures), "q": pa.array(pictures), "x": [0] * 40, "y": [1] * 40, "z": [0.5] * 40}
     pq.write_table(pa.table(columns), file)
-    refused(file, r"a.parquet: which column holds the images\? Say data.image_column, one of p, q, x, y, z")
-    refused(file, r"which column holds the labels\? Say data.label_column", image_column="p")
-    refused(file, r"has no column 'r' \(data.image_column\)", **{"image-column": "r"})  # as it is typed
-    refused(file, r"has no column 'r' \(data.image_column\): it has p, q, x, y, z", image_column="r")
-    refused(file, r"column 'x' \(data.image_column\) holds int64, not image bytes", image_column="x")
-    refused(file, r"column 'z' \(data.label_column\) holds double, not integers", image_column="p", label_column="z")
-    refused(file, "has one class only", image_column="p", label_column="x")
+    assert_refused(file, r"a.parquet: which column holds the images\? Say data.image_column, one of p, q, x, y, z")
+    assert_refused(file, r"which column holds the labels\? Say data.label_column", image_column="p")
+    assert_refused(file, r"has no column 'r' \(data.image_column\)", **{"image-column": "r"})  # as it is typed
+    assert_refused(file, r"has no column 'r' \(data.image_column\): it has p, q, x, y, z", image_column="r")
+    assert_refused(file, r"column 'x' \(data.image_column\) holds int64, not image bytes", image_column="x")
+    assert_refused(
+        file, r"column 'z' \(data.label_column\) holds double, not integers", image_column="p", label_column="z"
+    )
+    assert_refused(file, "has one class only", image_column="p", label_column="x")
 
 
 def test_bad_labels_name_file_and_row(tmp_path, write, pictures):
     file = write.shard(tmp_path / "a.parquet", pictures, [0, 1] * 18 + [0, 1, None, 1], label="label")
-    refused(file, rf"{file}, row 38: the label \(label\) is missing")
+    assert_refused(file, rf"{file}, row 38: the label \(label\) is missing")
     write.shard(file, pictures, [0, 1] * 18 + [0, -1, 0, 1], label="label")
-    refused(file, rf"{file}, row 37: label -1 is out of range \(0 and more\)")
+    assert_refused(file, rf"{file}, row 37: label -1 is out of range \(0 and more\)")
     write.shard(file, pictures, [0, 1] * 18 + [0, 3, 0, 1], label="label", names=["a", "b", "c"])
-    refused(file, r"row 37: label 3 is out of range \(0..2\)")
+    assert_refused(file, r"row 37: label 3 is out of range \(0..2\)")
 
 
 def test_a_path_beside_the_bytes_is_never_followed(tmp_path, write, pictures):
     pictures[7] = None
     file = write.shard(tmp_path / "a.parquet", pictures, [0, 1] * 20, label="label")
-    refused(file, r"1 of 40 images cannot be decoded: .*row 7 \(it is empty\)")
+    assert_refused(file, r"1 of 40 images cannot be decoded: .*row 7 \(it is empty\)")
 
 
 def test_places(tmp_path, write, pictures):
-    refused(tmp_path / "x", "x does not exist", FileNotFoundError)
-    refused(tmp_path, r"contains no \*.parquet files", FileNotFoundError)
+    assert_refused(tmp_path / "x", "x does not exist", FileNotFoundError)
+    assert_refused(tmp_path, r"contains no \*.parquet files", FileNotFoundError)
     two(write, tmp_path, pictures)
     write.shard(tmp_path / "more.parquet", pictures, [0] * 40, label="label")
-    refused(tmp_path, "more.parquet does not say which split it belongs to")
+    assert_refused(tmp_path, "more.parquet does not say which split it belongs to")
     (tmp_path / "more.parquet").write_bytes(b"PAR1")
-    refused(tmp_path / "more.parquet", "is not a whole Parquet file")
+    assert_refused(tmp_path / "more.parquet", "is not a whole Parquet file")
 
 
 def test_split_without_samples(tmp_path, write, pictures):
     two(write, tmp_path, pictures)
     (tmp_path / "test.parquet").unlink()
     write.shard(tmp_path / "test.parquet", [b""][:0], [0][:0], label="label", image="image", names=["a", "b", "c"])
-    refused(tmp_path, "the split 'test' has no samples")
+    assert_refused(tmp_path, "the split 'test' has no samples")
 
 
 def table(path, pictures, labels, kind=None):
@@ -131,9 +133,9 @@ def test_class_names_in_another_order_are_matched_by_name(tmp_path, write, pictu
         "matched by name"
     )
     hub_shard(write, tmp_path / "test.parquet", pictures[:30], [2, 0, 1] * 10, ["dog", "owl", "cat"])
-    refused(tmp_path, r"test.parquet names the class 'owl' in its labels, which .*train.parquet does not have")
+    assert_refused(tmp_path, r"test.parquet names the class 'owl' in its labels, which .*train.parquet does not have")
     hub_shard(write, tmp_path / "test.parquet", pictures[:30], [2, 0, 1] * 10, ["dog", "dog", "cat"])
-    refused(tmp_path, r"test.parquet gives two classes in 'label' the name 'dog': give them different names")
+    assert_refused(tmp_path, r"test.parquet gives two classes in 'label' the name 'dog': give them different names")
 
 
 def test_one_shard_of_a_split_may_number_its_classes_in_another_order_or_unicode_form(tmp_path, write, pictures):
@@ -150,7 +152,7 @@ def test_one_shard_of_a_split_may_number_its_classes_in_another_order_or_unicode
 def test_labels_of_another_kind_name_the_file(tmp_path, pictures):
     table(tmp_path / "train.parquet", pictures, [0, 1] * 20)
     table(tmp_path / "test.parquet", pictures, ["0", "1"] * 20)
-    refused(
+    assert_refused(
         tmp_path, r"test.parquet: its labels \(label\) are strings, but those of .*train.parquet are numbers: store"
     )
 
@@ -164,7 +166,9 @@ def test_classes_that_look_alike_are_said(tmp_path, pictures):
 
 def test_labels_that_are_fractions_name_the_column(tmp_path, pictures):
     file = table(tmp_path / "a.parquet", pictures, [0.0, 1.0] * 20)
-    refused(file, r"column 'label' \(data.label_column\) holds double, not integers, strings, categories or booleans")
+    assert_refused(
+        file, r"column 'label' \(data.label_column\) holds double, not integers, strings, categories or booleans"
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,17 +237,19 @@ def test_a_disk_without_space_is_said(tmp_path, write, pictures):
     two(write, tmp_path, pictures)
     (tmp_path / "cache").write_text("a file")
     cache = {"streaming": True, "cache_dir": tmp_path / "cache"}
-    refused(tmp_path, "its images are copied once into .*cache, which has no space for 0.0 GB", OSError, **cache)
+    assert_refused(tmp_path, "its images are copied once into .*cache, which has no space for 0.0 GB", OSError, **cache)
 
 
 def test_shards_of_another_schema_are_named(tmp_path, write, pictures):
     write.shard(tmp_path / "train.parquet", pictures[:30], [0, 1, 2] * 10, label="label", image="image")
     write.shard(tmp_path / "test.parquet", pictures[30:39], [0, 1, 2] * 3, label="y", image="image")
     told = r"test.parquet has another schema than .*train.parquet: it has no column 'label', but image, y; store them"
-    refused(tmp_path, told)
-    refused(tmp_path, told, streaming=True)
+    assert_refused(tmp_path, told)
+    assert_refused(tmp_path, told, streaming=True)
     pq.write_table(pa.table({"image": [1, 2, 3], "label": [0, 1, 2]}), tmp_path / "test.parquet")
-    refused(tmp_path, r"test.parquet has another .*: its column 'image' holds int64, not image bytes; store them alike")
+    assert_refused(
+        tmp_path, r"test.parquet has another .*: its column 'image' holds int64, not image bytes; store them alike"
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -254,14 +260,14 @@ def test_damaged_images_are_named_and_left_out_on_request(tmp_path, write, pictu
     named = (
         r"2 of 40 images cannot be decoded: .*train.parquet, row 7 .*, .*row 12 \(it is empty\); .* by skip_damaged$"
     )
-    refused(tmp_path, named, **options)
+    assert_refused(tmp_path, named, **options)
     for _ in range(2):  # the second time from the cache
         data = load(f"parquet:{tmp_path}", skip_damaged=True, **options)
         assert data.notes[0].startswith(
             f"parquet:{tmp_path}: without 2 of 40 images, which cannot be decoded: {tmp_path}/train"
         )
         assert sorted({*range(30)} - {*data.splits["train"].ids.tolist()}) == [7, 12] and len(data.notes) == 1
-    refused(tmp_path, named, **options)
+    assert_refused(tmp_path, named, **options)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -273,7 +279,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_out_on_request(tmp_path, wr
     whole[chunk.dictionary_page_offset : chunk.dictionary_page_offset + 40] = bytes(40)
     file.write_bytes(whole)
     options = {"streaming": streaming, "holdout": 0}
-    refused(tmp_path, rf"{file}, rows 16 to 29: 'image' cannot be read \(", **options)
+    assert_refused(tmp_path, rf"{file}, rows 16 to 29: 'image' cannot be read \(", **options)
     data = load(f"parquet:{tmp_path}", skip_damaged=True, **options)
     assert data.splits["train"].ids.tolist() == [*range(16)]
     assert data.notes[0].startswith(
@@ -281,7 +287,9 @@ def test_rows_that_cannot_be_read_are_named_and_left_out_on_request(tmp_path, wr
     )
     write.shard(tmp_path / "train-00000-of-00002.parquet", pictures[:30], [0, 1, 2] * 10, label="label", image="image")
     file.rename(tmp_path / "train-00001-of-00002.parquet").write_bytes(b"PAR1")
-    refused(tmp_path, r"00001-of-00002.parquet is not a whole Parquet file .* leave it out by skip_damaged", **options)
+    assert_refused(
+        tmp_path, r"00001-of-00002.parquet is not a whole Parquet file .* leave it out by skip_damaged", **options
+    )
     data = load(f"parquet:{tmp_path}", skip_damaged=True, **options)
     assert len(data.splits["train"]) == 30 and "00001-of-00002.parquet was left out, all of it" in data.notes[0]
 

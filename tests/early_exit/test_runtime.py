@@ -174,12 +174,12 @@ def test_deeper_segments_do_not_run_once_all_have_left() -> None:
 @torch.no_grad()
 def test_inputs_and_segments_answers_are_left_as_they_were(kind: str) -> None:
     net = network()
-    handed: list[tuple[Any, Any]] = []
+    passed_on: list[tuple[Any, Any]] = []
 
     def keep(segment: Callable[..., Any]) -> Callable[..., Any]:
         def run(state: Any, carry: Any) -> Any:
             built = segment(state, carry)
-            handed.extend((part, part.copy() if kind == "numpy" else part.clone()) for part in (state, built[2]))
+            passed_on.extend((part, part.copy() if kind == "numpy" else part.clone()) for part in (state, built[2]))
             return built
 
         return run
@@ -189,7 +189,9 @@ def test_inputs_and_segments_answers_are_left_as_they_were(kind: str) -> None:
     for changes in ({}, {"answer": "sum"}, {"score": "patience", "patience": 2}):
         policy = reachable(net, ExitPolicy(**{"thresholds": (0.0,) * EXITS, "enabled": ALL, **changes}))
         answer(parts, policy, INPUTS.numpy() if kind == "numpy" else INPUTS)
-    assert len(handed) == 3 * 2 * EXITS and all((now == then).all() for now, then in handed)
+    assert len(passed_on) == 3 * 2 * EXITS
+    for tensor, copy in passed_on:
+        assert (tensor == copy).all()
 
 
 @torch.no_grad()

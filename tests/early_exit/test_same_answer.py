@@ -74,7 +74,9 @@ def with_gaps(net: MultiExitNet, enabled: tuple[bool, ...], answer: str) -> Exit
     return ExitPolicy(thresholds=tuple(thresholds), enabled=enabled, answer=answer)
 
 
-def check(net: MultiExitNet, parts: list[Any], policy: ExitPolicy, size: int, tolerance: float = 1e-5) -> None:
+def assert_same_answer(
+    net: MultiExitNet, parts: list[Any], policy: ExitPolicy, size: int, tolerance: float = 1e-5
+) -> None:
     inputs = INPUTS.repeat(-(-size // POOL), 1, 1, 1)[:size].to(memory_format=torch.channels_last)
     enabled = [exit for exit, on in enumerate(policy.enabled) if on]
     result = answer(parts, policy, inputs)
@@ -98,7 +100,7 @@ def test_eager_segments(kind: str, precision: str, skip: int | None, answer: str
     with torch.inference_mode(), SCOPES[precision]():
         policy = with_gaps(net, tuple(exit != skip for exit in range(net.exits)), answer)
         for size in (1, 2, 5, 64):
-            check(net, list(segments(net, policy.enabled)), policy, size)
+            assert_same_answer(net, list(segments(net, policy.enabled)), policy, size)
 
 
 @pytest.mark.parametrize("kind", ["one map", "several maps"])
@@ -106,7 +108,7 @@ def test_a_batch_of_1024(kind: str) -> None:
     net = network(kind)
     with torch.inference_mode():
         policy = with_gaps(net, (True,) * net.exits, "exit")
-        check(net, list(segments(net)), policy, 1024)
+        assert_same_answer(net, list(segments(net)), policy, 1024)
 
 
 def compiled(kind: str, backend: str) -> None:
@@ -117,7 +119,7 @@ def compiled(kind: str, backend: str) -> None:
         policy = with_gaps(net, (True,) * net.exits, "exit")
         parts: list[Any] = [torch.compile(part, backend=backend, dynamic=True) for part in segments(net)]
         for size in (64, 9, 1):
-            check(net, parts, policy, size)
+            assert_same_answer(net, parts, policy, size)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_an_address_that_does_not_answer_is_one_line_and_nothing_is_written(
 
 def test_an_address_where_something_else_answers_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr("offramp.engine.ray.CONNECT", 0.5)
+    monkeypatch.setattr("offramp.engine.ray_address.CONNECT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts connections and says nothing
         assert "does not answer (timed out)" in refused("ray", f"127.0.0.1:{mute.getsockname()[1]}")
 

@@ -28,7 +28,7 @@ def logits() -> Tensor:
     return torch.tensor(GOLDEN["_inputs"]["z"], dtype=torch.float64).requires_grad_()
 
 
-def worked(loss: Tensor, z: Tensor, entry: str) -> None:
+def assert_golden(loss: Tensor, z: Tensor, entry: str) -> None:
     """The loss and its gradient's norms are the golden ones."""
     loss.backward()
     expected = GOLDEN[entry]
@@ -49,7 +49,7 @@ def test_weighted_losses(name: str) -> None:
     objective.weights.copy_(torch.tensor(arguments, dtype=torch.float64))
     z = logits()
     terms = objective(ExitOutputs(z, (), ()), Batch(torch.zeros(3, 1), LABELS, torch.arange(3)), 0.0)
-    worked(sum(terms.values(), torch.zeros(())), z, f"{name}_weighted")
+    assert_golden(sum(terms.values(), torch.zeros(())), z, f"{name}_weighted")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -60,7 +60,7 @@ def test_balanced_validation_loss_and_its_average(alpha: float) -> None:
     objective.averages.copy_(torch.tensor([1.2, 1.3, 1.4, 1.5], dtype=torch.float64))
     z = logits()
     ce = cross_entropy(z, LABELS)
-    worked(objective.validation(ce), z, f"hdkd_val_alpha{alpha}")
+    assert_golden(objective.validation(ce), z, f"hdkd_val_alpha{alpha}")
     objective.observe(ce.detach())
     assert objective.averages.tolist() == pytest.approx(GOLDEN["hdkd_ema_update"]["new"], rel=1e-8)
 
@@ -142,7 +142,7 @@ def test_ofa(entry: str, reduction: Any) -> None:
     taught = torch.cat([z[:-1], 1.3 * z[-1:].detach()])
     terms = objective(ExitOutputs(taught, (), ()), batch, 0.0)
     ce = cross_entropy(z, LABELS)[-1]
-    worked(sum(terms.values()) - cross_entropy(taught, LABELS)[-1] + ce, z, entry)
+    assert_golden(sum(terms.values()) - cross_entropy(taught, LABELS)[-1] + ce, z, entry)
 
 
 def test_equilibrium_weights() -> None:

@@ -22,7 +22,7 @@ def golden_logits() -> Tensor:
     return torch.tensor(GOLDEN["_inputs"]["z"], dtype=torch.float64, requires_grad=True)
 
 
-def check(entry: str, terms: dict[str, Tensor], z: Tensor) -> None:
+def assert_golden(entry: str, terms: dict[str, Tensor], z: Tensor) -> None:
     golden = GOLDEN[entry]
     loss = torch.stack(list(terms.values())).sum()
     loss.backward()
@@ -34,7 +34,7 @@ def check(entry: str, terms: dict[str, Tensor], z: Tensor) -> None:
 
 def test_dml() -> None:
     z = golden_logits()
-    check("dml", find("dml").build().objective(ExitOutputs(z, (), ()), BATCH, 0.0), z)
+    assert_golden("dml", find("dml").build().objective(ExitOutputs(z, (), ()), BATCH, 0.0), z)
 
 
 def test_dml_by_one_network_at_a_time() -> None:
@@ -42,7 +42,7 @@ def test_dml_by_one_network_at_a_time() -> None:
     objective = find("dml").build(updates="alternating").objective
     assert isinstance(objective, DeepMutual)
     each = [objective.of_one(z[k], torch.cat([z[:k], z[k + 1 :]]).detach(), BATCH) for k in range(4)]
-    check("dml", {f"{name}-{k}": term for k, terms in enumerate(each) for name, term in terms.items()}, z)
+    assert_golden("dml", {f"{name}-{k}": term for k, terms in enumerate(each) for name, term in terms.items()}, z)
 
 
 def test_one() -> None:
@@ -50,7 +50,7 @@ def test_one() -> None:
     b, k = (torch.arange(n, dtype=torch.float64) for n in (3, 4))
     gate = torch.sin(2 + 3 * b[:, None] + k).relu().softmax(1)
     outputs = ExitOutputs(torch.cat([z, gated(z, gate)[None]]), (), ())
-    check("one", find("one").build(ramp_up=0.0).objective(outputs, BATCH, 0.0), z)
+    assert_golden("one", find("one").build(ramp_up=0.0).objective(outputs, BATCH, 0.0), z)
 
 
 def test_ramp_up() -> None:

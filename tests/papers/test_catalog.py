@@ -87,7 +87,7 @@ def distinct() -> list[Training]:
     return chosen
 
 
-def check(one: Training, protocol: catalog.Protocol) -> None:
+def assert_builds(one: Training, protocol: catalog.Protocol) -> None:
     config = resolve(config_of(one, protocol))
     shape, classes = SHAPES[config.data]
     fixed = config.method_options.get("fixed")
@@ -110,7 +110,7 @@ def check(one: Training, protocol: catalog.Protocol) -> None:
 
 @pytest.mark.parametrize("one", distinct(), ids=lambda one: one.name)
 def test_trainings_resolve_and_build(one: Training) -> None:
-    check(one, FULL)
+    assert_builds(one, FULL)
 
 
 @pytest.mark.full
@@ -118,7 +118,7 @@ def test_trainings_resolve_and_build(one: Training) -> None:
 def test_every_training_resolves_and_builds_in_both_protocols(one: Training) -> None:
     for protocol in (FULL, catalog.quick()):
         if catalog.runnable(one, protocol):
-            check(one, protocol)
+            assert_builds(one, protocol)
 
 
 def test_an_unknown_name_and_row_get_the_nearest() -> None:

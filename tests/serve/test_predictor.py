@@ -27,7 +27,7 @@ from offramp.serve.scheduler import QueueFull
 Costs = tuple[CostCurve, ...]
 
 
-def same(outcome: SampleResult, bundle: Bundle, inputs: np.ndarray) -> None:
+def assert_same(outcome: SampleResult, bundle: Bundle, inputs: np.ndarray) -> None:
     """An outcome is that of the bundle for this input alone, unless its score lies at a threshold."""
     alone = bundle.answer(inputs[None])
     scale = max(1.0, float(np.abs(alone.logits).max()))
@@ -65,7 +65,7 @@ def test_as_predict_answers(folder: Path, pixels: np.ndarray, costs: Costs, poli
     outcomes = asyncio.run(ask())
     assert len({outcome.exit for outcome in outcomes}) > 1
     for outcome, row in zip(outcomes, inputs, strict=True):
-        same(outcome, bundle, row)
+        assert_same(outcome, bundle, row)
 
 
 @settings(deadline=None, max_examples=15)
@@ -85,7 +85,7 @@ def test_every_request_is_answered_once(bundle: Bundle, pixels: np.ndarray, cost
             outcomes = await predictor.infer(inputs[rows])
             for row, outcome in zip(rows, outcomes, strict=True):
                 assert isinstance(outcome, SampleResult)
-                same(outcome, bundle, inputs[row])
+                assert_same(outcome, bundle, inputs[row])
                 answered += 1
 
         async with AsyncPredictor(bundle, costs=costs, max_batch=rng.randint(1, 16)) as predictor:
@@ -234,7 +234,7 @@ def test_several_workers(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> No
             return [(await task)[0] for task in [predictor.infer(inputs[[row]]) for row in range(64)]]
 
     for outcome, row in zip(asyncio.run(ask()), inputs, strict=True):
-        same(outcome, bundle, row)
+        assert_same(outcome, bundle, row)
 
 
 @pytest.mark.parametrize(

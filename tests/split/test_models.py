@@ -136,7 +136,7 @@ FAMILIES = ("convnext", "densenet", "vit", "torchvision", "skips")
 
 
 def cases(quick: Sequence[str] = tuple(SMALL)) -> list[Any]:
-    """All models; the full grid alone runs those that `quick` does not name, and real sizes."""
+    """All models; models that `quick` does not name, and real sizes, are in the full grid only."""
     return [
         pytest.param(case, id=name, marks=() if name in quick else pytest.mark.full)
         for name, case in {**SMALL, **REAL}.items()

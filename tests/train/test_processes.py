@@ -91,7 +91,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return kept.weights
 
 
-def compared(folder: Path, one: str, other: str, same: Callable[..., None]) -> None:
+def assert_equal_runs(folder: Path, one: str, other: str, same: Callable[..., None]) -> None:
     """Weights, losses and accuracies of two runs."""
     first, second = weights(folder / one), weights(folder / other)
     assert first.keys() == second.keys()
@@ -113,14 +113,14 @@ def equal(*tensors: torch.Tensor, **how: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_are_one(folder: Path, way: str) -> None:
-    compared(folder, f"{way}-1", f"{way}-2", close)
+    assert_equal_runs(folder, f"{way}-1", f"{way}-2", close)
 
 
 @pytest.mark.parametrize(("way", "before", "after"), AFTER)
 def test_a_run_goes_on_with_as_many_processes_to_the_bit_and_with_others_to_rounding(
     folder: Path, way: str, before: int, after: int
 ) -> None:
-    compared(folder, f"{way}-{before}", f"{way}-{before}-then-{after}", equal if before == after else close)
+    assert_equal_runs(folder, f"{way}-{before}", f"{way}-{before}-then-{after}", equal if before == after else close)
 
 
 if __name__ == "__main__":

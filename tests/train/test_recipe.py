@@ -1,4 +1,4 @@
-"""Recipes: the papers' values by default, and one sentence for each that makes no sense."""
+"""Recipes: the papers' values by default, and one sentence for each invalid value."""
 
 import math
 from typing import Any
@@ -52,4 +52,4 @@ def test_values_that_make_no_sense(values: dict[str, Any], says: str) -> None:
 
 
 def test_values_at_the_edge_are_fine() -> None:
-    Recipe(epochs=1, batch_size=2, devices=2, momentum=0.0, warmup=0.0, milestones=(), mixup=0.0, seed=0)
+    assert Recipe(epochs=1, batch_size=2, devices=2, momentum=0.0, warmup=0.0, milestones=(), mixup=0.0, seed=0)
