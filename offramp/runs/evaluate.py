@@ -7,7 +7,7 @@ from offramp.lookup import ParameterError
 from offramp.progress import Progress
 from offramp.runs.baseline import Baseline, BaselineLike, open_baseline
 from offramp.runs.comparison_folder import runs_of
-from offramp.runs.evaluation import EarlyExits, Evaluation, Evaluations, PlainNetwork
+from offramp.runs.evaluation import EarlyExits, Evaluation, Evaluations, Performance
 from offramp.runs.frontier import compare_run, refuse_multi_net
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.run import (
@@ -182,7 +182,7 @@ def _exit_early(
     with settings, torch.inference_mode(), fabric.autocast(), progress("early exit", len(split)) as advance:
         values = leave_early(net, loaded.policy, loader.epoch(0), data.shape, batch_size, advance, timed)
     ms = values.pop("baseline_ms", None)
-    sides = {"plain": PlainNetwork(**values["plain"])}
+    sides = {"plain": Performance(**values["plain"])}
     if baseline is not None:
-        sides["baseline"] = PlainNetwork(baseline.accuracy["test"], baseline.macs, ms)
+        sides["baseline"] = Performance(baseline.accuracy["test"], baseline.macs, ms)
     return EarlyExits(**{**values, **sides}, device=fabric.device.type)

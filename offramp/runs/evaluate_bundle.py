@@ -13,7 +13,7 @@ import numpy as np
 from offramp.lookup import ParameterError
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
-from offramp.runs.evaluation import gain
+from offramp.runs.evaluation import Performance, gain, performance_row
 from offramp.runs.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 
 TIMED, ROUNDS = 30, 3
 """Whole batches that are timed, the first ones, and how often each."""
-
-
-@dataclass(frozen=True)
-class BundleSide:
-    """One way to run a bundle.
-
-    Attributes:
-        accuracy: in [0, 1].
-        macs: mean multiply-adds per image as run.
-        ms: milliseconds per image at the batch size; None if no batch was whole.
-    """
-
-    accuracy: float
-    macs: int | float
-    ms: float | None
 
 
 @dataclass(frozen=True)
@@ -78,8 +63,8 @@ class BundleEvaluation:
     top5: list[float | None]
     macs: list[int | None]
     shares: list[float]
-    early_exit: BundleSide
-    last_exit: BundleSide
+    early_exit: Performance
+    last_exit: Performance
     plain_macs: int
     speedup: float | None
     provenance: dict[str, Any]
@@ -92,7 +77,10 @@ class BundleEvaluation:
     def __str__(self) -> str:
         title = f"{self.bundle} ({self.precision}): {self.split} of {self.data}, {self.samples:,} images"
         head = ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "exits here %"]
-        sides = [_row("early exit", self.early_exit), _row("all to the last exit", self.last_exit)]
+        sides = [
+            performance_row("early exit", self.early_exit),
+            performance_row("all to the last exit", self.last_exit),
+        ]
         timed = f"measured at batch size {self.batch_size} with {self.runtime}"
         saved = self.last_exit.macs / self.early_exit.macs
         untimed = "no times: there is no full batch of this size; take a smaller batch size"
@@ -116,10 +104,6 @@ class BundleEvaluation:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
-
-
-def _row(name: str, side: BundleSide) -> list[str]:
-    return [name, percent(side.accuracy), count(side.macs), "–" if side.ms is None else f"{side.ms:.3f}"]
 
 
 def evaluate_bundle(
@@ -186,8 +170,8 @@ def evaluate_bundle(
         top5=top5,
         macs=macs,
         shares=shares,
-        early_exit=BundleSide(counted.right_early / samples, mean, ms["early"]),
-        last_exit=BundleSide(float(counted.right[-1]) / samples, costs[exits - 1], ms["last"]),
+        early_exit=Performance(counted.right_early / samples, mean, ms["early"]),
+        last_exit=Performance(float(counted.right[-1]) / samples, costs[exits - 1], ms["last"]),
         plain_macs=plain_macs,
         speedup=speedup,
         provenance=provenance("cuda" if runtime in ("onnx-cuda", "onnx-tensorrt") else "cpu"),

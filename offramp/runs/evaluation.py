@@ -13,12 +13,12 @@ from offramp.text import shell_word
 
 
 @dataclass(frozen=True)
-class PlainNetwork:
-    """The plain network of the same weights: its final exit alone.
+class Performance:
+    """How well one way to classify images does: early exit, the plain network, a baseline.
 
     Attributes:
         accuracy: in [0, 1].
-        macs: multiply-adds per image.
+        macs: mean multiply-adds per image as run.
         ms: milliseconds per image at the batch size; None if no batch was whole.
     """
 
@@ -51,10 +51,10 @@ class EarlyExits:
     accuracy: float
     macs: int | float
     ms: float | None
-    plain: PlainNetwork
+    plain: Performance
     speedup: float | None
     device: str = "cpu"
-    baseline: PlainNetwork | None = None
+    baseline: Performance | None = None
     baseline_speedup: float | None = None
 
     @property
@@ -67,15 +67,16 @@ class EarlyExits:
         return gain(self.plain.macs / self.macs, self.speedup, "plain")
 
     def __str__(self) -> str:
-        rows = [_row("adaptive", self), _row("plain", self.plain)]
-        rows += [_row("baseline", self.baseline)] if self.baseline else []
+        rows = [performance_row("adaptive", self), performance_row("plain", self.plain)]
+        rows += [performance_row("baseline", self.baseline)] if self.baseline else []
         title = f"early exit, measured at batch size {self.batch_size} on {self.device}"
         text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)
         untimed = "no times: test has no full batch of this size; take a smaller batch size"
         return f"{text}\n{self.gain if self.speedup else untimed}"
 
 
-def _row(name: str, side: EarlyExits | PlainNetwork) -> list[str]:
+def performance_row(name: str, side: EarlyExits | Performance) -> list[str]:
+    """Cells of a table: name, accuracy in percent, mean multiply-adds, milliseconds per image."""
     ms = "–" if side.ms is None else f"{side.ms:.3f}"
     return [name, percent(side.accuracy), count(side.macs), ms]
 

@@ -17,7 +17,7 @@ from offramp.data.loading import Loader
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.policy_file import load, save
 from offramp.runs import load_run
-from offramp.runs.evaluation import EarlyExits, PlainNetwork
+from offramp.runs.evaluation import EarlyExits, Performance
 
 Offramp = Callable[..., Any]
 
@@ -157,7 +157,7 @@ def test_what_is_no_run_is_reported(offramp: Offramp, tmp_path: Path) -> None:
     ],
 )
 def test_slower_is_called_slower(macs: float, speedup: float, says: str) -> None:
-    adaptive = EarlyExits({}, 64, [], 0.5, macs, None, PlainNetwork(0.5, 100, None), speedup)
+    adaptive = EarlyExits({}, 64, [], 0.5, macs, None, Performance(0.5, 100, None), speedup)
     assert adaptive.gain == says
 
 
