@@ -77,20 +77,19 @@ class BundleEvaluation:
     def __str__(self) -> str:
         title = f"{self.bundle} ({self.precision}): {self.split} of {self.data}, {self.samples:,} images"
         head = ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "exits here %"]
-        sides = [
-            performance_row("early exit", self.early_exit),
-            performance_row("all to the last exit", self.last_exit),
-        ]
+        other, macs = "all to the last exit", self.early_exit.macs
+        sides = [performance_row("early exit", self.early_exit), performance_row(other, self.last_exit)]
         timed = f"measured at batch size {self.batch_size} with {self.runtime}"
-        saved = self.last_exit.macs / self.early_exit.macs
         untimed = "no times: there is no full batch of this size; take a smaller batch size"
+        faster = gain(self.last_exit.macs / macs, self.speedup, other, " than to the last exit")
+        plain = f"plain network, without early exits: {count(self.plain_macs)} MACs"
         return "\n".join(
             (
                 text_table(title, head, [self._exit(exit) for exit in range(len(self.shares))]),
                 "",
                 text_table(timed, ["", "accuracy %", "mean MACs as run", "ms per image"], sides),
-                gain(saved, self.speedup, "all to the last exit") if self.speedup else untimed,
-                f"plain network, without early exits: {count(self.plain_macs)} MACs",
+                faster if self.speedup else untimed,
+                f"{plain}, {self.plain_macs / macs:.2f}x those of early exit",
             )
         )
 

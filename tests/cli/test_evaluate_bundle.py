@@ -67,6 +67,8 @@ def test_the_tables(offramp: Offramp, bundle: Path) -> None:
     assert [line.split()[0] for line in lines[2:6]] == ["exit", "exit", "exit", "final"]
     assert lines[2].split()[-1] == lines[4].split()[-1] == "off" and max(map(len, lines[1:])) <= 80
     assert "all to the last exit" in ran.out and "no times: there is no full batch of this size" in ran.out
+    result = offramp("evaluate", bundle, "--batch-size", 400, "--json").json
+    assert lines[-1].endswith(f" MACs, {result['plain_macs'] / result['early_exit']['macs']:.2f}x those of early exit")
 
 
 def test_on_files_of_some_classes(offramp: Offramp, bundle: Path, files: Path) -> None:
