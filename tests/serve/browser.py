@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -89,9 +91,11 @@ def chromium() -> Iterator[Page]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs Chromium")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [program, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        ) as process:
             try:
                 assert process.stderr is not None
                 port = next(match[1] for line in process.stderr if (match := re.search(r"ws://[^:]+:(\d+)/", line)))
@@ -100,7 +104,8 @@ def chromium() -> Iterator[Page]:
                 with connect(address, max_size=None, proxy=None) as socket:
                     yield Page(socket)
             finally:
-                process.terminate()
+                # Its helper processes may outlive it, and write to its folder while that is removed.
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait(20)
                 assert process.stderr is not None
                 process.stderr.close()
