@@ -1,6 +1,7 @@
 """A reproduction as text, Markdown, LaTeX and CSV: printed, measured and difference below each other, per exit."""
 
 from collections.abc import Iterable, Sequence
+from textwrap import fill
 
 from offramp.measure.text_table import text_table
 from offramp.papers.claims import ClaimResult, ContrastResult
@@ -11,6 +12,8 @@ from offramp.papers.values import CellResult, RowResult, TableResult
 from offramp.study.tables import TableValue, csv_text, latex_text, markdown_text
 
 NOTHING = "–"
+WIDTH = 79
+"""Columns of the sentences of a text; tables are as wide as their numbers."""
 UNITS = {"top1": "top-1 accuracy, percent", "top5": "top-5 accuracy, percent", "gflops": "GFLOPs"}
 
 
@@ -27,12 +30,12 @@ def protocol_line(result: Reproduction) -> str:
 
 def as_text(result: Reproduction) -> str:
     """For a terminal."""
-    parts = [protocol_line(result), *_left_out(result)]
+    parts = [_filled(text) for text in (protocol_line(result), *_left_out(result))]
     for table in result.tables:
-        parts.append(text_table(f"{table.title} ({UNITS[table.metric]})", *table_grid(table)))
-        parts += table_notes(table)
+        parts.append(text_table(_filled(f"{table.title} ({UNITS[table.metric]})"), *table_grid(table)))
+        parts += map(_filled, table_notes(table))
     for figure in result.figures:
-        head = f"{figure.name}: {figure.title}"
+        head = _filled(f"{figure.name}: {figure.title}")
         parts.append(text_table(head, *figure_grid(figure)) if figure.rows else f"{head}\n  {figure.state}")
     parts += [_claim_text(one) for one in result.claims]
     parts += [_plan_text(result.plan)] if result.plan else []
@@ -110,14 +113,14 @@ def _contrast_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
 
 def overview_text(entries: Sequence[Available]) -> str:
     """Every table, figure and claim, with how many of its trainings are measured."""
-    parts = []
+    parts = [_filled("Trainings in the ledger / trainings needed, and runs (trainings times seeds) in the ledger:")]
     for kind in dict.fromkeys(one.kind for one in entries):
         lines = [f"{kind}s"]
         for one in entries:
             if one.kind == kind:
                 have = f"{one.measured}/{one.trainings}" if one.trainings else "computed"
-                runs = f", {one.runs} runs" if one.runs else ""
-                lines.append(f"  {one.name:32} {have + runs:16}  {one.title}")
+                runs = f", {one.runs} run{'s' * (one.runs != 1)}" if one.runs else ""
+                lines += [f"  {one.name:30}  {have}{runs}", _filled(one.title, 6)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -202,8 +205,10 @@ def contrast_cell(one: ContrastResult) -> str:
 
 
 def _claim_text(claim: ClaimResult) -> str:
-    lines = [f"{claim.name}: {claim.text}", f"  {claim.verdict.upper()}"]
-    lines += [f"  {one.contrast}: {contrast_cell(one)}" for one in claim.contrasts if one.difference is not None]
+    lines = [_filled(f"{claim.name}: {claim.text}"), f"  {claim.verdict.upper()}"]
+    lines += [
+        _filled(f"{one.contrast}: {contrast_cell(one)}", 2, 4) for one in claim.contrasts if one.difference is not None
+    ]
     return "\n".join(lines)
 
 
@@ -215,6 +220,12 @@ def claims_markdown(claims: Sequence[ClaimResult]) -> str:
         rows.append([claim.text, claim.verdict, "; ".join(measured) or NOTHING])
     head = ["claim", "verdict", "differences in points [95 % confidence interval] (seeds)"]
     return markdown_text(head, rows)
+
+
+def _filled(text: str, indent: int = 0, further: int | None = None) -> str:
+    """Lines of at most `WIDTH` columns, the first indented by some, the others by `further` if that is given."""
+    others = indent if further is None else further
+    return fill(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * others, break_on_hyphens=False)
 
 
 def _left_out(result: Reproduction) -> list[str]:
@@ -239,7 +250,7 @@ def _plan_text(plan: Sequence[PlannedTraining]) -> str:
 def _total(plan: Sequence[PlannedTraining]) -> str:
     hours = sum(one.hours or 0.0 for one in plan)
     runs = sum(len(one.missing) for one in plan)
-    return (
-        f"{runs} runs, {hours:.3g} hours one after the other on this machine as it is now: steps measured here, "
-        "without evaluation"
+    return _filled(
+        f"{runs} run{'s' * (runs != 1)}, {hours:.3g} hours one after the other on this machine as it is now: steps "
+        "measured here, without evaluation"
     )
