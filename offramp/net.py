@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from offramp.argument_types import check_arguments
 from offramp.meta_device import remembering
 from offramp.outputs import Carry, ExitOutputs, State
 from offramp.protocols import Reconstructible, is_chained
@@ -112,6 +113,7 @@ class MultiExitNet(nn.Module):
         return ExitOutputs(torch.stack(logits), tuple(features), tuple(maps))
 
 
+@check_arguments
 def attach(backbone: Backbone, branch: BuildBranch) -> MultiExitNet:
     """Put `branch(backbone, exit)` behind every stage but the last, and the backbone's head behind that.
 
@@ -149,6 +151,7 @@ def only_behind(stages: Collection[int], branch: BuildBranch) -> BuildBranch:
     return build
 
 
+@check_arguments
 def plain(backbone: Backbone) -> MultiExitNet:
     """The network without early exits: one stage, one exit."""
     return attach(backbone, lambda backbone, exit: None)
@@ -208,6 +211,7 @@ class FusedSegment(nn.Module):
         return state, carry, logits
 
 
+@check_arguments
 def segments(net: MultiExitNet, enabled: Sequence[bool] | None = None) -> list[FusedSegment]:
     """One segment per enabled exit, in order; modules are shared with the network, no weight is copied.
 

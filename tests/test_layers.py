@@ -12,7 +12,7 @@ FLOORS = """
     allocator lookup results optional digests finite progress docstrings
     schema images python_names
     files outputs device_copies hyperparameters image_files plugins
-    trust protocols discovery
+    trust protocols discovery argument_types
     meta_device
     net layers losses data early_exit
     multi_net

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from offramp.argument_types import check_arguments
 from offramp.bundle import partial_state
 from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.bundle.predict import Prediction, begin, find, predict_rest, predictions, warm_up
@@ -76,6 +77,7 @@ class Predictions:
         }
 
 
+@check_arguments
 def predict(
     bundle: Path | str,
     images: Iterable[Path | str] = (),

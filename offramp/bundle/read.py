@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.argument_types import check_arguments
 from offramp.bundle.manifest import MANIFEST, POLICY, Manifest, parse
 from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.bundle.single_image import SingleImage
@@ -154,6 +155,7 @@ def content(folder: Path, manifest: Manifest, name: str) -> bytes:
     return data
 
 
+@check_arguments
 def load_bundle(folder: Path | str, runtime: str = "onnx") -> Bundle:
     """Open a folder that `export` wrote, for `Bundle.predict` and `Bundle.answer`; torch is not needed.
 

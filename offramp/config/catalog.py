@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offramp import plugins
+from offramp.argument_types import check_arguments
 from offramp.config.files import keys
 from offramp.discovery import first_line, from_outside, with_plugins
 from offramp.docstrings import elsewhere, explained, summary
@@ -71,6 +72,7 @@ _PACKAGES: dict[Kind, str] = {
 """Packages of the files that are listed, each with `built_in` and `find`; also the groups of plugins."""
 
 
+@check_arguments
 def available(kind: Kind) -> dict[str, str]:
     """{name: what it is} of all networks, exit structures, methods or data sources, those of plugins included.
 
@@ -81,8 +83,6 @@ def available(kind: Kind) -> dict[str, str]:
     Raises:
         ParameterError: if there is no such kind.
     """
-    if kind not in _PACKAGES:
-        raise unknown("kind", kind, _PACKAGES, listing="")
     return with_plugins(_PACKAGES[kind], _built_in(kind))
 
 
@@ -101,6 +101,7 @@ def _built_in(kind: Kind) -> dict[str, str]:
     return names
 
 
+@check_arguments
 def describe(kind: Kind, name: str) -> Description:
     """The documentation and the parameters of one network, exit structure, method or data source.
 

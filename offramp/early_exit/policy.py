@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 
 from offramp import finite
+from offramp.argument_types import check_fields
 from offramp.early_exit.learned_score import FEATURES
 from offramp.early_exit.learned_score import score as learned
 from offramp.text import quoted
@@ -55,6 +56,7 @@ class ExitPolicy:
     predictors: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         exits = len(self.enabled)
         if not self.temperatures:
             object.__setattr__(self, "temperatures", (1.0,) * exits)

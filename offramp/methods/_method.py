@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from offramp.argument_types import check_fields
 from offramp.net import BuildBackbone, BuildBranch, MultiExitNet, Tap, attach, share
 from offramp.protocols import Objective, Terms
 
@@ -48,6 +49,7 @@ class Phase:
     still: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (self.share > 0 and self.rate > 0):
             raise ValueError(f"a phase needs a share and a rate above 0, got {self.share} and {self.rate}")
 
@@ -101,6 +103,7 @@ class Method:
     whole_batch: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.phases:
             raise ValueError("a method needs at least one phase")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp import __version__
+from offramp.argument_types import check_arguments
 from offramp.engine.choice import opened
 from offramp.lookup import ParameterError
 from offramp.papers import analysed, catalog
@@ -66,6 +67,7 @@ class Reproduction:
         printer.text(str(self))  # what a notebook shows
 
 
+@check_arguments
 def reproduce(
     name: str,
     *,

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp import digests, finite
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.comparison_folder import runs_of
 from offramp.runs.made_from import made_from
 from offramp.runs.report import names
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, Weights, load_run
+from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
 from offramp.runs.trace_data import TraceData
 from offramp.study.analyses import Agreement, GoWrong, RelativeExit, SoftmaxStatistics
 from offramp.train.run_dir import put
@@ -80,8 +81,9 @@ class Analysis:
     provenance: dict[str, Any]
 
 
+@check_arguments
 def analyse(
-    *runs: Path | str,
+    *runs: RunLike,
     out: Path | str | None = None,
     weights: Weights = "last",
     top: int = 5,
@@ -141,13 +143,13 @@ def _check(top: int, dissimilarity: int, batch_size: int | None) -> None:
             raise ParameterError(f"{name} must be at least {least}, got {value}", name)
 
 
-def _folder(runs: Sequence[Path | str], folders: Sequence[Path], out: Path | str | None) -> Path:
+def _folder(runs: Sequence[RunLike], folders: Sequence[Path], out: Path | str | None) -> Path:
     """The folder to write into; made if its parent exists."""
     if not folders:
         raise ValueError("name at least one run, as in `offramp analyse RUN`")
     if out is None and len(runs) > 1:
         raise with_parameters(ValueError(f"an analysis of {len(folders)} runs needs out=DIR"), "out")
-    folder = Path(runs[0]) / "analysis" if out is None else Path(out)
+    folder = folder_of(runs[0]) / "analysis" if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise with_parameters(ValueError(f"out {folder} is not a folder"), "out")
     if not folder.parent.is_dir():

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.baseline import BaselineLike, open_baseline, source_of
 from offramp.runs.bench_text import MS, bench_text
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, Weights, load_run, warn_if_stale
+from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run, warn_if_stale
 from offramp.runs.run_data import load_data
 from offramp.text import shell_word
 
@@ -60,8 +61,9 @@ class Benchmark:
         printer.text(str(self))  # what a notebook shows
 
 
+@check_arguments
 def bench(
-    target: Path | str,
+    target: RunLike,
     *,
     batch: Sequence[int] = (1, 8, 64, 256),
     runtimes: Sequence[str] | None = None,
@@ -78,7 +80,7 @@ def bench(
     """Time the plain network, all exits and early exit in turn, on real images in random order.
 
     Args:
-        target: folder of a calibrated run, or of a bundle.
+        target: folder of a calibrated run, or of a bundle, or an object that has one.
         batch: batch sizes.
         runtimes: some of `offramp.runs.backends.RUNTIMES` (a bundle has those that are not torch); default those that
             are installed and have their device here.
@@ -95,7 +97,7 @@ def bench(
     Raises:
         ValueError: if an argument is out of range, the run has no policy, or no runtime is installed.
     """
-    target = Path(target)
+    target = folder_of(target)
     _check(batch, seconds, threads, seed)
     reporter = reporter or SILENT
     with _cpu_threads(threads) as number:

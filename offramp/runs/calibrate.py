@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, with_parameters
 from offramp.measure.units import percent
 from offramp.progress import Progress
@@ -29,6 +30,7 @@ Costs = dict[tuple[bool, ...], list[Any]]
 """The cost of every segment as run, for each choice of enabled exits."""
 
 
+@check_arguments
 def calibrate(
     run: RunLike,
     goal: Goal,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.config import Config, flat
 from offramp.early_exit.frontier import FrontierPoint
 from offramp.engine.choice import opened
@@ -47,6 +48,7 @@ class ComparisonResult:
         printer.text(str(self))  # what a notebook shows
 
 
+@check_arguments
 def compare(
     config: Config,
     methods: Sequence[str | tuple[str, Mapping[str, Any]]],
@@ -111,6 +113,7 @@ def compare(
     return ComparisonResult(str(ledger_path), comparisons, failed, _write(comparisons, write))
 
 
+@check_arguments
 def compare_ledger(
     ledger: Path | str,
     *,

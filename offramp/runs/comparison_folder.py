@@ -7,6 +7,7 @@ from typing import Any
 from offramp.config import flat
 from offramp.files import DRAFT, read_yaml
 from offramp.lookup import with_parameters
+from offramp.runs.run import RunLike, folder_of
 from offramp.runs.run_entries import Entry
 from offramp.train.run_dir import RESULT
 
@@ -51,14 +52,14 @@ def check_folder(out: Path) -> None:
         )
 
 
-def runs_of(folders: Sequence[Path | str]) -> list[Path]:
+def runs_of(folders: Sequence[RunLike]) -> list[Path]:
     """The folders, with all finished runs of a comparison in place of its folder, by name.
 
     Raises:
         ValueError: if a comparison has no finished run yet, or a run is there twice.
     """
     runs: list[Path] = []
-    for folder in map(Path, folders):
+    for folder in map(folder_of, folders):
         if not (folder / COMPARISON).is_file():
             runs.append(folder)
             continue

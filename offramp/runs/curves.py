@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp import digests, finite
+from offramp.argument_types import check_arguments
 from offramp.config import flat
 from offramp.lookup import ParameterError, with_parameters
 from offramp.runs.baseline import BaselineLike
@@ -14,7 +15,7 @@ from offramp.runs.curve_points import baseline_point, both_curves
 from offramp.runs.curves_text import comparison_text, curves_text
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, Weights, load_run
+from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
 from offramp.study import curve_tables
 from offramp.study.seeds import CurveGroup, best_of_models, group_curves
 from offramp.train.run_dir import put
@@ -96,8 +97,9 @@ class CurveComparison:
         printer.text(str(self))  # what a notebook shows
 
 
+@check_arguments
 def curves(
-    run: Path | str,
+    run: RunLike,
     *,
     cost: str = "macs_cumulative",
     metric: str = "top1",
@@ -114,7 +116,7 @@ def curves(
     Writes curves.json and curves.svg. A run that was trained on everything has the anytime curve only.
 
     Args:
-        run: folder of a trained run.
+        run: folder of a trained run, or an object that has one.
         cost: how operations are counted, with the branches of all earlier exits.
         metric: what is drawn, `top1` or `top5`.
         weights: `last` or `best` (on val).
@@ -128,16 +130,18 @@ def curves(
     """
     from offramp.train.run_dir import writing_into
 
-    folder = _folder(out or run, metric, write)
-    loaded = load_run(run, weights, with_policy=False, device=device)
+    path = folder_of(run)
+    folder = _folder(out or path, metric, write)
+    loaded = load_run(path, weights, with_policy=False, device=device)
     with writing_into(folder):
-        result = _measured(loaded, str(run), cost, weights, data_dir, baseline, folder, reporter or SILENT)
-        files = _write(folder, result, [_group_of(loaded, result)], Path(run).resolve().name, metric, write)
+        result = _measured(loaded, str(path), cost, weights, data_dir, baseline, folder, reporter or SILENT)
+        files = _write(folder, result, [_group_of(loaded, result)], path.resolve().name, metric, write)
     return replace(result, files=files)
 
 
+@check_arguments
 def compare_curves(
-    runs: Sequence[Path | str],
+    runs: Sequence[RunLike],
     out: Path | str,
     *,
     cost: str = "macs_cumulative",

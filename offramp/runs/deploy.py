@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.argument_types import check_arguments
 from offramp.config import Config, flat, multi_net
 from offramp.files import write_errors
 from offramp.lookup import with_parameters
 from offramp.measure.units import count
-from offramp.runs.run import MultiNetRun, Weights, open_run
+from offramp.runs.run import MultiNetRun, RunLike, Weights, folder_of, open_run
 from offramp.text import shell_word
 
 
@@ -45,11 +46,12 @@ class Deployment:
         printer.text(str(self))  # what a notebook shows
 
 
-def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployment:
+@check_arguments
+def deploy(run: RunLike, out: Path | str, *, keep: int | str = 1) -> Deployment:
     """Write a run of one network out of several (dml, one), for all tasks that take a run.
 
     Args:
-        run: folder of a run that trained several networks.
+        run: folder of a run that trained several networks, or an object that has one.
         out: folder of the plain run; it must not exist yet, or be empty.
         keep: number of the network or branch, from 1; `ensemble` (the gated one), or `best` (a network or branch, on
             val).
@@ -58,7 +60,7 @@ def deploy(run: Path | str, out: Path | str, *, keep: int | str = 1) -> Deployme
     """
     from offramp.train import run_dir
 
-    run, out = Path(run), Path(out)
+    run, out = folder_of(run), Path(out)
     opened = open_run(run)
     if not isinstance(opened, MultiNetRun):
         raise ValueError(f"{run} was trained with {opened.config.method}, one network: there is nothing to extract")

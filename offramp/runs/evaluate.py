@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError
 from offramp.progress import Progress
 from offramp.runs.baseline import Baseline, BaselineLike, open_baseline
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from offramp.outputs import Trace
 
 
+@check_arguments
 def evaluate_comparison(
     folder: Path | str,
     *,
@@ -61,6 +63,7 @@ def evaluate_comparison(
     )
 
 
+@check_arguments
 def evaluate(
     run: RunLike,
     *,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError
 from offramp.measure.text_table import text_table
 from offramp.measure.units import count, percent
@@ -105,6 +106,7 @@ class BundleEvaluation:
         printer.text(str(self))  # what a notebook shows
 
 
+@check_arguments
 def evaluate_bundle(
     bundle: Path | str,
     data: str | None = None,

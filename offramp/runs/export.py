@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError
 from offramp.measure.units import count, percent
 from offramp.runs.reporting import SILENT, Reporter
@@ -88,6 +89,7 @@ def _by_size(ms: dict[str, dict[str, float]]) -> list[tuple[str, float]]:
     return list(ms["float32"].items())
 
 
+@check_arguments
 def export(
     run: RunLike,
     out: Path | str,

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
+from offramp.argument_types import check_fields
 from offramp.lookup import ParameterError
 
 Unit = Literal["macs", "ms"]
@@ -62,6 +64,7 @@ class Goal:
             self._check("target_accuracy", "be a share in (0, 1], such as 0.75", 0.0, 1.0)
         self._check("risk", "be a share in (0, 1), such as 0.01", 0.0, 1.0)
         self._check("delta", "be a probability in (0, 1), such as 0.05", 0.0, 1.0)
+        check_fields(self)
         self._check("batch_size", "be at least 1", 0.0, math.inf)
         if any(size < 1 for size in self.never_slower_at):
             sizes = ", ".join(map(str, self.never_slower_at))
@@ -77,8 +80,9 @@ class Goal:
 
     def _check(self, name: str, rule: str, above: int | float, below: int | float) -> None:
         value = getattr(self, name)
-        if value is not None and not above < value < below:
-            raise ParameterError(f"{name} must {rule}, got {value}", name)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (number and above < value < below):
+            raise ParameterError(f"{name} must {rule}, got {value!r}", name)
 
     def _check_pairs(self) -> None:
         if self.delta is not None and self.risk is None:

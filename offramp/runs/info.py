@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.config import Config, ResolvedConfig, build_backbone, build_method, build_net, multi_net, of_kind, resolve
 from offramp.config.plan import cheapest, planned
 from offramp.lookup import ParameterError
@@ -94,6 +95,7 @@ class NetworksInfo:
         printer.text(str(self))  # what a notebook shows
 
 
+@check_arguments
 def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInfo | NetworksInfo:
     """The stages, shapes, parameters and costs of a network; nothing is computed or written.
 

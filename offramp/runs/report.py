@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, with_parameters
 from offramp.measure.plain_network import plain_note
 from offramp.measure.text_table import text_table
@@ -14,7 +15,7 @@ from offramp.runs.baseline import BaselineLike
 from offramp.runs.comparison_folder import runs_of
 from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, Weights, load_run
+from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
 from offramp.runs.run_data import load_data
 from offramp.study.report_groups import RunGroup, groups_of
 
@@ -56,8 +57,9 @@ def _plain_note(run: dict[str, Any]) -> str:
     return plain_note([point["accuracy"] for point in run["anytime"]])
 
 
+@check_arguments
 def report(
-    *runs: Path | str,
+    *runs: RunLike,
     out: Path | None = None,
     weights: Weights = "last",
     images: int = 8,
@@ -89,8 +91,8 @@ def report(
     from offramp.train.run_dir import put, writing_into
 
     folders = runs_of(runs)
-    if out is None and len(runs) == 1 and folders != [Path(runs[0])]:
-        out = Path(runs[0]) / "report.html"  # in the folder of the comparison
+    if out is None and len(runs) == 1 and folders != [folder_of(runs[0])]:
+        out = folder_of(runs[0]) / "report.html"  # in the folder of the comparison
     target = _target(folders, out)
     if images < 0:
         raise ParameterError(f"images must be 0 or more, got {images}", "images")

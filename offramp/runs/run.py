@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 from offramp import trust
+from offramp.argument_types import check_arguments
 from offramp.config import Config, ResolvedConfig, build_method, build_net, resolve, unflat
 from offramp.lookup import with_parameters
 from offramp.runs.reporting import Reporter
@@ -40,7 +41,7 @@ class HasFolder(Protocol):
         """Folder of the run."""
 
 
-RunLike = Path | str | HasFolder
+RunLike = Annotated[Path | str | HasFolder, "a path or a run that `train` or `load_run` returned"]
 """A run: its folder, or what `train`, `load_run` or another task returned."""
 
 
@@ -120,12 +121,14 @@ class MultiNetRun:
     trace = trace_of_run
 
 
+@check_arguments
 def load_run(
-    folder: Path | str, weights: Weights = "last", *, with_policy: bool = True, device: Device = "auto"
+    folder: RunLike, weights: Weights = "last", *, with_policy: bool = True, device: Device = "auto"
 ) -> LoadedRun:
     """Open a run for use.
 
     Args:
+        folder: folder of a trained run, or an object that has one.
         weights: `last` or `best` (on val).
         with_policy: read its policy too, where it has one; fitting a new one must not need the old one.
         device: what tasks compute on with it, whatever it was trained on.
@@ -134,6 +137,7 @@ def load_run(
             it has several networks.
         offramp.trust.NotTrusted: if it names code and was neither trained here nor trusted.
     """
+    folder = folder_of(folder)
     opened = open_run(folder, weights, with_policy=with_policy, device=device)
     if isinstance(opened, MultiNetRun):
         raise ValueError(

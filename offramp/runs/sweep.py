@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.config import Config, flat, resolve
 from offramp.lookup import ParameterError, nearest
 from offramp.runs import comparison_folder, run_entries
@@ -28,6 +29,7 @@ SEARCHES = ("all", "random", "optuna")
 LEDGER = "results.jsonl"
 
 
+@check_arguments
 def sweep(
     config: Config,
     grid: Grid,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, nearest
 from offramp.progress import Progress
 from offramp.runs.reporting import SILENT, Reporter
@@ -65,6 +66,7 @@ class TraceData:
         return pandas.DataFrame(columns)
 
 
+@check_arguments
 def load_trace(
     run: RunLike,
     split: str = "test",

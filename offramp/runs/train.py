@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from offramp.argument_types import check_arguments
 from offramp.config import (
     Completed,
     Config,
@@ -37,6 +38,7 @@ WIDTH = 78
 """Columns of a note: it fits a terminal of 80."""
 
 
+@check_arguments
 def train(
     config: Config, out: Path | str, *, resume: bool = False, nodes: int = 1, reporter: Reporter | None = None
 ) -> TrainedRun:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from offramp.argument_types import check_fields
 from offramp.lookup import ParameterError
 
 MEGABYTE = 1 << 20
@@ -59,6 +60,7 @@ class ServeOptions:
     feedback: int = 2000
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("max_batch", "queue", "workers", "replicas", "max_images", "max_body", "connections", "feedback"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}", name)

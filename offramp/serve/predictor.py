@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from offramp.argument_types import check_arguments
 from offramp.bundle.predict import Prediction
 from offramp.bundle.preprocess import Preprocessing
 from offramp.bundle.read import Bundle, open_bundle
@@ -47,6 +48,7 @@ class AsyncPredictor:
         ImportError: if the runtime is not installed.
     """
 
+    @check_arguments
     def __init__(
         self,
         bundle: Bundle | Path | str,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, nearest
 from offramp.serve.models import Models, Opener, named
 from offramp.serve.options import ServeOptions
@@ -36,6 +37,7 @@ class Server:
         ImportError: if a package of the extra `serve` is missing.
     """
 
+    @check_arguments
     def __init__(self, *bundles: Path | str, opener: Opener | None = None, **options: Any) -> None:
         for name in options:
             if name not in FIELDS:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from offramp.argument_types import check_fields
 from offramp.lookup import ParameterError
 
 
@@ -99,6 +100,7 @@ class Recipe:
     log_accuracy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("epochs", "batch_size", "accumulate", "devices", "checkpoint_every"):
             self._refuse(name, getattr(self, name) < 1, "be at least 1")
         for name in ("lr", "gamma"):

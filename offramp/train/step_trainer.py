@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from offramp.argument_types import check_arguments
 from offramp.losses.distributed import processes
 from offramp.methods._method import Method, build_one
 from offramp.net import MultiExitNet, Tap, share
@@ -55,6 +56,7 @@ class StepTrainer:
             missing, its step needs another optimizer, it has more phases than epochs, or several processes train.
     """
 
+    @check_arguments
     def __init__(
         self,
         method: Method,

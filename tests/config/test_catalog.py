@@ -31,7 +31,7 @@ def test_a_name_that_is_not_there() -> None:
 def test_a_kind_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # else the type is refused before
     kind: Any = "methods"
-    with pytest.raises(ParameterError, match="unknown kind 'methods'; the nearest is 'method'"):
+    with pytest.raises(ParameterError, match="kind must be 'net', 'branch', 'method' or 'data', got 'methods'"):
         offramp.available(kind)
-    with pytest.raises(ParameterError, match="unknown kind 'methods'; the nearest is 'method'"):
+    with pytest.raises(ParameterError, match="kind must be 'net', 'branch', 'method' or 'data', got 'methods'"):
         offramp.describe(kind, "muse")

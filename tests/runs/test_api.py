@@ -63,6 +63,16 @@ def test_a_finished_run_is_returned_by_resume(run: Any) -> None:
     assert offramp.train(auto, run.folder, resume=True) == run
 
 
+def test_every_task_takes_what_train_returned(run: Any, tmp_path: Path) -> None:
+    loaded = offramp.load_run(run)
+    result = offramp.compare_curves([loaded], tmp_path)
+    assert loaded.folder == run.folder and [curves.run for curves in result.runs] == [run.run]
+    with pytest.raises(ValueError, match="one network: there is nothing to extract"):
+        offramp.deploy(run, tmp_path)
+    with pytest.raises(ValueError, match="is named twice"):
+        offramp.report(run, loaded)
+
+
 def test_a_reporter_is_called(run: Any) -> None:
     class Counting(offramp.Silent):
         def __init__(self) -> None:
