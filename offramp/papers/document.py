@@ -68,7 +68,7 @@ def _lines(line: str) -> list[str]:
 
 def _conditions(result: Reproduction) -> str:
     if not result.seeds:
-        return "No training has been run yet."
+        return "Nothing has been measured yet."
     seeds = ", ".join(map(str, result.seeds))
     return (
         f"Seeds {seeds}; {result.hours:.1f} hours of training on {' and '.join(result.hardware)}; offramp "

@@ -138,13 +138,13 @@ SECTION = """
 ## External models
 
 Networks of torchvision and timm with three early exits, attached by `--net NAME --exits 4` after equal shares of the
-multiply-adds. Each was tried with square images of the smallest common side that it accepts (at least 64 pixels).
-**equal**: the network divided into stages and the original one compute the same logits in evaluation and training, the
-same gradients and buffers, for batches of 1 and 3. {equal} of {networks} networks are equal; for the others ({rest})
-the table gives the reason. `python -m offramp.study.external_models` tries the networks that have no record in
-`results/external_models.jsonl`.
+multiply-adds. Each was tried with square images of the smallest usual side (64 pixels or more) that it accepts.
+**equal**: the network divided into stages and the original network compute the same logits in evaluation and training,
+the same gradients and the same buffers, for batches of 1 and 3. {equal} of {networks} networks are equal; the others
+({rest}) are refused, for the reason in the table. `python -m offramp.study.external_models` tries the networks that
+have no record in `results/external_models.jsonl`.
 
-| network | side | result | exits after, or reason |
+| network | side, pixels | result | exits after these layers, or reason |
 |---|---:|---|---|"""
 
 

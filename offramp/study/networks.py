@@ -205,24 +205,24 @@ HEADER = """# Networks and exits
 
 Use this page to choose a network and an exit structure by their costs, and to see how these costs compare with the
 numbers in papers. Networks are named as for `--net`, exit structures as for `--branch`; every structure that fits a
-network is listed. All numbers are counted from the shapes of the layers and do not depend on the machine. The page is
-written by `python -m offramp.study.networks > docs/networks.md`.
+network is listed; `offramp branches` describes them. All numbers are counted from the shapes of the layers and do not
+depend on the machine. The page is written by `python -m offramp.study.networks > docs/networks.md`.
 
 - **M plain** and **M all**: million parameters without early exits, and with all of them.
 - **MMACs of each exit**: million multiply-adds of convolutions and linear layers for one image, from the input to the
-  exit: the backbone and the exit's own branch, without other branches (`macs` in `offramp info`). Shallow to deep, the
-  final exit last.
-- **printed**, **ours**, **difference**: a number from a paper, and offramp's count by the paper's convention; "nothing"
-  if the paper prints none.
-- 100 classes and 32×32 images unless stated otherwise; 224×224 with `--net.form imagenet` and MSDNet's ImageNet
-  settings.
+  exit: the backbone and the exit's own branch, without other branches (`macs` in `offramp info`). From shallow to deep,
+  the final exit last.
+- **printed**, **ours**, **difference**: a number from a paper, offramp's count by the paper's convention, and ours minus
+  printed; "nothing" if the paper prints none.
+- Classes and images: 100 classes and 32×32 images unless stated otherwise; 224×224 with `--net.form imagenet` and
+  MSDNet's ImageNet settings.
 
-Differences other than 0:
+Reasons for differences other than 0:
 
 - MUSE prints 18 % and 31 % for ResNet152. Its text (one block per group) gives 16 % and 29 %; a second block of the
   third group, `--branch.sbc_extra 3`, gives the printed values.
 - HDKD's first number is truncated, not rounded: the count is 6.860.
-- PyramidNet's authors print 0.2 million parameters less, with the same widths.
+- PyramidNet's authors print 0.2 million parameters less, for the same widths; the reason is not known.
 
 Open points: BEED's supplement does not state the settings of its MSDNet with four exits, nor MUSE those of its third
 CIFAR network; `beed-4`, `muse-3` and `muse-3-deep` are candidates. A wide ResNet has 6n + 4 layers, so the depths 20
