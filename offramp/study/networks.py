@@ -212,17 +212,17 @@ depend on the machine. The page is written by `python -m offramp.study.networks 
 - **MMACs of each exit**: million multiply-adds of convolutions and linear layers for one image, from the input to the
   exit: the backbone and the exit's own branch, without other branches (`macs` in `offramp info`). From shallow to deep,
   the final exit last.
-- **printed**, **ours**, **difference**: a number from a paper, offramp's count by the paper's convention, and ours minus
-  printed; "nothing" if the paper prints none.
+- **printed**, **ours**, **difference**: a number from a paper, offramp's count by the paper's convention, and ours
+  minus printed; "nothing" if the paper prints none.
 - Classes and images: 100 classes and 32×32 images unless stated otherwise; 224×224 with `--net.form imagenet` and
   MSDNet's ImageNet settings.
 
-Reasons for differences other than 0:
+On differences other than 0:
 
 - MUSE prints 18 % and 31 % for ResNet152. Its text (one block per group) gives 16 % and 29 %; a second block of the
   third group, `--branch.sbc_extra 3`, gives the printed values.
 - HDKD's first number is truncated, not rounded: the count is 6.860.
-- PyramidNet's authors print 0.2 million parameters less, for the same widths; the reason is not known.
+- PyramidNet's authors print 0.2 million parameters less, for the same widths.
 
 Open points: BEED's supplement does not state the settings of its MSDNet with four exits, nor MUSE those of its third
 CIFAR network; `beed-4`, `muse-3` and `muse-3-deep` are candidates. A wide ResNet has 6n + 4 layers, so the depths 20
