@@ -1,15 +1,16 @@
-"""What leaving early is worth on a trained network: accuracy lost and time saved, beside plain and smaller networks.
+"""Accuracy lost and time saved by early exit on a trained network, compared with plain and smaller networks.
 
     python benchmarks/adaptive.py RUN [--small RUN2 ...] [--runtimes torch,onnx] [--seconds 60] [--json]
 
-RUN was trained and calibrated (`offramp calibrate RUN --max-drop 0.5%`); each `--small` is another run on the same
-data, such as a smaller network trained by `vanilla`, of which the final exit alone is measured. Everything takes turns,
-round by round in one process, on test images in random order; accuracy is that of the whole test split in the same
-runtime.
+RUN was trained and calibrated (`offramp calibrate RUN --max-drop 0.5%`). Each `--small` is another run on the same
+data, such as a smaller network trained by `vanilla`; only its final exit is measured. All networks and runtimes are
+measured in turn, round by round in one process, on test images in random order. Accuracy is measured on the whole test
+split in the same runtime.
 
 Targets: at most 0.5 points of accuracy lost against the plain network (same weights, final exit only), at least 1.5
-times its throughput at batch 64 and 1.5 times lower mean latency at batch 1; measured speed-up at least 0.95 of what
-the measured costs of the segments predict; with every exit off at most 1.02 times plain's time where plain takes 5 ms.
+times its throughput at batch 64 and 1.5 times lower mean latency at batch 1; a speed-up of at least 0.95 of the one
+predicted from the measured costs of the segments; with every early exit disabled, at most 1.02 times the time of the
+plain network if that takes 5 ms or more.
 """
 
 import argparse

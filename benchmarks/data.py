@@ -2,18 +2,19 @@
 
     python benchmarks/data.py [--json] [--images 100000] [--rounds 5] [--only-make FOLDER | --folder FOLDER]
 
-In turn, each in a process of its own, with as many workers as there are cores, batches of 128, random-resized crop
+Measured in turn, each in a process of its own, with one worker per core, batches of 128, random-resized crop
 (bilinear, antialiased) and flip:
 
 - torchvision: ImageFolder, transforms and a DataLoader, as in PyTorch's ImageNet example;
 - timm: its dataset and `create_loader`, with the same augmentation;
 - pillow, turbo: `folder:` of offramp with `--streaming`, decoding with Pillow (the default) or `--data.decoder turbo`;
-- decode-pillow, decode-turbo: nothing but reading and decoding whole images, in as many threads: the decoders' speed.
+- decode-pillow, decode-turbo: only reading and decoding whole images, in one thread per core: the decoders' speed.
 
-Each turn begins with batches that are not timed, so that what was prepared during the others' turns does not count.
-The images are made once, in a temporary folder: CIFAR-100's (of $OFFRAMP_DATA, else noise) enlarged, with texture.
-Memory is that of the main process: at most, at the end over after the first turn. Targets: turbo at least 1.5 times
-torchvision and timm, at least 0.9 of decode-turbo, memory flat to 5 %. 10,000 images take about 3 minutes on two cores.
+Each turn begins with batches that are not timed, because workers prepare them while another loader is measured. The
+images are created once, in a temporary folder: those of CIFAR-100 (in $OFFRAMP_DATA; else noise), enlarged and with
+texture added. Memory is that of turbo's main process: its maximum, and its value at the end divided by that after the
+first turn. Targets: turbo is at least 1.5 times as fast as torchvision and timm, and at least 0.9 times as fast as
+decode-turbo; memory grows by at most 5 %. 10,000 images take about 3 minutes on two cores.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Early exit against the same network fine-tuned without exits: EfficientNet-Lite0 on CIFAR-100's coarse labels.
+# Early exit compared with the same network fine-tuned without exits: EfficientNet-Lite0 on CIFAR-100's coarse labels.
 #
 #     benchmarks/finetune.sh DATA_DIR [OUT] [SEEDS]
 #
 # Trains the plain network, then joint, byot, muse and hdkd with --tune all and mixed, and ztw and joint on the plain
-# network's frozen weights. May be killed at any time: the same command goes on, also with more SEEDS (such as 0,1,2).
-# Thresholds are fitted on cal, results are those of the last epoch on test. The lines are in OUT/finetune.jsonl;
+# network's frozen weights. The same command continues after an interruption, also with more SEEDS (such as 0,1,2).
+# Thresholds are fitted on cal; results are measured on test after the last epoch. Their lines are in OUT/finetune.jsonl;
 # `offramp compare --show OUT/finetune.jsonl --baseline OUT/plain/vanilla-seed-0` compares them with the plain network.
 set -e
 data=$1; out=${2:-runs/finetune-proof}; seeds=${3:-0}

@@ -1,14 +1,15 @@
-"""Everything that a GPU must show, in one run of some minutes; what was measured is kept whenever the time ends.
+"""All measurements on a GPU, in one run of some minutes; results are kept if the time ends before the last part.
 
     python benchmarks/gpu_all.py --minutes 10 [--out gpu_all.json] [--data-dir DIR] [--json]
     python benchmarks/gpu_all.py --device cpu --tiny
 
 Parts, in this order: `environment`; `tests` (those marked `gpu`); `steps` (images/s of ResNet18 with `beed` exits:
-started kernel by kernel, as one CUDA graph, compiled, both, the network's bare step as a graph, a plain PyTorch loop);
-`cifar` (three epochs of `gpu_cifar.py`); `inference` (early exit beside the plain network at batch 1, 64, 256 and
-1024); `resume` (a deterministic run that was stopped, against one that was not); `hdkd` (its step in steps of `joint`).
-Without CIFAR-100 in --data-dir or $OFFRAMP_DATA, random images take its place: the speeds count, the accuracies do not.
-The file is written after every part. `--tiny` makes everything small, to see that it runs.
+kernel by kernel, as one CUDA graph, compiled, both, only the network's forward, backward and optimizer step as a graph,
+and a plain PyTorch loop); `cifar` (three epochs of `gpu_cifar.py`); `inference` (early exit compared with the plain
+network at batch 1, 64, 256 and 1024); `resume` (a deterministic run that was interrupted, compared with one that was
+not); `hdkd` (time of its step divided by that of `joint`). Without CIFAR-100 in --data-dir or $OFFRAMP_DATA, random
+images replace it: then speeds are meaningful, accuracies are not. The file is written after every part. With `--tiny`,
+everything is small, to test the script itself.
 """
 
 import argparse

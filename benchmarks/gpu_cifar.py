@@ -2,11 +2,11 @@
 
     OFFRAMP_DATA=... python benchmarks/gpu_cifar.py [--epochs 200] [--out runs/gpu-cifar] [--json]
 
-One command, resumable (type it again). Data resident on the GPU, channels_last, bf16, every step one CUDA graph, and
-with --compile compiled. Prints the accuracy of
-every exit and of the ensemble at the last epoch beside those of the BEED supplement (77.55 / 79.42 / 80.33 / 80.58,
-ensemble 81.45), the seconds it took, and images/s beside a plain PyTorch loop on the same GPU (target: 6 times).
-Target on an H200: at most eight minutes, compilation included.
+The same command continues an interrupted run. The data are on the GPU, in channels_last and bf16; every step is one
+CUDA graph, and with --compile the network is compiled. Printed are the accuracy of every exit and of the ensemble after
+the last epoch, with those of the BEED supplement (77.55 / 79.42 / 80.33 / 80.58, ensemble 81.45); the seconds of the
+run; and images/s, also divided by those of a plain PyTorch loop on the same GPU (target: 6 times). Target on an H200:
+at most eight minutes, including compilation.
 """
 
 import argparse

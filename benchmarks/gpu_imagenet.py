@@ -1,13 +1,13 @@
-"""What limits training on images of ImageNet's size here: reading and decoding, augmentation, or the step.
+"""What limits the speed of training on images of ImageNet's size: reading and decoding, augmentation, or the step.
 
     python benchmarks/gpu_imagenet.py [--json] [--images 20000] [--seconds 20] [--net resnet50] [--folder FOLDER]
-    python benchmarks/gpu_imagenet.py --device cpu --tiny        # that it runs
+    python benchmarks/gpu_imagenet.py --device cpu --tiny        # tests the script itself
 
-Images per second of each by itself, and of `train`, which overlaps them: `decode` reads, decodes and crops JPEGs (the
-streaming loader up to pixels on the device), `augment` is what is done there to a batch of pixels that stays, `step` is
-the training loop's step on a batch that stays (with --graph, augmentation is a part of it). `limited_by` names the
-slowest of the three; `train` over it says how well they overlap (wanted: 0.95). The images are those of
-benchmarks/data.py. Not yet measured on a GPU.
+Measured are images per second of each alone, and of `train`, in which they overlap. `decode` reads, decodes and crops
+JPEGs (the streaming loader up to pixels on the device). `augment` augments the same batch of pixels on the device again
+and again. `step` is the training loop's step on one batch (with --graph, it includes augmentation). `limited_by` names
+the slowest of the three; the rate of `train` divided by its rate states how well they overlap (target: 0.95). The
+images are those of benchmarks/data.py. Not yet measured on a GPU.
 """
 
 import argparse

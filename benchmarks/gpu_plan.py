@@ -1,4 +1,4 @@
-"""What `gpu_all.py` measures, until when, and how it times steps."""
+"""The parts of `gpu_all.py`, its time limit, and how it times steps."""
 
 import dataclasses
 import time

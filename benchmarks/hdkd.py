@@ -1,16 +1,22 @@
-"""What learning the weights of the losses costs: a step of HDKD as shipped, by double backward, and of `joint`.
+"""Cost of learning the weights of the losses: a step of HDKD as implemented, by double backward, and a step of `joint`.
 
     python benchmarks/hdkd.py [--json] [--width 16] [--rounds 11] [--batch 128] [--device cpu]
     python benchmarks/hdkd.py --width 64 --rounds 3
 
-Four-exit ResNet18 with `sketch` exits, CIFAR shapes, the step of the network included, float32 throughout. Each variant
-is a process of its own; they take their steps in turn, so that a busy machine slows all of them, and medians are
-compared. `double` is the textbook way, kept here as comparator: it keeps a graph of the gradient and differentiates it;
-its forward pass on the training batch is shared with the network's step. `shipped` keeps of that pass what the
-convolutions answered, for the product, and no graph beside the one at work; the network's step runs it again.
-On a CPU all keep freed memory, as training does. Peak memory is of the process, the holes between tensors included.
-`shipped-bf16` is the step as bf16 training takes it (held-out pass and product stay in float32), `joint-bf16` beside
-it. Targets: shipped at most 0.72 of double in time and 0.7 in peak memory, and at most 4.0 steps of joint.
+Four-exit ResNet18 with `sketch` exits, CIFAR shapes, float32; the network's own step is included. Each variant runs in
+a process of its own; they take their steps in turn, so that other work on the machine slows all of them, and medians
+are compared.
+
+- `double` is the textbook implementation, for comparison only: it keeps the graph of the gradient and differentiates
+  it. The network's step shares its forward pass on the training batch.
+- `shipped` is offramp's: of that forward pass it keeps only the outputs of the convolutions, for the product, and never
+  two graphs at once; the network's step runs the forward pass again.
+- `shipped-bf16` is the same in bf16 training (held-out pass and product stay in float32), `joint-bf16` a step of
+  `joint` to compare it with.
+
+On a CPU all variants keep freed memory, as training does. Peak memory is that of the process, including fragmentation.
+Targets: shipped takes at most 0.72 of the time and 0.7 of the peak memory of double, and at most the time of 4.0 steps
+of joint.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Int8 against float32 in ONNX Runtime: the plain network in both, and int8 with early exit, at batch 1 and 64.
+"""Int8 compared with float32 in ONNX Runtime: the plain network in both, and int8 with early exit, at batch 1 and 64.
 
     python benchmarks/int8.py [RUN] [--data-dir DIR] [--threads 1] [--seconds 20] [--json]
 
-RUN is a trained run: its exits, and images of cal. Without RUN: three networks with random weights at 96 pixels, with
-exits of `byot`. Half of the images that reach an exit leave there, whatever their scores: this benchmark measures time
-only; `offramp export --int8` prints accuracies. The networks run alternately in one process; times are medians in
-milliseconds per image. At most five minutes with the defaults.
+RUN is a trained run, of which the exits and the images of cal are used. Without RUN, three networks with random weights
+at 96 pixels and with `byot` exits are measured. Half of the images that reach an exit leave there, whatever their
+scores, because this benchmark measures time only; `offramp export --int8` prints accuracies. The networks run
+alternately in one process; times are medians in milliseconds per image. At most five minutes with the defaults.
 """
 
 import argparse

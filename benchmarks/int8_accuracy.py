@@ -1,12 +1,12 @@
-"""Ways to quantise a trained run, compared on val and cal: what each exit loses against float32.
+"""Ways to quantise a trained run, compared on val and cal: the accuracy that each exit loses relative to float32.
 
     python benchmarks/int8_accuracy.py RUN [--data-dir DIR] [--variants NAMES] [--json]
 
 Ranges come from 256 images of cal, as in `offramp export --int8`; accuracy is measured on val and on the other images
 of cal, never on test. `rms` is the root mean square of the difference of an exit's logits from float32, in units of
 those of float32: it has less noise than the accuracy. `openvino` runs the files of `export` in OpenVINO; `nncf` is
-OpenVINO's own post-training quantisation there (needs nncf). About a minute on one core with EfficientNet-Lite0 at 96
-pixels and 5,000 images.
+OpenVINO's own post-training quantisation, in OpenVINO too (needs nncf). About a minute on one core with
+EfficientNet-Lite0 at 96 pixels and 5,000 images.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Operations that lazy evaluation postpones or leaves out, per exit, on networks with several maps at a time.
+"""Share of operations that lazy evaluation postpones or omits, per exit, on networks whose states are several maps.
 
     python benchmarks/lazy.py [--json]
 
-Counted on the meta device, so every machine prints the same: 1 - operations up to each exit with
-`offramp.split.lazy.lazy` / without, for timm's HRNet with exits on its coarsest maps, timm's DenseNet cut at equal
-shares of the operations, a feature pyramid with exits on its maps, and two MSDNets of the papers. 0 for every exit: the
-network stays as it is, because each exit needs all that is computed before it.
+Printed is 1 minus the operations up to each exit with `offramp.split.lazy.lazy`, divided by those without, for timm's
+HRNet with exits on its coarsest maps, timm's DenseNet cut at equal shares of the operations, a feature pyramid with
+exits on its maps, and two MSDNets of the papers. Operations are counted on the meta device, so that every machine
+prints the same numbers. If the share is 0 for every exit, the network is unchanged, because each exit needs everything
+that is computed before it.
 """
 
 import argparse

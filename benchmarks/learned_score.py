@@ -1,14 +1,14 @@
-"""The score `learned`: its time per decision, and whether it moves the frontier of a run on test.
+"""The score `learned`: its time per decision, and the accuracy that it gains on test at equal cost.
 
     python benchmarks/learned_score.py [RUN...] [--json] [--rounds 200]
 
-Time: one decision (`ExitPolicy.step`) for a batch of one, of 10, 100 and 1,000 classes, in numpy and in torch on a CPU,
-beside that of the score `confidence`; the least of all rounds, on one thread. Target: at most 0.02 ms.
+Time: one decision (`ExitPolicy.step`) for one sample, with 10, 100 and 1,000 classes, in numpy and in torch on a CPU,
+compared with the score `confidence`; the shortest time of all rounds, on one thread. Target: at most 0.02 ms.
 
-Frontier, for every run: predictors are fitted on val; for 10 budgets of operations, policies of both scores are fitted
-on cal. Reported on test: the difference in accuracy at equal mean operations (the mean between the cheapest
-and the costliest policy), with its 95 % interval over 1,000 bootstrap samples of the images; and how well the scores
-rank by whether leaving is right (area under the ROC curve), for each exit.
+Accuracy, for every run: predictors are fitted on val; for 10 budgets of operations, policies with both scores are
+fitted on cal. Reported on test: the difference in accuracy at equal mean operations (its mean over the costs between
+the cheapest and the most expensive policy), with its 95 % interval over 1,000 bootstrap samples of the images; and, for
+each exit, the area under the ROC curve of both scores as predictors of whether it is right to exit.
 """
 
 import argparse

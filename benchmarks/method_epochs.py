@@ -1,4 +1,4 @@
-"""Epochs of training methods that take turns, each method in a process of its own; part of methods.py."""
+"""Trains several methods in turn, an epoch at a time, each in a process of its own; part of methods.py."""
 
 import json
 import statistics

@@ -1,15 +1,15 @@
-"""What a training step of every method costs, in time and peak memory, beside a step of `joint`.
+"""Time and peak memory of a training step of every method, relative to a step of `joint`.
 
     python benchmarks/methods.py [--json] [--write] [--width 16] [--loss-width 64] [--rounds 3] [--steps 3]
 
-The four-exit ResNet18 with `sketch` exits, CIFAR shapes, trained by the loop of `offramp train` in its own precision.
-Every method runs in a process of its own; a few of them and `joint` take their epochs of `--steps` steps in turn, so
-that a busy machine slows all alike, and medians are compared. A method of several phases counts each by its share of
-the epochs. Methods that train several networks count all of them.
+A four-exit ResNet18 with `sketch` exits, CIFAR shapes, trained by the loop of `offramp train` in the precision that it
+chooses. Every method runs in a process of its own; a few methods and `joint` train epochs of `--steps` steps in turn,
+so that other work on the machine slows all alike, and medians are compared. The phases of a method are weighted by
+their shares of the epochs. For methods that train several networks, a step trains all of them.
 
-The last column is the objective alone, forward and backward on outputs that are there, as a share of a `joint` step of
-the network of width `--loss-width`. Target: at most 3 %. `--write` puts the table into docs/methods.md and the ratios
-into the package, where `offramp methods` finds them; both are left as they are otherwise.
+The last column is the time of the objective alone, forward and backward on given outputs, as a share of a `joint` step
+of the network of width `--loss-width`. Target: at most 3 %. Only with `--write`, the table is written into
+docs/methods.md and the ratios into the package, from which `offramp methods` reads them.
 """
 
 import argparse

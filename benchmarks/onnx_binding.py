@@ -1,20 +1,20 @@
-"""State between segments that stays in ONNX Runtime's memory, against arrays that are handed from call to call.
+"""State between segments that stays in ONNX Runtime's memory, compared with arrays that are passed from call to call.
 
     python benchmarks/onnx_binding.py [--threads 1] [--rounds 200] [--json]
 
-Networks with random weights at 96 pixels with exits of `byot`; one batch through all segments, at batch 1 and 64:
+Measured are networks with random weights at 96 pixels with `byot` exits; one batch of 1 or 64 passes all segments:
 
-- `arrays`: each segment takes and gives numpy arrays, as bundles run batches of several images.
-- `bundle` (batch 1): as bundles run a single image (`offramp.bundle.single_image`): the same as `bound`, with the
+- `arrays`: each segment takes and returns numpy arrays; bundles run batches of several images in this way.
+- `bundle` (batch 1): the way in which bundles run a single image (`offramp.bundle.single_image`): `bound`, with the
   checks of a bundle.
 - `values`: states stay OrtValues; only logits become arrays.
-- `arrays bound`: the memory of numpy arrays is bound in every call.
-- `bound`: inputs and outputs are bound once to memory of this batch size, each segment writes where the next one reads.
-- `bound, fixed`: the same with the batch size fixed in the session, so that memory is planned when it is opened.
+- `arrays bound`: in every call, the memory of numpy arrays is bound as inputs and outputs.
+- `bound`: inputs and outputs are bound once to memory of this batch size; each segment writes where the next one reads.
+- `bound, fixed`: the same with the batch size fixed in the session, so that memory is planned when the session opens.
 
-The last two suit batches that no sample leaves, such as batches of one: a batch that becomes smaller needs memory of
-its new size. They run in a random order in every round; a ratio is the median over rounds of the time of `arrays` by
-that of the other in the same round. One to two minutes.
+The last two suit batches that keep their size, such as batches of one: a batch that becomes smaller needs memory of its
+new size. In every round, the ways are measured in random order; a ratio is the median over rounds of the time of
+`arrays` divided by that of the other way in the same round. The script takes one to two minutes.
 """
 
 import argparse

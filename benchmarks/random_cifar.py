@@ -1,4 +1,4 @@
-"""Random images in the sizes of CIFAR-100, for speeds where the data set is not: `--data python:random_cifar`."""
+"""Random images of CIFAR-100's size, to measure speed without the data set: `--data python:random_cifar`."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Clients of `benchmarks/serve_reliability.py`: requests of all kinds, and whether their answers are right."""
+"""Clients of `benchmarks/serve_reliability.py`: send requests of all kinds and check the answers."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes of a server's OpenAPI document."""
+"""Requests that schemathesis generates from a server's OpenAPI document."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""HTTP by hand, which a client library would not let go wrong: connections and requests that may be cut or changed."""
+"""HTTP without a client library, so that requests may be truncated or changed and connections closed at any point."""
 
 import asyncio
 import io

@@ -1,10 +1,11 @@
-"""How long the search for thresholds takes, and how much memory: 50,000 samples, 8 exits, 100 classes.
+"""Time and memory of the search for thresholds: 50,000 samples, 8 exits, 100 classes.
 
     python benchmarks/search.py [--json] [--samples 50000] [--exits 8] [--classes 100] [--rounds 5] [--out FILE]
 
-Logits are drawn so that later exits are more often right and surer, and are mapped from a file, as `offramp calibrate`
-maps a stored trace. Every goal is searched in turn, round by round, in a process that imports no torch; medians are
-reported, and the peak of its memory, the mapped file included. Targets: at most 2 s and 2 GiB, for each goal.
+Logits are random, such that later exits are more often right and more confident; they are mapped from a file, as
+`offramp calibrate` maps a stored trace. Thresholds for every goal are searched in turn, round by round, in a process
+that does not import torch. Reported are medians, and the peak memory of the process, including the mapped file.
+Targets: at most 2 s and 2 GiB for each goal.
 """
 
 import argparse

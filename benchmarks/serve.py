@@ -1,19 +1,23 @@
-"""The server under load on this machine: early exits, re-batched or not, and plain networks, here and in other servers.
+"""Servers under load on this machine: early exit with and without new batches at every exit, and the plain network.
 
-Everything runs in one run, over loopback. For requests of one image and of four, every server of `serve_servers.py`
-gets open-loop Poisson load (`serve_load.py`): the highest rate at which the 99th percentile of the latency stays below
-a bound (`steady_p99_ms`), the median of several searches, and the latency at half of that rate. Servers alternate at
-every rate and get the same requests at the same times; the other servers are paused (SIGSTOP). Ray Serve, which cannot
-be paused, is measured last. All servers get the same requests: Open Inference Protocol, JSON, images as base64.
+All servers are measured in one run, over loopback. The plain network also runs in LitServe and Ray Serve. For requests
+of one image and of four, every server of `serve_servers.py` receives open-loop Poisson load (`serve_load.py`). Measured
+are the highest rate at which the 99th percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of
+several searches, and the latency at half of that rate. Servers are measured in turn at every rate, with the same
+requests at the same times, while the other servers are paused (SIGSTOP). Ray Serve, which cannot be paused, is measured
+last. Requests use the Open Inference Protocol in JSON, with images as base64.
 
-The load generator is a process of its own on a core of its own, the last one; servers get all other cores (with one
-core in all, they share it, and the numbers mean little). Every line says so under `cores`.
+The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
+with one core, they share it, and the numbers mean little. Every line records this under `cores`.
 
-Also: the server's own overhead per request at batch 1 on the network `tiny`, one client, one request after the other:
-CPU time of the server process minus what its segments took, and mean latency minus the same, for binary tensors and
-for PNG files, which it decodes; beside it, the same numbers of a bare ASGI application in uvicorn, which is HTTP's
-share. Memory of the server before and after its load. What one more segment costs on Ray Serve; one and two replicas
-if there are four cores.
+Also measured:
+
+- the server's own overhead per request at batch 1 on the network `tiny`, with one client and one request after the
+  other: CPU time of the server process, and mean latency, each minus the time of its segments, for binary tensors and
+  for PNG files, which it decodes; for comparison, the same of an empty ASGI application in uvicorn, which is the share
+  of HTTP;
+- the memory of the server before and after its load;
+- the time that one more segment costs on Ray Serve; with four cores or more, the rates of one and of two replicas.
 
 One JSON line per case; the last one compares them with the targets. Networks are those of `serve_networks.py`; with
 --run, a trained and calibrated run and its test images.

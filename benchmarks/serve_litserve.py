@@ -1,4 +1,4 @@
-"""The plain network for LitServe, whose processes import it from here; started by `serve_servers.py`."""
+"""The plain network in LitServe, whose processes import this module; started by `serve_servers.py`."""
 
 from pathlib import Path
 from typing import Any

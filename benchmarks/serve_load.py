@@ -1,10 +1,12 @@
-"""Open-loop Poisson load of HTTP requests, in a process of its own: latencies count from when a request was due.
+"""Open-loop Poisson load of HTTP requests, in a process of its own: latencies are measured from the planned send time.
 
-A request that is due is sent at once, on an idle connection or on a new one, however many wait for their answers; so a
-server that falls behind is not spared. The same seed gives the same requests at the same times, but for the rate.
+Every request is sent at its planned time, on an idle connection or on a new one, however many requests wait for their
+answers; so the load does not decrease if a server falls behind. With the same seed, the requests and the order and
+proportions of their times are the same at every rate.
 
-`p99_ms` is that of all requests. `steady_p99_ms` is the median of the p99 of the third, fourth and fifth fifth of the
-time, by when requests were due: a pause of the machine spoils one of them, a server that falls behind spoils all.
+`p99_ms` is the 99th percentile over all requests. For `steady_p99_ms`, the planned times are divided into five equal
+parts; it is the median of the 99th percentiles of the last three: a pause of the machine affects one of these, a server
+that falls behind all.
 
 Started by `benchmarks/serve.py`, on a core of its own.
 """

@@ -1,10 +1,11 @@
 """The networks that `benchmarks/serve.py` serves, as bundles, and the requests that it sends them.
 
-lite0   EfficientNet-Lite0 (timm's `tf_efficientnet_lite0`) with five exits at 96 pixels, on digits that are drawn large
-        and coloured: about 4 ms on one core of a server, and images and states of the size that users have
-tiny    convolutions of width 64 on digits of 8 by 8 pixels, with four exits: 0.4 ms, so that the server itself counts
+lite0   EfficientNet-Lite0 (timm's `tf_efficientnet_lite0`) with five exits at 96 pixels, on enlarged and coloured
+        digits: about 4 ms on one core of a server, and images and states of realistic size
+tiny    convolutions of width 64 on digits of 8 by 8 pixels, with four exits: 0.4 ms, so that the server's own time
+        dominates
 
-Their weights are random: what they answer is no matter. Their thresholds give fixed shares of the exits.
+Their weights are random, because only time is measured. Their thresholds give fixed shares of samples at each exit.
 """
 
 import argparse

@@ -1,13 +1,15 @@
-"""Requests at random against `offramp serve`, while it is reloaded, killed and started again; every answer is checked.
+"""Sends random requests to `offramp serve` while it is reloaded, killed and restarted, and checks every answer.
 
-Clients send tensors and images of digits at a bounded rate to 127.0.0.1. Some are slow, some go away in the middle or
-do not read their answer, some send what schemathesis makes of the server's own OpenAPI document, valid requests with
-changed bytes, or more than is allowed; models are loaded again all the time. In the first half, the server is killed
-(SIGKILL) and started again several times; clients whose connection breaks send their request again.
+Clients send tensors and images of digits at a bounded rate to 127.0.0.1. Some are slow, some disconnect within a
+request or do not read the answer, some send requests that schemathesis generates from the server's own OpenAPI
+document, valid requests with changed bytes, or more than is allowed. Models are reloaded throughout. In the first half,
+the server is killed (SIGKILL) and started again several times; clients whose connection breaks send their request
+again.
 
-It fails if a request has no answer, an answer is not that of `Bundle.answer` on the same images, carries another
-request's id or is followed by a second one, if a status of 500 or more comes from us, or if the server of the second
-half, which is not killed, holds more memory, files or threads at its end than it should, or still has a queue.
+The script fails if a request has no answer; if an answer differs from that of `Bundle.answer` on the same images, has
+another request's id or is followed by a second answer; if the server returns a status of 500 or more (except 503 for
+too many connections); or if the server of the second half, which is not killed, holds too much memory or too many files
+or threads at its end, or still has images in its queues.
 
     python benchmarks/serve_reliability.py --requests 100000
     python benchmarks/serve_reliability.py --minutes 10

@@ -1,4 +1,4 @@
-"""The highest rate that a server keeps up with, by bisection; servers take turns, with the same requests for each."""
+"""The highest request rate that a server sustains, by bisection; servers take turns with the same requests."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

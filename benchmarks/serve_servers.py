@@ -1,12 +1,12 @@
 """The servers that `benchmarks/serve.py` compares, each in a process of its own: `python serve_servers.py KIND PORT`.
 
-rebatched  early exits, survivors batched again at every exit (offramp)
-whole      early exits, a batch answers when its last image does; the same server, one segment that is the whole loop
+rebatched  early exit in offramp's server: the images that continue form new batches at every exit
+whole      early exit, in which a batch is answered when its last image exits; the same server, the loop as one segment
 plain      the plain network with dynamic batching; the same server, one segment
-litserve   the plain network in LitServe, batched by it
-ray        the plain network in Ray Serve, batched by it
-echo       a bare ASGI application in uvicorn: what HTTP itself costs
-hop        no server: measures what one more segment costs on Ray Serve, and ends
+litserve   the plain network in LitServe, with its batching
+ray        the plain network in Ray Serve, with its batching
+echo       an empty ASGI application in uvicorn: the cost of HTTP itself
+hop        not a server: measures what one more segment costs on Ray Serve, and ends
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""The scheduler of `offramp serve` on a simulated clock: early exits with re-batching against whole batches.
+"""The scheduler of `offramp serve` on a simulated clock: early exit with new batches at every exit or whole batches.
 
-The scheduler is that of the server; only the clock and the segments are simulated. A segment takes the seconds of a
-cost curve; every request leaves at an exit that is drawn from given shares. Load is an open-loop Poisson process of
-single images. Reported: the highest rate at which the 99th percentile of the latency stays below a bound, for
+The scheduler is that of the server; only the clock and the segments are simulated. The time of a segment is a function
+of the batch size (a cost curve); every request exits at a random exit, with given probabilities. The load is an
+open-loop Poisson process of single images. Reported is the highest rate at which the 99th percentile of the latency
+stays below a bound, for
 
-a. early exit with re-batching (`offramp.serve.scheduler.Scheduler`),
-b. early exit with whole batches: a batch passes all segments, those that exit leave the computation, and everyone is
-   answered when the last one is,
-c. the plain network with dynamic batching: all requests go to the end, in the same scheduler.
+a. early exit with new batches at every exit (`offramp.serve.scheduler.Scheduler`),
+b. early exit with whole batches: images that exit are removed from the computation, but all images of a batch are
+   answered together, when the last one exits,
+c. the plain network with dynamic batching in the same scheduler: all images are computed to the end.
 
     python benchmarks/serve_simulation.py [--json]
 """

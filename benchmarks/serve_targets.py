@@ -1,4 +1,4 @@
-"""What `benchmarks/serve.py` measured beside what the server is to reach."""
+"""Compares the measurements of `benchmarks/serve.py` with the server's targets."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,20 +1,21 @@
-"""What splitting a model costs: its forward pass in stages against the original's, time to split, memory.
+"""Cost of cutting a model into stages: time of its forward pass compared with the original's, time to cut it, memory.
 
     python benchmarks/split.py [--models timm:resnet50 ...] [--batches 1 64] [--seconds 5] [--out results/split.jsonl]
 
-Every model is measured at its real size, in float32, in processes of its own: where its memory happens to lie moves the
-ratio by some percent from one process to the next. Original and split network, which hold the same weights, take turns
-(original, split, split, original is one round), so that a busy machine slows both; the figure is the median of all
-rounds' ratios, with the interval that holds the true median in 95 of 100 such measurements (from lowest to highest,
-where rounds are few). Freed memory is kept, as offramp's own programs keep it: how often a C library gives it back and
-asks for it again depends on chance, and costs either of the two up to a tenth of its time.
-The split network runs as a plain one: all its stages and the final exit. The time to split is that of the first split
-in a new process; within it, the comparison of the model with its cut form is measured by itself, as CPU seconds of one
-thread. Extra memory is what the split network's tensors occupy beside the original's; growth is by how much
-splitting raised the process's peak.
+Every model is measured at its real size, in float32, in several processes, because the placement of its memory changes
+the ratio by some percent from one process to the next. The original network and the one that was cut (`split`), which
+share their weights, are measured in turn (a round is original, split, split, original), so that other work on the
+machine slows both. The result is the median of the rounds' ratios with its 95 % confidence interval (if there are few
+rounds: from the lowest to the highest ratio). Freed memory is kept, as offramp's own programs keep it: otherwise the C
+library returns memory to the system and requests it again at random moments, which costs up to a tenth of the time.
 
-Targets: at most 1.02 times the original's time, at most 5 seconds to split and 2 to compare, no second copy of the
-weights.
+The split network runs as a plain network: all its stages and the final exit. The time to split is that of the first
+split in a new process; within it, the check that the stages compute the same as the model is also measured alone, in
+CPU seconds of one thread. Extra memory is the size of the split network's tensors that the original does not have;
+growth is the increase of the process's peak memory by splitting.
+
+Targets: at most 1.02 times the original's time, at most 5 seconds to split and 2 CPU seconds for the check, no second
+copy of the weights.
 """
 
 import argparse

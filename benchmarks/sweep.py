@@ -1,9 +1,10 @@
-"""Throughput of `offramp compare` against the same trainings one after the other, each a process with defaults.
+"""Time of `offramp compare`, compared with the same runs one after the other, each a process with default options.
 
     python benchmarks/sweep.py --write results/sweep.jsonl        # about 6 minutes on two cores
 
-In turn, `--repeats` times: `offramp train` and then `offramp evaluate --frontier` for every method and seed, process
-after process; and one `offramp compare`, which trains, evaluates and compares all of them. Use a quiet machine.
+Measured `--repeats` times, in turn: `offramp train` and then `offramp evaluate --frontier` for every method and seed,
+one process after the other; and one `offramp compare`, which trains, evaluates and compares all of them. The machine
+should have no other work.
 """
 
 import argparse

@@ -1,17 +1,18 @@
-"""Training speed of networks that people use: `offramp train` beside the best of four plain PyTorch loops.
+"""Training speed of common networks: `offramp train` compared with the best of four plain PyTorch loops.
 
     python benchmarks/train_models.py [--minutes 8] [--networks NAME,NAME] [--batch 16] [--tiny] [--json]
 
-Steps: forward pass, cross-entropy, backward pass and SGD on one batch that is there already, of nine networks of timm
-at 96 to 224 pixels. The plain loops are fp32 and bf16 autocast, each contiguous and channels_last. offramp is its
-training loop with the network cut into stages (`vanilla`) in the precision that `--precision auto` chooses here. All
-five take their steps in turn in one process, on one thread per core, so that a busy machine slows all of them; least
-times are compared. Target: at least 1.0 times the best plain loop (0.98 is noise), 1.25 with depthwise convolutions.
+Steps: forward pass, cross-entropy, backward pass and SGD on one batch in memory, of nine networks of timm at 96 to 224
+pixels. The plain loops use fp32 or bf16 autocast, each contiguous and in channels_last. offramp runs its training loop
+with the network cut into stages (`vanilla`), in the precision that `--precision auto` chooses on this machine. All five
+take their steps in turn in one process, on one thread per core, so that other work on the machine slows all of them;
+the shortest times are compared. Target: at least 1.0 times the speed of the best plain loop (0.98 is within the noise),
+1.25 times with depthwise convolutions.
 
-End to end: epochs over a folder of JPEGs of 256 pixels, in turn: timm's loader (its own transforms, workers, the best
-plain loop) and offramp with images decoded once and with `--streaming`. Target: 1.5 times timm.
+Whole epochs over a folder of JPEGs of 256 pixels, measured in turn: timm's loader (its own transforms and workers, with
+the best plain loop), and offramp with images decoded once and with `--streaming`. Target: 1.5 times as fast as timm.
 
-Prints one JSON line per network and one for the epochs with --json. `--tiny` makes everything small.
+With --json, one JSON line per network and one for the epochs is printed. `--tiny` makes everything small.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Training speed of the four-exit ResNet18: a plain PyTorch loop, offramp as a user gets it, and the bare step.
+"""Training speed of a four-exit ResNet18: a plain PyTorch loop, `offramp train`, and the step of the network alone.
 
     python benchmarks/train_speed.py [--json] [--rounds 5] [--steps 2] [--width 64]
 
 (i) plain: fp32, NCHW, per-image PIL augmentation in a DataLoader with two workers. (ii) offramp: `offramp train` with
-its defaults. (iii) bare: forward, backward and optimiser step of the same network in the precision of (ii), on one
-batch that is already there, without losses, data, logging or Fabric. `beed` exits, batch 128, CIFAR shapes.
+its defaults. (iii) bare: forward, backward and optimizer step of the same network in the precision of (ii), on one
+batch in memory, without losses, data, logging or Fabric. `beed` exits, batch 128, CIFAR shapes.
 
-Each runs in a process of its own, and they take their steps in turn, so that a busy machine slows all of them; medians
-are compared, and the peak memory of each process (without the plain loop's data workers; on a GPU, what is allocated
-there). Targets on two AVX512-BF16 cores: (ii) at least 2.3 times the images/s of (i), at least 0.95 of (iii), and no
-more memory than (i).
+Each runs in a process of its own, and they take their steps in turn, so that other work on the machine slows all of
+them. Compared are medians, and the peak memory of each process (without the plain loop's data workers; on a GPU, the
+memory allocated there). Targets on two AVX512-BF16 cores: (ii) at least 2.3 times the images/s of (i), at least 0.95 of
+(iii), and no more memory than (i).
 """
 
 import argparse

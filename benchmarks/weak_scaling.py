@@ -1,12 +1,13 @@
-"""Weak scaling of training on this machine: images per second of one process and of two that train together.
+"""Weak scaling of training on this machine: images per second of one process, and of two that train one network.
 
     python benchmarks/weak_scaling.py [--json] [--rounds 5] [--steps 4] [--width 16] [--batch 64]
     python benchmarks/weak_scaling.py --model [--json]
 
-Every process has one thread and its own 64 samples of a step; `efficiency` is the images per second of two processes
-over twice those of one. They take their steps in turn. With two cores this says what averaging gradients through the
-loopback (gloo) costs when two processes share caches and memory: nothing about a network, GPUs or more processes.
-`--model` prints the model on paper of `offramp.measure.scaling_model` instead, for 1 to 64 GPUs: not a measurement.
+Every process has one thread and 64 samples per step; `efficiency` is the images per second of two processes divided by
+twice those of one. Both variants take their steps in turn. With two cores, this shows the cost of averaging gradients
+over loopback (gloo) between two processes that share caches and memory; it says nothing about networks, GPUs or more
+processes. `--model` instead prints the calculation of `offramp.measure.scaling_model` for 1 to 64 GPUs, which is not a
+measurement.
 """
 
 import argparse

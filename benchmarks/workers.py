@@ -1,4 +1,4 @@
-"""Processes that take steps in turn when told to, so that a busy machine slows all of them alike."""
+"""Processes that take steps in turn, so that other work on the machine slows all of them alike."""
 
 import subprocess
 import sys
