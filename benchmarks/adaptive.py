@@ -39,7 +39,7 @@ CHUNK = 256
 
 
 def accuracies(runner: Runner, policy: ExitPolicy, data: DataSet) -> dict[str, Any]:
-    """Shares of the whole test split that each way answers rightly, and that leave at each exit."""
+    """Share of the whole test split that each variant classifies correctly, and shares that exit at each exit."""
     split = data.splits["test"]
     alone = {"plain": runner.plain, **{f"small {name}": network for name, network in runner.rivals.items()}}
     right = dict.fromkeys(["adaptive", *alone], 0)
@@ -63,7 +63,7 @@ def _on_cpu(logits: Any) -> Any:
 
 
 def verdict(accuracy: dict[str, Any], times: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """One runtime's figures against the targets; a target that does not apply is None."""
+    """Results of one runtime compared with the targets; a target that does not apply is None."""
     lost = 100 * (accuracy["plain"] - accuracy["adaptive"])
     faster = {batch: report["speedup"] for batch, report in times.items()}
     predicted = min(report["of_predicted"] for report in times.values())
@@ -89,7 +89,7 @@ def verdict(accuracy: dict[str, Any], times: dict[int, dict[str, Any]]) -> dict[
 
 
 def _ratio(report: dict[str, Any], rival: str) -> float:
-    """How many times as fast as a small network."""
+    """Speed relative to a small network."""
     return float(report["rivals"][rival]["mean"] / report["adaptive"]["mean"])
 
 
@@ -113,7 +113,7 @@ def networks(options: argparse.Namespace) -> tuple[LoadedRun, dict[str, LoadedRu
 
 
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything, as plain values."""
+    """All results, as plain values."""
     loaded, rivals = networks(options)
     data = load_data(loaded, options.data_dir)
     if options.threads:
@@ -191,12 +191,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--small", type=Path, nargs="+", default=[], metavar="RUN2")
-    parser.add_argument("--runtimes", help="some of torch, torch-bf16, onnx, openvino, with commas between")
-    parser.add_argument("--seconds", type=float, default=60.0, help="per batch size, accuracy not counted")
+    parser.add_argument("--runtimes", help="comma-separated: torch, torch-bf16, onnx, openvino")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="seconds per batch size, without the time to measure accuracy"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--weights", choices=["last", "best"], default="last")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the images")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     options = parser.parse_args()
     try:

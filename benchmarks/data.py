@@ -49,7 +49,7 @@ NAMES = ("torchvision", "timm", "pillow", "turbo", "decode-pillow", "decode-turb
 
 
 def originals(count: int) -> np.ndarray:
-    """(N, 32, 32, 3): CIFAR-100 where it is at hand."""
+    """(N, 32, 32, 3): the images of CIFAR-100 if they are in $OFFRAMP_DATA, else noise."""
     if os.environ.get("OFFRAMP_DATA"):
         split = load("cifar100", holdout=0).splits["train"]
         return np.asarray(split.source.batch(split.indices[:count]).transpose(0, 2, 3, 1))
@@ -57,7 +57,7 @@ def originals(count: int) -> np.ndarray:
 
 
 def texture(seed: int, side: int = 512) -> np.ndarray:
-    """(side, side, 1) of noise at several scales, as photographs have it, in grey levels."""
+    """(side, side, 1): noise at several scales in grey levels, similar to the texture of photographs."""
     draw = np.random.default_rng(seed)
     noise = np.zeros((side, side), np.float32)
     for scale, strength in ((1, 6), (2, 10), (4, 14)):
@@ -152,7 +152,7 @@ def turbo(data: bytes) -> np.ndarray:
 
 
 def on_one_core(root: Path, images: int = 100, rounds: int = 5) -> dict[str, float]:
-    """Milliseconds of the parts, one thread, the least of some rounds; differences of pixels in grey levels."""
+    """Milliseconds of each part on one thread, the shortest of some rounds; differences of pixels in grey levels."""
     import simplejpeg
     from torch.nn.functional import interpolate
 
@@ -218,8 +218,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, help="images that --only-make made")
-    parser.add_argument("--only-make", type=Path, metavar="FOLDER", help="make the images there, and measure nothing")
+    parser.add_argument("--folder", type=Path, help="folder of images that --only-make created")
+    parser.add_argument(
+        "--only-make", type=Path, metavar="FOLDER", help="create the images in this folder, without measuring"
+    )
     parser.add_argument("--only", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -248,7 +250,7 @@ def everything(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a record for people."""
+    """Print a record as text."""
     for name, value in result["images_per_second"].items():
         print(f"{name:14} {value:8.0f} images/s")
     for key in ("turbo_vs_torchvision", "turbo_vs_timm", "pillow_vs_torchvision", "turbo_vs_its_decoder"):

@@ -51,7 +51,7 @@ def environment(plan: Plan) -> dict[str, Any]:
 
 
 def tests(plan: Plan) -> dict[str, Any]:
-    """The tests marked `gpu`: their summary, and what failed."""
+    """The tests marked `gpu`: their summary, and the failed tests."""
     if plan.device != "cuda":
         return {"summary": "not run: there is no GPU"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
@@ -65,7 +65,7 @@ def tests(plan: Plan) -> dict[str, Any]:
 
 
 def bare_graph(width: int, pixels: np.ndarray) -> Iterator[None]:
-    """The bare step of the network as one CUDA graph: as fast as its kernels can be started."""
+    """Forward, backward and optimizer step alone as one CUDA graph: the fastest start of its kernels."""
     steps = train_speed.bare_loop(width, "cuda", pixels, False, fused=True)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -82,7 +82,7 @@ def bare_graph(width: int, pixels: np.ndarray) -> Iterator[None]:
 
 
 def steps(plan: Plan) -> dict[str, Any]:
-    """Images per second of each way to take a training step, and their ratios."""
+    """Images per second of each form of a training step, and their ratios."""
     width, draw = (4 if plan.tiny else 64), np.random.default_rng(0)
     samples = 4 * train_speed.BATCH if plan.tiny else train_speed.SAMPLES
     pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
@@ -110,7 +110,7 @@ def steps(plan: Plan) -> dict[str, Any]:
 
 
 def cifar(plan: Plan) -> dict[str, Any]:
-    """Three epochs as `gpu_cifar.py` trains them, with some images held out for the policy of `inference`."""
+    """Three epochs of the training of `gpu_cifar.py`, with some images held out for the policy of `inference`."""
     if plan.tiny:
         config = Config(net="resnet18", width=4, method="beed", branch="beed", epochs=1, device="cpu", batch_size=256)
     else:
@@ -133,7 +133,7 @@ def cifar(plan: Plan) -> dict[str, Any]:
 
 
 def inference(plan: Plan) -> dict[str, Any]:
-    """Early exit beside the plain network in PyTorch, in float32 and bf16, and in ONNX Runtime where it has CUDA."""
+    """Early exit compared with the plain network in PyTorch, in float32 and bf16, and in ONNX Runtime with CUDA."""
     from offramp.runs.backends import absent
 
     run = plan.folder / "cifar"
@@ -149,7 +149,7 @@ def inference(plan: Plan) -> dict[str, Any]:
 
 
 class StopOnce(Quiet):
-    """Interrupts a run as Ctrl-C does, once its first epoch is done."""
+    """Interrupts a run as Ctrl-C does, after its first epoch."""
 
     stopped = False
 
@@ -160,7 +160,7 @@ class StopOnce(Quiet):
 
 
 def resume(plan: Plan) -> dict[str, Any]:
-    """Whether a run that was stopped and continued ends with the weights of one that was not."""
+    """Whether a run that was interrupted and resumed ends with the weights of one that was not."""
     from safetensors.torch import load_file
 
     device: Any = plan.device
@@ -178,7 +178,7 @@ def resume(plan: Plan) -> dict[str, Any]:
 
 
 def hdkd(plan: Plan) -> dict[str, Any]:
-    """A step of `hdkd` in steps of `joint`."""
+    """Time of a step of `hdkd` divided by that of `joint`."""
     width, draw = (4 if plan.tiny else 64), np.random.default_rng(0)
     samples = 4 * train_speed.BATCH
     pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
@@ -200,7 +200,7 @@ def _end(number: int, frame: Any) -> None:
 
 
 def measure(plan: Plan, out: Path, minutes: float) -> dict[str, Any]:
-    """All parts, one after the other; a part that fails, or that the time ends, says so in the place of its result."""
+    """All parts, one after the other; a part that fails or exceeds the time has the reason in place of its result."""
     result: dict[str, Any] = {"benchmark": "gpu_all", "device": plan.device, "tiny": plan.tiny, "minutes": minutes}
     before = signal.signal(signal.SIGALRM, _end)
     signal.setitimer(signal.ITIMER_REAL, max(0.01, plan.left))
@@ -225,7 +225,7 @@ def measure(plan: Plan, out: Path, minutes: float) -> dict[str, Any]:
 
 
 def data_of(data_dir: Path | None, tiny: bool) -> dict[str, Any]:
-    """The data set: CIFAR-100 where it is, else random images of its size."""
+    """The data set: CIFAR-100 if it is available, else random images of its size."""
     if tiny:
         return {"data": "digits"}
     root = data_dir or (Path(os.environ["OFFRAMP_DATA"]) if "OFFRAMP_DATA" in os.environ else None)
@@ -240,7 +240,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu_all.json"))
     parser.add_argument("--data-dir", type=Path, help="default: $OFFRAMP_DATA")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a width of 4 and few steps, to see that everything runs")
+    parser.add_argument("--tiny", action="store_true", help="width 4 and few steps, to test the script itself")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     options = parser.parse_args(words)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -35,7 +35,7 @@ WARM_UP = 3
 
 
 def loop(root: Path, run: Path, options: argparse.Namespace) -> Loop:
-    """The training loop of a user's run, on these images."""
+    """The training loop of `offramp train`, on these images."""
     size, batch = (64, 8) if options.tiny else (224, options.batch)
     network: dict[str, Any] = {"net": options.net, "width": 4 if options.tiny else None, "method": "joint"}
     images: dict[str, Any] = {"data": f"folder:{root}", "image_size": size, "streaming": True, "holdout": 0.0}
@@ -49,7 +49,7 @@ def loop(root: Path, run: Path, options: argparse.Namespace) -> Loop:
 
 
 def parts(training: Loop) -> dict[str, Iterator[int]]:
-    """What is measured: each gives the images of one batch after another."""
+    """The parts to measure: each yields the number of images of one batch after another."""
     loader = training.batches.train
     bounds = [loader._bounds(step) for step in range(len(loader))]
 
@@ -114,13 +114,13 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each part")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds per part")
     parser.add_argument("--net", default="resnet50")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--graph", action="store_true", help="every step one CUDA graph")
-    parser.add_argument("--folder", type=Path, help="images of `benchmarks/data.py --only-make FOLDER`")
-    parser.add_argument("--tiny", action="store_true", help="a few images and a tiny network")
+    parser.add_argument("--graph", action="store_true", help="run every step as one CUDA graph")
+    parser.add_argument("--folder", type=Path, help="folder of images that `benchmarks/data.py --only-make` created")
+    parser.add_argument("--tiny", action="store_true", help="few images and a small network, to test the script itself")
     options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as place:
         root = options.folder or Path(place)

@@ -13,12 +13,12 @@ from offramp.runs.reporting import Silent
 
 
 class TimeEnded(Exception):
-    """The minutes are over."""
+    """The time limit is reached."""
 
 
 @dataclasses.dataclass
 class Plan:
-    """What is measured: on which device, how large, where runs lie, and until when."""
+    """Device, sizes, folder of the runs, and time limit of the measurements."""
 
     device: str
     tiny: bool
@@ -32,7 +32,7 @@ class Plan:
 
 
 class Quiet(Silent):
-    """Says nothing, not even that accuracies on cal and test differ: networks are hardly trained here."""
+    """Prints nothing, not even the warning that accuracies on cal and test differ: networks are hardly trained."""
 
     def warn(self, text: str) -> None:
         pass
@@ -44,7 +44,7 @@ def finish(device: str) -> None:
 
 
 def rate(steps: Iterator[None], plan: Plan, images: int = train_speed.BATCH) -> float:
-    """Images per second, once it runs as it will."""
+    """Images per second, after warming up."""
     warm, counted = (1, 1) if plan.tiny else (30, 200)
     for _ in range(warm):
         next(steps)

@@ -72,7 +72,7 @@ def parts_of(variant: str, width: int, size: int, device: str) -> StepContext:
 
 
 def double_backward(parts: StepContext, samples: Batch, progress: float) -> dict[str, Tensor]:
-    """The step of HDKD by a graph of the gradient."""
+    """The step of HDKD by double backward."""
     objective: Any = parts.objective
     assert parts.bare is not None and parts.held_out is not None
     theta, weights, held = look_ahead.trained(parts.bare), objective.weights.clone().requires_grad_(), parts.held_out()
@@ -88,7 +88,7 @@ def double_backward(parts: StepContext, samples: Batch, progress: float) -> dict
 
 
 def steps_of(variant: str, width: int, size: int, device: str) -> Iterator[None]:
-    """Every `next` is one step."""
+    """An iterator whose every `next` is one step."""
     parts, samples = parts_of(variant, width, size, device), batch(size, 1, device)
     parts.net.train()
     if device == "cpu":
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=11, help="steps of each variant, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=11, help="steps of each variant, after a warm-up step")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()

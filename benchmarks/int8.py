@@ -58,7 +58,7 @@ def net_of_run(run: Path, data_dir: Path | None) -> tuple[MultiExitNet, np.ndarr
 
 
 def early(parts: Sequence[ArraySegment], inputs: np.ndarray) -> None:
-    """A batch, of which half of what reaches an exit leaves there; a batch of one: as many images as that needs."""
+    """Run a batch, half of whose images leave at each exit; with batch size 1, as many images as this needs."""
     exits, size = len(parts), len(inputs)
     if size == 1:
         for image in range(2 ** (exits - 1)):
@@ -72,7 +72,7 @@ def early(parts: Sequence[ArraySegment], inputs: np.ndarray) -> None:
 
 
 def through(parts: Sequence[ArraySegment], inputs: np.ndarray) -> None:
-    """A batch through segments."""
+    """Run a batch through segments."""
     state: Any = inputs
     carry: Any = ()
     for part in parts:
@@ -107,10 +107,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="names of timm, without a run")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="names of timm networks, used without RUN")
     parser.add_argument("--pixels", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=20, help="for each network")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds per network")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words)
     sources = {str(options.run): partial(net_of_run, options.run, options.data_dir)}

@@ -33,7 +33,7 @@ Segments = list[ArraySegment]
 
 
 class Task(NamedTuple):
-    """Segments in float32 and their entries of a manifest, images for the ranges, images and labels to compare on."""
+    """Segments in float32 with their entries of the manifest, images for the ranges, images and labels to test on."""
 
     models: list[bytes]
     parts: list[Any]
@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 
 def task_of(run: Path, data_dir: Path | None) -> Task:
-    """What to compare with."""
+    """The task of a run."""
     from offramp.runs import load_run
     from offramp.runs.reporting import SILENT
     from offramp.runs.run_data import load_data
@@ -149,7 +149,7 @@ def _in_openvino(path: Path, spec: Any) -> ArraySegment:
 
 
 def _in_order(task: Task, convert: Callable[[int, bytes, list[dict[str, Any]]], ArraySegment]) -> Segments:
-    """Every segment converted on the states that the converted ones before it give."""
+    """Converts every segment, with the states that the converted segments before it return."""
     entering: list[Any] = [(task.ranges[start : start + BATCH], ()) for start in range(0, len(task.ranges), BATCH)]
     results: Segments = []
     for place, (model, spec) in enumerate(zip(task.models, task.parts, strict=True)):
@@ -180,7 +180,7 @@ VARIANTS: dict[str, Callable[[Task], Segments]] = {
 
 
 def compared(task: Task, exact: np.ndarray, parts: Segments) -> dict[str, Any]:
-    """Points that every exit loses and their standard errors, difference of logits, share of equal predictions."""
+    """Points that every exit loses with their standard errors, difference of logits, share of equal predictions."""
     logits = logits_of(task, parts)
     lost = 100 * ((exact.argmax(2) == task.labels).astype(float) - (logits.argmax(2) == task.labels))
     difference = np.square(logits - exact).mean((1, 2)) / np.square(exact).mean((1, 2))

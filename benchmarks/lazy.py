@@ -29,7 +29,7 @@ from offramp.split.lazy import lazy
 
 
 class FeaturePyramid(nn.Module):
-    """Four maps of ever lower resolution with a lateral layer each, a path up that adds each to the finer one, and a
+    """Four maps of decreasing resolution with a lateral layer each, a path up that adds each to the finer one, and a
     path down to a classifier.
     """
 

@@ -36,7 +36,7 @@ CLASSES = (10, 100, 1000)
 
 
 def least_ms(call: Callable[[], object], rounds: int) -> float:
-    """The least mean time of a call over rounds of `CALLS`, in milliseconds."""
+    """The shortest mean time of a call over rounds of `CALLS`, in milliseconds."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -69,7 +69,7 @@ def decision(rounds: int) -> list[dict[str, Any]]:
 
 
 def frontier(run: Path) -> dict[str, Any]:
-    """What the learned score changes on test, for one run."""
+    """Effect of the learned score on test, for one run."""
     loaded = load_run(run, with_policy=False)
     traces = {name: loaded.trace(name) for name in ("val", "cal", "test")}
     pieces = measure(loaded.inference_net, tuple(loaded.about["shape"]))
@@ -91,7 +91,7 @@ def frontier(run: Path) -> dict[str, Any]:
 
 
 def _samples(cal: Any, test: Any, costs: Any, rule: Rule) -> list[tuple[Any, Any]]:
-    """Whether every image of test is right, and what it costs, under the policy of each budget."""
+    """Whether every image of test is classified correctly, and its cost, under the policy of each budget."""
     plain = float(costs[choices(len(cal.logits))[-1]][0])
     cheapest = min(float(each[0]) for each in costs.values())
     results = []
@@ -111,7 +111,7 @@ def _samples(cal: Any, test: Any, costs: Any, rule: Rule) -> list[tuple[Any, Any
 
 
 def _gain(sides: dict[str, list[tuple[Any, Any]]], rows: Any) -> float:
-    """Accuracy of learned less that of confidence, mean over equal mean costs."""
+    """Accuracy of `learned` minus that of `confidence`, mean over equal mean costs."""
     curves = {}
     for name, policies in sides.items():
         points = sorted((float(cost[rows].mean()), float(right[rows].mean())) for right, cost in policies)

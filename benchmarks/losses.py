@@ -31,7 +31,7 @@ def table(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def separate(logits: Tensor, labels: Tensor) -> Tensor:
-    """One F.kl_div per ordered pair, softmaxes and all, as published code writes it."""
+    """One F.kl_div per ordered pair, including the softmaxes, as in published code."""
     total = logits.new_zeros(())
     exits = logits.unbind()
     for s, student in enumerate(exits):
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def report(options: argparse.Namespace, taken: dict[str, list[float]]) -> dict[str, Any]:
-    """The figures, with all that they depend on."""
+    """The results, with the conditions on which they depend."""
     ms = {name: statistics.median(times) for name, times in taken.items()}
     faster, times = ms["separate"] / ms["table"], ms["table"] / ms["cross_entropy"]
     return {

@@ -33,7 +33,7 @@ def images(train: int, held: int) -> DataSet:
 
 
 class InTurn:
-    """The reporter of a run that takes an epoch when a line comes in, and says how long it took and what it needed."""
+    """The reporter of a run that trains an epoch for every line of input, and writes its seconds and peak memory."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.seconds = steps, 0.0
@@ -62,7 +62,7 @@ def build(method: str, options: Any, width: int, epochs: int = 1) -> tuple[Confi
 
 
 def work(method: str, options: Any) -> None:
-    """Train by this method, one epoch for every line of the input. The first line of the output says its phases."""
+    """Train by this method, one epoch for every line of the input. The first line of the output lists its phases."""
     phases = len(build_method(resolve(Config(method=method))).phases)
     config, built, net = build(method, options, options.width, epochs=phases * (options.rounds + 1))
     data = images(options.batch * options.steps, options.batch)
@@ -76,14 +76,14 @@ def work(method: str, options: Any) -> None:
 
 
 def peak() -> float:
-    """MiB: largest size of this process so far, or on a GPU of its tensors there."""
+    """MiB: largest size of this process so far, or, on a GPU, of its tensors."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_mib()
 
 
 class Worker:
-    """A method that trains in a process of its own, an epoch whenever it is asked to."""
+    """A method that trains in a process of its own, one epoch per request."""
 
     def __init__(self, method: str, options: Any) -> None:
         words = [sys.executable, str(SCRIPT), "--only", method]
@@ -113,7 +113,7 @@ class Worker:
         return line
 
     def step(self) -> float:
-        """Seconds of a step: the median of every phase, by its share; its first epoch warms up."""
+        """Seconds of a step: the medians of the phases, weighted by their shares; the first epoch warms up."""
         seconds = 0.0
         for first, epochs, share in self.spans:
             counted = [self.seconds[epoch] for epoch in range(first + min(1, epochs - 1), first + epochs)]
@@ -125,7 +125,7 @@ class Worker:
 
 
 def group(names: list[str], options: Any) -> dict[str, tuple[float, float]]:
-    """{method: (seconds of a step, peak MiB)} of methods that take turns."""
+    """{method: (seconds of a step, peak MiB)} of methods that are measured in turn."""
     workers = [Worker(name, options) for name in names]
     for worker in workers:
         worker.ready()

@@ -35,7 +35,7 @@ BEGIN, END = "<!-- costs: written by benchmarks/methods.py --write -->", "<!-- c
 
 
 def ratios(names: list[str], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """{method: (time, memory)} relative to the `joint` that took turns with it."""
+    """{method: (time, memory)} relative to the `joint` that was measured in turn with it."""
     others = [name for name in names if name != "joint"]
     relative = {"joint": (1.0, 1.0)}
     for first in range(0, len(others), TOGETHER):
@@ -46,14 +46,14 @@ def ratios(names: list[str], options: argparse.Namespace) -> dict[str, tuple[flo
 
 
 def leaves(outputs: ExitOutputs) -> tuple[ExitOutputs, list[torch.Tensor]]:
-    """The same values without their past, and those that gradients are wanted for."""
+    """The same values as leaves of the graph, and those whose gradients are computed."""
     flat = [t.detach().float().requires_grad_() for t in (outputs.logits, *outputs.features, *outputs.maps)]
     count = len(outputs.features)
     return ExitOutputs(flat[0], tuple(flat[1 : 1 + count]), tuple(flat[1 + count :])), flat
 
 
 def forward(net: nn.Module, inputs: torch.Tensor, precision: str) -> ExitOutputs:
-    """The outputs of the network, in the precision it trains in."""
+    """The outputs of the network, in the precision of training."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs: ExitOutputs = net(inputs)
     return outputs
@@ -139,13 +139,13 @@ def write(result: dict[str, Any]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    parser.add_argument("--write", action="store_true", help="write docs/methods.md and what `offramp methods` shows")
+    parser.add_argument("--write", action="store_true", help="write the results into docs/methods.md and the package")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--loss-width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3, help="epochs that count, after one to warm up")
-    parser.add_argument("--steps", type=int, default=3, help="steps of an epoch")
-    parser.add_argument("--methods", help="these alone, with commas between")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs that are measured, after one to warm up")
+    parser.add_argument("--steps", type=int, default=3, help="steps per epoch")
+    parser.add_argument("--methods", help="only these methods, comma-separated")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     return parser.parse_args()

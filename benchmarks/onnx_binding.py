@@ -42,7 +42,7 @@ Side = Callable[[], object]
 
 
 def session_of(model: bytes, threads: int, batch: int | None = None) -> Any:
-    """A session as bundles open it; `batch`: the only size that it will take."""
+    """A session as bundles open it; `batch`: the only batch size that it accepts."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -69,7 +69,7 @@ def as_values(models: Sequence[bytes], parts: Sequence[Any], inputs: np.ndarray,
 
 
 def as_arrays_bound(models: Sequence[bytes], parts: Sequence[Any], inputs: np.ndarray, threads: int) -> Side:
-    """Arrays as inputs and outputs, whose memory is given to the session instead of copied from it."""
+    """Arrays as inputs and outputs, whose memory the session uses directly, without copies."""
     sessions = [session_of(model, threads) for model in models]
     widths = [next(port.shape[1] for port in each.get_outputs() if port.name == LOGITS) for each in sessions]
 
@@ -94,7 +94,7 @@ def as_arrays_bound(models: Sequence[bytes], parts: Sequence[Any], inputs: np.nd
 
 
 def as_bound(models: Sequence[bytes], parts: Sequence[Any], inputs: np.ndarray, threads: int, fixed: bool) -> Side:
-    """Inputs and outputs bound to memory that is made once."""
+    """Inputs and outputs bound to memory that is allocated once."""
     batch = len(inputs)
     sessions = [session_of(model, threads, batch if fixed else None) for model in models]
     first = onnxruntime.OrtValue.ortvalue_from_numpy(inputs)
@@ -123,7 +123,7 @@ def as_bound(models: Sequence[bytes], parts: Sequence[Any], inputs: np.ndarray, 
 
 
 def in_random_order(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side, by round; what ran before a side changes what is in the caches, so the order changes."""
+    """Seconds of every variant, by round; the order is random, because earlier work affects the processor's caches."""
     generator, names = np.random.default_rng(0), list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds + 2):  # two to warm up
@@ -135,7 +135,7 @@ def in_random_order(sides: dict[str, Side], rounds: int) -> dict[str, list[float
 
 
 def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds per batch and ratios of every side, by batch size; the sides agree to 1e-5 of the largest logit."""
+    """Milliseconds per batch and ratios of every variant, by batch size; their logits agree to 1e-5 of the largest."""
     net, images = random_net(name, 96)
     shape: Any = images.shape[1:]
     exported = list(export_segments(segments(net.eval().float()), range(net.exits), shape))
@@ -171,7 +171,7 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="of timm, comma-separated")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="names of timm networks, comma-separated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", action="store_true")

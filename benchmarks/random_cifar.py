@@ -8,7 +8,7 @@ IMAGES = 60_000
 
 
 def build(request: Request) -> RawDataSet:
-    """50,000 images to train on and 10,000 to test on, in 100 classes; always the same ones."""
+    """50,000 training and 10,000 test images in 100 classes; always the same ones."""
     draw = np.random.default_rng(0)
     labels = np.arange(IMAGES, dtype=np.int64) % 100
     pixels = draw.integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)

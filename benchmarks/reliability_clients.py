@@ -12,11 +12,11 @@ from reliability_http import Answer, Connection, http, multipart, parts, png
 from reliability_server import Server
 
 PATIENCE = 120.0
-"""Seconds in which a request must have its answer, restarts of the server included."""
+"""Seconds within which a request must be answered, including restarts of the server."""
 
 
 class Clients:
-    """Sends requests of all kinds; `wrong` says what should not have happened."""
+    """Sends requests of all kinds; `wrong` lists violations."""
 
     def __init__(self, server: Server, bundle: Any, pixels: np.ndarray, generated: list[bytes], seed: int) -> None:
         self.server, self.bundle, self.pixels, self.generated = server, bundle, pixels, generated
@@ -106,7 +106,7 @@ class Clients:
         self.check(rows, outputs["exit"], outputs["logits"].reshape(len(rows), -1))
 
     def check(self, rows: list[int], exits: Any, logits: Any) -> None:
-        """Logits to 1e-5 of the largest; exits exactly, which no score of these images is near enough to change."""
+        """Compares logits to 1e-5 of the largest, and exits exactly: no score is close to a threshold."""
         if np.abs(logits - self.logits[rows]).max() > 1e-5 * np.abs(self.logits).max():
             raise ValueError(f"other logits for the images {rows}")
         if list(exits) != self.exits[rows].tolist():

@@ -7,7 +7,7 @@ from reliability_server import Server
 
 
 def generate(server: Server, examples: int) -> list[bytes]:
-    """Requests that schemathesis makes of the server's OpenAPI document; none unloads the model."""
+    """Requests that schemathesis generates from the server's OpenAPI document; none unloads the model."""
     import requests
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings

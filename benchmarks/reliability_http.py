@@ -10,7 +10,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Connection:
-    """One connection, and what a request on it is answered with."""
+    """One connection; sends requests and returns their answers."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

@@ -33,11 +33,11 @@ GOALS: Mapping[str, dict[str, float]] = {
     "plain's accuracy": {"accuracy": 1.0},
     "1 point below plain": {"accuracy": -0.01},
 }
-"""Budgets as shares of plain's cost, accuracies relative to plain's (1.0: as accurate)."""
+"""Budgets as shares of the plain network's cost, accuracies relative to that of the plain network (1.0: equal)."""
 
 
 def draw(path: Path, samples: int, exits: int, classes: int) -> np.ndarray:
-    """Write logits (E, N, C) in float32 to a file of numpy's; answers the labels (N,)."""
+    """Write logits (E, N, C) in float32 to a .npy file; returns the labels (N,)."""
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, samples)
     hard = random.normal(size=samples)
@@ -57,12 +57,12 @@ def goal(request: Mapping[str, float], plain: float, cost: float) -> dict[str, f
 
 
 def costs_of(exits: int) -> dict[tuple[bool, ...], list[int]]:
-    """Equal stages and a branch of a tenth of a stage at every exit that is on."""
+    """Costs of equal stages, and of a branch that costs a tenth of a stage at every enabled exit."""
     return {on: (10 * np.diff(np.flatnonzero(on), prepend=-1) + 1).tolist() for on in choices(exits)}
 
 
 def one(folder: Path, rounds: int, score: str) -> dict[str, Any]:
-    """Seconds of every goal in every round, their outcomes, and the process's peak of memory."""
+    """Seconds of every goal in every round, their results, and the peak memory of the process."""
     logits, labels = np.load(folder / "logits.npy", mmap_mode="r"), np.load(folder / "labels.npy")
     costs = costs_of(len(logits))
     plain = float((logits[-1].argmax(1) == labels).mean())
@@ -108,7 +108,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--score", default="confidence")
     parser.add_argument("--json", action="store_true", help="write one JSON line instead of the table")
-    parser.add_argument("--out", type=Path, help="append the JSON line to this file, too")
+    parser.add_argument("--out", type=Path, help="also append the JSON line to this file")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -53,11 +53,11 @@ CASES = {
 }
 OWN = ("rebatched", "whole", "plain")
 PACKAGES = {"litserve": ("litserve", "litserve"), "ray": ("ray", "'ray[serve]'"), "hop": ("ray", "'ray[serve]'")}
-"""What a case needs besides the extra `serve`: the module and what to install."""
+"""Requirements of a case in addition to the extra `serve`: the module and the package to install."""
 
 
 def check_packages(kinds: Sequence[str]) -> None:
-    """Before anything runs."""
+    """Check the required packages before anything runs."""
     for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         if find_spec(module) is None:
             raise SystemExit(f"{module} is missing: pip install 'offramp[serve]'")
@@ -69,7 +69,7 @@ def check_packages(kinds: Sequence[str]) -> None:
 
 
 def per_request(machine: Machine, port: int, process: int, bodies: Path, seconds: float, ours: bool) -> dict[str, Any]:
-    """CPU and latency per request, one after the other, and what is left without the segments."""
+    """CPU time and latency per request, one after the other, and both minus the time of the segments."""
     header = (bodies.parent / "header").read_text() if bodies.name == "tensors.json" else ""
     load(machine, port, bodies, clients=1, seconds=1, header=header)
     before, computed = cpu(process), segment_seconds(port) if ours else 0.0
@@ -87,7 +87,7 @@ def per_request(machine: Machine, port: int, process: int, bodies: Path, seconds
 
 
 def overhead(machine: Machine, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Of the server and of a bare application, without and with decoding an image."""
+    """Overhead of the server and of an empty application, without and with decoding an image."""
     tiny = argparse.Namespace(run=None, network="tiny", width=options.width)
     about = serve_networks.write(folder / "tiny", tiny)
     for kind in ("echo", "plain"):
@@ -100,7 +100,7 @@ def overhead(machine: Machine, folder: Path, options: argparse.Namespace) -> Ite
 
 
 def hop(machine: Machine, folder: Path) -> dict[str, Any]:
-    """What a segment on Ray Serve costs beyond its computation."""
+    """Time of a segment on Ray Serve in addition to its computation."""
     words = ("--early", folder / "early", "--bodies", folder / "bodies-1.json")
     process = machine.start(
         machine.server, HERE / "serve_servers.py", "hop", 0, *words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -115,7 +115,7 @@ def hop(machine: Machine, folder: Path) -> dict[str, Any]:
 
 
 def replicas(machine: Machine, folder: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """The rate of one and of two replicas on Ray Serve, where there are cores for them."""
+    """The rate of one and of two replicas on Ray Serve, if there are enough cores."""
     if len(machine.server) < 3:
         yield {"case": "Ray Serve, two replicas", "skipped": f"{len(machine.server)} cores for servers"}
         return
@@ -128,7 +128,7 @@ def replicas(machine: Machine, folder: Path, seconds: float) -> Iterator[dict[st
 def loads(
     machine: Machine, folder: Path, kinds: Sequence[str], probes: Sequence[int], options: argparse.Namespace, end: float
 ) -> Iterator[dict[str, Any]]:
-    """The highest rates of some servers, which take turns until about `end`."""
+    """The highest rates of some servers, measured in turn until about `end`."""
     with ExitStack() as stack:
         servers, held = {}, {}
         for kind in kinds:
@@ -152,7 +152,7 @@ def loads(
 
 
 def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
-    """All results, one after the other; the loads take the time that the other parts leave."""
+    """All results, one after the other; the loads use the time that the other parts leave."""
     kinds, probes = options.cases.split(","), [int(word) for word in options.probes.split(",")]
     if "overhead" in kinds:
         yield from overhead(machine, folder, options)
@@ -172,14 +172,16 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: floa
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.5, help="for everything together, about")
-    parser.add_argument("--bound-ms", type=float, default=100.0, help="of the 99th percentile")
-    parser.add_argument("--network", choices=("lite0", "tiny"), default="lite0", help="see serve_networks.py")
-    parser.add_argument("--run", help="a trained and calibrated run instead")
+    parser.add_argument("--minutes", type=float, default=9.5, help="approximate total minutes")
+    parser.add_argument("--bound-ms", type=float, default=100.0, help="bound of the 99th percentile")
+    parser.add_argument(
+        "--network", choices=("lite0", "tiny"), default="lite0", help="name of a network in serve_networks.py"
+    )
+    parser.add_argument("--run", help="a trained and calibrated run instead of a network")
     parser.add_argument("--width", type=int, default=64, help="of the network tiny")
     parser.add_argument("--cases", default=",".join([*CASES, "overhead", "hop"]), help="comma-separated")
-    parser.add_argument("--probes", default="5,3,3", help="rates that each search tries, comma-separated")
-    parser.add_argument("--out", type=Path, help="a file to append the lines to, besides standard output")
+    parser.add_argument("--probes", default="5,3,3", help="numbers of rates that each search tries, comma-separated")
+    parser.add_argument("--out", type=Path, help="file to which the lines are appended, in addition to standard output")
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args(words)
     end = time.monotonic() + 60 * options.minutes

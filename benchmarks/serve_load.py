@@ -23,11 +23,11 @@ from statistics import median
 from typing import Any
 
 MOST = 400
-"""Open connections; a request that finds none counts as refused."""
+"""Largest number of open connections; a request beyond it counts as refused."""
 
 
 class Client:
-    """Sends requests to one port and keeps what became of them."""
+    """Sends requests to one port and records their results."""
 
     def __init__(self, port: int, path: str, bodies: list[bytes], header: str = "") -> None:
         self.port, self.idle, self.open = port, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]](), 0
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("path")
     parser.add_argument("bodies", type=Path, help="JSON list of bodies, bytes as Latin-1")
-    parser.add_argument("--header", default="", help="one more header")
+    parser.add_argument("--header", default="", help="a further header")
     parser.add_argument("--rate", type=float, default=0.0, help="per second; 0: closed loop of --clients")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SHARES = {"lite0": (0.35, 0.25, 0.15, 0.1, 0.15), "tiny": (0.5, 0.25, 0.15, 0.1)}
-"""Of the images of test that leave at each exit."""
+"""Shares of the images of test that leave at each exit."""
 BRANCHES = ("blocks.2.1", "blocks.3.2", "blocks.4.2", "blocks.5.1")
 """Layers of EfficientNet-Lite0 before its first exits, as in the recipe `finetune-cifar100-coarse`."""
 IMAGES = 300
@@ -28,7 +28,7 @@ SIZES = (1, 4)
 
 
 def write(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Write both bundles and the requests; what their costs promise."""
+    """Write both bundles and the requests; returns the speed-up predicted from their costs."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from offramp.bundle.read import open_bundle
 
@@ -108,7 +108,7 @@ def _large(pixels: Any) -> Any:
 
 
 def _settle(net: Any, data: Any) -> None:
-    """Statistics of the batch norms from images, so that random weights tell the images apart."""
+    """Set the statistics of the batch norms from images, so that a network with random weights distinguishes images."""
     import torch
     from torch import nn
 
@@ -196,7 +196,7 @@ def _tensors(folder: Path, pixels: Any) -> str:
 
 
 def _promise(early: Any, plain: Any, pixels: Any) -> dict[str, Any]:
-    """How much less time the early exits take on these images, by the costs of the segments at batch 1."""
+    """Speed-up of early exit on these images, predicted from the costs of the segments at batch 1."""
     from offramp.serve.measure import measure
 
     exits = early.answer(early.manifest.preprocessing.normalise(pixels)).exit.tolist()

@@ -26,11 +26,11 @@ class Machine:
 
     @property
     def about(self) -> dict[str, list[int]]:
-        """For the results."""
+        """A description for the results."""
         return {"server": sorted(self.server), "load": sorted(self.client)}
 
     def start(self, cores: set[int], *words: Any, **more: Any) -> "subprocess.Popen[str]":
-        """A Python process on some cores, with all that it starts."""
+        """Start a Python process, and all processes that it starts, on some cores."""
         command = [sys.executable, *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(len(self.server)), "RAY_USAGE_STATS_ENABLED": "0"}
         environment["RAY_worker_niceness"] = "0"  # as all other servers
@@ -41,13 +41,13 @@ class Machine:
 
 
 class Served(NamedTuple):
-    """A server that is running: its port and the process that it began as."""
+    """A running server: its port and its first process."""
 
     port: int
     process: int
 
     def pause(self) -> None:
-        """Keep it, with all of its processes, from taking any time while another one is measured."""
+        """Stop it and all of its processes while another server is measured."""
         os.killpg(self.process, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -102,7 +102,7 @@ def load(machine: Machine, port: int, bodies: Path, **options: Any) -> dict[str,
 
 
 def memory(process: int) -> float:
-    """MiB that a process holds."""
+    """Memory of a process in MiB."""
     text = Path(f"/proc/{process}/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 

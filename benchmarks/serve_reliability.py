@@ -43,7 +43,7 @@ WEIGHTS = {
 }
 KILLS = 5
 GROWTH = 24.0
-"""MiB that the server may hold more at the end than after its first requests: allocators keep some."""
+"""MiB by which the server's memory may grow after its first requests: allocators keep some freed memory."""
 
 
 async def drive(clients: Clients, server: Server, options: argparse.Namespace) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def drive(clients: Clients, server: Server, options: argparse.Namespace) -
 
 
 def ended(server: Server, half: dict[str, float], wrong: list[str]) -> dict[str, Any]:
-    """What the server holds when its clients are gone, and how it ends."""
+    """The server's memory, files and threads after its clients have ended, and its exit status."""
     time.sleep(8)  # connections that wait for nothing are closed after five seconds
     end = server.holds()
     waiting = [number for each in json.loads(server.get("/status")) for number in each["waiting"]]
@@ -99,13 +99,13 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--minutes", type=float, help="instead of --requests")
-    parser.add_argument("--rate", type=float, default=200.0, help="requests per second, at most")
-    parser.add_argument("--clients", type=int, default=16, help="requests at the same time, at most")
+    parser.add_argument("--rate", type=float, default=200.0, help="largest number of requests per second")
+    parser.add_argument("--clients", type=int, default=16, help="largest number of requests at the same time")
     parser.add_argument("--examples", type=int, default=15, help="requests of schemathesis per operation")
-    parser.add_argument("--bundle", type=Path, help="of a network on digits; by default, one with random weights")
+    parser.add_argument("--bundle", type=Path, help="bundle of a network on digits; default: one with random weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, help="keeps what the server said")
-    parser.add_argument("--out", type=Path, help="a file to append the result to as one line, besides standard output")
+    parser.add_argument("--log", type=Path, help="file for the server's log")
+    parser.add_argument("--out", type=Path, help="file to which the result is also appended, as one line")
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args(words)
     with TemporaryDirectory() as temporary:
@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything; see the module."""
+    """Run all parts; see the module."""
     from shutil import copytree
 
     from offramp.bundle.read import open_bundle

@@ -9,9 +9,9 @@ from typing import Any
 from serve_processes import Machine, Served, load
 
 FIRST = (0.5, 1.2)
-"""Where the first search begins and ends, as shares of the rate of a closed loop of `CLIENTS`."""
+"""Lowest and highest rate of the first search, as shares of the rate of a closed loop of `CLIENTS`."""
 AGAIN = (0.87, 1.15)
-"""The same of the others, as shares of what the first one found."""
+"""The same of the other searches, as shares of the result of the first."""
 CLIENTS = 16
 
 
@@ -28,17 +28,17 @@ class Search:
     held: bool = False
 
     def begin(self) -> None:
-        """Begin once more, around what was found so far."""
+        """Begin another search around the result so far."""
         middle, (low, high) = (median(self.rates), AGAIN) if self.rates else (self.closed["rate"], FIRST)
         self.low, self.high, self.held = low * middle, high * middle, False
 
     @property
     def rate(self) -> float:
-        """What to try next."""
+        """The rate to try next."""
         return (self.low * self.high) ** 0.5
 
     def tell(self, result: dict[str, Any]) -> None:
-        """What became of it."""
+        """Record whether the bound held at this rate."""
         steady = result["steady_p99_ms"]
         if not result["failed"] and steady is not None and steady <= self.bound:
             self.low, self.best, self.held = self.rate, result, True

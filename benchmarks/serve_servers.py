@@ -28,14 +28,14 @@ from offramp.serve.predictor import AsyncPredictor
 
 KINDS = ("rebatched", "whole", "plain", "litserve", "ray", "echo", "hop")
 MOST = 32
-"""Images of the largest batch, in every server."""
+"""Largest batch of every server, in images."""
 PATH = "/v2/models/model/infer"
 WAIT = 0.0
 """Seconds that LitServe and Ray Serve wait for a batch to fill."""
 
 
 class Whole:
-    """The policy of a loop that decides inside: every sample of a batch leaves with it."""
+    """The policy for a loop that decides itself: every sample of a batch leaves when the loop ends."""
 
     enabled, exits = (True,), 1
 
@@ -139,7 +139,7 @@ def ray(port: int, folder: Path, replicas: int = 1) -> None:
 
 
 def echo(port: int) -> None:
-    """An application that answers every request with as many bytes as an answer has."""
+    """An application that answers every request with as many bytes as a real answer."""
     import uvicorn
 
     answer = json.dumps({"model_name": "model", "outputs": ["x" * 600]}).encode()
@@ -159,7 +159,7 @@ def echo(port: int) -> None:
 
 
 def hop(folder: Path, images: Sequence[bytes], rounds: int = 150) -> dict[str, Any]:
-    """Milliseconds beyond computing of requests that pass one segment and all segments on Ray Serve."""
+    """Milliseconds, without computation, of requests that pass one segment and all segments on Ray Serve."""
     from offramp.serve.ray_app import opened
 
     bundle = open_bundle(folder)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--early", type=Path, help="bundle with early exits")
     parser.add_argument("--plain", type=Path, help="bundle of the plain network")
-    parser.add_argument("--bodies", type=Path, help="requests, as benchmarks/serve.py writes them")
+    parser.add_argument("--bodies", type=Path, help="file of requests that benchmarks/serve.py wrote")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args()

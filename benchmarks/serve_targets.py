@@ -5,7 +5,7 @@ from typing import Any
 
 
 def compare(results: Sequence[dict[str, Any]], promised: float) -> dict[str, Any]:
-    """One line of ratios of the highest rates; those whose cases were left out are missing.
+    """One line of ratios of the highest rates, without those whose cases were not measured.
 
     Targets: `speedup_share` at least 0.9, `rebatched_vs_whole` and `plain_vs_others` at least 1, `overhead_ms` at most
     0.3, `grown_mib` flat.

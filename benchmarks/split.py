@@ -75,9 +75,9 @@ def storages(modules: Iterable[nn.Module]) -> dict[int, int]:
 
 
 def ratios(runs: list[Callable[[], object]], seconds: float) -> tuple[list[float], list[float]]:
-    """Each round's ratio of the second run to the first, and the first's seconds; for about `seconds`.
+    """Each round's ratio of the second function's time to the first's, and the first's seconds; for about `seconds`.
 
-    A round is first, second, second, first: to come right after the other may cost or save some percent.
+    A round is first, second, second, first, because the order may change times by some percent.
     """
     began = time.perf_counter()
     for run in runs:
@@ -109,14 +109,14 @@ def wait() -> None:
 
 
 def interval(values: list[float]) -> list[float]:
-    """Two of the values between which the true median lies in 95 of 100 cases, whatever the distribution."""
+    """The 95 % confidence interval of the median, between two of the values, for any distribution."""
     ordered, reach = sorted(values), 0.98 * math.sqrt(len(values))
     low = max(0, math.floor(len(values) / 2 - reach))
     return [ordered[low], ordered[-1 - low]]
 
 
 def measure(name: str, batches: list[int], seconds: float, device: str) -> dict[str, Any]:
-    """All figures of one model."""
+    """All results of one model."""
     torch.manual_seed(0)
     model = make(name).eval()
     before, peak = storages([model]), peak_mib()
@@ -148,7 +148,7 @@ def comparison(model: nn.Module, backbone: Backbone) -> float:
 
 
 def passing(model: nn.Module, net: nn.Module, batch: int, seconds: float, device: str) -> dict[str, Any]:
-    """Forward passes of the original and the split network with one size of batch."""
+    """Forward passes of the original and the split network at one batch size."""
     inputs = torch.randn(batch, *SHAPE, device=device)
     with torch.inference_mode():
         expected = logits_of(model(inputs))
@@ -158,7 +158,7 @@ def passing(model: nn.Module, net: nn.Module, batch: int, seconds: float, device
 
 
 def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one model from all its processes."""
+    """The results of one model, combined from all its processes."""
     batches = {}
     for batch in runs[0]["batches"]:
         values, first = (
@@ -205,13 +205,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="LIBRARY:NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="per process and size of batch, after the first pass"
+        "--seconds", type=float, default=5.0, help="seconds per process and batch size, after the first pass"
     )
-    parser.add_argument("--processes", type=int, default=3, help="per model, one after the other")
+    parser.add_argument("--processes", type=int, default=3, help="processes per model, one after the other")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="write one JSON line instead of the table")
-    parser.add_argument("--out", type=Path, help="append the JSON line to this file, too")
+    parser.add_argument("--out", type=Path, help="also append the JSON line to this file")
     parser.add_argument("--one", metavar="LIBRARY:NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -24,7 +24,7 @@ OFFRAMP = [sys.executable, "-m", "offramp"]
 
 
 def seconds(words: list[str]) -> float:
-    """How long a command takes."""
+    """Seconds that a command takes."""
     start = time.perf_counter()
     ran = subprocess.run([*OFFRAMP, *words], capture_output=True, text=True)
     if ran.returncode:
@@ -33,7 +33,7 @@ def seconds(words: list[str]) -> float:
 
 
 def one_after_the_other(recipe: list[str], methods: list[str], seeds: list[str], out: Path) -> tuple[float, float]:
-    """Seconds of all trainings, and of all evaluations, in a process each."""
+    """Seconds of all calls of `train`, and of all calls of `evaluate`, each in a process of its own."""
     training = evaluation = 0.0
     for method in methods:
         for seed in seeds:
@@ -44,7 +44,7 @@ def one_after_the_other(recipe: list[str], methods: list[str], seeds: list[str],
 
 
 def compared(recipe: list[str], methods: list[str], seeds: list[str], out: Path) -> tuple[float, Any]:
-    """Seconds of a comparison, and what it chose to run at once, if it measured that."""
+    """Seconds of a comparison, and the number of runs at once that it chose, if it measured that."""
     words = [
         "compare",
         *recipe,
@@ -61,7 +61,7 @@ def compared(recipe: list[str], methods: list[str], seeds: list[str], out: Path)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Both ways in turn, and their medians."""
+    """Both variants in turn, and their medians."""
     recipe = [
         "--net",
         "resnet18",

@@ -51,7 +51,7 @@ SIZES = {
     "densenet121": 96,
     "vit_tiny_patch16_224": 224,
 }
-"""Networks of timm, and the side of their images in pixels."""
+"""Networks of timm with the side of their images in pixels."""
 CLASSES, LR = 20, 0.001
 PLAIN = {
     f"{precision} {layout}": (precision == "bf16", layout == "channels_last")
@@ -63,7 +63,7 @@ Step = Callable[[], None]
 
 
 class Size(NamedTuple):
-    """How large everything is."""
+    """Sizes of the measurements."""
 
     pixels: int
     batch: int
@@ -71,7 +71,7 @@ class Size(NamedTuple):
 
 
 def created(name: str, pixels: int) -> torch.nn.Module:
-    """A network as timm makes it."""
+    """A network created by timm."""
     more = {"img_size": pixels} if name.startswith("vit") else {}
     torch.manual_seed(0)
     model: torch.nn.Module = vision("timm").create_model(name, num_classes=CLASSES, **more)
@@ -118,7 +118,7 @@ def random_data(size: Size) -> DataSet:
 
 
 def in_turn(sides: dict[str, Step], end: float, least: int) -> dict[str, float]:
-    """The least seconds of every side, in rounds until the time ends, but at least so many; one more warms up."""
+    """The shortest seconds of every variant, in rounds until the time ends; the first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     while len(next(iter(seconds.values()))) <= least or time.monotonic() < end:
         for name, side in sides.items():
@@ -129,7 +129,7 @@ def in_turn(sides: dict[str, Step], end: float, least: int) -> dict[str, float]:
 
 
 def steps_of(name: str, size: Size, end: float, least: int, folder: Path) -> dict[str, Any]:
-    """What a training step takes, offramp's and the plain ones'."""
+    """Seconds of a training step, of offramp and of the plain loops."""
     loop, precision = offramp_loop(name, random_data(size), size, folder)
     batch = next(loop.batches.train.epoch(0))
     sides: dict[str, Step] = {"offramp": lambda: loop.step(batch, 0.0)}
@@ -219,12 +219,12 @@ def epochs_of(size: Size, form: str, end: float, least: int, folder: Path) -> di
 
 
 def _images(loader: Loader) -> int:
-    """Images of an epoch; a last batch of one image is left out."""
+    """Images of an epoch, without a last batch of one image."""
     return min(len(loader.split), len(loader) * loader.batch_size)
 
 
 def results(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """A line per network, then that of the epochs; every part has its share of the minutes."""
+    """A result per network, then that of the epochs; every part has its share of the minutes."""
     end = time.monotonic() + 60 * options.minutes
     names = options.networks.split(",") if options.networks else list(SIZES)
     least, best = (1, "fp32 channels_last") if options.tiny else (2, "fp32 channels_last")
@@ -241,10 +241,10 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="about what all of it takes")
-    parser.add_argument("--networks", help="names of timm, comma-separated; default: nine")
+    parser.add_argument("--minutes", type=float, default=8, help="approximate total minutes")
+    parser.add_argument("--networks", help="names of timm networks, comma-separated; default: nine networks")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tiny", action="store_true", help="small images and batches, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="small images and batches, to test the script itself")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

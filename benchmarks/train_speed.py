@@ -44,7 +44,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 class Images(Dataset):  # type: ignore[type-arg]
-    """Per-image PIL augmentation, as the papers' scripts have it."""
+    """Per-image PIL augmentation, as in the papers' scripts."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels, self.labels = pixels, labels
@@ -78,7 +78,7 @@ def objective() -> Callable[..., dict[str, torch.Tensor]]:
 
 
 def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, workers: int = 2) -> Iterator[None]:
-    """(i); every `next` is one step."""
+    """(i): an iterator whose every `next` is one step."""
     net, terms = network(width).to(device), objective()
     optimizer = sgd(net)
     loader = DataLoader(
@@ -136,7 +136,7 @@ class Silent:
 
 
 def bare_loop(width: int, device: str, pixels: np.ndarray, compile: bool, fused: bool | None = None) -> Iterator[None]:
-    """(iii): nothing but the network and its optimiser."""
+    """(iii): only the network and its optimizer."""
     net = network(width).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(net, fused)
     run = torch.compile(net) if compile else net

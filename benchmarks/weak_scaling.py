@@ -40,7 +40,7 @@ GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def steps(processes: int, width: int, batch: int) -> Iterator[None]:
-    """Steps of the loop, in this process and in those that it starts; the first one says when."""
+    """Steps of the loop, in this process and in those that it starts; the first process says when to take them."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     common = {"net": "resnet18", "width": width, "method": "joint", "data": "cifar100", "device": "cpu"}
@@ -84,7 +84,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def modelled() -> dict[str, Any]:
-    """The model's step of ResNets with and without early exits, by number of GPUs."""
+    """The calculated step of ResNets with and without early exits, by number of GPUs."""
     table: dict[str, Any] = {}
     for name, classes, side, samples in (("resnet18", 100, 32, 128), ("resnet50", 1000, 224, 128)):
         shape = (3, side, side)
@@ -106,7 +106,7 @@ def row(gpus: int, step: scaling_model.StepCost) -> dict[str, float]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the result for people."""
+    """Print the result as text."""
     for number, speed in result.get("images_per_second", {}).items():
         print(f"{number} process(es) {speed:9.1f} images/s")
     if "efficiency" in result:
@@ -118,10 +118,12 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, or print the model."""
+    """Measure, or print the calculation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    parser.add_argument("--model", action="store_true", help="the model on paper instead of a measurement")
+    parser.add_argument(
+        "--model", action="store_true", help="print a calculation for many GPUs instead of a measurement"
+    )
     for name, default in (("rounds", 5), ("steps", 4), ("width", 16), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", type=int, choices=(1, 2), help=argparse.SUPPRESS)

@@ -8,14 +8,14 @@ from offramp.measure.memory import peak_mib
 
 
 class Worker:
-    """A script in a process of its own, which takes steps when told to (see `work`) and otherwise waits."""
+    """A script in a process of its own, which takes steps on request (see `work`) and otherwise waits."""
 
     def __init__(self, script: str, *options: object) -> None:
         command = [sys.executable, script, *map(str, options)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def steps(self, count: int) -> float:
-        """Let it take so many steps; answers its peak memory so far, in MiB."""
+        """Take this number of steps; returns the peak memory so far in MiB."""
         assert self.process.stdin and self.process.stdout
         print(count, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
@@ -24,14 +24,14 @@ class Worker:
         return float(answer)
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
 
 
 def work(loop: Iterator[None], device: str) -> None:
-    """Take as many steps as each line of the input says; answer with the peak memory in MiB, the GPU's on `cuda`."""
+    """For each line of the input, take that number of steps; print the peak memory in MiB (on `cuda`, of the GPU)."""
     for line in sys.stdin:
         for _ in range(int(line)):
             next(loop)
@@ -39,7 +39,7 @@ def work(loop: Iterator[None], device: str) -> None:
 
 
 def _gpu_peak_mib() -> float:
-    """After all that was begun on the GPU; on CPUs, nobody waits for the import."""
+    """The GPU's peak memory in MiB, after waiting for it; only this function imports torch."""
     import torch
 
     torch.cuda.synchronize()
