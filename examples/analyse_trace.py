@@ -1,4 +1,4 @@
-"""Which images does each exit classify correctly that no other exit does? Plain numpy on the logits of a run.
+"""Images that only one exit classifies correctly, and other statistics of a run's logits, with numpy alone.
 
 python examples/analyse_trace.py runs/first
 """

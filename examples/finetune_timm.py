@@ -13,7 +13,7 @@ import offramp
 
 
 def main() -> None:
-    """Train, calibrate, evaluate, and say what exiting early saves."""
+    """Train, calibrate and evaluate; print what early exit saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", default="timm:mobilenetv3_small_100")
     parser.add_argument("--data", required=True, help="folder:PATH, with PATH/CLASS/*.jpg")

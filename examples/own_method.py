@@ -9,7 +9,7 @@ from offramp.losses.cross_entropy import cross_entropy
 
 
 def build(*, first: float = 0.2) -> offramp.Method:
-    """L = sum_k w_k CE_k; the weights w grow evenly from the first exit to 1 at the final one.
+    """L = sum_k w_k CE_k; the weights w increase linearly from the first exit to 1 at the final one.
 
     Args:
         first: weight of the first exit's cross-entropy, above 0.
@@ -30,7 +30,7 @@ def build(*, first: float = 0.2) -> offramp.Method:
 
 
 def main(out: str = "runs/own-method", epochs: int = 3) -> offramp.Evaluation:
-    """Train a small ResNet18 on digits by this method, calibrate it to 70 % of the operations, and evaluate it."""
+    """Train a small ResNet18 on digits by this method, calibrate it to 70 % of the operations, evaluate it."""
     config = offramp.Config(
         net="resnet18", width=8, branch="linear", method="python:own_method", data="digits", epochs=epochs
     )

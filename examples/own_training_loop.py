@@ -1,4 +1,7 @@
-"""Train by any method in a loop of your own: your optimizer, data loader and precision. Run: python FILE [METHOD]"""
+"""Train by any method in a training loop of your own: your optimizer, data loader and precision.
+
+python examples/own_training_loop.py [METHOD]
+"""
 
 import sys
 
