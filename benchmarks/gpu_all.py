@@ -27,13 +27,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_cifar
 import train_speed
-from gpu_plan import Plan, Quiet, TimeEnded, rate
+from gpu_plan import Plan, Quiet, TimeEnded, bare_step, random_images, rate
 
 from offramp.config import Config
 from offramp.measure.provenance import provenance
@@ -64,36 +63,17 @@ def tests(plan: Plan) -> dict[str, Any]:
     return {"summary": lines[-1] if lines else "", "failed": failed, "output": ran.stdout[-4000:] if failed else ""}
 
 
-def bare_graph(width: int, pixels: np.ndarray) -> Iterator[None]:
-    """Forward, backward and optimizer step alone as one CUDA graph: the fastest start of its kernels."""
-    steps = train_speed.bare_loop(width, "cuda", pixels, False, fused=True)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            next(steps)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        next(steps)
-    while True:
-        graph.replay()
-        yield
-
-
 def steps(plan: Plan) -> dict[str, Any]:
     """Images per second of each form of a training step, and their ratios."""
-    width, draw = (4 if plan.tiny else 64), np.random.default_rng(0)
-    samples = 4 * train_speed.BATCH if plan.tiny else train_speed.SAMPLES
-    pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
-    labels = draw.integers(0, train_speed.CLASSES, samples)
+    width = 4 if plan.tiny else 64
+    pixels, labels = random_images(plan)
 
     def offramp(compile: bool, graph: bool) -> Callable[[], Iterator[None]]:
         return lambda: train_speed.offramp_loop(width, plan.device, pixels, labels, compile, graph)
 
     ways: dict[str, Callable[[], Iterator[None]]] = {"eager": offramp(False, False), "graph": offramp(False, True)}
     if plan.device == "cuda":
-        ways["bare graph"] = lambda: bare_graph(width, pixels)
+        ways["bare graph"] = lambda: bare_step(width, plan.device, pixels)
     ways["plain"] = lambda: train_speed.plain_loop(width, plan.device, pixels, labels, workers=0 if plan.tiny else 8)
     if not plan.tiny:
         ways |= {"compiled": offramp(True, False), "compiled graph": offramp(True, True)}
@@ -178,13 +158,11 @@ def resume(plan: Plan) -> dict[str, Any]:
 
 
 def hdkd(plan: Plan) -> dict[str, Any]:
-    """Time of a step of `hdkd` divided by that of `joint`."""
-    width, draw = (4 if plan.tiny else 64), np.random.default_rng(0)
-    samples = 4 * train_speed.BATCH
-    pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
-    labels = draw.integers(0, train_speed.CLASSES, samples)
+    """Time of a step of `hdkd` divided by that of `joint`, both without a CUDA graph."""
+    width = 4 if plan.tiny else 64
+    pixels, labels = random_images(plan)
     speeds = {
-        method: rate(train_speed.offramp_loop(width, plan.device, pixels, labels, False, method=method), plan)
+        method: rate(train_speed.offramp_loop(width, plan.device, pixels, labels, False, False, method), plan)
         for method in ("joint", "hdkd")
     }
     return {"images_per_second": speeds, "steps_of_joint": speeds["joint"] / speeds["hdkd"]}

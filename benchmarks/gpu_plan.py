@@ -1,4 +1,4 @@
-"""The parts of `gpu_all.py`, its time limit, and how it times steps."""
+"""The parts of `gpu_all.py` and `gpu_cifar.py`, the time limit, and how steps are timed."""
 
 import dataclasses
 import time
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import train_speed
 
@@ -36,6 +37,32 @@ class Quiet(Silent):
 
     def warn(self, text: str) -> None:
         pass
+
+
+def random_images(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of random images of CIFAR's size."""
+    draw, samples = np.random.default_rng(0), 4 * train_speed.BATCH if plan.tiny else train_speed.SAMPLES
+    pixels = draw.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
+    return pixels, draw.integers(0, train_speed.CLASSES, samples)
+
+
+def bare_step(width: int, device: str, pixels: np.ndarray) -> Iterator[None]:
+    """The bare step of the network, on a GPU as one CUDA graph: as fast as its kernels can be started."""
+    steps = train_speed.bare_loop(width, device, pixels, False, fused=True)
+    if device != "cuda":
+        yield from steps
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            next(steps)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        next(steps)
+    while True:
+        graph.replay()
+        yield
 
 
 def finish(device: str) -> None:

@@ -105,7 +105,7 @@ def offramp_loop(
     pixels: np.ndarray,
     labels: np.ndarray,
     compile: bool,
-    graph: bool = False,
+    graph: bool | None = None,
     method: str = "beed",
 ) -> Iterator[None]:
     """(ii): the loop of `offramp train` with its defaults."""

@@ -89,6 +89,17 @@ def test_gpu_all_keeps_what_it_had_when_the_time_ended(
 
 
 @pytest.mark.full
+def test_gpu_cifar_names_its_targets_beside_what_it_measured(
+    gpu_all: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu_all.gpu_cifar.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "run"), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["provenance"]["device"] == "cpu" and len(result["accuracy"]) == len(result["paper"]["accuracy"])
+    assert all(0 < result[name] < float("inf") for name in result["targets"])
+    assert result["side_by_side"].keys() == {"offramp", "plain", "bare"}
+
+
+@pytest.mark.full
 def test_gpu_all_measures_every_part(gpu_all: Any, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "4", "--out", str(out)])

@@ -46,7 +46,9 @@ class DeviceArray:
 
 
 def absent(runtime: str) -> str:
-    """Why a runtime of `PROVIDERS` cannot be used here, with what to install; nothing if it can."""
+    """Why a runtime of `PROVIDERS` cannot be used here, with what to install; nothing if it can, or is another one."""
+    if runtime not in PROVIDERS:
+        return ""
     try:
         import onnxruntime
     except ImportError:

@@ -109,10 +109,10 @@ def _run(words: list[str]) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in REQUIRED:
-            return fail(words, *explain(error))
+            return fail(words, *explain(error, "".join(named)))
         return fail(words, f"`offramp {words[0]}` needs {package}, which is not installed: pip install {package}", 1)
     except Exception as error:
-        return fail(words, *explain(error))
+        return fail(words, *explain(error, "".join(named)))
     return 0
 
 

@@ -13,24 +13,30 @@ from offramp.python_names import failing_line
 from offramp.text import one_line
 from offramp.trust import NotTrusted
 
-_ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory", re.IGNORECASE)
+_ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 DEBUG = "OFFRAMP_DEBUG"
 """Set this variable to see tracebacks."""
 _DEVICE = re.compile("^(CUDA|cuDNN|CUBLAS|NCCL)[ _]|does not have a deterministic implementation", re.IGNORECASE)
-LESS_MEMORY = (
-    "take a smaller --batch-size, --precision bf16 or a smaller network, or end other programs there (`nvidia-smi`)"
-)
+_TRAINS = "take a smaller --batch-size, --accumulate 2 or more, --precision bf16 or a smaller network"
+LESS_MEMORY = {
+    **dict.fromkeys(("train", "compare", "sweep"), _TRAINS),
+    "bench": "take a smaller --batch",
+    "predict": "take a smaller --batch-size",
+}
+"""What to change of a command for which a GPU has too little memory; the others evaluate in batches of fixed sizes."""
+NO_GPU = {"predict": "--runtime onnx"}
+"""How a command is told to compute on the CPU, if not by `--device cpu`."""
 GPU_ADVICE = (
     ("device-side assert", f"an index lay outside its tensor; CUDA_LAUNCH_BLOCKING=1 with {DEBUG}=1 shows where"),
-    ("no kernel image", "this build of PyTorch has no code for this GPU: install another, or take --device cpu"),
-    ("driver version", "the driver is older than this build of PyTorch needs: update it, or take --device cpu"),
+    ("no kernel image", "this build of PyTorch has no code for this GPU: install another, or take {cpu}"),
+    ("driver version", "the driver is older than this build of PyTorch needs: update it, or take {cpu}"),
     ("deterministic|CUBLAS_WORKSPACE", "leave out --deterministic, or set CUBLAS_WORKSPACE_CONFIG=:4096:8"),
     (
         "",
         f"`nvidia-smi` shows its state, CUDA_LAUNCH_BLOCKING=1 with {DEBUG}=1 the line that failed",
     ),
 )
-"""What to do about an error of a GPU, by what it says; the first pattern that is found counts."""
+"""What to do about an error of a GPU, by what it says; the first pattern that is found counts. `cpu`: see `NO_GPU`."""
 
 
 def fail(words: list[str], message: str, status: int) -> int:
@@ -48,8 +54,11 @@ def fail(words: list[str], message: str, status: int) -> int:
     return status
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def explain(error: Exception, verb: str = "") -> tuple[str, int]:
     """(what went wrong, the exit status): 2 if a word of the command was not understood, else 1.
+
+    Args:
+        verb: the command that failed, whose options are named.
 
     Errors of the user's files and machine are shown as they are. Unexpected ones, mistakes of offramp or of a library,
     are shown with their type and the line that raised them; errors in code from outside with the line there.
@@ -61,10 +70,11 @@ def explain(error: Exception) -> tuple[str, int]:
         return named + error.strerror, 1
     if _out_of_memory(error):
         sentence = one_line(str(error), 300)
-        if "CUDA" in sentence:
-            return f"the GPU has not enough memory: {sentence}; {LESS_MEMORY}", 1
+        if _DEVICE.search(sentence):
+            change = LESS_MEMORY.get(verb, f"take {_on_cpu(verb)}")
+            return f"the GPU has not enough memory: {sentence}; {change}, or end other programs there (`nvidia-smi`)", 1
         return f"there is not enough memory{f': {sentence}' if sentence else ''}", 1
-    if sentence := _of_gpu(error):
+    if sentence := _of_gpu(error, verb):
         return sentence, 1
     if isinstance(error, NotTrusted):
         return f"{as_typed(error)}, or add --trust to this command", 1
@@ -80,7 +90,11 @@ def explain(error: Exception) -> tuple[str, int]:
     )
 
 
-def _of_gpu(error: Exception) -> str:
+def _on_cpu(verb: str) -> str:
+    return NO_GPU.get(verb, "--device cpu")
+
+
+def _of_gpu(error: Exception, verb: str) -> str:
     """What a failure of the GPU means and what to do; nothing if the error is not one of the device.
 
     The device reports it late, so that the line which raised it is not the line that failed.
@@ -89,7 +103,7 @@ def _of_gpu(error: Exception) -> str:
     if not isinstance(error, RuntimeError) or not _DEVICE.search(message):
         return ""
     advice = next(text for pattern, text in GPU_ADVICE if re.search(pattern, message, re.IGNORECASE))
-    return f"the GPU failed: {message}; {advice}"
+    return f"the GPU failed: {message}; {advice.format(cpu=_on_cpu(verb))}"
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -54,17 +54,18 @@ def analyse(
         emit_result(result)
         return
     for run in result.runs:
-        _show(run)
+        _show(run, result.provenance["device"])
     for file in result.files:
         stdout.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _show(run: "RunAnalysis") -> None:
+def _show(run: "RunAnalysis", device: str) -> None:
     from offramp.cli._console import stdout, table
 
     timed = run.exits[0].ms is not None
     head = ["exit", "acc. %", "rel. MACs", *(["rel. ms"] if timed else []), "wrong later", "always", "alone", "top-1 p"]
-    stdout.print(table(f"{run.name} on test", head, [_row(exit, timed) for exit in run.exits]), soft_wrap=True)
+    title = f"{run.name} on test, computed{' and timed' if timed else ''} on {device}"
+    stdout.print(table(title, head, [_row(exit, timed) for exit in run.exits]), soft_wrap=True)
     top = run.exits[0].softmax.top
     rows = [
         [

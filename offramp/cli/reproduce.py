@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from offramp.cli import emit, emit_result
-from offramp.cli._options import Address, Engine, Fetch, Jobs, Json
+from offramp.cli._options import Address, Device, Engine, Fetch, Jobs, Json
 from offramp.cli._parse import parse_seeds
 from offramp.lookup import ParameterError
 
@@ -32,6 +32,7 @@ def reproduce(
     out: Path | None = None,
     ledger: Path | None = None,
     data_dir: Annotated[Path | None, Parameter(help="Folder of the data sets; default: $OFFRAMP_DATA.")] = None,
+    device: Device = "auto",
     jobs: Jobs = "auto",
     engine: Engine = "local",
     address: Address = None,
@@ -86,6 +87,7 @@ def reproduce(
         out=out,
         ledger=ledger,
         data_dir=data_dir,
+        device=device,
         jobs=jobs,
         engine=engine,
         address=address,

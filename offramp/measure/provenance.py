@@ -20,6 +20,10 @@ PACKAGES = (
 )  # fmt: skip
 
 
+FOR_GPUS = ("onnxruntime-gpu", "tensorrt", "triton")
+"""Packages that compute on GPUs; listed where they are installed."""
+
+
 def provenance(device: str | None = None) -> dict[str, Any]:
     """Command, date, commit, versions and hardware of this process, as plain values.
 
@@ -35,6 +39,7 @@ def provenance(device: str | None = None) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
+            **{name: text for name in FOR_GPUS if (text := _version(name))},
             **plugins.loaded(),
         },
         "hardware": hardware(),

@@ -14,6 +14,7 @@ from offramp.papers.catalog import Protocol, Training, runnable, training, value
 from offramp.papers.figures import BEST, BLOCKS, BY_EPOCH, PER_EXIT, RunValues
 from offramp.papers.lines import identity
 from offramp.papers.selection import PaperFigure
+from offramp.runs.run import Device
 from offramp.study.ledger import append
 from offramp.train.run_dir import CONFIG, METRICS, RESULT
 
@@ -56,11 +57,16 @@ def read(ledger: Path, trainings: Sequence[Training], protocol: Protocol) -> dic
 
 
 def analyse_runs(
-    figures: Sequence[PaperFigure], folder: Path, ledger: Path, protocol: Protocol, data_dir: Path | None
+    figures: Sequence[PaperFigure],
+    folder: Path,
+    ledger: Path,
+    protocol: Protocol,
+    data_dir: Path | None,
+    device: Device = "auto",
 ) -> list[str]:
     """Analyse the finished runs in a folder whose lines lack what figures need; returns the runs' names.
 
-    Latencies, if a figure needs them, are those of single images on this machine.
+    Latencies, if a figure needs them, are those of single images on this machine's `device`.
     """
     from offramp.runs.analyse import analyse
 
@@ -78,12 +84,13 @@ def analyse_runs(
             or (one.name in mapped and not known.blocks)
         ):
             continue
-        result = analyse(run, dissimilarity=0, data_dir=data_dir, batch_size=1 if one.name in timed else None)
+        place: dict[str, Any] = {"data_dir": data_dir, "device": device}
+        result = analyse(run, dissimilarity=0, batch_size=1 if one.name in timed else None, **place)
         exits = [_plain(exit) for exit in result.runs[0].exits]
         config["data-dir"] = str(data_dir) if data_dir else config.get("data-dir")  # left out of the line, see `append`
         line = {"training": one.name, "protocol": protocol.name, "seed": seed, "samples": result.runs[0].samples}
-        points = _budgeted(run, data_dir) if one.name in budgeted else []
-        blocks = _blocks(run, data_dir) if one.name in mapped else []
+        points = _budgeted(run, place) if one.name in budgeted else []
+        blocks = _blocks(run, place) if one.name in mapped else []
         values = {"exits": exits, "epochs": _epochs(run), "budgeted": points, "blocks": blocks}
         append(file_of(ledger), {**line, **values, "config": config, "provenance": result.provenance})
         done.append(f"{one.name} seed {seed}")
@@ -102,20 +109,20 @@ def _epochs(run: Path) -> list[dict[str, Any]]:
     return [one for one in logged if {"train", "test"} <= set(one)]
 
 
-def _budgeted(run: Path, data_dir: Path | None) -> list[dict[str, Any]]:
+def _budgeted(run: Path, place: dict[str, Any]) -> list[dict[str, Any]]:
     """The points of budgeted batches, without thresholds; operations are counted as MSDNet's code does."""
     from offramp.runs.curves import curves
 
-    points = curves(run, cost="msdnet_ops", metric="top5", data_dir=data_dir).budgeted
+    points = curves(run, cost="msdnet_ops", metric="top5", **place).budgeted
     return [{key: value for key, value in point.items() if key not in ("thresholds", "shares")} for point in points]
 
 
-def _blocks(run: Path, data_dir: Path | None) -> list[dict[str, Any]]:
+def _blocks(run: Path, place: dict[str, Any]) -> list[dict[str, Any]]:
     """Mean dissimilarity of two images of one class, and of two classes, at the main output (EED, Fig. 4)."""
     from offramp.runs.run import load_run
     from offramp.study.analyses import dissimilarity, sorted_sample
 
-    trace = load_run(run).trace("test", features=True, data_dir=data_dir)
+    trace = load_run(run).trace("test", features=True, **place)
     assert trace.features is not None
     places = sorted_sample(trace.labels)
     same = trace.labels[places][:, None] == trace.labels[places][None]

@@ -130,9 +130,11 @@ def kind_of(record: Mapping[str, Any]) -> tuple[str, int]:
 def _cost(record: Mapping[str, Any]) -> tuple[float, str]:
     """Seconds that a run was trained, and on what."""
     training = record.get("training") or {}
-    hardware = (training.get("provenance") or {}).get("hardware") or {}
-    where = hardware.get("gpu") or f"{hardware.get('cpu', 'unknown')}, {hardware.get('threads', '?')} threads"
-    return float(training.get("seconds") or 0.0), str(where)
+    origin = training.get("provenance") or {}
+    hardware = origin.get("hardware") or {}
+    on_gpu = origin.get("device", record["config"].get("device")) != "cpu"  # the machine may have one all the same
+    cpu = f"{hardware.get('cpu', 'unknown')}, {hardware.get('threads', '?')} threads"
+    return float(training.get("seconds") or 0.0), str((on_gpu and hardware.get("gpu")) or cpu)
 
 
 def short_version(version: str) -> str:

@@ -13,6 +13,7 @@ from offramp.papers.figures import BY_EPOCH
 from offramp.papers.lines import MeasuredLines
 from offramp.papers.selection import figures
 from offramp.runs.packing import Jobs
+from offramp.runs.run import Device
 from offramp.runs.run_entries import Entry
 from offramp.runs.train_all import CompareReporter, train_all
 from offramp.train.run_dir import RESULT, put
@@ -32,13 +33,14 @@ def train_missing(
     jobs: Jobs,
     reporter: CompareReporter,
     engine: Engine,
+    device: Device,
 ) -> list[dict[str, str]]:
     """Train what the ledger lacks, all trainings of a seed before the next seed; those that need another run last."""
 
     def entry(one: Training, seed: int) -> Entry:
         logged = ("train", "test") if one.name in by_epoch else ()
         config = config_of(one, protocol, folder)
-        config = dataclasses.replace(config, seed=seed, data_dir=data_dir, log_accuracy=logged)
+        config = dataclasses.replace(config, seed=seed, data_dir=data_dir, log_accuracy=logged, device=device)
         return Entry(one.name, resolve(config), folder / folder_of(one.name, seed))
 
     drawn = [figure for figure in figures().values() if figure.analysis == BY_EPOCH]

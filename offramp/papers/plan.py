@@ -1,5 +1,6 @@
 """What is left to train, and what that costs on this machine, by a step of every training that is measured here."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 from offramp.config import Config, ResolvedConfig, resolve
 from offramp.papers.catalog import Protocol, Training, config_of
 from offramp.progress import Progress, no_progress
+from offramp.runs.run import Device
 from offramp.runs.step_time import step_times
 
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
@@ -48,17 +50,19 @@ def planned(
     seeds: Sequence[int],
     protocol: Protocol,
     progress: Progress = no_progress,
+    device: Device = "auto",
 ) -> list[PlannedTraining]:
     """What is left to train of every training, with measured costs.
 
     Args:
         present: seeds in the ledger, by name.
         progress: called as steps are measured.
+        device: that would train.
     """
     result = []
     with progress("measuring steps", len(trainings)) as advance:
         for one in trainings:
-            config = config_of(one, protocol)
+            config = dataclasses.replace(config_of(one, protocol), device=device)
             lines = present.get(one.name, [])
             missing = [seed for seed in seeds if seed not in lines]
             step = step_seconds(resolve(config)) if missing else None
@@ -93,8 +97,6 @@ def step_seconds(config: ResolvedConfig) -> float:
 
 
 def _replaced(config: ResolvedConfig, **options: Any) -> ResolvedConfig:
-    import dataclasses
-
     return dataclasses.replace(config, method_options={**config.method_options, **options})
 
 

@@ -28,9 +28,15 @@ def protocol_line(result: Reproduction) -> str:
     )
 
 
+def _head(result: Reproduction) -> str:
+    """The protocol, and the processors or GPUs that the runs were trained on."""
+    trained = f" Trained on {' and '.join(result.hardware)}." if result.hardware else ""
+    return protocol_line(result) + trained
+
+
 def as_text(result: Reproduction) -> str:
     """For a terminal."""
-    parts = [_filled(text) for text in (protocol_line(result), *_left_out(result))]
+    parts = [_filled(text) for text in (_head(result), *_left_out(result))]
     for table in result.tables:
         parts.append(text_table(_filled(f"{table.title} ({UNITS[table.metric]})"), *table_grid(table)))
         parts += map(_filled, table_notes(table))
@@ -44,7 +50,7 @@ def as_text(result: Reproduction) -> str:
 
 def as_markdown(result: Reproduction) -> str:
     """For a document."""
-    parts = [protocol_line(result), *_left_out(result)]
+    parts = [_head(result), *_left_out(result)]
     for table in result.tables:
         parts += [f"### {table.name}", f"{table.title}; {UNITS[table.metric]}.", markdown_text(*table_grid(table))]
         parts += table_notes(table)
@@ -60,15 +66,13 @@ def as_markdown(result: Reproduction) -> str:
 def as_latex(result: Reproduction) -> str:
     """One `table` of booktabs for each table and each figure that has values, and one of the claims."""
     parts = [
-        latex_text(f"{table.title} ({UNITS[table.metric]}). {protocol_line(result)}", *table_grid(table))
+        latex_text(f"{table.title} ({UNITS[table.metric]}). {_head(result)}", *table_grid(table))
         for table in result.tables
     ]
-    parts += [
-        latex_text(f"{one.title}. {protocol_line(result)}", *figure_grid(one)) for one in result.figures if one.rows
-    ]
+    parts += [latex_text(f"{one.title}. {_head(result)}", *figure_grid(one)) for one in result.figures if one.rows]
     if result.claims:
         rows = [[one.text, one.verdict] for one in result.claims]
-        parts.append(latex_text(f"Claims. {protocol_line(result)}", ["claim", "verdict"], rows))
+        parts.append(latex_text(f"Claims. {_head(result)}", ["claim", "verdict"], rows))
     return "\n".join(parts)
 
 

@@ -20,6 +20,7 @@ from offramp.papers.selection import Selection, select
 from offramp.papers.values import TableResult, table_result
 from offramp.runs.compare import LEDGER
 from offramp.runs.packing import Jobs, check_jobs
+from offramp.runs.run import Device
 from offramp.runs.train_all import CompareReporter, SilentCompare, check_writable
 
 OUT = "runs/reproduce"
@@ -84,6 +85,7 @@ def reproduce(
     engine: str = "local",
     address: str | None = None,
     fetch: bool = False,
+    device: Device = "auto",
     reporter: CompareReporter | None = None,
 ) -> Reproduction:
     """Train what a table, figure or claim of the papers needs and the ledger lacks; put printed beside measured values.
@@ -104,6 +106,7 @@ def reproduce(
         data_dir: the folder of the data sets; default $OFFRAMP_DATA.
         jobs: how many runs at once, as in `offramp.compare`.
         engine, address, fetch: where the runs are trained, as in `offramp.compare`.
+        device: what to train and compute on; `auto` is a GPU if there is one.
     Raises:
         ValueError: for a name that does not exist, with the nearest, and for data that are missing, before training.
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
@@ -119,14 +122,16 @@ def reproduce(
     failed: list[dict[str, str]] = []
     if plan:
         present = {one.name: lines.seeds(one.name) for one in needed}
-        costs = planned(needed, present, seeds, settings, reporter.working)
+        costs = planned(needed, present, seeds, settings, reporter.working, device)
     elif not show:
         _refuse(jobs, seeds, ledger_path, lines)
         with opened(engine, address, fetch) as where:
-            failed = train_missing(needed, seeds, settings, folder, ledger_path, lines, data_dir, jobs, reporter, where)
+            failed = train_missing(
+                needed, seeds, settings, folder, ledger_path, lines, data_dir, jobs, reporter, where, device
+            )
         lines = measured(ledger_path, needed, settings)
     if not plan and selection.figures:
-        for run in analysed.analyse_runs(selection.figures, folder, ledger_path, settings, data_dir):
+        for run in analysed.analyse_runs(selection.figures, folder, ledger_path, settings, data_dir, device):
             reporter.note(f"{run}: analysed")
     return _result(name, selection, settings, ledger_path, lines, costs, failed, failures(folder))
 

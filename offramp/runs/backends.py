@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FOREIGN = ("onnx", "openvino", *PROVIDERS)
 GRAPHS = ("torch-graph", "torch-bf16-graph")
 """PyTorch on a GPU, each segment one CUDA graph."""
+ON_GPUS = (*GRAPHS, *PROVIDERS)
 RUNTIMES = ("torch", "torch-bf16", *GRAPHS, *FOREIGN)
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -54,13 +55,17 @@ class Sides:
     baseline: dict[str, Any] | None = None
 
 
-def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def choose(
+    runtimes: Sequence[str] | None, offered: Sequence[str], device: str = "auto"
+) -> tuple[list[str], dict[str, str]]:
     """The runtimes to measure, and those that are not installed, with the command that installs them.
 
+    Args:
+        device: what was asked to be computed on; with `cpu` there are none of GPUs.
     Raises:
         ValueError: if one is unknown or not offered, or none is left.
     """
-    usual = [name for name in offered if name not in (*PROVIDERS, *GRAPHS) or not absent(name)]
+    usual = [name for name in offered if name not in ON_GPUS or not absent(name, device)]
     requested = usual if runtimes is None else list(runtimes)
     for name in requested:
         if name not in RUNTIMES:
@@ -69,7 +74,7 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
             raise ValueError(f"a bundle has {', '.join(offered)}, not {name}: name the run for that")
     left_out = {}
     for name in requested:
-        if reason := absent(name):
+        if reason := absent(name, device):
             left_out[name] = reason
     usable = [name for name in dict.fromkeys(requested) if name not in left_out]
     if not usable:
@@ -77,14 +82,18 @@ def choose(runtimes: Sequence[str] | None, offered: Sequence[str]) -> tuple[list
     return usable, left_out
 
 
-def absent(runtime: str) -> str:
-    """Why a runtime cannot be measured here, with the command that installs it; nothing if it can."""
-    if runtime in PROVIDERS:
-        return absent_on_gpu(runtime)
-    if runtime in GRAPHS:
+def absent(runtime: str, device: str = "auto") -> str:
+    """Why a runtime cannot be measured here, with the command that installs it; nothing if it can.
+
+    Args:
+        device: what was asked to be computed on.
+    """
+    if runtime in ON_GPUS:
         import torch
 
-        return "" if torch.cuda.is_available() else "for GPUs, and PyTorch sees none here"
+        if torch.cuda.is_available():
+            return "for GPUs, not for device=cpu" if device == "cpu" else absent_on_gpu(runtime)
+        return absent_on_gpu(runtime) or "for GPUs, and PyTorch sees none here"
     if all(importlib.util.find_spec(package) is not None for package in NEEDS.get(runtime, ())):
         return ""
     extra = "export" if runtime == "onnx" else "export,openvino"
@@ -105,7 +114,7 @@ def of_run(
     Args:
         rivals: runs on the same data, whose plain networks are measured as well.
     """
-    chosen, left_out = choose(runtimes, RUNTIMES)
+    chosen, left_out = choose(runtimes, RUNTIMES, loaded.config.device)
     assert loaded.policy is not None
     others = {name: run.inference_net for name, run in (rivals or {}).items()}
     runners = [_in_torch(loaded, data, name, others) for name in chosen if name.startswith("torch")]

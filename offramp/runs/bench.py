@@ -89,7 +89,7 @@ def bench(
         images: for a bundle, a folder of images, if its data set is not available here.
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
-        device: what to compute on; `auto` is a GPU if there is one.
+        device: for a run, what to compute on; `auto` is a GPU if there is one.
         baseline: for a run, the plain network to time as well: folder of a run without early exits, or file of weights
             of this network.
         seed: of the order of the images.
@@ -150,6 +150,9 @@ def _sides(
         if baseline is not None:
             message = f"{target} is a bundle, and baseline is for a run: name the run that the bundle was made of"
             raise with_parameters(ValueError(message), "baseline")
+        if device != "auto":
+            message = "device is for a run: a bundle's runtimes name theirs, as in runtimes=onnx,onnx-cuda"
+            raise ParameterError(message, "device", "runtimes")
         return backends.of_bundle(target, runtimes, threads, images, data_dir, largest, reporter)
     loaded = load_run(target, weights, device=device)
     if images is not None:

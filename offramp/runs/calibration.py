@@ -110,7 +110,8 @@ def _table(result: Calibration) -> str:
         level = "off" if not on else "all" if exit == last else _level(levels[exit], result.score)
         name = "final" if exit == last else f"exit {exit + 1}"
         rows.append([name, level, percent(result.expected["shares"][exit])])
-    title = f"{result.policy}: fitted on {result.samples:,} samples of cal"
+    device = f", computed on {result.computed_on}" if result.computed_on else ""
+    title = f"{result.policy}: fitted on {result.samples:,} samples of cal{device}"
     return text_table(title, ["exit", f"exit if {result.score}", "exits here %"], rows)
 
 

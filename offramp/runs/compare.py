@@ -14,6 +14,7 @@ from offramp.runs import run_entries
 from offramp.runs.grid import NO_GRID, Grid
 from offramp.runs.outputs import check_outputs, write_outputs
 from offramp.runs.packing import Jobs, check_jobs
+from offramp.runs.run import Device
 from offramp.runs.train_all import CompareReporter, SilentCompare, check_writable, train_all
 from offramp.study import comparison, comparison_files
 from offramp.study.comparison import Comparison
@@ -108,7 +109,8 @@ def compare(
         )
     commons = [common_of(flat(entry.config)) for entry in entries]
     runs = [entry.folder for entry in entries]
-    comparisons = _comparisons(ledger_path, baseline, metric, runs=runs) if ledger_path.is_file() else []
+    device = entries[0].config.device
+    comparisons = _comparisons(ledger_path, baseline, metric, device, runs=runs) if ledger_path.is_file() else []
     comparisons = [one for one in comparisons if one.common in commons]
     return ComparisonResult(str(ledger_path), comparisons, failed, _write(comparisons, write))
 
@@ -121,17 +123,19 @@ def compare_ledger(
     baseline: str | Path = "joint",
     metric: str = "top1",
     write: Sequence[Path] = (),
+    device: Device = "auto",
 ) -> ComparisonResult:
     """Compare all runs that a ledger lists; nothing is trained.
 
     Args:
         methods: labels of the methods to compare, as the tables print them; default all of the ledger.
         ledger, baseline, metric, write: as in `compare`.
+        device: what to compute a baseline on that is a path; `auto` is a GPU if there is one.
     Raises:
         ValueError: if it is not a ledger, or a method or `baseline` is not in it.
     """
     check_outputs(write)
-    comparisons = _comparisons(Path(ledger), baseline, metric, methods)
+    comparisons = _comparisons(Path(ledger), baseline, metric, device, methods)
     return ComparisonResult(str(ledger), comparisons, [], _write(comparisons, write))
 
 
@@ -148,7 +152,12 @@ def _write(comparisons: list[Comparison], paths: Sequence[Path]) -> list[str]:
 
 
 def _comparisons(
-    ledger: Path, baseline: str | Path, metric: str, methods: Sequence[str] = (), runs: Sequence[Path] = ()
+    ledger: Path,
+    baseline: str | Path,
+    metric: str,
+    device: Device,
+    methods: Sequence[str] = (),
+    runs: Sequence[Path] = (),
 ) -> list[Comparison]:
     from offramp.study.ledger import read
 
@@ -159,7 +168,7 @@ def _comparisons(
             raise ParameterError(f"method {method} is not in {ledger}: {nearest(method, labels)}", "methods")
     plain = None
     if str(baseline) not in (*labels, "joint") and Path(baseline).exists():
-        plain, baseline = _plain(Path(baseline), lines, runs), "joint"
+        plain, baseline = _plain(Path(baseline), lines, runs, device), "joint"
     lines = [line for line in lines if not methods or line.method in methods]
     if baseline != "joint" and baseline not in labels:
         raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(str(baseline), labels)}", "baseline")
@@ -170,7 +179,7 @@ def _comparisons(
     return comparison.compare(lines, str(baseline), metric, plain)
 
 
-def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tuple[str, FrontierPoint]:
+def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path], device: Device) -> tuple[str, FrontierPoint]:
     """The plain network of a run or a file of weights, on the images of the ledger's runs.
 
     Args:
@@ -184,12 +193,12 @@ def _plain(baseline: Path, lines: Sequence["Line"], runs: Sequence[Path]) -> tup
         if network is None:
             message = f"baseline {baseline} is a file of weights, and there is no run here whose network it is for"
             raise with_parameters(ValueError(f"{message}: name the folder of a run"), "baseline")
-        plain = evaluate(network, baseline=baseline, frontier=True).baseline
+        plain = evaluate(network, baseline=baseline, frontier=True, device=device).baseline
         assert plain is not None
         costs = {"macs": float(plain.macs)} | ({} if plain.ms is None else {"ms": plain.ms})
         return str(baseline), FrontierPoint(plain.accuracy["cal"], plain.macs, plain.accuracy["test"], costs)
     exits = open_run(baseline, with_policy=False).net.exits
-    result = evaluate(baseline, frontier=True) if exits == 1 else None
+    result = evaluate(baseline, frontier=True, device=device) if exits == 1 else None
     if result is None or not result.frontier:
         raise with_parameters(
             ValueError(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def curves_text(result: "Curves", key: str) -> str:
     """One run: anytime and budgeted; `key` is that of the accuracy in a point."""
-    head, samples = [f"{NAMES[key]} %", result.cost], f"{result.samples['test']:,} samples"
+    head = [f"{NAMES[key]} %", result.cost]
+    samples = f"{result.samples['test']:,} samples, on {result.provenance['device']}"
     exits = len(result.anytime)
     rows = [[exit_name(exit, exits), *_point(point, key)] for exit, point in enumerate(result.anytime)]
     if result.baseline:
@@ -39,7 +40,8 @@ def comparison_text(result: "CurveComparison", key: str) -> str:
     ]
     baselines = [group.baseline for group in result.groups if group.baseline]
     rows += [["baseline", "final", cell(point, key), count(point["cost"])] for point in baselines[:1]]
-    title = f"every exit on test, {NAMES[key]} %, mean ± standard deviation over seeds"
+    device = result.provenance["device"]
+    title = f"every exit on test, on {device}: {NAMES[key]} %, mean ± standard deviation over seeds"
     tables = [text_table(title, ["", "exit", f"{NAMES[key]} %", result.cost], rows)]
     for method, points in result.best.items():
         rows = [[count(point["budget"]), cell(point, key), count(point["cost"])] for point in points]

@@ -11,7 +11,7 @@ from offramp.config import Config, flat, multi_net
 from offramp.files import write_errors
 from offramp.lookup import with_parameters
 from offramp.measure.units import count
-from offramp.runs.run import MultiNetRun, RunLike, Weights, folder_of, open_run
+from offramp.runs.run import MultiNetRun, RunLike, Weights, as_trained, folder_of, open_run
 from offramp.text import shell_word
 
 
@@ -95,7 +95,7 @@ def _write(run: Path, out: Path, opened: MultiNetRun, output: int, trained: dict
         provenance=provenance(),
         kept=opened.net.names[output],
         deployed=training_cost(opened.net.deploy(output), tuple(opened.about["shape"])),
-        source={"run": str(run), "config": flat(opened.config)},
+        source={"run": str(run), "config": flat(as_trained(opened))},
     )
     run_dir.write_result(out, dataclasses.asdict(result))
     return result
@@ -129,7 +129,7 @@ def _plain_config(opened: MultiNetRun, output: int) -> Config:
     """The configuration that builds the plain network of an output."""
     from offramp.config import of_kind
 
-    config, nets = opened.config, multi_net.names(opened.config.net)
+    config, nets = as_trained(opened), multi_net.names(opened.config.net)
     if opened.net.names[output] == "gated ensemble":
         return dataclasses.replace(config, method_options={**config.method_options, "form": "ensemble"})
     alone = of_kind(config, nets[output] if len(nets) > 1 else config.net)

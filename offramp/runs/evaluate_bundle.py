@@ -80,7 +80,7 @@ class BundleEvaluation:
         head = ["exit", "accuracy %", "top-5 %", "MACs", "of plain", "exits here %"]
         other, macs = "all to the last exit", self.early_exit.macs
         sides = [performance_row("early exit", self.early_exit), performance_row(other, self.last_exit)]
-        timed = f"measured at batch size {self.batch_size} with {self.runtime}"
+        timed = f"measured at batch size {self.batch_size} with {self.runtime} on {self.provenance['device']}"
         untimed = "no times: there is no full batch of this size; take a smaller batch size"
         faster = gain(self.last_exit.macs / macs, self.speedup, other, " than to the last exit")
         plain = f"plain network, without early exits: {count(self.plain_macs)} MACs"

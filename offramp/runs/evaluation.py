@@ -177,7 +177,8 @@ class Evaluations:
 
 
 def _title(result: Evaluation) -> str:
-    return f"{result.run}: test, {result.samples:,} samples, epoch {result.epoch} ({result.weights})"
+    device = result.provenance["device"]
+    return f"{result.run}: test, {result.samples:,} samples, epoch {result.epoch} ({result.weights}), on {device}"
 
 
 def _exits(result: Evaluation) -> str:

@@ -8,7 +8,7 @@ from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError
 from offramp.measure.units import count, percent
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import LoadedRun, RunLike, Weights, folder_of, load_run, warn_if_stale
+from offramp.runs.run import LoadedRun, RunLike, Weights, as_trained, folder_of, load_run, warn_if_stale
 from offramp.runs.run_data import load_data
 from offramp.text import shell_word
 
@@ -54,7 +54,7 @@ class Export:
             f"on {measured['samples']:,} test images: accuracy {percent(measured['accuracy'])} % (plain "
             f"{percent(measured['plain_accuracy'])} %),",
             f"  {count(measured['macs'])} MACs (plain {count(measured['plain_macs'])}), "
-            f"{measured['ms']:.3f} ms per image in ONNX Runtime",
+            f"{measured['ms']:.3f} ms per image in ONNX Runtime on cpu",
         )
         return "\n".join((*lines, *_int8_lines(self.quantised)))
 
@@ -123,7 +123,7 @@ def export(
         raise ParameterError(f"images must be at least {LEAST}, got {images}", "images")
     drop = _int8_drop(int8, int8_drop)
     folder = folder_of(run)
-    loaded = load_run(folder, weights)
+    loaded = load_run(folder, weights, device="cpu")
     if loaded.policy is None:
         raise ValueError(
             f"{folder} has no policy yet: fit one with `offramp calibrate {shell_word(folder)} --max-drop 0.5%`"
@@ -168,8 +168,8 @@ def _write(
         "epoch": loaded.about["epoch"],
         "weights_digest": loaded.about["digest"],
         "split": split.summary(loaded.folder),
-        "config": flat(loaded.config),
-        **provenance(),
+        "config": flat(as_trained(loaded)),
+        **provenance("cpu"),
     }
     total = min(images, sum(map(len, data.splits.values()))) * (1 if int8_drop is None else 2)
     with reporter.working("verifying", total) as advance:

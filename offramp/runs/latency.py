@@ -26,7 +26,7 @@ def timed(
     Returns:
         A function of E flags, the final one true, to one number per enabled exit; and what the policy records.
     Raises:
-        ValueError: if a foreign runtime cannot run the network.
+        ValueError: if a foreign runtime cannot run the network, or a runtime of GPUs is to run on the CPU.
         ImportError: if the runtime is not installed, with the command that installs it.
     """
     import torch
@@ -34,14 +34,13 @@ def timed(
     from offramp.measure.cost import as_run
     from offramp.train.device import device_of
 
+    if runtime and (reason := absent(runtime, loaded.config.device)):
+        kind = ImportError if runtime in FOREIGN else ParameterError
+        raise with_parameters(kind(f"runtime={runtime} is {reason}"), "runtime", "device")
     if runtime in FOREIGN:
-        if reason := absent(runtime):
-            raise with_parameters(ImportError(f"runtime={runtime} is {reason}"), "runtime")
         device = "cuda" if runtime in PROVIDERS else "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)
     elif runtime in GRAPHS:
-        if reason := absent(runtime):
-            raise ParameterError(f"runtime={runtime} is {reason}", "runtime")
         device, choose = "cuda", graphed(loaded, batch_size, rule, runtime)
     else:
         runtime, device = runtime or _own(loaded), device_of(loaded.config.device)

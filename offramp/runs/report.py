@@ -15,7 +15,7 @@ from offramp.runs.baseline import BaselineLike
 from offramp.runs.comparison_folder import runs_of
 from offramp.runs.frontier import rule_of
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import Device, LoadedRun, RunLike, Weights, folder_of, load_run
+from offramp.runs.run import Device, LoadedRun, RunLike, Weights, as_trained, folder_of, load_run
 from offramp.runs.run_data import load_data
 from offramp.study.report_groups import RunGroup, groups_of
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 class Report:
     """The file, its size, and the numbers in it: accuracies in [0, 1], costs in multiply-adds.
 
-    `groups` are the runs that differ only in their seed, as means and deviations; single runs too.
+    `groups` are the runs that differ only in their seed, as means and deviations; single runs too. `provenance` names
+    the device.
     """
 
     report: str
     bytes: int
     runs: list[dict[str, Any]]
     groups: list[RunGroup]
+    provenance: dict[str, Any]
 
     def __str__(self) -> str:
         rows = []
@@ -45,7 +47,8 @@ class Report:
                 row += [percent(baseline["accuracy"]), count(baseline["cost"])]
             rows.append([*row, percent(leaving["accuracy"]), count(leaving["cost"])] if leaving else [*row, "–", "–"])
         baselines = ["baseline %", "MACs"] if self.runs[0]["baseline"] else []
-        table = text_table("on test", ["run", "plain %", "MACs", *baselines, "policy %", "mean MACs"], rows)
+        title = f"on test, on {self.provenance['device']}"
+        table = text_table(title, ["run", "plain %", "MACs", *baselines, "policy %", "mean MACs"], rows)
         notes = [] if baselines else [f"{run['name']}: {_plain_note(run)}" for run in self.runs]
         return "\n".join([table, *notes, f"{self.report} ({self.bytes / 1e6:.1f} MB)"])
 
@@ -104,13 +107,9 @@ def report(
             _report_run(loaded, name, weights, data_dir, baseline, images, batch_size, reporter or SILENT)
             for loaded, name in zip(opened, names(folders), strict=True)
         ]
-        put(
-            target,
-            digests.signed(
-                page(reports, provenance(opened[0].config.device)), {one.name: one.made_from for one in reports}
-            ),
-        )
-    return Report(str(target), target.stat().st_size, [run.numbers for run in reports], groups_of(reports))
+        origin = provenance(opened[0].config.device)
+        put(target, digests.signed(page(reports, origin), {one.name: one.made_from for one in reports}))
+    return Report(str(target), target.stat().st_size, [run.numbers for run in reports], groups_of(reports), origin)
 
 
 def _target(runs: Sequence[Path], out: Path | None) -> Path:
@@ -178,7 +177,8 @@ def _report_run(
         folder=str(loaded.folder),
         weights=weights,
         epoch=loaded.about["epoch"],
-        config=flat(loaded.config),
+        config=flat(as_trained(loaded)),
+        precision=loaded.config.precision,
         training=read_result(loaded.folder),
         classes=loaded.about["classes"],
         trace=test,

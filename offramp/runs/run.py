@@ -231,6 +231,15 @@ def _on(config: Config, device: Device) -> Config:
     return dataclasses.replace(config, device=here, devices=1, precision=precision)
 
 
+def as_trained(run: LoadedRun | MultiNetRun) -> ResolvedConfig:
+    """The configuration with the device and the precision of the training: `run.config` has those of this machine."""
+    from offramp.train.run_dir import read_config
+
+    stored = read_config(run.folder)
+    kept: dict[str, Any] = {name: stored[name] for name in ("device", "devices", "precision") if name in stored}
+    return dataclasses.replace(run.config, **kept)
+
+
 LARGEST_RATIO = 4
 """How many times as many parameters as its weights have a network may register while it is built."""
 

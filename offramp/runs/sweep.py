@@ -216,7 +216,8 @@ def _result(
     by_point = {trial.point: _trial(entries[trial.point], trial, score) for trial in trials}
     ordered = sorted(by_point.values(), key=lambda one: (one.stopped, one.failure is not None, -(one.score or 0.0)))
     best = next((one for one in ordered if not one.stopped and one.failure is None), None)
-    return SweepResult(metric, best, ordered, str(folder / LEDGER))
+    device = next(iter(entries.values())).config.device
+    return SweepResult(metric, best, ordered, str(folder / LEDGER), device)
 
 
 def _trial(entry: Entry, trial: "Trial", score: RunScore) -> SweepTrial:

@@ -44,16 +44,18 @@ class SweepResult:
         metric: what they were chosen by, on val.
         best: the completed training with the highest score; None if no training was completed.
         ledger: the file with one line per completed training, evaluated on test.
+        device: what they were trained and evaluated on.
     """
 
     metric: str
     best: SweepTrial | None
     trials: list[SweepTrial]
     ledger: str
+    device: str
 
     def __str__(self) -> str:
         rows = [[_options(one.options), str(one.epochs), *_scores(one), _state(one)] for one in self.trials]
-        title = f"{METRICS[self.metric]}, on val"
+        title = f"{METRICS[self.metric]}, on val, on {self.device}"
         return text_table(title, ["options", "epochs", "exits %", self.metric, "state"], rows) + self._best()
 
     def _best(self) -> str:

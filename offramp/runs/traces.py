@@ -124,6 +124,8 @@ def _compute(loaded: AnyRun, data: "DataSet", split: str, digest: str, weights: 
     from offramp.train.run_lock import InUse, writing
 
     net, loader = loader_of(loaded, data, split)
+    if loader.note:
+        reporter.note(loader.note)
     rows, settings = data.splits[split], computing(loaded.config, loader.device)
     with settings, reporter.working(f"evaluating {split}", len(rows)) as advance:
         if os.access(loaded.folder, os.W_OK):  # somebody else's run can be read, but nothing be left in it

@@ -164,7 +164,7 @@ def job_of(entry: Entry, out: Path, ledger: Path, note: Callable[[str], None]) -
     train += ["--checkpoint-every", str(config.checkpoint_every)]
     train += ["--tensorboard" if config.tensorboard else "--no-tensorboard"]
     train += ["--log-accuracy", ",".join(config.log_accuracy)] if config.log_accuracy else []
-    evaluate = ["evaluate", str(folder), *place, "--frontier", "--json"]
+    evaluate = ["evaluate", str(folder), *place, "--device", config.device, "--frontier", "--json"]
     logs = out / "logs"
     answer = logs / f"{folder.name}.json"
 

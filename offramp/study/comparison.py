@@ -46,6 +46,7 @@ class Comparison:
     `costs` has a row per method too: what early exit costs at the accuracy of the plain network, which `plain` names.
     `metric` is `top1` or `top5`, the share of samples whose label is among the five largest logits (exits only).
     `apart` holds the options that tell it from other comparisons of the ledger, but for those that every title names.
+    `devices` are what its figures were computed on.
     """
 
     common: dict[str, Any]
@@ -56,6 +57,7 @@ class Comparison:
     apart: dict[str, Any] = field(default_factory=dict)
     plain: str = ""
     costs: list[MethodCosts] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
 
 
 def compare(
@@ -109,7 +111,9 @@ def _compared(
     plain = plain_networks(lines, plain_network)
     lines_by_method = {row.method: [line for line in lines if line.method == row.method] for row in rows}
     costs = [method_costs(method, members, plain) for method, members in lines_by_method.items()]
-    return Comparison(lines[0].common, columns, baseline, rows, metric, plain=plain.name, costs=costs)
+    devices = sorted({line.device for line in lines if line.device})
+    about: dict[str, Any] = {"plain": plain.name, "costs": costs, "devices": devices}
+    return Comparison(lines[0].common, columns, baseline, rows, metric, **about)
 
 
 def _row(method: str, runs: dict[int, Values], others: dict[int, Values], macs: list[int]) -> MethodRow:

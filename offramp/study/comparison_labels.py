@@ -6,8 +6,8 @@ from offramp.study.comparison import METRICS, Comparison, MethodRow
 
 
 def title(comparison: Comparison) -> str:
-    """What was compared, in a line: network, exits, data, epochs, and on what it was evaluated."""
-    return f"{trained(comparison)}; {comparison.common.get('evaluated')}"
+    """What was compared, in a line: network, exits, data, epochs, on what it was evaluated, and by which device."""
+    return f"{trained(comparison)}; {comparison.common.get('evaluated')}, {computed_on(comparison)}"
 
 
 def trained(comparison: Comparison) -> str:
@@ -20,6 +20,11 @@ def trained(comparison: Comparison) -> str:
         f"{config.get('net')}{width}, {config.get('branch')} exits, {config.get('data')}{few}, "
         f"{config.get('epochs')} epochs{apart}"
     )
+
+
+def computed_on(comparison: Comparison) -> str:
+    """The devices of the figures: `on cpu`, `on cpu and cuda`."""
+    return f"on {' and '.join(comparison.devices) or 'an unknown device'}"
 
 
 def heading(comparison: Comparison) -> str:
@@ -63,8 +68,8 @@ def counted(seeds: Sequence[int]) -> str:
 def cost_heading(comparison: Comparison) -> str:
     """What the table of costs shows."""
     return (
-        "Early exit on test, thresholds fitted on cal: mean operations and milliseconds (on "
-        f"{comparison.common.get('device', 'cpu')}) where accuracy on cal is that of the plain network, and 0.5 points "
+        f"Early exit on test, thresholds fitted on cal: mean operations and milliseconds ({computed_on(comparison)}) "
+        "where accuracy on cal is that of the plain network, and 0.5 points "
         f"below it, with points of accuracy on test against it ({comparison.plain}); area under the budgeted curve; ± "
         "half of the 95 % interval over seeds"
     )

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from offramp.measure.text_table import text_table
 from offramp.study.comparison import METRICS, Comparison
-from offramp.study.comparison_labels import counted, difference_cells, exit_columns, mean_cells, title
+from offramp.study.comparison_labels import computed_on, counted, difference_cells, exit_columns, mean_cells, title
 from offramp.study.plain_costs import narrow_rows, quality_cells
 
 WIDEST = 11
@@ -56,7 +56,7 @@ def _costs(comparison: Comparison, names: dict[str, str]) -> list[TextTable | st
             for number, texts in enumerate(narrow_rows(row))
         ]
         head = "early exit on test at plain's accuracy on cal, ± half of the 95 % interval"
-        ms = f"ms on {comparison.common.get('device', 'cpu')}"
+        ms = f"ms {computed_on(comparison)}"
         parts += [TextTable(head, ["", "n", "", "MACs", ms, "points"], rows), comparison.plain]
     if any(row.auroc for row in comparison.costs):
         exits = exit_columns(comparison)

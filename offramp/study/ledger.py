@@ -22,7 +22,7 @@ class Line(NamedTuple):
     `accuracy` holds E shares; `top5` too, and `macs` the multiply-adds per image up to each exit; None in lines that
     lack them. So do lines that were written without `offramp evaluate --frontier`: `frontier` holds policies of rising
     cost, `area` the area under the budgeted curve, `images` digests of the images by split; and `auroc` and
-    `calibration_error` E numbers.
+    `calibration_error` E numbers. `device` is what all these figures were computed on.
     """
 
     method: str
@@ -37,6 +37,7 @@ class Line(NamedTuple):
     auroc: tuple[float | None, ...] | None = None
     calibration_error: tuple[float, ...] | None = None
     images: Mapping[str, str] | None = None
+    device: str | None = None
 
 
 def label(config: Mapping[str, Any]) -> str:
@@ -177,7 +178,8 @@ def _run(text: str, where: str) -> tuple[Line, dict[str, Any]]:
         top5 = tuple(float(share) for share in record["top5"]) if record.get("top5") else None
         macs = tuple(int(count) for count in record["macs"]) if record.get("macs") else None
         line = Line(label(config), int(config["seed"]), known, accuracy, float(record["ensemble"]), top5, macs)
-        return line._replace(**_of_policies(record)), record
+        device = (record.get("provenance") or {}).get("device") or config.get("device")
+        return line._replace(**_of_policies(record), device=device), record
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where} is not a run ({type(error).__name__}: {error}): "

@@ -20,7 +20,8 @@ class RunReport:
 
     Attributes:
         name: its name on the page; folder: the run's folder.
-        config: the resolved options; training: the content of `result.json`, None if training is not finished.
+        config: the resolved options, as it was trained; precision: what is computed in here.
+        training: the content of `result.json`, None if training is not finished.
         classes: names of the C classes.
         trace: all exits on test; summary: of that trace, by `offramp.measure.accuracy.summary`.
         curves: `anytime`, `budgeted` (empty if nothing was held out), `plain` and `baseline` (None without one),
@@ -40,6 +41,7 @@ class RunReport:
     weights: str
     epoch: int
     config: Mapping[str, Any]
+    precision: str
     training: Mapping[str, Any] | None
     classes: Sequence[str]
     trace: Trace

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from offramp.data.loading import Loader
+from offramp.data.loading import Loader, Store
 from offramp.data.splits import DataSet
 from offramp.train.held_out import HeldOut
 from offramp.train.recipe import Recipe
@@ -32,9 +32,10 @@ def build_loaders(fabric: Any, recipe: Recipe, data: DataSet) -> Loaders:
     """The loaders of a run; `held_out` must not be used if there is no val split."""
     order = {"rank": fabric.global_rank, "world": fabric.world_size}
     evaluated = max(recipe.batch_size, EVALUATED)
+    stores: dict[str, Store] = {}  # images of a split are on a GPU once, whatever reads them
 
     def loader(split: str, *, augment: bool = False, batch_size: int = recipe.batch_size, **order: Any) -> Loader:
-        return Loader(
+        built = Loader(
             data.splits[split],
             data,
             batch_size=batch_size,
@@ -42,11 +43,15 @@ def build_loaders(fabric: Any, recipe: Recipe, data: DataSet) -> Loaders:
             device=fabric.device,
             seed=recipe.seed,
             channels_last=True,
+            store=stores.get(split),
             **order,
         )
+        if not built.store.cropped:
+            stores[split] = built.store
+        return built
 
     train = loader("train", augment=True, balanced=recipe.balanced, **order)
     val = loader("val", batch_size=evaluated) if "val" in data.splits else None
     logged = {split: loader(split, batch_size=evaluated) for split in recipe.log_accuracy}
-    held_out = partial(loader, "val", shuffle=True, store=val.store if val else None, **order)
+    held_out = partial(loader, "val", shuffle=True, **order)
     return Loaders(train, val, logged, HeldOut(held_out))

@@ -13,7 +13,11 @@ Offramp = Callable[..., Any]
 def test_one_run(offramp: Offramp, run: Path) -> None:
     ran = offramp("analyse", run)
     assert ran.status == 0, ran.err
-    assert "wrong later" in ran.out and "agreement with the final exit" in ran.out
+    assert (
+        "on test, computed on cpu" in ran.out
+        and "wrong later" in ran.out
+        and "agreement with the final exit" in ran.out
+    )
     folder = run / "analysis"
     names = {path.name for path in folder.iterdir()}
     assert names == {

@@ -88,6 +88,20 @@ def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypa
         assert float(relative[:-1]) == pytest.approx(float(rate.replace(",", "")) / plain, rel=0.01, abs=0.01)
 
 
+def test_runtimes_of_gpus_are_not_measured_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from offramp.runs import backends
+
+    monkeypatch.setattr(backends, "absent_on_gpu", lambda runtime: "")
+    assert backends.absent("onnx-cuda") == "for GPUs, and PyTorch sees none here"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen, _ = backends.choose(None, backends.RUNTIMES, "cuda")
+    assert {*backends.ON_GPUS} < {*chosen}
+    chosen, _ = backends.choose(None, backends.RUNTIMES, "cpu")
+    assert "torch" in chosen and not {*backends.ON_GPUS} & {*chosen}
+    with pytest.raises(ValueError, match="no runtime is left: torch-graph is for GPUs, not for device=cpu"):
+        backends.choose(["torch-graph"], backends.RUNTIMES, "cpu")
+
+
 def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
     runtimes = ["onnx", *(["openvino"] if OPENVINO else [])]
     threads = torch.get_num_threads()
@@ -123,6 +137,10 @@ def test_words_that_make_no_sense(offramp: Offramp, trained: Path, words: tuple[
 
 
 def test_what_a_bundle_does_not_have(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
+    ran = offramp("bench", bundle, "--device", "cpu")
+    assert (
+        ran.status == 2 and "--device is for a run: a bundle's runtimes name theirs, as in --runtimes onnx" in ran.err
+    )
     ran = offramp("bench", bundle, "--runtimes", "torch")
     assert (
         ran.status == 1

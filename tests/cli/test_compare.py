@@ -154,7 +154,7 @@ def test_a_run_that_the_ledger_has_is_not_trained_again_elsewhere(
 
 
 def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
-    config = resolve(Config(data_dir=tmp_path, checkpoint_every=7, tensorboard=True))
+    config = resolve(Config(data_dir=tmp_path, checkpoint_every=7, tensorboard=True, device="cpu"))
     run = tmp_path / "joint-seed-0"
     (tmp_path / "results.jsonl").touch()  # an empty ledger is one, too
     job = job_of(Entry("joint", config, run), tmp_path, tmp_path / "results.jsonl", print)
@@ -163,7 +163,7 @@ def test_a_run_is_given_all_that_it_was_asked_for(tmp_path: Path) -> None:
     train = ["train", "--config", str(run / "config.yaml"), "--out", str(run), "--resume", *place]
     assert job.commands == [
         [*train, "--checkpoint-every", "7", "--tensorboard"],
-        ["evaluate", str(run), *place, "--frontier", "--json"],
+        ["evaluate", str(run), *place, "--device", "cpu", "--frontier", "--json"],
     ]
 
 

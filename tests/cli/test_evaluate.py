@@ -54,7 +54,7 @@ def test_the_table_has_a_line_per_exit(offramp: Offramp, run: Path) -> None:
     names = [line.split()[0] for line in ran.out.splitlines() if line]
     assert [name for name in names if name in ("exit", "final", "ensemble")] == ["exit"] * 4 + ["final", "ensemble"]
     assert "no policy yet: fit one with `offramp calibrate`" in ran.out
-    assert f"{run}: test, 359 samples, epoch 2 (last)" in ran.out.replace("\n", " ")
+    assert f"{run}: test, 359 samples, epoch 2 (last), on cpu" in ran.out.replace("\n", " ")
 
 
 def test_the_best_weights_are_those_of_the_best_epoch(offramp: Offramp, run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 import offramp as package
-from offramp.cli import _overview, app, verb
+from offramp.cli import COMPUTING, _overview, app, verb
 from offramp.cli._console import ConsoleReporter
 from offramp.cli._errors import as_typed, dashed
 from offramp.cli._failure import explain
+from offramp.config.files import fields
 from offramp.lookup import ParameterError, with_parameters
 
 Offramp = Callable[..., Any]
@@ -283,7 +285,11 @@ def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free."),
             "the GPU has not enough memory: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.; "
-            "take a smaller --batch-size, --precision bf16",
+            "take a smaller --batch-size, --accumulate 2 or more, --precision bf16",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "the GPU has not enough memory: CUDA error: CUBLAS",
         ),
         (
             RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later"),
@@ -299,11 +305,21 @@ def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None
             "leave out --deterministic",
         ),
     ],
-    ids=["memory", "assert", "architecture", "other", "deterministic"],
+    ids=["memory", "cublas", "assert", "architecture", "other", "deterministic"],
 )
 def test_errors_of_a_gpu_are_one_sentence_with_advice(error: RuntimeError, says: str) -> None:
-    text, status = explain(error)
+    text, status = explain(error, "train")
     assert status == 1 and says in text and "\n" not in text and "report it" not in text
+
+
+@pytest.mark.parametrize("name", sorted(COMPUTING | {"predict", "compare", "sweep"}))
+def test_the_advice_names_options_that_the_command_has(name: str) -> None:
+    parameters = inspect.signature(verb(name)).parameters
+    options = {*parameters, *(fields() if "config" in parameters else ())}
+    for message in ("CUDA out of memory.", "CUDA error: no kernel image is available for execution on the device"):
+        text, _ = explain(RuntimeError(message), name)
+        named = {word.replace("-", "_") for word in re.findall(r"--([a-z-]+)", text)}
+        assert named and named <= options, text
 
 
 def test_parameters_in_notes_become_options(capsys: pytest.CaptureFixture[str]) -> None:

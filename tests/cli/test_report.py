@@ -39,6 +39,7 @@ def test_a_run_before_and_after_calibration(offramp: Offramp, run: Path) -> None
     ran = offramp("report", run)
     assert ran.status == 0, ran.err
     text = (run / "report.html").read_text()
+    assert ran.out.startswith("on test, on cpu\n")
     assert "no policy yet" in text and str(run / "report.html") in ran.out.replace("\n", "")
     assert offramp("calibrate", run, "--macs", "0.8", "--json").status == 0
     ran = offramp("report", run, "--images", "2", "--batch-size", "4", "--json")

@@ -67,7 +67,7 @@ def test_the_table_shows_how_each_ended() -> None:
     one = SweepTrial("out/a", {"lr": "0.1"}, 3, False, [0.5, 0.75], 0.625, None)
     other = SweepTrial("out/b", {"lr": "0.2"}, 1, True, [0.25, 0.25], 0.25, None)
     failed = SweepTrial("out/c", {"lr": "9"}, 0, False, None, None, "it diverged")
-    text = str(SweepResult("accuracy", one, [one, other, failed], "out/results.jsonl"))
+    text = str(SweepResult("accuracy", one, [one, other, failed], "out/results.jsonl", "cpu"))
     rows = [line.split() for line in text.splitlines()]
     assert ["lr=0.1", "3", "50.0", "75.0", "62.50", "done"] in rows and "best: lr=0.1, in out/a" in text
     assert ["lr=0.2", "1", "25.0", "25.0", "25.00", "stopped"] in rows and "failed: it diverged" in text

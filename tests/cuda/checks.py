@@ -17,6 +17,7 @@ warnings.simplefilter("ignore")
 
 import fake  # noqa: E402
 import torch  # noqa: E402
+from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
 mode = fake.install()
 
@@ -39,13 +40,13 @@ CLASSES, SIDE = 4, 16
 resnet._BLOCKS["resnet18"] = (1, 1, 1, 1)  # quicker
 
 
-def loop(folder: Path, **options: Any) -> Loop:
+def loop(folder: Path, samples: int = 24, **options: Any) -> Loop:
     """A run on the make-believe GPU, ready to start."""
     torch.manual_seed(0)
     values = {"epochs": 1, "batch_size": 8, "device": "cuda", "width": 4, "lr": 0.02, "graph": False, **options}
     values["epochs"] = max(values["epochs"], len(build_method(resolve(Config(**values))).phases))
     config = resolve(Config(**values))
-    data, method = patterns(24, 8, CLASSES, SIDE), build_method(config)
+    data, method = patterns(samples, 8, CLASSES, SIDE), build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     prepare_objective(method, net, data.shape)
     fabric = make_fabric(config, freezes=method.freezes)
@@ -84,6 +85,27 @@ def trained(**options: Any) -> dict[str, Any]:
         "saving": listed(saving.calls[-1]),
         "tracing": listed(tracing.calls[-1]),
     }
+
+
+def in_little_memory() -> dict[str, Any]:
+    """As `trained`, of images that do not fit on the GPU, and what is said of them."""
+    before, SilentReporter.note = SilentReporter.note, lambda self, text: notes.append(text)  # type: ignore[method-assign]
+    free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *device: (4096, 4096)
+    notes: list[str] = []
+    try:
+        return {**trained(method="joint", branch="linear"), "notes": notes}
+    finally:
+        SilentReporter.note, torch.cuda.mem_get_info = before, free  # type: ignore[method-assign]
+
+
+def step(method: str) -> dict[str, Any]:
+    """The waits of a step that is not the first one."""
+    branch = {} if method in ("byot", "msd") else {"branch": "linear"}
+    with tempfile.TemporaryDirectory() as folder:
+        running = loop(Path(folder), 16, method=method, **branch)
+        counting = Counting(running, "step")
+        running.run(resume=False)
+    return {"step": listed(sum(counting.calls[1:], Counter())), "steps": len(counting.calls)}
 
 
 class _Replayed:
@@ -212,6 +234,28 @@ def commanded() -> dict[str, Any]:
     return {"told": told}
 
 
+def more_commands() -> dict[str, Any]:
+    """The other commands that compute; what they say of the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, plain = f"{folder}/run", f"{folder}/plain"
+        training = "--data digits --per-class 20 --batch-size 64 --width 2 --epochs 1 --device cuda"
+        typed(f"train {training} --method joint --branch linear --out {run} --json")
+        typed(f"train {training} --method vanilla --out {plain} --json")
+        told = [
+            typed(f"{verb} --json")
+            for verb in (
+                f"calibrate {run} --max-drop 50% --score learned",
+                f"evaluate {run} --baseline {plain}",
+                f"curves {run}",
+                f"analyse {run} --batch-size 4 --dissimilarity 20",
+                f"report {run} --out {folder}/report.html --images 2 --batch-size 4",
+            )
+        ]
+        with _disable_current_modes():  # as on the CPU alone, where all of it must be computed
+            typed(f"export {run} --out {folder}/bundle --json")
+    return {"told": told}
+
+
 def moved() -> dict[str, Any]:
     """A run that continues on the CPU; what its result says of it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -248,6 +292,10 @@ def run(check: str) -> dict[str, Any]:
         return trained(method=name)
     if kind == "captured":
         return captured(name)
+    if kind == "step":
+        return step(name)
+    if kind == "little memory":
+        return in_little_memory()
     if kind == "light":
         return trained(method=name, branch="linear")
     if kind == "option":
@@ -264,6 +312,8 @@ def run(check: str) -> dict[str, Any]:
         return moved()
     if kind == "commands":
         return commanded()
+    if kind == "more commands":
+        return more_commands()
     raise ValueError(check)
 
 

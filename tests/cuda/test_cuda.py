@@ -22,10 +22,13 @@ OPTIONS = (
     "ema", "soft labels", "clipping", "learned teachers", "rare updates", "rare weights", "float32", "adamw", "mixed",
     "float16", "deterministic",
 )  # fmt: skip
+ELSEWHERE = ("beed", "eed", "hdkd", "joint", "l2w", "muse")
+"""Methods that other quick checks train."""
 QUICK = (
-    *(f"light:{name}" for name in ("hdkd", "l2w")),  # the options train by joint
-    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),
+    *(f"light:{name}" for name in ("hdkd", "l2w")),
+    *(f"option:{name}" for name in ("ema", "soft labels", "learned teachers")),  # of joint and eed
     *(f"captured:{name}" for name in ("beed", "muse")),
+    *(f"step:{name}" for name in methods.available() if name not in ELSEWHERE),
     *(f"augmentation:{name}" for name in AUGMENTATIONS),
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
     "products",
@@ -38,6 +41,8 @@ FULL = (
     *(f"method:{name}" for name in methods.available()),
     *(f"captured:{name}" for name in CAPTURED),
     *(f"option:{name}" for name in OPTIONS),
+    "more commands",
+    "little memory",
 )
 
 
@@ -50,11 +55,13 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
         actual += [] if result["captures"] else [f"{check} captures no step"]
         actual += [f"{check} captures every epoch"] if check == "captured:muse" and result["captures"] != 1 else []
         actual += [f"{check} copies while it is captured: {result['copies']}"] if result["copies"] else []
+    if kind == "step" and "error" not in result and result["steps"] < 2:
+        actual.append(f"{check} took {result['steps']} steps")
     if "step" in result and sum(result["step"].values()) != WAITS.get(check, 0):
         actual.append(f"{check} waits in a step: {result['step']}")
     if sum(result.get("saving", {}).values()) > (5 if check == "option:float16" else 3):  # and the scale of the losses
         actual.append(f"{check} waits while it saves: {result['saving']}")
-    if sum(result.get("tracing", {}).values()) > 1:  # one batch
+    if sum(result.get("tracing", {}).values()) > (2 if kind == "little memory" else 1):  # one batch, and the order
         actual.append(f"{check} waits while it validates: {result['tracing']}")
     if kind in ("augmentation", "policy") and "error" not in result:
         waits = sum(result["waits"].values())
@@ -69,7 +76,9 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
     change = {"kind": "device", "step": 2, "before": "cuda", "device": "cpu", "precision": "bf16"}
     if kind == "moved" and result.get("told") != [1, 2, [change]]:
         actual.append(f"a run that continues on the CPU says {result.get('told')}")
-    if kind == "commands":
+    if kind == "little memory" and not all("do not fit" in note for note in result.get("notes", [""])):
+        actual.append(f"images that do not fit on the GPU: {result.get('notes')}")
+    if kind in ("commands", "more commands"):
         actual += [
             f"{said} says nothing of the GPU" for said in result.get("told", []) if '"cuda"' not in json.dumps(said)
         ]

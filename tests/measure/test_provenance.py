@@ -11,18 +11,23 @@ import pytest
 import torch
 
 import offramp
-from offramp.measure.provenance import PACKAGES, _driver, hardware, provenance
+from offramp.measure.provenance import FOR_GPUS, PACKAGES, _driver, hardware, provenance
 
 
 def test_it_is_plain_and_complete() -> None:
     result = provenance()
     assert json.loads(json.dumps(result)) == result
     assert set(result) == {"command", "date", "commit", "versions", "hardware"}
-    assert set(result["versions"]) == {"python", *PACKAGES}
+    assert {"python", *PACKAGES} <= set(result["versions"]) <= {"python", *PACKAGES, *FOR_GPUS}
     assert torch.__version__.startswith(result["versions"]["torch"])  # some builds tell more in the module
     assert result["versions"]["offramp"] == offramp.__version__
     written = datetime.strptime(result["date"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - written).total_seconds()) < 60
+
+
+def test_packages_of_gpus_are_named_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.measure.provenance.version", lambda name: f"version of {name}")
+    assert provenance()["versions"]["onnxruntime-gpu"] == "version of onnxruntime-gpu"
 
 
 def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,15 @@ def test_where_and_how_fast_a_run_was_computed_does_not_matter(line, write) -> N
     assert measured(ledger, [training(name)], quick()).seeds(name) == [0, 1]
 
 
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu(line, write) -> None:
+    name, hardware = "c100.resnet18.sketch.muse", {"cpu": "a CPU", "threads": 1, "gpu": "a GPU"}
+    runs = [line(name, FOUR, seed, device=device) for seed, device in enumerate(("cpu", "cuda"))]
+    for run in runs:
+        run["training"]["provenance"] = {**run["provenance"], "hardware": hardware}
+    cost = measured(write(runs), [training(name)], quick()).cost
+    assert [cost[name, seed][1] for seed in (0, 1)] == ["a CPU, 1 threads", "a GPU"]
+
+
 def test_a_line_of_before_an_option_existed_counts_with_its_default(line, write) -> None:
     name = "c100.resnet18.sketch.muse"
     old = line(name, FOUR)

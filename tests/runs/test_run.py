@@ -9,6 +9,7 @@ import yaml
 
 from offramp.config import Config, build_method, build_net, flat, resolve
 from offramp.runs import check_data, load_data, load_run
+from offramp.runs.run import as_trained
 from offramp.train.checkpoint import save_weights
 
 TINY = Config(method="muse", width=4, method_options={"alpha": "0.25"}, precision="32", device="cpu")
@@ -40,8 +41,11 @@ def test_a_run_is_opened_as_it_was_trained(tmp_path: Path) -> None:
 def test_a_run_trained_on_more_devices_opens_on_one(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "a")
     values = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**values, "device": "cuda", "devices": 2}))
-    assert load_run(folder).config.devices == 1
+    before = {"device": "cuda", "devices": 2, "precision": "tf32"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, **before}))
+    opened = load_run(folder, device="cpu")
+    assert (opened.config.device, opened.config.devices, opened.config.precision) == ("cpu", 1, "32")
+    assert vars(as_trained(opened)) == {**vars(opened.config), **before}
 
 
 def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:

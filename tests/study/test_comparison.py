@@ -25,6 +25,7 @@ def line(method: str, seed: int, accuracy: tuple[float, ...], ensemble: float = 
     config |= {"method": method, "seed": seed, "data-dir": f"/data/{seed}", "checkpoint-every": seed + 1}
     training = {"seconds": 10.0, "provenance": {"date": f"2026-01-0{seed + 1}"}}
     built = {"split": "test", "weights": "last", "accuracy": list(accuracy), "ensemble": ensemble, "training": training}
+    built["provenance"] = {"device": "cpu"}
     built |= {key: value for key, value in others.items() if key in built}
     return built | {"config": config | {key: value for key, value in others.items() if key not in built}}
 
@@ -55,11 +56,20 @@ def test_means_deviations_and_paired_differences(three_seeds: Path) -> None:
 def test_markdown_says_both_tables(three_seeds: Path) -> None:
     text = markdown(compare(read(three_seeds))[0])
     assert text.startswith(
-        "resnet18 width 16, sketch exits, cifar100, 40 epochs; last epoch on test:\naccuracy in percent"
+        "resnet18 width 16, sketch exits, cifar100, 40 epochs; last epoch on test, on cpu:\naccuracy in percent"
     )
     assert "| `joint` | 3 | 51.00 ± 1.00 | 62.00 ± 2.65 | 70.00 ± 0.00 |" in text
     assert "| `byot` | 3 | +2.00 [-0.48, +4.48] | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] |" in text
     assert "95 % confidence interval" in text
+
+
+def test_the_devices_named_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    provenance = {"device": "cuda"}
+    runs = [line("joint", seed, (0.5, 0.6), device="cpu", provenance=provenance) for seed in (0, 1)]
+    (result,) = compare(read(ledger(tmp_path / "x", *runs)))
+    assert result.devices == ["cuda"] and "last epoch on test, on cuda:" in markdown(result)
+    (result,) = compare(read(ledger(tmp_path / "x", line("joint", 2, (0.5, 0.6), device="cpu"))))
+    assert result.devices == ["cpu", "cuda"] and "on test, on cpu and cuda" in comparison_text(result)
 
 
 def test_csv_latex_and_figures(three_seeds: Path, tmp_path: Path) -> None:

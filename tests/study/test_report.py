@@ -75,6 +75,7 @@ def see() -> Callable[..., RunReport]:
                     "data": "<data>",
                     "precision": "32",
                 },
+                "precision": "32",
                 "training": {"seconds": 3.0, "provenance": PROVENANCE},
                 "classes": HOSTILE,
                 "trace": trace,

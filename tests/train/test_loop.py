@@ -543,6 +543,14 @@ def test_logged_accuracies_are_those_of_the_weights_and_change_nothing(tmp_path:
     assert "logged_only" not in (tmp_path / "plain" / "metrics.jsonl").read_text()
 
 
+def test_all_that_read_a_split_share_its_images(tmp_path: Path) -> None:
+    batches = loop(tmp_path, recipe(log_accuracy=("train", "val"))).batches
+    assert batches.val is not None
+    stores = [each.store for each in (batches.logged["val"], batches.held_out.make(), batches.val)]
+    assert all(store is batches.val.store for store in stores)
+    assert batches.logged["train"].store is batches.train.store
+
+
 def test_accuracies_of_a_split_that_is_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="log_accuracy names val, and these data have train, test alone"):
         loop(tmp_path, recipe(log_accuracy=("val",)), dataset=data(held_out=False))
