@@ -63,6 +63,14 @@ def forked_origin() -> Iterator[None]:
 
 
 @pytest.fixture
+def short_resnet18(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block in each stage of `resnet18`, in this process: half of the time of a walk from `train` to `export`."""
+    from offramp.models import resnet
+
+    monkeypatch.setitem(resnet._BLOCKS, "resnet18", (1, 1, 1, 1))
+
+
+@pytest.fixture
 def traceable_msdnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of MSDNet without the checks of types and shapes, which only tests have and which refuse fx proxies."""
     from offramp.models._msdnet_layers import FirstLayer, Layer, Transition
@@ -91,6 +99,14 @@ LONG = (
     *("train/test_loop.py", "train/test_step_trainer.py"),
 )
 """Files of tests that take ten CPU seconds or more: they begin, so that short ones are left to share at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist fork processes from one that they share: each would spend four CPU seconds on its own."""
+    if getattr(config.option, "numprocesses", None):
+        import forked
+
+        forked.share()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

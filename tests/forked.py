@@ -28,9 +28,17 @@ PRELOAD = [
     *("torch", "torch._dynamo", "lightning_fabric", "safetensors.torch", "yaml", "rich.progress"),
     *("offramp.cli", "offramp.cli.train", "offramp.cli.evaluate", "offramp.cli.calibrate", "offramp.runs.train"),
     *("offramp.runs.evaluate", "offramp.runs.calibrate", "offramp.train.loop", "offramp.early_exit.runtime"),
-    *("offramp.models.resnet", "offramp.branches.sketch", "offramp.data.digits", "forked"),
+    *("offramp.models.resnet", "offramp.branches.sketch", "offramp.branches.linear", "offramp.data.digits", "forked"),
+    # what `train`, `evaluate` and `compare` import while they run
+    *("cyclopts.help", "rich.markdown", "numpy.ma", "offramp.cli._argv", "offramp.cli._console", "offramp.cli.compare"),
+    *("offramp.config.recipes", "offramp.data.split_record", "offramp.early_exit.curves", "offramp.measure.multi_net"),
+    *("offramp.measure.provenance", "offramp.methods.joint", "offramp.runs.evaluate_bundle", "offramp.runs.latency"),
+    *("offramp.split.input_contract", "offramp.split.lazy", "offramp.split.model_sources", "offramp.train.device"),
+    *("offramp.train.more_epochs", "offramp.train.prepare"),
 ]
 """Python skips without a word what it cannot import here: tests/test_forked.py asks whether all are there."""
+SHARED = "OFFRAMP_TESTS_FORKSERVER"
+"""The variable with the address of the process that workers of pytest-xdist share."""
 
 
 class Ran(NamedTuple):
@@ -246,8 +254,26 @@ def _start(
     return Program(process)
 
 
+def share() -> None:
+    """Start the process that is forked for the workers of pytest-xdist, which this process starts after it."""
+    _context()
+    if not hasattr(forkserver._forkserver, "_forkserver_authkey"):  # of a later Python, which this process keeps
+        os.environ[SHARED] = str(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
+
+
+def _connect(server: str) -> None:
+    """Processes of this one come from this server."""
+    forkserver._forkserver._forkserver_address = server  # type: ignore[attr-defined]
+    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
+
+
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
+    if SHARED in os.environ:
+        if forkserver._forkserver._forkserver_alive_fd is None:  # type: ignore[attr-defined]
+            forkserver._forkserver._forkserver_alive_fd = os.pipe()[1]  # type: ignore[attr-defined]
+            _connect(os.environ[SHARED])
+        return context
     context.set_forkserver_preload(PRELOAD)
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -273,8 +299,7 @@ def _enter(
 
     Processes that it forks itself come from the server that it came from.
     """
-    forkserver._forkserver._forkserver_address = server  # type: ignore[attr-defined]
-    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+    _connect(server)
     for number, file in ((1, out), (2, err)):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, number)

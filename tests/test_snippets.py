@@ -28,7 +28,7 @@ SMALLER = {
     },
     "docs/extending.md": {},
 }
-"""What the quick test writes instead: smaller networks, fewer epochs and runs, and a goal that these can reach."""
+"""What the quick test writes instead: narrower networks, fewer epochs and runs, and a goal that these can reach."""
 
 
 def code_of(document: str) -> list[str]:
@@ -56,7 +56,9 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_origin: Non
 
 
 @pytest.mark.parametrize("document", SMALLER)
-def test_the_python_of_a_document_runs(document: str, notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_a_document_runs(
+    document: str, notebook: Path, short_resnet18: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     blocks = code_of(document)
     assert blocks
     for printed, smaller in SMALLER[document].items():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def _driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     return version[0] if version else None
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -353,7 +353,7 @@ def test_a_grid_trains_every_combination_and_compares_within_it(
     offramp: Offramp, tmp_path: Path, forked_origin: None
 ) -> None:
     out = tmp_path / "out"
-    short = [*RECIPE[:4], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
+    short = [*NET[:2], "--data", "digits", "--epochs", 1, "--batch-size", 512, "--precision", 32, "--holdout", 0.5]
     values = ["compare", *short, "--methods", "joint", "--out", out, "--jobs", 2, "--json"]
     first = offramp(*values, "--grid", "branch=linear,byot", "--grid", "lr=0.1")
     assert first.status == 0

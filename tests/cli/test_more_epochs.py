@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_nets import NET
+from cli_nets import CUT
 from safetensors.torch import load_file
 
 from offramp.methods import find
@@ -16,7 +16,7 @@ from offramp.train.more_epochs import refuse_more_epochs
 from offramp.train.recipe import Recipe
 
 Offramp = Callable[..., Any]
-WORDS = ("train", *NET, "--data", "digits", "--batch-size", 256, "--precision", "32")
+WORDS = ("train", *CUT, "--data", "digits", "--batch-size", 256, "--precision", "32")
 CONSTANT = (*WORDS, "--schedule", "constant", "--method", "dbt", "--mixup", 0.2, "--ema", 0.9)
 
 

@@ -133,7 +133,7 @@ def machine(rank: int, words: list[Any], out: Path, port: int) -> forked.Program
 
 def test_a_machine_is_lost_the_other_one_says_so_in_one_line_and_both_continue(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*TINY, "--batch-size", "32", "--method", "joint", "--epochs", "4", "--checkpoint-every", "2"]
+    words = [*TINY, "--batch-size", "32", "--method", "joint", "--epochs", "4", "--checkpoint-every", "8"]
     words += ["--out", run, "--resume"]
     logs = [tmp_path / "said0", tmp_path / "said1"]
     port = forked.free_port()

@@ -1,9 +1,10 @@
-"""A model of the user's own, from the command line: drawn, trained, fine-tuned, evaluated."""
+"""A model of the user's own, cut after named layers: drawn, trained, fine-tuned, calibrated, evaluated."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -47,7 +48,9 @@ def test_train_tune_and_evaluate(offramp: Run, my_nets: str, tmp_path: Path) -> 
     assert trunk and all(torch.equal(one[name], two[name]) for name in trunk)
     assert not all(torch.equal(one[name], two[name]) for name in one)
     weights.rename(tmp_path / "gone")  # a trained run needs them no more
-    assert offramp("evaluate", tmp_path / "b", "--json").status == 0
+    assert offramp("calibrate", tmp_path / "b", "--macs", 1).status == 0
+    result = offramp("evaluate", tmp_path / "b", "--json").json
+    assert sum(result["adaptive"]["shares"]) == pytest.approx(1) and len(result["accuracy"]) == 3
 
 
 def test_weights_that_do_not_fit(offramp: Run, my_nets: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_what_is_typed_must_be_what_was_trained(offramp: Offramp, trained: Path,
 
 
 def test_without_resume_or_a_run_nothing_is_read(offramp: Offramp, trained: Path, tmp_path: Path) -> None:
-    ran = offramp("train", "--out", trained)
+    ran = offramp("train", "--data", "digits", "--out", trained)
     assert ran.status == 1 and "contains a run with another configuration" in ran.err
     ran = offramp("train", "--resume", "--out")
     assert (ran.status, ran.err) == (2, "offramp: --out needs a value\n")

@@ -1,8 +1,7 @@
 """Files of a run that come back from a node: whenever the receiver is killed, the run can be resumed."""
 
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +13,7 @@ from offramp.train import checkpoint
 from offramp.train.run_dir import begun
 
 CHANGES = {"open", "write", "rename", "replace", "mkdir", "unlink", "rmdir", "rmtree"}
-"""Functions in C before which the receiver is killed."""
+"""Functions in C that change files."""
 
 
 def run_of(folder: Path, steps: tuple[int, ...], result: bool = False) -> Mapping[str, bytes]:
@@ -32,37 +31,54 @@ def run_of(folder: Path, steps: tuple[int, ...], result: bool = False) -> Mappin
     return pack(folder)
 
 
-def killed_before(change: int, work: Callable[[], Any]) -> bool:
-    """Do the work in a forked process that ends before its nth change of a file; whether it ended so."""
-    child = os.fork()
-    if not child:
-        changes = iter(range(change))
+def moments(folder: Path, work: Callable[[], Any]) -> Iterator[Path]:
+    """The folder as a kill would leave it before each change of a file, as copies: those that differ from one another.
 
-        def look(frame: FrameType, event: str, called: Any) -> None:
-            if event == "c_call" and called.__name__ in CHANGES and next(changes, None) is None:
-                os._exit(9)
+    What a process has written, but not flushed, is in neither.
+    """
+    trees = [_tree(folder)]
 
-        sys.setprofile(look)
+    def look(frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_call" and called.__name__ in CHANGES and (tree := _tree(folder)) != trees[-1]:
+            trees.append(tree)
+
+    sys.setprofile(look)
+    try:
         work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    finally:
+        sys.setprofile(None)
+    for number, tree in enumerate(trees):
+        copy = folder.with_name(f"{folder.name}-{number}")
+        for path, content in tree.items():
+            place = copy / path
+            if content is None:
+                place.mkdir(parents=True)
+            else:
+                place.write_bytes(content)
+        yield copy
+
+
+def _tree(folder: Path) -> dict[Path, bytes | None]:
+    """Everything in a folder, hidden files too: the contents of files, None for folders."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def test_a_kill_at_any_moment_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     before = run_of(tmp_path / "before", (10, 20))
     after = run_of(tmp_path / "after", (30, 40), result=True)
-    change, out, receiver = 0, tmp_path / "out", Receiver(lambda: None)
+    killed, out, receiver = 0, tmp_path / "out", Receiver(lambda: None)
     unpack(out, before)
-    while killed_before(change, lambda: receiver.put_run(str(out), after)):
-        newest, refused = checkpoint.latest(out / "checkpoints")
-        assert begun(out) and (out / "config.yaml").is_file()
-        assert newest is not None and not refused and newest.path.name[-2:] in ("20", "30", "40"), change
-        assert newest.state["metrics_offset"] <= (out / "metrics.jsonl").stat().st_size, "no record is missing"
-        assert not (out / "result.json").exists() or pack(out) == after, "a result is there with all its files"
-        receiver.put_run(str(out), before)
-        assert pack(out) == before
-        change += 1
-    assert change > 30 and pack(out) == after
+    for left in moments(out, lambda: Receiver(lambda: None).put_run(str(out), after)):
+        newest, refused = checkpoint.latest(left / "checkpoints")
+        assert begun(left) and (left / "config.yaml").is_file()
+        assert newest is not None and not refused and newest.path.name[-2:] in ("20", "30", "40"), killed
+        assert newest.state["metrics_offset"] <= (left / "metrics.jsonl").stat().st_size, "no record is missing"
+        assert not (left / "result.json").exists() or pack(left) == after, "a result is there with all its files"
+        receiver.put_run(str(left), before)
+        assert pack(left) == before
+        killed += 1
+    assert killed > 20 and pack(out) == after
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000000030", "step-000000040"]
 
 

@@ -13,7 +13,7 @@ from offramp.engine import local
 from offramp.lookup import ParameterError
 from offramp.papers import render
 from offramp.papers.analysed import _blocks
-from offramp.papers.catalog import protocol_from, training
+from offramp.papers.catalog import factors, protocol_from, training
 from offramp.papers.document import MARKERS
 from offramp.papers.lines import measured
 from offramp.papers.missing import FAILURES, _keep_failures, failures, ready, train_missing
@@ -169,7 +169,12 @@ def test_weights_from_another_run_wait_for_it(tmp_path: Path) -> None:
     assert ready([(fixed, 0)], tmp_path) == ([(fixed, 0)], [])
 
 
-def test_a_run_starts_from_the_final_weights_of_the_other_and_keeps_them(tmp_path: Path, forked_origin: None) -> None:
+def test_a_run_starts_from_the_final_weights_of_the_other_and_keeps_them(
+    tmp_path: Path, forked_origin: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one layer in each block of the network: its depth is not what is tested."""
+    networks, name = factors()["networks"], "msdnet-cifar-5"
+    monkeypatch.setitem(networks, name, {**networks[name], "net.mode": "even"})
     few = TINY.replace("holdout: 0.3", "holdout: 0.1")
     (tmp_path / "tiny.yaml").write_text(f"{few}per-class: 20\ndata.per_class_includes_holdout: true\n")
     protocol = protocol_from(tmp_path / "tiny.yaml")

@@ -15,8 +15,7 @@ import offramp
 from offramp.lookup import ParameterError
 
 SMALL: dict[str, Any] = {
-    "net": "resnet18",
-    "width": 4,
+    "net": "python:cli_nets:tiny",
     "branch": "linear",
     "method": "joint",
     "data": "digits",
