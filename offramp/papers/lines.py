@@ -133,7 +133,8 @@ def _cost(record: Mapping[str, Any]) -> tuple[float, str]:
     origin = training.get("provenance") or {}
     hardware = origin.get("hardware") or {}
     on_gpu = origin.get("device", record["config"].get("device")) != "cpu"  # the machine may have one all the same
-    cpu = f"{hardware.get('cpu', 'unknown')}, {hardware.get('threads', '?')} threads"
+    threads = hardware.get("threads", "?")
+    cpu = f"{hardware.get('cpu', 'unknown')}, {threads} thread{'s' * (threads != 1)}"
     return float(training.get("seconds") or 0.0), str((on_gpu and hardware.get("gpu")) or cpu)
 
 

@@ -59,7 +59,7 @@ def test_a_run_on_the_cpu_of_a_machine_with_a_gpu(line, write) -> None:
     for run in runs:
         run["training"]["provenance"] = {**run["provenance"], "hardware": hardware}
     cost = measured(write(runs), [training(name)], quick()).cost
-    assert [cost[name, seed][1] for seed in (0, 1)] == ["a CPU, 1 threads", "a GPU"]
+    assert [cost[name, seed][1] for seed in (0, 1)] == ["a CPU, 1 thread", "a GPU"]
 
 
 def test_a_line_of_before_an_option_existed_counts_with_its_default(line, write) -> None:
