@@ -149,6 +149,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Converts any mode to RGB (3 channels) or grey (1 channel), see `to_rgb`; grey images stay as they are then."""
+    if channels == 3:
+        return to_rgb(image)
+    return image if image.mode == "L" else to_rgb(image).convert("L")
+
+
 def _is_wide(image: Image.Image) -> bool:
     """Whether pixels are 32-bit integers as only TIFF has them; other formats of this mode have 16 bits."""
     return image.mode == "I" and image.format == "TIFF"
@@ -173,6 +180,8 @@ def resize_and_crop(image: Image.Image, fit: Fit) -> Image.Image:
             raise BadImage(f"it is {image.width}x{image.height}, not {fit.size}x{fit.size}")
         return image
     image = resize_shorter_side(image, fit.resize, fit.interpolation)
+    if image.size == (fit.size, fit.size):
+        return image
     left, top = round((image.width - fit.size) / 2), round((image.height - fit.size) / 2)
     return image.crop((left, top, left + fit.size, top + fit.size))
 
@@ -233,9 +242,8 @@ def decode(
             image.load()
             turn, whole = _turn(image)
             remarks.append(None if whole else BAD_EXIF)
-            rgb = to_rgb(image)
-            upright = rgb if turn is None else rgb.transpose(turn)
-            picture = np.asarray(finish(upright if channels == 3 else upright.convert("L")))
+            converted = to_mode(image, channels)
+            picture = np.asarray(finish(converted if turn is None else converted.transpose(turn)))
         except BadImage:
             raise
         except Exception as error:  # see open_image

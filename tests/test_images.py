@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, resize_and_crop
+from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, resize_and_crop, to_mode, to_rgb
 from offramp.optional import vision
 
 SIZES = [(40, 36), (36, 40), (500, 375), (375, 500), (333, 777), (224, 224), (256, 300), (31, 90), (33, 33), (1200, 64)]
@@ -98,3 +98,10 @@ def test_tiff_with_32_bit_integers(tmp_path: Path) -> None:
         Image.fromarray(values.astype(np.int32)).save(tmp_path / "a.tif")
         with pytest.raises(BadImage, match=r"32-bit integer pixels outside 0..65535, whose range is unknown"):
             decode(tmp_path / "a.tif", lambda image: image)
+
+
+def test_grey_images_for_a_grey_network_keep_their_values() -> None:
+    """Other images are converted by way of RGB, which would give the same values."""
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    assert np.array_equal(np.asarray(to_mode(image, 1)), np.asarray(to_rgb(image).convert("L")))
+    assert to_mode(image, 3).mode == "RGB" and to_mode(image.convert("LA"), 1).mode == "L"

@@ -70,7 +70,7 @@ class Preprocessing:
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(pixels / 255 - mean) / std for a batch (B, channels, size, size), bit by bit as training computes it."""
         scale, shift = _constants(self.mean, self.std)
-        inputs: NDArray[np.float32] = pixels.astype(np.float32)
+        inputs: NDArray[np.float32] = pixels.astype(np.float32, order="C")  # decoded images have their channels last
         inputs *= scale
         inputs += shift
         return inputs

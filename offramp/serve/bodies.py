@@ -1,13 +1,12 @@
 """Reads bodies of requests within bounds of size, time and memory; takes multipart apart. Runs without torch."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from offramp.serve.errors import CLOSE, RequestError, busy, malformed, natural, too_large
 from offramp.text import quoted
@@ -22,8 +21,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
 
-    @contextmanager
-    def take(self, size: int) -> Iterator[None]:
+    def take(self, size: int) -> None:
         """Reserve bytes for a request.
 
         Raises:
@@ -32,10 +30,10 @@ class Budget:
         if self.taken + size > self.limit:
             raise busy("too many requests are being read: their bodies fill the memory that they may have", 1)
         self.taken += size
-        try:
-            yield
-        finally:
-            self.taken -= size
+
+    def give(self, size: int) -> None:
+        """Return bytes that were reserved."""
+        self.taken -= size
 
 
 def declared(request: Request, limit: int) -> int:
@@ -63,15 +61,19 @@ async def read_body(request: Request, limit: int, seconds: int | float) -> bytes
 
     Raises:
         RequestError: 413, if it is longer than the limit; 408, if it does not arrive in time.
+        ClientDisconnect: if the client goes away.
     """
-    parts, size = [], 0
+    parts, size, more = list[bytes](), 0, True
     try:
         async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                size += len(chunk)
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                parts.append(message.get("body", b""))
+                size, more = size + len(parts[-1]), message.get("more_body", False)
                 if size > limit:
                     raise too_large(f"the body has more than the {limit:,} bytes allowed")
-                parts.append(chunk)
     except TimeoutError:
         raise RequestError(408, "slow", f"the body did not arrive within {seconds:g} seconds", CLOSE) from None
     return parts[0] if len(parts) == 1 else b"".join(parts)

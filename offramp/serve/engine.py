@@ -1,5 +1,6 @@
 """Runs a bundle's segments in a thread, as the scheduler says. Runs without torch."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.read import Bundle
-from offramp.early_exit.runtime import Answer
+from offramp.early_exit.runtime import Answer, Stepper
 from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
 from offramp.serve.scheduler import Sample, Scheduler, Work
 from offramp.serve.statistics import Statistics
@@ -38,6 +39,8 @@ class Failed(Exception):
 
 
 Result = SampleResult | Failed
+QUICK = 2e-3
+"""Seconds in all segments: a request that takes less may run in its caller's thread."""
 Sink = Callable[[Sequence[tuple[Any, Result]]], None]
 """Takes the results of some samples, with the keys that they were submitted under; called in the engine's thread."""
 
@@ -55,8 +58,15 @@ class Ticket:
     def outcome(self, late: bool) -> SampleResult:
         """Its result at the last exit that it passed."""
         assert self.best is not None
-        answer, index = self.best
-        return SampleResult(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), self.ms, late)
+        return _outcome(*self.best, self.ms, late)
+
+
+def _outcome(answer: Answer, index: int, ms: int | float, late: bool) -> SampleResult:
+    return SampleResult(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), ms, late)
+
+
+def _failed(error: Exception) -> Failed:
+    return Failed(str(error) or type(error).__name__)
 
 
 class SegmentEngine:
@@ -69,6 +79,9 @@ class SegmentEngine:
         self.statistics = Statistics(bundle.policy.exits, len(bundle.segments))
         self._changed = threading.Condition()
         self._stopping = False
+        self._idle = 0
+        self._alone = [curve(1) for curve in scheduler.costs]
+        self._quick = sum(self._alone) < QUICK
         self._threads = [
             threading.Thread(target=self._loop, name=f"offramp-{bundle.folder.name}-{number}", daemon=True)
             for number in range(scheduler.workers)
@@ -97,6 +110,37 @@ class SegmentEngine:
             self.scheduler.submit(tickets, now, None if deadline_ms is None else now + deadline_ms / 1000)
             self._changed.notify()
 
+    def quick(self, samples: int) -> bool:
+        """Whether a caller may use `run_alone`: one sample, less than `QUICK`, nothing waits and no thread works."""
+        free = self._idle == len(self._threads) and not self.scheduler.unanswered and not self._stopping
+        return self._quick and samples == 1 and free
+
+    def run_alone(self, inputs: NDArray[np.float32], deadline_ms: int | float | None = None) -> Result:
+        """The outcome of one sample (1, channels, size, size), computed in this thread: no other one is woken.
+
+        Args:
+            deadline_ms: as in `submit`; the sample is late where the scheduler would say so.
+        """
+        began = passed = self.clock()
+        deadline = math.inf if deadline_ms is None else began + deadline_ms / 1000
+        stepper = Stepper(self.bundle.policy, inputs)
+        try:
+            for number, segment in enumerate(self.bundle.segments_for(1)):
+                if number and deadline < passed + self._alone[number]:
+                    break
+                stepper.advance(segment)
+                started, passed = passed, self.clock()
+                self.statistics.ran(number, 1, passed - started)
+                if stepper.done:
+                    break
+        except Exception as error:  # as in `_run`
+            self.statistics.failed += 1
+            return _failed(error)
+        assert stepper.answer is not None
+        outcome = _outcome(stepper.answer, 0, 1000 * (passed - began), not stepper.done)
+        self.statistics.answer(outcome.exit, outcome.late, passed - began, outcome.score)
+        return outcome
+
     def check(self, samples: int) -> None:
         """Refuse a request that does not fit now, before anything is done for it; see `Scheduler.check`."""
         with self._changed:
@@ -123,7 +167,9 @@ class SegmentEngine:
                     if self._stopping and not self.scheduler.unanswered:
                         self._changed.notify_all()
                         return
+                    self._idle += 1
                     self._changed.wait()
+                    self._idle -= 1
                     continue
             self._deliver(decision.late, late=True)
             if decision.work is not None:
@@ -149,14 +195,15 @@ class SegmentEngine:
             work.samples[index].payload.row = SampleRow(onward, place)
         with self._changed:
             answered = self.scheduler.finish(work, staying)
-            self._changed.notify()
+            if staying and self.scheduler.workers > 1:
+                self._changed.notify()
         self._deliver(answered, late=False)
 
     def _fail(self, work: Work, error: Exception) -> None:
         with self._changed:
             samples = self.scheduler.finish(work, ())
         self.statistics.failed += len(samples)
-        failed = Failed(str(error) or type(error).__name__)
+        failed = _failed(error)
         self._hand_over([(sample.payload, failed) for sample in samples])
 
     def _deliver(self, samples: Sequence[Sample], late: bool) -> None:

@@ -14,7 +14,7 @@ from offramp.serve.documents import INFER, MODEL, SERVER, responses
 from offramp.serve.engine import SampleResult
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
-from offramp.serve.receive import context_of, decoded, full, outcomes, received, stacked
+from offramp.serve.receive import Received, context_of, decoded, full, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
 
 router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in order: the frequent one comes first
@@ -28,7 +28,7 @@ router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in orde
 )
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
-    async with received(request, model, version) as (served, body):
+    async with Received(request, model, version) as (served, body):
         shape = served.bundle.manifest.preprocessing.shape
         request_body = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
         inputs, errors = await _inputs(served, request_body)
@@ -107,7 +107,7 @@ Column = Callable[[Sequence[str], Rows, Sequence[str]], Sequence[Any] | NDArray[
 
 
 def _logits(classes: Sequence[str], rows: Rows, errors: Sequence[str]) -> NDArray[np.float32]:
-    return np.stack([np.zeros(len(classes), np.float32) if row is None else row.logits for row in rows])
+    return np.array([np.zeros(len(classes), np.float32) if row is None else row.logits for row in rows])
 
 
 def _indices(classes: Sequence[str], rows: Rows, errors: Sequence[str]) -> list[int]:

@@ -94,14 +94,22 @@ class Version:
     @contextmanager
     def use(self) -> Iterator["Version"]:
         """Keep it open for the duration of a request."""
-        self._uses += 1
-        self._idle.clear()
+        self.begin()
         try:
             yield self
         finally:
-            self._uses -= 1
-            if not self._uses:
-                self._idle.set()
+            self.end()
+
+    def begin(self) -> None:
+        """Keep it open until `end` is called as often."""
+        self._uses += 1
+        self._idle.clear()
+
+    def end(self) -> None:
+        """A request that it was kept open for is answered."""
+        self._uses -= 1
+        if not self._uses:
+            self._idle.set()
 
     async def retire(self) -> None:
         """Close it when its last request is answered."""

@@ -14,7 +14,7 @@ from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, 
 from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
-from offramp.serve.receive import beside, context_of, decoded, full, outcomes, received, stacked
+from offramp.serve.receive import Received, beside, context_of, decoded, full, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 
@@ -45,7 +45,7 @@ async def predict(
     all_exits: Every = False,
 ) -> dict[str, Any]:
     """Predict images that are sent as files in the field `images`: JPEG, PNG, WebP and others."""
-    async with received(request, model, version) as (served, body):
+    async with Received(request, model, version) as (served, body):
         parts = _images(request, body)
         request.state.noted["images"] = len(parts)
         inputs = await decoded(served, [part.data for part in parts])
@@ -73,7 +73,7 @@ async def predict_files(request: Request) -> Response:
 @router.post("/feedback", openapi_extra=FEEDBACK_FORM, responses=responses(FEEDBACK, 400, 404, 408, 413, 415, 429))
 async def feedback(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Keep labelled images, to calibrate again: files in `images`, and for each its class name in `labels`."""
-    async with received(request, model, version) as (served, body):
+    async with Received(request, model, version) as (served, body):
         context = context_of(request)
         sent = multipart(request.headers.get("content-type", ""), body, context.options.max_images)
         parts, labels = _named(sent, "images", context.options.max_images), [p.text for p in sent if p.name == "labels"]

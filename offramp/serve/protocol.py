@@ -10,8 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +39,7 @@ EXTENSIONS = ("binary_tensor_data", "model_repository")
 LENGTH = "inference-header-content-length"
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request that was understood.
 
     Attributes:
@@ -158,27 +156,20 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
     if not isinstance(tensor, dict) or tensor.get("name") != INPUT:
         name = tensor.get("name") if isinstance(tensor, dict) else tensor
         raise malformed(f"inputs[0].name must be `{INPUT}`, got {quoted(name)}")
-    kind, shape_value = tensor.get("datatype"), tensor.get("shape")
+    kind: Any = tensor.get("datatype")
+    shape_value: Any = tensor.get("shape")
     if kind not in (*INPUT_TYPES, "BYTES"):
         raise malformed(
             "inputs[0].datatype must be FP32 (inputs of the network), UINT8 (pixels) or BYTES (encoded images), got "
             f"{quoted(kind)}"
         )
-    requested = "[N]" if kind == "BYTES" else f"[N, {', '.join(map(str, shape))}]"
-    if not isinstance(shape_value, list) or any(type(size) is not int for size in shape_value):
+    sizes = () if kind == "BYTES" else shape
+    if not _has_sizes(shape_value, sizes) and not (kind == "BYTES" and _has_sizes(shape_value, (1,))):
+        requested = f"[{', '.join(['N', *map(str, sizes)])}]"
         raise malformed(f"inputs[0].shape must be {requested} for the datatype {kind}, got {quoted(shape_value)}")
-    if kind == "BYTES" and len(shape_value) == 2 and shape_value[1] == 1:
-        shape_value = shape_value[:1]
-    if (
-        len(shape_value) != len(requested.split(","))
-        or (kind != "BYTES" and tuple(shape_value[1:]) != shape)
-        or shape_value[0] < 1
-    ):
-        raise malformed(f"inputs[0].shape must be {requested} for the datatype {kind}, got {quoted(shape_value)}")
-    if shape_value[0] > most:
-        raise too_large(
-            f"inputs[0].shape holds {quoted(shape_value[0])} images, more than the {most} allowed in a request"
-        )
+    count = shape_value[0]
+    if count > most:
+        raise too_large(f"inputs[0].shape holds {quoted(count)} images, more than the {most} allowed in a request")
     size = _mapping(tensor.get("parameters"), "inputs[0].parameters").get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != len(binary):
@@ -186,11 +177,18 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
                 f"inputs[0].parameters.binary_data_size must be the {len(binary)} bytes that follow the JSON, got "
                 f"{quoted(size)}"
             )
-        return _images(binary, shape_value[0]) if kind == "BYTES" else _array(binary, kind, tuple(shape_value))
+        return _images(binary, count) if kind == "BYTES" else _array(binary, kind, (count, *shape))
     if binary:
         raise malformed(f"inputs[0].parameters.binary_data_size is missing, though {len(binary)} bytes follow the JSON")
     data = tensor.get("data")
-    return _from_texts(data, shape_value[0]) if kind == "BYTES" else _from_json(data, kind, tuple(shape_value))
+    return _from_texts(data, count) if kind == "BYTES" else _from_json(data, kind, (count, *shape))
+
+
+def _has_sizes(value: Any, sizes: tuple[int, ...]) -> bool:
+    """Whether a value of JSON is a number of images and these sizes."""
+    if not isinstance(value, list) or any(type(size) is not int for size in value):
+        return False
+    return len(value) == 1 + len(sizes) and value[0] >= 1 and tuple(value[1:]) == sizes
 
 
 def _array(data: bytes, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:

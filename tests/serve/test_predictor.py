@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import offramp
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.early_exit.policy import ExitPolicy
-from offramp.serve.costs import CostCurve
+from offramp.serve.costs import CostCurve, linear
 from offramp.serve.engine import Failed, SampleResult
 from offramp.serve.measure import measure
 from offramp.serve.predictor import AsyncPredictor
@@ -185,6 +185,63 @@ def test_a_segment_that_fails_fails_its_batch_alone(bundle: Bundle, pixels: np.n
     assert all(isinstance(result, Failed) for result in failed) and statistics.failed == 4
     assert str(failed[0]) == "segment-2.onnx failed in ONNX Runtime: out of memory"
     assert [outcome.exit for outcome in right] == [2] * 4
+
+
+QUICK_COSTS = (linear(1e-4, 1e-6, 16),) * 3
+"""Under which a lone request runs in the thread of its caller."""
+
+
+def test_a_lone_quick_request_runs_in_the_thread_of_its_caller(bundle: Bundle, pixels: np.ndarray) -> None:
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:12])
+    threads, inner = list[tuple[bool, int]](), bundle.segments[0]
+
+    def segment(state: Any, carry: Any) -> Any:
+        threads.append((threading.current_thread() is threading.main_thread(), len(state)))
+        return inner(state, carry)
+
+    async def ask(asked: Bundle) -> tuple[list[Any], list[Any], Any]:
+        async with AsyncPredictor(asked, costs=QUICK_COSTS) as predictor:
+            while not predictor.engine.quick(1):  # its thread has not begun to wait
+                await asyncio.sleep(0.001)
+            alone = [(await predictor.infer(row[None]))[0] for row in inputs]
+            together = await asyncio.gather(*(predictor.infer(row[None]) for row in inputs))
+            return alone, [result for (result,) in together], predictor.statistics
+
+    for asked in (bundle, replace(bundle, segments=(segment, *bundle.segments[1:]))):
+        alone, together, statistics = asyncio.run(ask(asked))
+        for one, other, row in zip(alone, together, inputs, strict=True):
+            assert_same(one, bundle, row)
+            assert_same(other, bundle, row)
+        assert len({one.exit for one in alone}) > 1 and sum(statistics.answered) == 24
+        assert statistics.batches[0].counts[0] >= 12 and all(one.ms > 0 for one in alone)
+    assert threads[:12] == [(True, 1)] * 12
+    assert not any(here for here, _ in threads[12:]) and max(size for _, size in threads[12:]) > 1
+
+
+def test_a_lone_quick_request_has_a_deadline_and_may_fail(bundle: Bundle, pixels: np.ndarray) -> None:
+    inputs, broken = bundle.manifest.preprocessing.normalise(pixels[:1]), threading.Event()
+
+    def segment(state: Any, carry: Any) -> Any:
+        if broken.is_set():
+            raise ValueError("segment-1.onnx failed in ONNX Runtime: out of memory")
+        return bundle.segments[0](state, carry)
+
+    async def ask() -> tuple[Any, Any, Any, Any]:
+        asked = replace(never(bundle), segments=(segment, *bundle.segments[1:]))
+        async with AsyncPredictor(asked, costs=QUICK_COSTS) as predictor:
+            while not predictor.engine.quick(1):
+                await asyncio.sleep(0.001)
+            late, right = await predictor.infer(inputs, deadline_ms=1e-3), await predictor.infer(inputs)
+            broken.set()
+            failed = await predictor.infer(inputs)
+        with pytest.raises(RuntimeError, match="is stopped"):
+            await predictor.infer(inputs)
+        return late[0], right[0], failed[0], predictor.statistics
+
+    late, right, failed, statistics = asyncio.run(ask())
+    assert (late.exit, late.late, right.exit, right.late) == (0, True, 2, False)
+    assert str(failed) == "segment-1.onnx failed in ONNX Runtime: out of memory" and statistics.failed == 1
+    assert (statistics.answered, statistics.late) == ([1, 0, 1], [1, 0, 0])
 
 
 def test_a_full_queue_and_the_survivors_of_a_stop(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
