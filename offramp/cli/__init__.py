@@ -132,12 +132,7 @@ def _parser_message(error: "CycloptsError", typed: list[str]) -> str:
         return f"{error.keyword or argument.name} needs a value"
     if misspelt := _misspelt(typed):
         return misspelt
-    goes = (
-        "the folder of the run, such as --out runs/a"
-        if verb == "train"
-        else "the folder to write, such as --out bundle"
-    )
-    return f"{argument.name} is missing: {goes}"
+    return f"{argument.name} is missing: the folder to write, such as --out bundle"
 
 
 def _misspelt(typed: list[str]) -> str:
@@ -150,9 +145,13 @@ def _misspelt(typed: list[str]) -> str:
     return ""
 
 
+NEEDED = {"train": "{--out PATH | --recipe NAME}", "compare": "{--methods STR --out PATH | --show LEDGER}"}
+"""Usage of options of which one, or one group, is required."""
+
+
 def _usage(verb: Callable[..., Any]) -> str:
     """The usage line of a verb."""
-    needed, placed = [], []
+    needed, placed = [NEEDED[verb.__name__]] if verb.__name__ in NEEDED else [], []
     for name, spec in inspect.signature(verb).parameters.items():
         if spec.kind is spec.VAR_POSITIONAL:
             placed.append(f"{name.upper()}...")

@@ -86,10 +86,13 @@ def _macs(text: str) -> float:
     value = None if number is None else number * SUFFIXES.get(suffix, 0.01 if suffix == "%" else 1.0)
     if value is None or not 0 < value < float("inf"):
         raise ParameterError(
-            f"macs takes a share of plain such as 0.5 or 50%, or a count such as 250M, got {text!r}", "macs"
+            f"macs takes a share of the plain network's such as 0.5 or 50%, or a count such as 250M, got {text!r}",
+            "macs",
         )
     if suffix in SUFFIXES and value <= 1:
-        raise ParameterError(f"macs={text} is at most one operation: a share of plain is written 0.5 or 50%", "macs")
+        raise ParameterError(
+            f"macs={text} is at most one operation: a share of the plain network's is written 0.5 or 50%", "macs"
+        )
     return value
 
 

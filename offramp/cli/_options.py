@@ -118,10 +118,16 @@ RecipeName = Annotated[
         help="Name of a recipe that ships with offramp (see `offramp recipes`), instead of --config.",
     ),
 ]
+
+
+def _comma_separated(values: Sequence[Any]) -> str:
+    return ",".join(map(str, values))
+
+
 _CONVERTERS = {
     "exits_at": Parameter(negative="", show_default=False, converter=_stages),
     "exits_after": Parameter(negative="", show_default=False, converter=_words),
-    "milestones": Parameter(negative="", converter=_fractions),
+    "milestones": Parameter(negative="", converter=_fractions, show_default=_comma_separated),
     "log_accuracy": Parameter(negative="", show_default=False, converter=_words),
 }
 

@@ -23,16 +23,17 @@ def analyse(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Analyse exits: later errors, agreement, softmax statistics, relative cost, dissimilarity.
+    """Analyse exits: errors of later exits, agreement, softmax statistics, relative cost, dissimilarity.
 
-    The analyses of MUSE (Fig. 4 to 6) and EED (Fig. 2 and 4), and which images each exit alone gets right, on test.
+    The analyses of MUSE (Fig. 4 to 6) and EED (Fig. 2 and 4), and the images that only one exit classifies correctly,
+    on test.
     Writes analysis.json and figures as SVG.
 
     Args:
         runs: Folders of trained runs, or of comparisons; several are drawn in the same figures.
         out: Folder to write to; default: analysis in the run's folder; required for several runs.
-        top: Number of most probable classes in the partial entropy.
-        dissimilarity: Number of test images in the dissimilarity matrices; with 0 none are drawn, and the data are not
+        top: Number of most probable classes that the partial entropy (H top-N) is computed over.
+        dissimilarity: Number of test images in the dissimilarity matrices; 0: none is drawn, and the data are not
             needed if traces are stored.
         batch_size: Also measure milliseconds up to every exit on this machine, at this batch size.
     """
@@ -80,8 +81,10 @@ def _show(run: "RunAnalysis", device: str) -> None:
     head = ["exit", "both", "final only", "exit only", "neither", f"H top-{top}", "H", "ECE"]
     stdout.print(table("agreement with the final exit, entropies in nats, calibration", head, rows), soft_wrap=True)
     stdout.print(
-        "wrong later, always: % of what this exit gets right that some later exit, or all of them, get wrong\n"
-        "alone: number of images that no other exit gets right",
+        "rel. MACs: multiply-adds up to this exit, as a share of those of the final exit\n"
+        "wrong later: of the images that this exit classifies correctly, the % that some later exit gets wrong; "
+        "always: that all later exits get wrong\n"
+        "alone: number of images that only this exit classifies correctly; top-1 p: mean of the largest probability",
         highlight=False,
         soft_wrap=True,
     )

@@ -30,7 +30,7 @@ def bench(
         runtimes: Some of torch, torch-bf16, onnx and openvino, comma-separated; on GPUs also torch-graph,
             torch-bf16-graph, onnx-cuda and onnx-tensorrt. Default: all that are installed. For a
             bundle, only those of ONNX Runtime and OpenVINO.
-        seconds: Measuring time per batch size.
+        seconds: Duration of the measurement of each batch size, in seconds.
         threads: CPU threads of each runtime; default: all cores.
         images: Folder of images for a bundle whose data set is not on this machine.
         seed: Seed of the random order of the images.

@@ -52,16 +52,19 @@ def calibrate(
             percentage point.
         target_accuracy: Accuracy to reach, such as 75% or 0.75.
         risk: Guaranteed bound on the accuracy lost on new images, such as 1% or 0.01; see --delta.
-        delta: With --risk: the bound holds with probability 1 - delta, such as 0.05 or 5%; default: in expectation.
+        delta: With --risk: the bound holds with probability 1 - delta, such as 0.05 or 5%; default: it holds in
+            expectation.
         save: Cost to minimise if the goal is an accuracy, a drop or a risk; default: macs.
         batch_size: Batch size at which milliseconds are measured.
         runtime: Runtime used to measure milliseconds; choose the one you will deploy. Default: torch in the run's
             precision.
         never_slower_at: Batch sizes, such as 1,64,256, at which the policy may be at most 2 % slower than the plain
             network; exits are disabled until this holds.
-        score: Certainty of an exit, which is compared with its threshold; `learned` fits a small predictor per exit
-            on val.
-        answer: Prediction of a sample: that of its exit, or an ensemble of the enabled exits up to it.
+        score: Measure of an exit's certainty, which is compared with its threshold: the largest probability
+            (confidence), its distance to the second (margin), 1 minus the normalised entropy (entropy), the number of
+            consecutive exits that agree (patience), or a small predictor that is fitted for each exit on val (learned).
+        answer: Output for a sample: that of its exit (exit), or an ensemble of the enabled exits up to it: the
+            arithmetic or geometric mean of their probabilities, or the sum of their logits.
         temperatures: Divisors of the logits: `fit` (by likelihood on cal), a number, or one number per exit,
             comma-separated.
     """

@@ -55,16 +55,18 @@ def compare(
     comparison; with more methods or seeds it trains the new ones.
 
     Args:
-        methods: Comma-separated names, with parameters in parentheses: `joint,muse(alpha=0.1)`. Needed unless --show.
-        seeds: Comma-separated numbers.
+        methods: Comma-separated names, with parameters in parentheses: `joint,muse(alpha=0.1)`. Required unless --show
+            is given.
+        seeds: Seeds, comma-separated: each method is trained once with each of them.
         grid: Values of another option, as in `net=resnet18,resnet34`; repeat it for further options. All methods and
             seeds are trained with every combination, and compared within it.
-        out: Folder of the comparison; each run is a folder in it. Needed unless --show.
+        out: Folder of the comparison; each run is a folder in it. Required unless --show is given.
         ledger: File to add a line per run to; default: results.jsonl in --out. Runs that it contains are not trained
             again.
-        baseline: Method to compare the others with, seed by seed. Or a path: the plain network (a run without early
-            exits, or a file of weights) at whose accuracy costs are compared. Without a path, that is the run of the
-            method vanilla with the same seed if the ledger contains it, else the final exit of each network.
+        baseline: A method: the others are compared with it, seed by seed. Or the path of a plain network (a run without
+            early exits, or a file of weights): the tables show what early exit costs at the accuracy of this network.
+            Unless a path is given, the plain network is the run of the method vanilla with the same seed if the ledger
+            contains it, else the final exit of each network.
         show: Train nothing; compare the runs in this ledger (with --methods: only those).
         markdown: Also write the tables to this file; in an existing file, replace the part between its markers.
         metric: Top-1 or top-5 accuracy.

@@ -25,13 +25,14 @@ def curves(
 ) -> None:
     """Accuracy against cost on test: anytime prediction and budgeted batches.
 
-    Anytime: every exit on all of test. Budgeted batches: 39 points with thresholds fitted on cal by MSDNet's geometric
-    rule. Writes curves.json and curves.svg. Several runs, or a comparison, are drawn in one figure, with mean and
-    standard deviation over seeds.
+    Anytime prediction: the accuracy of every exit on all test images. Budgeted batches: early exit at 39 budgets, with
+    thresholds fitted on cal by MSDNet's geometric rule. Writes curves.json and curves.svg. Several runs, or a
+    comparison, are drawn in one figure, with mean and standard deviation over seeds.
 
     Args:
         runs: Folders of trained runs, or of comparisons.
-        cost: How operations are counted; both include the branches of all earlier exits.
+        cost: How operations are counted: macs_cumulative (multiply-adds), or msdnet_ops (as in the code of MSDNet);
+            both include the branches of all earlier exits.
         metric: Top-1 or top-5 accuracy.
         out: Folder to write to; default: the folder of the run or comparison; required for several runs.
         write: Further files, comma-separated: .csv and .tex tables, .svg, .pdf and .png figures.

@@ -18,7 +18,8 @@ def deploy(
     Args:
         run: Folder of a run that trained several networks.
         out: Folder of the new run; it must be new or empty.
-        keep: Number of the network or branch, `best` (the most accurate on val), or `ensemble` (the gated ensemble).
+        keep: Number of the network or branch, counted from 1, `best` (the most accurate on val), or `ensemble` (the
+            gated ensemble).
     """
     from offramp.runs.deploy import deploy as write_run
 

@@ -29,7 +29,7 @@ def evaluate(
     Args:
         run: Folder of a trained run, of a comparison (all its finished runs), or of a bundle.
         data: For a bundle: labelled images, such as folder:PATH (`offramp data`); `--data.KEY` sets the parameters of
-            the source. Default: the test split of the data that the bundle was made of.
+            the source. Default: the test split of the data set of its run.
         runtime: For a bundle, the runtime; default: onnx.
         batch_size: Batch size at which times are measured.
         frontier: Also fit policies on cal for ten budgets, which give the cost of early exit at any accuracy; `offramp

@@ -31,7 +31,8 @@ def predict(
 ) -> None:
     """Predict images with a bundle: label, probability, exit and time.
 
-    The exit status is 1 if an image could not be read.
+    Exits are counted from 1, from shallow to deep, in tables, CSV and JSON. The exit status is 1 if an image could not
+    be read.
 
     Args:
         bundle: Folder that `offramp export` wrote.
@@ -39,7 +40,7 @@ def predict(
         runtime: Runtime, in float32: onnx and openvino on the CPU, onnx-cuda and onnx-tensorrt on a GPU.
         batch_size: Images per batch; above 1, the time of an image is its share of the time of the batch.
         first: Run only the first N segments; images that have not exited are written to --state.
-        from_: Continue after N segments with the images in --state.
+        from_: Continue after the first N segments with the images in --state.
         state: File that --first writes and --from reads.
         csv: Print comma-separated values.
     """

@@ -22,7 +22,7 @@ def report(
     Args:
         runs: Folders of trained runs, or of comparisons; several are drawn in one chart.
         out: File to write; default: report.html in the run's folder; required for several runs.
-        images: Number of easiest and of hardest images to show for every exit; with 0 the data are not needed if
+        images: Number of easiest and of hardest images to show for every exit; 0: none, and the data are not needed if
             traces are stored.
         batch_size: Also measure milliseconds of every stage and branch on this machine, at this batch size.
     """

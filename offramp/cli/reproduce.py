@@ -41,16 +41,16 @@ def reproduce(
     document: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Reproduce a table, figure or claim of the papers: train the missing runs, show published and measured values.
+    """Reproduce a table, figure or claim of the papers: train the missing runs, and show published and measured values.
 
-    Without NAME, list everything that can be reproduced, with the number of its runs that the ledger contains. The same
+    Without NAME, list everything that can be reproduced, and how many of its runs the ledger contains. The same
     command continues after an interruption.
 
     Args:
         name: A table, figure or claim; a paper (muse, msd, eed, beed, hdkd); `claims`, or `all`.
         quick: Train by the reduced protocol (recipe quick-cifar100-resnet18): narrow networks, few epochs, for CPUs.
         protocol: Train by another reduced protocol: a recipe's name or a YAML file.
-        seeds: Comma-separated numbers.
+        seeds: Seeds, comma-separated: every training is run once with each of them.
         rows: Only the rows of a table whose names contain one of these comma-separated words; its claims are omitted.
         plan: Train nothing; print the missing runs and their cost, estimated from steps measured on this machine.
         show: Train nothing; print what the ledger contains.

@@ -7,12 +7,13 @@ from cyclopts import Parameter
 
 from offramp.cli import emit_result
 from offramp.cli._options import ConfigFile, ConfigOptions, Dotted, Json, RecipeName, config_of
+from offramp.lookup import ParameterError
 
 
 def train(
     config: ConfigOptions = ConfigOptions(),  # noqa: B008
     *,
-    out: Path,
+    out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     nodes: int = 1,
     json: Json = False,
@@ -27,7 +28,8 @@ def train(
     75); `--resume` continues from it with identical results (on a GPU: with --deterministic).
 
     Args:
-        out: Folder of the run: config, metrics, checkpoints, weights. With --recipe NAME it may be omitted: runs/NAME.
+        out: Folder of the run: config, metrics, checkpoints, weights. Required, unless --recipe NAME is given: then the
+            default is runs/NAME.
         resume: Continue the run in --out, or start it if there is none; a finished run is not changed.
         nodes: Number of machines, each with --devices processes; the command is started on each, by torchrun, by srun
             or by hand.
@@ -35,6 +37,8 @@ def train(
     from offramp.cli._console import ConsoleReporter
     from offramp.runs.train import train as train_run
 
+    if out is None:
+        raise ParameterError("out is missing: the folder of the run, such as --out runs/a", "out")
     reporter = ConsoleReporter(not json)
     try:
         result = train_run(config_of(config, option), out, resume=resume, nodes=nodes, reporter=reporter)

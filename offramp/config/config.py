@@ -18,7 +18,7 @@ class Config(Recipe):
 
     Attributes:
         net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE, python:MODULE:FUNCTION;
-            for methods that train several of them, a comma-separated list.
+            for methods that train several networks, a comma-separated list.
         branch: The structure of the exits (`offramp branches`), also python:MODULE.
         method: How the exits are trained (`offramp methods`), also python:MODULE.
         tap: How gradients of several exits are combined in the backbone. `method`: as the method specifies;
@@ -32,7 +32,7 @@ class Config(Recipe):
             to, comma-separated, such as layer1,layer2.
         exits_at: Stages to attach exits to, comma-separated, counted from 1, such as 2,3; default: all but the last.
         exits: Number of exits, the final one included. In external models they are placed at equal shares of the
-            operations. `auto`: places and structure are chosen for goal_macs.
+            operations. `auto`: their places and structure are chosen for goal_macs.
         goal_macs: With exits=auto: target for the mean multiply-adds, as a share of the plain network's, such as 0.4.
         weights: File to start from: safetensors, a PyTorch checkpoint, or the weights of a run.
         pretrained: Start from the pretrained weights of a timm: or torchvision: network; its library downloads them

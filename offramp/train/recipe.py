@@ -51,8 +51,8 @@ class Recipe:
             run keeps the weights of the last and of the best epoch.
         device: Device to train on; `auto` is a GPU if there is one.
         devices: Number of processes, one per device.
-        strategy: With several processes. `ddp`: each process has the whole network; `fsdp`: weights, gradients and
-            optimizer state are sharded over the processes (FSDP2).
+        strategy: How several processes divide the work. `ddp`: each has the whole network and a part of the batch;
+            `fsdp`: weights, gradients and optimizer state are sharded over the processes (FSDP2).
         sync_batch_norm: With several processes, batch norms use statistics of the whole batch, as one process does;
             otherwise each process uses those of its part.
         deterministic: On a GPU, use only deterministic kernels; slower. Without it, a resumed run on a GPU may give

@@ -201,7 +201,7 @@ def test_version(offramp: Offramp) -> None:
             ("train", "--no-streaming", "--batch_size", "8"),
             "--out is missing: the folder of the run, such as --out runs/a",
         ),
-        (("train", "--data", "digits", "--uot=runs/a"), "Unknown option: --uot; the nearest is '--out'"),
+        (("train", "--data", "digits", "--uot=runs/a"), "Unknown option: --uot. Did you mean --out?"),
         (("export", "a", "--otu", "b"), "Unknown option: --otu; the nearest is '--out'"),
         (("export", "a"), "--out is missing: the folder to write, such as --out bundle"),
         (("nets", "resnet81"), "the nearest is 'resnet18'"),
