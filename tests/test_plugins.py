@@ -104,7 +104,7 @@ def test_a_method_of_a_plugin_is_documented(capsys: pytest.CaptureFixture[str]) 
     said = methods.about()["neighbour"]
     assert (said.family, said.fits, said.time) == ("mutual", "any network with 2 exits or more", None)
     status, out, _ = run(capsys, "methods", "neighbour")
-    assert status == 0 and "Package: offramp-example 0.1.0." in out and "Family: mutual. A step: not measured." in out
+    assert status == 0 and "Package: offramp-example 0.1.0." in out and "mutual. A training step: not measured." in out
     assert "--method.weight 1.0   (float)\n    weight of the distillation term." in out
     known = json.loads(run(capsys, "methods", "neighbour", "--json")[1])
     assert known["package"] == "offramp-example 0.1.0" and known["parameters"]["temperature"]["default"] == 3.0

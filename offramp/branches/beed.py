@@ -12,13 +12,14 @@ from offramp.net import Backbone, Branch, Head
 def build(backbone: Backbone, exit: int, classes: int, *, widths: Sequence[int] | None = None) -> nn.Module | None:
     """1×1, 3×3 with the deeper stage's stride, 1×1, each with batch norm and ReLU, for each stage; then a head.
 
-    Widths follow the supplement: 128, 256, 512 for a ResNet18. For bottleneck ResNets, which it does not print, the
-    widths inside the blocks are taken and the backbone's own at the end, as EED does, so that features can be compared.
+    Widths follow the supplement: 128, 256, 512 for a ResNet18. For bottleneck ResNets, which the supplement does not
+    cover, they are the inner widths of the blocks, and at the end the width of the backbone, as in EED, so that
+    features can be compared.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
-        widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
+        widths: other widths, one per stage from the second on; deeper exits use the last ones.
 
     Raises:
         ValueError: if the stages pass on no maps or the widths do not fit.

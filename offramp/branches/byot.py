@@ -12,8 +12,8 @@ from offramp.net import Backbone, Branch, Head
 def build(backbone: Backbone, exit: int, classes: int, *, hidden: int | None = None) -> nn.Module:
     """1×1 to `hidden`, s×s with stride s, 1×1 to the network's width, each with bias, batch norm, ReLU; then a head.
 
-    s is the factor by which the rest of the network shrinks the maps (8, 4, 2 in a ResNet). The shape follows the
-    released code; shortcuts that it defines but never uses are left out.
+    s is the factor by which the rest of the network reduces the size of the maps (8, 4, 2 in a ResNet). The shape
+    follows the released code; shortcuts that it defines but never uses are left out.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.

@@ -20,15 +20,15 @@ def build(
 ) -> nn.Module | None:
     """ReLU, then 3×3 convolution with the deeper stage's stride, batch norm and ReLU for each; then a head.
 
-    Widths are those of the papers' Table III: 128, 256, 512 for a ResNet18 and 128, 256, 2048 for a ResNet50. The
-    first ReLU matters where a stage passes on a raw sum (wide ResNets, PyramidNet); elsewhere it changes nothing.
+    Widths are those of the papers' Table III: 128, 256, 512 for a ResNet18 and 128, 256, 2048 for a ResNet50. The first
+    ReLU has an effect only behind stages that end without one (wide ResNets, PyramidNet).
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C.
-        widths: widths to take instead, one per stage from the second on; deeper exits take the last of them.
-        strides: strides to take instead, from the tap on; an exit of n convolutions takes the first n. VGG brings its
-            own, because with the trunk's its costs would not be those of the paper's Table III.
+        widths: other widths, one per stage from the second on; deeper exits use the last ones.
+        strides: other strides, in the order of the convolutions; an exit of n convolutions uses the first n. VGG
+            defines its own, because with the strides of its stages the costs would differ from the paper's Table III.
 
     Raises:
         ValueError: if the stages pass on no maps or the widths or strides do not fit.
@@ -42,7 +42,7 @@ def build(
         strides = first.eed_strides if isinstance(first, EedStrides) else [step.stride for step in deeper]
     if len(strides) < len(deeper) or min(strides) < 1:
         raise ValueError(f"eed needs {len(deeper)} strides of at least 1 behind stage {exit + 1}, got {list(strides)}")
-    body: list[nn.Module] = [nn.ReLU()]  # not in place: the trunk uses the same maps
+    body: list[nn.Module] = [nn.ReLU()]  # not in place: the backbone uses the same maps
     for (width, _), stride in zip(deeper, strides, strict=False):
         body += conv_norm_relu(enters, width, 3, stride)
         enters = width

@@ -25,11 +25,11 @@ class Flatten(nn.Module):
 
 
 def build(backbone: Backbone, exit: int, classes: int, *, original: bool = False) -> nn.Module | None:
-    """3×3 convolution with bias to the network's width and its last size, ReLU, then a head.
+    """3×3 convolution with bias to the width and map size of the network's last stage, ReLU, then a head.
 
     BEED's adaptation, which compares features, is not published: width and stride are chosen so that they can be
     compared; there is no exit behind a stem. The original (TensorFlow) has 128 filters, stride 1 and a linear layer on
-    the whole map, and works on images of the size that the network is made for only.
+    the whole map, and accepts only images of the size that the network was built for.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.

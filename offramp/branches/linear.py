@@ -7,9 +7,10 @@ from offramp.net import Backbone, Branch, Head
 
 
 def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
-    """Global average pooling and a linear layer on what the stage passes on: maps, tokens, or the coarsest of scales.
+    """Global average pooling and a linear layer on the output of the stage: maps, tokens, or the coarsest scale.
 
-    Features have the width of the tap, a different one behind every stage: losses that compare features skip them.
+    Features are as wide as the output of the stage, which differs between stages: losses that compare features skip
+    them.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.

@@ -8,10 +8,10 @@ from offramp.protocols import ExitHeadSource
 
 
 def build(backbone: Backbone, exit: int, classes: int) -> nn.Module:
-    """The network's own head for the width at the tap, through the head's `exit_head(width, classes)`.
+    """The network's own head for the width of the stage's output, created by the head's `exit_head(width, classes)`.
 
-    On MSDNet for small images all features are 128 wide; for large images each has the width of its tap, so that
-    losses that compare features skip them.
+    On MSDNet for small images all features are 128 wide; for large images each is as wide as its stage's output, so
+    that losses that compare features skip them.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.

@@ -10,19 +10,18 @@ from offramp.protocols import SketchBlock
 
 
 def build(backbone: Backbone, exit: int, classes: int, *, sbc_extra: int = 0) -> nn.Module:
-    """One fresh block of each deeper group of blocks, then a fresh head: a sketch of the rest of the network.
+    """One new block for each deeper group of blocks, then a new head: a small version of the rest of the network.
 
-    A group is a run of blocks that leave the same shape. In most networks that is a stage; where a stage changes
-    shape on its way (VGG, MobileNetV2), the first block of each of its groups is copied. A block may define what
-    represents its stage: `sketch_block()` creates that (PyramidNet, whose blocks all differ in width), and
-    `sketch_block = None` says that nothing does (MSDNet). The branch's maps have the shapes of the stages that it
-    imitates.
+    A group is a sequence of blocks whose outputs have the same shape. In most networks it is a stage; in a stage within
+    which the shape changes (VGG, MobileNetV2), the first block of each group is copied. A block may define what
+    represents its stage: `sketch_block()` creates it (PyramidNet, whose blocks all differ in width), and `sketch_block
+    = None` excludes such exits (MSDNet). The maps in the branch have the shapes of the stages that they replace.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.
         classes: number of classes C, the same as the backbone's.
-        sbc_extra: the stage, counted from 1 as the papers count groups, of which a second block is copied; 0: none. 3
-            gives the costs that MUSE prints for ResNet152 (its text says one block per group).
+        sbc_extra: the stage, counted from 1 as in the papers, of which a second block is copied; 0: none. 3
+            gives the costs that MUSE reports for ResNet152 (its text says one block per group).
 
     Raises:
         ValueError: if no small number of blocks can represent a stage (naming the exits that fit), or an option does

@@ -11,7 +11,7 @@ def build(backbone: Backbone, exit: int, classes: int) -> nn.Module | None:
     """Depthwise 3×3 with the deeper stage's stride and 1×1, then depthwise 3×3 and 1×1 to its width; then a head.
 
     Batch norm and ReLU follow each 1×1; no biases. Widths are those of the deeper stages' maps. There is no exit
-    behind a stem. (TOFD's loss is not what this file makes: these are its exits, to train by any method.)
+    behind a stem. TOFD's loss is not included; the exits can be trained by any method.
 
     Args:
         exit: number of the exit, from 0; it is attached to stage `exit`.

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from offramp.methods import About
 
 WIDTH = 79
+NOTATION = (
+    "Notation: K exits, the last of which is the final exit; z_k, F_k and CE_k: logits, features and cross-entropy of "
+    "exit k; sg: stop-gradient; KL_T(p -> q) and H_T(p -> q): KL divergence and cross-entropy of the softmax of "
+    "student q from that of teacher p, at temperature T."
+)
+"""Of the formulas of methods."""
 
 
 def nets(name: str | None = None, /, *, json: Json = False) -> None:
@@ -112,7 +118,8 @@ def _show(kind: "Kind", name: str | None, json: bool, external: Mapping[str, str
 
 def _show_methods(about: "Mapping[str, About]") -> None:
     """One entry for each method, families together."""
-    _print("step and memory: a training step and its peak memory relative to joint, measured")
+    _print("Methods by what exits learn from.")
+    _print("step, memory: time and peak memory of a training step, relative to joint")
     for family, members in groupby(about.items(), lambda item: item[1].family):
         _print(f"\n{family:<15}   step  memory", "bold")
         for name, method in members:
@@ -131,11 +138,13 @@ def _show_one(kind: str, description: "Description") -> None:
     if description.family is not None:
         measured = {"time": description.time, "memory": description.memory}
         costs = ", ".join(f"{key} {value:.2f} x joint's" for key, value in measured.items() if value is not None)
-        line = f"Family: {description.family}. A step: {costs or 'not measured'}. Fits {description.fits}."
+        line = f"Family: {description.family}. A training step: {costs or 'not measured'}. Fits {description.fits}."
         _print(fill(line, WIDTH))
     _print("")
     for paragraph in description.summary.split("\n\n"):
         _print(fill(" ".join(paragraph.split()), WIDTH))
+    if kind == "method" and description.package is None:
+        _print(fill(NOTATION, WIDTH))
     for key, parameter in description.parameters.items():
         _print(f"\n--{kind}.{key} {_written(parameter.default)}   ({parameter.type})")
         if parameter.about:

@@ -31,24 +31,27 @@ class Bilevel:
     Attributes:
         name: the method's name, for messages.
         teachers: which exits teach.
-        init: initial weights, see each method.
-        weights: initial weights, instead of init: one per exit for the labels, then one per pair (teacher, student) in
-            the order (2,1), (3,1), (3,2), (4,1) ...
-        fixed: a finished run of this method; its final weights are used and never updated (the paper's Fixed).
+        init: initial loss weights, see each method.
+        weights: initial loss weights, instead of init: one per exit for the labels, then one per pair (teacher,
+            student) in the order (2,1), (3,1), (3,2), (4,1) ...
+        fixed: folder of a finished run of this method; its final loss weights are used and never updated (the paper's
+            Fixed).
         temperature: temperature T of the distillation.
         detach_teachers: stop the gradient into the teachers.
-        alpha: share a of the plain sum in the held-out loss (the paper's ablation: 0, .1, .5, .9, 1).
+        alpha: share a of the unweighted sum of cross-entropies in the held-out loss (the paper's ablation: 0, .1, .5,
+            .9, 1).
         decay: decay of the moving averages E_k of the exits' losses.
         averages: the losses that E_k averages: on held-out batches one step ahead (held-out), or on the training
             batches (train).
-        step_size: learning rate eps of the weights.
-        xi: learning rate of the look-ahead step: the one at the start of the run (initial), or the current one, which
-            slows the weights down as it falls.
+        step_size: learning rate eps of the loss weights.
+        xi: learning rate of the look-ahead step: the one at the start of the run (initial), or the current one, with
+            which the loss weights change more slowly as it falls.
         look_ahead: the look-ahead step: gradient descent without momentum and weight decay as in the paper (plain), or
             the step that the optimizer takes (optimizer; SGD only).
-        meta_every: update the weights every N steps; 0 keeps them fixed.
-        clamp: keep the weights at 0 or above.
-        renormalise: keep the sum of the weights constant; otherwise it drifts and acts like a learning rate.
+        meta_every: update the loss weights every N steps; 0 keeps them fixed.
+        clamp: keep the loss weights at 0 or above.
+        renormalise: keep the sum of the loss weights constant; otherwise it drifts, which has the effect of another
+            learning rate.
         val_bn: batch norms on held-out batches use the statistics of these batches (batch), or the running statistics
             before the step (running).
     """

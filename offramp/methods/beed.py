@@ -1,6 +1,6 @@
 """BEED (Lee & Lee 2022, Online KD with Multi-Exits): every exit learns from a weighted ensemble of all exits.
 
-Family: ensemble. Fits: 2 exits or more that end in maps of one size; others with beta 0.
+Family: ensemble. Fits: 2 exits or more with last maps of equal size; others with beta 0.
 """
 
 from dataclasses import dataclass
@@ -72,10 +72,10 @@ class Settings:
 def build(**parameters: Any) -> Method:
     """L = sum_k [ (2-a_k) CE_k + a_k alpha T^2 KL_T(G_z -> z_k) ] + beta sum_k mean (F_k - G_f)^2.
 
-    F_k are the maps before pooling; G_z and G_f are detached means weighted by w_k ~ B^(k-1); a_k = A^(K-k): what
-    hjdw2/BEED computes, whose three modes these are. Its mode EED weights the ensemble by B too (plain EED: importance
-    1), and until March 2023 gave exits 2 and 3 no imitation. Mode kd: sum_k CE_k + alpha sum_{k<K} T^2 KL_T(sg z_K ->
-    z_k) + beta sum_{k<K} mean (F_k - sg F_K)^2.
+    F_k are the maps before pooling; G_z and G_f are detached means weighted by w_k ~ B^(k-1); a_k = A^(K-k). This is
+    what the code hjdw2/BEED computes, and these are its three modes. Its mode EED weights the ensemble by B too (plain
+    EED: importance 1), and until March 2023 did not distil into exits 2 and 3. Mode kd: sum_k CE_k + alpha sum_{k<K}
+    T^2 KL_T(sg z_K -> z_k) + beta sum_{k<K} mean (F_k - sg F_K)^2.
 
     Raises:
         ValueError: if a value is out of range.

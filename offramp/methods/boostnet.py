@@ -1,4 +1,4 @@
-"""BoostNet (Yu et al., AAAI 2023, Boosted Dynamic Neural Networks): exits add up, each learning what is left over.
+"""BoostNet (Yu et al., AAAI 2023, Boosted Dynamic Neural Networks): outputs of exits are summed, as in boosting.
 
 Family: labels. Fits: any network; its exits become a chain.
 """
@@ -31,7 +31,7 @@ def build(
     """L = sum_k CE(s_k), s_k = z_k + t_{k-1} sg(s_{k-1}): the running sum s_k is the output of exit k.
 
     Gradients between the stages are rescaled as in `equilibrium` (eq. 7). All exits learn from the same batch, as in
-    the released code; a batch for each exit, as in sequential boosting, is not there. The code's RANet has no
+    the released code; sequential boosting, with a batch for each exit, is not implemented. The code's RANet has no
     rescaling. With weaken 0 it is `joint`, or `equilibrium`.
 
     Args:

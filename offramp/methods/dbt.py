@@ -1,4 +1,4 @@
-"""DBT (Phuong & Lampert, ICCV 2019, Distillation-Based Training): every exit learns from the final one as well.
+"""DBT (Phuong & Lampert, ICCV 2019, Distillation-Based Training): exits learn from the labels and the final exit.
 
 Family: final exit. Fits: any network with 2 exits or more.
 """
@@ -29,7 +29,7 @@ def build(
 ) -> Method:
     """L = s { (1-C) sum_k CE_k + C T^2 sum_{k<K} H_T(sg z_K -> z_k) }, with the form and values of the authors' code.
 
-    The paper calls its temperature annealed; in the code it only rises, and that is what this does. Other papers call
+    The paper calls its temperature annealed; in the code it only rises, as here. Other papers call
     other losses DBT: EED's is `eed` with teachers -1 and final_learns off, the BEED code's is `beed` with mode kd.
 
     Args:

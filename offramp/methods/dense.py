@@ -1,4 +1,4 @@
-"""Dense distillation (NaiveDKD in Wang & Li, AAAI 2021, eq. 4): every exit learns from all deeper ones alike.
+"""Dense distillation (NaiveDKD in Wang & Li, AAAI 2021, eq. 4): exits learn from all deeper ones, equally weighted.
 
 Family: mutual. Fits: any network with 2 exits or more.
 """
@@ -30,8 +30,8 @@ def build(
 ) -> Method:
     """L = sum_k CE_k + lambda T^2 sum_{i>j} H_T(sg z_i -> z_j): teacher i deeper than student j.
 
-    The paper's eq. 2 prints the two roles swapped, with a doubled sign; its text says what is done here. lambda, T and
-    whether teachers are detached are unpublished.
+    The paper's eq. 2 prints the two roles swapped, with a doubled sign; its text describes what is done here. lambda, T
+    and whether teachers are detached are unpublished.
 
     Args:
         weight: weight lambda of the distillation term; default 1 / (K - 1).

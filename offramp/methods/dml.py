@@ -33,13 +33,13 @@ def build(
     weight: float = 1.0,
     temperature: float = 1.0,
 ) -> Method:
-    """Network k of K minimises CE_k + w T^2/(K-1) sum_{l/=k} KL_T(sg z_l -> z_k); what is logged is the sum over k.
+    """Network k of K minimises CE_k + w T^2/(K-1) sum_{l/=k} KL_T(sg z_l -> z_k); the sum over k is logged.
 
-    The networks have no exits and share nothing: `net=resnet18,resnet34` trains one of each, `net=resnet18` copies
-    that start differently. The paper has neither w nor T. Alternating is its Algorithm 1: each network takes its own
-    step, and its logits are computed again before the next one learns from it (2K-1 forward passes instead of K;
-    running statistics are updated once). The authors' code adds 1e-8 within the logarithm, which is left out here.
-    `offramp deploy` keeps one of the networks.
+    The networks have no exits and share nothing: `net=resnet18,resnet34` trains one of each, `net=resnet18` trains
+    copies with different initial weights. The paper has neither w nor T. Alternating is its Algorithm 1: each network
+    takes its own step, and its logits are computed again before the next one learns from it (2K-1 forward passes
+    instead of K; running statistics are updated once). The authors' code adds 1e-8 within the logarithm, which is left
+    out here. `offramp deploy` extracts one of the networks.
 
     Args:
         networks: number of networks K; default one of each kind that `net` names, or 2 if it names one.

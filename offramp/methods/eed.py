@@ -77,9 +77,9 @@ def build(**parameters: Any) -> Method:
     0.1, the paper by 1: alpha .1 is the code. "DBT" in this paper (eq. 4) is teachers -1, final_learns off, beta 0; its
     "SD" the same with beta 1.
 
-    Learned weights are not the paper's: G = sum_k w_k z_k (and F_k), w = softmax(a), a starts at 0, which is the mean.
-    What moves a is CE(sum_k w_k sg z_k), the term `ensemble`, and nothing else: imitation would make the teacher easy
-    instead of good. Every step's record has w as `weights`.
+    Learned weights are not from the paper: G = sum_k w_k z_k (and F_k), w = softmax(a); a starts at 0, which is the
+    mean. a gets gradients only from CE(sum_k w_k sg z_k), the term `ensemble`: those of the distillation would favour
+    teachers that are easy to imitate over accurate ones. The record of every step contains w as `weights`.
 
     Raises:
         ValueError: if a value is out of range or no teacher is left.

@@ -1,7 +1,7 @@
-"""Gradient equilibrium (Li et al., ICCV 2019, IMTA): joint training in which every stage gets the mean gradient.
+"""Gradient equilibrium (Li et al., ICCV 2019, IMTA): joint training; stages get the mean of exits' gradients.
 
-Family: labels. Fits: any network; of several scales (MSDNet) the coarsest alone is rescaled, or all (scope)
-all.
+Family: labels. Fits: any network; in networks of several scales (MSDNet) at the coarsest one only, or with scope all at
+every scale.
 """
 
 from functools import partial

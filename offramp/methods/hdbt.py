@@ -1,4 +1,4 @@
-"""HDBT (Wang & Li, AAAI 2021): DBT with the weights of all its losses learned on held-out batches, as in HDKD.
+"""HDBT (Wang & Li, AAAI 2021): DBT with loss weights that are learned on held-out batches, as in HDKD.
 
 Family: learned weights. Fits: any network with 2 exits or more; needs a val split (holdout above 0).
 """
@@ -15,10 +15,10 @@ from offramp.methods._parameters import parameters_of
 def build(*, init: Init = "dbt", **parameters: Any) -> Method:
     """L = sum_k w_k CE_k + sum_{j<K} w_j T^2 H_T(sg z_K -> z_j): HDKD with the final exit as the only teacher.
 
-    `hdkd` says what is published and what is not.
+    For what is unpublished, see `hdkd`.
 
     Args:
-        init: initial weights: labels 1, and each student j 1 (dbt, ones) or 1/(K-j) (ds); or all drawn from [0, 1)
+        init: initial loss weights: labels 1, and each student j 1 (dbt, ones) or 1/(K-j) (ds); or all drawn from [0, 1)
             (random).
 
     Raises:

@@ -1,4 +1,4 @@
-"""HMSDNet (Wang & Li, AAAI 2021): joint training with the exits' weights learned on held-out batches, as in HDKD.
+"""HMSDNet (Wang & Li, AAAI 2021): joint training with loss weights of the exits that are learned as in HDKD.
 
 Family: learned weights. Fits: any network; needs a val split (holdout above 0).
 """
@@ -16,10 +16,10 @@ Init = Literal["ones", "random"]
 
 @parameters_of(Bilevel, omit=("temperature", "detach_teachers"))
 def build(*, init: Init = "ones", **parameters: Any) -> Method:
-    """L = sum_k w_k CE_k: HDKD without any teacher. `hdkd` says what is published and what is not.
+    """L = sum_k w_k CE_k: HDKD without any teacher. For what is unpublished, see `hdkd`.
 
     Args:
-        init: initial weights: 1 for every exit (ones), or drawn from [0, 1) (random).
+        init: initial loss weights: 1 for every exit (ones), or drawn from [0, 1) (random).
 
     Raises:
         ValueError: if a value is out of range.

@@ -1,6 +1,6 @@
-"""Impr (IMTA in one stage, as HDKD compares with): gradient equilibrium and imitation of the final exit together.
+"""Impr (IMTA in one stage, a baseline of HDKD): gradient equilibrium, and distillation from the final exit.
 
-Family: final exit. Fits: any network with 2 exits or more; of several scales (MSDNet) as equilibrium.
+Family: final exit. Fits: any network with 2 exits or more; in networks of several scales (MSDNet) as `equilibrium`.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
-"""IMTA (Li et al., ICCV 2019): gradient equilibrium, then collaborating exits that a frozen trunk teaches.
+"""IMTA (Li et al., ICCV 2019): gradient equilibrium, then distillation into the exits of a frozen backbone.
 
-Family: final exit. Fits: any network with 2 exits or more; of several scales (MSDNet) as equilibrium.
+Family: final exit. Fits: any network with 2 exits or more; in networks of several scales (MSDNet) as `equilibrium`.
 """
 
 from functools import partial
@@ -36,17 +36,18 @@ def build(
     norms: Norms = "still",
     scope: Scope = "coarsest",
 ) -> Method:
-    """Two stages of as many epochs; `impr` is what other papers call this method, in one.
+    """Two stages of equal length; `impr` is the variant in one stage that other papers compare with.
 
     1. Gradient equilibrium (section 3.1): sum_k CE_k as in `equilibrium`.
-    2. The trunk is frozen and the exits learn: CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg t -> z_k) ] (OFA), t the
+    2. The backbone is frozen and the exits learn: CE_K + sum_{k<K} [ (1-g) CE_k + g T^2 KL_T(sg t -> z_k) ] (OFA), t
+    the
        logits that the final exit gave at the end of stage 1. Exit k's classifier now sees [F_k ; phi(sg z_{k-1})],
        phi a linear layer to the width of F_k, batch norm and ReLU (inline collaboration, ISC).
 
-    The equation numbers of stage 2 are unknown. The trunk is everything but the early exits and the final exit's
-    linear layer, if that layer takes its features. Exits continue from stage 1, and their links start at weight 0; the
-    code trains new exits. In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma .1 and
-    temperature 1 on ImageNet.
+    The equation numbers of stage 2 are unknown. The backbone is here everything but the early exits and, if it takes
+    the pooled features, the linear layer of the final exit. Exits continue from stage 1, and their links start at
+    weight 0; the code trains new exits. In the code: 90 epochs (ImageNet) or 300 in each stage at the same rates; gamma
+    .1 and temperature 1 on ImageNet.
 
     Args:
         gamma: share g of the distillation term at the early exits; the cross-entropy has 1 - g.
@@ -56,7 +57,7 @@ def build(
         links: inline collaboration (ISC); without it exits see their own features only.
         detach: no gradient from later to earlier exits through the links, as in the paper; the code lets it pass.
         reduction: mean of the divergence over the batch, or over batch and classes (elements), as the code.
-        norms: batch norms of the frozen trunk keep their running statistics (still), or keep updating them, as in
+        norms: batch norms of the frozen backbone keep their running statistics (still), or keep updating them, as in
             the code (moving).
         scope: in networks of several scales rescale the coarsest one, as the code, or all.
 

@@ -1,4 +1,4 @@
-"""L2W-DEN (Han et al., ECCV 2022): samples are weighted by a small network that learns at which exit they leave.
+"""L2W-DEN (Han et al., ECCV 2022): a small network learns a weight for each sample at each exit.
 
 Family: learned weights. Fits: any network; needs optimizer sgd.
 """
@@ -38,7 +38,7 @@ class Settings:
         centre: w has the mean 1 over the exits of a sample (col), over the batch at each exit (row), or overall (mat).
         sees: input of the weighting network phi for a sample: its loss at every exit, its confidences, or both.
         hidden: width of phi's hidden layer.
-        target: p, the ratio of the shares of samples that leave at successive exits; below 1 most leave early.
+        target: p, the ratio of the shares of samples that exit at successive exits; below 1, most exit early.
         meta_every: update phi every N batches.
         meta_lr: learning rate of phi (Adam), annealed to 0 by a cosine over the epochs.
         meta_weight_decay: weight decay of phi.
@@ -68,14 +68,14 @@ class Settings:
 
 @parameters_of(Settings)
 def build(**parameters: Any) -> Method:
-    """L = sum_k mean_b w_bk CE_bk; w follows the loss, one step ahead, of the exit at which a sample would leave.
+    """L = sum_k mean_b w_bk CE_bk; w is learned from the loss, one step ahead, of the exits that samples take.
 
     Each batch is divided into two halves A and B, its samples in turn, with an optimizer step on each: look one step
     ahead on A (by the optimizer's own momentum and weight decay), improve the weighting network phi by the loss on B
     there, step on A with the new weights; then the same with A and B exchanged. On B exit k counts for a share q_k ~
     p^k of the samples: the most confident among those that no earlier exit took. The released code differentiates
-    twice; the same number is one forward-mode product. Defaults are the CIFAR values of its README (batch 1024, lr .8,
-    cosine).
+    twice; here the same number is computed by one forward-mode product. Defaults are the CIFAR values of its README
+    (batch 1024, lr .8, cosine).
 
     Data sets:
         ImageNet: epsilon .3, centre mat, meta_every 100

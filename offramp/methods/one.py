@@ -1,4 +1,4 @@
-"""ONE (Lan et al., NeurIPS 2018, Knowledge Distillation by On-the-Fly Native Ensemble): branches under a gate.
+"""ONE (Lan et al., NeurIPS 2018, Knowledge Distillation by On-the-Fly Native Ensemble): a gated ensemble of branches.
 
 Family: several networks. Fits: any network with two stages or more; exits are not built.
 """
@@ -38,10 +38,11 @@ def build(
 ) -> Method:
     """L = sum_k CE_k + CE(z_e) + w(p) T^2 sum_k KL_T(sg z_e -> z_k), z_e = sum_k g_k z_k with a gate g for each sample.
 
-    The branches are copies of the last stages, newly initialised; they share everything before. The gate is learned
-    from CE(z_e). The paper's weight of the imitation is constant; the authors' code raises it over the first 80 of 300
-    epochs, w(p) = exp(-5 (1 - min(p, r)/r)^2), and adds 1e-7 to the teacher's probabilities. Both are the defaults
-    here. The exits of the option `branch` are not built. `offramp deploy` keeps one branch, or the gated ensemble.
+    The branches are copies of the last stages, newly initialised; they share all stages before. The gate is learned
+    from CE(z_e). The paper's weight of the distillation term is constant; the authors' code raises it over the first 80
+    of 300 epochs, w(p) = exp(-5 (1 - min(p, r)/r)^2), and adds 1e-7 to the teacher's probabilities. Both are the
+    defaults here. The exits of the option `branch` are not built. `offramp deploy` extracts one branch, or the gated
+    ensemble.
 
     Args:
         branches: number m of copies.
@@ -82,7 +83,7 @@ def network(backbone: BuildBackbone, branch: BuildBranch, *, branches: int, stag
     built = [backbone() for _ in range(branches)]
     if stages >= len(built[0].stages):
         raise with_parameters(
-            ValueError(f"method.stages must leave a trunk: the network has {len(built[0].stages)}, got {stages}"),
+            ValueError(f"method.stages must be below {len(built[0].stages)}, the stages of the network, got {stages}"),
             "method.stages",
         )
     trunk = nn.Sequential(*(block for stage in built[0].stages[:-stages] for block in stage))

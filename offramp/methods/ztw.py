@@ -38,18 +38,18 @@ def build(
     ensemble_final: bool = True,
     fit: FitSplit = "train",
 ) -> Method:
-    """Three phases, the second and third on what is frozen, so that the backbone stays exactly as accurate as it was.
+    """Three phases; what one trained is frozen in the next, so that the accuracy of the backbone does not change.
 
     1. The backbone alone: CE_K.
     2. The early exits: sum_{k<K} CE(z_k), where exit k's classifier sees [F_k ; N(sg z_{k-1})].
     3. The ensembles: sum_m CE(q_m), log q_m = (1/m) sum_{j<=m} exp(w^m_j) log p_j + b^m - log Z. From then on q_m is
        the output of exit m.
 
-    Of the paper only abstract and introduction were read (it writes q as the product b prod p_j^w, equation numbers
-    are unknown); formulas are those of the released code. The code's phases have optimizers of their own: SGD for 100
-    epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored logits. Here one optimizer runs through all of
-    them. Not published: the split for w and b (the code's is train), the grid of thresholds. Heads are those of
-    the option branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
+    Only the abstract and the introduction of the paper were available (it writes q as the product b prod p_j^w,
+    equation numbers are unknown); formulas are those of the released code. The code's phases have optimizers of their
+    own: SGD for 100 epochs; Adam, 1e-3, 50 epochs; Adam, 5e-4, 501 epochs on stored logits. Here one optimizer runs
+    through all of them. Not published: the split for w and b (the code's is train), the grid of thresholds. Heads are
+    those of the option branch, not the code's (3x3 convolution, ReLU, a learned mean of max and average pooling).
 
     Args:
         shares: shares of the epochs for the three phases; 0 skips a phase: 0,.7,.3 with a trained backbone (option
@@ -58,7 +58,7 @@ def build(
         detach: stop the gradient from an exit into the exits before it.
         norm: N, none or a layer norm (layer): the code's choice for large images.
         combine: geometric, or the code's other ensemble (arithmetic), q proportional to sum_j exp(w_j) p_j + exp(b).
-        ensemble_final: the final exit uses an ensemble too; otherwise it stays the backbone's own.
+        ensemble_final: the final exit uses an ensemble too; otherwise it remains that of the backbone.
         fit: split on which the ensembles are fitted: train, or the held-out val, on which the backbone is not
             over-confident.
 

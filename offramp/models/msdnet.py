@@ -128,7 +128,7 @@ def build(
 ) -> Backbone:
     """An MSDNet with one stage per exit; its exits are the branch `own`.
 
-    A state is a tuple of maps, the live scales, finest first; exits use the last, the coarsest.
+    A state is a tuple of maps, one per scale that is still in use, finest first; exits use the last, the coarsest.
 
     Args:
         name: `msdnet`.
@@ -143,10 +143,10 @@ def build(
             exits counted from 1).
         form: `cifar` (3×3 on the image) or `imagenet` (7×7 with stride 2, max pooling).
         width: channels of the finest scale after the first layer, before its factor; default 16 or 32 by `form`.
-        growth: channels that each layer adds to a scale of factor 1, even; default 6 or 16.
+        growth: channels that each layer adds to a scale of factor 1, an even number; default 6 or 16.
         factors: widths of the scales, finest first; default 1, 2, 4 or 1, 2, 4, 4.
         bottlenecks: widths inside layers over what they add, per scale; default as `factors`.
-        reduction: part of the channels that stays where a scale is dropped; 0 for no transitions.
+        reduction: part of the channels that is kept where a scale is dropped; 0 for no transitions.
         prune: `max` drops scales after equal parts of the network, `min` as late as the last layers allow.
         init: `torch` (the effect of the released code) or `he` (its intention).
         image_size: height and width of the images, for costs and shapes only; default 32 or 224 by `form`.

@@ -76,7 +76,7 @@ def build(
         classes: number of classes C.
         channels: channels of the images.
         width: channels after the stem.
-        alpha: channels added on the way through all blocks, in equal steps; widths are rounded.
+        alpha: channels added by all blocks together, in equal steps; widths are rounded.
         blocks: blocks per group (depth 110: 18).
         image_size: height and width of the images, for costs and shapes only.
 

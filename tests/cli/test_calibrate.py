@@ -49,7 +49,7 @@ def test_budgets_as_they_are_typed(typed: str, budget: float) -> None:
 def test_budgets_that_make_no_sense(typed: str) -> None:
     with pytest.raises(ValueError) as caught:
         _macs(typed)
-    says = f"macs takes a share of plain such as 0.5 or 50%, or a count such as 250M, got {typed!r}"
+    says = f"macs takes a share of the plain network's such as 0.5 or 50%, or a count such as 250M, got {typed!r}"
     assert str(caught.value) == says
 
 

@@ -58,7 +58,7 @@ def test_every_method_says_family_fit_and_measured_cost(offramp: Offramp, name: 
         assert said.memory is not None and 0.1 < said.time < 20 and 0.1 < said.memory < 20
         costs = f"time {said.time:.2f} x joint's, memory {said.memory:.2f} x joint's."
     shown = " ".join(offramp("methods", name).out.split())
-    assert f"Family: {said.family}. A step: {costs} Fits {said.fits}." in shown
+    assert f"Family: {said.family}. A training step: {costs} Fits {said.fits}." in shown
 
 
 @pytest.mark.parametrize("name", methods.available())

@@ -80,7 +80,7 @@ def test_help_of_every_verb_explains_every_option(offramp: Offramp, verb: str) -
     [
         ("predict", "offramp predict [OPTIONS] BUNDLE IMAGES..."),
         ("methods", "offramp methods [OPTIONS] [NAME]"),
-        ("train", "offramp train --out PATH [OPTIONS]"),
+        ("train", "offramp train {--out PATH | --recipe NAME} [OPTIONS]"),
         ("export", "offramp export --out PATH [OPTIONS] RUN"),
     ],
 )

@@ -84,7 +84,7 @@ def test_the_ensemble_alone_learns_from_the_labels_alone() -> None:
     [
         ({"branches": 1}, "branches must be at least 2, got 1"),
         ({"stages": 0}, "stages must be at least 1, got 0"),
-        ({"stages": 3}, "method.stages must leave a trunk: the network has 3, got 3"),
+        ({"stages": 3}, "method.stages must be below 3, the stages of the network, got 3"),
         ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"weight": -1.0}, "weight must be at least 0"),
         ({"floor": -1.0}, "floor must be at least 0"),
