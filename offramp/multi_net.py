@@ -16,7 +16,7 @@ from offramp.outputs import Carry, ExitOutputs, State
 
 
 class Cohort(nn.Module):
-    """Networks side by side, of one kind or of several, each seeing the same inputs (DML).
+    """Several networks that are trained together on the same inputs (DML).
 
     Args:
         members: plain networks (one exit each) for the same inputs and classes, sharing no modules.
@@ -29,7 +29,9 @@ class Cohort(nn.Module):
         if len(members) < 2:
             raise ValueError(f"a cohort needs at least 2 networks, got {len(members)}")
         if any(member.exits != 1 for member in members):
-            raise ValueError(f"a cohort is of networks without early exits, got {[net.exits for net in members]} exits")
+            raise ValueError(
+                f"a cohort consists of networks without early exits, got {[net.exits for net in members]} exits"
+            )
         self.members = nn.ModuleList(members)
 
     @property
@@ -109,10 +111,10 @@ class GatedEnsemble(nn.Module):
 
 
 class GatedFan(nn.Module):
-    """A trunk that ends in several branches, and the gated ensemble of them as last output (ONE).
+    """Shared blocks followed by several branches, with the gated ensemble of the branches as the last output (ONE).
 
     Args:
-        trunk: the blocks that all branches share.
+        trunk: the blocks that all branches share, before them.
         ensemble: the branches, each a Sequential of blocks with its head, and their gate.
     """
 

@@ -21,11 +21,11 @@ BuildBranch = Callable[["Backbone", int], nn.Module | None]
 
 
 class Backbone(NamedTuple):
-    """A network cut where exits may be attached.
+    """A network divided into the stages behind which exits can be attached.
 
-    `stages[i]` is a Sequential of blocks, the first one takes the inputs; `head` is a `Head` that turns the last
-    stage's state into the final exit. Branches sample their blocks from here (see `fresh`).
-    `shape` is the input (channels, height, width) that the network is made for.
+    `stages[i]` is a Sequential of blocks; the first stage takes the inputs. `head` is the `Head` of the final exit,
+    which takes the output of the last stage. Branches can copy blocks from here (see `fresh`). `shape` is the
+    (channels, height, width) of the inputs that the network was built for.
     """
 
     stages: tuple[nn.Sequential, ...]
@@ -38,8 +38,8 @@ class Head(nn.Module):
 
     Takes a map (B, D, H, W) or tokens (B, T, D), or the coarsest (last) of several scales; returns (logits (B, C),
     feature (B, D), map).
-    `norm` is applied before pooling (the BN+ReLU that closes a pre-activation network; identity elsewhere), and the
-    map that is handed out is the one after it.
+    `norm` is applied before pooling (the BN+ReLU that closes a pre-activation network; identity elsewhere), and the map
+    that is returned is the one after it.
     """
 
     def __init__(self, width: int, classes: int, norm: Callable[[], nn.Module] | None = None) -> None:
@@ -56,7 +56,7 @@ class Head(nn.Module):
 
 
 class Branch(nn.Module):
-    """An exit: blocks, then a head. `chained_exit` says that later exits need its carry."""
+    """An exit: blocks, then a head. `chained_exit` is true if later exits need its carry."""
 
     chained_exit = False
 
@@ -117,7 +117,7 @@ class MultiExitNet(nn.Module):
 def attach(backbone: Backbone, branch: BuildBranch) -> MultiExitNet:
     """Put `branch(backbone, exit)` behind every stage but the last, and the backbone's head behind that.
 
-    Where the exit structure has no exit (`branch` returns None), the stage is fused with the next one.
+    If `branch` returns None, there is no exit behind that stage, and it is merged with the next one.
     """
     stages: list[nn.Module] = []
     branches: list[nn.Module] = []
@@ -153,7 +153,7 @@ def only_behind(stages: Collection[int], branch: BuildBranch) -> BuildBranch:
 
 @check_arguments
 def plain(backbone: Backbone) -> MultiExitNet:
-    """The network without early exits: one stage, one exit."""
+    """The plain network of a backbone, without early exits: one stage, one exit."""
     return attach(backbone, lambda backbone, exit: None)
 
 
@@ -165,7 +165,7 @@ class _Resettable(Protocol):
 
 
 def fresh(module: nn.Module) -> nn.Module:
-    """A newly initialised module of the same form, sharing nothing with the given one.
+    """A newly initialised module of the same architecture, which shares nothing with the given one.
 
     A module with `construct_fresh` (its class and arguments bound) is constructed again. Another one is copied and
     all its submodules' `reset_parameters` are called.
@@ -218,7 +218,7 @@ def segments(net: MultiExitNet, enabled: Sequence[bool] | None = None) -> list[F
     Args:
         enabled: E flags; the final exit must be enabled. Default: all.
     Raises:
-        ValueError: if the flags do not fit the network or the final exit is switched off.
+        ValueError: if there is not one flag per exit, or the final exit is disabled.
     """
     enabled = [True] * net.exits if enabled is None else list(enabled)
     if len(enabled) != net.exits or not enabled[-1]:

@@ -21,9 +21,10 @@ Segment = Callable[[State, Carry], tuple[State, Carry, Tensor]]
 
 
 class Batch(NamedTuple):
-    """Samples as the network and the objective see them.
+    """A batch of samples: inputs (B, channels, H, W), labels and ids.
 
-    `labels` are class indices (B,) or soft labels (B, C); `ids` name the samples within their data set.
+    `labels` are class indices (B,) or soft labels (B, C); `ids` (B,) are the indices of the samples within their data
+    set.
     """
 
     inputs: Shaped[Tensor, "B ..."]
@@ -34,7 +35,8 @@ class Batch(NamedTuple):
 class ExitOutputs(NamedTuple):
     """Outputs of a network with E exits, shallow to deep, the final exit last.
 
-    `features` are what enters each classifier (pooled); `maps` the same before pooling, (B, D, H, W) or (B, T, D).
+    `logits` (E, B, C); `features`, for each exit the pooled input of its classifier (B, D); `maps`, the same before
+    pooling, (B, D, H, W) or (B, T, D).
     """
 
     logits: Float[Tensor, "E B C"]
@@ -43,7 +45,7 @@ class ExitOutputs(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """All exits' logits of a whole split, computed once; policies and curves are computed from it."""
+    """The logits (E, N, C) of all exits for all samples of a split, with their labels (N,) and ids (N,), as tensors."""
 
     logits: Float[Tensor, "E N C"]
     labels: Int[Tensor, "N"] | None

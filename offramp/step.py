@@ -15,18 +15,18 @@ from offramp.protocols import Objective, Progress, Terms
 
 @dataclass
 class StepContext:
-    """What a step works on.
+    """The arguments of an optimizer step: network, objective, optimizer and related objects.
 
     Attributes:
         fabric: Lightning Fabric, or an object with its `backward`, `autocast`, `no_backward_sync` and `world_size`.
         net: the network, wrapped for device and precision: (inputs, tap=...) -> ExitOutputs.
         objective: what is minimised, a function or an nn.Module.
         optimizer: the optimizer.
-        tap: how gradients meet at the exits.
-        clip: largest norm of the gradient; 0 does not clip.
-        bare: the same network without wrapper, in its own precision.
+        tap: how gradients of exits are combined in the backbone.
+        clip: maximum norm of the gradient; 0 disables clipping.
+        bare: the same network without the wrapper.
         held_out: returns the held-out batch of this step, the same after a resume; None if nothing is held out.
-        scaler: what the losses are scaled by, in precision 16.
+        scaler: scaler of the losses, in precision 16.
         unsynchronised: whether gradients of the network must still be averaged over the processes by `update`.
         more_follows: the batch is a part of a larger one, and not its last: `update` adds to the gradients alone.
     """

@@ -61,7 +61,7 @@ def check_exit(kind: str, backbone: Backbone, exit: int) -> None:
     if last < 0:
         raise ValueError(f"{kind} needs a network of two stages or more, this one has {last + 2}")
     if not 0 <= exit <= last:
-        raise ValueError(f"{kind} has exits 0 to {last} on a network of {last + 2} stages, not {exit}")
+        raise ValueError(f"{kind} has exits 0 to {last} (counted from 0) on a network of {last + 2} stages, got {exit}")
 
 
 def maps(kind: str, backbone: Backbone) -> list[MapShape]:

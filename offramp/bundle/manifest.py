@@ -178,7 +178,9 @@ def _tensor(value: Any) -> TensorSpec:
         raise ValueError(f"tensors are of {', '.join(DTYPES)}, not {quoted(value['dtype'])}")
     shape = _many(value["shape"], _whole)
     if min(shape, default=1) < 1 or math.prod(shape) > LARGEST:
-        raise ValueError(f"a tensor of shape {quoted(shape)} is none, or larger than {LARGEST:,} values for an image")
+        raise ValueError(
+            f"a tensor of shape {quoted(shape)} is empty, or has more than {LARGEST:,} values for an image"
+        )
     name = _text(value["name"])
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
         raise ValueError(f"{quoted(name)} is not a tensor name")

@@ -30,10 +30,12 @@ LARGEST_BATCH = 4 << 30
 
 @dataclass(frozen=True)
 class Prediction:
-    """The result for one image: an answer, or `error`, or neither if it continues elsewhere.
+    """The result for one image: a prediction, or `error`, or neither if the image continues on another machine.
 
-    `exit` is counted from 0 among all exits; `ms` is the time in the network, its batch's shared equally.
-    `at_deadline`: a server answered it by the best exit so far, because its deadline came before it could exit.
+    `probability` is in [0, 1]; `exit` is counted from 0 among all exits of the network (`row`, and so tables, CSV and
+    JSON, count from 1); `ms` is the time in the network in milliseconds, the share of the image in that of its batch.
+    `at_deadline`: a server took the prediction of the deepest exit so far, because the deadline came before the image
+    could exit.
     """
 
     image: str
@@ -46,7 +48,7 @@ class Prediction:
     at_deadline: bool = False
 
     def row(self, exits: int) -> dict[str, Any]:
-        """Plain values as the command line writes them: exits counted from 1, the last of `exits` is `final`."""
+        """Plain values, as in JSON and CSV: `exit` counts from 1, and `final` is true at the last of `exits` exits."""
         return {
             "image": self.image,
             "label": self.label,

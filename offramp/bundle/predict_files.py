@@ -33,16 +33,16 @@ class PredictionStream(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` computed.
+    """The result of `predict`; exits of `images` are counted from 0, in tables and in `as_dict` from 1.
 
     Attributes:
         bundle: folder of the bundle.
-        digest: of its manifest.
-        runtime: what computed them.
+        digest: digest of its manifest.
+        runtime: runtime that computed them.
         exits: number of exits of the network, enabled or not.
         state: file with the images that have not exited after `first` segments; None if all segments ran.
         images: one prediction per image, in order.
-        device: that computed them, `cpu` or `cuda`.
+        device: device that computed them, `cpu` or `cuda`.
     """
 
     bundle: str
@@ -96,11 +96,11 @@ def predict(
         bundle: folder that `export` wrote.
         images: image files, and folders of images.
         runtime: in float32: `onnx` and `openvino` on the CPU, `onnx-cuda` and `onnx-tensorrt` on a GPU.
-        batch_size: images per batch; above 1, the time of an image is its share of the batch's.
+        batch_size: images per batch; above 1, the time of an image is its share of the time of the batch.
         first: run only the first N segments; images that have not exited are written to `state`.
-        from_: continue after N segments with the images in `state`.
+        from_: continue after the first N segments with the images in `state`.
         state: file that `first` writes and `from_` reads.
-        progress: shows how many images are done.
+        progress: called with a text and the number of images; see `offramp.progress`.
         each: called with every prediction as soon as it is computed.
     Raises:
         ParameterError: if arguments contradict each other or are out of range.
@@ -151,7 +151,9 @@ def _check(images: tuple[Any, ...], batch_size: int, first: int | None, from_: i
         raise ParameterError("first and from_ cannot be combined: each runs on its own machine", "first", "from_")
     for name, value in (("first", first), ("from_", from_)):
         if value is not None and (value < 1 or state is None):
-            raise ParameterError(f"{name} takes a number of segments from 1, and needs state, a file", name, "state")
+            raise ParameterError(
+                f"{name} must be a number of segments of at least 1, and needs state, a file", name, "state"
+            )
     if state is not None and first is None and from_ is None:
         raise ParameterError("state needs first or from_, a number of segments", "state", "first", "from_")
     if from_ is not None and images:

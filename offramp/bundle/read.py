@@ -32,7 +32,7 @@ LARGEST = 1 << 31
 class Bundle:
     """An open bundle.
 
-    `segments` are those from number `begin` (counted from 0) on that were asked for; all of them by default.
+    `segments` are those that were opened, from number `begin` (counted from 0); by default, all of them.
     """
 
     folder: Path
@@ -46,19 +46,19 @@ class Bundle:
         object.__setattr__(self, "_single", SingleImage(self.segments))
 
     def answer(self, inputs: NDArray[np.float32]) -> Answer:
-        """Answer inputs (B, channels, size, size) as `manifest.preprocessing` makes them, with all segments open."""
+        """Results of preprocessed inputs (B, channels, size, size); all segments must be open."""
         return answer(self.segments_for(len(inputs)), self.policy, inputs)
 
     def segments_for(self, batch: int) -> tuple[ArraySegment, ...]:
-        """The segments for a batch of this size; of a batch of one, the states that they hand on may not be kept."""
+        """The segments for a batch of this size; of a batch of one, states are valid only until the next call."""
         return self._single.segments() if batch == 1 and not self.begin else self.segments
 
     def predict(self, images: Iterable[Path | str], *, batch_size: int = 1) -> "Iterator[Prediction]":
-        """Label, probability and exit of every image file, in order; folders are walked in the order of their names.
+        """Label, probability and exit of every image file, in order; files in folders in the order of names.
 
         Args:
             images: image files, and folders of them.
-            batch_size: images per batch; above 1, the times are shares of their batch's.
+            batch_size: images per batch; above 1, the time of an image is its share of the time of the batch.
         Yields:
             One prediction per image; one that could not be read has an `error` and no label.
         Raises:
@@ -80,7 +80,7 @@ def open_bundle(folder: Path | str, runtime: str = "onnx", begin: int = 0, end: 
         begin: first segment to open, counted from 0.
         end: segment before which to stop. Files of the other segments need not be there.
     Raises:
-        ValueError: naming the file that is missing, changed, or of a version unknown here, or the range of segments.
+        ValueError: naming the file that is missing, changed, or of an unknown version, or the range of segments.
         ImportError: if the runtime is not installed.
     """
     folder = Path(folder)
@@ -160,10 +160,10 @@ def load_bundle(folder: Path | str, runtime: str = "onnx") -> Bundle:
     """Open a folder that `export` wrote, for `Bundle.predict` and `Bundle.answer`; torch is not needed.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         runtime: `onnx` or `openvino`, in float32 on the CPU; `onnx-cuda` or `onnx-tensorrt` on a GPU.
     Raises:
-        ValueError: naming the file that is missing, changed, or of a version unknown here.
+        ValueError: naming the file that is missing, changed, or of an unknown version.
         ImportError: if the runtime is not installed.
     """
     return open_bundle(folder, runtime)

@@ -31,7 +31,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
         if not (key and equals and values):
             raise ParameterError(f"--grid takes an option with its values, such as net=resnet18,resnet34, got {word!r}")
         if key in grid:
-            raise ParameterError(f"--grid names {key} twice: write all its values behind one another")
+            raise ParameterError(f"--grid names {key} twice: write all its values in one list, such as lr=0.05,0.1")
         grid[key] = [value.strip() for value in values.split(",")]
     return grid
 

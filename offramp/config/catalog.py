@@ -41,14 +41,14 @@ class Description:
     """One network, exit structure, method or data source.
 
     Attributes:
-        name: as typed.
-        about: what it is, in one line.
-        parameters: by name.
-        data_sets: values of parameters that papers give for other data than CIFAR-100, by data set.
+        name: its name, as in the option.
+        about: description in one line.
+        parameters: its parameters, by name.
+        data_sets: by data set, values of parameters that the papers give for other data than CIFAR-100.
         summary: the documentation of its `build`, without parameters.
-        package: the installed package and its version, of a plugin; None for what is in offramp.
-        family, fits: of a method, which kind it is and which networks it trains; else None.
-        time, memory: of a method's training step relative to `joint`; None if they were not measured.
+        package: of a plugin, its installed package and version; else None.
+        family, fits: of a method, what the exits learn from, and the networks that it can train; else None.
+        time, memory: of a method, time and peak memory of a training step relative to `joint`; None if not measured.
     """
 
     name: str
@@ -74,9 +74,10 @@ _PACKAGES: dict[Kind, str] = {
 
 @check_arguments
 def available(kind: Kind) -> dict[str, str]:
-    """{name: what it is} of all networks, exit structures, methods or data sources, those of plugins included.
+    """{name: description} of all networks, exit structures, methods or data sources, including those of plugins.
 
-    Nothing is imported. External models (`timm:NAME` and others) have no names here: `offramp.models.EXTERNAL`.
+    Nothing is imported. External models (`timm:NAME` and others) are not listed; `offramp.models.EXTERNAL` describes
+    them.
 
     Args:
         kind: `net`, `branch`, `method` or `data`.

@@ -14,7 +14,7 @@ from offramp.train.recipe import Recipe
 class Config(Recipe):
     """Network, exits, method and data of a run, and every field of `Recipe`: `Config(net="resnet18", epochs=15)`.
 
-    It extends `Recipe` by fields alone, so that the training loop, which reads nothing else, needs not know `Config`.
+    It only adds fields to `Recipe`, the part that the training loop reads.
 
     Attributes:
         net: The network (`offramp nets`), also timm:NAME, torchvision:NAME, transformers:TYPE, python:MODULE:FUNCTION;
@@ -48,7 +48,7 @@ class Config(Recipe):
         method_options: Parameters of the method (`offramp methods NAME`), such as `{"alpha": 0.1}`.
         data_options: Parameters of the data source (`offramp data NAME`).
     Raises:
-        ParameterError: naming the parameter, if a value is invalid.
+        ParameterError: naming the parameter, if a value is invalid or of a wrong type.
     """
 
     net: str = "resnet18"

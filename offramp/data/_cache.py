@@ -54,7 +54,7 @@ def cache_root(cache_dir: str | None) -> Path:
     try:
         return Path(folder).expanduser() if folder else Path.home() / ".cache" / "offramp"
     except RuntimeError as error:
-        raise ValueError("there is no home folder for decoded images: name another one by $OFFRAMP_CACHE") from error
+        raise ValueError("there is no home folder to keep decoded images in: set $OFFRAMP_CACHE to a folder") from error
 
 
 def digest_of(file: Path) -> str:

@@ -56,7 +56,7 @@ def read(cifar: Cifar, request: Request) -> RawDataSet:
             ValueError(f"write {cifar.name} and name its folder by data_dir, not {request.name}"), "data_dir"
         )
     if request.streaming:
-        raise ValueError(f"{cifar.name} fits memory and does not stream")
+        raise ValueError(f"{cifar.name} cannot be streamed: it is held in memory")
     if request.image_size not in (None, 32):
         raise with_parameters(
             ValueError(

@@ -26,7 +26,7 @@ def build(request: Request) -> RawDataSet:
     if request.path:
         raise ValueError(f"digits come inside scikit-learn and take no path: write digits instead of {request.name}")
     if request.streaming:
-        raise ValueError("digits fit memory and do not stream: only folder:PATH does")
+        raise ValueError("digits cannot be streamed: they are held in memory")
     if request.image_size not in (None, 8):
         raise with_parameters(
             ValueError(f"digits are 8x8 and keep that size, so image_size={request.image_size} is not possible"),

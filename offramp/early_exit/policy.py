@@ -32,17 +32,17 @@ class ExitPolicy:
     """Samples take the first enabled exit whose score is at least its threshold, else the final exit.
 
     Attributes:
-        thresholds: E numbers on the scale of `score`; the final exit's is never compared.
+        thresholds: E numbers on the scale of `score`; that of the final exit is not used.
         enabled: E flags; a disabled exit is not evaluated. The final exit is always enabled.
         score: `confidence` (top probability), `margin` (top minus second), `entropy` (1 - H/log C), each in [0, 1] and
             larger for a more certain prediction, `patience` (the number of consecutive enabled exits with the same
-            prediction), or `learned` (what `predictors` say).
+            prediction), or `learned` (the output of `predictors`).
         temperatures: E positive numbers; divisors of each exit's logits.
-        answer: the logits that a sample returns: those of its `exit`, or over the enabled exits passed the `arithmetic`
-            or `geometric` mean of probabilities or the `sum` of logits.
+        answer: the logits that are returned for a sample: those of its exit (`exit`), or of an ensemble of the enabled
+            exits up to it: the `arithmetic` or `geometric` mean of probabilities, or the `sum` of logits.
         patience: with the score `patience`, the number of equal predictions at which a sample exits.
         predictors: with the score `learned`, the weights of each early exit, see `offramp.early_exit.learned_score`;
-            the score of the final exit, which is compared with nothing, is its confidence.
+            the score of the final exit, which is not compared with a threshold, is its confidence.
     Raises:
         ValueError: if the lengths differ, a name is unknown, a number is out of range or the final exit is disabled.
     """
@@ -107,7 +107,7 @@ class ExitPolicy:
         Args:
             carry: returned by the previous call; {} at the first enabled exit.
             logits: (B, C), numpy or torch.
-            exit: 0-based index among all E exits.
+            exit: index of the exit among all E exits, counted from 0.
         Returns:
             (carry, answer logits (B, C), score (B,), leaves (B,) bool), in float32.
         """

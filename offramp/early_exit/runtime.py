@@ -15,7 +15,8 @@ Array = Any
 class Answer(NamedTuple):
     """The result of each sample, in the order of the inputs.
 
-    logits (B, C) as the policy gives them; exit (B,) 0-based among all E exits; score (B,) at that exit.
+    `logits` (B, C) of the exit or of an ensemble, as the policy specifies; `exit` (B,), counted from 0 among all E
+    exits; `score` (B,) at that exit.
     """
 
     logits: Array

@@ -25,7 +25,7 @@ def check_address(address: str) -> None:
         with socket.create_connection((host, int(port)), timeout=CONNECT) as connection:
             connection.sendall(HTTP2)
             if connection.recv(9, socket.MSG_WAITALL)[3:4] != SETTINGS:
-                raise OSError("what answers there is not Ray")
+                raise OSError("the program at this address is not Ray")
     except (OSError, OverflowError) as error:
         raise ParameterError(
             f"address={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",

@@ -252,7 +252,9 @@ class _Watching(tune.Callback):  # type: ignore[misc]
         if ended.failure is None and ended.epochs == self.epochs:
             job.done()
         if ended.failure is None and ended.epochs < self.epochs:
-            self.watcher.note(f"{job.name}: stopped after {ended.epochs} of {self.epochs} epochs, it was behind")
+            self.watcher.note(
+                f"{job.name}: stopped after {ended.epochs} of {self.epochs} epochs, it was worse than others"
+            )
         self.watcher.ended(job)
 
 

@@ -87,9 +87,9 @@ class Bilevel:
         not_negative("meta_every", float(self.meta_every))
         for weight in self.weights:
             if not math.isfinite(weight) or (self.clamp and weight < 0):
-                raise ValueError(f"weights must be finite and, as clamp holds them there, at least 0, got {weight}")
+                raise ValueError(f"weights must be finite and, with clamp, at least 0, got {weight}")
         if self.weights and self.fixed is not None:
-            raise ValueError("weights and fixed both say what the weights are: give one of them")
+            raise ValueError("weights and fixed both set the loss weights: give one of them")
 
     @property
     def learns(self) -> bool:

@@ -23,20 +23,20 @@ def build_one(backbone: BuildBackbone, branch: BuildBranch) -> nn.Module:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training run: what trains, for which share of the epochs, at which rate.
+    """A part of a run: which modules are trained, for which share of the epochs, at which learning rate.
 
-    Every phase is a run of its own: it goes through the whole schedule, and momentum and the moving average of the
-    weights start again. What does not train gets no gradients and keeps its batch statistics.
+    Every phase goes through the whole learning rate schedule; momentum and the moving average of the weights start
+    again. Modules that are not trained get no gradients, and their batch statistics are kept.
 
     Attributes:
         trains: `all`, `backbone` (the stages and the final exit) or `exits` (all others).
-        share: of the epochs, in proportion to those of the other phases.
-        rate: what the recipe's learning rate is multiplied with.
-        modules: which modules of a network train, where that is not all that `trains` names.
-        objective: what is minimised, where it is not the method's; it owns nothing that is learned.
-        step: its optimizer step; default the method's, or a plain one if the phase has an objective of its own.
-        begin: called with the network before the first step; it changes values in place and draws nothing at random.
-        still: what does not train is in evaluation mode; otherwise its batch norms keep updating their statistics.
+        share: share of the epochs, in proportion to those of the other phases.
+        rate: factor of the recipe's learning rate.
+        modules: returns the modules of a network that are trained, if they are only a part of `trains`.
+        objective: the objective of this phase; default: that of the method. It must not have learned parameters.
+        step: its optimizer step; default: that of the method, or a plain step if the phase has its own objective.
+        begin: called with the network before the first step; it must change values in place, without random numbers.
+        still: modules that are not trained are in evaluation mode; if False, their batch norms update their statistics.
     """
 
     trains: Literal["all", "backbone", "exits"] = "all"
@@ -72,19 +72,25 @@ def contains(*kinds: type[nn.Module]) -> Callable[[nn.Module], None]:
 
 @dataclass(frozen=True)
 class Method:
-    """A training method, complete: what `build(**parameters)` in each file of this package returns.
+    """A training method: what `build(**parameters)` in each file of this package returns.
 
-    `cohort` builds one network of each of several kinds, for `net=a,b`; methods without it train one kind.
-    `needs_held_out`: its step learns from held-out batches, so a run without a val split is refused.
-    `optimizers` names the optimizers that its step works with; empty for any.
-    `turns` is the number of interleaved parts (samples 0, n, 2n ...) that its step divides a batch into: mixup blends
-    samples of the same part only.
-    `check_network` raises ValueError for a network that `network` did not build; for methods with a `network` of their
-    own.
-    `whole_batch` says what in its loss is a statistic of the whole batch, so that a batch cannot be divided; empty if
-    its losses are means and sums over samples.
-    `scheduled` names the terms whose weight changes over a run, `annealed` what else its step changes with progress.
-    `tensor_progress`: the objective also takes progress as a tensor, so that one CUDA graph serves all epochs.
+    Attributes:
+        objective: (outputs, batch, progress) -> weighted losses by name; their sum is minimised.
+        network: builds the network from functions that build a backbone and a branch.
+        tap: how gradients of exits are combined in the backbone.
+        step: the optimizer step; None: a plain one.
+        phases: the parts of a run, in order.
+        needs_held_out: the step uses held-out batches, so a run without a val split is refused.
+        cohort: builds several networks of different kinds, for `net=a,b`; None if they must be of one kind.
+        optimizers: names of the optimizers that the step works with; empty: any.
+        turns: number of interleaved parts (samples 0, n, 2n ...) that the step divides a batch into; mixup blends only
+            samples of the same part.
+        check_network: raises ValueError for a network that `network` did not build; for methods with a `network`.
+        scheduled: names of the terms whose weight changes over a run.
+        annealed: what else the step changes with progress.
+        tensor_progress: the objective also takes progress as a tensor, so that one CUDA graph serves all epochs.
+        whole_batch: the statistic of the whole batch in the loss, because of which a batch cannot be divided; empty if
+            all losses are means or sums over samples.
     """
 
     objective: Objective

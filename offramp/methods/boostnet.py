@@ -52,7 +52,7 @@ def build(
     for value in weaken:
         not_negative("weaken", value)
     if not weaken:
-        raise ValueError("weaken needs one value, two, or one for each exit")
+        raise ValueError("weaken needs one value, two values, or one for each exit")
     return Method(
         AsLarge(decay) if equal else objective,
         network=partial(network, weaken=tuple(weaken), detach=detach, eval_shift=eval_shift),

@@ -100,7 +100,9 @@ def shared_width(trunk: nn.Module, backbone: Backbone) -> int:
     state = run_on_meta(trunk, blank(trunk, backbone.shape))
     shared = state[-1] if isinstance(state, tuple) else state
     if shared.dim() not in (3, 4):
-        raise ValueError(f"one's gate needs maps or tokens where the branches begin, got shape {tuple(shared.shape)}")
+        raise ValueError(
+            f"the gate of the method one needs maps or tokens before the branches, got shape {tuple(shared.shape)}"
+        )
     return int(shared.shape[1] if shared.dim() == 4 else shared.shape[2])
 
 

@@ -1,4 +1,4 @@
-"""The papers' tables, figures and claims: train what a ledger lacks, and put printed beside measured values."""
+"""Tables, figures and claims of the papers: train the missing runs, compare published with measured values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,19 +28,19 @@ OUT = "runs/reproduce"
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Tables, figures and claims, printed beside measured; `print` shows them as text.
+    """Tables, figures and claims, published beside measured values; `print` shows them as text.
 
     Attributes:
-        name: what was asked for.
+        name: the name that was given.
         protocol: `full`, `quick` or the name of the protocol's file.
         recipe: the options of a reduced protocol; empty for the papers' own.
         ledger: the file with a line per run.
         version: version of offramp that trained the runs; None if there are none.
         left_out: number of lines of the ledger that were not used, by reason.
-        seeds: of all runs, rising.
-        hours: of training of all runs together.
-        hardware: what they were trained on.
-        plan: what is left to train, if a plan was asked for.
+        seeds: seeds of all runs, ascending.
+        hours: duration of the training of all runs together, in hours.
+        hardware: hardware that they were trained on.
+        plan: the missing runs with their cost, if `plan` was set.
         failed: `run` and `reason` of the runs that failed.
     """
 
@@ -88,28 +88,30 @@ def reproduce(
     device: Device = "auto",
     reporter: CompareReporter | None = None,
 ) -> Reproduction:
-    """Train what a table, figure or claim of the papers needs and the ledger lacks; put printed beside measured values.
+    """Train the missing runs of a table, figure or claim of the papers, and compare published with measured values.
 
-    The same call continues after an interruption. Runs are shared between all tables of a folder and ledger.
+    The same call continues after an interruption. Tables that need the same run share it in a folder and ledger.
 
     Args:
         name: a table, figure or claim (`offramp reproduce` lists them), a paper (muse, msd, eed, beed, hdkd), `claims`
             or `all`.
-        quick: the reduced protocol that the package documents, instead of the papers' own recipes.
-        protocol: another reduced protocol: a recipe's name or a YAML file.
-        seeds: of every training.
-        rows: words that choose rows of one table, such as `resnet18`; its claims are left out then.
-        plan: train nothing, and measure what the missing runs would cost.
-        show: train nothing.
+        quick: train by the reduced protocol (recipe quick-cifar100-resnet18) instead of the recipes of the papers.
+        protocol: train by another reduced protocol: the name of a recipe, or a YAML file.
+        seeds: seeds; every training is run once with each of them.
+        rows: select the rows of one table whose names contain one of these words, such as `resnet18`; its claims are
+            then omitted.
+        plan: train nothing; estimate the cost of the missing runs from steps measured on this machine.
+        show: train nothing; show what the ledger contains.
         out: folder of the runs; default runs/reproduce, with the name of a reduced protocol.
-        ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
+        ledger: file to add a line per run to; default: results.jsonl in `out`. Runs that it contains are not trained
+            again.
         data_dir: the folder of the data sets; default $OFFRAMP_DATA.
-        jobs: how many runs at once, as in `offramp.compare`.
+        jobs: number of runs at a time, as in `offramp.compare`.
         engine, address, fetch: where the runs are trained, as in `offramp.compare`.
         device: what to train and compute on; `auto` is a GPU if there is one.
     Raises:
-        ValueError: for a name that does not exist, with the nearest, and for data that are missing, before training.
-        KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
+        ValueError: if the name does not exist (with the nearest), or data are missing; before anything is trained.
+        KeyboardInterrupt: after Ctrl-C, when all runs are saved.
     """
     settings = _protocol(quick, protocol)
     selection = select(name, rows)

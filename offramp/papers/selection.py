@@ -76,7 +76,7 @@ def select(name: str, rows: Sequence[str] = ()) -> Selection:
     if name not in names():
         raise unknown("table, figure or claim", name, names(), listing="offramp reproduce")
     if rows and name not in tables():
-        raise ParameterError(f"rows choose from one table, and {name} is none", "rows")
+        raise ParameterError(f"rows selects rows of one table, but {name} is not a table", "rows")
     if name in tables():
         table = tables()[name]
         shown_claims = () if rows else tuple(claim for claim in claims().values() if claim.table == name)

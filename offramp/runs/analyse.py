@@ -99,10 +99,10 @@ def analyse(
         runs: folders of trained runs, or of comparisons, of which all finished runs are taken.
         out: folder to write into; default: `analysis` in the run's (or the comparison's) folder.
         weights: `last` or `best` (on val).
-        top: number of most probable classes in the partial entropy.
+        top: number of most probable classes that the partial entropy is computed over.
         dissimilarity: number of test images in the dissimilarity matrices of the final exit; 0: no matrices, and the
             data are not needed if traces are stored.
-        batch_size: also measure milliseconds up to every exit, at this batch size.
+        batch_size: also measure milliseconds up to every exit on this machine, at this batch size.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
     Raises:

@@ -24,19 +24,20 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` measured; times in milliseconds per batch.
+    """The result of `bench`; times are in milliseconds per batch.
 
     Attributes:
         target: the run or bundle.
         kind: `run` or `bundle`.
         images: `from` (`test` or a folder), `count` and the `seed` of their order.
-        seconds: how long each batch size was measured.
+        seconds: duration of the measurement of each batch size, in seconds.
         threads: CPU threads of every runtime.
         policy: the exit policy, as plain values.
-        left_out: runtimes that are not installed, with the command that installs them.
+        left_out: by name of a runtime that is not installed, the command that installs it.
         batches: one record per batch size, see `offramp.measure.interleaved_benchmark`.
-        least_of_predicted: smallest measured over predicted speed-up.
-        most_off_of_plain: largest time with all exits disabled over plain, None if plain never takes MS ms.
+        least_of_predicted: smallest ratio of measured to predicted speed-up.
+        most_off_of_plain: largest ratio of the time with all exits disabled to that of the plain network; None if the
+            plain network never takes MS milliseconds.
         provenance: command, versions, hardware and commit.
         baseline: `source` and `macs` of the plain network that was given; its times are under `rivals` of a runtime.
     """
@@ -82,17 +83,17 @@ def bench(
     Args:
         target: folder of a calibrated run, or of a bundle, or an object that has one.
         batch: batch sizes.
-        runtimes: some of `offramp.runs.backends.RUNTIMES` (a bundle has those that are not torch); default those that
-            are installed and have their device here.
-        seconds: how long each batch size is measured.
-        threads: CPU threads of every runtime; default all cores.
+        runtimes: some of `offramp.runs.backends.RUNTIMES` (for a bundle, those without torch); default: all that are
+            installed and whose device is available.
+        seconds: duration of the measurement of each batch size, in seconds.
+        threads: CPU threads of every runtime; default: all cores.
         images: for a bundle, a folder of images, if its data set is not available here.
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
         device: for a run, what to compute on; `auto` is a GPU if there is one.
         baseline: for a run, the plain network to time as well: folder of a run without early exits, or file of weights
             of this network.
-        seed: of the order of the images.
+        seed: seed of the order of the images.
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if an argument is out of range, the run has no policy, or no runtime is installed.

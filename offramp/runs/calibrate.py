@@ -43,15 +43,16 @@ def calibrate(
     device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Calibration:
-    """Fit thresholds for a goal, and choose which exits to evaluate at all, down to the plain network.
+    """Fit thresholds for a goal, and choose which exits to enable; if none of them saves anything, only the final exit.
 
     Writes `policy.json` into the run (atomically; the old one is kept as policy.json.old).
 
     Args:
         run: folder of a trained run, or an object that has one.
         goal: what the policy is to achieve.
-        score: how certain an exit is; `learned` fits a predictor per exit on val.
-        answer: what a sample takes along: the exit's own logits, or those of an ensemble of the enabled exits passed.
+        score: measure of an exit's certainty, see `offramp.ExitPolicy`; `learned` fits a predictor per exit on val.
+        answer: output for a sample: the logits of its exit, or those of an ensemble of the enabled exits up to it, see
+            `offramp.ExitPolicy`.
         baseline: the plain network that `max_drop` and shares in `macs` refer to: folder of a run without early exits
             that was trained on the same images, or file of weights of this network; by default this network's own
             final exit.
@@ -60,7 +61,7 @@ def calibrate(
         device: what to compute on; `auto` is a GPU if there is one.
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
-        ValueError: if no policy reaches the goal, the run has no calibration split, or the baseline has early exits,
+        ValueError: if no policy reaches the goal, the run has no split `cal`, or the baseline has early exits,
             other classes or other images.
     """
     from offramp.early_exit.exit_scores import Rule

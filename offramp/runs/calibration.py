@@ -20,27 +20,28 @@ class Calibration:
     Attributes:
         run: folder of the run.
         policy: file that the policy was written to; `exit_policy` is the policy itself.
-        unit: of costs: `macs` (multiply-adds per image) or `ms` (milliseconds per image).
+        unit: unit of costs: `macs` (multiply-adds per image) or `ms` (milliseconds per image).
         thresholds, enabled, score, temperatures, answer, patience: as in `offramp.ExitPolicy`.
-        goal: what was asked for, in plain numbers.
-        rule: `search`, or `certified path` for a goal of risk.
+        goal: the values of the `offramp.Goal`.
+        rule: how the thresholds were fitted: `search`, or `certified path` for the goal `risk`.
         split: always `cal`.
-        samples: how many.
+        samples: number of samples in it.
         weights: `last` or `best`.
-        epoch: that the weights are of, counted from 1.
-        weights_digest: of the weights, to which the policy belongs.
+        epoch: epoch of the weights, counted from 1.
+        weights_digest: digest of the weights that the policy was fitted for.
         made_from: digests of configuration, weights and the trace of cal.
-        segment_costs: of each segment between enabled exits, in `unit`.
-        expected: accuracy, cost, and shares of the samples leaving at each exit.
-        plain: accuracy and cost of the plain network.
+        segment_costs: cost of each segment between enabled exits, in `unit`.
+        expected: accuracy, cost, and share of the samples that exit at each exit, on cal.
+        plain: accuracy and cost of the plain network, on cal.
         bound: what no thresholds on these exits can exceed on these samples; None if nothing was searched.
-        certificate: what is guaranteed, and from which counts, for a goal of risk; else None.
+        certificate: what is guaranteed for the goal `risk`, and the counts that it follows from; else None.
         command, date, commit, versions, hardware: provenance.
         batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.
-        computed_on: the device of the logits, and so of accuracies.
-        of_plain_ms: milliseconds over those of the plain network, by batch size, where the policy may not be slower.
-        exit_accuracy: of every exit on these samples.
-        baseline: the plain network that was given to compare with, on these samples.
+        computed_on: device that the logits were computed on.
+        of_plain_ms: milliseconds divided by those of the plain network, by batch size of `Goal.never_slower_at`; None
+            without it.
+        exit_accuracy: accuracy of every exit on cal, in [0, 1].
+        baseline: the plain network that was given as baseline, on cal.
         predictors: as in `offramp.ExitPolicy`.
     """
 

@@ -67,34 +67,36 @@ def compare(
     fetch: bool = False,
     reporter: CompareReporter | None = None,
 ) -> ComparisonResult:
-    """Train several methods with several seeds alike, in processes, and compare them on test at the last epoch.
+    """Train several methods with several seeds, each run in a process of its own, and compare them on test.
 
     The same call continues after an interruption; with more methods or seeds it trains the new ones.
 
     Args:
-        config: what all runs share; its method and seed are not used.
+        config: the configuration that all runs share; its method and seed are not used.
         methods: names, or pairs of a name and the parameters of the method.
         out: folder of the comparison; every run is a folder in it.
-        seeds: of every method.
-        jobs: how many runs at once (on each node of a Ray cluster), each with its share of the cores; `auto` measures a
-            few steps and takes what finishes all soonest (one at a time on a Ray cluster).
-        ledger: file to add a line per run to; default results.jsonl in `out`. What it lists is not trained again.
+        seeds: seeds; each method is trained once with each of them.
+        jobs: number of runs at a time (on each node of a Ray cluster), each with an equal share of the cores; `auto`
+            measures a few steps and chooses the number that finishes all runs soonest (on a Ray cluster, 1).
+        ledger: file to add a line per run to; default: results.jsonl in `out`. Runs that it contains are not trained
+            again.
         grid: values of further options, such as {"net": ["resnet18", "resnet34"], "branch": ["sketch", "byot"]}: all
             methods and seeds are trained with every combination, and compared within it.
-        baseline: the method that the others are compared with, seed by seed; or the plain network whose accuracy early
-            exit is compared at, the folder of a run without early exits or a file of weights. Without one it is the
-            method vanilla with the same seed, if it is in the ledger, else each network's own final exit.
+        baseline: a method that the others are compared with, seed by seed; or the path of a plain network (a run
+            without early exits, or a file of weights): the result contains the cost of early exit at its accuracy.
+            Unless a path is given, the plain network is the run of the method vanilla with the same seed if the ledger
+            contains it, else the final exit of each network.
         metric: `top1` or `top5`.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
-        engine: `local` for processes of this machine, `ray` for tasks of a Ray cluster, whose nodes all see `out`.
-        address: `HOST:PORT` of the Ray cluster's head; default $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: the nodes of the cluster do not see `out`: each run is trained in a temporary folder of its node and
+        engine: `local` for processes of this machine, `ray` for a Ray cluster, whose nodes must share `out`.
+        address: `HOST:PORT` of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: for Ray nodes that do not share `out`: each run is trained in a temporary folder of its node and
             fetched when it ends or is stopped.
     Returns:
-        Of all runs in the ledger that share the configuration; runs that failed are in `failed`.
+        The comparison of all runs in the ledger that share the configuration; `failed` lists runs that failed.
     Raises:
-        ValueError: for names, parameters or folders that do not fit, before anything is trained.
-        KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
+        ValueError: if a name, parameter or folder is invalid; before anything is trained.
+        KeyboardInterrupt: after Ctrl-C, when all runs are saved.
     """
     check_jobs(jobs)
     folder = Path(out)
@@ -125,10 +127,10 @@ def compare_ledger(
     write: Sequence[Path] = (),
     device: Device = "auto",
 ) -> ComparisonResult:
-    """Compare all runs that a ledger lists; nothing is trained.
+    """Compare the runs in a ledger; nothing is trained.
 
     Args:
-        methods: labels of the methods to compare, as the tables print them; default all of the ledger.
+        methods: labels of the methods to compare, as in the tables; default: all in the ledger.
         ledger, baseline, metric, write: as in `compare`.
         device: what to compute a baseline on that is a path; `auto` is a GPU if there is one.
     Raises:

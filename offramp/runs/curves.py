@@ -73,7 +73,7 @@ class CurveComparison:
     """Curves of several runs, and their means over seeds.
 
     Attributes:
-        cost: how operations are counted; metric: what is drawn, `top1` or `top5`.
+        cost: how operations are counted; metric: accuracy to draw, `top1` or `top5`.
         groups: one for each set of runs that differ only in their seed.
         runs: the curves of each run.
         best: the best model of every budget, for each method of which there are several, such as one per depth.
@@ -111,19 +111,21 @@ def curves(
     device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> Curves:
-    """Both curves of a run; thresholds are fitted on cal by MSDNet's geometric rule, and reported on test.
+    """Accuracy against cost of a run on test: anytime prediction and, with thresholds fitted on cal, budgeted batches.
 
-    Writes curves.json and curves.svg. A run that was trained on everything has the anytime curve only.
+    Writes curves.json and curves.svg. Thresholds are fitted by MSDNet's geometric rule. A run without held-out data has
+    only the curve of anytime prediction (the accuracy of every exit).
 
     Args:
         run: folder of a trained run, or an object that has one.
-        cost: how operations are counted, with the branches of all earlier exits.
-        metric: what is drawn, `top1` or `top5`.
+        cost: how operations are counted: `macs_cumulative` (multiply-adds), or `msdnet_ops` (as in the code of MSDNet);
+            both include the branches of all earlier exits.
+        metric: accuracy to draw, `top1` or `top5`.
         weights: `last` or `best` (on val).
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
-        baseline: the plain network to draw beside, see `offramp.evaluate`.
-        out: folder to write into; default the run's own.
+        baseline: the plain network to compare with, see `offramp.evaluate`.
+        out: folder to write into; default: that of the run.
         write: also write these files: .csv and .tex tables; .svg, .pdf and .png figures.
     Raises:
         ValueError: if `out` or `write` cannot be written, or the baseline does not fit the run.

@@ -48,13 +48,13 @@ class Deployment:
 
 @check_arguments
 def deploy(run: RunLike, out: Path | str, *, keep: int | str = 1) -> Deployment:
-    """Write a run of one network out of several (dml, one), for all tasks that take a run.
+    """Extract one of several networks that were trained together (dml, one), as a run.
 
     Args:
         run: folder of a run that trained several networks, or an object that has one.
         out: folder of the plain run; it must not exist yet, or be empty.
-        keep: number of the network or branch, from 1; `ensemble` (the gated one), or `best` (a network or branch, on
-            val).
+        keep: number of the network or branch, counted from 1, `ensemble` (the gated ensemble), or `best` (the network
+            or branch that is most accurate on val).
     Raises:
         ValueError: if the run has one network, is not finished, or has no such output.
     """

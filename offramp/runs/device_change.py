@@ -39,8 +39,8 @@ def continued(config: Config, resolved: ResolvedConfig, stored: dict[str, Any], 
         return resolved
     if config.device == "auto":
         raise ParameterError(
-            f"{folder} was trained on {before}, and here it would continue on {device}, with other numbers: add "
-            f"device={device} if that is meant",
+            f"{folder} was trained on {before}, and here it would continue on {device}, with other numerical results: "
+            f"add device={device} if that is intended",
             "device",
         )
     if config.precision != "auto":

@@ -75,22 +75,22 @@ def evaluate(
     frontier: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Accuracy of every exit and of the ensemble on test, costs, and what the policy does if there is one.
+    """Accuracy of every exit and of the ensemble on test, and costs; with a policy, those of early exit too.
 
     Args:
         run: folder of a trained run, or an object that has one.
         weights: those of the last epoch, or of the best one on val.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
-        batch_size: batch size of the measured times.
+        batch_size: batch size at which times are measured.
         baseline: the plain network to compare with: folder of a run without early exits that was trained on the same
             images, or file of weights of this network; by default the final exit of this network.
-        frontier: fit policies on cal for a ladder of budgets, which takes some seconds: what early exit costs at any
-            accuracy. With a baseline they are fitted anyway.
+        frontier: also fit policies on cal for ten budgets, which takes some seconds and gives the cost of early exit at
+            any accuracy. With a baseline they are always fitted.
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
-        ValueError: if the folder holds no run with these weights, other data than those it was trained on are found,
-            or the baseline has early exits, other classes or other images.
+        ValueError: if the folder is not a run with these weights, the data are not those that it was trained on, or the
+        baseline has early exits, other classes or other images.
     """
     from offramp.measure.provenance import provenance
     from offramp.runs.traces import trace_split

@@ -29,26 +29,27 @@ TIMED, ROUNDS = 30, 3
 
 @dataclass(frozen=True)
 class BundleEvaluation:
-    """What a bundle does on labelled images; `print` shows it as tables.
+    """Accuracy and cost of a bundle on labelled images; `print` shows it as tables.
 
     Attributes:
         bundle: its folder.
-        digest: of its manifest.
+        digest: digest of its manifest.
         precision: `float32` or `int8`.
-        runtime: what computed.
+        runtime: runtime that computed it.
         data: name of the data set.
-        split: its part: `test`, `val`, or `all` of data that are not divided.
-        samples: how many images.
-        batch_size: of the batches, and of the measured times.
-        accuracy: (E,) of every exit on all images, in [0, 1]; None at exits that are off.
+        split: `test`, `val`, or `all` if the data set is not divided.
+        samples: number of images.
+        batch_size: images per batch, also in the measured times.
+        accuracy: (E,) accuracy of every exit on all images, in [0, 1]; None for disabled exits.
         top5: the same for the five largest logits.
-        macs: (E,) multiply-adds per image that leaves at an exit, with the branches of earlier exits; None at exits
-            that are off.
-        shares: (E,) of the images that leave at each exit.
-        early_exit: with the bundle's policy.
-        last_exit: every image runs through all segments and gets the final exit's answer.
+        macs: (E,) multiply-adds of an image that exits at each exit, with the branches of earlier exits; None for
+            disabled exits.
+        shares: (E,) share of the images that exit at each exit.
+        early_exit: accuracy and cost with the bundle's policy.
+        last_exit: accuracy and cost if every image runs through all segments and gets the prediction of the final exit.
         plain_macs: multiply-adds per image of the network without early exits.
-        speedup: median over batches of the time to the last exit by that of early exit; None if no batch was whole.
+        speedup: median over batches of the ratio of the time to the final exit to that of early exit; None if there was
+            no full batch.
         provenance: command, versions, hardware and commit.
     """
 
@@ -121,13 +122,12 @@ def evaluate_bundle(
 
     Args:
         bundle: folder that `export` wrote.
-        data: name of a data set, such as `folder:PATH`, whose classes the bundle knows; their test split is taken, or
-            val, or, of data that are not divided, all. By default, the test split of the data that the bundle was made
-            of.
+        data: name of a data set, such as `folder:PATH`, with classes of the bundle; its test split is used, else val,
+            or, if it is not divided, all images. Default: the test split of the data set of the bundle's run.
         data_options: options of the source of `data`.
         data_dir: data directory.
         runtime: `onnx` or `openvino` on the CPU; `onnx-cuda` or `onnx-tensorrt` on a GPU.
-        batch_size: images at a time.
+        batch_size: images per batch.
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if the bundle is damaged; if the data are missing, have no labels, or classes that the bundle does

@@ -100,34 +100,36 @@ def gain(saved: float, speedup: float | None, name: str, than: str = "") -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run does on its test split; `print` shows it as a table.
+    """Accuracy and cost of a run on its test split; `print` shows it as a table.
 
     Attributes:
         run: folder of the run.
         weights: `last` or `best`.
-        epoch: that the weights are of, counted from 1.
+        epoch: epoch of the weights, counted from 1.
         split: always `test`.
-        samples: how many.
+        samples: number of test samples.
         accuracy: of every exit, in [0, 1].
         top5: share of samples whose label is among the five largest logits, of every exit.
-        ensemble: accuracy of the sum of all exits' logits (of `one`: of its gated ensemble).
+        ensemble: accuracy of the ensemble of all exits, the sum of their logits (with the method `one`, of its gated
+            ensemble), in [0, 1].
         calibration_error: expected calibration error of every exit.
         macs: multiply-adds per image up to each exit.
-        macs_cumulative: the same with the branches of the exits before.
-        parameters: of the whole network.
-        adaptive: what exiting early does; None if there is no policy.
+        macs_cumulative: the same, with the branches of all earlier exits.
+        parameters: number of parameters of the whole network.
+        adaptive: accuracy and cost of early exit; None if there is no policy.
         config: the resolved configuration that was trained.
-        training: what `result.json` holds; None if training has not finished.
+        training: content of `result.json`; None if training has not finished.
         provenance: command, versions, hardware and commit.
         outputs: names of the networks that were trained together; None for the exits of one network.
-        auroc: of every exit, how well its score ranks samples by whether its prediction is right: the area under the
-            ROC curve, 0.5 for random scores; None where all predictions are right, or all wrong.
-        baseline: the plain network, trained alone, that was given.
-        at_baseline: what early exit costs at the baseline's accuracy and below it; None without a baseline.
-        frontier: policies fitted on cal for a ladder of budgets, as `compare` reads them; None unless asked for.
+        auroc: of every exit, the area under the ROC curve of its score as a classifier of correct and wrong predictions
+            (0.5 for random scores); None if all predictions are correct, or all wrong.
+        baseline: the plain network that was given as baseline; None without one.
+        at_baseline: cost of early exit at the accuracy of the baseline and at half a point less; None without a
+            baseline.
+        frontier: accuracy and cost of the policies that were fitted on cal for ten budgets; None unless requested.
         budgeted_area: mean accuracy on test over all budgets up to the plain network's operations, see
-            `offramp.early_exit.curves.area`; None unless the frontier was asked for.
-        images: digests of the images of `cal` and `test`; None unless the frontier was asked for.
+            `offramp.early_exit.curves.area`; None unless the frontier was requested.
+        images: digests of the images of `cal` and `test`; None unless the frontier was requested.
     """
 
     run: str

@@ -23,9 +23,9 @@ class Export:
     Attributes:
         bundle: its folder.
         segments: names of the segments' files.
-        bytes: size of all files.
-        verified: on how many images of what the bundle was compared with the network, and how far they differed.
-        measured: accuracy, operations and time on test images, beside the plain network.
+        bytes: size of all files together, in bytes.
+        verified: the images on which the bundle was compared with the network, and the largest differences.
+        measured: accuracy, operations and time on test images, of early exit and of the plain network.
         provenance: the run, its configuration, versions, hardware and commit.
         quantised: of an int8 bundle: accuracy on cal and times in float32 and in int8, see
             `offramp.bundle.int8.convert`; else empty.
@@ -110,11 +110,11 @@ def export(
         data_dir: data directory, if it has moved since training.
         images: how many images to verify and measure with, at least 1000; all if there are fewer.
         int8: quantise the segments, with ranges from cal, and fit the thresholds to the policy's goal again.
-        int8_drop: with `int8`, accuracy that no exit may lose on cal, a share; default 0.005, half a point. Refused is
-            what is larger beyond the noise of these images (95 %).
+        int8_drop: with `int8`, largest loss of accuracy on cal at any exit, a share; default 0.005, half a point. A
+        larger loss is refused if it is statistically significant (95 %).
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
-        ValueError: if the run has no policy, something is at `out`, the network cannot be exported, or its exported
+        ValueError: if the run has no policy, `out` is not empty, the network cannot be exported, or its exported
             segments do not reach the policy's goal on cal; if an exit loses more than `int8_drop`.
         ImportError: if a package is missing, with the command that installs it.
         offramp.bundle.verify.Difference: if the bundle's results differ from the network's.

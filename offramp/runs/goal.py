@@ -1,4 +1,4 @@
-"""What a policy is to achieve: exactly one goal, in numbers, and what is saved while it is reached."""
+"""The target of `calibrate`: exactly one goal, and the cost that is minimised while it is reached."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ GOALS = ("macs", "ms", "max_drop", "target_accuracy", "risk")
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """One goal of `offramp.calibrate`: `Goal(macs=0.5)`. Everything that is a share is a number from 0 to 1.
+    """One goal of `offramp.calibrate`: `Goal(macs=0.5)`. Shares are numbers from 0 to 1.
 
     Attributes:
         macs: mean multiply-adds per image: up to 1 a share of the plain network's, above 1 a count.
@@ -32,12 +32,13 @@ class Goal:
         target_accuracy: accuracy to reach, a share (0.75: 75 %).
         risk: bound on the expected accuracy lost against the plain network, a share (0.01: one point).
         delta: with `risk`: the bound holds with probability 1 - delta over the calibration images.
-        save: what to save if the goal is no cost: `macs` (the default) or `ms`.
+        save: cost to minimise if the goal is not a cost: `macs` (the default) or `ms`.
         batch_size: batch size at which milliseconds are measured.
-        runtime: in which milliseconds are measured; None: torch in the run's own precision.
-        never_slower_at: batch sizes at which the policy may not take more than 1.02 times the plain network's
-            milliseconds: exits are switched off until it does not.
-        temperatures: what divides the logits of each exit: one number for all, one per exit, or `fit` by likelihood.
+        runtime: runtime in which milliseconds are measured; None: torch in the precision of the run.
+        never_slower_at: batch sizes at which the policy may take at most 1.02 times the milliseconds of the plain
+            network; exits are disabled until this holds.
+        temperatures: divisors of the logits: one number for all exits, one number per exit, or `fit`: fitted by
+            likelihood on cal.
     Raises:
         ParameterError: if there is not exactly one goal, or naming the parameter whose value is invalid.
     """
@@ -105,7 +106,7 @@ class Goal:
         return self.save or "macs"
 
     def budget(self, plain: int | float) -> int | float | None:
-        """The cost that may be spent, given what the plain network costs; None if the goal is no cost."""
+        """The largest cost allowed, from the cost of the plain network; None if the goal is not a cost."""
         if self.macs is None:
             return self.ms
         return self.macs * plain if self.macs <= 1 else self.macs

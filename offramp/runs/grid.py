@@ -25,7 +25,7 @@ def variants(config: Config, grid: Grid, *, methods: bool = False) -> dict[str, 
     for key, values in grid.items():
         kind = key.partition(".")[0]
         if kind in ("method", "seed") and not methods:
-            raise ParameterError(f"grid has no axis {key}: methods and seeds have arguments of their own", "grid")
+            raise ParameterError(f"grid cannot vary {key}: methods and seeds have arguments of their own", "grid")
         _as_parameter(check_key, key, "grid")
         if not values or len({str(value) for value in values}) < len(values):
             raise ParameterError(

@@ -34,9 +34,9 @@ class NetworkInfo:
         parameters: numbers of parameters: `main` (without early exits), `branches` (of each early exit), `total`.
         options: all parameters of network, branch and method.
         summary: every stage and exit in words and numbers; `offramp info` draws it.
-        cheapest: by exit structure, how many times cheaper than the plain network early exit can get at most, with
-            exits at these places: where every sample takes the first one. Empty without early exits.
-        notes: what was chosen for `exits=auto`.
+        cheapest: by exit structure, the ratio of the operations of the plain network to those up to exit 1: the largest
+            possible saving, if every sample exits there. Empty without early exits.
+        notes: the choices that were made for `exits=auto`.
     """
 
     net: str
@@ -73,7 +73,7 @@ class NetworksInfo:
         macs: multiply-adds of the network behind each output.
         macs_cumulative: multiply-adds of the networks up to each output.
         parameters: `outputs`, the number of parameters behind each one, and `total`.
-        cost: forward multiply-adds per image and parameters of everything that is trained.
+        cost: forward multiply-adds per image, and number of parameters, of everything that is trained.
         options: all parameters of network, branch and method.
     """
 
@@ -97,10 +97,11 @@ class NetworksInfo:
 
 @check_arguments
 def info(config: Config, *, classes: int = 100, channels: int = 3) -> NetworkInfo | NetworksInfo:
-    """The stages, shapes, parameters and costs of a network; nothing is computed or written.
+    """The stages, shapes, parameters and costs of a network, without training or running it.
 
     Args:
-        config: network, exits and method; `image_size` is the side of the input, by default the network's own.
+        config: network, exits and method; `image_size` is the height and width of the inputs, by default those of the
+            network.
         classes: number of classes.
         channels: channels of the input.
     Raises:

@@ -62,7 +62,9 @@ def reach(
                 raise
             sizes = ", ".join(map(str, sorted(slow)))
             raise with_parameters(
-                ValueError(f"{error}; choices of exits that are slower than plain at batch {sizes} are left out"),
+                ValueError(
+                    f"{error}; exits with which it is slower than the plain network at batch size {sizes} are excluded"
+                ),
                 "never_slower_at",
             ) from None
         by_batch = ratios(reached[0], prices)
@@ -75,4 +77,4 @@ def reach(
         left.pop(enabled)
         if attempt == TRIES - 1:
             left = {plain: costs[plain]}
-    raise AssertionError("the plain network is as fast as itself")
+    raise AssertionError("unreachable: the plain network is never slower than itself")

@@ -76,11 +76,11 @@ def report(
 
     Args:
         runs: folders of trained runs, or of comparisons, of which all finished runs are taken; they share one chart.
-        out: the file to write; default report.html in the run's folder; needed for several runs.
+        out: file to write; default: report.html in the folder of the run; required for several runs.
         weights: `last` or `best` (on val).
-        images: how many of the easiest, and of the hardest, are shown of every exit; 0 needs no data if the traces are
-            stored already.
-        batch_size: measure the milliseconds of every stage and branch at this batch size, here and now.
+        images: number of easiest and of hardest images to show for every exit; 0: none, and the data are not needed if
+            traces are stored.
+        batch_size: also measure the milliseconds of every stage and branch on this machine, at this batch size.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
         baseline: the plain network to compare with, which must fit every run; see `offramp.evaluate`.

@@ -10,16 +10,16 @@ from offramp.train.reporter import Reporter as TrainingReporter
 
 @runtime_checkable
 class Reporter(TrainingReporter, Protocol):
-    """What `train`, `calibrate`, `evaluate` and the other tasks call while they work.
+    """Callbacks of `train`, `calibrate`, `evaluate` and other functions while they work.
 
-    For a reporter of one's own, inherit from `Silent` and override the methods that are of interest.
+    To write a reporter, subclass `Silent` and override the methods that you need.
     """
 
     def warn(self, text: str) -> None:
         """Something that the user should correct."""
 
     def working(self, text: str, total: int) -> AbstractContextManager[Advance]:
-        """A context manager around work on `total` samples; it gives the function to call with how many were done."""
+        """Returns a context manager for work on `total` samples; it yields a function that takes the number done."""
 
     def stop(self) -> None:
         """The task has ended, or failed."""
@@ -38,14 +38,14 @@ class Silent:
         """An epoch has finished; `record` is its line of metrics.jsonl."""
 
     def note(self, text: str) -> None:
-        """One line that tells the user what is going on."""
+        """One line of information for the user."""
 
     def warn(self, text: str) -> None:
         """Something that the user should correct: a `UserWarning`."""
         warnings.warn(text, stacklevel=4)
 
     def working(self, text: str, total: int) -> AbstractContextManager[Advance]:
-        """A context manager around work on `total` samples; it gives the function to call with how many were done."""
+        """Returns a context manager for work on `total` samples; it yields a function that takes the number done."""
         return no_progress(text, total)
 
     def stop(self) -> None:

@@ -34,7 +34,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @runtime_checkable
 class HasFolder(Protocol):
-    """An object of a run, or of what was made of it, that knows its folder."""
+    """An object with the folder of a run: what `train`, `load_run` and other functions return."""
 
     @property
     def folder(self) -> Path:
@@ -60,11 +60,11 @@ def trace_of_run(
     device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> "TraceData":
-    """The logits of every exit on a split as numpy arrays: the method `trace` of all runs.
+    """The logits of every exit on a split as numpy arrays; the method `trace` of runs.
 
     Args:
-        weights: `last` or `best`; default: those that the run was opened with.
-        The others, and errors, are as in `offramp.load_trace`.
+        weights: `last` or `best`; default: those that the run was opened with. Other arguments and errors are those of
+            `offramp.load_trace`.
     """
     from offramp.runs.trace_data import load_trace
 
@@ -130,12 +130,13 @@ def load_run(
     Args:
         folder: folder of a trained run, or an object that has one.
         weights: `last` or `best` (on val).
-        with_policy: read its policy too, where it has one; fitting a new one must not need the old one.
-        device: what tasks compute on with it, whatever it was trained on.
+        with_policy: also read the policy of the run, if it has one.
+        device: device that the run is used on, independent of the one that it was trained on.
     Raises:
         ValueError: if the folder is not a run, has no such weights yet, they or the policy do not fit its network, or
             it has several networks.
-        offramp.trust.NotTrusted: if it names code and was neither trained here nor trusted.
+        offramp.trust.NotTrusted: if its configuration names code to import, and it was neither trained here nor trusted
+        (`offramp trust RUN`).
     """
     folder = folder_of(folder)
     opened = open_run(folder, weights, with_policy=with_policy, device=device)

@@ -70,7 +70,7 @@ def entries(
         key, value = next(iter(config.method_options.items()))
         raise with_parameters(
             ValueError(
-                f"method.{key} cannot serve several methods: write methods 'NAME({key}={value})' for the one it is for"
+                f"method.{key} would apply to several methods: write it with its method, methods 'NAME({key}={value})'"
             ),
             f"method.{key}",
             "methods",

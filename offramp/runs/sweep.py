@@ -1,4 +1,4 @@
-"""Trainings with many values of options, through Ray Tune, and which values are best on val."""
+"""Runs with many values of options, trained through Ray Tune, and the best of them on val."""
 
 import dataclasses
 import json
@@ -44,27 +44,27 @@ def sweep(
     fetch: bool = False,
     reporter: CompareReporter | None = None,
 ) -> SweepResult:
-    """Train with many values of options and choose the best ones on val; test is read to report alone.
+    """Train with many values of options, and select the best run on val; test is used only to report.
 
-    The same call goes on with what was stopped or killed.
+    The same call continues a stopped sweep.
 
     Args:
-        config: what all trainings share.
+        config: the configuration that all runs share.
         grid: values of options, such as {"lr": [0.05, 0.1], "method.alpha": [0.1, 0.5]}.
-        out: folder of the sweep; every training is a run in it.
-        metric: what is maximised on val after an epoch: `accuracy`, the mean over the exits; `final`, that of the final
-            exit; or `frontier`, the area under the accuracy of the exits over their multiply-adds, from none to the
-            largest network of the sweep: accuracy rises linearly between exits and is 0 below the first.
-        samples: how many combinations are drawn; default all.
-        search: `all` combinations, `random` draws, or `optuna`, which learns from the trials before.
-        scheduler: `asha` stops trainings that are behind others after as many epochs; `none` trains all to the end.
-        jobs: how many at once on each node, as in `offramp.compare`.
-        address: `HOST:PORT` of a Ray cluster's head; default $RAY_ADDRESS, a cluster of this machine, or a new one.
-        fetch: the nodes of the cluster do not see `out`, as in `offramp.compare`.
+        out: folder of the sweep; every run is a folder in it.
+        metric: what is maximised on val after every epoch: `accuracy`, the mean accuracy of the exits; `final`, the
+            accuracy of the final exit; or `frontier`, the area under the curve of accuracy against multiply-adds, from
+            0 to those of the largest network of the sweep (linear between exits, 0 below the first).
+        samples: number of combinations to draw; default: all.
+        search: how combinations are chosen: `all`, `random`, or `optuna`, which uses the results of earlier runs.
+        scheduler: `asha` stops runs early that are worse than others after the same number of epochs (asynchronous
+            successive halving); `none` trains all to the end.
+        jobs: number of runs at a time on each node, as in `offramp.compare`.
+        address: `HOST:PORT` of the Ray cluster's head; default: $RAY_ADDRESS, a cluster of this machine, or a new one.
+        fetch: for Ray nodes that do not share `out`, as in `offramp.compare`.
     Raises:
-        ValueError: for names, values or folders that do not fit, a cluster that does not answer, or Ray missing; before
-            anything is trained.
-        KeyboardInterrupt: after Ctrl-C; the same call goes on.
+        ValueError: if a name, value or folder is invalid, the cluster does not answer, or Ray is not installed; before
+        anything is trained. KeyboardInterrupt: after Ctrl-C; the same call continues.
     """
     search = "random" if search == "all" and samples is not None else search
     _check(config, grid, metric, samples, search, scheduler)
@@ -117,10 +117,10 @@ def _check(config: Config, grid: Grid, metric: str, samples: int | None, search:
     if search == "optuna" and find_spec("optuna") is None:
         raise ValueError("search=optuna needs the package optuna: pip install optuna")
     if "epochs" in grid:
-        raise ParameterError("grid has no axis epochs: trainings are compared after as many epochs", "grid")
+        raise ParameterError("grid cannot vary epochs: runs are compared after the same number of epochs", "grid")
     if config.exits == "auto" or config.devices > 1:
         what = "exits=auto" if config.exits == "auto" else f"devices={config.devices}"
-        raise ParameterError(f"{what} is for train, not for a sweep", what.partition("=")[0])
+        raise ParameterError(f"{what} is for train, and not possible in a sweep", what.partition("=")[0])
 
 
 def _entries(config: Config, grid: Grid, out: Path) -> list[Entry]:
@@ -139,7 +139,9 @@ def _entries(config: Config, grid: Grid, out: Path) -> list[Entry]:
 
 def _check_val(entries: Sequence[Entry]) -> None:
     if any(entry.inputs is None or not entry.inputs.val for entry in entries):
-        raise ParameterError("a sweep chooses on val, and nothing is held out: holdout must be above 0", "holdout")
+        raise ParameterError(
+            "a sweep selects the best run on val, but nothing is held out: holdout must be above 0", "holdout"
+        )
 
 
 def _run(

@@ -38,12 +38,12 @@ class SweepTrial:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All trainings of a sweep, the best first.
+    """All runs of a sweep, the best first.
 
     Attributes:
-        metric: what they were chosen by, on val.
-        best: the completed training with the highest score; None if no training was completed.
-        ledger: the file with one line per completed training, evaluated on test.
+        metric: the metric on val that they are ordered by.
+        best: the run with the highest score among those that were trained to the end; None if there is none.
+        ledger: file with a line for each run that was trained to the end, evaluated on test.
         device: what they were trained and evaluated on.
     """
 

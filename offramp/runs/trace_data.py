@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TraceData:
-    """All exits' logits of a split, sample by sample; E exits, N samples, C classes.
+    """The logits of all exits for all samples of a split, as numpy arrays; E exits, N samples, C classes.
 
     Attributes:
         split: train, val, cal or test.
@@ -29,8 +29,8 @@ class TraceData:
         labels: (N,) class indices.
         ids: (N,) indices of the samples within their data set.
         classes: names of the C classes.
-        outputs: names of the E exits, or of the networks that were trained together.
-        features: for each exit (N, D) float32, what enters its classifier; None unless asked for.
+        outputs: names of the E exits (`exit1`, `exit2`, ..., `final`: counted from 1), or of networks trained together.
+        features: for each exit the features that enter its classifier, (N, D) float32; None unless requested.
     """
 
     split: str
@@ -77,19 +77,19 @@ def load_trace(
     device: Device = "auto",
     reporter: Reporter | None = None,
 ) -> TraceData:
-    """The logits of every exit on a split; computed once per weights, kept in the run's folder.
+    """The logits of every exit on a split; computed once for each weights, and stored in the folder of the run.
 
     Args:
         run: folder of a trained run, or an object that has one.
-        split: train, val, cal or test; images are not augmented.
+        split: `train`, `val`, `cal` or `test`; images are not augmented.
         weights: those of the last epoch, or of the best one on val.
-        features: also what enters each classifier, pooled; computed again, and held in memory.
+        features: also return the pooled features that enter each classifier; they are not stored, but computed again.
         data_dir: data directory, if it has moved since training.
         device: what to compute on; `auto` is a GPU if there is one.
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ParameterError: if the run's data have no such split.
-        ValueError: if the folder holds no run with these weights, or other data than those it was trained on are found.
+        ValueError: if the folder is not a run with these weights, or the data are not those that it was trained on.
     """
     import numpy as np
 

@@ -44,25 +44,25 @@ def train(
 ) -> TrainedRun:
     """Train a network with exits.
 
-    With several processes (`config.devices` on each of `nodes` machines) only the first one returns; the others end
-    here.
+    With several processes (`config.devices` on each of `nodes` machines) only the first one returns; the others exit in
+    this call.
 
     Args:
         config: network, exits, method, data and recipe.
         out: folder of the run: config, metrics, checkpoints, weights.
-        resume: continue the run in this folder; a finished one is returned as it is. `epochs` may be larger than
-            it was if nothing that was trained depends on it: a constant rate and one phase. Naming another device than
-            it was trained on continues it there, with other numbers, which its record says.
-        nodes: number of machines; on each of them a launcher or the user starts this call.
+        resume: continue the run in this folder; a finished one is returned as it is. `epochs` may be larger than before
+            if the epochs already trained do not depend on it (a constant learning rate and one phase). With another
+            `device` than before, the run continues there with other numerical results, which its record states.
+        nodes: number of machines; a launcher or the user makes this call on each of them.
         reporter: called with the progress of training; by default nothing is shown.
     Raises:
         ValueError: if the configuration is invalid, the data cannot be read or have changed, the folder holds
             another run, or a launcher started another number of processes.
         offramp.train.run_lock.InUse: if another process writes into the folder.
         offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.
-        offramp.train.lost.ConnectionLost: if another process of the run ended, or did not come.
-        KeyboardInterrupt: after Ctrl-C, when the run was saved; after SIGTERM or SIGUSR1 its kind
-            `offramp.train.interrupt.Preempted`.
+        offramp.train.lost.ConnectionLost: if another process of the run ended, or was not started.
+        KeyboardInterrupt: after Ctrl-C, when the run was saved; after SIGTERM or SIGUSR1 its subclass
+        `offramp.train.interrupt.Preempted`.
     """
     from offramp.train import run_dir
     from offramp.train.device import check_devices, check_launcher, of_all_nodes

@@ -1,4 +1,4 @@
-"""The result of a training, as `result.json` holds it."""
+"""The result of a training run, as stored in `result.json`."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class EpochAccuracy:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training run, as `result.json` holds it. Every other task takes it as its run.
+    """A finished training run, as stored in `result.json`; other functions take it as their run.
 
     Attributes:
         run: folder of the run.
         epochs: how many were trained; fewer than configured if `patience` ended the run.
-        seconds: what training took, all parts of a resumed run together.
-        last: accuracy after the last epoch.
-        best: accuracy of the epoch with the highest mean over the exits; None if nothing was held out.
-        cost: forward multiply-adds per image and parameters of everything that was trained.
+        seconds: duration of training, in seconds; of a resumed run, the sum over its parts.
+        last: validation accuracy after the last epoch.
+        best: validation accuracy of the epoch with the highest mean over the exits; None if nothing was held out.
+        cost: forward multiply-adds per image, and number of parameters, of everything that was trained.
         provenance: command, versions, hardware and commit.
     """
 

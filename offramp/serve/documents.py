@@ -1,4 +1,4 @@
-"""What `/openapi.json` says about bodies and answers. Runs without torch."""
+"""Bodies of requests and responses, as `/openapi.json` describes them. Runs without torch."""
 
 from typing import Any
 
@@ -23,9 +23,14 @@ SERVER = _object(name=TEXT, version=TEXT, extensions=_list(TEXT))
 MODEL: Schema = {"type": "object"}
 LOADED = _object(name=TEXT, versions=_list(TEXT))
 INDEX = _list(_object(name=TEXT, version=TEXT, state=TEXT, reason=TEXT))
-DRIFT = _object(["model", "version", "tested"], model=TEXT, version=TEXT, tested=FLAG)
+EXIT = "Number of the exit, counted from 1."
+DRIFT = {
+    **_object(["model", "version", "tested"], model=TEXT, version=TEXT, tested=FLAG),
+    "description": "Lists have an entry for each exit of the network, from shallow to deep.",
+}
 RECALIBRATED = _object(model=TEXT, version=TEXT, file=TEXT, samples=WHOLE, accuracy=NUMBER, cost=NUMBER)
-STATUS = _list(_object(model=TEXT, version=TEXT, exits=_list(WHOLE), answered=_list(WHOLE), waiting=_list(WHOLE)))
+ENABLED = _list({**WHOLE, "description": EXIT}, description="The enabled exits; other lists have an entry for each.")
+STATUS = _list(_object(model=TEXT, version=TEXT, exits=ENABLED, answered=_list(WHOLE), waiting=_list(WHOLE)))
 FEEDBACK = _object(model=TEXT, version=TEXT, accepted=WHOLE, right=WHOLE, kept=WHOLE, errors=_list({"type": "object"}))
 PREDICTION = {
     "type": "object",
@@ -34,14 +39,14 @@ PREDICTION = {
         "label": _or_null("string"),
         "class": _or_null("integer"),
         "probability": _or_null("number"),
-        "exit": _or_null("integer"),
-        "final": _or_null("boolean"),
+        "exit": {**_or_null("integer"), "description": EXIT},
+        "final": {**_or_null("boolean"), "description": "Whether `exit` is the final exit."},
         "ms": _or_null("number"),
         "error": _or_null("string"),
         "at_deadline": FLAG,
         "rejected": FLAG,
         "top": _list({"type": "object"}),
-        "exits": _list({"type": "object"}),
+        "exits": _list({"type": "object", "properties": {"exit": {**WHOLE, "description": EXIT}}}),
     },
     "required": ["image", "label", "class", "probability", "exit", "final", "ms", "error", "at_deadline"],
 }
@@ -88,16 +93,16 @@ STATUSES = {
     404: "There is no such model or version.",
     408: "The body did not arrive in time.",
     413: "The body, the images or the batch are too large.",
-    415: "The body is of another kind.",
-    429: "The queue is full; Retry-After says when to come back.",
+    415: "The body has another media type.",
+    429: "The queue is full; Retry-After says after how many seconds to try again.",
     500: "A segment of the network failed.",
     503: "The server is not ready.",
 }
 
 
 def responses(schema: Schema | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of an endpoint: its own, 401 and 403, and these statuses."""
-    response: dict[str, Any] = {"description": "The answer."}
+    """The documented responses of an endpoint: its own, 401 and 403, and these statuses."""
+    response: dict[str, Any] = {"description": "The result."}
     if schema is not None:
         response["content"] = {"application/json": {"schema": schema}}
     errors: dict[int | str, dict[str, Any]] = {

@@ -81,7 +81,7 @@ class DriftMonitor:
         self._random = random.Random(seed)
 
     def add(self, exit: int, score: int | float) -> None:
-        """Count the answer of one sample; it left at this exit, counted from 0, with this score."""
+        """Count one sample, which exited at this exit (counted from 0) with this score."""
         if self.reference is None:
             return
         bin = score_bin(score)
@@ -112,7 +112,7 @@ class DriftMonitor:
         if self.reference is None:
             return {
                 "tested": False,
-                "reason": "the bundle holds no scores of cal: export it again with a calibrated run",
+                "reason": "the bundle contains no scores of cal: calibrate the run again and export it",
             }
         live = [sum(row) / max(1, self.samples) for row in self.seen]
         return {

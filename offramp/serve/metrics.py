@@ -47,15 +47,21 @@ def render(models: Models, requests: Requests) -> bytes:
 
 
 def _of_models(versions: list[Version]) -> Iterator[Metric]:
-    images = CounterMetricFamily("offramp_images", "Images answered, by exit.", labels=[*MODEL, "exit"])
+    images = CounterMetricFamily(
+        "offramp_images", "Images answered, by exit (counted from 1).", labels=[*MODEL, "exit"]
+    )
     late = CounterMetricFamily("offramp_at_deadline", "Images answered at their deadline.", labels=[*MODEL, "exit"])
     failed = CounterMetricFamily("offramp_failed", "Images whose segment failed.", labels=MODEL)
-    share = GaugeMetricFamily("offramp_exit_share", "Share of the images that left here.", labels=[*MODEL, "exit"])
-    queue = GaugeMetricFamily("offramp_queue_length", "Images that wait.", labels=[*MODEL, "segment"])
-    busy = CounterMetricFamily("offramp_segment_seconds", "Seconds of computing.", labels=[*MODEL, "segment"])
+    share = GaugeMetricFamily("offramp_exit_share", "Share of the images that exit here.", labels=[*MODEL, "exit"])
+    queue = GaugeMetricFamily(
+        "offramp_queue_length", "Images that wait for a segment (counted from 1).", labels=[*MODEL, "segment"]
+    )
+    busy = CounterMetricFamily("offramp_segment_seconds", "Seconds of computation.", labels=[*MODEL, "segment"])
     batches = HistogramMetricFamily("offramp_batch_size", "Images of a batch.", labels=[*MODEL, "segment"])
-    latency = HistogramMetricFamily("offramp_latency_seconds", "From arrival to answer.", labels=[*MODEL, "exit"])
-    alarm = GaugeMetricFamily("offramp_drift_alarm", "1 if the answers have changed since cal.", labels=MODEL)
+    latency = HistogramMetricFamily(
+        "offramp_latency_seconds", "Seconds from arrival to answer, by exit.", labels=[*MODEL, "exit"]
+    )
+    alarm = GaugeMetricFamily("offramp_drift_alarm", "1 if the test of drift has raised an alarm.", labels=MODEL)
     evidence = GaugeMetricFamily("offramp_drift_log10_evidence", "Evidence for drift.", labels=MODEL)
     for each in versions:
         name, counts = [each.model, each.version], each.predictor.statistics

@@ -17,24 +17,24 @@ class ServeOptions:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         runtime: Runtime, `onnx` or `openvino`, in float32 on the CPU.
-        deadline_ms: Milliseconds after which an image is answered by the best exit so far, unless a request has its
-            own deadline. None: never.
-        max_batch: Images of the largest batch.
-        queue: Images that may be accepted and not answered, for each version of a model; beyond, requests are refused
-            with status 429.
-        workers: Batches that run at the same time.
-        replicas: On a Ray cluster, the most replicas of a segment.
-        max_images: Images of one request; never more than fit into the queue.
-        max_body: Bytes of one request's body; requests being read may hold eight times as much together.
-        connections: Open connections; one more is answered with status 503.
+        deadline_ms: Milliseconds after which an image gets the prediction of the deepest exit that it has passed,
+            unless a request has its own deadline. None: never.
+        max_batch: Maximum number of images in a batch.
+        queue: Maximum number of waiting images, for each version of a model; further requests get status 429.
+        workers: Number of batches that run at the same time.
+        replicas: On a Ray cluster, maximum number of replicas of a segment.
+        max_images: Maximum number of images in a request, at most `queue`.
+        max_body: Maximum number of bytes in the body of a request; all requests that are being read may have eight
+            times as much together.
+        connections: Maximum number of open connections; further ones get status 503.
         body_timeout: Seconds in which a request's body must arrive.
         header_timeout: Seconds in which a request's headers must arrive.
-        drain_timeout: Seconds that requests in progress get after SIGTERM.
-        token: Bearer token that requests must carry; None: none.
-        cors: Origins whose pages may call the server.
-        log: What is logged as JSON lines: `all`, `errors` or `none`.
+        drain_timeout: Seconds to wait for requests in progress after SIGTERM.
+        token: Bearer token that requests must carry; None: no token is required.
+        cors: Allowed CORS origins.
+        log: Requests that are logged as JSON lines: `all`, `errors` or `none`.
         false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
-        feedback: Labelled images that are kept for a new calibration.
+        feedback: Maximum number of labelled images that are kept for a new calibration.
     Raises:
         ParameterError: if a value is invalid.
     """

@@ -31,7 +31,7 @@ Deadline = Annotated[
         gt=0, lt=1e9, description="Milliseconds after which an image gets the prediction of its deepest exit so far."
     ),
 ]
-Every = Annotated[bool, Query(description="Also return the predictions of all exits; takes longer.")]
+Every = Annotated[bool, Query(description="Also return the predictions of all enabled exits; takes longer.")]
 
 
 @router.post("/predict", openapi_extra=FORM, responses=responses(PREDICTIONS, 400, 404, 408, 413, 415, 429))
@@ -130,7 +130,7 @@ def _row(served: Version, part: FormPart, outcome: SampleResult, count: int, rej
 
 
 def _every_exit(served: Version, inputs: np.ndarray) -> list[dict[str, Any]]:
-    """What every exit says about one image, and its cost as a share of the whole network's."""
+    """The prediction of every enabled exit for one image, and its cost as a share of that of the whole network."""
     classes = served.bundle.manifest.classes
     macs = served.bundle.manifest.measured.get("segment_macs")
     costs = (

@@ -30,19 +30,21 @@ QUICK_BYTES, QUICK_PIXELS = 1 << 14, 1 << 14
 
 
 class AsyncPredictor:
-    """A bundle that answers many callers of an event loop at once, each as soon as its image exits.
+    """A bundle that serves many concurrent callers of an event loop, each as soon as its image exits.
 
-    Samples of different calls that continue form new batches at every exit. Use it as a context
+    At every exit, the remaining images of all calls are combined into new batches. Use it as a context manager
     (`async with AsyncPredictor("bundle") as p: prediction = await p.predict("a.jpg")`), or call `close` at the end.
 
     Args:
         bundle: folder that `offramp export` wrote, or an open bundle.
         runtime: `onnx` or `openvino`, in float32 on the CPU.
-        deadline_ms: milliseconds after which an image is answered by the best exit so far; by default, never.
-        max_batch: images of the largest batch.
-        queue: how many images may be accepted and not answered; beyond, calls raise `QueueFull`.
-        workers: batches that run at the same time.
-        costs: one curve per segment; measured at the start by default, which takes a second or more.
+        deadline_ms: milliseconds after which an image gets the prediction of the deepest exit that it has passed; by
+            default, never.
+        max_batch: maximum number of images in a batch.
+        queue: maximum number of images that wait for their prediction; further calls raise `QueueFull`.
+        workers: number of batches that run at the same time.
+        costs: one cost curve per segment (time by batch size); default: measured at the start, which takes a second or
+            more.
     Raises:
         ValueError: if the bundle cannot be opened or a number is invalid.
         ImportError: if the runtime is not installed.
@@ -77,10 +79,10 @@ class AsyncPredictor:
 
         Args:
             image: a file or the encoded bytes of one.
-            deadline_ms: instead of that of the predictor.
+            deadline_ms: deadline of this image in milliseconds; default: that of the predictor.
         Returns:
-            The prediction; if the image could not be read, it has an `error` and no label. `at_deadline` says that its
-            deadline came before the policy let it exit.
+            The prediction, with `exit` counted from 0; if the image could not be read, it has an `error` and no label.
+            `at_deadline` is true if the deadline came before the image could exit.
         Raises:
             QueueFull: if too many images wait.
             Failed: if a segment failed.
@@ -99,7 +101,7 @@ class AsyncPredictor:
         """The inputs (1, channels, size, size) of one image.
 
         Raises:
-            BadImage: whatever is wrong with it.
+            BadImage: if it cannot be read.
         """
         return await self._decoder(image)
 
@@ -136,17 +138,17 @@ class AsyncPredictor:
 
     @property
     def statistics(self) -> Statistics:
-        """What was counted since the start."""
+        """Counts since the start."""
         return self.engine.statistics
 
     @property
     def waiting(self) -> list[int]:
-        """How many images wait for each segment."""
+        """Number of images that wait for each segment."""
         return self.engine.scheduler.waiting
 
     @property
     def alive(self) -> bool:
-        """Whether the threads that compute are running."""
+        """Whether the computing threads are running."""
         return self.engine.alive
 
     def check(self, samples: int) -> None:
@@ -154,7 +156,7 @@ class AsyncPredictor:
         self.engine.check(samples)
 
     def close(self) -> None:
-        """Answer everything that was accepted, then stop; waits for it."""
+        """Finish all accepted images, then stop; returns when done."""
         self.engine.stop()
         self._decoder.close()
 

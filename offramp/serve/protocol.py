@@ -33,7 +33,7 @@ OUTPUTS = {
     "at_deadline": "BOOL",
     "error": "BYTES",
 }
-"""Every output with its type; exits are counted from 1."""
+"""Every output with its type; exits are counted from 1, and 0 stands for an image that could not be read."""
 _TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 LENGTH = "inference-header-content-length"

@@ -24,11 +24,12 @@ KEEP_ALIVE = 5
 class Server:
     """Serves bundles over HTTP.
 
-    `Server("bundle").run()` blocks until SIGTERM or Ctrl-C, and then answers what is in progress. As a context,
-    `with Server("bundle", port=0) as server: ...` serves from a thread at `server.url`.
+    `Server("bundle").run()` blocks until SIGTERM or Ctrl-C, and then finishes the requests in progress. As a context
+    manager, `with Server("bundle", port=0) as server: ...` serves from a thread at `server.url`.
 
     Args:
-        bundles: folders of bundles, or `NAME=FOLDER`; a folder of bundles with numbers as names holds versions.
+        bundles: folders of bundles, or `NAME=FOLDER`; a folder of bundles with numbers as names contains the versions
+            of a model.
         opener: opens the models; see `offramp.serve.models.Models`.
         options: fields of `offramp.serve.options.ServeOptions`.
     Raises:
@@ -77,12 +78,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Address of the server."""
         host = self.options.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.options.port}"
 
     def run(self, opened: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or Ctrl-C; then answer what is in progress, at most for `drain_timeout` seconds.
+        """Serve until SIGTERM or Ctrl-C; then finish the requests in progress, within `drain_timeout` seconds.
 
         Args:
             opened: called when all models are open.
@@ -95,7 +96,7 @@ class Server:
             runner.run(self._serve(opened))
 
     def stop(self) -> None:
-        """Begin to stop; `run` returns when everything in progress is answered."""
+        """Begin to stop; `run` returns when all requests in progress are answered."""
         self._server.should_exit = True
 
     def __enter__(self) -> "Server":

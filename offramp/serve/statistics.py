@@ -30,12 +30,12 @@ class Statistics:
     """The counters of one bundle; written by its engine alone, read at any time.
 
     Attributes:
-        answered: how many samples left at each of the E exits.
-        late: how many of them were answered at their deadline, before the policy let them exit.
+        answered: number of samples that exited at each of the E exits.
+        late: how many of them reached their deadline before the policy let them exit.
         failed: samples whose segment failed.
         latencies: seconds from arrival to answer, per exit.
         batches: sizes of the batches of every segment; `seconds` that they took.
-        listener: called with the exit and the score of every sample that the policy let exit.
+        listener: called with the exit (counted from 0) and the score of every sample that the policy let exit.
     """
 
     def __init__(self, exits: int, segments: int) -> None:

@@ -165,7 +165,7 @@ def _check_channels(model: nn.Module, shape: ImageShape) -> None:
     other = 1 if shape[0] == 3 else 3
     if smallest(model, (other, *shape[1:])) is not None:
         raise ValueError(
-            f"{type(model).__name__} takes images of {other} channels, not {shape[0]}: make it for that number (a "
+            f"{type(model).__name__} takes images of {other} channels, not {shape[0]}: build it for that number (a "
             "function of yours may take `channels`)"
         )
 

@@ -69,7 +69,7 @@ def build(
             if exits_after or exits is not None:
                 raise with_parameters(
                     ValueError(
-                        f"{name} comes in stages of its own: exits_after and exits are for models that are not cut yet"
+                        f"{name} is divided into stages already: exits_after and exits are for models that are not"
                     ),
                     "exits_after",
                     "exits",

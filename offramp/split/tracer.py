@@ -88,7 +88,7 @@ class Tracer(fx.Tracer):
         if random_state() != self.random:
             raise fx.proxy.TraceError(
                 "it draws random numbers outside of its layers (as layers dropped at random do), which a graph would "
-                "freeze; switch that off"
+                "freeze; disable that"
             )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

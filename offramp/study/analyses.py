@@ -186,5 +186,5 @@ def relative(accuracies: Sequence[float], costs: Sequence[int | float]) -> list[
     if len(accuracies) != len(costs) or not accuracies:
         raise ValueError(f"accuracies and costs must be one per exit, got {len(accuracies)} and {len(costs)}")
     if not accuracies[-1] or not costs[-1]:
-        raise ValueError("the final exit has the accuracy or the cost 0: nothing is relative to it")
+        raise ValueError("the final exit has an accuracy or a cost of 0, so nothing can be given relative to it")
     return [RelativeExit(cost / costs[-1], right / accuracies[-1]) for right, cost in zip(accuracies, costs)]

@@ -59,7 +59,9 @@ def t_quantile(probability: float, freedom: int) -> float:
         ValueError: if the probability is not within (0, 1), or there are no degrees of freedom.
     """
     if not 0 < probability < 1 or freedom < 1:
-        raise ValueError(f"t needs a probability in (0, 1) and freedom from 1, got {probability} and {freedom}")
+        raise ValueError(
+            f"t needs a probability in (0, 1) and at least 1 degree of freedom, got {probability} and {freedom}"
+        )
     if probability < 0.5:
         return -t_quantile(1 - probability, freedom)
     low, high = 0.0, 1.0

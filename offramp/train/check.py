@@ -42,7 +42,7 @@ def _refuse_data(method: Method, recipe: Recipe, data: DataSet) -> None:
         )
     if method.optimizers and recipe.optimizer not in method.optimizers:
         raise ParameterError(
-            f"this method looks ahead with the optimiser's own step, which is made for {', '.join(method.optimizers)}: "
+            f"this method looks ahead with the optimizer's own step, implemented for {', '.join(method.optimizers)}: "
             f"take optimizer={method.optimizers[0]}, got {recipe.optimizer}",
             "optimizer",
         )
@@ -53,7 +53,7 @@ def _refuse_data(method: Method, recipe: Recipe, data: DataSet) -> None:
             )
     if recipe.patience and "val" not in data.splits:
         raise ParameterError(
-            "patience watches the accuracy on val, but nothing is held out: set holdout above 0, or patience=0",
+            "patience needs the accuracy on val, but nothing is held out: set holdout above 0, or patience=0",
             "patience",
             "holdout",
         )

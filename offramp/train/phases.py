@@ -38,7 +38,9 @@ def spans(recipe: Recipe, method: Method) -> list[Span]:
     phases = tuned(recipe, method)
     if recipe.epochs < len(phases):
         raise with_parameters(
-            ValueError(f"this run trains in {len(phases)} phases and needs epochs of as many, got {recipe.epochs}"),
+            ValueError(
+                f"this run trains in {len(phases)} phases and needs at least as many epochs, got {recipe.epochs}"
+            ),
             "epochs",
         )
     total = sum(phase.share for phase in phases)

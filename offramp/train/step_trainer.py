@@ -45,14 +45,14 @@ class StepTrainer:
         net: the network on its device, built by `method.network(backbone, branch)`.
         optimizer: over the parameters of the network.
         input_shape: (channels, height, width) of the inputs.
-        epochs: length of the training, which schedules of loss weights and phases depend on.
-        held_out: batches (inputs, labels) that are not trained on, for methods that learn from them; they repeat.
+        epochs: number of epochs, which schedules of loss weights and phases depend on.
+        held_out: held-out batches (inputs, labels), for methods that use them; iterated over repeatedly.
         autocast: creates the context in which the network runs, such as `lambda: torch.autocast("cuda",
             torch.bfloat16)`; default full precision.
         clip: maximum norm of the gradient; 0 disables clipping.
         tune: `all` trains as the method specifies, `exits` freezes the backbone, `mixed` trains the backbone first.
     Raises:
-        ValueError: if the method cannot be carried out in full: the network was not built by it, held-out data are
+        ValueError: if the method cannot be executed completely: the network was not built by it, held-out data are
             missing, its step needs another optimizer, it has more phases than epochs, or several processes train.
     """
 
@@ -96,7 +96,7 @@ class StepTrainer:
         self.started: phases.Span | None = None
 
     def start_epoch(self, epoch: int) -> None:
-        """Put network and objective into the state of an epoch, from 0: training mode, frozen parts, a new phase.
+        """Prepare network and objective for an epoch, counted from 0: training mode, frozen parts, a new phase.
 
         Momentum starts again in every phase.
         """

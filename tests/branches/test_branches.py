@@ -207,7 +207,9 @@ class TestEvery:
 
     @pytest.mark.parametrize("exit", [-1, 3])
     def test_refuses_exits_that_do_not_exist(self, name: str, exit: int) -> None:
-        with pytest.raises(ValueError, match=rf"^{name} has exits 0 to 2 on a network of 4 stages, not {exit}$"):
+        with pytest.raises(
+            ValueError, match=rf"^{name} has exits 0 to 2 \(counted from 0\) on a network of 4 stages, got {exit}$"
+        ):
             branches.find(name).build(backbone(), exit, 5)
 
     def test_fits_digits(self, name: str) -> None:

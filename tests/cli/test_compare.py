@@ -261,7 +261,7 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
             ["--methods", "l2w", "--batch-size", "3"],
             "l2w: this method divides every batch into 2: --batch-size must be",
         ),
-        (["--methods", "hdkd(weights=1,1,-5)"], "weights must be finite and, as clamp holds them there, at least 0"),
+        (["--methods", "hdkd(weights=1,1,-5)"], "weights must be finite and, with clamp, at least 0"),
         (["--methods", "joint", "--ledger", "."], "--ledger . is not a file"),
         (["--methods", "joint", "--markdown", __file__], "was not changed: the table is written between a line"),
         (["--methods", "joint", "--write", "x.doc"], "--write takes files ending in .csv, .tex, .svg, .pdf or .png"),
@@ -393,7 +393,7 @@ def test_runs_with_and_without_pretrained_weights_prepare_images_for_themselves(
     ("word", "said"),
     [
         ("net", "--grid takes an option with its values, such as net=resnet18,resnet34, got 'net'"),
-        ("method=joint,muse", "--grid has no axis method: methods and seeds have arguments of their own"),
+        ("method=joint,muse", "--grid cannot vary method: methods and seeds have arguments of their own"),
         ("netz=a,b", "unknown key 'netz'; the nearest is 'net'"),
         ("lr=0.1,0.1", "--grid lr needs values, each once, got 0.1,0.1"),
         ("epochs=one,2", "epochs"),

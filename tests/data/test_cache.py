@@ -150,5 +150,5 @@ def test_folders_without_a_lock_are_removed_after_a_day(file, own_cache):
 def test_without_a_home_folder(file, monkeypatch):
     monkeypatch.delenv("OFFRAMP_CACHE")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home")))
-    with pytest.raises(ValueError, match=r"there is no home folder for decoded images: name another one by \$OFF"):
+    with pytest.raises(ValueError, match=r"there is no home folder to keep decoded images in: set \$OFFRAMP_CACHE"):
         get(file, Counter())

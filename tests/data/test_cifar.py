@@ -189,7 +189,7 @@ def test_class_in_one_split_only(tmp_path, write):
 
 def test_options_that_make_no_sense(tmp_path):
     for options, message in (
-        ({"streaming": True}, "does not stream"),
+        ({"streaming": True}, "cannot be streamed"),
         ({"image_size": 64}, "is 32x32 and keeps that size"),
         ({"labels": "medium"}, "data.labels takes one of fine, coarse, got 'medium'"),
     ):

@@ -128,7 +128,7 @@ def test_an_unknown_name_and_row_get_the_nearest() -> None:
         select("muse-tabel-4")
     with pytest.raises(ParameterError, match="rows 'resnet19' fits no row of muse-table-4: the nearest is 'ResNet18"):
         select("muse-table-4", ["resnet19"])
-    with pytest.raises(ParameterError, match="rows choose from one table, and muse is none"):
+    with pytest.raises(ParameterError, match="rows selects rows of one table, but muse is not a table"):
         select("muse", ["resnet18"])
     with pytest.raises(ParameterError, match="protocol nowhere is neither a file nor a recipe"):
         catalog.protocol_from("nowhere")

@@ -24,7 +24,7 @@ def test_the_precision_of_the_run_where_a_cpu_has_it(stored: str, precision: str
 
 def test_nobody_asked() -> None:
     resolved = dataclasses.replace(resolve(CPU), device="cpu")
-    says = "run was trained on cuda, and here it would continue on cpu, with other numbers: add device=cpu if that is"
+    says = "it would continue on cpu, with other numerical results: add device=cpu if that is intended"
     with pytest.raises(ValueError, match=re.escape(says)):
         continued(
             dataclasses.replace(CPU, device="auto"), resolved, {"device": "cuda", "precision": "bf16"}, Path("run")

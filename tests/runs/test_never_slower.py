@@ -80,5 +80,5 @@ def test_a_goal_that_only_slower_policies_reach() -> None:
             raise ValueError("no policy is that accurate")
         return first(costs)
 
-    with pytest.raises(ValueError, match="that accurate; choices of exits that are slower than plain at batch 1 are"):
+    with pytest.raises(ValueError, match="that accurate; exits with which it is slower than the plain network"):
         reach(search, {key: [1] for key in SHARES}, {1: price(9.0)})

@@ -86,7 +86,7 @@ def test_what_does_not_go_together(my_nets: str) -> None:
     with pytest.raises(ValueError, match=r"^timm:resnet18 cannot be built: .*unexpected keyword argument 'widht'"):
         model_sources.build("timm:resnet18", classes=3, options={"widht": 3})
     with pytest.raises(
-        ValueError, match=r"^python:my_nets:staged comes in stages of its own: exits_after and exits are"
+        ValueError, match=r"^python:my_nets:staged is divided into stages already: exits_after and exits are"
     ):
         model_sources.build("python:my_nets:staged", classes=3, exits=2)
     assert len(model_sources.build("python:my_nets:staged", classes=3).stages) == 2

@@ -220,7 +220,7 @@ def test_images_of_other_channels(takes: int, channels: int) -> None:
     model.layer1 = block(takes, 4)
     with pytest.raises(
         ValueError,
-        match=rf"^Chain takes images of {takes} channels, not {channels}: make it for that number \(a function",
+        match=rf"^Chain takes images of {takes} channels, not {channels}: build it for that number \(a function",
     ):
         split(model, ["layer1"], (channels, 8, 8))
 

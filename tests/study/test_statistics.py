@@ -52,7 +52,7 @@ def test_many_degrees_of_freedom_come_near_the_normal_distribution() -> None:
 
 @pytest.mark.parametrize(("probability", "freedom"), [(0.0, 3), (1.0, 3), (0.5, 0)])
 def test_a_quantile_that_does_not_exist(probability: float, freedom: int) -> None:
-    with pytest.raises(ValueError, match=r"t needs a probability in \(0, 1\) and freedom from 1"):
+    with pytest.raises(ValueError, match=r"t needs a probability in \(0, 1\) and at least 1 degree of freedom"):
         t_quantile(probability, freedom)
 
 

@@ -243,7 +243,7 @@ def test_patience_counts_from_the_last_phase_on(tmp_path: Path) -> None:
 
 
 def test_patience_needs_held_out_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="patience watches the accuracy on val, but nothing is held out"):
+    with pytest.raises(ValueError, match="patience needs the accuracy on val, but nothing is held out"):
         loop(tmp_path, recipe(patience=1), dataset=data(held_out=False))
 
 

@@ -47,7 +47,7 @@ def test_epochs_of_phases() -> None:
 
 
 def test_phases_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs epochs of as many, got 1$"):
+    with pytest.raises(ValueError, match=r"^this run trains in 2 phases and needs at least as many epochs, got 1$"):
         epochs_of(epochs=1, tune="mixed")
     ours = Method(objective, phases=(Phase("all"), Phase("exits")))
     with pytest.raises(ValueError, match=r"^tune=exits leaves the backbone as it is, but this method trains backbone "):
