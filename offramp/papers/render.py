@@ -1,4 +1,4 @@
-"""A reproduction as text, Markdown, LaTeX and CSV: printed, measured and difference below each other, per exit."""
+"""A reproduction as text, Markdown, LaTeX and CSV: published, measured and difference, for each exit."""
 
 from collections.abc import Iterable, Sequence
 from textwrap import fill
@@ -24,7 +24,7 @@ def protocol_line(result: Reproduction) -> str:
     options = ", ".join(f"{key} {value}" for key, value in result.recipe.items())
     return (
         f"Protocol {result.protocol}: REDUCED ({options}). It shows whether an ordering holds under these conditions, "
-        "not whether a printed number is right."
+        "not whether a published number is reproduced."
     )
 
 
@@ -117,7 +117,8 @@ def _contrast_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
 
 def overview_text(entries: Sequence[Available]) -> str:
     """Every table, figure and claim, with how many of its trainings are measured."""
-    parts = [_filled("Trainings in the ledger / trainings needed, and runs (trainings times seeds) in the ledger:")]
+    head = "Trainings (configurations) in the ledger / needed, and runs (trainings times seeds) in the ledger:"
+    parts = [_filled(head)]
     for kind in dict.fromkeys(one.kind for one in entries):
         lines = [f"{kind}s"]
         for one in entries:
@@ -130,7 +131,7 @@ def overview_text(entries: Sequence[Available]) -> str:
 
 
 def table_grid(table: TableResult) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: what was printed, what was measured, and the difference, below each other."""
+    """Head and rows: the published values, the measured ones, and the difference, below each other."""
     columns = [f"exit {exit}" if isinstance(exit, int) else exit for exit in table.columns]
     rows = [line for row in table.rows for line in _lines(table, row)]
     return ["", "", *columns], rows
@@ -143,8 +144,8 @@ def _lines(table: TableResult, row: RowResult) -> Iterable[list[str]]:
         return [head, what, *(written.get(exit, "") for exit in table.columns)]
 
     measured = any(cell.measured is not None for cell in row.cells)
-    printed = "printed" if measured else f"printed; {row.state}"
-    yield line(label(table, row), printed, {exit: f"{cell.published:.2f}" for exit, cell in cells.items()})
+    published = "published" if measured else f"published; {row.state}"
+    yield line(label(table, row), published, {exit: f"{cell.published:.2f}" for exit, cell in cells.items()})
     if not measured:
         return
     runs = f" ({len(row.seeds)} seed{'s' * (len(row.seeds) != 1)})" if row.seeds else ""
@@ -237,7 +238,7 @@ def _left_out(result: Reproduction) -> list[str]:
 
 
 def _plan_grid(plan: Sequence[PlannedTraining]) -> tuple[list[str], list[list[str]]]:
-    head = ["training", "in the ledger", "to train", "epochs", "s per step", "hours", "needs"]
+    head = ["training", "seeds done", "seeds to train", "epochs", "s per step", "hours", "needs"]
     rows = []
     for one in plan:
         seeds = [",".join(map(str, some)) or NOTHING for some in (one.present, one.missing)]

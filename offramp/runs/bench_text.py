@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from offramp.runs.bench import Benchmark
 
 RATIO, OFF, MS = 0.95, 1.02, 5.0
-"""Targets: measured over predicted speed-up; time with all exits disabled over plain, if plain takes MS ms or more."""
-NAMES = {"plain": "plain", "all": "all exits", "adaptive": "adaptive", "off": "exits off"}
+"""Targets: measured / predicted speed-up; time with all exits disabled / plain, if plain takes MS ms or more."""
+NAMES = {"plain": "plain", "all": "all exits", "adaptive": "early exit", "off": "exits off"}
 
 
 def bench_text(result: "Benchmark") -> str:
@@ -23,8 +23,8 @@ def bench_text(result: "Benchmark") -> str:
     lines += [f"left out: {name} ({reason})" for name, reason in result.left_out.items()]
     lines.append(f"baseline {result.baseline['source']}" if result.baseline else "plain = final exit of this network")
     targets = (
-        f"targets: measured at least {RATIO:g} of predicted;\n"
-        f"with all exits off at most {OFF:g} of plain's time (networks of {MS:g} ms and more)"
+        f"ratio: speed-up / predicted speed-up; target: at least {RATIO:g}\n"
+        f"exits off: time with all exits disabled / plain; target: at most {OFF:g}, from {MS:g} ms on"
     )
     tables = [_times(each) for each in result.batches]
     return "\n\n".join(["\n".join(lines), *tables, f"{_savings(result)}\n{targets}"])
@@ -62,7 +62,7 @@ def _savings(result: "Benchmark") -> str:
             shares = " ".join(percent(share)[:-3] for share in report["shares"])
             rows.append([f"{record['batch']:<7}{runtime}", *numbers, shares])
     over = ["over baseline"] if result.baseline else []
-    head = ["batch  runtime", "speed-up", "predicted", "of predicted", "off of plain", *over, "exit %"]
+    head = ["batch  runtime", "speed-up", "predicted", "ratio", "exits off", *over, "exits here %"]
     return text_table("early exit compared with the plain network", head, rows)
 
 

@@ -174,7 +174,7 @@ def _slower(result: Calibration) -> str:
     if not result.of_plain_ms:
         return ""
     sizes = ", ".join(f"{ratio:.2f} at batch {size}" for size, ratio in result.of_plain_ms.items())
-    return f"milliseconds over those of plain: {sizes}"
+    return f"milliseconds / those of the plain network: {sizes}"
 
 
 def _gap(result: Calibration) -> str:

@@ -27,7 +27,7 @@ def curves_text(result: "Curves", key: str) -> str:
         return _with_files(f"{anytime}\n\n{result.refused}", result)
     rows = [[f"{point['q']:.2f}", *_point(point, key)] for point in result.budgeted if round(point["q"] * 20) % 4 == 0]
     budgeted = text_table(f"{result.run}: budgeted batch on test, {samples}", ["q", *head], rows)
-    explained = "q: how many times as many leave at each exit as at the one before"
+    explained = "q: share of the samples at each exit / share at the exit before (MSDNet)"
     return _with_files(f"{anytime}\n\n{budgeted}\n{explained}", result)
 
 

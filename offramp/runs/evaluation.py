@@ -19,7 +19,7 @@ class Performance:
     Attributes:
         accuracy: in [0, 1].
         macs: mean multiply-adds per image as run.
-        ms: milliseconds per image at the batch size; None if no batch was whole.
+        ms: milliseconds per image at the batch size; None if there was no full batch.
     """
 
     accuracy: float
@@ -29,20 +29,21 @@ class Performance:
 
 @dataclass(frozen=True)
 class EarlyExits:
-    """What exiting early does on test, beside the plain network.
+    """Accuracy and cost of early exit on test, compared with the plain network.
 
     Attributes:
         policy: thresholds, enabled exits and score.
-        batch_size: of the measured times.
-        shares: (E,) of the samples that leave at each exit.
+        batch_size: batch size at which times were measured.
+        shares: (E,) share of the samples that exit at each exit.
         accuracy: in [0, 1].
         macs: mean multiply-adds per image as run.
-        ms: milliseconds per image; None if no batch was whole.
+        ms: milliseconds per image; None if there was no full batch.
         plain: the plain network.
-        speedup: median over batches of the plain network's time by this one's; None if no batch was whole.
-        device: that it was computed and measured on, `cpu` or `cuda`; `provenance` names it.
-        baseline: another plain network, trained alone, if one was given; its time measured in turn with the others.
-        baseline_speedup: as `speedup`, of the baseline's time.
+        speedup: median over batches of the time of the plain network / that of early exit; None if there was no full
+            batch.
+        device: device that computed, `cpu` or `cuda`; `provenance` has its name.
+        baseline: the plain network that was given as baseline, timed in turn with the others; None without one.
+        baseline_speedup: as `speedup`, with the time of the baseline.
     """
 
     policy: dict[str, Any]
@@ -67,7 +68,7 @@ class EarlyExits:
         return gain(self.plain.macs / self.macs, self.speedup, "plain")
 
     def __str__(self) -> str:
-        rows = [performance_row("adaptive", self), performance_row("plain", self.plain)]
+        rows = [performance_row("early exit", self), performance_row("plain", self.plain)]
         rows += [performance_row("baseline", self.baseline)] if self.baseline else []
         title = f"early exit, measured at batch size {self.batch_size} on {self.device}"
         text = text_table(title, ["", "accuracy %", "mean MACs as run", "ms per image"], rows)

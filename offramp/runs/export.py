@@ -111,7 +111,7 @@ def export(
         images: how many images to verify and measure with, at least 1000; all if there are fewer.
         int8: quantise the segments, with ranges from cal, and fit the thresholds to the policy's goal again.
         int8_drop: with `int8`, largest loss of accuracy on cal at any exit, a share; default 0.005, half a point. A
-        larger loss is refused if it is statistically significant (95 %).
+            larger loss is refused if it is statistically significant (95 %).
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ValueError: if the run has no policy, `out` is not empty, the network cannot be exported, or its exported

@@ -1,4 +1,4 @@
-"""The results of a sweep: its trainings, and which is best on val."""
+"""The result of a sweep: its runs, and the best of them on val."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from offramp.measure.text_table import text_table
 METRICS = {
     "accuracy": "mean accuracy of the exits",
     "final": "accuracy of the final exit",
-    "frontier": "area under the accuracy of the exits over their multiply-adds",
+    "frontier": "area under the curve of accuracy against multiply-adds",
 }
 
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """One training of a sweep.
+    """One run of a sweep.
 
     Attributes:
         run: its folder.
         options: the values that it was trained with.
-        epochs: how many it was trained for.
-        stopped: whether the scheduler stopped it, because it was behind.
+        epochs: number of epochs that it was trained for.
+        stopped: whether the scheduler stopped it early, because others were better.
         val_accuracy: of every exit after the last epoch, in [0, 1].
         score: the metric after the last epoch, on val.
-        failure: why it failed.
+        failure: reason of a failure; None if it did not fail.
     """
 
     run: str
@@ -56,7 +56,7 @@ class SweepResult:
     def __str__(self) -> str:
         rows = [[_options(one.options), str(one.epochs), *_scores(one), _state(one)] for one in self.trials]
         title = f"{METRICS[self.metric]}, on val, on {self.device}"
-        return text_table(title, ["options", "epochs", "exits %", self.metric, "state"], rows) + self._best()
+        return text_table(title, ["options", "epochs", "exits %", f"{self.metric} %", "state"], rows) + self._best()
 
     def _best(self) -> str:
         return f"\n\nbest: {_options(self.best.options)}, in {self.best.run}" if self.best else ""

@@ -198,10 +198,10 @@ def test_every_format(line, write, tmp_path: Path) -> None:
     result = reproduce("muse-table-4", quick=True, ledger=write(lines), show=True, out=tmp_path)
     text = render.as_text(result)
     assert str(result) == text
-    assert "Protocol quick: REDUCED" in text and "ResNet50 SML SBC" in text and "printed; not run" in text
+    assert "Protocol quick: REDUCED" in text and "ResNet50 SML SBC" in text and "published; not run" in text
     assert "DOES NOT HOLD" in text
     markdown = render.as_markdown(result)
-    assert "| ResNet18 L_S SBC | printed | 75.96 | 77.51 | 78.36 | 78.74 |" in markdown
+    assert "| ResNet18 L_S SBC | published | 75.96 | 77.51 | 78.36 | 78.74 |" in markdown
     assert "|  | measured (2 seeds) | 50.00 ± 0.00 | 60.00 ± 0.00 | 70.00 ± 0.00 | 80.00 ± 0.00 |" in markdown
     assert "|  | difference | -25.96 | -17.51 | -8.36 | +1.26 |" in markdown
     latex = render.as_latex(result)
