@@ -64,7 +64,7 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
             "--method hdkd --method.look_ahead optimizer --optimizer adamw",
             "is made for sgd: take --optimizer sgd, got adamw",
         ),
-        ("--method l2w --optimizer adamw", "looks ahead with the optimiser's own step, which is made for sgd"),
+        ("--method l2w --optimizer adamw", "looks ahead with the optimizer's own step, implemented for sgd"),
         (
             "--method joint --batch-size 1",
             "a batch norm of this network cannot train on a single sample",

@@ -100,5 +100,5 @@ def test_a_gate_needs_something_to_pool() -> None:
     flat = Backbone(
         (nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), nn.Sequential(nn.Linear(3, 5))), Head(5, CLASSES), (1, 4, 4)
     )
-    with pytest.raises(ValueError, match=r"needs maps or tokens where the branches begin, got shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"needs maps or tokens before the branches, got shape \(1, 3\)"):
         find("one").build().network(lambda: flat, lambda trunk, exit: None)

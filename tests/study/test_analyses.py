@@ -84,7 +84,7 @@ def test_samples_are_sorted_by_label_and_can_be_of_some_classes():
 
 def test_relative_to_the_final_exit():
     assert analyses.relative([0.4, 0.8], [1, 4]) == [(0.25, 0.5), (1, 1)]
-    with pytest.raises(ValueError, match="the accuracy or the cost 0"):
+    with pytest.raises(ValueError, match="an accuracy or a cost of 0"):
         analyses.relative([0.4, 0.0], [1, 4])
     with pytest.raises(ValueError, match="got 1 and 2"):
         analyses.relative([0.4], [1, 4])
