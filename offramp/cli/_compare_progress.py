@@ -1,4 +1,4 @@
-"""Progress of several trainings in the terminal: a line for each that is running, and one for all of them."""
+"""Progress of several runs in the terminal: a line for each run in progress, and one for all of them."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What early exit costs at any accuracy: policies fitted on one split for a ladder of budgets, reported on another."""
+"""The cost of early exit at any accuracy: policies fitted on one split for several budgets, reported on another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Fitted = tuple[Float[ndarray, "E M C"], Int[ndarray, "M"]]
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A policy that was fitted for a budget, and what it does on the split that it was fitted on and on another.
+    """A policy that was fitted for a budget: its accuracy and cost on the split for fitting and on the reported split.
 
     Attributes:
         cal_accuracy: on the split that it was fitted on, in [0, 1].
@@ -44,7 +44,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class AtAccuracy:
-    """What early exit costs where it reaches an accuracy on the split that policies are fitted on.
+    """The cost of early exit if it reaches a given accuracy on the split for fitting.
 
     Attributes:
         accuracy: on the reported split, in [0, 1].

@@ -11,7 +11,7 @@ STEPS = 24
 
 
 def bound(table: ExitTable, goal: SearchGoal) -> float:
-    """What no thresholds on these exits can exceed: an accuracy in [0, 1] for a cost goal, else a mean cost.
+    """A bound for all thresholds on these exits: of accuracy (in [0, 1]) for a cost goal, else of the mean cost.
 
     Costs are weighted by λ. One exit at a time keeps a true threshold, while each sample takes the best of the other
     exits. This relaxation contains all policies and is easy to solve. The tightest bound over exits and λ is returned.

@@ -23,7 +23,7 @@ SAID = "agreement"
 
 
 def score(xp: Any, z: Array, carry: ScoreCarry, weights: tuple[float, ...]) -> tuple[ScoreCarry, Array]:
-    """The probability that leaving here is right, by one exit's predictor.
+    """The probability that the prediction of an exit is correct, by the exit's predictor.
 
     Args:
         xp: the array API functions of the library of `z`.

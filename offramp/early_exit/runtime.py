@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 @runtime_checkable
 class StepPolicy(Protocol):
-    """What the loop needs of a policy; `ExitPolicy` decides by scores."""
+    """The interface of a policy that the loop uses; `ExitPolicy` decides by scores."""
 
     @property
     def enabled(self) -> tuple[bool, ...]:

@@ -19,7 +19,7 @@ def score_bin(score: int | float) -> int:
 
 
 def exit_counts(policy: ExitPolicy, logits: Any) -> list[list[int]]:
-    """Per exit, how many samples of (E, N, C) logits leave there with a score in each of `BINS` bins."""
+    """For each exit, the number of samples of (E, N, C) logits that exit there with a score in each of `BINS` bins."""
     carry: PolicyCarry = {}
     staying = np.ones(logits.shape[1], bool)
     counts = [[0] * BINS for _ in range(policy.exits)]

@@ -1,1 +1,1 @@
-"""Where many trainings run: processes of this machine, or tasks of a Ray cluster."""
+"""Engines that train many runs: processes of this machine, or tasks of a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Which engine runs the trainings of a comparison."""
+"""Selects the engine that trains the runs of a comparison."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -24,11 +24,11 @@ ANSWER = 60.0
 
 
 class Stopped(Exception):
-    """A training was stopped on its node, which is shut down: it saved itself and continues on another node."""
+    """A run was stopped because its node is shut down: it was saved and continues on another node."""
 
 
 RETRY: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [Stopped]}
-"""How many lost nodes a training survives."""
+"""Number of lost nodes after which a run is still continued."""
 
 
 @dataclass(frozen=True)

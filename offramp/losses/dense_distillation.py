@@ -14,7 +14,7 @@ Teachers = Literal["all", "final", "none"]
 
 
 def pairs(exits: int, teachers: Teachers = "all") -> list[tuple[int, int]]:
-    """(teacher, student) of every imitation in the vector's order, 0-based: (1, 0), (2, 0), (2, 1), (3, 0) ...
+    """(teacher, student) of every term in order, counted from 0: (1, 0), (2, 0), (2, 1), (3, 0) ...
 
     Args:
         exits: E.

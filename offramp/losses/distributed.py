@@ -25,7 +25,7 @@ _weight: ContextVar[float] = ContextVar("weight", default=1.0)
 
 @contextmanager
 def weighing(weight: float) -> Iterator[None]:
-    """In this context, this process's share of the batch counts `weight` times: its samples over the processes' mean.
+    """In this context, losses are weighted by `weight`: the samples of this process / their mean over the processes.
 
     Other threads, which may train another network, are not affected.
     """
@@ -67,7 +67,7 @@ def global_mean(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def least(value: int, like: Tensor) -> int:
-    """The smallest of the processes' values; `like` is a tensor on the communicating device."""
+    """The smallest value over all processes; `like` is a tensor on the communicating device."""
     if processes() == 1:
         return value
     smallest = torch.tensor(value, device=like.device)

@@ -49,5 +49,5 @@ def _either_positive(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B 
 
 
 def total(distances: Sequence[Float[Tensor, ""]], like: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Sum of the distances; a zero with the device of `like` if no exit can be compared."""
+    """Sum of the distances; a zero on the device of `like` if no exit can be compared."""
     return torch.stack(list(distances)).sum() if distances else exact(like.new_zeros(()))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def exact(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The same values in float32 if they came in half precision; float32 and float64 stay as they are."""
+    """The tensor in float32 if it is in half precision; float32 and float64 are not changed."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 

@@ -33,7 +33,8 @@ class Calibration:
         segment_costs: cost of each segment between enabled exits, in `unit`.
         expected: accuracy, cost, and share of the samples that exit at each exit, on cal.
         plain: accuracy and cost of the plain network, on cal.
-        bound: what no thresholds on these exits can exceed on these samples; None if nothing was searched.
+        bound: bound for all thresholds on these exits and samples: the highest accuracy (in [0, 1]) for a cost goal,
+            else the lowest mean cost; None if nothing was searched.
         certificate: what is guaranteed for the goal `risk`, and the counts that it follows from; else None.
         command, date, commit, versions, hardware: provenance.
         batch_size, runtime, device, threads: how milliseconds were measured; None if operations were counted.

@@ -17,7 +17,7 @@ from offramp.text import shell_word
 
 @dataclass(frozen=True)
 class Deployment:
-    """A plain run, and what its `result.json` holds.
+    """The extracted run, with the content of its `result.json`.
 
     Attributes:
         run: its folder.

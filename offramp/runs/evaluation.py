@@ -14,7 +14,7 @@ from offramp.text import shell_word
 
 @dataclass(frozen=True)
 class Performance:
-    """How well one way to classify images does: early exit, the plain network, a baseline.
+    """Accuracy and cost of one way to classify images: early exit, the plain network or a baseline.
 
     Attributes:
         accuracy: in [0, 1].

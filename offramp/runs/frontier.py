@@ -47,7 +47,7 @@ def compare_run(
     frontier: bool,
     reporter: Reporter,
 ) -> Compared:
-    """Everything that `evaluate` says beyond accuracies and costs of single exits.
+    """Everything that `evaluate` returns besides accuracies and costs of single exits.
 
     Args:
         baseline: see `offramp.runs.baseline.open_baseline`.

@@ -50,7 +50,7 @@ class StepTime:
 
 
 def check_jobs(jobs: Jobs) -> None:
-    """Refuse what is neither `auto` nor a number of runs."""
+    """Refuse values that are neither `auto` nor a number of runs."""
     if jobs != "auto" and (not isinstance(jobs, int) or jobs < 1):
         raise ParameterError(f"jobs must be auto or at least 1, got {jobs}", "jobs")
 

@@ -129,7 +129,7 @@ def _target(runs: Sequence[Path], out: Path | None) -> Path:
 
 
 def names(runs: Sequence[Path]) -> list[str]:
-    """What the page calls the runs: the last part of their paths, or as much of the path as tells them apart."""
+    """Names of the runs on the page: the last part of their paths, or as many parts as distinguish them."""
     parts = [run.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[-depth:]) for path in parts]

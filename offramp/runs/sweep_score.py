@@ -1,4 +1,4 @@
-"""What a sweep maximises: the metric of a training after an epoch, on val."""
+"""The metric that a sweep maximises: of a run after an epoch, on val."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ class CompareReporter(Watcher, Protocol):
 
 
 class SilentCompare:
-    """A reporter that says nothing."""
+    """A reporter that shows nothing."""
 
     def begin(self, runs: int, finished: int, epochs: int) -> None:
         """Ignored."""
@@ -91,7 +91,7 @@ def train_all(
     shared: Mapping[str, Any] | None = None,
     engine: Engine = local,
 ) -> tuple[list[Entry], list[dict[str, str]]]:
-    """Train and evaluate what is not yet in the ledger; returns all runs, and which of them failed and why.
+    """Train and evaluate the runs that the ledger lacks; returns all runs, and those that failed, with the reason.
 
     Args:
         jobs: how many runs at once; `auto` for what finishes all soonest, by a few steps that are measured.

@@ -58,7 +58,7 @@ class TrainedRun:
 
 
 def trained_run(values: dict[str, Any]) -> TrainedRun:
-    """What `result.json` holds, as an object; keys that are unknown here are left out."""
+    """The content of `result.json` as an object; unknown keys are ignored."""
     names = [field.name for field in dataclasses.fields(TrainedRun)]
     epochs = {key: EpochAccuracy(**values[key]) if values[key] else None for key in ("last", "best")}
     return TrainedRun(**{key: value for key, value in {**values, **epochs}.items() if key in names})

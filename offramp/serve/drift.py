@@ -26,7 +26,7 @@ ENOUGH = 50
 
 @dataclass(frozen=True)
 class CalReference:
-    """What a policy does on cal: per exit, how many samples left there with a score in each of `BINS` equal bins."""
+    """Counts on cal: for each exit, the number of samples that exit there with a score in each of `BINS` equal bins."""
 
     counts: tuple[tuple[int, ...], ...]
 

@@ -51,7 +51,7 @@ async def server() -> dict[str, Any]:
 
 @router.get("/v2/health/live", responses=responses(None))
 async def live(request: Request) -> Response:
-    """Whether the server works; if not, it should be started again."""
+    """Whether the server works; if not, restart it."""
     alive = all(version.predictor.alive for version in context_of(request).models.all())
     return Response(status_code=200 if alive else 503)
 

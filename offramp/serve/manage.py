@@ -18,7 +18,7 @@ router = APIRouter(tags=["management"])
 
 @router.post("/v2/repository/index", responses=responses(INDEX))
 async def index(request: Request) -> list[dict[str, Any]]:
-    """Every model that is known, with its versions."""
+    """All models with their versions."""
     models = context_of(request).models
     served = [{"name": each.model, "version": each.version, "state": "READY", "reason": ""} for each in models.all()]
     others = [name for name in models.folders if name not in models.open]
@@ -27,7 +27,7 @@ async def index(request: Request) -> list[dict[str, Any]]:
 
 @router.post("/v2/repository/models/{model}/load", responses=responses(LOADED, 400, 404))
 async def load(request: Request, model: str) -> dict[str, Any]:
-    """Open a model as its folder is now; requests in progress are answered by the old one."""
+    """Load a model from its folder again; requests in progress are answered by the old one."""
     context = context_of(request)
     try:
         versions = await context.models.load(model)
@@ -40,7 +40,7 @@ async def load(request: Request, model: str) -> dict[str, Any]:
 
 @router.post("/v2/repository/models/{model}/unload", responses=responses(LOADED, 404))
 async def unload(request: Request, model: str) -> dict[str, Any]:
-    """Serve a model no longer; requests in progress are answered."""
+    """Stop serving a model; requests in progress are answered."""
     context = context_of(request)
     context.models.unload(model)
     context.log.info("unload", model=model)
@@ -49,7 +49,7 @@ async def unload(request: Request, model: str) -> dict[str, Any]:
 
 @router.get("/drift", responses=responses(DRIFT, 404))
 async def drift(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
-    """Whether the answers still look like those on cal: exit shares, scores and a sequential test."""
+    """Whether exits and scores still follow their distribution on cal: shares, scores and a sequential test."""
     served = context_of(request).models.get(model, version)
     return {"model": served.model, "version": served.version, **served.drift.report()}
 
@@ -72,7 +72,7 @@ async def recalibrate(request: Request, model: Model = None, version: VersionNam
 
 @router.get("/status", responses=responses(STATUS))
 async def status(request: Request) -> list[dict[str, Any]]:
-    """Shares of the exits and lengths of the queues of every version, for the page."""
+    """Enabled exits (counted from 1), their shares, and lengths of the queues of every version, for the page."""
     return [_status(each) for each in context_of(request).models.all()]
 
 

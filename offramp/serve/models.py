@@ -34,7 +34,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What the HTTP application needs to answer; `AsyncPredictor`, or replicas elsewhere."""
+    """The interface that the HTTP application uses: `AsyncPredictor`, or replicas on a Ray cluster."""
 
     bundle: Bundle
 

@@ -40,7 +40,7 @@ LENGTH = "inference-header-content-length"
 
 
 class InferRequest(NamedTuple):
-    """A request that was understood.
+    """A parsed request.
 
     Attributes:
         id: to send back.
@@ -56,7 +56,7 @@ class InferRequest(NamedTuple):
 
 
 def metadata(name: str, versions: Sequence[str], bundle: Bundle) -> dict[str, Any]:
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
     shape, classes = list(bundle.manifest.preprocessing.shape), len(bundle.manifest.classes)
     return {
         "name": name,

@@ -68,7 +68,7 @@ class Work(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What happens now: samples to answer with the best exit so far, and the batch to run, if any waits."""
+    """The next step: samples to answer with their deepest exit so far, and the batch to run, if any waits."""
 
     late: list[Sample]
     work: Work | None

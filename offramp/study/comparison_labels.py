@@ -28,7 +28,7 @@ def computed_on(comparison: Comparison) -> str:
 
 
 def heading(comparison: Comparison) -> str:
-    """What the first table shows."""
+    """The heading of the first table."""
     metric = METRICS[comparison.metric]
     return f"{title(comparison)}: {metric} in percent, mean ± standard deviation over seeds (n - 1)"
 
@@ -66,7 +66,7 @@ def counted(seeds: Sequence[int]) -> str:
 
 
 def cost_heading(comparison: Comparison) -> str:
-    """What the table of costs shows."""
+    """The heading of the table of costs."""
     return (
         f"Early exit on test, thresholds fitted on cal: mean operations and milliseconds ({computed_on(comparison)}) "
         "where accuracy on cal is that of the plain network, and 0.5 points "

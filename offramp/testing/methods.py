@@ -1,4 +1,4 @@
-"""What every training method must keep: documented parameters, finite float32 terms, labels, progress, learning."""
+"""Checks of training methods: documented parameters, finite float32 terms, labels, progress, learning."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ def check_method(build: BuildMethod, **parameters: Any) -> None:
     Args:
         build: the method's `build`; parameters: what it is called with.
     Raises:
-        AssertionError: saying what does not hold.
+        AssertionError: naming the check that failed, and why.
     """
     for check in METHOD_CHECKS:
         check(build, parameters)

@@ -1,4 +1,4 @@
-"""What networks and exit structures must keep: gradients, order, segments, state, costs, precision."""
+"""Checks of networks and exit structures: gradients, order, segments, state, costs, precision."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def check_backbone(build: BuildBackbone) -> None:
     Args:
         build: returns a new `Backbone`.
     Raises:
-        AssertionError: saying what does not hold.
+        AssertionError: naming the check that failed, and why.
     """
     backbone = build()
     expect(isinstance(backbone, Backbone), f"build must return a Backbone, got {type(backbone).__name__}")
@@ -43,7 +43,7 @@ def check_branch(
         build: (backbone, exit, classes, **parameters) -> branch, or None if there is no exit behind that stage.
         backbone: classes -> a new backbone; default a small ResNet18.
     Raises:
-        AssertionError: saying what does not hold.
+        AssertionError: naming the check that failed, and why.
     """
     trunk = backbone(5)
     net = attach(trunk, lambda trunk, exit: build(trunk, exit, 5, **parameters))
@@ -52,12 +52,12 @@ def check_branch(
 
 
 def check_network(net: MultiExitNet, shape: ImageShape) -> None:
-    """Run all checks on a network; it stays as it is.
+    """Run all checks on a network; it is not changed.
 
     Args:
         shape: (channels, height, width) of the inputs.
     Raises:
-        AssertionError: saying what does not hold.
+        AssertionError: naming the check that failed, and why.
     """
     for check in NETWORK_CHECKS:
         check(copy.deepcopy(net), shape)
