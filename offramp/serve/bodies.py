@@ -1,11 +1,11 @@
 """Reads bodies of requests within bounds of size, time and memory; takes multipart apart. Runs without torch."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from fastapi import Request
-from python_multipart.multipart import parse_options_header
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from offramp.serve.errors import CLOSE, RequestError, busy, malformed, natural, too_large
@@ -13,8 +13,6 @@ from offramp.text import quoted
 
 MOST_PARTS = 4
 """Parts of a multipart body per image that it may have, and some more."""
-LARGEST_PART_HEAD = 1 << 13
-"""Bytes of the headers of a part."""
 
 
 class Budget:
@@ -81,12 +79,18 @@ async def read_body(request: Request, limit: int, seconds: int | float) -> bytes
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class FormPart(NamedTuple):
+@dataclass
+class FormPart:
     """One part of a multipart body."""
 
-    name: str
-    filename: str
-    data: bytes
+    name: str = ""
+    filename: str = ""
+    content: list[bytes] = field(default_factory=list)
+
+    @property
+    def data(self) -> bytes:
+        """Its content."""
+        return b"".join(self.content)
 
     @property
     def text(self) -> str:
@@ -94,10 +98,43 @@ class FormPart(NamedTuple):
         return self.data.decode("utf-8", "replace")
 
 
-def multipart(content_type: str, body: bytes, images: int) -> list[FormPart]:
-    """The parts of a multipart/form-data body (RFC 2046 and RFC 7578) that may hold this many images.
+class _Collector:
+    """Collects the parts that the parser reports."""
 
-    The body is in memory as a whole, so that it is divided at its boundaries; a parser of streams takes longer.
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.parts: list[FormPart] = []
+        self.ended = False
+        self._name, self._value = bytearray(), bytearray()
+
+    def begin(self) -> None:
+        if len(self.parts) == self.most:
+            raise too_large(f"the body has more than {self.most} parts")
+        self.parts.append(FormPart())
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header_end(self) -> None:
+        if bytes(self._name).lower() == b"content-disposition":
+            options = parse_options_header(bytes(self._value))[1]
+            part = self.parts[-1]
+            part.name = options.get(b"name", b"").decode("utf-8", "replace")
+            part.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+        self._name, self._value = bytearray(), bytearray()
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].content.append(data[start:end])
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def multipart(content_type: str, body: bytes, images: int) -> list[FormPart]:
+    """The parts of a multipart/form-data body that may hold this many images.
 
     Raises:
         RequestError: 415 or 400, if it is none; 413, if it has too many parts.
@@ -106,38 +143,21 @@ def multipart(content_type: str, body: bytes, images: int) -> list[FormPart]:
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
         raise RequestError(415, "malformed", "send multipart/form-data with one or several files in the field `images`")
-    most = MOST_PARTS * images
-    begin, *pieces = body.split(b"\r\n--" + boundary, most + 2)
-    if begin.startswith(b"--" + boundary):  # else it is a preamble, which means nothing
-        pieces.insert(0, begin.removeprefix(b"--" + boundary))
-    parts = list[FormPart]()
-    for piece in pieces:
-        if piece.startswith(b"--"):
-            return parts
-        if len(parts) == most:
-            raise too_large(f"the body has more than {most} parts")
-        parts.append(_part(piece))
-    raise _no_form("it ends before its last boundary")
-
-
-def _part(piece: bytes) -> FormPart:
-    """A part: what follows its boundary."""
-    head, blank, data = piece.partition(b"\r\n\r\n")
-    if not blank or len(head) > LARGEST_PART_HEAD:
-        raise _no_form(f"headers of a part do not end within {LARGEST_PART_HEAD:,} bytes")
-    padding, *lines = head.split(b"\r\n")
-    if padding.strip(b" \t"):
-        raise _no_form("a boundary is followed by no line end")
-    options: Mapping[bytes, bytes] = {}
-    for line in lines:
-        header, colon, value = line.partition(b":")
-        if not colon:
-            raise _no_form("a header of a part has no colon")
-        if header.lower() == b"content-disposition":
-            options = parse_options_header(value)[1]
-    name, file = (options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename"))
-    return FormPart(name, file, data)
-
-
-def _no_form(reason: str) -> RequestError:
-    return malformed(f"the body is no multipart/form-data: {reason}")
+    collector = _Collector(MOST_PARTS * images)
+    callbacks = {
+        "on_part_begin": collector.begin,
+        "on_header_field": collector.header_field,
+        "on_header_value": collector.header_value,
+        "on_header_end": collector.header_end,
+        "on_part_data": collector.data,
+        "on_end": collector.end,
+    }
+    try:
+        parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise malformed(f"the body is no multipart/form-data: {error}") from None
+    if not collector.ended:
+        raise malformed("the body is no multipart/form-data: it ends before its last boundary")
+    return collector.parts

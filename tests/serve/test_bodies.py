@@ -25,29 +25,18 @@ def test_parts_are_what_was_sent(files: list[tuple[str, bytes]], labelled: bool,
     assert [part.filename for part in parts if part.name == "images" and part.filename.endswith(".jpg")] == [
         name for name, _ in files if name.endswith(".jpg")
     ]
-    with pytest.raises(RequestError, match=r"it ends before its last boundary|headers of a part do not end"):
+    with pytest.raises(RequestError, match="the body is no multipart/form-data: "):
         multipart(kind, body[: max(0, len(body) - len("--\r\n") - cut)], 8)
 
 
-def test_what_standards_allow() -> None:
-    body = b'preamble\r\n--b \t\r\nA: b\r\ncontent-DISPOSITION: form-data; name="x"; filename="C:\\d\\y.jpg"\r\n\r\nz'
-    (part,) = multipart(FORM, body + b"\r\n--b--\r\nepilogue\r\n--b", 1)
-    assert part == ("x", "y.jpg", b"z")
-    assert multipart(FORM, b"--b--", 1) == [] and multipart(FORM, b"--b\r\n\r\n\r\n--b--", 1) == [("", "", b"")]
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (b"--bc\r\n\r\nx\r\n--b--", "a boundary is followed by no line end"),
-        (b"--b\r\nA: b\r\nx\r\n--b--", "headers of a part do not end within 8,192 bytes"),
-        (b"--b" + b"\r\nA: b" * 2000 + b"\r\n\r\nx\r\n--b--", "headers of a part do not end within 8,192 bytes"),
-        (b"--b\r\nA b\r\n\r\nx\r\n--b--", "a header of a part has no colon"),
-        (b"--b\n\nx\n--b--", "headers of a part do not end"),
-        (b"\r\n--b\r\n\r\nx" * 5 + b"\r\n--b--", "the body has more than 4 parts"),
-    ],
-)
-def test_what_is_no_form(body: bytes, says: str) -> None:
-    with pytest.raises(RequestError, match=says):
+@pytest.mark.parametrize("body", [b"--bc\r\n\r\nx\r\n--b--", b"--b\r\nA b\r\n\r\nx\r\n--b--", b"--b\n\nx\n--b--", b"x"])
+def test_what_is_no_form(body: bytes) -> None:
+    with pytest.raises(RequestError, match="the body is no multipart/form-data: "):
         multipart(FORM, body, 1)
-    assert len(multipart(FORM, b"\r\n--b\r\n\r\nx" * 4 + b"\r\n--b--", 1)) == 4
+
+
+def test_more_parts_than_images_need() -> None:
+    part = b"\r\n--b\r\nA: b\r\n\r\nx"
+    assert len(multipart(FORM, part[2:] + 3 * part + b"\r\n--b--\r\n", 1)) == 4
+    with pytest.raises(RequestError, match="the body has more than 4 parts"):
+        multipart(FORM, part[2:] + 4 * part + b"\r\n--b--\r\n", 1)
