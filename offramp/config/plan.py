@@ -62,8 +62,8 @@ def planned(config: ResolvedConfig, classes: int, shape: ImageShape) -> tuple[Re
     where = ", ".join(map(str, next(iter(places.values()))))
     first, plain = costs_by_name[name].exits[stages[0]], costs_by_name[name].plain
     note = (
-        f"exits for {config.goal_macs:g} of plain: {name} exits after {where}; the first one costs {first / plain:.2f} "
-        f"of plain ({gains_text({name: plain / first})})"
+        f"exits for {config.goal_macs:g} of the plain network's operations: {name} exits after {where}; the first one "
+        f"costs {first / plain:.2f} of them ({gains_text({name: plain / first})})"
     )
     options = config.branch_options if name == config.branch else {}
     planned = dataclasses.replace(config, exits=None, goal_macs=None, branch=name, branch_options=options, **places)

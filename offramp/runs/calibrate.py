@@ -246,12 +246,12 @@ def _certify(
 
 def _too_cheap(goal: Goal, error: "TooCheap", plain: float, baseline: Baseline | None) -> ValueError:
     """The budget as it was given, and what the cheapest policy costs."""
-    name = "plain" if baseline is None else "the baseline"
+    name = "the plain network" if baseline is None else "the baseline"
     cheapest = f"{error.cheapest / plain:.2f} of {name} ({cost_text(error.cheapest, goal.unit)})"
     if goal.macs is None:
         message = f"no policy is that fast: ms={goal.ms:g} is asked for, the cheapest takes {cheapest}"
         return with_parameters(ValueError(message), "ms")
-    hint = f", since only values up to 1 are fractions of {name}" if 1 < goal.macs <= 1000 else ""
+    hint = f", since only values up to 1 are shares of {name}" if 1 < goal.macs <= 1000 else ""
     counted = cost_text(error.budget, "macs") + hint
     message = f"no policy is that cheap: macs={goal.macs:.12g} is {counted}; the cheapest costs {cheapest}"
     return with_parameters(ValueError(message), "macs")

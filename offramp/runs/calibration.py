@@ -135,7 +135,7 @@ def _goal(result: Calibration) -> str:
     goal = result.goal
     if "max_drop" in goal or "risk" in goal:
         points = 100 * (goal["max_drop"] if "max_drop" in goal else goal["risk"])
-        name = "plain" if result.baseline is None else "the baseline"
+        name = "the plain network" if result.baseline is None else "the baseline"
         return f"goal: at most {points:g} percentage point{'' if points == 1 else 's'} of accuracy below {name}"
     if "accuracy" in goal:
         return f"goal: accuracy of at least {percent(goal['accuracy'])} %"

@@ -21,7 +21,7 @@ def cheapest_lines(info: "NetworkInfo") -> list[str]:
     """How many times cheaper than the plain network early exit can get, in one line; none without early exits."""
     if not info.cheapest:
         return []
-    return [f"early exit is {gains_text(info.cheapest)} (every image at exit 1; exits at the same places)"]
+    return [f"early exit is {gains_text(info.cheapest)} (if every image takes exit 1, with exits at the same places)"]
 
 
 def networks_text(info: "NetworksInfo") -> str:

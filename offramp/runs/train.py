@@ -209,7 +209,9 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
         if values:
             reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
     if chain and net.exits > 1 and reporter is not SILENT:
-        reporter.note(fill(f"early exit is {gains_text(_gains(config, net, data))} (every image at exit 1)", WIDTH))
+        reporter.note(
+            fill(f"early exit is {gains_text(_gains(config, net, data))} (if every image takes exit 1)", WIDTH)
+        )
     reporter.note(f"  {config.device}, {config.precision}, seed {config.seed}")
 
 

@@ -117,9 +117,9 @@ def test_a_budget_nobody_can_meet_leaves_the_old_policy(offramp: Offramp, run: P
     ran = offramp("calibrate", run, "--macs", "0.01")
     assert ran.status == 1
     assert "no policy is that cheap: --macs 0.01 is 209 MACs; the cheapest costs 0." in ran.err
-    assert " of plain (" in ran.err
+    assert " of the plain network (" in ran.err
     ran = offramp("calibrate", run, "--macs", "5")
-    assert "--macs 5 is 5 MACs, since only values up to 1 are fractions of plain; the cheapest costs" in ran.err
+    assert "--macs 5 is 5 MACs, since only values up to 1 are shares of the plain network; the cheapest" in ran.err
     assert (run / "policy.json").read_bytes() == before
 
 

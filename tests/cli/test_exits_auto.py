@@ -15,7 +15,7 @@ def test_a_run_gets_exits_for_its_goal_and_goes_on(offramp: Offramp, tmp_path: P
     ran = offramp("train", *words)
     assert ran.status == 0, ran.err
     said = " ".join(ran.err.split())
-    assert "exits for 0.9 of plain: byot exits after 1, 2, 3; the first one costs 0." in said
+    assert "exits for 0.9 of the plain network's operations: byot exits after 1, 2, 3; the first one costs 0." in said
     assert "early exit is at most " in said and " times cheaper with byot; " in said and "with linear" in said
     stored = read_yaml(tmp_path / "a" / "config.yaml")
     assert (stored["branch"], stored["exits-at"], stored["exits"], stored["goal-macs"]) == (
@@ -32,7 +32,7 @@ def test_info_says_how_cheap_exits_get(offramp: Offramp) -> None:
     out = " ".join(offramp("info", "--width", 8, "--image-size", 32).out.split())
     assert "early exit is at most " in out and "cheaper with sketch; " in out and "times with byot" in out
     ran = offramp("info", "--width", 8, "--image-size", 32, "--exits", "auto", "--goal-macs", 0.5)
-    assert ran.status == 0 and "exits for 0.5 of plain: byot exits after" in ran.out, ran.err
+    assert ran.status == 0 and "exits for 0.5 of the plain network's operations: byot exits after" in ran.out, ran.err
     ran = offramp("info", "--width", 8, "--image-size", 32, "--exits", "auto", "--goal-macs", 0.01)
     assert ran.status == 2 and "--goal-macs 0.01: no exit of resnet18 is that cheap: early exit is at most" in ran.err
     assert offramp("info", "--exits", "auto").status == 2
