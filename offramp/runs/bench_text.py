@@ -24,7 +24,7 @@ def bench_text(result: "Benchmark") -> str:
     lines.append(f"baseline {result.baseline['source']}" if result.baseline else "plain = final exit of this network")
     targets = (
         f"ratio: speed-up / predicted speed-up; target: at least {RATIO:g}\n"
-        f"exits off: time with all exits disabled / plain; target: at most {OFF:g}, from {MS:g} ms on"
+        f"exits off: time with all exits off / plain; target: at most {OFF:g} (from {MS:g} ms on)"
     )
     tables = [_times(each) for each in result.batches]
     return "\n\n".join(["\n".join(lines), *tables, f"{_savings(result)}\n{targets}"])
