@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,35 @@ def test_the_first_losses_of_every_method_are_those_of_the_cpu(tmp_path: Path, m
     assert len(one) == len(other) and all(value == value for value in other)
     assert other[:3] == pytest.approx(one[:3], rel=2e-2)  # rounding differs, and training amplifies it
     assert other[0] == pytest.approx(one[0], rel=1e-4)
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_looking_ahead_through_attention_is_that_of_the_cpu(tmp_path: Path) -> None:
+    net = {"net": "timm:vit_tiny_patch16_224", "width": None, "exits_after": ("blocks.0",), "branch": "linear"}
+    options = {"patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    for device in ("cpu", "cuda"):
+        loop(tmp_path / device, method="hdkd", device=device, net_options=options, **net).run(resume=False)
+    one, other = losses(tmp_path / "cpu"), losses(tmp_path / "cuda")
+    assert other[0] == pytest.approx(one[0], rel=1e-4) and other[:3] == pytest.approx(one[:3], rel=2e-2)
+
+
+@pytest.mark.parametrize("method", list(methods.available()))
+def test_a_step_does_not_synchronise(tmp_path: Path, method: str) -> None:
+    """After the first one, which creates constants; PyTorch itself refuses what waits for the GPU."""
+    running = loop(tmp_path / "run", method=method, graph=False)
+    step, taken = running.step, list[int]()
+
+    def strict(batch: Any, progress: float) -> None:
+        torch.cuda.set_sync_debug_mode("error" if taken else "default")
+        try:
+            step(batch, progress)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        taken.append(running.step_number)
+
+    running.step = strict  # type: ignore[method-assign]
+    running.run(resume=False)
+    assert len(taken) > 2
 
 
 @pytest.mark.parametrize("method", ["joint", "hdkd"])
