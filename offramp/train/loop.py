@@ -1,6 +1,7 @@
 """Epochs on Fabric: every step recorded, every state restorable to the bit, the best and the last epoch kept."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from offramp.protocols import LoggingObjective
 from offramp.train import checkpoint, log, optim, phases, sharding, soft_labels
 from offramp.train.batch_norms import over_all_processes
 from offramp.train.check import refuse
+from offramp.train.compiling import uncompiled
 from offramp.train.depthwise import keep_float32
 from offramp.train.epoch_accuracy import epoch_accuracies
 from offramp.train.evaluated import EvaluatedNet
@@ -167,7 +169,7 @@ class Loop:
         """Start a phase: its own preparations; momentum and moving average start again."""
         if span.phase.begin:
             span.phase.begin(self.net)
-        if self.recipe.compile and span.first:  # else graphs of earlier phases count towards dynamo's limit of eight
+        if self.recipe.compile:  # else graphs of earlier phases and runs count towards dynamo's limit of eight
             torch.compiler.reset()
         self.context.optimizer.state.clear()
         if self.average:
@@ -188,7 +190,9 @@ class Loop:
         optim.set_rate(self.context.optimizer, lr)
         batch = batch if self.inside else self._method_batch(batch)
         weight = self.batches.train.weight(position.step)
-        with weighing(weight), over_all_processes(recipe.sync_batch_norm):
+        whole = len(batch.ids) == recipe.batch_size // self.fabric.world_size
+        how = nullcontext() if whole else uncompiled(recipe)
+        with weighing(weight), over_all_processes(recipe.sync_batch_norm), how:
             terms = self.take_step(span.phase, batch, progress)
         if self.average:
             self.average.update(self.net)
@@ -225,7 +229,8 @@ class Loop:
         check_weights(self.net, self.step_number, self.folder)
         position = self.position
         epoch, means = position.epoch, {name: total / self.steps for name, total in self.record.sums.items()}
-        accuracy = self.evaluated.validate()
+        with uncompiled(self.recipe):
+            accuracy = self.evaluated.validate()
         position.epoch, position.step, self.record.sums = epoch + 1, 0, {}
         record = {
             "kind": "epoch",
@@ -236,7 +241,8 @@ class Loop:
             "seconds": position.seconds,
         }
         if self.batches.logged:
-            record["logged_only"] = epoch_accuracies(self.evaluated.module, self.batches.logged)
+            with uncompiled(self.recipe):
+                record["logged_only"] = epoch_accuracies(self.evaluated.module, self.batches.logged)
         if self.fabric.is_global_zero and self.record.metrics:
             self.record.metrics.write(record)
         score = self._score(accuracy)

@@ -33,6 +33,7 @@ QUICK = (
     *(f"policy:{score}/{answer}" for score, answer in product(SCORES, ANSWERS)),
     "products",
     "attention",
+    "little memory",
     "commands",
     "moved",
 )
@@ -42,7 +43,6 @@ FULL = (
     *(f"captured:{name}" for name in CAPTURED),
     *(f"option:{name}" for name in OPTIONS),
     "more commands",
-    "little memory",
 )
 
 
