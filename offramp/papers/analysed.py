@@ -28,6 +28,7 @@ LINE = {
     "epochs": [{str: object}],
     "budgeted": [{str: object}],
     "blocks?": [{"where": str, "within": float, "between": float}],
+    "curve?": [{"epoch": int, "val_accuracy": [float], "train": {str: float}}],
 }
 """What a line holds, beside configuration and provenance."""
 
@@ -91,7 +92,7 @@ def analyse_runs(
         line = {"training": one.name, "protocol": protocol.name, "seed": seed, "samples": result.runs[0].samples}
         points = _budgeted(run, place) if one.name in budgeted else []
         blocks = _blocks(run, place) if one.name in mapped else []
-        values = {"exits": exits, "epochs": _epochs(run), "budgeted": points, "blocks": blocks}
+        values = {"exits": exits, "epochs": _epochs(run), "budgeted": points, "blocks": blocks, "curve": _curve(run)}
         append(file_of(ledger), {**line, **values, "config": config, "provenance": result.provenance})
         done.append(f"{one.name} seed {seed}")
     return done
@@ -102,11 +103,21 @@ def _needed(figures: Sequence[PaperFigure], protocol: Protocol, *kinds: str) -> 
     yield from (name for one in figures if one.analysis in kinds for name in one.trainings(protocol))
 
 
+def _epoch_records(run: Path) -> Iterator[dict[str, Any]]:
+    records = (json.loads(line) for line in read_text(run / METRICS, LARGEST).splitlines())
+    yield from (record for record in records if record["kind"] == "epoch")
+
+
 def _epochs(run: Path) -> list[dict[str, Any]]:
     """What a run logged after every epoch, on train and test; nothing if it did not."""
-    records = [json.loads(line) for line in read_text(run / METRICS, LARGEST).splitlines()]
-    logged = [record["logged_only"] for record in records if record["kind"] == "epoch" and "logged_only" in record]
+    logged = [record["logged_only"] for record in _epoch_records(run) if "logged_only" in record]
     return [one for one in logged if {"train", "test"} <= set(one)]
+
+
+def _curve(run: Path) -> list[dict[str, Any]]:
+    """The learning curve: accuracy of every exit on val, and the mean of each term of the loss, by epoch."""
+    keys = ("epoch", "val_accuracy", "train")
+    return [{key: record[key] for key in keys} for record in _epoch_records(run)]
 
 
 def _budgeted(run: Path, place: dict[str, Any]) -> list[dict[str, Any]]:

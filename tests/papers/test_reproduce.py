@@ -12,7 +12,7 @@ import offramp as package
 from offramp.engine import local
 from offramp.lookup import ParameterError
 from offramp.papers import render
-from offramp.papers.analysed import _blocks
+from offramp.papers.analysed import _blocks, file_of
 from offramp.papers.catalog import factors, protocol_from, training
 from offramp.papers.document import MARKERS
 from offramp.papers.lines import measured
@@ -124,6 +124,10 @@ def test_figures_are_tables_of_the_analyses_of_the_runs_that_are_there(trained, 
     assert (first.seeds, first.deviations) == ([0], [None] * 3)
     assert first.means[0] is not None and all(share is None or 0 <= share <= 100 for share in first.means)
     assert last.means[1:] == [None, None]  # nothing is deeper
+    (line,) = map(json.loads, file_of(out / "results.jsonl").read_text().splitlines())
+    assert [(one["epoch"], len(one["val_accuracy"]), list(one["train"])) for one in line["curve"]] == [
+        (0, 4, ["loss", "ce"])
+    ]
     shutil.rmtree(out / "c100.resnet18.sketch.joint-seed-0")
     assert reproduce("muse-fig-5", protocol=tiny, out=out, show=True).figures == [
         figure
@@ -135,7 +139,7 @@ def test_figures_are_tables_of_the_analyses_of_the_runs_that_are_there(trained, 
 
 
 def test_dissimilarity_is_measured_on_the_features_of_a_run(trained) -> None:
-    before, after = _blocks(trained[0] / "c100.resnet18.byot.joint-seed-0", None)
+    before, after = _blocks(trained[0] / "c100.resnet18.byot.joint-seed-0", {"data_dir": None})
     assert (before["where"], after["where"]) == ("before the classifier", "after it")
     assert 0 <= before["within"] < before["between"] <= 2
 
@@ -180,7 +184,9 @@ def test_a_run_starts_from_the_final_weights_of_the_other_and_keeps_them(
     protocol = protocol_from(tmp_path / "tiny.yaml")
     fixed, ledger = training("c150.msdnet-cifar-5.own.hdkd-fixed-1"), tmp_path / "l.jsonl"
     known = measured(ledger, [fixed], protocol)
-    failed = train_missing([fixed], [0], protocol, tmp_path / "out", ledger, known, None, 1, SilentCompare(), local)
+    failed = train_missing(
+        [fixed], [0], protocol, tmp_path / "out", ledger, known, None, 1, SilentCompare(), local, "cpu"
+    )
     assert failed == []
     learned, kept = (
         [record["weights"] for record in log.read(tmp_path / "out" / f"{name}-seed-0" / "metrics.jsonl", "step")]
