@@ -55,7 +55,7 @@ def _costs(comparison: Comparison, names: dict[str, str]) -> list[TextTable | st
             for row in comparison.costs
             for number, texts in enumerate(narrow_rows(row))
         ]
-        head = "early exit as accurate as the plain network on cal: mean cost on test,\n± half of the 95 % interval"
+        head = "early exit as accurate as plain on cal: cost on test, ± half of 95 % interval"
         ms = f"ms {computed_on(comparison)}"
         parts += [TextTable(head, ["", "n", "", "MACs", ms, "points"], rows), comparison.plain]
     if any(row.auroc for row in comparison.costs):

@@ -62,7 +62,7 @@ def test_a_temperature_that_is_not_positive(offramp: Offramp, tmp_path: Path, me
         ("--method hdkd --holdout 0", "learns from the val split while it trains, but nothing is held out"),
         (
             "--method hdkd --method.look_ahead optimizer --optimizer adamw",
-            "is made for sgd: take --optimizer sgd, got adamw",
+            "implemented for sgd: take --optimizer sgd, got adamw",
         ),
         ("--method l2w --optimizer adamw", "looks ahead with the optimizer's own step, implemented for sgd"),
         (

@@ -84,7 +84,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
         ("parquet:x", {"label_colum": "x"}, "parameter of data parquet 'label_colum'; the nearest is 'label_column'"),
         ("parquet:x", {"resize": "many"}, "data.resize takes a whole number, got 'many'"),
         ("folder:x", {"image_size": 0}, "image_size must be at least 1, got 0"),
-        ("digits", {"streaming": True}, "only folder:PATH does"),
+        ("digits", {"streaming": True}, "digits cannot be streamed: they are held in memory"),
         ("digits", {"image_size": 32}, "image_size=32 is not possible"),
         ("digits:x", {}, "take no path"),
         ("digits", {"per_class": 14}, "per_class=14 leaves nothing to train on, since it includes the 15"),

@@ -26,7 +26,7 @@ def test_it_is_plain_and_complete() -> None:
 
 
 def test_packages_of_gpus_are_named_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.measure.provenance.version", lambda name: f"version of {name}")
+    monkeypatch.setattr("offramp.measure.provenance._version", lambda name: f"version of {name}")
     assert provenance()["versions"]["onnxruntime-gpu"] == "version of onnxruntime-gpu"
 
 

@@ -61,7 +61,7 @@ def test_an_image_is_dropped(page: Page, server: Server, images: list[bytes], wi
     assert answer == row["label"]
     detail = page.run("document.getElementById('detail').textContent")
     where = "the final exit" if row["final"] else f"exit {row['exit']}"
-    assert f"left at {where}, " in detail and "of the network's operations" in detail and " ms" in detail
+    assert f"exited at {where}, " in detail and "of the network's operations" in detail and " ms" in detail
     said = page.run("[...document.querySelectorAll('#exits tbody tr')].map(row => row.cells[1].textContent)")
     assert said == [each["label"] for each in row["exits"]]
     assert page.run("document.querySelectorAll('tr.here').length") == 1
