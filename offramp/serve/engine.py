@@ -115,12 +115,19 @@ class SegmentEngine:
         free = self._idle == len(self._threads) and not self.scheduler.unanswered and not self._stopping
         return self._quick and samples == 1 and free
 
-    def run_alone(self, inputs: NDArray[np.float32], deadline_ms: int | float | None = None) -> Result:
+    def run_alone(self, inputs: NDArray[np.float32], deadline_ms: int | float | None = None) -> Result | None:
         """The outcome of one sample (1, channels, size, size), computed in this thread: no other one is woken.
 
         Args:
             deadline_ms: as in `submit`; the sample is late where the scheduler would say so.
+
+        Returns:
+            None if another thread has submitted samples since `quick`; while this one computes, it waits.
         """
+        with self._changed:
+            return self._outcome_alone(inputs, deadline_ms) if self.quick(1) else None
+
+    def _outcome_alone(self, inputs: NDArray[np.float32], deadline_ms: int | float | None) -> Result:
         began = passed = self.clock()
         deadline = math.inf if deadline_ms is None else began + deadline_ms / 1000
         stepper = Stepper(self.bundle.policy, inputs)

@@ -118,8 +118,8 @@ class AsyncPredictor:
         deadline = self.deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
         self._asking += 1
         try:
-            if await self._alone(len(inputs)):
-                return [self.engine.run_alone(inputs, deadline)]
+            if await self._alone(len(inputs)) and (alone := self.engine.run_alone(inputs, deadline)) is not None:
+                return [alone]
             futures = [loop.create_future() for _ in range(len(inputs))]
             self.engine.submit(inputs, futures, self._sink(loop), deadline)
             return [await future for future in futures]

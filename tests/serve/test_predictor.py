@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -216,6 +217,37 @@ def test_a_lone_quick_request_runs_in_the_thread_of_its_caller(bundle: Bundle, p
         assert statistics.batches[0].counts[0] >= 12 and all(one.ms > 0 for one in alone)
     assert threads[:12] == [(True, 1)] * 12
     assert not any(here for here, _ in threads[12:]) and max(size for _, size in threads[12:]) > 1
+
+
+def test_requests_of_two_event_loops_do_not_run_at_the_same_time(bundle: Bundle, pixels: np.ndarray) -> None:
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:12])
+    running, together = list[None](), list[int]()
+
+    def segment(state: Any, carry: Any) -> Any:
+        running.append(None)
+        time.sleep(0.001)
+        together.append(len(running))
+        running.pop()
+        return bundle.segments[0](state, carry)
+
+    async def ask(predictor: AsyncPredictor, wait: float) -> list[Any]:
+        results = []
+        for row in inputs:
+            await asyncio.sleep(wait)  # so that one thread finds nothing running, and the other then comes
+            results += await predictor.infer(row[None])
+        return results
+
+    async def from_two_threads() -> list[list[Any]]:
+        asked = replace(bundle, segments=(segment, *bundle.segments[1:]))
+        async with AsyncPredictor(asked, costs=QUICK_COSTS) as predictor:
+            return await asyncio.gather(
+                *(asyncio.to_thread(asyncio.run, ask(predictor, wait)) for wait in (2e-3, 3e-3))
+            )
+
+    for results in asyncio.run(from_two_threads()):
+        for one, row in zip(results, inputs, strict=True):
+            assert_same(one, bundle, row)
+    assert set(together) == {1}
 
 
 def test_a_lone_quick_request_has_a_deadline_and_may_fail(bundle: Bundle, pixels: np.ndarray) -> None:
