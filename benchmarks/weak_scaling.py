@@ -40,7 +40,7 @@ GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def steps(processes: int, width: int, batch: int) -> Iterator[None]:
-    """Steps of the loop, in this process and in those that it starts; the first process says when to take them."""
+    """Trains one step per item, in all processes of the run; the first process decides when to go on."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     common = {"net": "resnet18", "width": width, "method": "joint", "data": "cifar100", "device": "cpu"}

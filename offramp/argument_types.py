@@ -36,7 +36,8 @@ class Mismatch(Exception):
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorates a function so that it refuses, before it runs, arguments of other types than it declares.
 
-    Strings are accepted for paths, lists for tuples, and numbers of numpy. Items of iterators are not checked.
+    Strings become paths, and NumPy's numbers Python's; lists are accepted for tuples. Items of iterators are not
+    checked.
 
     Raises:
         ParameterError: naming the parameter, what it takes and what it got.
@@ -75,7 +76,7 @@ def check_fields(instance: Any) -> None:
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
-    """The value of a parameter; a string as a path if the parameter is a path.
+    """The value of a parameter; strings as paths and NumPy's numbers as Python's, as declared.
 
     Raises:
         ParameterError: if it is not of the declared type.
@@ -98,7 +99,7 @@ def _hints(declared: Any) -> dict[str, Any]:
 
 
 def _conform(value: Any, hint: Any) -> Any:
-    """The value, with strings as paths where paths are declared.
+    """The value, with strings as paths and NumPy's numbers as Python's, as declared.
 
     Raises:
         Mismatch: if it is not of this type.
@@ -119,6 +120,7 @@ def _conform(value: Any, hint: Any) -> Any:
         value = Path(value) if fits and not isinstance(value, Path) else value
     elif hint in NUMBERS:
         fits = isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
+        value = hint(value) if fits and type(value) not in NUMBERS else value
     else:
         fits = hint is Any or not isinstance(hint, type) or isinstance(value, hint)
     if not fits:

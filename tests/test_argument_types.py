@@ -80,6 +80,7 @@ def test_a_value_of_a_wrong_type(call: Callable[[], Any], message: str) -> None:
 def test_what_counts_as_the_type() -> None:
     config = Config(epochs=np.int64(3), lr=np.float32(0.5), gamma=1, milestones=[0.5], data_dir="images")  # type: ignore[arg-type]
     assert config.data_dir == Path("images") and config.milestones == [0.5] and config.epochs == 3
+    assert (type(config.epochs), type(config.lr), config.lr) == (int, float, 0.5)  # what YAML and JSON can hold
 
 
 def test_paths_lists_and_iterators() -> None:

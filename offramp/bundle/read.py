@@ -32,7 +32,7 @@ LARGEST = 1 << 31
 class Bundle:
     """An open bundle.
 
-    `segments` are those that were opened, from number `begin` (counted from 0); by default, all of them.
+    `segments` are the opened segments, from number `begin` (counted from 0); by default, all segments.
     """
 
     folder: Path

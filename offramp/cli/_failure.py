@@ -25,7 +25,7 @@ LESS_MEMORY = {
 }
 """What to change of a command for which a GPU has too little memory; the others evaluate in batches of fixed sizes."""
 NO_GPU = {"predict": "--runtime onnx"}
-"""How a command is told to compute on the CPU, if not by `--device cpu`."""
+"""The option that selects the CPU, for commands without `--device`."""
 GPU_ADVICE = (
     ("device-side assert", f"an index lay outside its tensor; CUDA_LAUNCH_BLOCKING=1 with {DEBUG}=1 shows where"),
     ("no kernel image", "this build of PyTorch has no code for this GPU: install another, or take {cpu}"),

@@ -108,7 +108,10 @@ def compare(
         )
     if markdown is not None and result.comparisons:
         write_section(markdown, "\n".join(map(markdown_of, result.comparisons)), MARKERS)
-    (emit_result if json else _print_result)(result)
+    if json:
+        emit_result(result)
+    else:
+        _print_result(result)
     if result.failed:
         raise SystemExit(1)
 

@@ -130,13 +130,15 @@ def runnable(one: Training, protocol: Protocol) -> bool:
     return not (protocol.reduced and one.data in factors()["full-scale-only"])
 
 
-def config_of(one: Training, protocol: Protocol, runs: Path = Path()) -> Config:
+def config_of(one: Training, protocol: Protocol, runs: Path = Path(), device: str = "auto") -> Config:
     """What `offramp train` takes for this training: seed 0, no data directory.
 
     Args:
         runs: folder of runs, for trainings that take the loss weights from another run.
+        device: where to train; `auto` leaves it to the protocol.
     """
-    return unflat(values_of(one, protocol, runs), f"training {one.name}")
+    values = values_of(one, protocol, runs)
+    return unflat(values if device == "auto" else {**values, "device": device}, f"training {one.name}")
 
 
 def values_of(one: Training, protocol: Protocol, runs: Path = Path()) -> dict[str, Any]:

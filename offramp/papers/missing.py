@@ -39,8 +39,8 @@ def train_missing(
 
     def entry(one: Training, seed: int) -> Entry:
         logged = ("train", "test") if one.name in by_epoch else ()
-        config = config_of(one, protocol, folder)
-        config = dataclasses.replace(config, seed=seed, data_dir=data_dir, log_accuracy=logged, device=device)
+        config = config_of(one, protocol, folder, device)
+        config = dataclasses.replace(config, seed=seed, data_dir=data_dir, log_accuracy=logged)
         return Entry(one.name, resolve(config), folder / folder_of(one.name, seed))
 
     drawn = [figure for figure in figures().values() if figure.analysis == BY_EPOCH]

@@ -62,7 +62,7 @@ def planned(
     result = []
     with progress("measuring steps", len(trainings)) as advance:
         for one in trainings:
-            config = dataclasses.replace(config_of(one, protocol), device=device)
+            config = config_of(one, protocol, device=device)
             lines = present.get(one.name, [])
             missing = [seed for seed in seeds if seed not in lines]
             step = step_seconds(resolve(config)) if missing else None

@@ -89,8 +89,8 @@ def evaluate(
             any accuracy. With a baseline they are always fitted.
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
-        ValueError: if the folder is not a run with these weights, the data are not those that it was trained on, or the
-        baseline has early exits, other classes or other images.
+        ValueError: if the folder is not a run with these weights or was trained on other data, or if the baseline has
+            early exits, other classes or other images.
     """
     from offramp.measure.provenance import provenance
     from offramp.runs.traces import trace_split

@@ -63,8 +63,8 @@ def trace_of_run(
     """The logits of every exit on a split as numpy arrays; the method `trace` of runs.
 
     Args:
-        weights: `last` or `best`; default: those that the run was opened with. Other arguments and errors are those of
-            `offramp.load_trace`.
+        weights: `last` or `best`; default: the weights that `load_run` opened. The other arguments, and errors, are as
+            in `offramp.load_trace`.
     """
     from offramp.runs.trace_data import load_trace
 
@@ -291,12 +291,10 @@ def config_errors(folder: Path, kinds: type[Exception] = Exception) -> Iterator[
 
 
 def warn_if_stale(run: LoadedRun | MultiNetRun, weights: str, reporter: "Reporter") -> None:
-    """Warn if a run's policy was fitted on other weights than those that are used."""
-    if isinstance(run, LoadedRun) and run.policy and (text := _stale(run, weights)):
-        reporter.warn(text)
-
-
-def _stale(run: LoadedRun, weights: str) -> str:
+    """Warn if a run's policy was fitted on other weights than the opened ones."""
     from offramp.early_exit.policy_origin import stale
 
-    return stale(run.fitted, run.folder, weights, run.about["epoch"], run.about["digest"])
+    if isinstance(run, LoadedRun) and run.policy:
+        about = run.about
+        if text := stale(run.fitted, run.folder, weights, about["epoch"], about["digest"]):
+            reporter.warn(text)

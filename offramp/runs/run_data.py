@@ -25,7 +25,7 @@ def load_data(
         data_dir: read the data from here, if given.
         reporter: notified if images have to be decoded, and of new and missing images.
     Raises:
-        ValueError: if the data are not those that the run was trained on; see `check_data`.
+        ValueError: if the run was trained on other data; see `check_data`.
     """
     from offramp.runs.split import restore
 

@@ -42,7 +42,7 @@ class SweepResult:
 
     Attributes:
         metric: the metric on val that they are ordered by.
-        best: the run with the highest score among those that were trained to the end; None if there is none.
+        best: the completed run with the highest score; None if no run was completed.
         ledger: file with a line for each run that was trained to the end, evaluated on test.
         device: what they were trained and evaluated on.
     """

@@ -89,7 +89,7 @@ def load_trace(
         reporter: called with the progress of the work; by default nothing is shown.
     Raises:
         ParameterError: if the run's data have no such split.
-        ValueError: if the folder is not a run with these weights, or the data are not those that it was trained on.
+        ValueError: if the folder is not a run with these weights, or was trained on other data.
     """
     import numpy as np
 

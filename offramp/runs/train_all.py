@@ -91,13 +91,15 @@ def train_all(
     shared: Mapping[str, Any] | None = None,
     engine: Engine = local,
 ) -> tuple[list[Entry], list[dict[str, str]]]:
-    """Train and evaluate the runs that the ledger lacks; returns all runs, and those that failed, with the reason.
+    """Train and evaluate the runs that are missing in the ledger.
 
     Args:
-        jobs: how many runs at once; `auto` for what finishes all soonest, by a few steps that are measured.
-        grid: in what else than method and seed the runs differ.
-        shared: what tells this folder from others; default the configuration that all runs share.
+        jobs: number of runs at a time; `auto`: the number that finishes all runs soonest, from a few measured steps.
+        grid: the other options, besides method and seed, in which the runs differ.
+        shared: the configuration that identifies this folder; default: the options that all runs share.
         engine: where they run.
+    Returns:
+        All runs, and the names of failed runs with the reason.
     Raises:
         KeyboardInterrupt: after Ctrl-C, when every run has saved itself.
     """

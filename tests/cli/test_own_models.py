@@ -48,9 +48,13 @@ def test_train_tune_and_evaluate(offramp: Run, my_nets: str, tmp_path: Path) -> 
     assert trunk and all(torch.equal(one[name], two[name]) for name in trunk)
     assert not all(torch.equal(one[name], two[name]) for name in one)
     weights.rename(tmp_path / "gone")  # a trained run needs them no more
-    assert offramp("calibrate", tmp_path / "b", "--macs", 1).status == 0
+    assert offramp("calibrate", tmp_path / "b", "--macs", 1, "--score", "learned").status == 0
     result = offramp("evaluate", tmp_path / "b", "--json").json
     assert sum(result["adaptive"]["shares"]) == pytest.approx(1) and len(result["accuracy"]) == 3
+    for verb in ("curves", "report", "analyse"):  # other tests of these have networks that are not cut
+        ran = offramp(verb, tmp_path / "b")
+        assert ran.status == 0, ran.err
+    assert {"curves.json", "report.html", "analysis"} <= {file.name for file in (tmp_path / "b").iterdir()}
 
 
 def test_weights_that_do_not_fit(offramp: Run, my_nets: str, tmp_path: Path) -> None:

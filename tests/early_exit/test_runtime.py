@@ -278,7 +278,7 @@ assert not any(name.partition(".")[0] == "torch" for name in sys.modules)
 
 
 def test_it_runs_where_torch_does_not_exist(without_torch: Callable[..., str]) -> None:
-    without_torch(ANSWERS)
+    assert without_torch(ANSWERS) == ""  # its assertions hold, and nothing warns
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])

@@ -1,12 +1,14 @@
 """Cells, trainings, tables, figures and claims fit each other, and every training can be trained."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from offramp.config import build_method, build_net, prepare_objective, resolve
 from offramp.lookup import ParameterError
 from offramp.papers import catalog
-from offramp.papers.catalog import FULL, Training, config_of, trainings
+from offramp.papers.catalog import FULL, Training, config_of, protocol_from, trainings
 from offramp.papers.claims import claims
 from offramp.papers.selection import figures, select
 from offramp.papers.tables import cells, chosen, tables
@@ -153,3 +155,12 @@ def test_what_a_name_stands_for() -> None:
 def reduced_only() -> set[str]:
     needed = {one.name for one in select("all").trainings(FULL)}
     return set(trainings()) - needed
+
+
+def test_the_device_is_that_of_the_protocol_unless_another_is_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "protocol.yaml"
+    path.write_text("data: digits\nholdout: 0.3\ndevice: cpu\n")
+    one, protocol = trainings()["c100.resnet18.sketch.joint"], protocol_from(path)
+    assert config_of(one, protocol).device == "cpu"
+    assert config_of(one, protocol, device="cuda").device == "cuda"
+    assert config_of(one, FULL).device == "auto"
