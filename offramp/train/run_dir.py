@@ -109,6 +109,8 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
     """Whether the folder already contains this run; nothing is written. Errors as in `claimed`."""
     if folder.exists() and not folder.is_dir():
         raise with_parameters(ValueError(f"{folder} is a file, but a run is a folder; choose another out"), "out")
+    # Listed before looking for a run: what another process adds in between, when it starts one, is not refused.
+    names = [entry.name.removeprefix(DRAFT) for entry in folder.iterdir()] if folder.is_dir() else []
     if (folder / CONFIG).is_file() and begun(folder):
         stored = read_config(folder)
         free = {*FREE, *PROCESSES} | ({"epochs"} if extend and epochs_before(folder, config) else set())
@@ -127,7 +129,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: 
         return True
     if (owner := _within(folder)) is not None:
         raise with_parameters(ValueError(f"{folder} is within {owner}; choose another out"), "out")
-    if folder.is_dir() and any(entry.name.removeprefix(DRAFT) not in BEFORE_TRAINING for entry in folder.iterdir()):
+    if not {*names} <= {*BEFORE_TRAINING}:
         raise with_parameters(
             ValueError(f"{folder} is not empty and does not contain an offramp run; choose another out"), "out"
         )

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from offramp.study.ledger import common
+from offramp.train import run_dir
 from offramp.train.run_dir import check_config, claim, read_config, read_history, read_result, write_result
 
 CONFIG: dict[str, Any] = {"net": "resnet18", "lr": 0.1, "data-dir": None, "checkpoint-every": 500}
@@ -198,3 +199,16 @@ def test_options_of_the_data_are_the_same_typed_or_filled_in(tmp_path: Path) -> 
         claim(tmp_path, {**filled, "data.mean": "0.5,0.25,0.5"}, True)
     one, other = (common({"net": "a", "data.crop": crop}) for crop in (0.875, "0.875"))
     assert one == other  # so lines of a ledger are recognised, too
+
+
+def test_a_run_that_another_process_starts_meanwhile_is_not_taken_for_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(folder: Path) -> bool:
+        (folder / run_dir.CONFIG).write_text("method: joint")
+        (folder / run_dir.METRICS).touch()
+        return False  # it was looked at just before
+
+    monkeypatch.setattr(run_dir, "begun", begun)
+    (tmp_path / run_dir.CONFIG).touch()
+    assert not run_dir.check_folder(tmp_path, {"method": "joint"}, resume=True)
