@@ -46,11 +46,11 @@ class Export:
 
     def __str__(self) -> str:
         verified, measured = self.verified, self.measured
-        images = sum(verified["images"].values())
+        images, difference = sum(verified["images"].values()), verified["largest_difference"]
+        logits = f"logits within {difference:.1g} of the largest" if difference else "equal logits"
         lines = (
             f"{self.bundle}: {len(self.segments)} segments and the policy, {self.bytes / 1e6:.2f} MB",
-            f"verified on {images:,} images: same exits ({verified['ties']} ties), logits within "
-            f"{verified['largest_difference']:.1g} of the largest",
+            f"verified on {images:,} images: same exits ({verified['ties']} ties), {logits}",
             f"on {measured['samples']:,} test images: accuracy {percent(measured['accuracy'])} % (plain "
             f"{percent(measured['plain_accuracy'])} %),",
             f"  {count(measured['macs'])} MACs (plain {count(measured['plain_macs'])}), "
