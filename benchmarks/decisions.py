@@ -4,8 +4,8 @@
 
 For every way, the policy with the fewest multiply-adds is fitted on cal whose accuracy there is at most `--drop` points
 below that of the baseline, a plain network trained alone. Reported are its mean operations on cal and test, relative to
-the baseline, and how many points of accuracy it loses on test relative to the baseline's accuracy on test. A way is to
-be chosen by its operations on cal.
+the baseline, and how many points of accuracy it loses on test relative to the baseline's accuracy on test. Ways that
+do not reach the accuracy on every run are last. A way is to be chosen by its operations on cal.
 """
 
 import argparse
@@ -45,9 +45,13 @@ def ways(run: Path, baseline: Path, drop: float) -> Iterator[tuple[Way, dict[str
     whole = float(sum(as_run(measure(plain.inference_net, shape), (True,))))
     for way in WAYS:
         rule = _rule(way, logits, labels)
-        outcome = calibrate(
-            logits["cal"], labels["cal"], segment_costs=costs, accuracy=alone["cal"] - drop / 100, rule=rule
-        )
+        least = alone["cal"] - drop / 100
+        try:
+            outcome = calibrate(logits["cal"], labels["cal"], segment_costs=costs, accuracy=least, rule=rule)
+        except ValueError as error:
+            if "no policy is that accurate" not in str(error):
+                raise
+            continue
         prices = np.cumsum(np.asarray(costs[outcome.policy.enabled], float))
         scored = score_samples(logits["test"], labels["test"], outcome.policy.enabled, rule)
         reported = does(outcome.policy, scored, prices)
@@ -73,37 +77,44 @@ def _rule(way: Way, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]
     return rule._replace(predictors=fit(logits["val"], labels["val"], rule)) if score == "learned" else rule
 
 
+COLUMNS = (("cal_share", 100), ("test_share", 100), ("test_drop", 1))
+"""What a row shows of a way's runs, and in which unit: percent, percent, points."""
+
+
+def order(row: dict[str, Any]) -> tuple[int, float]:
+    """Ways that reach the accuracy on most runs first, then those with the fewest operations on cal."""
+    return -len(row["runs"]), mean([run["cal_share"] for run in row["runs"]] or [1.0])
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table: means and standard deviations over runs."""
+    columns = []
+    for key, scale in COLUMNS:
+        values = [scale * run[key] for run in row["runs"]]
+        spread = f" ± {stdev(values):4.2f}" if len(values) > 1 else ""
+        columns.append(f"{mean(values):6.2f}{spread}" if values else "-")
+    return f"{row['score']:10} {row['answer']:10} {row['temperatures']:12} {len(row['runs'])}    {'  '.join(columns)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN=BASELINE")
     parser.add_argument("--drop", type=float, default=0.5, help="points of accuracy below the baseline")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    pairs = [tuple(map(Path, pair.rsplit("=", 1))) for pair in options.runs]
     results: dict[Way, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for run, baseline in pairs:
-        for way, reached in ways(run, baseline, options.drop):
+    pairs = [pair.rpartition("=") for pair in options.runs]
+    for run, _, baseline in pairs:
+        for way, reached in ways(Path(run), Path(baseline), options.drop):
             results[way].append(reached)
-    rows = sorted(
-        ({"score": way[0], "answer": way[1], "temperatures": way[2], "runs": each} for way, each in results.items()),
-        key=lambda row: mean(run["cal_share"] for run in row["runs"]),  # type: ignore[attr-defined]
-    )
+    rows = [{"score": way[0], "answer": way[1], "temperatures": way[2], "runs": each} for way, each in results.items()]
+    rows.sort(key=order)
     if options.json:
-        runs = [str(run) for run, _ in pairs]
+        runs = [run for run, _, _ in pairs]
         print(json.dumps({"benchmark": "decisions", "runs": runs, "drop": options.drop, "ways": rows, **provenance()}))
         return
-    print("score      output     temperatures  operations % on cal, on test   points lost on test")
-    for row in rows:
-        columns = [_text([run[key] for run in row["runs"]], scale) for key, scale in COLUMNS]  # type: ignore[attr-defined]
-        print(f"{row['score']:10} {row['answer']:10} {row['temperatures']:13} {'  '.join(columns)}")
-
-
-COLUMNS = (("cal_share", 100), ("test_share", 100), ("test_drop", 1))
-
-
-def _text(values: list[float], scale: float) -> str:
-    scaled = [scale * value for value in values]
-    return f"{mean(scaled):6.2f}" + (f" ± {stdev(scaled):.2f}" if len(scaled) > 1 else "")
+    print("score      output     temperatures runs operations %: cal, test  points lost on test")
+    print("\n".join(map(line, rows)))
 
 
 if __name__ == "__main__":

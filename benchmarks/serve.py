@@ -1,11 +1,12 @@
 """Servers under load on this machine: early exit with and without new batches at every exit, and the plain network.
 
-All servers are measured in one run, over loopback. The plain network also runs in LitServe and Ray Serve. For requests
-of one image and of four, every server of `serve_servers.py` receives open-loop Poisson load (`serve_load.py`). Measured
-are the highest rate at which the 99th percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of
-several searches, and the latency at half of that rate. Servers are measured in turn at every rate, with the same
-requests at the same times, while the other servers are paused (SIGSTOP). Ray Serve, which cannot be paused, is measured
-last. Requests use the Open Inference Protocol in JSON, with images as base64.
+All servers are measured in one run, over loopback. The plain network also runs in LitServe and Ray Serve. Every server
+of `serve_servers.py` receives open-loop Poisson load (`serve_load.py`): requests of one image file, of four, and, for
+the servers of offramp, of one tensor, which needs no decoding. Measured are the highest rate at which the 99th
+percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
+half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
+servers are paused (SIGSTOP). Ray Serve, which cannot be paused, is measured last. Requests use the Open Inference
+Protocol: files are PNGs in base64 in JSON, tensors are binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.
@@ -16,7 +17,7 @@ Also measured:
   other: CPU time of the server process, and mean latency, each minus the time of its segments, for binary tensors and
   for PNG files, which it decodes; for comparison, the same of an empty ASGI application in uvicorn, which is the share
   of HTTP;
-- the memory of the server before and after its load;
+- the memory of the server before its load and after each kind of requests;
 - the time that one more segment costs on Ray Serve; with four cores or more, the rates of one and of two replicas.
 
 One JSON line per case; the last one compares them with the targets. Networks are those of `serve_networks.py`; with
@@ -32,7 +33,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +41,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import serve_networks
-from serve_processes import HERE, Machine, cpu, load, memory, segment_seconds, serving
+from serve_processes import HERE, Machine, Served, cpu, load, memory, segment_seconds, serving
 from serve_search import highest_rates
 from serve_targets import compare
 
@@ -70,10 +71,9 @@ def check_packages(kinds: Sequence[str]) -> None:
 
 def per_request(machine: Machine, port: int, process: int, bodies: Path, seconds: float, ours: bool) -> dict[str, Any]:
     """CPU time and latency per request, one after the other, and both minus the time of the segments."""
-    header = (bodies.parent / "header").read_text() if bodies.name == "tensors.json" else ""
-    load(machine, port, bodies, clients=1, seconds=1, header=header)
+    load(machine, port, bodies, clients=1, seconds=1)
     before, computed = cpu(process), segment_seconds(port) if ours else 0.0
-    result = load(machine, port, bodies, clients=1, seconds=seconds, header=header)
+    result = load(machine, port, bodies, clients=1, seconds=seconds)
     used, computed = cpu(process) - before, (segment_seconds(port) if ours else 0.0) - computed
     each, segments = 1000 * used / result["answered"], 1000 * computed / result["answered"]
     return {
@@ -125,6 +125,11 @@ def replicas(machine: Machine, folder: Path, seconds: float) -> Iterator[dict[st
             yield {"case": f"Ray Serve, {count} replicas", **result}
 
 
+def takers(name: str, servers: Mapping[str, Served]) -> dict[str, Served]:
+    """The servers that take requests of this kind: binary tensors are sent to those of offramp only."""
+    return {kind: server for kind, server in servers.items() if kind in OWN or name != "tensors"}
+
+
 def loads(
     machine: Machine, folder: Path, kinds: Sequence[str], probes: Sequence[int], options: argparse.Namespace, end: float
 ) -> Iterator[dict[str, Any]]:
@@ -138,17 +143,20 @@ def loads(
                 yield {"case": CASES[kind], "error": str(error)}
                 continue
             load(machine, servers[kind].port, folder / "bodies-1.json", clients=8, seconds=1)
-            held[kind] = memory(servers[kind].process)
+            held[kind] = [memory(servers[kind].process)]
             servers[kind].pause()
-        count = max(1, len(servers)) * len(serve_networks.SIZES) * (sum(probes) + 2)
-        seconds = max(0.5, (end - time.monotonic()) / count - 0.5)
-        for size in serve_networks.SIZES:
-            bodies = folder / f"bodies-{size}.json"
-            for kind, result in highest_rates(machine, servers, bodies, options.bound_ms, seconds, probes):
-                yield {"case": CASES[kind], "images": size, "bound_ms": options.bound_ms, "seconds": seconds, **result}
+        names = [name for name in options.requests.split(",") if takers(name, servers)]
+        count = sum(len(takers(name, servers)) for name in names) * (sum(probes) + 2)
+        seconds = max(0.5, (end - time.monotonic()) / max(1, count) - 0.5)
+        for name in names:
+            about = {"requests": name, "images": serve_networks.REQUESTS[name]}
+            bodies, some = folder / f"{name}.json", takers(name, servers)
+            for kind, result in highest_rates(machine, some, bodies, options.bound_ms, seconds, probes):
+                yield {"case": CASES[kind], **about, "bound_ms": options.bound_ms, "seconds": seconds, **result}
+            for kind in servers:
+                held[kind].append(memory(servers[kind].process))
         for kind in [kind for kind in servers if kind in OWN]:  # the others consist of several processes
-            after = memory(servers[kind].process)
-            yield {"case": f"memory of {kind}", "before_mib": held[kind], "after_mib": after}
+            yield {"case": f"memory of {kind}", "mib": held[kind]}
 
 
 def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
@@ -180,6 +188,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", help="a trained and calibrated run instead of a network")
     parser.add_argument("--width", type=int, default=64, help="of the network tiny")
     parser.add_argument("--cases", default=",".join([*CASES, "overhead", "hop"]), help="comma-separated")
+    parser.add_argument("--requests", default=",".join(serve_networks.REQUESTS), help="comma-separated")
     parser.add_argument("--probes", default="5,3,3", help="numbers of rates that each search tries, comma-separated")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended, in addition to standard output")
     parser.add_argument("--json", action="store_true", help="as always")

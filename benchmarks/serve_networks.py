@@ -24,7 +24,9 @@ BRANCHES = ("blocks.2.1", "blocks.3.2", "blocks.4.2", "blocks.5.1")
 """Layers of EfficientNet-Lite0 before its first exits, as in the recipe `finetune-cifar100-coarse`."""
 IMAGES = 300
 SIZES = (1, 4)
-"""Images of a request."""
+"""Images of a request with image files."""
+REQUESTS = {**{f"bodies-{size}": size for size in SIZES}, "tensors": 1}
+"""Files of requests, and the images of each: as PNG files in JSON, or as a binary tensor of pixels."""
 
 
 def write(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def write(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     else:
         name, pixels = f"tiny: random weights, width {options.width}", tiny(early, plain, options.width)
     _requests(folder, pixels)
-    (folder / "header").write_text(_tensors(folder, pixels))
+    (folder / "tensors.header").write_text(_tensors(folder, pixels))
     return {"network": name, **_promise(open_bundle(early), open_bundle(plain), pixels)}
 
 

@@ -94,7 +94,9 @@ def _ready(process: "subprocess.Popen[str]", port: int, body: bytes, log: Path) 
 
 
 def load(machine: Machine, port: int, bodies: Path, **options: Any) -> dict[str, Any]:
-    """What the load generator measured."""
+    """What the load generator measured. A header that all requests of a file need is in a file `.header` beside it."""
+    header = bodies.with_suffix(".header")
+    options["header"] = header.read_text() if header.is_file() else ""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     process = machine.start(machine.client, HERE / "serve_load.py", port, PATH, bodies, *words, stdout=subprocess.PIPE)
     result: dict[str, Any] = json.loads(process.communicate()[0])
