@@ -65,7 +65,8 @@ def train(
         `offramp.train.interrupt.Preempted`.
     """
     from offramp.train import run_dir
-    from offramp.train.device import check_devices, check_launcher, of_all_nodes
+    from offramp.train.device import check_devices, of_all_nodes
+    from offramp.train.launcher import check_launcher
 
     resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
     check_launcher(resolved.devices, nodes)

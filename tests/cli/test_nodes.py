@@ -1,6 +1,5 @@
 """One training on several machines: launchers that do not fit, preemption, and two network namespaces as hosts."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -17,7 +16,10 @@ import pytest
 import torch
 import two_hosts
 from cli_nets import NET
+from namespaces import ADDRESSES, two_namespaces
 from safetensors.torch import load_file
+from slurm_cluster import documented_script
+from slurm_variables import batch, task
 
 from offramp.methods import available
 from offramp.train import log
@@ -46,6 +48,12 @@ SMALL = [*TINY, "--batch-size", "64"]
             "the launcher says LOCAL_WORLD_SIZE=4, but --nodes 2 with --devices 2 on each make it 2",
         ),
         ("--devices 2", {"SLURM_STEP_NUM_TASKS": "2"}, "add --ntasks-per-node=2 to it"),
+        ("--devices 2", batch(1, 2, each_known=False), "put `srun --ntasks-per-node=2` before the command"),
+        (
+            "--nodes 2 --devices 2",
+            task(2, 2, SLURM_STEP_TASKS_PER_NODE="3,1"),
+            "SLURM_STEP_TASKS_PER_NODE=3,1, but the run is for --devices 2 on each machine: add --ntasks-per-node=2 to",
+        ),
         (
             "--devices 2",
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "bash"},
@@ -88,18 +96,12 @@ def test_a_preempted_run_is_saved_and_its_status_says_so(tmp_path: Path) -> None
 def test_srun_starts_the_processes(tmp_path: Path, nodes: int) -> None:
     """With the variables that srun sets for two tasks on one or two machines, and with a wrong number of them."""
     words = [*TINY, "--method", "joint", "--epochs", "1", "--batch-size", "256", "--out", tmp_path / "run"]
-    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "SLURM_NNODES": str(nodes)}
-    job["SLURM_NTASKS_PER_NODE"] = str(2 // nodes)
-    step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": str(nodes)}
-    common = {**job, **step, "MASTER_PORT": str(forked.free_port())}
-    places = [divmod(rank, 2 // nodes) for rank in range(2)]
-    tasks = [
-        {**common, "SLURM_PROCID": str(rank), "SLURM_NODEID": str(node), "SLURM_LOCALID": str(local)}
-        for rank, (node, local) in enumerate(places)
-    ]
+    port = str(forked.free_port())
+    tasks = [task(nodes, 2 // nodes, rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in range(2)]
     refused = forked.run_offramp(*words, environments=tasks)
+    counted, option = ("TASKS=2", "--devices 2") if nodes == 1 else ("NODES=2", "--nodes 2")
     for ran in refused:
-        assert ran.returncode == 1 and "SLURM_STEP_NUM_TASKS=2" in ran.stderr and "--devices 2" in ran.stderr
+        assert ran.returncode == 1 and f"SLURM_STEP_NUM_{counted}" in ran.stderr and option in ran.stderr
     assert not (tmp_path / "run").exists()
     fitting = ["--nodes", nodes, "--devices", 2 // nodes]
     first, second = forked.run_offramp(*words, *fitting, environments=tasks)
@@ -109,8 +111,7 @@ def test_srun_starts_the_processes(tmp_path: Path, nodes: int) -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 75])
 def test_the_job_script_of_the_documents_requeues_a_preempted_run(tmp_path: Path, status: int) -> None:
-    text = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
-    (script,) = [block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH" in block]
+    script = documented_script()
     for name in ("srun", "scontrol"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $@" >> {tmp_path}/called\nexit {status}\n')
         (tmp_path / name).chmod(0o755)
@@ -157,31 +158,8 @@ def test_a_machine_is_lost_the_other_one_says_so_in_one_line_and_both_continue(t
 @pytest.fixture
 def hosts() -> Iterator[list[list[str]]]:
     """Two network namespaces that a cable joins; how to run a command in each."""
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("needs root and the program ip")
-    names = [f"offramp{os.getpid()}{letter}" for letter in "ab"]
-    cable = [f"veth{os.getpid() % 10**6}{letter}" for letter in "ab"]
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
-        for number, (name, end) in enumerate(zip(names, cable, strict=True), 1):
-            ip("link", "set", end, "netns", name, "name", "eth0")
-            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
-    else:
+    with two_namespaces() as names:
         yield [["ip", "netns", "exec", name] for name in names]
-    finally:
-        for name in names:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                ip("netns", "del", name)
 
 
 PROGRAM = "from offramp.cli import main\nmain()\n"
@@ -193,7 +171,7 @@ def on_both(
     """`offramp WORDS`, or another program, on both hosts, as a user starts it on each."""
     (folder / "program.py").write_text(program)
     path = os.pathsep.join([str(Path.cwd()), str(Path.cwd() / "tests"), str(NETS), os.environ.get("PYTHONPATH", "")])
-    common = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29400", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+    common = {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29400", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
     processes = []
     for rank, host in enumerate(hosts):
         environment = {**os.environ, **common, "PYTHONPATH": path, "NODE_RANK": str(rank)}

@@ -1,14 +1,14 @@
 """Device and precision: what `auto` means here, and what is not here."""
 
 import logging
-import re
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from slurm_variables import batch
 
-from offramp.train.device import check_devices, check_launcher, device_of, make_fabric, precision_of, set_up, writes
+from offramp.train.device import check_devices, device_of, make_fabric, precision_of, set_up, writes
+from offramp.train.launcher import check_launcher
 from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 
@@ -48,81 +48,10 @@ def test_fabric_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> Non
     assert not [record for record in caplog.records if record.levelno < logging.WARNING]
 
 
-@pytest.mark.parametrize(
-    ("variables", "devices", "says"),
-    [
-        (
-            {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-            1,
-            "a launcher started 2 processes (WORLD_SIZE=2), but the run is for 1",
-        ),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, 2, "add devices=4 to train with all of them together, or start one process"),
-        ({"OMPI_COMM_WORLD_SIZE": "3"}, 1, "OMPI_COMM_WORLD_SIZE=3"),
-        (
-            {"WORLD_SIZE": "1", "LOCAL_RANK": "0"},
-            2,
-            "a launcher started 1 process (WORLD_SIZE=1), but the run is for 2",
-        ),
-        (
-            {"WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"},
-            4,
-            "GROUP_WORLD_SIZE=2, but the run is for nodes=1: add nodes=2 with the devices of each",
-        ),
-    ],
-)
-def test_a_launcher_with_another_number_of_processes_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int, says: str
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=re.escape(says)):
-        check_launcher(devices)
+ALONE = [{}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1"}, {"RANK": "3", "WORLD_SIZE": "x"}]
 
 
-def srun(nodes: int, each: int, **others: str) -> dict[str, str]:
-    """What srun says to a task of a step with so many tasks on each of some nodes."""
-    tasks = str(nodes * each)
-    step = {"SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_NUM_NODES": str(nodes), "SLURM_NTASKS_PER_NODE": str(each)}
-    return {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train.sh", "SLURM_NTASKS": tasks, **step, **others}
-
-
-BATCH = {"SLURM_JOB_NAME": "train.sh", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
-"""What the script of a job sees without srun."""
-
-
-@pytest.mark.parametrize(
-    ("variables", "nodes", "devices", "says"),
-    [
-        (srun(2, 4), 2, 4, None),
-        (srun(1, 2), 1, 2, None),
-        (srun(2, 4), 1, 8, "SLURM_STEP_NUM_NODES=2, but the run is for nodes=1: add nodes=2 with the devices of each"),
-        (srun(2, 4), 4, 2, "the launcher says SLURM_STEP_NUM_NODES=2, but nodes=4 with devices=2 on each make it 4"),
-        (srun(2, 4), 2, 2, "the launcher says SLURM_STEP_NUM_TASKS=8, but nodes=2 with devices=2 on each make it 4"),
-        (srun(1, 4), 1, 2, "a launcher started 4 processes (SLURM_STEP_NUM_TASKS=4), but the run is for 2"),
-        (
-            srun(2, 2, SLURM_NTASKS_PER_NODE="4"),
-            2,
-            2,
-            "SLURM_NTASKS_PER_NODE=4, but the run is for devices=2: start it",
-        ),
-        (srun(1, 1), 1, 2, "srun did not start the 2 processes of this run: put `srun --ntasks-per-node=2` before"),
-        (BATCH, 1, 2, "srun did not start the 2 processes of this run"),
-        ({**BATCH, "MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "0"}, 2, 2, "srun did not start the 4 process"),
-        (BATCH, 1, 1, None),
-        (BATCH | {"SLURM_JOB_NAME": "interactive"}, 1, 2, None),
-        (BATCH | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 1, 2, None),
-    ],
-)
-def test_slurm(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], nodes: int, devices: int, says: str | None
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=re.escape(says)) if says else nullcontext():
-        check_launcher(devices, nodes)
-
-
-@pytest.mark.parametrize("variables", [{}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1"}, {"RANK": "3", "WORLD_SIZE": "x"}])
+@pytest.mark.parametrize("variables", [*ALONE, batch(1, 2, each_known=False), batch(2, 2)])
 def test_one_process_writes_whatever_the_environment_says(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:

@@ -1,0 +1,172 @@
+"""Launchers of several processes (torchrun, srun, MPI): whether they fit a run, and where its processes meet."""
+
+import os
+import warnings
+
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+from offramp.lookup import with_parameters
+
+
+def check_launcher(devices: int, nodes: int = 1) -> None:
+    """Refuse a launcher that started another number of processes than the run has devices.
+
+    Args:
+        devices: processes on each machine.
+        nodes: machines.
+    Raises:
+        ValueError: naming the launcher's variable, and the option.
+    """
+    if nodes < 1:
+        raise with_parameters(ValueError(f"nodes must be at least 1, got {nodes}"), "nodes")
+    if devices * nodes > 1:
+        _check_srun_is_used(devices, nodes)
+    if nodes > 1:
+        _check_nodes(devices, nodes)
+    else:
+        _check_count(devices)
+    if devices * nodes > 1 and _started_by_srun():
+        _check_srun(devices, nodes)
+
+
+def _check_count(devices: int) -> None:
+    """Refuse a launcher that started another number of processes on one machine, or some on others."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise _other_machines("GROUP_WORLD_SIZE")
+    if _started_by_srun() and os.environ.get("SLURM_STEP_NUM_NODES", "1") != "1":
+        raise _other_machines("SLURM_STEP_NUM_NODES")
+    for name in _counts():
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) != devices and (int(count) > 1 or "LOCAL_RANK" in os.environ):
+            processes = "1 process" if int(count) == 1 else f"{count} processes"
+            raise with_parameters(
+                ValueError(
+                    f"a launcher started {processes} ({name}={count}), but the run is for {devices}: add "
+                    f"devices={count} to train with all of them together, or start one process"
+                ),
+                "devices",
+            )
+
+
+def _check_nodes(devices: int, nodes: int) -> None:
+    """Refuse a launcher that does not fit, or machines that cannot find each other, on several machines."""
+    launched = [name for name in _counts() if os.environ.get(name, "").isdecimal() and "NODE_RANK" not in os.environ]
+    if launched or "LOCAL_RANK" in os.environ:
+        expected = dict.fromkeys(launched, devices * nodes) | _per_node(devices, nodes)
+        for name, number in expected.items():
+            count = os.environ.get(name, str(number))
+            if count.isdecimal() and int(count) != number:
+                raise with_parameters(
+                    ValueError(
+                        f"the launcher says {name}={count}, but nodes={nodes} with devices={devices} on each make it "
+                        f"{number}: correct the launcher's options, or nodes and devices"
+                    ),
+                    "nodes",
+                    "devices",
+                )
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
+    if missing:
+        raise with_parameters(
+            ValueError(
+                f"nodes={nodes} needs a launcher (torchrun, srun), or the variables MASTER_ADDR, MASTER_PORT and "
+                f"NODE_RANK (0 to {nodes - 1}) on each machine: {', '.join(missing)} not set"
+            ),
+            "nodes",
+        )
+    rank = os.environ["NODE_RANK"]
+    if not rank.isdecimal() or int(rank) >= nodes:
+        raise with_parameters(ValueError(f"NODE_RANK={rank} must be 0 to {nodes - 1} for nodes={nodes}"), "nodes")
+
+
+def _check_srun_is_used(devices: int, nodes: int) -> None:
+    """Refuse several processes in a job of Slurm that neither srun nor torchrun started."""
+    within_job = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
+    if within_job and not _started_by_torchrun() and not _started_by_srun():
+        raise ValueError(
+            f"srun did not start the {devices * nodes} processes of this run: put "
+            f"`srun --ntasks-per-node={devices}` before the command"
+        )
+
+
+def _check_srun(devices: int, nodes: int) -> None:
+    """Refuse tasks of srun that could not find each other, or that are distributed otherwise over the machines."""
+    name, each = os.environ.get("SLURM_JOB_NAME"), os.environ.get("SLURM_NTASKS_PER_NODE")
+    expected = str(devices) if nodes == 1 else f"{devices}(x{nodes})"
+    distribution = os.environ.get("SLURM_STEP_TASKS_PER_NODE", expected)
+    if name in INTERACTIVE:
+        raise ValueError(
+            f"SLURM_JOB_NAME={name}: tasks of an interactive job are not joined; add --job-name=NAME to srun"
+        )
+    if each is None:
+        raise ValueError(f"srun does not say how many tasks run on each machine: add --ntasks-per-node={devices} to it")
+    if each != str(devices):
+        raise with_parameters(
+            ValueError(
+                f"SLURM_NTASKS_PER_NODE={each}, but the run is for devices={devices}: start it by "
+                f"`srun --ntasks-per-node={devices}`"
+            ),
+            "devices",
+        )
+    if distribution != expected:
+        raise with_parameters(
+            ValueError(
+                f"SLURM_STEP_TASKS_PER_NODE={distribution}, but the run is for devices={devices} on each machine: add "
+                f"--ntasks-per-node={devices} to the options of the job"
+            ),
+            "devices",
+        )
+
+
+def _other_machines(variable: str) -> ValueError:
+    count = os.environ[variable]
+    message = f"{variable}={count}, but the run is for nodes=1: add nodes={count} with the devices of each"
+    return with_parameters(ValueError(message), "nodes", "devices")
+
+
+def _per_node(devices: int, nodes: int) -> dict[str, int]:
+    """What torchrun, or else srun, says of machines and of the processes on each."""
+    by_srun = {} if _started_by_torchrun() else {"SLURM_STEP_NUM_NODES": nodes}
+    return {"LOCAL_WORLD_SIZE": devices, "GROUP_WORLD_SIZE": nodes, **by_srun}
+
+
+def _counts() -> tuple[str, ...]:
+    """Variables with the number of processes; of torchrun alone if it started this one, even if srun started it."""
+    return ("WORLD_SIZE",) if _started_by_torchrun() else LAUNCHERS
+
+
+def _started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _started_by_srun() -> bool:
+    """Whether srun itself started this process and others."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
+    return not _started_by_torchrun() and tasks.isdecimal() and int(tasks) > 1
+
+
+LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables in which torchrun, srun, Open MPI and MPICH give the number of processes."""
+
+INTERACTIVE = ("bash", "interactive")
+"""Names of jobs in which Fabric does not regard srun as the launcher."""
+
+
+def cluster_environment(processes: int) -> ClusterEnvironment | None:
+    """How Fabric finds the other processes of a run: by default, it decides by itself.
+
+    A single process is always on its own, whatever a scheduler has written into the environment. Tasks of srun meet on
+    the first machine of their step, at a port of this step; MASTER_ADDR and MASTER_PORT have precedence.
+    """
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system")  # where nobody wants to use it
+    if processes == 1:
+        return LightningEnvironment()
+    if _started_by_srun():
+        machines = os.environ.get("SLURM_STEP_NODELIST", "")
+        job, step = (int(os.environ.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
+        if machines:
+            os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(machines))
+        os.environ.setdefault("MASTER_PORT", str(15000 + (job + 101 * step) % 10000))
+    return None
