@@ -35,13 +35,16 @@ def train(
             or by hand.
     """
     from offramp.cli._console import ConsoleReporter
-    from offramp.runs.train import train as train_run
+    from offramp.train.interrupt import preemptible
 
     if out is None:
         raise ParameterError("out is missing: the folder of the run, such as --out runs/a", "out")
     reporter = ConsoleReporter(not json)
     try:
-        result = train_run(config_of(config, option), out, resume=resume, nodes=nodes, reporter=reporter)
+        with preemptible():
+            from offramp.runs.train import train as train_run  # imports torch, which takes seconds
+
+            result = train_run(config_of(config, option), out, resume=resume, nodes=nodes, reporter=reporter)
     except KeyboardInterrupt as end:
         if end.args:
             reporter.note(f"{end}; the same command with --resume continues")

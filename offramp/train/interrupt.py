@@ -2,22 +2,43 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they take a machine away."""
 
 
 class Preempted(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1: the run was saved; the same command with `resume` continues it.
+    """SIGTERM or SIGUSR1: what was trained is saved; the same command with `resume` continues it.
 
     Attributes:
         status: exit status of the program, EX_TEMPFAIL of sysexits.h: a scheduler may start the command again.
     """
 
     status = 75
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 raise `Preempted` while nothing is trained: a run that starts, or that ends.
+
+    In other threads than the main one, nothing happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        raise Preempted(f"{signal.Signals(signum).name}: ended before or after the steps of training")
+
+    previous = {number: signal.signal(number, handle) for number in PREEMPTING}
+    try:
+        yield
+    finally:
+        _restore(previous)
 
 
 @contextmanager
@@ -51,9 +72,13 @@ def stopping_on_interrupt(stop: threading.Event, note: Callable[[str], None], wh
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            if handler is not None:
-                signal.signal(number, handler)
+        _restore(previous)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, handler)
 
 
 def end_of(signals: list[int], text: str) -> KeyboardInterrupt:

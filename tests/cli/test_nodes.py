@@ -92,6 +92,21 @@ def test_a_preempted_run_is_saved_and_its_status_says_so(tmp_path: Path) -> None
     assert "SIGUSR1: saving after this step" in said.read_text() and "--resume continues" in said.read_text()
 
 
+def test_a_run_that_is_preempted_before_its_first_step_says_so_too(
+    offramp: Offramp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Slurm sends the signal as soon as a job starts if its time limit is short; the program ended with status 138."""
+    (tmp_path / "preempted_net.py").write_text(
+        "import os, signal, cli_nets\n"
+        "def net(classes):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    return cli_nets.tiny(classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--net", "python:preempted_net:net", "--branch", "linear", "--data", "digits", "--device", "cpu"]
+    ran = offramp("train", *words, "--precision", "32", "--out", tmp_path / "run", "--resume")
+    assert ran.status == 75, ran.err
+    assert "SIGUSR1: ended before" in ran.err and "the same command with --resume continues" in ran.err
+
+
 @pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_srun_starts_the_processes(tmp_path: Path, nodes: int) -> None:
     """With the variables that srun sets for two tasks on one or two machines, and with a wrong number of them."""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from offramp.train.interrupt import PREEMPTING, Preempted, end_of, stopping_on_interrupt
+from offramp.train.interrupt import PREEMPTING, Preempted, end_of, preemptible, stopping_on_interrupt
 
 
 @pytest.mark.parametrize("number", PREEMPTING)
@@ -20,6 +20,14 @@ def test_a_scheduler_s_signal_asks_to_save_however_often_it_comes(number: int) -
     assert signal.getsignal(number) == before
     end = end_of(signals, "saved")
     assert isinstance(end, Preempted) and end.status == 75 and str(end) == "saved"
+
+
+@pytest.mark.parametrize("number", PREEMPTING)
+def test_outside_of_training_it_ends_the_program_with_the_same_status(number: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted, match=f"{signal.Signals(number).name}: ended before or after") as end, preemptible():
+        os.kill(os.getpid(), number)
+    assert end.value.status == 75 and signal.getsignal(number) == before
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
