@@ -17,7 +17,8 @@ Also measured:
   other: CPU time of the server process, and mean latency, each minus the time of its segments, for binary tensors and
   for PNG files, which it decodes; for comparison, the same of an empty ASGI application in uvicorn, which is the share
   of HTTP;
-- the memory of the server before its load and after each kind of requests;
+- the memory of the server before its load and after each kind of requests; with --cases soak, after each of --minutes
+  minutes of a load of 25 images a second;
 - the time that one more segment costs on Ray Serve; with four cores or more, the rates of one and of two replicas.
 
 One JSON line per case; the last one compares them with the targets. Networks are those of `serve_networks.py`; with
@@ -125,6 +126,17 @@ def replicas(machine: Machine, folder: Path, seconds: float) -> Iterator[dict[st
             yield {"case": f"Ray Serve, {count} replicas", **result}
 
 
+def soak(machine: Machine, folder: Path, minutes: float) -> dict[str, Any]:
+    """Memory of the server with new batches at every exit after each minute of a steady load of all kinds."""
+    mib = []
+    with serving(machine, "rebatched", folder) as (port, process):
+        for minute in range(max(1, int(minutes))):
+            for name, images in serve_networks.REQUESTS.items():
+                load(machine, port, folder / f"{name}.json", rate=25 / images, seconds=20, seed=minute)
+            mib.append(memory(process))
+    return {"case": "soak", "mib_after_each_minute": mib, "growth": mib[-1] / mib[0]}
+
+
 def takers(name: str, servers: Mapping[str, Served]) -> dict[str, Served]:
     """The servers that take requests of this kind: binary tensors are sent to those of offramp only."""
     return {kind: server for kind, server in servers.items() if kind in OWN or name != "tensors"}
@@ -167,6 +179,8 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: floa
     if "hop" in kinds:
         yield hop(machine, folder)
         yield from replicas(machine, folder, 5.0)
+    if "soak" in kinds:
+        yield soak(machine, folder, options.minutes)
     together = [kind for kind in CASES if kind in kinds and kind != "ray"]
     alone = ["ray"] if "ray" in kinds else []
     parts = len(together) * (sum(probes) + 2), len(alone) * (probes[0] + 2)
