@@ -4,7 +4,7 @@
     python benchmarks/gpu_cifar.py --device cpu --tiny
 
 The same command continues an interrupted run. The data are on the GPU, in channels_last and bf16; every step is one
-CUDA graph, and with --compile the network is compiled. Printed are the accuracy of every exit and of the ensemble after
+CUDA graph; --compile compiles network and losses. Printed are the accuracy of every exit and of the ensemble after
 the last epoch, with those of the BEED supplement (77.55 / 79.42 / 80.33 / 80.58, ensemble 81.45); the minutes from the
 start of the process to the end of training (target on an H200: at most 8, aim at 5.5); images/s; and the images/s of
 the same steps on random images, divided by those of a plain PyTorch loop on the same GPU (target: 6 times) and by those
@@ -107,7 +107,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--data-dir", type=Path, help="default: $OFFRAMP_DATA")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-cifar"))
-    parser.add_argument("--compile", action="store_true", help="compile the network as well")
+    parser.add_argument("--compile", action="store_true", help="compile network and losses as well")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="little to compute, to see that everything runs")
     parser.add_argument("--json", action="store_true", help="print one JSON line")

@@ -145,8 +145,8 @@ def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return iter(named.values())
 
 
-def run_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    """Output of the module with these tensors, by name, in the place of its parameters and buffers.
+def run_with(module: nn.Module, tensors: Mapping[str, Tensor | None], *args: Any, **kwargs: Any) -> Any:
+    """Output of the module with these tensors, by name, in the place of its parameters and buffers; None for none.
 
     As `torch.func.functional_call`, which leaves its tensors in modules that have two names (PyTorch issue 164759).
     """
@@ -176,7 +176,7 @@ def _replace_by_meta(module: nn.Module) -> None:
     _replace(module, twin)
 
 
-def _replace(module: nn.Module, twin: Callable[[Tensor], Tensor]) -> None:
+def _replace(module: nn.Module, twin: Callable[[Tensor], Tensor | None]) -> None:
     """Put another tensor in the place of every parameter, buffer and tensor attribute."""
     for _, part in _named_modules(module):
         for group in (part._parameters, part._buffers):

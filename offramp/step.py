@@ -1,6 +1,6 @@
 """One optimizer step: what it works on, and the plain form that most methods take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from offramp.losses.distributed import weight
 from offramp.net import Tap
 from offramp.outputs import Batch
 from offramp.protocols import Objective, Progress, Terms
+from offramp.running_statistics import counted_together
 
 
 @dataclass
@@ -29,6 +30,8 @@ class StepContext:
         scaler: scaler of the losses, in precision 16.
         unsynchronised: whether gradients of the network must still be averaged over the processes by `update`.
         more_follows: the batch is a part of a larger one, and not its last: `update` adds to the gradients alone.
+        compiled: the objective, compiled, which plain steps call; None: they call `objective`.
+        norms: batch norms of `net` whose batches plain steps count by one operation.
     """
 
     fabric: Any
@@ -42,6 +45,8 @@ class StepContext:
     scaler: torch.amp.GradScaler | None = None
     unsynchronised: bool = False
     more_follows: bool = False
+    compiled: Objective | None = None
+    norms: Sequence[nn.modules.batchnorm._BatchNorm] = ()
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
         """Gradient of a loss of `net`'s outputs by parameter name, averaged over all processes.
@@ -102,5 +107,6 @@ def _weighted(loss: Tensor) -> Tensor:
 
 def plain_step(context: StepContext, batch: Batch, progress: Progress) -> Terms:
     """Minimise the sum of the objective's terms on one batch; returns the terms, detached."""
-    outputs = context.net(batch.inputs, tap=context.tap)
-    return context.update(context.objective(outputs, batch, progress))
+    with counted_together(context.norms):
+        outputs = context.net(batch.inputs, tap=context.tap)
+    return context.update((context.compiled or context.objective)(outputs, batch, progress))

@@ -45,6 +45,15 @@ class DeviceArray:
         return np.asarray(self.tensor.cpu().numpy(), dtype)
 
 
+def concatenate(arrays: Sequence[Any]) -> Any:
+    """Arrays of several batches as one, on the device if they are `DeviceArray`."""
+    if not isinstance(arrays[0], DeviceArray):
+        return np.concatenate(arrays)
+    import torch
+
+    return DeviceArray(torch.cat([array.tensor for array in arrays]))
+
+
 def absent(runtime: str) -> str:
     """Why a runtime of `PROVIDERS` cannot be used here, with what to install; nothing if it can, or is another one."""
     if runtime not in PROVIDERS:

@@ -24,11 +24,13 @@ class PredictionStream(NamedTuple):
         bundle: opened, with the segments that run here.
         predictions: one per image; computed when they are read.
         total: how many there will be.
+        device: device that computes them, `cpu` or `cuda`.
     """
 
     bundle: Bundle
     predictions: Iterator[Prediction]
     total: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,7 @@ def predict(
             advance(1)
     manifest = stream.bundle.manifest
     written = None if first is None else str(state)
-    device = "cuda" if runtime in PROVIDERS else "cpu"
-    return Predictions(str(bundle), manifest.digest, runtime, manifest.exits, written, tuple(done), device)
+    return Predictions(str(bundle), manifest.digest, runtime, manifest.exits, written, tuple(done), stream.device)
 
 
 def predict_stream(
@@ -141,7 +142,7 @@ def predict_stream(
         raise with_parameters(ValueError(message), "first")
     predictions, total = _predictions(opened, images, batch_size, None if state is None else Path(state))
     warm_up(opened, max(1, min(batch_size, total)))
-    return PredictionStream(opened, predictions, total)
+    return PredictionStream(opened, predictions, total, "cuda" if runtime in PROVIDERS else "cpu")
 
 
 def _check(images: tuple[Any, ...], batch_size: int, first: int | None, from_: int | None, state: object) -> None:

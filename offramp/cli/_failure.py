@@ -22,9 +22,10 @@ LESS_MEMORY = {
     **dict.fromkeys(("train", "compare", "sweep"), _TRAINS),
     "bench": "take a smaller --batch",
     "predict": "take a smaller --batch-size",
+    "serve": "take a smaller --max-batch",
 }
 """What to change of a command for which a GPU has too little memory; the others evaluate in batches of fixed sizes."""
-NO_GPU = {"predict": "--runtime onnx"}
+NO_GPU = {"predict": "--runtime onnx", "serve": "--runtime onnx"}
 """The option that selects the CPU, for commands without `--device`."""
 GPU_ADVICE = (
     ("device-side assert", f"an index lay outside its tensor; CUDA_LAUNCH_BLOCKING=1 with {DEBUG}=1 shows where"),

@@ -94,11 +94,12 @@ def _csv(stream: "PredictionStream") -> int:
     from offramp.bundle.predict import Prediction
 
     failed, exits = 0, stream.bundle.manifest.exits
-    writer = csv_format.DictWriter(sys.stdout, list(Prediction("").row(exits)), lineterminator="\n")
+    writer = csv_format.DictWriter(sys.stdout, [*Prediction("").row(exits), "device"], lineterminator="\n")
     writer.writeheader()
     for image in stream.predictions:
         _show_error(image)
-        writer.writerow({key: csv_cell(value) for key, value in image.row(exits).items()})
+        row = {**image.row(exits), "device": stream.device}
+        writer.writerow({key: csv_cell(value) for key, value in row.items()})
         failed += image.error is not None
     return failed
 

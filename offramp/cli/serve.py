@@ -20,7 +20,7 @@ def serve(
     *bundles: str,
     host: str = "127.0.0.1",
     port: int = 8000,
-    runtime: Literal["onnx", "openvino"] = "onnx",
+    runtime: Literal["onnx", "onnx-cuda", "onnx-tensorrt", "openvino"] = "onnx",
     deadline_ms: float | None = None,
     max_batch: int = 32,
     queue: int = 1024,
@@ -47,7 +47,7 @@ def serve(
             the versions of a model.
         host: Address to listen on; 0.0.0.0: all addresses of the machine.
         port: Port to listen on; 0 selects a free one.
-        runtime: Runtime, in float32 on the CPU.
+        runtime: Runtime, in float32: onnx and openvino on the CPU, onnx-cuda and onnx-tensorrt on a GPU.
         deadline_ms: Milliseconds after which an image gets the prediction of the deepest exit that it has passed.
             Default: never.
         max_batch: Maximum number of images in a batch.
@@ -67,10 +67,15 @@ def serve(
         log: Requests to log as JSON lines on standard error.
         false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
     """
+    from offramp.bundle.gpu_sessions import PROVIDERS
     from offramp.serve.server import Server
 
     if engine == "ray" and workers != 1:
         raise ParameterError("workers is for the engine local: with engine=ray, each segment has replicas", "workers")
+    if engine == "ray" and runtime in PROVIDERS:
+        raise ParameterError(
+            f"runtime={runtime} is for engine=local: replicas of a Ray cluster compute on the CPU", "runtime", "engine"
+        )
     with _engine(engine, address) as opener:
         server = Server(
             *bundles,

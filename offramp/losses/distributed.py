@@ -7,7 +7,7 @@ Where the last batch of an epoch does not divide evenly, each process counts by 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from threading import local
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-_weight: ContextVar[float] = ContextVar("weight", default=1.0)
+class _OfThread(local):  # unlike a ContextVar, torch.compile reads it
+    weight = 1.0
+
+
+_of_thread = _OfThread()
 
 
 @contextmanager
@@ -29,16 +33,16 @@ def weighing(weight: float) -> Iterator[None]:
 
     Other threads, which may train another network, are not affected.
     """
-    token = _weight.set(weight)
+    before, _of_thread.weight = _of_thread.weight, weight
     try:
         yield
     finally:
-        _weight.reset(token)
+        _of_thread.weight = before
 
 
 def weight() -> float:
     """The factor of a loss that is a mean over this process's samples, before gradients are averaged."""
-    return _weight.get()
+    return _of_thread.weight
 
 
 def for_sums() -> float:

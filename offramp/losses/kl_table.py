@@ -58,6 +58,14 @@ def _reverse(
 
 def _product(students: Float[Tensor, "E J"], teachers: Float[Tensor, "E J"]) -> Float[Tensor, "E E"]:
     """students @ teachers.T, exactly: TF32 would round differences between close exits away."""
-    if students.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if students.is_cuda and _rounds_to_tf32():
         return (students.double() @ teachers.double().T).to(students.dtype)  # its backward pass is as exact
     return students @ teachers.T
+
+
+def _rounds_to_tf32() -> bool:
+    """Whether products in float32 are computed in TF32."""
+    products = torch.backends.cuda.matmul
+    if torch.compiler.is_compiling():  # which can read the older name alone
+        return bool(products.allow_tf32)
+    return bool(products.fp32_precision == "tf32")

@@ -23,6 +23,8 @@ from offramp.losses.distributed import global_mean, processes
 from offramp.meta_device import run_with
 from offramp.net import Tap
 from offramp.outputs import ExitOutputs, State
+from offramp.running_statistics import KEPT
+from offramp.running_statistics import batch_norms as norms_of
 
 Tensors = dict[str, Tensor]
 Rates = dict[str, float]
@@ -117,10 +119,23 @@ def _leaves(parameters: Tensors, tensors: Sequence[Tensor]) -> Tensors:
 
 def outputs_with(net: nn.Module, parameters: Tensors, inputs: State, tap: Tap) -> ExitOutputs:
     """Outputs of the network with these parameters; its own parameters and running statistics do not change."""
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    buffers = _kept_buffers(net)
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative, and other random numbers
         outputs: ExitOutputs = run_with(net, {**parameters, **buffers}, inputs, tap=tap)
     return outputs
+
+
+def _kept_buffers(net: nn.Module) -> dict[str, Tensor | None]:
+    """What takes the place of the network's buffers, so that they do not change.
+
+    Without running statistics, a batch norm in training mode computes the same; in evaluation mode it only reads them.
+    """
+    statistics = {
+        f"{name}.{kept}": None if norm.training else getattr(norm, kept)
+        for name, norm in norms_of(net).items()
+        for kept in KEPT
+    }
+    return {name: statistics[name] if name in statistics else buffer.clone() for name, buffer in net.named_buffers()}
 
 
 def along(gradient: Tensors, reach: Rates) -> Tensors:

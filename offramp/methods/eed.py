@@ -153,7 +153,8 @@ class EnsembleTeacher(nn.Module):
         teaching = [number for number, exit in enumerate(teachers) if matched[exit] is not None]
         if not teaching:
             return total([], like=outputs.logits)
-        members = [exact(feature.detach()) for exit in teachers if (feature := matched[exit]) is not None]
+        shown = [matched[exit] for exit in teachers]
+        members = [exact(feature.detach()) for feature in shown if feature is not None]
         target = averaged(members, None if mix is None else torch.stack([mix[number] for number in teaching])).detach()
         distances = [
             distance(feature, target, reduction="mean", masked=True)

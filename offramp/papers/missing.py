@@ -14,7 +14,7 @@ from offramp.papers.lines import MeasuredLines
 from offramp.papers.selection import figures
 from offramp.runs.packing import Jobs
 from offramp.runs.run import Device
-from offramp.runs.run_entries import Entry
+from offramp.runs.run_entries import Entry, check_one_process
 from offramp.runs.train_all import CompareReporter, train_all
 from offramp.train.run_dir import RESULT, put
 
@@ -41,6 +41,7 @@ def train_missing(
         logged = ("train", "test") if one.name in by_epoch else ()
         config = config_of(one, protocol, folder, device)
         config = dataclasses.replace(config, seed=seed, data_dir=data_dir, log_accuracy=logged)
+        check_one_process(config)
         return Entry(one.name, resolve(config), folder / folder_of(one.name, seed))
 
     drawn = [figure for figure in figures().values() if figure.analysis == BY_EPOCH]

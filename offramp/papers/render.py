@@ -78,14 +78,15 @@ def as_latex(result: Reproduction) -> str:
 
 CSV_HEAD = [
     *("protocol", "table", "data", "network", "method", "variant", "training", "metric", "exit", "published"),
-    *("measured", "deviation", "runs", "difference", "state"),
+    *("measured", "deviation", "runs", "difference", "hardware", "state"),
 ]
 
 
 def as_csv(result: Reproduction) -> str:
     """A line per cell of a table, per value of a figure (`metric` says which), and per contrast of a claim.
 
-    `table` is the name of the table, figure or claim; of a claim, `state` is the verdict.
+    `table` is the name of the table, figure or claim; `hardware` is what the measured runs were trained on; of a claim,
+    `state` is the verdict.
     """
     return csv_text(CSV_HEAD, [*_cell_lines(result), *_figure_lines(result), *_contrast_lines(result)])
 
@@ -96,7 +97,7 @@ def _cell_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
             head = (result.protocol, table.name, row.data, row.network, row.method, row.variant, row.training)
             for cell in row.cells:
                 values = (cell.published, cell.measured, cell.deviation, cell.runs, cell.difference)
-                yield (*head, table.metric, cell.exit, *values, row.state)
+                yield (*head, table.metric, cell.exit, *values, _hardware(result, row.seeds, row.training), row.state)
 
 
 def _figure_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
@@ -104,7 +105,8 @@ def _figure_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
         for row in figure.rows:
             head = (result.protocol, figure.name, "", "", "", "", row.training)
             for column, mean, deviation in zip(figure.columns, row.means, row.deviations, strict=True):
-                yield (*head, column, row.exit, None, mean, deviation, len(row.seeds), None, figure.state)
+                where = _hardware(result, row.seeds, row.training)
+                yield (*head, column, row.exit, None, mean, deviation, len(row.seeds), None, where, figure.state)
 
 
 def _contrast_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
@@ -112,7 +114,14 @@ def _contrast_lines(result: Reproduction) -> Iterable[Sequence[TableValue]]:
         for one in claim.contrasts:
             half = None if one.interval95 is None else (one.interval95[1] - one.interval95[0]) / 2
             head = (result.protocol, claim.name, "", "", "", one.contrast, "", "points ± half of the 95 % interval")
-            yield (*head, "", None, one.difference, half, len(one.seeds), None, one.verdict)
+            where = _hardware(result, one.seeds, *(term.partition("@")[0] for term in one.contrast.split()))
+            yield (*head, "", None, one.difference, half, len(one.seeds), None, where, one.verdict)
+
+
+def _hardware(result: Reproduction, seeds: Sequence[int], *trainings: str) -> str:
+    """What the measured runs of trainings were trained on; nothing without seeds."""
+    places = {place for training in trainings for place in result.trained_on.get(training, ())}
+    return " and ".join(sorted(places)) if seeds else ""
 
 
 def overview_text(entries: Sequence[Available]) -> str:

@@ -40,6 +40,7 @@ class Reproduction:
         seeds: seeds of all runs, ascending.
         hours: duration of the training of all runs together, in hours.
         hardware: hardware that they were trained on.
+        trained_on: the same of the runs of each training, by its name.
         plan: the missing runs with their cost, if `plan` was set.
         failed: `run` and `reason` of the runs that failed.
     """
@@ -53,6 +54,7 @@ class Reproduction:
     seeds: list[int]
     hours: float
     hardware: list[str]
+    trained_on: dict[str, list[str]]
     tables: list[TableResult]
     figures: list[FigureResult]
     claims: list[ClaimResult]
@@ -175,6 +177,9 @@ def _result(
     reasons: Mapping[str, str],
 ) -> Reproduction:
     analyses = analysed.read(ledger, selection.trainings(protocol), protocol) if selection.figures else {}
+    trained_on: dict[str, set[str]] = {}
+    for (training, _), (_, where) in measured.cost.items():
+        trained_on.setdefault(training, set()).add(where)
     return Reproduction(
         name=name,
         protocol=protocol.name,
@@ -185,6 +190,7 @@ def _result(
         seeds=sorted({seed for _, seed in measured.cost}),
         hours=sum(seconds for seconds, _ in measured.cost.values()) / 3600,
         hardware=sorted({where for _, where in measured.cost.values()}),
+        trained_on={training: sorted(places) for training, places in sorted(trained_on.items())},
         tables=[table_result(table, rows, measured.lines, protocol, reasons) for table, rows in selection.tables],
         figures=[figure_result(figure, measured.lines, analyses, protocol) for figure in selection.figures],
         claims=[decided(claim, measured.lines) for claim in selection.claims],

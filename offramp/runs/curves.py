@@ -242,9 +242,10 @@ def _write(
     paths: Sequence[Path],
 ) -> list[str]:
     """curves.json and curves.svg, signed with what they were made from, and what else is asked for; returns that."""
+    device = result.provenance["device"]
 
     def figure(path: Path) -> list[Path]:
-        curve_tables.draw(groups, title, result.cost, METRICS[metric], path)
+        curve_tables.draw(groups, title, result.cost, METRICS[metric], device, path)
         return [path]
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +257,7 @@ def _write(
     put(picture, digests.signed(picture.read_text(encoding="utf-8"), {one.run: one.made_from for one in runs}))
     return write_outputs(
         paths,
-        lambda: curve_tables.csv_of(groups, result.cost),
-        lambda: curve_tables.latex_of(groups, title, result.cost, METRICS[metric]),
+        lambda: curve_tables.csv_of(groups, result.cost, device),
+        lambda: curve_tables.latex_of(groups, title, result.cost, METRICS[metric], device),
         figure,
     )

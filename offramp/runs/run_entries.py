@@ -75,21 +75,13 @@ def entries(
             f"method.{key}",
             "methods",
         )
-    if config.exits == "auto":
-        message = "exits=auto is for train and info: name the places that they show (exits_at, exits_after)"
-        raise ParameterError(message, "exits", "exits_at", "exits_after")
-    if config.devices > 1:
-        raise with_parameters(
-            ValueError("compare trains every run in one process: omit devices, jobs=N runs N at once"),
-            "devices",
-            "jobs",
-        )
     if not methods or not seeds:
         raise ParameterError(f"{'seeds' if methods else 'methods'} needs at least one", "methods", "seeds")
     if len(set(seeds)) < len(seeds):
         raise ParameterError(f"seeds {','.join(map(str, seeds))} names a seed twice", "seeds")
     chosen: dict[tuple[str, str], ResolvedConfig] = {}
     for point, variant in variants(config, grid).items():
+        check_one_process(variant)
         for name, parameters in methods:
             resolved = resolve(dataclasses.replace(variant, method=name, method_options=parameters))
             labelled = label(flat(resolved))
@@ -101,6 +93,20 @@ def entries(
         for seed in seeds
         for (point, labelled), resolved in chosen.items()
     ]
+
+
+def check_one_process(config: Config | ResolvedConfig) -> None:
+    """Refuse options of a single run that are not possible for one of several.
+
+    Raises:
+        ParameterError: naming the option.
+    """
+    if config.exits == "auto":
+        message = "exits=auto is for train and info: name the places that they show (exits_at, exits_after)"
+        raise ParameterError(message, "exits", "exits_at", "exits_after")
+    if config.devices > 1:
+        message = f"devices={config.devices} is for train: each of several runs trains in one process; omit it, "
+        raise ParameterError(f"{message}jobs=N trains N runs at once", "devices", "jobs")
 
 
 def shared_by(entries: Sequence[Entry], grid: Grid = NO_GRID) -> dict[str, Any]:
@@ -136,6 +142,7 @@ def check(entries: Sequence[Entry], progress: Progress = no_progress) -> tuple[l
     """
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
+        check_one_process(entry.config)
         groups.setdefault(inputs_of(entry.config), []).append(entry)
     checked = [_check_group(group, progress) for group in groups.values()]
     by_folder = {entry.folder: entry for group, _ in checked for entry in group}

@@ -118,9 +118,6 @@ def _check(config: Config, grid: Grid, metric: str, samples: int | None, search:
         raise ValueError("search=optuna needs the package optuna: pip install optuna")
     if "epochs" in grid:
         raise ParameterError("grid cannot vary epochs: runs are compared after the same number of epochs", "grid")
-    if config.exits == "auto" or config.devices > 1:
-        what = "exits=auto" if config.exits == "auto" else f"devices={config.devices}"
-        raise ParameterError(f"{what} is for train, and not possible in a sweep", what.partition("=")[0])
 
 
 def _entries(config: Config, grid: Grid, out: Path) -> list[Entry]:
@@ -129,6 +126,7 @@ def _entries(config: Config, grid: Grid, out: Path) -> list[Entry]:
 
     result = []
     for point, variant in variants(config, grid, methods=True).items():
+        run_entries.check_one_process(variant)
         resolved = resolve(variant)
         method = label(flat(resolved))
         result.append(

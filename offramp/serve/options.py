@@ -16,7 +16,7 @@ class ServeOptions:
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        runtime: Runtime, `onnx` or `openvino`, in float32 on the CPU.
+        runtime: Runtime, in float32: `onnx` or `openvino` on the CPU, `onnx-cuda` or `onnx-tensorrt` on a GPU.
         deadline_ms: Milliseconds after which an image gets the prediction of the deepest exit that it has passed,
             unless a request has its own deadline. None: never.
         max_batch: Maximum number of images in a batch.

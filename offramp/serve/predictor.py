@@ -37,7 +37,7 @@ class AsyncPredictor:
 
     Args:
         bundle: folder that `offramp export` wrote, or an open bundle.
-        runtime: `onnx` or `openvino`, in float32 on the CPU.
+        runtime: `onnx` or `openvino`, in float32 on the CPU; `onnx-cuda` or `onnx-tensorrt` on a GPU.
         deadline_ms: milliseconds after which an image gets the prediction of the deepest exit that it has passed; by
             default, never.
         max_batch: maximum number of images in a batch.

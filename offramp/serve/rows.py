@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.gpu_sessions import concatenate
 from offramp.early_exit.policy import PolicyCarry
 from offramp.early_exit.runtime import Stepper, StepPolicy, keep, resume
 
@@ -52,14 +53,14 @@ def gather(rows: Sequence[SampleRow]) -> SegmentInput:
     if len(parts) == 1:
         return parts[0]
     states = [part.state for part in parts]
-    state = _join(states) if isinstance(states[0], tuple) else np.concatenate(states)
+    state = _join(states) if isinstance(states[0], tuple) else concatenate(states)
     return SegmentInput(
         state, _join([part.carry for part in parts]), _join_named([part.policy_carry for part in parts])
     )
 
 
 def _join(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    return tuple(concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _join_named(parts: Sequence[Mapping[str, Array]]) -> PolicyCarry:

@@ -6,6 +6,7 @@ from pathlib import Path
 from offramp.study.comparison import METRICS, Comparison
 from offramp.study.comparison_labels import (
     QUALITY,
+    computed_on,
     cost_heading,
     counted,
     difference_cells,
@@ -123,7 +124,8 @@ def draw(comparison: Comparison, path: Path) -> None:
         curves.append(Curve(row.method, points, [100 * (row.deviation[place] or 0) for place in places], look, look))
     curves += _at_plain(comparison) if priced else []
     cost = "million multiply-adds per image, up to each exit" if priced else f"exit (1 to {exits})"
-    label = f"{METRICS[comparison.metric]} of the {comparison.common.get('evaluated')}, %"
+    where = f"{comparison.common.get('evaluated')}, {computed_on(comparison)}"
+    label = f"{METRICS[comparison.metric]} of the {where}, %"
     write_figure(path, trained(comparison), curves, cost, label)
 
 

@@ -18,12 +18,13 @@ def deviation_key(key: str) -> str:
     return "deviation" if key == "accuracy" else "top5_deviation"
 
 
-def draw(groups: Sequence[CurveGroup], title: str, cost: str, key: str, path: Path) -> None:
+def draw(groups: Sequence[CurveGroup], title: str, cost: str, key: str, device: str, path: Path) -> None:
     """Every group's curves with standard deviations over seeds, as .svg, .pdf or .png.
 
     Args:
         cost: how operations are counted; plain network and baseline are drawn for `macs_cumulative` only.
         key: `accuracy` or `top5`.
+        device: device of the figures.
     """
     unit, letter = unit_of(max(point["cost"] for group in groups for point in group.anytime))
     curves = []
@@ -39,7 +40,8 @@ def draw(groups: Sequence[CurveGroup], title: str, cost: str, key: str, path: Pa
             if points:
                 colour = look if len(groups) > 1 else number
                 curves.append(_curve(f"{name}{kind}", points, unit, key, colour, number))
-    write_figure(path, f"{title}: test", curves, f"mean {cost} per image, {letter}".rstrip(", "), f"{NAMES[key]}, %")
+    across = f"mean {cost} per image, {letter}".rstrip(", ")
+    write_figure(path, f"{title}: test, on {device}", curves, across, f"{NAMES[key]}, %")
 
 
 def _curve(name: str, points: Sequence[Mapping[str, Any]], unit: float, key: str, look: int, number: int) -> Curve:
@@ -65,18 +67,18 @@ def points_of(group: CurveGroup) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "budgeted", f"q = {point['q']:.2f}", point
 
 
-def csv_of(groups: Sequence[CurveGroup], cost: str) -> str:
+def csv_of(groups: Sequence[CurveGroup], cost: str, device: str) -> str:
     """One line per point, in shares and operations."""
     head = ["group", "seeds", "curve", "point", cost, "accuracy", "deviation", "top5", "top5_deviation"]
     rows: list[list[TableValue]] = [
-        [group.name, len(group.seeds), curve, name, *(point[key] for key in ("cost", *head[5:]))]
+        [group.name, len(group.seeds), curve, name, *(point[key] for key in ("cost", *head[5:])), device]
         for group in groups
         for curve, name, point in points_of(group)
     ]
-    return csv_text(head, rows)
+    return csv_text([*head, "device"], rows)
 
 
-def latex_of(groups: Sequence[CurveGroup], title: str, cost: str, key: str) -> str:
+def latex_of(groups: Sequence[CurveGroup], title: str, cost: str, key: str, device: str) -> str:
     """The plain network, every exit and every fourth budget, in percent and operations."""
     rows = [
         [group.name, str(len(group.seeds)), f"{curve}, {name}", count(point["cost"]), cell(point, key)]
@@ -84,7 +86,7 @@ def latex_of(groups: Sequence[CurveGroup], title: str, cost: str, key: str) -> s
         for curve, name, point in points_of(group)
         if curve != "budgeted" or round(point["q"] * 20) % 4 == 0
     ]
-    caption = f"{title}: {NAMES[key]} in percent on test, mean ± standard deviation over seeds (n - 1)."
+    caption = f"{title}: {NAMES[key]} in percent on test, on {device}, mean ± standard deviation over seeds (n - 1)."
     return latex_text(caption, ["runs", "seeds", "point", cost, NAMES[key]], rows)
 
 

@@ -34,9 +34,7 @@ class MovingAverage(nn.Module):
         else:
             floats = [pair for pair in pairs if pair[0].is_floating_point()]
             torch._foreach_lerp_([average for average, _ in floats], [new for _, new in floats], 1 - self.decay)
-            for average, new in pairs:
-                if not average.is_floating_point():
-                    average.copy_(average * self.decay + new * (1 - self.decay))
+            _follow_counts([pair for pair in pairs if not pair[0].is_floating_point()], self.decay)
         self.begun = True
         self.n_averaged += 1
 
@@ -49,6 +47,18 @@ class MovingAverage(nn.Module):
         """Continue from a state dict."""
         self.load_state_dict(state)
         self.begun = bool(self.n_averaged)
+
+
+def _follow_counts(pairs: list[tuple[Tensor, Tensor]], decay: float) -> None:
+    """Move whole numbers towards the new ones, rounded down; numbers of batches, of which there are many, together."""
+    counts = [pair for pair in pairs if pair[0].dtype == torch.int64 and not pair[0].dim()]
+    if counts:
+        averages, new = (torch.stack(side) for side in zip(*counts, strict=True))
+        moved = (averages * decay + new * (1 - decay)).to(torch.int64)
+        torch._foreach_copy_([average for average, _ in counts], list(moved.unbind()))
+    for average, now in pairs:
+        if average.dtype != torch.int64 or average.dim():
+            average.copy_(average * decay + now * (1 - decay))
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

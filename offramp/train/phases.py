@@ -182,7 +182,8 @@ def take_step(method: Method, phase: Phase, context: StepContext, batch: Batch, 
     phase_objective = phase.objective
     step = phase.step or (method.step if phase_objective is None else None) or plain_step
     objective = context.objective if phase_objective is None else phase_objective
-    return step(replace(context, objective=objective, tap=tap(phase, context.tap)), batch, progress)
+    compiled = context.compiled if phase_objective is None else None
+    return step(replace(context, objective=objective, compiled=compiled, tap=tap(phase, context.tap)), batch, progress)
 
 
 def set_earlier_exit_use(net: nn.Module, phase: Phase) -> None:

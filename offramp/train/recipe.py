@@ -42,7 +42,7 @@ class Recipe:
             convolutions uses bf16-dense (bf16, but these convolutions in float32), and longer runs use the fastest of
             32, bf16 and bf16-dense, measured in a few steps. On GPUs also tf32 (float32 with inputs of products rounded
             to TF32) and 16 (float16 with loss scaling, for GPUs without bf16).
-        compile: Compile the network with torch.compile, for whole batches of training.
+        compile: Compile the network and the losses with torch.compile, for whole batches of training.
         graph: On a GPU, run each step as one CUDA graph. Default: used if it is faster, as measured in the first
             steps of the run. Steps that cannot be captured run as usual, and a note says why.
         balanced: Draw every class equally often: an epoch keeps its length; images of small classes are repeated, and

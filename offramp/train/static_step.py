@@ -101,7 +101,7 @@ class Steps:
         """Take a step on a batch; returns the terms, detached."""
         refused = self.choice is not None and self.choice.result is False
         if refused or self.static is None or len(batch.ids) != self.static or _own_step(self.method, phase):
-            return self._take(phase, batch, progress)
+            return self._take(phase, batch, self._read(phase, progress))
         if self.step is None or phase is not self.phase:
             self.step, self.phase = StaticStep(self._again, self.context.fabric.device, self.choice), phase
         elif progress != self.progress and captured_for_each_epoch(self.method):
@@ -115,7 +115,14 @@ class Steps:
             self.choice.refuse(str(reason))
             self.step = None
             self.context.optimizer.zero_grad(set_to_none=True)  # of the capture
-            return self._take(phase, batch, progress)
+            return self._take(phase, batch, self._read(phase, progress))
+
+    def _read(self, phase: Phase, progress: float) -> Progress:
+        """Progress as a compiled objective reads it: a tensor, because it is compiled again for every other number."""
+        if self.context.compiled is None or phase.objective is not None:
+            return progress
+        self._set_progress(progress)
+        return progress if self.tensor is None else self.tensor
 
     def _again(self, batch: Batch) -> Terms:
         assert self.phase is not None

@@ -13,6 +13,7 @@ from offramp.methods._method import Method, build_one
 from offramp.net import MultiExitNet, Tap, share
 from offramp.outputs import Batch, ExitOutputs, State
 from offramp.protocols import Terms
+from offramp.running_statistics import batch_norms
 from offramp.step import StepContext
 from offramp.train import phases
 from offramp.train.prepare import prepare_objective
@@ -91,6 +92,7 @@ class StepTrainer:
             clip,
             bare=net,
             held_out=None if batches is None else lambda: next(batches),
+            norms=tuple(batch_norms(net).values()),
         )
         self.span, self.progress = self.spans[0], 0.0
         self.started: phases.Span | None = None

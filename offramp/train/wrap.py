@@ -9,8 +9,10 @@ from torch import nn
 from offramp.methods._method import Method
 from offramp.outputs import Batch
 from offramp.protocols import Objective
+from offramp.running_statistics import batch_norms
 from offramp.step import StepContext
 from offramp.train import optim, phases
+from offramp.train.compiling import compiled_objective
 from offramp.train.recipe import Recipe
 
 
@@ -40,6 +42,8 @@ def build_context(
         bare=net,
         held_out=held_out,
         scaler=scaler,
+        compiled=compiled_objective(method, recipe),
+        norms=tuple(batch_norms(net).values()),
     )
     return context, trained
 

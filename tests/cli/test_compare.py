@@ -245,8 +245,9 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         (["--methods", "joint", "--jobs", "0"], "--jobs must be auto or at least 1, got 0"),
         (
             ["--methods", "joint", "--devices", "2", "--batch-size", "2"],
-            "omit --devices, --jobs N runs N at once",
+            "--devices 2 is for train: each of several runs trains in one process; omit it, --jobs N trains N",
         ),
+        (["--methods", "joint", "--grid", "devices=1,2"], "--devices 2 is for train: each of several runs"),
         (["--methods", "joint,hdkd", "--holdout", "0"], "hdkd: this method learns from the val split while it trains"),
         (
             ["--methods", "joint,l2w", "--optimizer", "adamw"],

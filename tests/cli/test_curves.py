@@ -89,6 +89,8 @@ def test_several_seeds_are_one_curve_with_deviations(offramp: Offramp, seeds: li
     with files[0].open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1 + 4 + 39 and float(rows[1]["top5"]) == pytest.approx(group["anytime"][0]["top5"])
+    assert {row["device"] for row in rows} == {"cpu"}
+    assert "on test, on cpu" in files[1].read_text() and "test, on cpu" in files[2].read_text()
     assert "\\toprule" in files[1].read_text() and "top-5 accuracy" in files[1].read_text()
     assert files[3].read_bytes()[:5] == b"%PDF-" and files[4].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     ElementTree.fromstring(files[2].read_text())

@@ -312,7 +312,7 @@ def test_errors_of_a_gpu_are_one_sentence_with_advice(error: RuntimeError, says:
     assert status == 1 and says in text and "\n" not in text and "report it" not in text
 
 
-@pytest.mark.parametrize("name", sorted(COMPUTING | {"predict", "compare", "sweep"}))
+@pytest.mark.parametrize("name", sorted(COMPUTING | {"predict", "compare", "serve", "sweep"}))
 def test_the_advice_names_options_that_the_command_has(name: str) -> None:
     parameters = inspect.signature(verb(name)).parameters
     options = {*parameters, *(fields() if "config" in parameters else ())}

@@ -97,6 +97,7 @@ def test_the_table_and_csv_say_the_same(offramp: Offramp, bundle: Path, pictures
     assert [(row["image"], row["label"], int(row["exit"])) for row in actual] == [
         (row["image"], row["label"], row["exit"]) for row in rows
     ]
+    assert {row["device"] for row in actual} == {"cpu"}
     ran = offramp("predict", bundle, pictures)
     lines = [line.split() for line in ran.out.splitlines()[1:] if line.strip()]
     assert [line[:2] for line in lines] == [[row["image"], row["label"]] for row in rows]

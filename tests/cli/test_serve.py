@@ -31,6 +31,7 @@ def test_every_option_is_documented() -> None:
         (("{bundle}", "--deadline-ms", "0"), "--deadline-ms must be a positive number, got 0"),
         (("{bundle}", "--token-file", "nowhere"), "there is no file nowhere"),
         (("{bundle}", "--runtime", "tensorrt"), "tensorrt"),
+        (("{bundle}", "--runtime", "onnx-cuda", "--engine", "ray"), "--runtime onnx-cuda is for --engine local"),
         (("{bundle}", "--connections", "0"), "--connections must be at least 1, got 0"),
         (("{bundle}", "--address", "a:1"), "--address a:1 is that of a Ray cluster: add --engine ray"),
         (("{bundle}", "--engine", "ray", "--workers", "2"), "--workers is for the engine local"),

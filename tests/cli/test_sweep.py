@@ -28,7 +28,8 @@ from offramp.runs.sweep_score import RunScore, frontier_area
         (["--grid", "lr=1,2", "--search", "optuna"], "--search optuna needs --samples"),
         (["--grid", "lr=1,2", "--samples", "0"], "--samples must be at least 1, got 0"),
         (["--grid", "lr=1,2", "--jobs", "0"], "--jobs must be auto or at least 1, got 0"),
-        (["--grid", "lr=1,2", "--devices", "2"], "--devices 2 is for train, and not possible in a sweep"),
+        (["--grid", "lr=1,2", "--devices", "2"], "--devices 2 is for train: each of several runs trains in one"),
+        (["--grid", "devices=1,2"], "--devices 2 is for train: each of several runs trains in one process"),
         (["--grid", "lr=1,2", "--address", "127.0.0.1:9"], "--address 127.0.0.1:9 does not answer"),
     ],
 )

@@ -161,6 +161,41 @@ def test_every_policy_decides_as_on_the_cpu(score: str, answer_: str) -> None:
         torch.testing.assert_close(results[0].logits, result.logits.cpu())
 
 
+@pytest.mark.parametrize("runtime", ["onnx-cuda", "onnx-tensorrt"])
+def test_a_bundle_is_served(tmp_path: Path, runtime: str) -> None:
+    """Requests of different sizes, whose states are joined on the GPU, get the answers of the CPU."""
+    import asyncio
+
+    import numpy as np
+
+    from offramp.bundle.gpu_sessions import absent
+    from offramp.bundle.read import open_bundle
+    from offramp.runs.export import export
+    from offramp.runs.train import train
+    from offramp.serve.engine import SampleResult
+    from offramp.serve.predictor import AsyncPredictor
+
+    if reason := absent(runtime):
+        pytest.skip(f"{runtime} is {reason}")
+    config = Config(width=4, method="joint", data="digits", epochs=1, batch_size=64, device="cuda", lr=0.02)
+    export(train(config, tmp_path / "run"), tmp_path / "bundle")
+    plain = open_bundle(tmp_path / "bundle")
+    shape = plain.manifest.preprocessing.shape
+    inputs = np.random.default_rng(0).standard_normal((40, *shape)).astype(np.float32)
+
+    async def ask() -> list[Any]:
+        async with AsyncPredictor(tmp_path / "bundle", runtime=runtime, max_batch=16) as predictor:
+            requests = [predictor.infer(part) for part in np.split(inputs, [1, 9, 10, 31])]
+            return [result for results in await asyncio.gather(*requests) for result in results]
+
+    results = asyncio.run(ask())
+    assert all(isinstance(result, SampleResult) for result in results)
+    expected, scale = plain.answer(inputs), float(np.abs(plain.answer(inputs).logits).max())
+    for result, logits, exit in zip(results, expected.logits, expected.exit, strict=True):
+        assert result.exit != exit or np.abs(result.logits - logits).max() <= 1e-2 * scale  # its products may be TF32
+    assert sum(result.exit == exit for result, exit in zip(results, expected.exit, strict=True)) >= 36
+
+
 def test_tf32_is_a_choice_and_never_one_of_the_divergences() -> None:
     torch.manual_seed(0)
     logits = torch.randn(10, 128, 100)

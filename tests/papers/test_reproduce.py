@@ -1,5 +1,7 @@
 """offramp reproduce from end to end on digits: trains what is missing, once, and prints printed beside measured."""
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -216,6 +218,9 @@ def test_every_format(line, write, tmp_path: Path) -> None:
     assert head.startswith("protocol,table,data,network")
     assert sum(row.startswith("quick,muse-table-4,") for row in rows) == 32
     assert any(row.startswith("quick,muse-sketch-exits,") and row.endswith("does not hold") for row in rows)
+    places = [(row["runs"], row["hardware"]) for row in csv.DictReader(io.StringIO(render.as_csv(result)))]
+    assert set(places) == {("2", "a CPU, 1 thread"), ("0", "")}
+    assert result.trained_on == {name: ["a CPU, 1 thread"] for name in names}
 
 
 def test_the_command_line(line, write, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -247,6 +252,10 @@ def test_the_command_line(line, write, tmp_path: Path, capsys, monkeypatch) -> N
     assert status == 2 and "--plan needs the name of a table" in err
     status, _, err = run("muse-table-4", "--quick", "--protocol", "digits")
     assert status == 2 and "--quick and --protocol both say how to train" in err
+    (tmp_path / "two.yaml").write_text(f"{TINY}devices: 2\n")
+    status, _, err = run("muse-table-4", "--protocol", tmp_path / "two.yaml", "--out", tmp_path / "two")
+    assert status == 2 and "--devices 2 is for train: each of several runs trains in one process" in err
+    assert not (tmp_path / "two").exists()
     status, _, err = run("muse-table-4", "--seeds", "0,0")
     assert status == 2 and "--seeds must be different numbers" in err
 

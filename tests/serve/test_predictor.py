@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import offramp
+from offramp.bundle.gpu_sessions import DeviceArray, bind_session, concatenate
 from offramp.bundle.read import Bundle, open_bundle
+from offramp.cli import main
 from offramp.early_exit.policy import ExitPolicy
+from offramp.serve import rows
 from offramp.serve.costs import CostCurve, linear
 from offramp.serve.engine import Failed, SampleResult
 from offramp.serve.measure import measure
@@ -67,6 +71,42 @@ def test_as_predict_answers(folder: Path, pixels: np.ndarray, costs: Costs, poli
     assert len({outcome.exit for outcome in outcomes}) > 1
     for outcome, row in zip(outcomes, inputs, strict=True):
         assert_same(outcome, bundle, row)
+
+
+def test_states_of_different_requests_are_joined_on_the_device(
+    folder: Path, pixels: np.ndarray, costs: Costs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `onnx-cuda`, on the CPU as the device: no state is copied to the host."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    plain = open_bundle(folder)
+    sessions = [onnxruntime.InferenceSession(folder / part.file) for part in plain.manifest.parts]
+    parts = zip(sessions, plain.manifest.parts, strict=True)
+    bundle = replace(plain, segments=tuple(bind_session(*pair, torch.device("cpu")) for pair in parts))
+    monkeypatch.delattr(DeviceArray, "__array__")
+    joined: list[int] = []
+    monkeypatch.setattr(rows, "concatenate", lambda arrays: joined.append(len(arrays)) or concatenate(arrays))
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:40])
+
+    async def ask() -> list[Any]:
+        async with AsyncPredictor(bundle, costs=costs, max_batch=16) as predictor:
+            requests = [predictor.infer(inputs[begin:end]) for begin, end in pairwise([0, 9, 10, 31, 40])]
+            return [outcome for result in await asyncio.gather(*requests) for outcome in result]
+
+    outcomes = asyncio.run(ask())
+    assert joined and len({outcome.exit for outcome in outcomes}) > 1
+    for outcome, row in zip(outcomes, inputs, strict=True):
+        assert_same(outcome, plain, row)
+
+
+def test_serving_on_a_gpu_that_is_not_there_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(folder), "--port", "0", "--runtime", "onnx-cuda"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1
+    assert "--runtime onnx-cuda is not in this ONNX Runtime, which has no CUDA: pip install onnxruntime-gpu" in said
 
 
 @settings(deadline=None, max_examples=15)
