@@ -1,5 +1,6 @@
 """offramp: vision networks with several exits that teach each other, and early exit that saves computing time."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -10,6 +11,9 @@ if TYPE_CHECKING:  # a type checker would take `offramp.train` for the package o
     from offramp.runs.train import train as train
 
 __version__ = "0.1.0"
+
+# Read when ONNX Runtime is imported: 1.31 and later write an identifier to the user's cache and send usage data.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "Config": "offramp.config",

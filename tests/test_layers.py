@@ -9,7 +9,7 @@ import offramp
 PACKAGE = Path(offramp.__file__).parent
 FLOORS = """
     text renamed
-    allocator lookup results optional digests finite progress docstrings
+    allocator cores lookup results optional digests finite progress docstrings
     schema images python_names
     files outputs device_copies running_statistics hyperparameters image_files plugins
     trust protocols discovery argument_types

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offramp.bundle.external_data import external_tensor
 from offramp.bundle.gpu_sessions import PROVIDERS, open_on_gpu
 from offramp.bundle.manifest import SegmentSpec
+from offramp.cores import cores
 from offramp.lookup import with_parameters
 from offramp.text import one_line
 
@@ -162,12 +163,12 @@ def _run_of(session: Any, name: str) -> tuple[RunSession, set[str], set[str]]:
 
 
 def _allowed_cores() -> int:
-    """Cores of this process if it is confined to some, else 0: ONNX Runtime itself counts those of the machine only.
+    """Cores of this process if it may not use all, else 0: ONNX Runtime itself counts those of the machine only.
 
     A thread that it starts for another core waits for one of the process's own, and the others wait for it, spinning.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if allowed is None or allowed == os.cpu_count() else allowed
+    allowed = cores()
+    return 0 if allowed == os.cpu_count() else allowed
 
 
 @cache

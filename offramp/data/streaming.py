@@ -1,6 +1,5 @@
 """Images that do not fit memory: read again for every batch by a few threads, a few batches ahead."""
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from offramp.cores import cores
 from offramp.data._batch_memory import BatchMemory
 from offramp.data.augment import box_draws, window_draws
 from offramp.data.splits import CroppingSource, Split
@@ -35,7 +35,7 @@ class Streaming:
         self.device = device
         self.crop = crop if isinstance(split.source, CroppingSource) else None
         self.cropped = self.crop is not None
-        self.workers = workers or min(MOST_WORKERS, _cores())
+        self.workers = workers or min(MOST_WORKERS, cores())
         self.memory = BatchMemory()
 
     def batches(
@@ -81,8 +81,3 @@ class Streaming:
         for task in tasks:
             task.result()
         return to_device(torch.from_numpy(pixels), self.device)
-
-
-def _cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
+from offramp.cores import cores
 from offramp.engine import gpus
 from offramp.engine.preloaded import THREADS, Forked, Preloaded, Task
 
@@ -261,11 +262,6 @@ def reason(log: Path, status: int) -> str:
         return f"it was killed by signal {-status}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("offramp: ") if lines else f"it ended with status {status}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(text: str | None, otherwise: int) -> int:

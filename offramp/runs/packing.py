@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from offramp.cores import cores
 from offramp.engine import gpus, local
 from offramp.engine.local import Job, Unwatched, Watcher
 from offramp.engine.preloaded import THREADS
@@ -93,7 +94,7 @@ def this_machine(gpu: bool) -> Capacity:
     """The machine of this process."""
     text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
     mib = float(text.split("MemAvailable:")[1].split()[0]) / 2**10 if "MemAvailable:" in text else None
-    return Capacity(local.cores(), max(1, len(gpus.visible())) if gpu else 0, mib)
+    return Capacity(cores(), max(1, len(gpus.visible())) if gpu else 0, mib)
 
 
 def candidates(waiting: int, machine: Capacity, threads: int | None) -> list[int]:

@@ -142,15 +142,21 @@ def _write(folder: Path, text: str) -> str:
     part = folder / f"{DRAFT}policy-{os.getpid()}"
     try:
         part.write_text(text)
-        for number in range(2, 10**6):
-            path = folder / f"policy-{number}.json"
-            try:
-                os.link(part, path)  # fails if it exists, unlike a rename
-            except FileExistsError:
-                continue
-            return path.name
+        try:
+            return _link(part, folder)
+        finally:
+            part.unlink()
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}): the new policy is not kept") from None
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _link(part: Path, folder: Path) -> str:
+    """Link the file under the next free name of a policy."""
+    for number in range(2, 10**6):
+        path = folder / f"policy-{number}.json"
+        try:
+            os.link(part, path)  # fails if it exists, unlike a rename
+        except FileExistsError:
+            continue
+        return path.name
     raise ValueError(f"{folder} holds too many policies")

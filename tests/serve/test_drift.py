@@ -17,7 +17,7 @@ from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import BINS, exit_counts, score_bin
 from offramp.serve.costs import CostCurve
 from offramp.serve.drift import CalReference, DriftMonitor, reference
-from offramp.serve.feedback import Feedback, fit
+from offramp.serve.feedback import Feedback, _write, fit
 from offramp.serve.server import Server
 
 Draw = Callable[[random.Random], tuple[int, float]]
@@ -134,6 +134,12 @@ class TestFeedback:
         (full.bundle.folder / "policy.json").write_text(full.bundle.policy.to_json())
         with pytest.raises(ValueError, match=r"policy.json says no goal: export a run that was calibrated"):
             full.recalibrate()
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
+        """Such as a read-only file system, on which nothing can be removed either."""
+        (tmp_path / "file").touch()
+        with pytest.raises(ValueError, match=r"file cannot be written \(Not a directory\): the new policy is not kept"):
+            _write(tmp_path / "file", "{}")
 
     def test_only_the_newest_are_kept(self, full: Feedback) -> None:
         few = Feedback(full.bundle, 3)

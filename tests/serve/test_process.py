@@ -29,11 +29,14 @@ engine.run_segment = slow
 
 
 @contextmanager
-def serving(bundle: Path, *words: str, program: str = "", **more: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def serving(
+    bundle: Path, *words: str, program: str = "", **more: str | None
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """The program in a process of its own without torch, and its address."""
     start = "from offramp.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", ALONE + program + start, "serve", str(bundle), "--port", "0", "--max-batch", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    changed = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    environment = {name: value for name, value in changed.items() if value is not None}
     with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stderr is not None
@@ -63,7 +66,11 @@ def test_requests_in_progress_are_answered_after_sigterm(folder: Path, tmp_path:
     patient = ExitPolicy(thresholds=(1e8,) * 3, enabled=(True,) * 3)  # so that there are three slow segments to run
     (copy / "policy-2.json").write_text(patient.to_json())
     words = ("--log", "none", "--token-file", str(tmp_path / "token"))
-    with serving(copy, *words, program=SLOW) as (process, url):
+    home = tmp_path / "home"
+    home.mkdir()
+    # Without the variables by which ONNX Runtime notices tests, in which it sends no usage data.
+    unset = dict.fromkeys(("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"))
+    with serving(copy, *words, program=SLOW, HOME=str(home), **unset) as (process, url):
         ready(url)
         assert httpx.post(f"{url}/predict", trust_env=False).status_code == 401
         answers: list[httpx.Response] = []
@@ -93,5 +100,6 @@ def test_requests_in_progress_are_answered_after_sigterm(folder: Path, tmp_path:
         asking.join(60)
         assert process.wait(60) == 0
         assert process.stderr is not None and process.stderr.read() == ""
+    assert not list(home.iterdir())  # such as the identifier with which ONNX Runtime sends usage data
     assert [answer.status_code for answer in answers] == [200]
     assert answers[0].json()["outputs"][4]["data"] == [3]
