@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from offramp.losses.distributed import weight
 from offramp.net import Tap
-from offramp.outputs import Batch
+from offramp.outputs import Batch, ExitOutputs
 from offramp.protocols import Objective, Progress, Terms
 from offramp.running_statistics import counted_together
 
@@ -31,7 +31,7 @@ class StepContext:
         unsynchronised: whether gradients of the network must still be averaged over the processes by `update`.
         more_follows: the batch is a part of a larger one, and not its last: `update` adds to the gradients alone.
         compiled: the objective, compiled, which plain steps call; None: they call `objective`.
-        norms: batch norms of `net` whose batches plain steps count by one operation.
+        norms: batch norms of `net` whose batches `outputs` counts by one operation.
     """
 
     fabric: Any
@@ -47,6 +47,12 @@ class StepContext:
     more_follows: bool = False
     compiled: Objective | None = None
     norms: Sequence[nn.modules.batchnorm._BatchNorm] = ()
+
+    def outputs(self, batch: Batch, **how: Any) -> ExitOutputs:
+        """The network's outputs for a batch, with the method's tap and further arguments of the network."""
+        with counted_together(self.norms):
+            outputs: ExitOutputs = self.net(batch.inputs, tap=self.tap, **how)
+        return outputs
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
         """Gradient of a loss of `net`'s outputs by parameter name, averaged over all processes.
@@ -107,6 +113,5 @@ def _weighted(loss: Tensor) -> Tensor:
 
 def plain_step(context: StepContext, batch: Batch, progress: Progress) -> Terms:
     """Minimise the sum of the objective's terms on one batch; returns the terms, detached."""
-    with counted_together(context.norms):
-        outputs = context.net(batch.inputs, tap=context.tap)
+    outputs = context.outputs(batch)
     return context.update((context.compiled or context.objective)(outputs, batch, progress))

@@ -41,7 +41,7 @@ def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
         same = look_ahead.with_rng_state(look_ahead.rng_state(device), device)
         objective.move(weight_gradient(context, batch))
     with same:
-        outputs = context.net(batch.inputs, tap=context.tap)
+        outputs = context.outputs(batch)
     return context.update(objective(outputs, batch, progress))
 
 

@@ -137,14 +137,14 @@ def alternate(context: StepContext, batch: Batch, progress: float) -> Terms:
     per_network: list[Terms] = []
     # The wrapper would wait for gradients of all networks; `unsynchronised` lets `update` average the existing ones.
     with context.fabric.no_backward_sync(context.net):
-        logits = [context.net(batch.inputs, tap=context.tap, only=member).logits[0] for member in range(net.exits)]
+        logits = [context.outputs(batch, only=member).logits[0] for member in range(net.exits)]
         for member, student in enumerate(logits):
             teachers = torch.stack([other.detach() for other in logits if other is not student])
             context.unsynchronised = context.fabric.world_size > 1
             per_network.append(context.update(objective.of_one(student, teachers, batch)))
             if member < net.exits - 1:
                 with torch.no_grad(), unmoved(net.deploy(member)):
-                    logits[member] = context.net(batch.inputs, tap=context.tap, only=member).logits[0]
+                    logits[member] = context.outputs(batch, only=member).logits[0]
     return {name: torch.stack([terms[name] for terms in per_network]).sum() for name in per_network[0]}
 
 

@@ -173,7 +173,7 @@ def end_stage_1(net: nn.Module) -> None:
 def stage_2_step(context: StepContext, batch: Batch, progress: float) -> Terms:
     """A step of stage 2, in which the final exit of stage 1 teaches; one that does not learn is that still."""
     assert context.bare is not None
-    outputs = context.net(batch.inputs, tap=context.tap)
+    outputs = context.outputs(batch)
     final = finals(context.bare)
     teacher = final[0].teach(outputs.features[-1]) if final else None
     objective: Any = context.objective

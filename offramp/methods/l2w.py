@@ -221,14 +221,14 @@ def learn(context: StepContext, batch: Batch, progress: float) -> Terms:
     objective: Any = context.objective
     due = objective.due()
     if least(len(batch.ids), batch.ids) < 4:  # a batch norm cannot train on a single sample
-        return context.update(objective(context.net(batch.inputs, tap=context.tap), batch, progress))
+        return context.update(objective(context.outputs(batch), batch, progress))
     # interleaved, so that the shares of several processes divide as the whole batch does
     halves = [Batch(*(tensor[start::2] for tensor in batch)) for start in (0, 1)]
     terms = []
     for here, other in (halves, halves[::-1]):
         with weighing(weight_of(len(here.ids), here.inputs)):
             thrown = look_ahead.rng_state(here.inputs.device)
-            outputs = context.net(here.inputs, tap=context.tap)
+            outputs = context.outputs(here)
             if due:
                 objective.improve(phi_gradient(context, here, other, outputs, thrown), progress)
             terms.append(context.update(objective(outputs, here, progress)))

@@ -123,7 +123,7 @@ def on_held_out(context: StepContext, batch: Batch, progress: float) -> Terms:
     assert context.held_out is not None
     held = context.held_out()
     with weighing(weight_of(len(held.ids), held.inputs)):
-        return context.update(context.objective(context.net(held.inputs, tap=context.tap), held, progress))
+        return context.update(context.objective(context.outputs(held), held, progress))
 
 
 def network(
