@@ -53,7 +53,8 @@ def tests(plan: Plan) -> dict[str, Any]:
     """The tests marked `gpu`: their summary, and the failed tests."""
     if plan.device != "cuda":
         return {"summary": "not run: there is no GPU"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
+    places = ["tests/gpu", "tests/train/test_compile.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *places, "-p", "no:cacheprovider"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=max(30.0, 0.4 * plan.left)

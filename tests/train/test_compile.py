@@ -35,7 +35,7 @@ def backend(graph, inputs):
     sizes.extend(images)
     losses += not images
     return graph.forward
-compiler, folder = torch.compile, Path(sys.argv[1])
+compiler, folder, device = torch.compile, Path(sys.argv[1]), sys.argv[3]
 torch.backends.cuda.matmul.allow_tf32 = True
 exact = compiler(lambda x: x.double() if _rounds_to_tf32() else x, backend="eager", fullgraph=True)
 assert exact(torch.ones(2)).dtype == torch.float64
@@ -46,7 +46,7 @@ if sys.argv[2] == "read":  # what the compiler reads, computed as it is
 
 def trained(name, method, compiled):
     torch.manual_seed(0)
-    how = {"method": method, "batch_size": 8, "width": 4, "device": "cpu", "precision": "32", "compile": compiled}
+    how = {"method": method, "batch_size": 8, "width": 4, "device": device, "precision": "32", "compile": compiled}
     epochs = max(2, len(build_method(resolve(Config(**how))).phases))
     config = resolve(Config(epochs=epochs, lr=0.02, **how))
     built, data = build_method(config), patterns(20, 6, 4, 16)
@@ -58,12 +58,14 @@ def trained(name, method, compiled):
     records = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
     return [record["loss"] for record in records if record["kind"] == "step"], net.state_dict()
 
-for method in sys.argv[3:]:
+for method in sys.argv[4:]:
     sizes, losses = [], 0
     counters.clear()
     with _dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
         (one, weights), (other, compiled) = (trained(f"{method}-{how}", method, how) for how in (False, True))
-    apart = max(float((weights[name] - compiled[name]).abs().max()) for name in weights)
+    apart = max(  # relative to the largest number of a tensor: running variances are far above 1
+        float((value - compiled[name]).abs().max() / value.abs().max().clamp_min(1)) for name, value in weights.items()
+    )
     breaks = [reason.partition("\\n")[0] for reason in counters["graph_break"]]
     result = {"method": method, "plain": one, "compiled": other, "apart": apart, "sizes": sizes, "losses": losses}
     print(json.dumps({**result, "breaks": breaks}), flush=True)
@@ -72,10 +74,10 @@ OWN_STEPS = ("dml", "hdbt", "hdkd", "hmsdnet", "l2w")
 """Methods whose losses are not compiled, or within steps of their own."""
 
 
-def trained(folder: Path, how: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def trained(folder: Path, how: str, names: tuple[str, ...], device: str = "cpu") -> list[dict[str, Any]]:
     """Each method trained as it is and compiled, in a process of its own: the compiler cannot read run-time checks."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, str(folder), how, *names]
+    command = [sys.executable, "-c", PROGRAM, str(folder), how, device, *names]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1100)
     assert ran.returncode == 0, ran.stderr[-2000:]
     results = [json.loads(line) for line in ran.stdout.splitlines()]
@@ -106,9 +108,11 @@ def test_compiled_losses_of_every_method_are_the_ordinary_ones(tmp_path: Path) -
     assert_compiled(tmp_path, tuple(name for name in methods.available() if name not in ("ztw", "muse")))
 
 
-@pytest.mark.full
 @pytest.mark.timeout(1200)
-def test_generated_code_computes_the_same(tmp_path: Path) -> None:
-    (result,) = trained(tmp_path, "generate", ("muse",))
-    assert result["compiled"] == pytest.approx(result["plain"], rel=1e-4)
-    assert result["apart"] < 1e-3
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.full), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_generated_code_computes_the_same(tmp_path: Path, device: str) -> None:
+    (result,) = trained(tmp_path, "generate", ("muse",), device)
+    assert result["compiled"] == pytest.approx(result["plain"], rel=1e-3)
+    assert result["apart"] < 1e-2  # other rounding, which grows from step to step
