@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.gpu_sessions import concatenate
+from offramp.bundle.gpu_sessions import DeviceArray, concatenate
 from offramp.early_exit.policy import PolicyCarry
 from offramp.early_exit.runtime import Stepper, StepPolicy, keep, resume
 
-Array = NDArray[Any]
+Array = NDArray[Any] | DeviceArray
+"""A state that segments pass on, of all samples of a batch: on the host, or on a GPU."""
 
 
 class SegmentInput:
@@ -63,7 +64,7 @@ def _join(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
     return tuple(concatenate(column) for column in zip(*parts, strict=True))
 
 
-def _join_named(parts: Sequence[Mapping[str, Array]]) -> PolicyCarry:
+def _join_named(parts: Sequence[Mapping[str, NDArray[Any]]]) -> PolicyCarry:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
