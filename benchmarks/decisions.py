@@ -41,7 +41,8 @@ def ways(run: Path, baseline: Path, drop: float) -> Iterator[tuple[Way, dict[str
     labels = {name: np.asarray(trace.labels) for name, trace in traces.items()}
     alone = {name: _final_accuracy(plain, name) for name in ("cal", "test")}
     shape = tuple(loaded.about["shape"])
-    costs = {on: as_run(measure(loaded.inference_net, shape), on) for on in choices(loaded.net.exits)}
+    pieces = measure(loaded.inference_net, shape)
+    costs = {on: as_run(pieces, on) for on in choices(loaded.net.exits)}
     whole = float(sum(as_run(measure(plain.inference_net, shape), (True,))))
     for way in WAYS:
         rule = _rule(way, logits, labels)
@@ -102,8 +103,10 @@ def main() -> None:
     parser.add_argument("--drop", type=float, default=0.5, help="points of accuracy below the baseline")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    results: dict[Way, list[dict[str, float]]] = {way: [] for way in WAYS}
     pairs = [pair.rpartition("=") for pair in options.runs]
+    if wrong := [baseline for run, _, baseline in pairs if not run]:
+        parser.error(f"{wrong[0]} has no baseline: give RUN=BASELINE")
+    results: dict[Way, list[dict[str, float]]] = {way: [] for way in WAYS}
     for run, _, baseline in pairs:
         for way, reached in ways(Path(run), Path(baseline), options.drop):
             results[way].append(reached)

@@ -209,6 +209,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     end = time.monotonic() + 60 * options.minutes
     check_packages(options.cases.split(","))
+    if unknown := set(options.requests.split(",")) - set(serve_networks.REQUESTS):
+        parser.error(f"unknown requests {min(unknown)}: there are {', '.join(serve_networks.REQUESTS)}")
     machine, results = Machine(), list[dict[str, Any]]()
     with TemporaryDirectory() as temporary:
         about = serve_networks.write(Path(temporary), options)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-KEPT = ("running_mean", "running_var", "num_batches_tracked")
+COUNT = "num_batches_tracked"
+KEPT = ("running_mean", "running_var", COUNT)
 
 
 def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
@@ -32,12 +33,12 @@ def counted_together(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     waiting: list[Tensor] = []
     deferred = [norm for norm in norms if norm.training and norm.momentum is not None]
     for norm in deferred:
-        vars(norm)[KEPT[2]] = _Deferred(getattr(norm, KEPT[2]), waiting)
+        vars(norm)[COUNT] = _Deferred(getattr(norm, COUNT), waiting)
     try:
         yield
     finally:
         for norm in deferred:
-            del vars(norm)[KEPT[2]]
+            del vars(norm)[COUNT]
     if waiting:
         counts = {id(count): count for count in waiting}
         torch._foreach_add_(list(counts.values()), list(Counter(map(id, waiting)).values()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,14 +135,16 @@ def set_up(recipe: Recipe, freezes: bool = False, nodes: int = 1) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = device_of(recipe.device)
     precision = FABRIC.get(precision_of(recipe.precision, device), "32-true")
-    return Fabric(
-        accelerator=device,
-        devices=recipe.devices // nodes,
-        num_nodes=nodes,
-        precision=precision,  # type: ignore[arg-type]
-        strategy=_strategy(recipe, freezes),
-        plugins=cluster_environment(recipe.devices),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `srun` command is available on your system")  # but not asked for
+        return Fabric(
+            accelerator=device,
+            devices=recipe.devices // nodes,
+            num_nodes=nodes,
+            precision=precision,  # type: ignore[arg-type]
+            strategy=_strategy(recipe, freezes),
+            plugins=cluster_environment(recipe.devices),
+        )
 
 
 def launch(fabric: Fabric) -> None:

@@ -1,7 +1,6 @@
 """Launchers of several processes (torchrun, srun, MPI): whether they fit a run, and where its processes meet."""
 
 import os
-import warnings
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -160,7 +159,6 @@ def cluster_environment(processes: int) -> ClusterEnvironment | None:
     A single process is always on its own, whatever a scheduler has written into the environment. Tasks of srun meet on
     the first machine of their step, at a port of this step; MASTER_ADDR and MASTER_PORT have precedence.
     """
-    warnings.filterwarnings("ignore", "The `srun` command is available on your system")  # where nobody wants to use it
     if processes == 1:
         return LightningEnvironment()
     if _started_by_srun():
