@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from offramp.gpu_waits import waits
+
 Outputs = tuple[Any, tuple[Tensor, ...], Tensor]
 """State, carry and logits."""
 T = TypeVar("T")
-WARM_UP = 2
-"""Runs before a capture."""
 
 
 class _Captured(NamedTuple):
@@ -56,17 +56,28 @@ class GraphedSegment:
 
 
 def captured(compute: Callable[[], T], device: torch.device) -> Callable[[], T]:
-    """What computes `compute` on the tensors that it reads and writes, again and again: on a GPU a graph."""
+    """What computes `compute` on the tensors that it reads and writes, again and again: on a GPU a graph.
+
+    Raises:
+        ValueError: if it waits for the GPU.
+    """
     if device.type != "cuda":
         return compute
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
+    outer = torch.cuda.current_stream(device)
+    stream.wait_stream(outer)
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        compute()  # which may make constants
+        with waits() as places:
             compute()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    outer.wait_stream(stream)
+    if places:
+        raise ValueError(
+            f"the network waits for the GPU ({places[0]}), so that its segments cannot be CUDA graphs: take the "
+            "runtime torch or torch-bf16 instead"
+        )
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(outer), torch.cuda.graph(graph):  # one that fails does not leave its stream by itself
         outputs = compute()
 
     def replay() -> T:

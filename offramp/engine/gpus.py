@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -11,14 +12,16 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 def visible(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
     """The GPUs that processes started here would see, as `VISIBLE` names them; none if that cannot be known.
 
+    A container that was given two of a machine's GPUs may have the files nvidia2 and nvidia3, but CUDA counts from 0.
+
     Args:
         devices: folder in which NVIDIA's driver puts a file `nvidiaN` for each GPU.
     """
     if VISIBLE in environment:
         names = [name.strip() for name in environment[VISIBLE].split(",")]
-        return [name for name in names if name and name != "-1"]
-    numbers = [path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*")]
-    return sorted((number for number in numbers if number.isdecimal()), key=int)
+        return list(takewhile(lambda name: name not in ("", "-1"), names))  # CUDA ignores what follows
+    files = [path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdecimal()]
+    return [str(number) for number in range(len(files))]
 
 
 def least_loaded(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:

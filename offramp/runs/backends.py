@@ -209,7 +209,10 @@ def in_precision(net: "MultiExitNet", device: "torch.device", half: bool) -> "Mu
 
 
 def inference(device: "torch.device", half: bool) -> ExitStack:
-    """Inference mode, float32 without TF32, and autocast to bf16 if wanted."""
+    """Inference mode, float32 without TF32, and autocast to bf16 if wanted.
+
+    Autocast keeps no converted weights: it would free them at its end, and a CUDA graph would go on reading them.
+    """
     import torch
 
     from offramp.train.numerics import computing
@@ -218,7 +221,7 @@ def inference(device: "torch.device", half: bool) -> ExitStack:
     stack = ExitStack()
     stack.enter_context(computing(Recipe(precision="32"), device))
     stack.enter_context(torch.inference_mode())
-    stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
+    stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False))
     return stack
 
 

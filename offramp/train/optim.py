@@ -88,8 +88,10 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         for index, values in state["state"].items()
     }
     options = [{key: group[key] for key in HOW if key in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict({**state, "state": divided})
-    for group, how in zip(optimizer.param_groups, options, strict=True):
+    # The groups that are loaded say on which device the numbers of steps are to be.
+    groups = [{**group, **how} for group, how in zip(state["param_groups"], options, strict=True)]
+    optimizer.load_state_dict({**state, "state": divided, "param_groups": groups})
+    for group, how in zip(optimizer.param_groups, options, strict=True):  # with the rate's own tensor
         group.update(how)
 
 

@@ -8,10 +8,12 @@ captured again.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from offramp.gpu_waits import waits
 from offramp.methods._method import Method, Phase
 from offramp.outputs import Batch
 from offramp.protocols import Progress, Terms
@@ -22,7 +24,9 @@ from offramp.train.phases import take_step
 from offramp.train.recipe import Recipe
 
 WARM_UP = 3
-"""Steps of a phase that run one by one before a capture: cuDNN measures, and the optimizer makes its buffers."""
+"""Steps of a phase that run one by one before a capture: cuDNN measures, and the optimizer makes its buffers.
+
+The last of them shows whether a step waits for the GPU: constants are made in the first one."""
 
 Step = Callable[[Batch], Terms]
 Transform = Callable[[Batch], Batch]
@@ -151,6 +155,8 @@ class StaticStep:
         step: takes an optimizer step on a batch, without waiting for the device; returns the terms, detached.
         device: on a GPU the step is captured once `WARM_UP` steps have run; on a CPU every step runs `step`.
         choice: whether the next step on a GPU is taken as a graph; default: each is.
+    Raises:
+        NotCaptured: when the step is to be captured, if that is impossible; nothing was computed.
 
     All batches have one shape.
     """
@@ -158,6 +164,7 @@ class StaticStep:
     def __init__(self, step: Step, device: torch.device, choice: GraphChoice | None = None) -> None:
         self.step, self.device, self.choice = step, device, choice
         self.taken = 0
+        self.waits: list[str] = []  # where the step waits for the GPU
         self.batch: Batch | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.names: tuple[str, ...] = ()
@@ -172,6 +179,8 @@ class StaticStep:
         if self.device.type != "cuda" or self.taken < WARM_UP:
             self.taken += 1
             return self._alone(self.batch)
+        if self.waits:
+            raise NotCaptured(f"the step cannot be captured (it waits for the GPU at {self.waits[0]})")
         if self.choice is not None and not self.choice.graph():
             return self.step(self.batch)
         if self.graph is None:
@@ -190,7 +199,7 @@ class StaticStep:
             return self.step(batch)
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), waits() if self.taken == WARM_UP else nullcontext([]) as self.waits:
             terms = self.step(batch)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return terms
@@ -201,9 +210,9 @@ class StaticStep:
         Raises:
             NotCaptured: if that is impossible.
         """
-        graph = torch.cuda.CUDAGraph()
-        # Threads that read images may continue.
-        with capturing(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        # Threads that read images may continue. A capture that fails does not leave its stream by itself.
+        with capturing(), torch.cuda.stream(outer), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             terms = self.step(batch)
             self.names, self.values = tuple(terms), torch.stack(list(terms.values()))
         self.graph = graph

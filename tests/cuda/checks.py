@@ -10,6 +10,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ mode = fake.install()
 
 from offramp.config import Config, build_method, build_net, prepare_objective, resolve  # noqa: E402
 from offramp.data.augment import augment  # noqa: E402
-from offramp.early_exit import graphed_policy  # noqa: E402
+from offramp.early_exit import graphed_policy, graphed_segment  # noqa: E402
 from offramp.early_exit.policy import ExitPolicy  # noqa: E402
 from offramp.early_exit.runtime import answer  # noqa: E402
 from offramp.losses.kl_table import kl_table  # noqa: E402
 from offramp.models import resnet  # noqa: E402
 from offramp.outputs import Batch  # noqa: E402
 from offramp.testing import SilentReporter, patterns  # noqa: E402
+from offramp.train import optim  # noqa: E402
 from offramp.train.device import make_fabric  # noqa: E402
 from offramp.train.loop import Loop  # noqa: E402
 from offramp.train.numerics import computing  # noqa: E402
@@ -87,15 +90,25 @@ def trained(**options: Any) -> dict[str, Any]:
     }
 
 
-def in_little_memory() -> dict[str, Any]:
-    """As `trained`, of images that do not fit on the GPU, and what is said of them."""
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """The notes of runs."""
     before, SilentReporter.note = SilentReporter.note, lambda self, text: notes.append(text)  # type: ignore[method-assign]
-    free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *device: (4096, 4096)
     notes: list[str] = []
     try:
-        return {**trained(method="joint", branch="linear"), "notes": notes}
+        yield notes
     finally:
-        SilentReporter.note, torch.cuda.mem_get_info = before, free  # type: ignore[method-assign]
+        SilentReporter.note = before  # type: ignore[method-assign]
+
+
+def in_little_memory() -> dict[str, Any]:
+    """As `trained`, of images that do not fit on the GPU, and what is said of them."""
+    free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *device: (4096, 4096)
+    try:
+        with noted() as notes:
+            return {**trained(method="joint", branch="linear"), "notes": notes}
+    finally:
+        torch.cuda.mem_get_info = free
 
 
 def step(method: str) -> dict[str, Any]:
@@ -132,6 +145,39 @@ def captured(method: str) -> dict[str, Any]:
         step = Counting(running, "step")
         running.run(resume=False)
     return {"step": listed(sum(step.calls[1:], Counter())), "copies": dict(copied), "captures": steps[0]}
+
+
+def refused() -> dict[str, Any]:
+    """A run whose losses wait for the GPU, as those of a user's method may: captures that it tries, and what is said."""
+    tried = list[StaticStep]()
+    StaticStep._capture = lambda self, batch: tried.append(self)  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, noted() as notes:
+        running = loop(Path(folder), 48, method="joint", branch="linear", graph=None)
+        objective = running.context.objective
+
+        def waiting(outputs: Any, batch: Batch, progress: Any) -> Any:
+            terms = objective(outputs, batch, progress)
+            return {name: term * (term.item() > 0) for name, term in terms.items()}
+
+        running.context.objective = waiting
+        running.run(resume=False)
+        told = {"tried": len(tried), "notes": notes, "steps": running.step_number}
+    try:
+        graphed_segment.captured(lambda: bool(torch.ones(2, device="cuda").any()), running.fabric.device)
+    except ValueError as error:
+        return {**told, "segment": str(error)}
+    return {**told, "segment": ""}
+
+
+def restored() -> dict[str, Any]:
+    """Where an optimizer whose steps are captured counts them, if it continues what one on the CPU began."""
+    recipe, net = Recipe(optimizer="adamw"), torch.nn.Linear(3, 2)
+    begun = optim.build(recipe, net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    begun.step()
+    continued = optim.build(recipe, torch.nn.Linear(3, 2).to("cuda").parameters(), static=True)
+    optim.restore(continued, begun.state_dict())
+    return {"steps": sorted({values["step"].device.type for values in continued.state.values()})}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -296,6 +342,10 @@ def run(check: str) -> dict[str, Any]:
         return step(name)
     if kind == "little memory":
         return in_little_memory()
+    if kind == "refused":
+        return refused()
+    if kind == "restored":
+        return restored()
     if kind == "light":
         return trained(method=name, branch="linear")
     if kind == "option":

@@ -6,6 +6,7 @@ TF32, cuDNN, asynchronous errors, NCCL. Its numbers are the CPU's, to the bit.
 """
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,6 +34,8 @@ products: Counter[torch.dtype] = Counter()
 copies: Counter[str] = Counter()
 """Copies between host and GPU by place: in a CUDA graph each would read memory of the host that is gone by then."""
 _pinned: set[int] = set()
+_debug: dict[str, Any] = {"mode": "default"}
+"""PyTorch's debug mode for waits."""
 
 
 @contextmanager
@@ -59,6 +62,9 @@ def _place() -> str:
 
 def _wait(kind: str) -> None:
     waits[kind, _place()] += 1
+    if _debug["mode"] == "warn" and kind not in ("event", "synchronize"):  # of which PyTorch says nothing
+        file, _, line = _place().rpartition(":")
+        warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, file, int(line or 0))
 
 
 class Fake(Tensor):
@@ -226,6 +232,8 @@ def install(memory: int = 1 << 37) -> OnGpu:
     cuda.current_stream = _Stream
     cuda.stream = lambda stream: nullcontext()
     cuda.graph = _no_graph
+    cuda.get_sync_debug_mode = lambda: _debug["mode"]
+    cuda.set_sync_debug_mode = lambda mode: _debug.update(mode=mode)
     cuda.get_rng_state = lambda *device: torch.zeros(16, dtype=torch.uint8)
     for name in (
         "_lazy_init",

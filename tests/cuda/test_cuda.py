@@ -34,6 +34,8 @@ QUICK = (
     "products",
     "attention",
     "little memory",
+    "refused",
+    "restored",
     "commands",
     "moved",
 )
@@ -78,6 +80,15 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
         actual.append(f"a run that continues on the CPU says {result.get('told')}")
     if kind == "little memory" and not all("do not fit" in note for note in result.get("notes", [""])):
         actual.append(f"images that do not fit on the GPU: {result.get('notes')}")
+    if kind == "refused" and "error" not in result:
+        says = "graph: the step cannot be captured (it waits for the GPU at step.py:"
+        told = [note for note in result["notes"] if note.startswith(says)]
+        if len(told) != 1 or result["tried"] or result["steps"] != 6:
+            actual.append(f"a step that waits is captured {result['tried']} times: {result['notes']}")
+        if not result["segment"].startswith("the network waits for the GPU (graphed_segment.py:"):
+            actual.append(f"a segment that waits: {result['segment']!r}")
+    if kind == "restored" and result.get("steps") != ["cuda"]:
+        actual.append(f"steps of optimizers are counted on {result.get('steps')}")
     if kind in ("commands", "more commands"):
         actual += [
             f"{said} says nothing of the GPU" for said in result.get("told", []) if '"cuda"' not in json.dumps(said)

@@ -14,10 +14,18 @@ from offramp.engine.local import Job
 
 @pytest.mark.parametrize(
     ("variable", "names"),
-    [("0,1", ["0", "1"]), ("GPU-5f, GPU-7a", ["GPU-5f", "GPU-7a"]), ("", []), ("-1", []), (None, ["0", "2", "10"])],
+    [
+        ("0,1", ["0", "1"]),
+        ("GPU-5f, GPU-7a", ["GPU-5f", "GPU-7a"]),
+        ("MIG-5f", ["MIG-5f"]),
+        ("", []),
+        ("-1", []),
+        ("1,-1,0", ["1"]),
+        (None, ["0", "1", "2"]),  # of a container: CUDA counts those that it sees
+    ],
 )
 def test_the_gpus_that_a_process_would_see(tmp_path: Path, variable: str | None, names: list[str]) -> None:
-    for name in ("nvidia10", "nvidia2", "nvidia0", "nvidiactl", "nvidia-uvm", "null"):
+    for name in ("nvidia10", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
     environment = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
     assert visible(environment, tmp_path) == names

@@ -79,6 +79,7 @@ def test_looking_ahead_through_attention_is_that_of_the_cpu(tmp_path: Path) -> N
     assert other[0] == pytest.approx(one[0], rel=1e-4) and other[:3] == pytest.approx(one[:3], rel=2e-2)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("method", list(methods.available()))
 def test_a_step_does_not_synchronise(tmp_path: Path, method: str) -> None:
     """After the first one, which creates constants; PyTorch itself refuses what waits for the GPU."""
@@ -96,6 +97,30 @@ def test_a_step_does_not_synchronise(tmp_path: Path, method: str) -> None:
     running.step = strict  # type: ignore[method-assign]
     running.run(resume=False)
     assert len(taken) > 2
+
+
+class Told(SilentReporter):
+    """Keeps notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_step_that_synchronises_is_not_captured(tmp_path: Path) -> None:
+    told = Told()
+    running = loop(tmp_path / "run", told, method="joint", graph=True)
+    objective = running.context.objective
+
+    def waiting(outputs: Any, batch: Any, progress: Any) -> Any:
+        return {name: term * (term.item() > 0) for name, term in objective(outputs, batch, progress).items()}
+
+    running.context.objective = waiting
+    running.run(resume=False)
+    assert len(told.notes) == 1
+    assert told.notes[0].startswith("graph: the step cannot be captured (it waits for the GPU at test_gpu.py:")
 
 
 @pytest.mark.parametrize("method", ["joint", "hdkd"])
