@@ -1,15 +1,16 @@
-"""All measurements on a GPU, in one run of some minutes; results are kept if the time ends before the last part.
+"""All measurements on a GPU, in one run of some minutes, without the internet; results are kept whenever it ends.
 
     python benchmarks/gpu_all.py --minutes 10 [--out gpu_all.json] [--data-dir DIR] [--json]
     python benchmarks/gpu_all.py --device cpu --tiny
 
 Parts, in this order: `environment`; `tests` (those marked `gpu`); `steps` (images/s of ResNet18 with `beed` exits:
-kernel by kernel, as one CUDA graph, compiled, both, only the network's forward, backward and optimizer step as a graph,
-and a plain PyTorch loop); `cifar` (three epochs of `gpu_cifar.py`); `inference` (early exit compared with the plain
-network at batch 1, 64, 256 and 1024); `resume` (a deterministic run that was interrupted, compared with one that was
-not); `hdkd` (time of its step divided by that of `joint`). Without CIFAR-100 in --data-dir or $OFFRAMP_DATA, random
-images replace it: then speeds are meaningful, accuracies are not. The file is written after every part. With `--tiny`,
-everything is small, to test the script itself.
+kernel by kernel, as one CUDA graph, only the network's forward, backward and optimizer step as a graph, a plain PyTorch
+loop, compiled, and compiled as one graph); `cifar` (three epochs of `gpu_cifar.py`); `inference` (early exit compared
+with the plain network at batch 1, 64, 256 and 1024; then with exits disabled where it would be slower); `resume` (a
+deterministic run that was interrupted, compared with one that was not); `hdkd` (time of its step divided by that of
+`joint`). Without CIFAR-100 in --data-dir or $OFFRAMP_DATA, random images replace it: then speeds are meaningful,
+accuracies are not. Each part must end by its share of the time (`BY`). The file is written after every figure. With
+`--tiny`, everything is small, to test the script itself.
 """
 
 import argparse
@@ -22,10 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,9 +38,10 @@ import gpu_cifar
 import train_speed
 from gpu_plan import Plan, Quiet, TimeEnded, bare_step, random_images, rate
 
+from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.config import Config
 from offramp.measure.provenance import provenance
-from offramp.runs.bench import bench
+from offramp.runs.bench import Benchmark, bench
 from offramp.runs.calibrate import calibrate
 from offramp.runs.evaluate import evaluate
 from offramp.runs.goal import Goal
@@ -45,34 +50,57 @@ from offramp.runs.train import train
 ROOT = Path(__file__).parents[1]
 
 
-def environment(plan: Plan) -> dict[str, Any]:
-    return provenance()
+Results = Iterator[dict[str, Any]]
+"""What a part has measured so far, one figure after the other."""
+HELD_OUT = 0.1
+"""Share of the training images that fit the policy of `inference`."""
 
 
-def tests(plan: Plan) -> dict[str, Any]:
-    """The tests marked `gpu`: their summary, and the failed tests."""
+def environment(plan: Plan) -> Results:
+    yield provenance()
+
+
+def tests(plan: Plan) -> Results:
+    """The tests marked `gpu`: how many passed, and the output of those that failed."""
     if plan.device != "cuda":
-        return {"summary": "not run: there is no GPU"}
-    places = ["tests/gpu", "tests/train/test_compile.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *places, "-p", "no:cacheprovider"]
+        yield {"summary": "not run: there is no GPU"}
+        return
+    yield tested(["-m", "gpu", "tests/gpu", "tests/train/test_compile.py"], plan)
+
+
+def tested(words: list[str], plan: Plan) -> dict[str, Any]:
+    """Run pytest; results of tests that ended before the time did are kept.
+
+    A warning is no error here: other versions of PyTorch and of CUDA have warnings of their own.
+    """
+    log, how = plan.folder / "tests.txt", ["-vv", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
+    limit = f"--session-timeout={max(1.0, 0.9 * plan.left):.0f}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=max(30.0, 0.4 * plan.left)
-    )
-    lines = ran.stdout.splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"summary": lines[-1] if lines else "", "failed": failed, "output": ran.stdout[-4000:] if failed else ""}
+    with log.open("w") as file, suppress(subprocess.TimeoutExpired):
+        command = [sys.executable, "-m", "pytest", *how, limit, *words]
+        subprocess.run(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=max(1.0, plan.left - 2)
+        )
+    text = log.read_text(errors="replace")
+    ended = re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, re.MULTILINE)
+    counts = Counter(outcome for _, outcome in ended)
+    failed = [name for name, outcome in ended if outcome in ("FAILED", "ERROR")]
+    right = counts["PASSED"] and not failed
+    last = text.strip().rpartition("\n")[2]
+    return {"counts": dict(counts), "failed": failed, "summary": last, "output": "" if right else text[-20_000:]}
 
 
-def steps(plan: Plan) -> dict[str, Any]:
+def steps(plan: Plan) -> Results:
     """Images per second of each form of a training step, and their ratios."""
     width = 4 if plan.tiny else 64
     pixels, labels = random_images(plan)
 
-    def offramp(compile: bool, graph: bool) -> Callable[[], Iterator[None]]:
-        return lambda: train_speed.offramp_loop(width, plan.device, pixels, labels, compile, graph)
+    notes: list[str] = []
 
-    ways: dict[str, Callable[[], Iterator[None]]] = {"eager": offramp(False, False), "graph": offramp(False, True)}
+    def offramp(compile: bool, graph: bool) -> Callable[[], Generator[None]]:
+        return lambda: train_speed.offramp_loop(width, plan.device, pixels, labels, compile, graph, notes=notes)
+
+    ways: dict[str, Callable[[], Generator[None]]] = {"eager": offramp(False, False), "graph": offramp(False, True)}
     if plan.device == "cuda":
         ways["bare graph"] = lambda: bare_step(width, plan.device, pixels)
     ways["plain"] = lambda: train_speed.plain_loop(width, plan.device, pixels, labels, workers=0 if plan.tiny else 8)
@@ -84,49 +112,58 @@ def steps(plan: Plan) -> dict[str, Any]:
             speeds[name] = rate(make(), plan)
         except (RuntimeError, ValueError) as error:  # one way may fail, the others count
             speeds[name] = f"{type(error).__name__}: {str(error)[:500]}"
-    numbers = {name: speed for name, speed in speeds.items() if isinstance(speed, float)}
-    ours = [speed for name, speed in numbers.items() if name not in ("plain", "bare graph")]
-    ratios = {f"best / {name}": max(ours) / numbers[name] for name in ("plain", "bare graph") if name in numbers}
-    return {"images_per_second": speeds, "ratios": ratios}
+        numbers = {name: speed for name, speed in speeds.items() if isinstance(speed, float)}
+        ours = [speed for name, speed in numbers.items() if name not in ("plain", "bare graph")]
+        others = [name for name in ("plain", "bare graph") if ours and name in numbers]
+        ratios = {f"best / {name}": max(ours) / numbers[name] for name in others}
+        yield {"images_per_second": speeds, "ratios": ratios, "notes": notes}
 
 
-def cifar(plan: Plan) -> dict[str, Any]:
+def cifar(plan: Plan) -> Results:
     """Three epochs of the training of `gpu_cifar.py`, with some images held out for the policy of `inference`."""
     if plan.tiny:
         config = Config(net="resnet18", width=4, method="beed", branch="beed", epochs=1, device="cpu", batch_size=256)
     else:
         config = gpu_cifar.configuration(3, None, graph=plan.device == "cuda", device=plan.device)
-    config = dataclasses.replace(config, **plan.data, holdout=0.1)
+    config = dataclasses.replace(config, **plan.data, holdout=HELD_OUT)
     began = time.perf_counter()
-    trained = train(config, plan.folder / "cifar", reporter=Quiet())
+    trained = train(config, plan.folder / "cifar", reporter=(quiet := Quiet()))
     seconds = time.perf_counter() - began
     records = [json.loads(line) for line in (plan.folder / "cifar/metrics.jsonl").read_text().splitlines()]
     passed = [0.0, *(record["seconds"] for record in records if record["kind"] == "epoch")]
     epochs = [after - before for before, after in pairwise(passed)]
-    tested = evaluate(trained, batch_size=256, reporter=Quiet())
-    return {
+    whole = (epochs[0] + 199 * epochs[-1]) / (1 - HELD_OUT)  # `gpu_cifar.py` trains on all images
+    yield {
+        "data": config.data,
         "seconds_with_start": seconds,
         "seconds_of_epochs": epochs,
-        "200_epochs_estimated_minutes": (seconds - sum(epochs) + epochs[0] + 199 * epochs[-1]) / 60,
-        "accuracy": tested.accuracy,
+        "200_epochs_estimated_minutes": (seconds - sum(epochs) + whole) / 60,
         "last": dataclasses.asdict(trained.last),
+        "notes": quiet.notes,
     }
+    yield {"accuracy": evaluate(trained, batch_size=256, reporter=Quiet()).accuracy}
 
 
-def inference(plan: Plan) -> dict[str, Any]:
+def inference(plan: Plan) -> Results:
     """Early exit compared with the plain network in PyTorch, in float32 and bf16, and in ONNX Runtime with CUDA."""
-    from offramp.runs.backends import absent
+    from offramp.runs.backends import GRAPHS, absent
 
-    run = plan.folder / "cifar"
-    calibrate(run, Goal(max_drop=0.05), reporter=Quiet())
-    runtimes = ["torch", "torch-bf16"]
-    more = ("torch-graph", "torch-bf16-graph", "onnx-cuda", "onnx-tensorrt")
-    runtimes += [name for name in more if plan.device == "cuda" and not absent(name)]
+    run, device = plan.folder / "cifar", cast(Any, plan.device)
     sizes, seconds = ([1, 4], 0.01) if plan.tiny else ([1, 64, 256, 1024], 4.0)
-    device: Any = plan.device
-    runtimes = runtimes[: 1 if plan.tiny else None]
-    measured = bench(run, batch=sizes, runtimes=runtimes, seconds=seconds, device=device, reporter=Quiet())
-    return {"batches": measured.batches, "least_of_predicted": measured.least_of_predicted}
+
+    def measured(runtimes: Sequence[str]) -> Benchmark:
+        return bench(run, batch=sizes, runtimes=runtimes, seconds=seconds, device=device, reporter=Quiet())
+
+    calibrate(run, Goal(max_drop=0.05), device=device, reporter=Quiet())
+    in_torch = ["torch"] if plan.tiny else ["torch", "torch-bf16", *(GRAPHS if plan.device == "cuda" else ())]
+    for runtimes in (in_torch, *([name] for name in PROVIDERS if plan.device == "cuda" and not absent(name))):
+        result = measured(runtimes)
+        yield {runtimes[-1]: {"batches": result.batches, "least_of_predicted": result.least_of_predicted}}
+    goal = Goal(max_drop=0.05, never_slower_at=tuple(sizes), runtime=in_torch[-1])
+    chosen = calibrate(run, goal, device=device, reporter=Quiet())
+    records = {record["batch"]: record["runtimes"][in_torch[-1]] for record in measured(in_torch[-1:]).batches}
+    of_plain = {size: 1 / record["speedup"] for size, record in records.items()}
+    yield {"never_slower": {"enabled": chosen.enabled, "expected": chosen.of_plain_ms, "of_plain_ms": of_plain}}
 
 
 class StopOnce(Quiet):
@@ -140,7 +177,7 @@ class StopOnce(Quiet):
             signal.raise_signal(signal.SIGINT)
 
 
-def resume(plan: Plan) -> dict[str, Any]:
+def resume(plan: Plan) -> Results:
     """Whether a run that was interrupted and resumed ends with the weights of one that was not."""
     from safetensors.torch import load_file
 
@@ -155,23 +192,24 @@ def resume(plan: Plan) -> dict[str, Any]:
         train(config, parts, resume=True, reporter=Quiet())
     one, other = (load_file(folder / "last.safetensors") for folder in (whole, parts))
     apart = max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-    return {"equal": apart == 0.0, "largest_difference": apart}
+    yield {"equal": apart == 0.0, "largest_difference": apart}
 
 
-def hdkd(plan: Plan) -> dict[str, Any]:
+def hdkd(plan: Plan) -> Results:
     """Time of a step of `hdkd` divided by that of `joint`, both without a CUDA graph."""
-    width = 4 if plan.tiny else 64
+    width, speeds = 4 if plan.tiny else 64, dict[str, float]()
     pixels, labels = random_images(plan)
-    speeds = {
-        method: rate(train_speed.offramp_loop(width, plan.device, pixels, labels, False, False, method), plan)
-        for method in ("joint", "hdkd")
-    }
-    return {"images_per_second": speeds, "steps_of_joint": speeds["joint"] / speeds["hdkd"]}
+    for method in ("joint", "hdkd"):
+        speeds[method] = rate(train_speed.offramp_loop(width, plan.device, pixels, labels, False, False, method), plan)
+        yield {"images_per_second": speeds}
+    yield {"steps_of_joint": speeds["joint"] / speeds["hdkd"]}
 
 
-PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Plan], Results]] = {
     part.__name__: part for part in (environment, tests, steps, cifar, inference, resume, hdkd)
 }
+BY = {"environment": 0.05, "tests": 0.3, "steps": 0.58, "cifar": 0.68, "inference": 0.88, "resume": 0.94, "hdkd": 1.0}
+"""Share of the time by which each part must have ended, so that none takes the time of those that follow."""
 
 
 def _end(number: int, frame: Any) -> None:
@@ -179,28 +217,37 @@ def _end(number: int, frame: Any) -> None:
 
 
 def measure(plan: Plan, out: Path, minutes: float) -> dict[str, Any]:
-    """All parts, one after the other; a part that fails or exceeds the time has the reason in place of its result."""
+    """All parts, one after the other; one that fails or exceeds its time says so, beside what it had measured."""
     result: dict[str, Any] = {"benchmark": "gpu_all", "device": plan.device, "tiny": plan.tiny, "minutes": minutes}
+    started, seconds = time.monotonic(), 60 * minutes
     before = signal.signal(signal.SIGALRM, _end)
-    signal.setitimer(signal.ITIMER_REAL, max(0.01, plan.left))
-    try:
-        for name, part in PARTS.items():
-            began = time.perf_counter()
+    for name, part in PARTS.items():
+        began, result[name] = time.monotonic(), {}
+        plan.end = started + BY.get(name, 1.0) * seconds
+        try:
             try:
-                result[name] = part(plan)
-            except TimeEnded:
-                result |= {other: {"error": "the time ended"} for other in PARTS if other not in result}
-                break
-            except Exception as error:
-                text = re.sub(r"\s+", " ", str(error))[:1000]
-                result[name] = {"error": f"{type(error).__name__}: {text}"}
-            result[name]["seconds"] = time.perf_counter() - began
-            out.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+                signal.setitimer(signal.ITIMER_REAL, max(0.01, plan.left))
+                for figures in part(plan):
+                    result[name] |= figures
+                    write(out, result)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except TimeEnded:
+            result[name]["error"] = "the time ended"
+        except Exception as error:
+            text = re.sub(r"\s+", " ", str(error))[:1000]
+            result[name] |= {"error": f"{type(error).__name__}: {text}", "traceback": traceback.format_exc()[-4000:]}
+        result[name]["seconds"] = time.monotonic() - began
+        write(out, result)
+    signal.signal(signal.SIGALRM, before)
     return result
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Write the file anew; it is whole at any time."""
+    part = out.with_name(f"{out.name}.part")
+    part.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    part.replace(out)
 
 
 def data_of(data_dir: Path | None, tiny: bool) -> dict[str, Any]:
@@ -224,9 +271,9 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu_all needs a CUDA GPU and PyTorch sees none here; --device cpu --tiny shows that it runs")
-    end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(options.device, options.tiny, Path(folder), data_of(options.data_dir, options.tiny), end)
+        data, end = data_of(options.data_dir, options.tiny), time.monotonic() + 60 * options.minutes
+        plan = Plan(options.device, options.tiny, Path(folder), data, end)
         result = measure(plan, options.out, options.minutes)
     if options.json:
         print(json.dumps(result, default=str))

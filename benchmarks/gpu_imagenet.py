@@ -29,6 +29,7 @@ from offramp.outputs import Batch
 from offramp.testing import SilentReporter
 from offramp.train.device import make_fabric
 from offramp.train.loop import Loop
+from offramp.train.numerics import computing
 
 PARTS = ("decode", "augment", "step")
 WARM_UP = 3
@@ -102,7 +103,8 @@ def measured(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         training = loop(root, Path(run), options)
         training.context.net.train()
         device = training.fabric.device
-        speeds = {name: rate(batches, options.seconds, device) for name, batches in parts(training).items()}
+        with computing(training.recipe, device, training=True):  # as in `Loop.run`
+            speeds = {name: rate(batches, options.seconds, device) for name, batches in parts(training).items()}
     limit = min(PARTS, key=lambda name: speeds[name])
     about = {"net": options.net, "tiny": options.tiny, "seconds": options.seconds}
     overlap = speeds["train"] / speeds[limit]

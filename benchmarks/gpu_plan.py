@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import train_speed
 from offramp.runs.reporting import Silent
 
 
-class TimeEnded(Exception):
-    """The time limit is reached."""
+class TimeEnded(BaseException):
+    """The time limit is reached; not an Exception, which libraries may catch."""
 
 
 @dataclasses.dataclass
 class Plan:
-    """Device, sizes, folder of the runs, and time limit of the measurements."""
+    """Device, sizes, folder of the runs, and time limit of the part that is being measured."""
 
     device: str
     tiny: bool
@@ -33,7 +34,16 @@ class Plan:
 
 
 class Quiet(Silent):
-    """Prints nothing, not even the warning that accuracies on cal and test differ: networks are hardly trained."""
+    """Prints nothing, not even the warning that accuracies on cal and test differ: networks are hardly trained.
+
+    What a run says, such as why it takes no graph, is kept in `notes`.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def warn(self, text: str) -> None:
         pass
@@ -46,7 +56,7 @@ def random_images(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     return pixels, draw.integers(0, train_speed.CLASSES, samples)
 
 
-def bare_step(width: int, device: str, pixels: np.ndarray) -> Iterator[None]:
+def bare_step(width: int, device: str, pixels: np.ndarray) -> Generator[None]:
     """The bare step of the network, on a GPU as one CUDA graph: as fast as its kernels can be started."""
     steps = train_speed.bare_loop(width, device, pixels, False, fused=True)
     if device != "cuda":
@@ -70,14 +80,15 @@ def finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def rate(steps: Iterator[None], plan: Plan, images: int = train_speed.BATCH) -> float:
-    """Images per second, after warming up."""
+def rate(steps: Generator[None], plan: Plan, images: int = train_speed.BATCH) -> float:
+    """Images per second, after warming up; `steps`, and the settings of PyTorch that it made, end here."""
     warm, counted = (1, 1) if plan.tiny else (30, 200)
-    for _ in range(warm):
-        next(steps)
-    finish(plan.device)
-    began = time.perf_counter()
-    for _ in range(counted):
-        next(steps)
-    finish(plan.device)
-    return counted * images / (time.perf_counter() - began)
+    with closing(steps):
+        for _ in range(warm):
+            next(steps)
+        finish(plan.device)
+        began = time.perf_counter()
+        for _ in range(counted):
+            next(steps)
+        finish(plan.device)
+        return counted * images / (time.perf_counter() - began)

@@ -15,7 +15,7 @@ memory allocated there). Targets on two AVX512-BF16 cores: (ii) at least 2.3 tim
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,12 @@ from offramp.net import MultiExitNet, attach
 from offramp.outputs import Batch
 from offramp.train.device import make_fabric, precision_of
 from offramp.train.loop import Loop
+from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 
-BATCH, CLASSES, SAMPLES = 128, 100, 10_000
+BATCH, CLASSES = 128, 100
+SAMPLES = 80 * BATCH
+"""Whole batches alone: a smaller last one would be counted as a whole one."""
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -77,7 +80,7 @@ def objective() -> Callable[..., dict[str, torch.Tensor]]:
     return objective
 
 
-def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, workers: int = 2) -> Iterator[None]:
+def plain_loop(width: int, device: str, pixels: np.ndarray, labels: np.ndarray, workers: int = 2) -> Generator[None]:
     """(i): an iterator whose every `next` is one step."""
     net, terms = network(width).to(device), objective()
     optimizer = sgd(net)
@@ -107,8 +110,9 @@ def offramp_loop(
     compile: bool,
     graph: bool | None = None,
     method: str = "beed",
-) -> Iterator[None]:
-    """(ii): the loop of `offramp train` with its defaults."""
+    notes: list[str] | None = None,
+) -> Generator[None]:
+    """(ii): the loop of `offramp train` with its defaults; what it says is added to `notes`."""
     source = ArraySource("benchmark", tuple(map(str, range(CLASSES))), labels, pixels)
     split = Split(source, np.arange(len(pixels)), "train")
     splits = {"train": split, "val": Split(source, np.arange(len(pixels) // 10), "val")}
@@ -117,41 +121,47 @@ def offramp_loop(
     built, net = build_method(resolve(Config(method=method, branch="beed"))), network(width)
     prepare_objective(built, net, source.shape)
     with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(make_fabric(recipe), Path(folder), recipe, net, built, data, Silent())
+        loop = Loop(make_fabric(recipe), Path(folder), recipe, net, built, data, Silent(notes))
         loop.context.net.train()
-        while True:
-            for batch in loop.read(0):
-                loop.step(batch, 0.0)
-                yield
+        with computing(recipe, loop.fabric.device, training=True):  # as in `Loop.run`
+            while True:
+                for batch in loop.read(0):
+                    loop.step(batch, 0.0)
+                    yield
 
 
 class Silent:
+    def __init__(self, notes: list[str] | None = None) -> None:
+        self.notes = [] if notes is None else notes
+
     def start(self, epochs: int, steps: int, epoch: int, step: int) -> None: ...
 
     def stepped(self, epoch: int, step: int, terms: dict[str, float]) -> None: ...
 
     def epoch_done(self, record: dict[str, Any]) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
-def bare_loop(width: int, device: str, pixels: np.ndarray, compile: bool, fused: bool | None = None) -> Iterator[None]:
+def bare_loop(width: int, device: str, pixels: np.ndarray, compile: bool, fused: bool | None = None) -> Generator[None]:
     """(iii): only the network and its optimizer."""
     net = network(width).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(net, fused)
     run = torch.compile(net) if compile else net
     inputs = torch.from_numpy(pixels[:BATCH]).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
     low = precision_of("auto", device) == "bf16"
-    while True:
-        with torch.autocast(device, torch.bfloat16, enabled=low):
-            logits = run(inputs).logits
-        logits.float().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield
+    with computing(Recipe(), torch.device(device), training=True):
+        while True:
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                logits = run(inputs).logits
+            logits.float().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            yield
 
 
-def loops(width: int, device: str, compile: bool) -> dict[str, Callable[[], Iterator[None]]]:
+def loops(width: int, device: str, compile: bool) -> dict[str, Callable[[], Generator[None]]]:
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (SAMPLES, 3, 32, 32), dtype=np.uint8)
     labels = draw.integers(0, CLASSES, SAMPLES)

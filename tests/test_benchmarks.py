@@ -1,9 +1,11 @@
 """What the benchmarks share, and that each still starts; what they measure is no test's business."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +80,47 @@ def gpu_all(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu_all
 
 
-def test_gpu_all_keeps_what_it_had_when_the_time_ended(
+def test_gpu_all_keeps_every_figure_and_no_part_takes_the_time_of_others(
     gpu_all: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "gpu.json"
-    monkeypatch.setattr(gpu_all, "PARTS", {"environment": gpu_all.environment, "slow": lambda plan: time.sleep(9)})
-    gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "0.01", "--out", str(out)])
+    out, seen = tmp_path / "gpu.json", list[Any]()
+
+    def slow(plan: Any) -> Iterator[dict[str, Any]]:
+        yield {"first": 1}
+        seen.append(json.loads(out.read_text())["slow"])  # what is left if the process is killed now
+        with contextlib.suppress(Exception):  # as a library does
+            time.sleep(9)
+        yield {"second": 2}
+
+    def wrong(plan: Any) -> Iterator[dict[str, Any]]:
+        yield {"half": 0.5}
+        raise RuntimeError("CUDA error:\nunspecified launch failure")
+
+    parts = {"environment": gpu_all.environment, "slow": slow, "wrong": wrong, "last": lambda plan: iter([{"all": 1}])}
+    monkeypatch.setattr(gpu_all, "PARTS", parts)
+    monkeypatch.setattr(gpu_all, "BY", {"environment": 0.4, "slow": 0.5})
+    gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "0.1", "--out", str(out)])
     ended = json.loads(out.read_text())
-    assert ended["environment"]["versions"] and ended["slow"] == {"error": "the time ended"}
+    assert ended["environment"]["versions"] and ended["wrong"].pop("traceback")
+    assert seen == [{"first": 1}] and all(ended[part].pop("seconds") < 6 for part in parts)
+    assert ended["slow"] == {"first": 1, "error": "the time ended"} and ended["last"] == {"all": 1}
+    assert ended["wrong"] == {"half": 0.5, "error": "RuntimeError: CUDA error: unspecified launch failure"}
+
+
+def test_gpu_all_keeps_the_results_of_tests_that_ended(gpu_all: Any, tmp_path: Path) -> None:
+    lines = (
+        "import time, warnings",
+        "def test_right(): warnings.warn('of another version')",
+        "def test_wrong(): assert 1 == 2",
+        "def test_slow(): time.sleep(2)",
+        "def test_never(): pass",
+    )
+    (tmp_path / "test_some.py").write_text("\n".join(lines))
+    plan = gpu_all.Plan("cpu", True, tmp_path, {}, time.monotonic() + 60)
+    assert gpu_all.tested([str(tmp_path), "-k", "right"], plan)["output"] == ""
+    result = gpu_all.tested([str(tmp_path), "--session-timeout=1"], plan)
+    assert result["counts"] == {"PASSED": 2, "FAILED": 1} and "assert 1 == 2" in result["output"]
+    assert [name.partition("::")[2] for name in result["failed"]] == ["test_wrong"] and "1 failed" in result["summary"]
 
 
 @pytest.mark.full
@@ -108,7 +143,9 @@ def test_gpu_all_measures_every_part(gpu_all: Any, tmp_path: Path) -> None:
     assert result["environment"]["hardware"]["cpu"]
     assert set(result["steps"]["images_per_second"]) == {"eager", "graph", "plain"}
     assert result["resume"]["equal"] and result["hdkd"]["steps_of_joint"] > 1
-    assert [each["batch"] for each in result["inference"]["batches"]] == [1, 4]
+    assert [each["batch"] for each in result["inference"]["torch"]["batches"]] == [1, 4]
+    assert set(result["inference"]["never_slower"]["of_plain_ms"]) == {"1", "4"}
+    assert max(result["inference"]["never_slower"]["expected"].values()) <= 1.02
 
 
 @pytest.mark.full

@@ -74,12 +74,16 @@ def _gpu() -> dict[str, Any]:
     }
 
 
-def _driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The version of NVIDIA's driver, as its kernel module says it."""
+def _driver(file: Path = Path("/proc/driver/nvidia/version"), program: str = "nvidia-smi") -> str | None:
+    """The version of NVIDIA's driver, as its kernel module says it; in sandboxes without that file, as `program` does."""
     try:
-        version = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", file.read_text())
+        text = file.read_text()
     except OSError:
-        return None
+        try:
+            text = _output(program, "--query-gpu=driver_version", "--format=csv,noheader")
+        except (OSError, subprocess.SubprocessError):
+            return None
+    version = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", text)
     return version[0] if version else None
 
 
@@ -102,5 +106,8 @@ def _commit() -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    ran = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)
-    return ran.stdout.strip()
+    return _output("git", "-C", str(folder), *words)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

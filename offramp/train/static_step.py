@@ -8,7 +8,7 @@ captured again.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -199,7 +199,8 @@ class StaticStep:
             return self.step(batch)
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream), waits() if self.taken == WARM_UP else nullcontext([]) as self.waits:
+        watching: AbstractContextManager[list[str]] = waits() if self.taken == WARM_UP else nullcontext([])
+        with torch.cuda.stream(stream), watching as self.waits:
             terms = self.step(batch)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return terms

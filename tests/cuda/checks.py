@@ -148,7 +148,7 @@ def captured(method: str) -> dict[str, Any]:
 
 
 def refused() -> dict[str, Any]:
-    """A run whose losses wait for the GPU, as those of a user's method may: captures that it tries, and what is said."""
+    """A run whose losses wait for the GPU, as those of a user's method may: captures that are tried, what is said."""
     tried = list[StaticStep]()
     StaticStep._capture = lambda self, batch: tried.append(self)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder, noted() as notes:

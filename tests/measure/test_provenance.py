@@ -73,7 +73,14 @@ def test_hardware_is_what_is_in_use() -> None:
 def test_the_driver_is_what_its_kernel_module_says(tmp_path: Path, text: str | None, version: str | None) -> None:
     if text is not None:
         (tmp_path / "version").write_text(text)
-    assert _driver(tmp_path / "version") == version
+    assert _driver(tmp_path / "version", "no-such-program") == version
+
+
+def test_the_driver_where_the_kernel_says_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 580.159.03\n")
+    program.chmod(0o755)
+    assert _driver(tmp_path / "version", str(program)) == "580.159.03"
 
 
 def test_numbers_of_a_gpu_say_what_they_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
