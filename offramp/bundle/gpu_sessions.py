@@ -20,6 +20,15 @@ TYPES: dict[str, Any] = {
 """Types of tensors by their names in ONNX Runtime."""
 
 
+OF_SHAPES = {
+    *("Add", "Cast", "Concat", "Div", "Gather", "Mul", "Range", "ReduceProd", "Shape", "Size", "Slice"),
+    *("Squeeze", "Sub", "Unsqueeze"),
+}
+"""Operations that ONNX Runtime puts on the CPU if they compute shapes; for others it has kernels on GPUs of each."""
+RECORD = "session.record_ep_graph_assignment_info"
+"""The setting of ONNX Runtime that lets a session say where each operation runs."""
+
+
 class DeviceArray:
     """A tensor on a device that the early-exit loop selects rows of, as of an array."""
 
@@ -72,6 +81,16 @@ def _missing(runtime: str, available: Sequence[str]) -> str:
     return f"not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in place of onnxruntime"
 
 
+def providers(runtime: str, device: int) -> list[tuple[str, dict[str, int]]]:
+    """The execution providers of a runtime with their options; TensorRT leaves to CUDA what it cannot compute.
+
+    Args:
+        device: number of the GPU.
+    """
+    cuda = (PROVIDERS["onnx-cuda"], {"device_id": device, "use_tf32": 0})  # by default, products are rounded to TF32
+    return [cuda] if runtime == "onnx-cuda" else [(PROVIDERS[runtime], {"device_id": device}), cuda]
+
+
 def refuse_fallback(runtime: str, used: Sequence[str]) -> None:
     """Refuse a session that computes with another provider than was asked for, as ONNX Runtime does silently.
 
@@ -86,6 +105,21 @@ def refuse_fallback(runtime: str, used: Sequence[str]) -> None:
             f"{used[0] if used else 'nothing'}; its CUDA and cuDNN versions must be those of this machine "
             "(`python -c 'import onnxruntime; onnxruntime.print_debug_info()'`)"
         )
+
+
+def refuse_host_operations(runtime: str, file: str, session: Any) -> None:
+    """Refuse a session with operations on the CPU; those of shapes, a few numbers for a batch, are no fall-back.
+
+    Args:
+        file: name of the model.
+        session: opened with the setting `RECORD`.
+    Raises:
+        ValueError: naming the operations.
+    """
+    parts = session.get_provider_graph_assignment_info()
+    here = {node.op_type for part in parts if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()}
+    if others := sorted(here - OF_SHAPES):
+        raise ValueError(f"{file} cannot run on the GPU alone: {runtime} would compute {', '.join(others)} on the CPU")
 
 
 def open_on_gpu(model: bytes, spec: SegmentSpec, runtime: str, threads: int | None, classes: int | None) -> Any:
@@ -105,14 +139,17 @@ def open_on_gpu(model: bytes, spec: SegmentSpec, runtime: str, threads: int | No
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    providers = list(dict.fromkeys([PROVIDERS[runtime], PROVIDERS["onnx-cuda"]]))
+    says_where = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")  # from 1.24 on
+    options.add_session_config_entry(RECORD if says_where else "session.disable_cpu_ep_fallback", "1")
+    device = torch.device("cuda", torch.cuda.current_device())
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers(runtime, device.index))
     except Exception as error:  # its exceptions have no common class of their own
         raise ValueError(f"{spec.file} cannot run on the GPU alone: {one_line(str(error), 300)}") from None
     refuse_fallback(runtime, session.get_providers())
-    return bind_session(session, spec, torch.device("cuda", torch.cuda.current_device()), classes)
+    if says_where:
+        refuse_host_operations(runtime, spec.file, session)
+    return bind_session(session, spec, device, classes)
 
 
 def bind_session(session: Any, spec: SegmentSpec, device: Any, classes: int | None = None) -> Any:

@@ -75,7 +75,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _driver(file: Path = Path("/proc/driver/nvidia/version"), program: str = "nvidia-smi") -> str | None:
-    """The version of NVIDIA's driver, as its kernel module says it; in sandboxes without that file, as `program` does."""
+    """The version of NVIDIA's driver, as its kernel module says it; without that file, as `program` does."""
     try:
         text = file.read_text()
     except OSError:

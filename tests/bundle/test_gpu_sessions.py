@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.bundle.gpu_sessions import DeviceArray, absent, bind_session, refuse_fallback
+from offramp.bundle.gpu_sessions import (
+    RECORD,
+    DeviceArray,
+    absent,
+    bind_session,
+    providers,
+    refuse_fallback,
+    refuse_host_operations,
+)
 from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import open_segment
 from offramp.early_exit.runtime import answer
@@ -73,3 +81,37 @@ def test_a_fall_back_to_the_cpu_is_an_error() -> None:
     says = "onnx-tensorrt: ONNX Runtime could not start TensorrtExecutionProvider and fell back to CUDAExec"
     with pytest.raises(ValueError, match=says):
         refuse_fallback("onnx-tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_products_in_float32_are_not_rounded() -> None:
+    """ONNX Runtime itself would compute them in TF32."""
+    cuda = ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})
+    assert providers("onnx-cuda", 1) == [cuda]
+    assert providers("onnx-tensorrt", 1) == [("TensorrtExecutionProvider", {"device_id": 1}), cuda]
+
+
+def recorded(model: bytes) -> Any:
+    """A session on the CPU that says where its operations run."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(RECORD, "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.skipif(
+    not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"), reason="an older ONNX Runtime"
+)
+def test_operations_on_the_cpu_are_an_error_unless_they_compute_shapes(exported: Any) -> None:
+    from onnx import TensorProto, helper
+
+    session = recorded((exported.folder / "segment-1.onnx").read_bytes())
+    says = r"segment-1\.onnx cannot run on the GPU alone: onnx-cuda would compute .*Conv.* on the CPU"
+    with pytest.raises(ValueError, match=says):
+        refuse_host_operations("onnx-cuda", "segment-1.onnx", session)
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Concat", ["s", "s"], ["y"], axis=0)]
+    values = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 2]),
+        helper.make_tensor_value_info("y", TensorProto.INT64, [4]),
+    ]
+    graph = helper.make_graph(nodes, "shapes", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    refuse_host_operations("onnx-cuda", "segment-1.onnx", recorded(model.SerializeToString()))

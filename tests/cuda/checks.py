@@ -91,24 +91,30 @@ def trained(**options: Any) -> dict[str, Any]:
 
 
 @contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Other attributes of a module or class, in this context."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
 def noted() -> Iterator[list[str]]:
     """The notes of runs."""
-    before, SilentReporter.note = SilentReporter.note, lambda self, text: notes.append(text)  # type: ignore[method-assign]
     notes: list[str] = []
-    try:
+    with replaced(SilentReporter, note=lambda self, text: notes.append(text)):
         yield notes
-    finally:
-        SilentReporter.note = before  # type: ignore[method-assign]
 
 
 def in_little_memory() -> dict[str, Any]:
     """As `trained`, of images that do not fit on the GPU, and what is said of them."""
-    free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *device: (4096, 4096)
-    try:
-        with noted() as notes:
-            return {**trained(method="joint", branch="linear"), "notes": notes}
-    finally:
-        torch.cuda.mem_get_info = free
+    with noted() as notes, replaced(torch.cuda, mem_get_info=lambda *device: (4096, 4096)):
+        return {**trained(method="joint", branch="linear"), "notes": notes}
 
 
 def step(method: str) -> dict[str, Any]:
@@ -138,9 +144,9 @@ def captured(method: str) -> dict[str, Any]:
         assert batch.inputs.dtype == torch.uint8  # augmentation is a part of the step
         self.names, self.values, self.graph = tuple(terms), torch.stack(list(terms.values())), _Replayed()  # type: ignore[assignment]
 
-    StaticStep._capture, StaticStep._alone = capture, lambda self, batch: self.step(batch)  # type: ignore[method-assign]
     branch = {"branch": "beed"} if method == "beed" else {}
-    with tempfile.TemporaryDirectory() as folder:
+    alone = replaced(StaticStep, _capture=capture, _alone=lambda self, batch: self.step(batch))
+    with tempfile.TemporaryDirectory() as folder, alone:
         running = loop(Path(folder), method=method, graph=True, batch_size=4, label_smoothing=0.1, epochs=2, **branch)
         step = Counting(running, "step")
         running.run(resume=False)
@@ -150,8 +156,8 @@ def captured(method: str) -> dict[str, Any]:
 def refused() -> dict[str, Any]:
     """A run whose losses wait for the GPU, as those of a user's method may: captures that are tried, what is said."""
     tried = list[StaticStep]()
-    StaticStep._capture = lambda self, batch: tried.append(self)  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder, noted() as notes:
+    counting = replaced(StaticStep, _capture=lambda self, batch: tried.append(self))
+    with tempfile.TemporaryDirectory() as folder, noted() as notes, counting:
         running = loop(Path(folder), 48, method="joint", branch="linear", graph=None)
         objective = running.context.objective
 
@@ -229,11 +235,11 @@ def decided(rule: str) -> dict[str, Any]:
     logits, inputs = logits.to("cuda"), inputs.to("cuda")
     with fake.counted() as (waits, _):
         values = answer(segments, policy, inputs)
-    graphed_policy.captured = lambda run, device: run  # nothing can be captured here
-    graphed = graphed_policy.GraphedExits(segments, policy, inputs.device)
-    graphed(inputs)  # constants are made once
-    with fake.counted() as (more, _):
-        also = graphed(inputs)
+    with replaced(graphed_policy, captured=lambda run, device: run):  # nothing can be captured here
+        graphed = graphed_policy.GraphedExits(segments, policy, inputs.device)
+        graphed(inputs)  # constants are made once
+        with fake.counted() as (more, _):
+            also = graphed(inputs)
     pairs = [pair for each in (values, also) for pair in zip(each, expected, strict=True)]
     same = all(bool(torch.equal(one.cpu(), other)) for one, other in pairs)
     exits = int(expected.exit.max()) + 1

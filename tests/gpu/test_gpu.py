@@ -217,7 +217,9 @@ def test_a_bundle_is_served(tmp_path: Path, runtime: str) -> None:
     assert all(isinstance(result, SampleResult) for result in results)
     expected, scale = plain.answer(inputs), float(np.abs(plain.answer(inputs).logits).max())
     for result, logits, exit in zip(results, expected.logits, expected.exit, strict=True):
-        assert result.exit != exit or np.abs(result.logits - logits).max() <= 1e-2 * scale  # its products may be TF32
+        assert (
+            result.exit != exit or np.abs(result.logits - logits).max() <= 1e-2 * scale
+        )  # TensorRT's products may be TF32
     assert sum(result.exit == exit for result, exit in zip(results, expected.exit, strict=True)) >= 36
 
 
