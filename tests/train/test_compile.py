@@ -79,7 +79,8 @@ OWN_STEPS = ("dml", "hdbt", "hdkd", "hmsdnet", "l2w")
 
 def trained(folder: Path, how: str, names: tuple[str, ...], device: str = "cpu") -> list[dict[str, Any]]:
     """Each method trained as it is and compiled, in a process of its own: the compiler cannot read run-time checks."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-c", PROGRAM, str(folder), how, device, *names]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1100)
     assert ran.returncode == 0, ran.stderr[-2000:]
