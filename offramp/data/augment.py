@@ -97,11 +97,17 @@ def order(seed: int, epoch: int, ids: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
 
 
 def normalise(
-    pixels: UInt8[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+    pixels: UInt8[Tensor, "B C H W"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels_last: bool = False,
+    flip: Bool[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """(pixels / 255 - mean) / std in float32."""
+    """(pixels / 255 - mean) / std in float32; images with `flip` are mirrored."""
     batch, channels, height, width = pixels.shape
     scale, shift = _constants(tuple(mean), tuple(std), pixels.device)
+    if flip is not None and (pixels.is_cuda or not channels_last):
+        pixels, flip = mirrored(pixels, flip), None
     if not channels_last:
         return pixels.contiguous().to(torch.float32).mul_(scale.view(1, -1, 1, 1)).add_(shift.view(1, -1, 1, 1))
     last = pixels.permute(0, 2, 3, 1)
@@ -110,10 +116,21 @@ def normalise(
     # Rows of width * channels numbers: an inner loop over three channels would take three times as long on a CPU.
     scale, shift = scale.repeat(width), shift.repeat(width)
     rows = _rows(batch, height, width * channels, pixels.device)
-    at_once = batch if pixels.is_cuda else max(1, IN_CACHE // max(1, rows[:1].numel()))
-    for source, target in zip(torch.split(last.reshape(rows.shape), at_once), torch.split(rows, at_once), strict=True):
-        target.copy_(source).mul_(scale).add_(shift)
+    at_once = max(1, batch if pixels.is_cuda else IN_CACHE // max(1, rows[:1].numel()))
+    for first in range(0, batch, at_once):
+        some = slice(first, first + at_once)
+        _convert(last[some], rows[some], None if flip is None else flip[some])
+        rows[some].mul_(scale).add_(shift)
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _convert(pixels: UInt8[Tensor, "B H W C"], rows: Float[Tensor, "B H _"], flip: Bool[Tensor, "B"] | None) -> None:
+    """Write the pixels as numbers, those of images with `flip` mirrored, without a copy of the others."""
+    if flip is None:
+        rows.copy_(pixels.flatten(2))
+        return
+    for image, target, turn in zip(pixels, rows, flip.tolist(), strict=True):
+        target.copy_((image.flip(1) if turn else image).flatten(1))
 
 
 def _rows(batch: int, height: int, width: int, device: torch.device) -> Float[Tensor, "B H W"]:
@@ -274,7 +291,7 @@ def augment(
     if "flip" in kind or kind == "random-resized-crop":
         flip = drawn[:, FLIP - TOP] < 0.5
     if top is None:
-        images = normalise(pixels if flip is None else mirrored(pixels, flip), mean, std, channels_last)
+        images = normalise(pixels, mean, std, channels_last, flip)
         if kind == "random-resized-crop" and not cropped and len(ids):
             images = resized(images, boxes(_box_draws(keys, ids), pixels.shape[2], pixels.shape[3]))
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images

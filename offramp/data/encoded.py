@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
 from offramp.data._turbo import crops, windows
-from offramp.data.splits import Indices
+from offramp.data.splits import Images, Indices
 from offramp.images import INTERPOLATIONS, BadImage, Fit, decode, resize_and_crop, resize_shorter_side
 
 Decoder = Literal["pillow", "turbo"]
@@ -147,29 +147,35 @@ class EncodedSource:
         """
         return self._decoded(indices, centre(self.fit))
 
-    def crops(self, indices: Indices, draws: Float[Any, "B 10 4"]) -> UInt8[np.ndarray, "B 3 H W"]:
+    def crops(self, indices: Indices, draws: Float[Any, "B 10 4"], out: Images | None = None) -> Images:
         """A random part of each original, resized; `draws` as `offramp.data.augment.boxes` takes them.
+
+        Args:
+            indices: Rows of the images.
+            draws: Decide the parts.
+            out: Where to write them, as they are returned; default: new memory.
 
         Raises:
             ValueError: as `batch`.
         """
         quickly = partial(crops, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
-        return self._decoded(indices, random_box(self.fit, draws), quickly)
+        return self._decoded(indices, random_box(self.fit, draws), quickly, out)
 
-    def windows(self, indices: Indices, draws: Float[Any, "B 2"]) -> UInt8[np.ndarray, "B 3 H W"]:
+    def windows(self, indices: Indices, draws: Float[Any, "B 2"], out: Images | None = None) -> Images:
         """A random square of each image once its shorter side is resized as for evaluation.
 
         Args:
             indices: Rows of the images.
             draws: Position of each square, as shares in [0, 1) of the free height and width.
+            out: As in `crops`.
 
         Raises:
             ValueError: as `batch`.
         """
         quickly = partial(windows, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
-        return self._decoded(indices, random_window(self.fit, draws), quickly)
+        return self._decoded(indices, random_window(self.fit, draws), quickly, out)
 
-    def _decoded(self, indices: Indices, cut: Cut, quickly: Quickly | None = None) -> np.ndarray:
+    def _decoded(self, indices: Indices, cut: Cut, quickly: Quickly | None = None, out: Images | None = None) -> Images:
         """The images of these rows, cut by `cut(image, place in the batch)`; by `quickly` those that it can decode.
 
         In memory the channels are last: that is how decoders write and how normalising reads.
@@ -177,7 +183,8 @@ class EncodedSource:
         size, rows = self.fit.size, indices.tolist()
         encoded = [self.images.read(row) for row in rows]
         squares = repeat(None) if quickly is None else quickly(encoded)
-        out = np.empty((len(rows), size, size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
+        if out is None:
+            out = np.empty((len(rows), size, size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
         for place, (row, pixels) in enumerate(zip(rows, squares, strict=False)):
             if pixels is not None:
                 out[place] = pixels.transpose(2, 0, 1)

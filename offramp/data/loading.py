@@ -1,7 +1,7 @@
 """What the training loop iterates: batches of a split, in an order and with augmentation that can be had again."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from offramp.data.augment import augment, draw_keys, normalise, order
 from offramp.data.balanced import balanced_order
 from offramp.data.resident import Resident, does_not_fit
 from offramp.data.splits import DataSet, Split
-from offramp.data.streaming import Streaming
+from offramp.data.streaming import Streaming, one_thread
 from offramp.device_copies import to_device
 from offramp.outputs import Batch
 
@@ -169,17 +169,6 @@ class Loader:
         first = step * self.batch_size
         size = min(self.batch_size, len(self.split) - first)
         return first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in this thread alone while all cores decode: waiting for a second thread costs more than it helps."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_labels(split: Split, classes: int, name: str) -> None:

@@ -17,6 +17,8 @@ from offramp.progress import Progress, no_progress
 
 Indices = Int64[np.ndarray, "_"]
 """Rows of a source. They are the samples' ids: unique within a data set, the same in every run."""
+Images = UInt8[np.ndarray, "B C H W"]
+"""The pixels of some images, 0..255."""
 
 SPLITS = ("train", "val", "cal", "test")
 
@@ -56,11 +58,17 @@ class Source(Protocol):
 class CroppingSource(Protocol):
     """A source that cuts random crops from its originals, which images that were cropped already lack."""
 
-    def crops(self, indices: Indices, draws: Float[Any, "B 10 4"]) -> UInt8[np.ndarray, "B C H W"]:
-        """A random part of each image, resized; `draws` as `offramp.data.augment.boxes` takes them."""
+    def crops(self, indices: Indices, draws: Float[Any, "B 10 4"], out: Images | None = None) -> Images:
+        """A random part of each image, resized; `draws` as `offramp.data.augment.boxes` takes them.
 
-    def windows(self, indices: Indices, draws: Float[Any, "B 2"]) -> UInt8[np.ndarray, "B C H W"]:
-        """A random square of each image once its shorter side is resized; `draws` say where, in [0, 1)."""
+        Written to `out`, if given, and returned.
+        """
+
+    def windows(self, indices: Indices, draws: Float[Any, "B 2"], out: Images | None = None) -> Images:
+        """A random square of each image once its shorter side is resized; `draws` say where, in [0, 1).
+
+        Written to `out`, if given, and returned.
+        """
 
 
 @dataclass(frozen=True)

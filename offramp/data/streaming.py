@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -70,14 +71,26 @@ class Streaming:
 
     def _decode(self, ids: Int[Tensor, "B"], draws: Tensor, out: np.ndarray) -> None:
         rows = ids.numpy() % len(self.source)
-        if self.crop is None:
-            out[:] = self.source.batch(rows)
-        elif self.crop == "resize-crop-flip":
-            out[:] = self.source.windows(rows, draws)
-        else:
-            out[:] = self.source.crops(rows, draws)
+        with one_thread():
+            if self.crop is None:
+                out[:] = self.source.batch(rows)
+            elif self.crop == "resize-crop-flip":
+                self.source.windows(rows, draws, out)
+            else:
+                self.source.crops(rows, draws, out)
 
     def _collect(self, pixels: np.ndarray, tasks: list["Future[None]"]) -> Tensor:
         for task in tasks:
             task.result()
         return to_device(torch.from_numpy(pixels), self.device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in this thread alone while all cores decode: waiting for a second thread costs more than it helps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

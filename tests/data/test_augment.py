@@ -121,6 +121,17 @@ def test_normalise_in_both_layouts():
     assert torch.equal(plain, augmentation.normalise(images, **CIFAR, channels_last=True))
 
 
+@pytest.mark.parametrize("in_cache", [1, 2 * 32 * 32 * 3, 1 << 18])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mirroring_and_normalising_at_once_is_the_same(monkeypatch, layout, in_cache):
+    monkeypatch.setattr(augmentation, "IN_CACHE", in_cache)
+    images, flip = pixels(5).contiguous(memory_format=layout), torch.tensor([True, False, False, True, True])
+    for last in (False, True):
+        apart = augmentation.normalise(augmentation.mirrored(images, flip), **CIFAR, channels_last=last)
+        together = augmentation.normalise(images, **CIFAR, channels_last=last, flip=flip)
+        assert torch.equal(apart, together) and apart.stride() == together.stride()
+
+
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (300, 500), (20, 400), (400, 20), (1, 1)])
 def test_boxes_lie_within_the_image_and_have_the_promised_area_and_ratio(height, width):
     result = augmentation.boxes(augmentation.box_draws(0, 0, torch.arange(2000)), height, width)

@@ -1,5 +1,7 @@
 """The loader: order, resuming in mid-epoch, processes, the last batch, streaming equal to resident."""
 
+import threading
+from collections import deque
 from dataclasses import replace
 from itertools import islice
 
@@ -271,3 +273,24 @@ def test_images_from_the_host_are_those_of_the_device(digits):
     assert isinstance(host.store, Streaming)
     for one, other in zip(islice(loader.epoch(1), 3), host.epoch(1)):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_worker_computes_in_its_own_thread(digits):
+    """Even small operations of torch waited for a second thread, which others kept from a core."""
+    seen = []
+
+    class Source(ArraySource):
+        def batch(self, indices):
+            seen.append((threading.current_thread(), torch.get_num_threads()))
+            return super().batch(indices)
+
+    source = Source(**vars(digits.splits["train"].source))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        streamed = Streaming(Split(source, np.arange(40), "train"), torch.device("cpu"))
+        deque(streamed.batches(torch.arange(40), [(0, 20), (20, 40)], 0, 0), maxlen=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {threads for thread, threads in seen if thread is not threading.current_thread()} == {1}
