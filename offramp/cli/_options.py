@@ -80,7 +80,7 @@ Fetch = Annotated[
     Parameter(
         negative="",
         help="For Ray nodes that do not share --out: each run is trained in a temporary folder of its node, and "
-        "fetched when it ends or is stopped.",
+        "fetched after checkpoints and when it ends.",
     ),
 ]
 BaselinePath = Annotated[

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from offramp.lookup import with_parameters
+
 ROWS = 512  # rows read at a time
 
 SPLIT_WORDS = {
@@ -36,8 +38,8 @@ class Shard(NamedTuple):
     batches: Callable[[str], Iterator[Any]]
 
 
-def open_shard(file: Path, skip: bool = False) -> Shard:
-    """A Parquet file; with `skip`, rows that cannot be read are nulls.
+def open_shard(file: Path, skip: bool | None = None) -> Shard:
+    """A Parquet file; with `skip`, rows that cannot be read are nulls; None: they cannot be skipped.
 
     Raises:
         ValueError: if it is not one, or not whole; when it is read, naming the rows that cannot be read.
@@ -56,7 +58,7 @@ def open_shard(file: Path, skip: bool = False) -> Shard:
         return Shard(str(file), table.metadata.num_rows, table.schema_arrow, partial(_batches, file, skip=skip))
 
 
-def _batches(file: Path, column: str, *, skip: bool) -> Iterator[Any]:
+def _batches(file: Path, column: str, *, skip: bool | None) -> Iterator[Any]:
     """A column of a Parquet file; with `skip`, nulls for the rest of a row group that cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -71,10 +73,12 @@ def _batches(file: Path, column: str, *, skip: bool) -> Iterator[Any]:
                     done += len(batch)
             except (pa.ArrowException, OSError) as error:
                 if not skip:
-                    raise ValueError(
+                    way_out = "" if skip is None else ", or leave these rows out by skip_damaged"
+                    message = (
                         f"{file}, rows {done} to {end - 1}: {column!r} cannot be read ({_first_line(error)}); the file "
-                        "may be damaged, download it again"
-                    ) from error
+                        f"may be damaged, download it again{way_out}"
+                    )
+                    raise with_parameters(ValueError(message), "skip_damaged") from error
                 yield pa.nulls(end - done)
             start = end
 

@@ -1,8 +1,8 @@
 """Runs on nodes that do not see the folder of the runs: their files go to the node and come back through Ray.
 
 A training works in a temporary folder of its node. The files that show its progress are sent while it runs, all files
-after a checkpoint, at most once a minute, and when it ends or is stopped. If its node is lost, it starts again from
-what was sent last.
+after its first checkpoint, then after others at most once a minute, and when it ends or is stopped. If its node is
+lost, it starts again from what was sent last.
 """
 
 import time
@@ -182,7 +182,7 @@ class Sender(Unwatched):
         self.job, self.there, self.call, self.watcher = job, there, call, watcher
         self.sizes: dict[Path, int] = {}
         self.before = 0.0
-        self.saved, self.checkpoints = time.monotonic(), self._checkpoints()
+        self.saved, self.checkpoints = time.monotonic() - SAVE_EVERY, self._checkpoints()
 
     def running(self, job: Job) -> None:
         """Send what has changed, once a second."""
@@ -193,7 +193,7 @@ class Sender(Unwatched):
             self.watcher.running(self.job)
 
     def _save(self) -> None:
-        """Send all files if there is a new checkpoint, once a minute."""
+        """Send all files if there is a new checkpoint: the first one at once, later ones once a minute."""
         if time.monotonic() - self.saved > SAVE_EVERY and self._checkpoints() != self.checkpoints:
             checkpoints = self._checkpoints()
             with suppress(FileNotFoundError):  # the training has just removed an old checkpoint: the next time

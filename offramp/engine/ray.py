@@ -206,16 +206,17 @@ def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
         import ray
     except ImportError:
         raise ParameterError("engine=ray needs the package ray: pip install 'offramp[ray]'", "engine") from None
+    source = "RAY_ADDRESS" if not address and os.environ.get("RAY_ADDRESS") else "address"
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto", "local"):
-        check_address(address)
+        check_address(address, source)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     joined = ray.is_initialized()
     try:
         if not joined:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
-        raise ParameterError(f"address={address or 'auto'}: Ray cannot connect: {_reason(error)}", "address") from None
+        raise ParameterError(f"{source}={address or 'auto'}: Ray cannot connect: {_reason(error)}", "address") from None
     try:
         yield Cluster(ray, fetch)
     finally:

@@ -12,15 +12,19 @@ SETTINGS = bytes([4])
 """The type of the first frame that a server sends."""
 
 
-def check_address(address: str) -> None:
+def check_address(address: str, name: str = "address") -> None:
     """Refuse an address where no cluster answers; Ray itself would wait for one.
+
+    Args:
+        address: `HOST:PORT`.
+        name: of the parameter or variable that it comes from.
 
     Raises:
         ParameterError: if it is not HOST:PORT, or nothing, or something other than Ray, answers there.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal()) or "://" in address:
-        raise ParameterError(f"address must be HOST:PORT of the Ray cluster's head, got {address}", "address")
+        raise ParameterError(f"{name} must be HOST:PORT of the Ray cluster's head, got {address}", "address")
     try:
         with socket.create_connection((host, int(port)), timeout=CONNECT) as connection:
             connection.sendall(HTTP2)
@@ -28,6 +32,6 @@ def check_address(address: str) -> None:
                 raise OSError("the program at this address is not Ray")
     except (OSError, OverflowError) as error:
         raise ParameterError(
-            f"address={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",
+            f"{name}={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",
             "address",
         ) from None

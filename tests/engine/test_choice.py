@@ -51,6 +51,22 @@ def test_an_address_that_does_not_answer_is_one_line_and_nothing_is_written(
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_an_address_from_the_environment_is_called_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from offramp.cli import main
+
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    words = ["compare", "--data", "digits", "--methods", "joint", "--engine", "ray", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(words)
+    said = capsys.readouterr().err
+    assert said == "offramp: RAY_ADDRESS must be HOST:PORT of the Ray cluster's head, got nonsense\n"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:0")
+    assert refused("ray").startswith("RAY_ADDRESS=127.0.0.1:0 does not answer")
+
+
 def test_an_address_where_something_else_answers_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr("offramp.engine.ray_address.CONNECT", 0.5)

@@ -3,11 +3,14 @@
 import json
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
@@ -63,20 +66,45 @@ def test_optuna_and_a_lost_node_whose_trial_resumes_on_another(cluster: Any, tmp
     assert sorted(log.read_text().count("continuing at epoch") for log in (out / "logs").glob("*.log")) == [0, 1]
 
 
-def test_trials_of_a_node_that_does_not_see_the_folder_are_fetched(
+def test_trials_of_a_node_that_does_not_see_the_folder_are_fetched_and_continue_when_it_is_lost(
     hidden_node: Any, cluster: Any, tmp_path: Path
 ) -> None:
     out, said = tmp_path / "out", tmp_path / "said"
-    words = ["sweep", "--width", "4", "--data", "digits", "--epochs", "4", "--batch-size", "64", "--precision", "32"]
-    words += ["--method", "joint", "--device", "cpu", "--address", cluster.address, "--grid", "lr=0.05,0.02"]
-    words += ["--out", str(out), "--json"]
+    recipe = ["--width", "4", "--data", "digits", "--epochs", "8", "--batch-size", "64", "--precision", "32"]
+    recipe += ["--method", "joint", "--device", "cpu", "--checkpoint-every", "5"]
+    words = ["sweep", *recipe, "--address", cluster.address, "--grid", "lr=0.05,0.02", "--out", str(out)]
+    runs = {lr: out / f"lr={lr},joint-seed-0" for lr in ("0.05", "0.02")}
+
+    def newest(run: Path) -> str:
+        return max((path.name for path in run.glob("checkpoints/step-*")), default="")
+
+    def wait_for_checkpoints(before: Mapping[str, str], process: forked.Program) -> None:
+        """Until one that is newer than these has been fetched from every run."""
+        end = time.monotonic() + 400
+        while any(newest(run) <= before[lr] for lr, run in runs.items()):
+            assert process.poll() is None and time.monotonic() < end, said.read_text()
+            time.sleep(0.05)
+
     process = forked.start(*words, out=tmp_path / "refused", err=said)
     assert process.wait(300) == 2, said.read_text()
     assert f"does not see {out}: choose an --out that all nodes share, or add --fetch" in said.read_text()
     assert not list(out.iterdir())
-    process = forked.start(*words, "--fetch", out=tmp_path / "result", err=said)
+    process = forked.start(*words, "--fetch", out=tmp_path / "stopped", err=said)
+    wait_for_checkpoints(dict.fromkeys(runs, ""), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(200) == 130, said.read_text()
+    assert f"saved in {out}; the same command continues" in said.read_text()
+    process = forked.start(*words, "--fetch", "--json", out=tmp_path / "result", err=said)
+    wait_for_checkpoints({lr: newest(run) for lr, run in runs.items()}, process)
+    hidden_node.kill()
     assert process.wait(400) == 0, said.read_text()
     trials = json.loads((tmp_path / "result").read_text())["trials"]
-    assert [(trial["epochs"], trial["failure"], trial["stopped"]) for trial in trials] == [(4, None, False)] * 2
+    assert [(trial["epochs"], trial["failure"], trial["stopped"]) for trial in trials] == [(8, None, False)] * 2
     assert len((out / "results.jsonl").read_text().splitlines()) == 2
-    assert len(list(out.glob("*/last.safetensors"))) == 2
+    logs = [(out / f"logs/{run.name}.log").read_text() for run in runs.values()]
+    assert sorted(log.count("continuing at epoch") for log in logs) == [1, 2], "one run lost its node"
+    for lr, run in runs.items():
+        (ran,) = forked.run_offramp("train", *recipe, "--lr", lr, "--out", tmp_path / lr)
+        assert ran.returncode == 0, ran
+        one, other = (load_file(folder / "last.safetensors") for folder in (tmp_path / lr, run))
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
