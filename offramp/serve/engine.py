@@ -41,6 +41,9 @@ class Failed(Exception):
 Result = SampleResult | Failed
 QUICK = 2e-3
 """Seconds in all segments: a request that takes less may run in its caller's thread."""
+OVERHEAD = 2e-4
+"""Seconds that a batch takes in addition to its segment: choosing and collecting its samples, distributing its results,
+and switching between this thread and that of the requests. With small batches of fast segments, it is a large share."""
 Sink = Callable[[Sequence[tuple[Any, Result]]], None]
 """Takes the results of some samples, with the keys that they were submitted under; called in the engine's thread."""
 

@@ -19,7 +19,7 @@ from offramp.images import BadImage, open_image
 from offramp.lookup import ParameterError
 from offramp.serve.answers import prediction
 from offramp.serve.costs import CostCurve
-from offramp.serve.engine import Failed, Result, SampleResult, SegmentEngine, Sink
+from offramp.serve.engine import OVERHEAD, Failed, Result, SampleResult, SegmentEngine, Sink
 from offramp.serve.measure import measure
 from offramp.serve.scheduler import Scheduler
 from offramp.serve.statistics import Statistics
@@ -68,7 +68,7 @@ class AsyncPredictor:
         self.deadline_ms = check_deadline(deadline_ms)
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, runtime)
         curves = measure(self.bundle, max_batch) if costs is None else costs
-        scheduler = Scheduler(curves, most=max_batch, capacity=queue, workers=workers)
+        scheduler = Scheduler(curves, overhead=OVERHEAD, most=max_batch, capacity=queue, workers=workers)
         self.engine = SegmentEngine(self.bundle, scheduler)
         self._decoder = ImageDecoder(self.bundle.manifest.preprocessing)
         self._sinks: tuple[asyncio.AbstractEventLoop, Sink] | None = None

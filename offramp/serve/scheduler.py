@@ -79,18 +79,28 @@ class Scheduler:
 
     Args:
         costs: one curve per segment.
+        overhead: seconds that each batch takes in addition to its segment.
         most: samples of the largest batch.
         capacity: how many samples may be accepted and not answered.
         workers: how many batches run at the same time.
     """
 
-    def __init__(self, costs: Sequence[CostCurve], *, most: int = 32, capacity: int = 1024, workers: int = 1) -> None:
+    def __init__(
+        self,
+        costs: Sequence[CostCurve],
+        *,
+        overhead: int | float = 0.0,
+        most: int = 32,
+        capacity: int = 1024,
+        workers: int = 1,
+    ) -> None:
         self.costs = tuple(costs)
         self.capacity, self.workers = capacity, workers
-        self.useful = tuple(curve.useful(most) for curve in costs)
+        self._batches = [curve.plus(overhead) for curve in costs]
+        self.useful = tuple(curve.useful(most) for curve in self._batches)
         self.unanswered = 0
-        self._each = [curve(size) / size for curve, size in zip(self.costs, self.useful)]
-        self._path = shortest(costs, most)
+        self._each = [curve(size) / size for curve, size in zip(self._batches, self.useful)]
+        self._path = shortest(self._batches, most)
         self._queues = [_Queue() for _ in costs]
 
     @property
@@ -143,7 +153,7 @@ class Scheduler:
             more = self.next(now)
             return Decision(late + more.late, more.work)
         if self.workers == 1:  # nothing else runs before this batch ends
-            late += self._drop_late(now + self.costs[segment](len(samples)))
+            late += self._drop_late(now + self._batches[segment](len(samples)))
         return Decision(late, Work(segment, samples))
 
     def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
@@ -170,19 +180,19 @@ class Scheduler:
 
     def _cost(self, segment: int) -> int | float:
         """Seconds of the batch that this segment would run now."""
-        return self.costs[segment](max(1, min(len(self._queues[segment]), self.useful[segment])))
+        return self._batches[segment](max(1, min(len(self._queues[segment]), self.useful[segment])))
 
     def _weight(self, segment: int, now: int | float) -> int | float:
         queue = self._queues[segment]
         batch = min(len(queue), self.useful[segment])
-        return queue.first.pressure(now) * self._each[segment] * batch / self.costs[segment](batch)
+        return queue.first.pressure(now) * self._each[segment] * batch / self._batches[segment](batch)
 
     def _take(self, segment: int, now: int | float, late: list[Sample]) -> list[Sample]:
         """The next batch of a segment; samples with an answer that this batch would delay too long become late."""
         queue = self._queues[segment]
         batch = [queue.pop() for _ in range(min(len(queue), self.useful[segment]))]
         if segment:
-            ends = now + self.costs[segment](len(batch))
+            ends = now + self._batches[segment](len(batch))
             cut = [sample for sample in batch if sample.deadline is not None and sample.deadline < ends]
             self.unanswered -= len(cut)
             late += cut
@@ -196,7 +206,7 @@ class Scheduler:
         """
         late = []
         for segment, queue in enumerate(self._queues[1:], 1):
-            while queue.deadline < start + self.costs[segment](1):
+            while queue.deadline < start + self._batches[segment](1):
                 late.append(queue.pop_dated())
         self.unanswered -= len(late)
         return late

@@ -37,6 +37,7 @@ def test_cost_curves() -> None:
     assert powers(1) == (1,) and powers(8) == (1, 2, 4, 8) and powers(9) == (1, 2, 4, 8, 9)
     assert linear(1.0, 0.01, 64).useful(64) == 64 and linear(0.001, 1.0, 64).useful(64) == 1
     assert linear(1.0, 0.01, 64).useful(16) == 16
+    assert curve.plus(0.5) == CostCurve((1, 4), (1.5, 3.0))
     for sizes, seconds in (((2,), (1.0,)), ((1, 1), (1.0, 1.0)), ((1,), (0.0,)), ((), ()), ((1, 2), (1.0,))):
         with pytest.raises(ValueError, match="a cost curve needs"):
             CostCurve(sizes, seconds)
@@ -65,6 +66,15 @@ def test_survivors_run_at_once_where_batches_gain_nothing() -> None:
     scheduler.submit("c", 0.5)
     assert ran(scheduler, 1.0) == (1, ["a"])  # older than all others
     assert ran(scheduler, 2.0) == (0, ["b"]) and ran(scheduler, 3.0) == (1, ["b"])
+
+
+def test_an_overhead_of_each_batch_makes_larger_ones_useful() -> None:
+    scheduler = Scheduler(CPU, overhead=0.2, most=8)  # of 1.2 seconds alone, 1.05 of four, 1.025 of eight
+    assert scheduler.useful == (4, 4) and scheduler.costs == CPU
+    scheduler.submit("abcde", 0.0)
+    assert ran(scheduler, 0.0) == (0, list("abcd"))
+    assert scheduler.waiting == [1, 4]
+    assert scheduler.retry_after() == pytest.approx((1 * 2 + 4 * 1 + 2) * 4.201 / 4)
 
 
 def test_nobody_waits_for_ever() -> None:
