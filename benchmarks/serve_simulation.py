@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from offramp.serve.costs import CostCurve, linear
-from offramp.serve.scheduler import Scheduler
+from offramp.serve.scheduler import Scheduler, Work
 
 
 class Request(NamedTuple):
@@ -45,11 +45,12 @@ def rebatched(requests: Sequence[Request], costs: Sequence[CostCurve], most: int
     """Latency of every request in seconds, by the scheduler of the server with one worker."""
     scheduler = Scheduler(costs, most=most, capacity=len(requests))
     latencies, now, index = [0.0] * len(requests), 0.0, 0
+    work: Work | None = None
     while True:
         while index < len(requests) and requests[index].arrival <= now:
             scheduler.submit([index], requests[index].arrival)
             index += 1
-        work = scheduler.next(now).work
+        work = work or scheduler.next(now).work
         if work is None:
             if index == len(requests):
                 return latencies
@@ -57,8 +58,10 @@ def rebatched(requests: Sequence[Request], costs: Sequence[CostCurve], most: int
             continue
         now += costs[work.segment](len(work.samples))
         staying = [n for n, s in enumerate(work.samples) if requests[s.payload].leaves > work.segment + 1]
-        for sample in scheduler.finish(work, staying):
+        answered, decision = scheduler.proceed(work, staying, now)
+        for sample in answered:
             latencies[sample.payload] = now - requests[sample.payload].arrival
+        work = decision.work
 
 
 def whole_batches(requests: Sequence[Request], costs: Sequence[CostCurve], most: int) -> list[float]:

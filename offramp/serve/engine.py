@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer, Stepper
 from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
-from offramp.serve.scheduler import Sample, Scheduler, Work
+from offramp.serve.scheduler import Decision, Sample, Scheduler, Work
 from offramp.serve.statistics import Statistics
 
 
@@ -41,9 +41,12 @@ class Failed(Exception):
 Result = SampleResult | Failed
 QUICK = 2e-3
 """Seconds in all segments: a request that takes less may run in its caller's thread."""
-OVERHEAD = 2e-4
-"""Seconds that a batch takes in addition to its segment: choosing and collecting its samples, distributing its results,
-and switching between this thread and that of the requests. With small batches of fast segments, it is a large share."""
+HELD = 5e-3
+"""Seconds for which results may wait for those of the rest of their batch, if it continues at once: handing them over
+wakes the event loop, which, on a shared core, interrupts the segments."""
+OVERHEAD = 1e-3
+"""Seconds that a batch is assumed to take in addition to its segment: choosing and collecting its samples, distributing
+its results, waking other threads. It is an upper estimate, so that batches of fast segments are large enough."""
 Sink = Callable[[Sequence[tuple[Any, Result]]], None]
 """Takes the results of some samples, with the keys that they were submitted under; called in the engine's thread."""
 
@@ -186,28 +189,56 @@ class SegmentEngine:
                 self._run(decision.work)
 
     def _run(self, work: Work) -> None:
+        """Run a batch, and what remains of it for as long as it continues at once."""
+        following: Work | None = work
+        entering: SegmentInput | None = None
+        exited, since = list[Sample](), math.inf
+        while following is not None:
+            leaving, decision, entering = self._run_segment(following, entering)
+            following = decision.work
+            self._deliver(decision.late, late=True)
+            since = min(since, self.clock()) if leaving else since
+            exited += leaving
+            if following is None or self._ends(following) > since + HELD:
+                self._deliver(exited, late=False)
+                exited, since = [], math.inf
+
+    def _ends(self, work: Work) -> int | float:
+        """When a batch that starts now is expected to end."""
+        return self.clock() + self.scheduler.costs[work.segment](len(work.samples))
+
+    def _run_segment(
+        self, work: Work, entering: SegmentInput | None
+    ) -> tuple[list[Sample], Decision, SegmentInput | None]:
+        """Run one segment on a batch; `entering` is its input if it continues.
+
+        Returns:
+            The samples that exit, the scheduler's decision, and the input of the batch that continues.
+        """
         began = self.clock()
         try:
-            entering = gather([sample.payload.row for sample in work.samples])
+            if entering is None:
+                entering = gather([sample.payload.row for sample in work.samples])
             stepper, onward = run_segment(
                 self.bundle.policy, self.bundle.segments[work.segment], work.segment, entering
             )
         except Exception as error:  # whatever a runtime raises: the batch has failed, the server keeps running
             self._fail(work, error)
-            return
-        seconds, staying = self.clock() - began, stepper.alive.tolist()
-        self.statistics.ran(work.segment, len(work.samples), seconds)
+            return [], Decision([], None), None
+        now, staying = self.clock(), stepper.alive.tolist()
+        self.statistics.ran(work.segment, len(work.samples), now - began)
         assert stepper.answer is not None
         for index, sample in enumerate(work.samples):
-            sample.payload.ms += 1000 * seconds / len(work.samples)
+            sample.payload.ms += 1000 * (now - began) / len(work.samples)
             sample.payload.best = stepper.answer, index
-        for place, index in enumerate(staying):
-            work.samples[index].payload.row = SampleRow(onward, place)
         with self._changed:
-            answered = self.scheduler.finish(work, staying)
-            if staying and self.scheduler.workers > 1:
-                self._changed.notify()
-        self._deliver(answered, late=False)
+            leaving, decision = self.scheduler.proceed(work, staying, now)
+            if staying and decision.work is None:  # they wait in a queue
+                for place, index in enumerate(staying):
+                    work.samples[index].payload.row = SampleRow(onward, place)
+                if self.scheduler.workers > 1:
+                    self._changed.notify()
+        return leaving, decision, onward
 
     def _fail(self, work: Work, error: Exception) -> None:
         with self._changed:
@@ -217,6 +248,8 @@ class SegmentEngine:
         self._hand_over([(sample.payload, failed) for sample in samples])
 
     def _deliver(self, samples: Sequence[Sample], late: bool) -> None:
+        if not samples:
+            return
         now, results = self.clock(), list[tuple[Ticket, Result]]()
         for sample in samples:
             outcome = sample.payload.outcome(late)

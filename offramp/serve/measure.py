@@ -10,7 +10,9 @@ from offramp.bundle.read import Bundle
 from offramp.serve.costs import USEFUL, CostCurve, powers
 from offramp.serve.rows import SegmentInput, run_segment
 
-ROUNDS = 5
+ROUNDS, WARM = 5, 0.03
+"""A segment runs at least so many times, and up to four times as many until it has run for so many seconds: in ONNX
+Runtime, the first ten calls or so take longer."""
 LIMIT = 0.5
 """Seconds of one batch through all segments after which no larger batch is measured."""
 
@@ -44,14 +46,14 @@ def _saturated(sizes: list[int], times: list[list[int | float]]) -> bool:
 
 
 def _seconds(bundle: Bundle, size: int) -> list[int | float]:
-    """Seconds of every segment for one batch size: the lowest of `ROUNDS`, which other work disturbs least."""
+    """Seconds of every segment for one batch size: the lowest of several runs, which other work disturbs least."""
     shape = bundle.manifest.preprocessing.shape
     noise = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
     entering = SegmentInput(bundle.manifest.preprocessing.normalise(noise))
     result = []
     for passed, segment in enumerate(bundle.segments):
-        spent = []
-        for _ in range(ROUNDS):
+        spent: list[int | float] = []
+        while len(spent) < ROUNDS or (len(spent) < 4 * ROUNDS and sum(spent) < WARM):
             began = time.perf_counter()
             run_segment(bundle.policy, segment, passed, entering)
             spent.append(time.perf_counter() - began)

@@ -7,6 +7,9 @@ Samples wait in one queue per segment. Of all queues, the one with the largest p
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
   samples gather before a segment for which large batches pay, and run at once where they do not.
 
+The samples of a batch that do not exit enter the next queue, except if they are as cheap by themselves as in the best
+batch: then they pass the next segment at once, without the overhead of a new batch.
+
 This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
 link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
 the sample that is due first comes first (earliest deadline first; Liu and Layland, JACM 20(1), 1973).
@@ -20,7 +23,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
-from offramp.serve.costs import CostCurve, shortest
+from offramp.serve.costs import USEFUL, CostCurve, shortest
 
 PATIENCE = 1.0
 """Seconds in which a sample without a deadline gathers the pressure that one with a deadline has when it is due."""
@@ -152,19 +155,60 @@ class Scheduler:
         if not samples:  # all of its samples would have come too late
             more = self.next(now)
             return Decision(late + more.late, more.work)
-        if self.workers == 1:  # nothing else runs before this batch ends
-            late += self._drop_late(now + self._batches[segment](len(samples)))
-        return Decision(late, Work(segment, samples))
+        return self._decide(Work(segment, samples), late, now)
 
     def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
         """The samples of a batch that has run and exit; the others (their indices in it) continue."""
+        leaving, rest = self._leave(work, staying)
+        self._queue(rest)
+        return leaving
+
+    def proceed(self, work: Work, staying: Iterable[int], now: int | float) -> tuple[list[Sample], Decision]:
+        """As `finish`, for the worker that has run the batch: the samples that exit, and what it does next.
+
+        The decision has work if the samples that continue pass the next segment at once, as one batch.
+        """
+        leaving, rest = self._leave(work, staying)
+        onward = Work(work.segment + 1, rest)
+        if rest and self._continues(onward, now):
+            return leaving, self._decide(onward, [], now)
+        self._queue(rest)
+        return leaving, Decision([], None)
+
+    def _leave(self, work: Work, staying: Iterable[int]) -> tuple[list[Sample], list[Sample]]:
+        """The samples of a batch that exit, and the others, which have passed one more segment."""
         staying_set = set(staying)
-        for index in staying_set:
-            sample = work.samples[index]
+        leaving, rest = list[Sample](), list[Sample]()
+        for index, sample in enumerate(work.samples):
+            (rest if index in staying_set else leaving).append(sample)
+        for sample in rest:
             sample.passed = work.segment + 1
+        self.unanswered -= len(leaving)
+        return leaving, rest
+
+    def _queue(self, samples: Iterable[Sample]) -> None:
+        for sample in samples:
             self._queues[sample.passed].add(sample)
-        self.unanswered -= len(work.samples) - len(staying_set)
-        return [sample for index, sample in enumerate(work.samples) if index not in staying_set]
+
+    def _continues(self, work: Work, now: int | float) -> bool:
+        """Whether the rest of a batch is as cheap by itself as in the best batch, and delays nobody too long."""
+        queue, size = self._queues[work.segment], len(work.samples)
+        if len(queue) or self.costs[work.segment](size) > USEFUL * self._each[work.segment] * size:
+            return False
+        ends = now + self._batches[work.segment](size)
+        in_time = all(sample.deadline is None or ends <= sample.deadline for sample in work.samples)
+        return in_time and not self._too_late_for_new_ones(now, ends)
+
+    def _decide(self, work: Work, late: list[Sample], now: int | float) -> Decision:
+        """Run this batch; samples that would be late after it are answered before."""
+        if self.workers == 1:  # nothing else runs before this batch ends
+            late = late + self._drop_late(now + self._batches[work.segment](len(work.samples)))
+        return Decision(late, work)
+
+    def _too_late_for_new_ones(self, now: int | float, ends: int | float) -> bool:
+        """Whether samples that have no answer yet would miss their deadline, did they run at `ends` instead of now."""
+        first, cost = self._queues[0].deadline, self._cost(0)
+        return now + cost <= first < ends + cost
 
     def _choose(self, now: int | float) -> int | None:
         """The segment that runs next, or None if no sample waits."""
@@ -172,11 +216,7 @@ class Scheduler:
         if not waiting:
             return None
         segment = max(waiting, key=lambda segment: (self._weight(segment, now), segment))
-        ends = now + self._cost(segment)
-        first, cost = self._queues[0].deadline, self._cost(0)
-        if segment and now + cost <= first < ends + cost:
-            return 0  # these have no answer yet: run after the other batch, they would miss their deadline
-        return segment
+        return 0 if segment and self._too_late_for_new_ones(now, now + self._cost(segment)) else segment
 
     def _cost(self, segment: int) -> int | float:
         """Seconds of the batch that this segment would run now."""

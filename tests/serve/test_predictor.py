@@ -23,11 +23,11 @@ from offramp.cli import main
 from offramp.early_exit.policy import ExitPolicy
 from offramp.serve import rows
 from offramp.serve.costs import CostCurve, linear
-from offramp.serve.engine import Failed, SampleResult
+from offramp.serve.engine import Failed, SampleResult, SegmentEngine
 from offramp.serve.measure import measure
 from offramp.serve.predictor import AsyncPredictor
 from offramp.serve.rows import SampleRow, SegmentInput, gather
-from offramp.serve.scheduler import QueueFull
+from offramp.serve.scheduler import QueueFull, Scheduler
 
 Costs = tuple[CostCurve, ...]
 
@@ -353,6 +353,29 @@ def test_survivors_of_different_requests_share_a_batch(bundle: Bundle, pixels: n
 
     asyncio.run(ask())
     assert seen == [1, 11]
+
+
+@pytest.mark.parametrize(("each", "together"), [(1e-4, True), (1.0, False)])
+def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarray, each: float, together: bool) -> None:
+    """Where large batches gain nothing: results come together if the rest takes milliseconds, else exit by exit."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
+    expected, calls, done = bundle.answer(inputs), list[list[Any]](), threading.Event()
+    assert len(set(expected.exit.tolist())) > 1
+
+    def sink(results: Any) -> None:
+        calls.append(list(results))
+        if sum(map(len, calls)) == len(inputs):
+            done.set()
+
+    engine = SegmentEngine(bundle, Scheduler((linear(1e-9, each, 16),) * 3, overhead=each, most=16))
+    engine.submit(inputs, range(len(inputs)), sink)
+    assert done.wait(20)
+    engine.stop()
+    results = {key: result for call in calls for key, result in call}
+    assert [results[row].exit for row in range(len(inputs))] == expected.exit.tolist()
+    assert np.abs(np.stack([results[row].logits for row in range(len(inputs))]) - expected.logits).max() < 1e-5
+    counts = engine.statistics.batches
+    assert sum(counts[0].counts) == 1 and len(calls) == (1 if together else len(set(expected.exit.tolist())))
 
 
 def test_several_workers(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:

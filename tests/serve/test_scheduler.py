@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.serve.costs import CostCurve, linear, powers
-from offramp.serve.scheduler import PATIENCE, QueueFull, Scheduler
+from offramp.serve.scheduler import PATIENCE, Decision, QueueFull, Scheduler, Work
 
 GPU = (linear(1.0, 0.01, 8), linear(1.0, 0.01, 8))  # seconds: one call costs as much as 100 samples
 CPU = (linear(0.001, 1.0, 8), linear(0.001, 1.0, 8))  # a call costs nothing beside a sample
@@ -75,6 +75,69 @@ def test_an_overhead_of_each_batch_makes_larger_ones_useful() -> None:
     assert ran(scheduler, 0.0) == (0, list("abcd"))
     assert scheduler.waiting == [1, 4]
     assert scheduler.retry_after() == pytest.approx((1 * 2 + 4 * 1 + 2) * 4.201 / 4)
+
+
+class TestContinuing:
+    """What becomes of the rest of a batch."""
+
+    @staticmethod
+    def first(scheduler: Scheduler, now: float = 0.0) -> Work:
+        work = scheduler.next(now).work
+        assert work is not None and work.segment == 0
+        return work
+
+    def test_it_continues_at_once_where_batches_gain_nothing(self) -> None:
+        scheduler = Scheduler(CPU, overhead=0.2, most=8)
+        scheduler.submit("abcde", 0.0)
+        leaving, decision = scheduler.proceed(self.first(scheduler), [0, 2], 4.2)
+        assert payloads(leaving) == ["b", "d"] and decision.work is not None and not decision.late
+        assert (decision.work.segment, payloads(decision.work.samples)) == (1, ["a", "c"])
+        assert [sample.passed for sample in decision.work.samples] == [1, 1]
+        assert scheduler.waiting == [1, 0] and scheduler.unanswered == 3
+        leaving, decision = scheduler.proceed(decision.work, [], 6.2)
+        assert payloads(leaving) == ["a", "c"] and decision.work is None and scheduler.unanswered == 1
+
+    def test_it_waits_where_large_batches_pay(self) -> None:
+        scheduler = Scheduler(GPU, most=8)
+        scheduler.submit("abcdefgh", 0.0)
+        leaving, decision = scheduler.proceed(self.first(scheduler), [1, 4], 1.08)
+        assert len(leaving) == 6 and decision == ([], None) and scheduler.waiting == [0, 2]
+
+    def test_it_continues_as_a_full_batch_everywhere(self) -> None:
+        scheduler = Scheduler(GPU, most=8)
+        scheduler.submit("abcdefgh", 0.0)
+        assert scheduler.proceed(self.first(scheduler), range(8), 1.08)[1].work is not None
+
+    def test_it_joins_others_that_wait(self) -> None:
+        scheduler = Scheduler(CPU, most=8)
+        scheduler.submit("a", 0.0)
+        scheduler.finish(self.first(scheduler), [0])
+        scheduler.submit("b", -9.0)
+        decision = scheduler.proceed(self.first(scheduler), [0], 1.0)[1]
+        assert decision.work is None and scheduler.waiting == [0, 2]
+
+    def test_one_that_would_be_late_waits_to_be_answered(self) -> None:
+        scheduler = Scheduler(CPU, most=8)
+        scheduler.submit("a", 0.0, deadline=2.0)
+        assert scheduler.proceed(self.first(scheduler), [0], 1.1)[1].work is None
+        assert payloads(scheduler.next(1.1).late) == ["a"]
+
+    def test_others_that_it_would_make_late_are_answered_first(self) -> None:
+        scheduler = Scheduler((CPU[0],) * 3, most=8)
+        scheduler.submit("a", 0.0, deadline=3.5)
+        work = self.first(scheduler)
+        scheduler.finish(Work(1, work.samples), [0])  # a waits for the third segment
+        scheduler.submit("b", -9.0)
+        decision = scheduler.proceed(self.first(scheduler), [0], 2.0)[1]  # until 3.001, after which a is late
+        assert payloads(decision.late) == ["a"] and decision.work is not None and decision.work.segment == 1
+
+    def test_new_ones_come_first_if_their_deadline_hangs_on_it(self) -> None:
+        scheduler = Scheduler(CPU, most=1)
+        scheduler.submit("a", 0.0)
+        work = self.first(scheduler)
+        scheduler.submit("b", 0.5, deadline=2.5)
+        assert scheduler.proceed(work, [0], 1.0)[1].work is None
+        assert ran(scheduler, 1.0) == (0, ["b"])
 
 
 def test_nobody_waits_for_ever() -> None:
@@ -208,6 +271,17 @@ def test_everyone_is_answered_once_and_no_batch_is_too_large(seed: int, segments
     now, number, answers = 0.0, 0, dict[int, int]()
     running: list[tuple[float, Any]] = []
     sent = rng.randint(1, 60)
+
+    def run(decision: Decision) -> None:
+        for sample in decision.late:
+            assert sample.deadline is not None and sample.passed and sample.payload not in answers
+            answers[sample.payload] = sample.passed
+        if decision.work is not None:
+            segment, samples = decision.work
+            assert 0 < len(samples) <= most
+            assert all(sample.passed == segment for sample in samples)
+            running.append((now + costs[segment](len(samples)), decision.work))
+
     while len(answers) < sent:
         if number < sent and rng.random() < 0.5:
             size = min(sent - number, rng.randint(1, 12))
@@ -215,23 +289,17 @@ def test_everyone_is_answered_once_and_no_batch_is_too_large(seed: int, segments
             scheduler.submit(range(number, number + size), now, deadline)
             number += size
         if len(running) < workers:
-            decision = scheduler.next(now)
-            for sample in decision.late:
-                assert sample.deadline is not None and sample.passed and sample.payload not in answers
-                answers[sample.payload] = sample.passed
-            if decision.work is not None:
-                segment, samples = decision.work
-                assert 0 < len(samples) <= scheduler.useful[segment] <= most
-                assert all(sample.passed == segment for sample in samples)
-                running.append((now + costs[segment](len(samples)), decision.work))
+            run(scheduler.next(now))
         now += rng.uniform(0, 1)
         for ends, work in [pair for pair in running if pair[0] <= now]:
             running.remove((ends, work))
             last = work.segment == segments - 1
             staying = [] if last else [n for n in range(len(work.samples)) if rng.random() < 0.5]
-            for sample in scheduler.finish(work, staying):
+            leaving, decision = scheduler.proceed(work, staying, now)
+            for sample in leaving:
                 assert sample.payload not in answers
                 answers[sample.payload] = work.segment + 1
+            run(decision)
     assert not any(scheduler.waiting) and scheduler.unanswered == sum(len(work.samples) for _, work in running)
     assert sorted(answers) == list(range(sent))
 
