@@ -71,6 +71,11 @@ def _outcome(answer: Answer, index: int, ms: int | float, late: bool) -> SampleR
     return SampleResult(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), ms, late)
 
 
+def _held_until(sample: Sample, now: int | float) -> int | float:
+    """When the result of a sample that exits now must be handed over at the latest."""
+    return now + HELD if sample.deadline is None else min(now + HELD, sample.deadline)
+
+
 def _failed(error: Exception) -> Failed:
     return Failed(str(error) or type(error).__name__)
 
@@ -192,16 +197,16 @@ class SegmentEngine:
         """Run a batch, and what remains of it for as long as it continues at once."""
         following: Work | None = work
         entering: SegmentInput | None = None
-        exited, since = list[Sample](), math.inf
+        exited, until = list[Sample](), math.inf
         while following is not None:
             leaving, decision, entering = self._run_segment(following, entering)
             following = decision.work
             self._deliver(decision.late, late=True)
-            since = min(since, self.clock()) if leaving else since
             exited += leaving
-            if following is None or self._ends(following) > since + HELD:
+            until = min([until, *(_held_until(sample, self.clock()) for sample in leaving)])
+            if following is None or self._ends(following) > until:
                 self._deliver(exited, late=False)
-                exited, since = [], math.inf
+                exited, until = [], math.inf
 
     def _ends(self, work: Work) -> int | float:
         """When a batch that starts now is expected to end."""

@@ -378,6 +378,32 @@ def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarra
     assert sum(counts[0].counts) == 1 and len(calls) == (1 if together else len(set(expected.exit.tolist())))
 
 
+def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.ndarray) -> None:
+    """One image exits at the first exit; the others, which continue for 1.6 ms, have no deadline."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:40])
+    exits = bundle.answer(inputs).exit
+    early, late = np.flatnonzero(exits == 0)[:1], np.flatnonzero(exits > 0)[:16]
+
+    def calls(deadline_ms: float) -> list[int]:
+        handed, done = list[int](), threading.Event()
+
+        def sink(results: Any) -> None:
+            handed.append(len(results))
+            if sum(handed) == 1 + len(late):
+                done.set()
+
+        scheduler = Scheduler((linear(1e-9, 1e-4, 32),) * 3, overhead=1e-4, most=32)
+        engine = SegmentEngine(bundle, scheduler, clock=lambda: 0.0)
+        with engine._changed:  # both requests are there when its thread looks
+            engine.submit(inputs[early], ["early"], sink, deadline_ms)
+            engine.submit(inputs[late], range(len(late)), sink)
+        assert done.wait(20)
+        engine.stop()
+        return handed
+
+    assert calls(1.0)[0] == 1 and calls(1000.0)[0] > 1
+
+
 def test_several_workers(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
     inputs = bundle.manifest.preprocessing.normalise(pixels[:64])
 
