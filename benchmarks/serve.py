@@ -213,7 +213,8 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"unknown requests {min(unknown)}: there are {', '.join(serve_networks.REQUESTS)}")
     machine, results = Machine(), list[dict[str, Any]]()
     with TemporaryDirectory() as temporary:
-        about = serve_networks.write(Path(temporary), options)
+        with machine.on_server_cores():  # it measures the segments
+            about = serve_networks.write(Path(temporary), options)
         from offramp.measure.provenance import provenance
 
         about |= {"cores": machine.about, **provenance()}

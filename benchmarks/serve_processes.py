@@ -24,6 +24,16 @@ class Machine:
         cores = sorted(os.sched_getaffinity(0))
         self.client, self.server = {cores[-1]}, set(cores[:-1] or cores)
 
+    @contextmanager
+    def on_server_cores(self) -> Iterator[None]:
+        """What is measured in this process has the cores of a server."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.server)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
     @property
     def about(self) -> dict[str, list[int]]:
         """A description for the results."""
