@@ -102,6 +102,7 @@ class Scheduler:
         self._batches = [curve.plus(overhead) for curve in costs]
         self.useful = tuple(curve.useful(most) for curve in self._batches)
         self.unanswered = 0
+        self._alone = [curve(1) for curve in self._batches]
         self._each = [curve(size) / size for curve, size in zip(self._batches, self.useful)]
         self._path = shortest(self._batches, most)
         self._queues = [_Queue() for _ in costs]
@@ -246,7 +247,7 @@ class Scheduler:
         """
         late = []
         for segment, queue in enumerate(self._queues[1:], 1):
-            while queue.deadline < start + self._batches[segment](1):
+            while queue.deadline < start + self._alone[segment]:
                 late.append(queue.pop_dated())
         self.unanswered -= len(late)
         return late
