@@ -23,6 +23,8 @@ SHARES = {"lite0": (0.35, 0.25, 0.15, 0.1, 0.15), "tiny": (0.5, 0.25, 0.15, 0.1)
 BRANCHES = ("blocks.2.1", "blocks.3.2", "blocks.4.2", "blocks.5.1")
 """Layers of EfficientNet-Lite0 before its first exits, as in the recipe `finetune-cifar100-coarse`."""
 IMAGES = 300
+MOST = 32
+"""Largest batch, in images."""
 SIZES = (1, 4)
 """Images of a request with image files."""
 REQUESTS = {**{f"bodies-{size}": size for size in SIZES}, "tensors": 1}
@@ -198,15 +200,17 @@ def _tensors(folder: Path, pixels: Any) -> str:
 
 
 def _promise(early: Any, plain: Any, pixels: Any) -> dict[str, Any]:
-    """Speed-up of early exit on these images, predicted from the costs of the segments at batch 1.
+    """Speed-up of early exit on these images, predicted from the costs of the segments at their best batch sizes.
 
-    They are the lowest of several measurements in turn: in ONNX Runtime, the first hundred calls may take longer.
+    At batch 1, the same network may take a quarter longer in one process than in another.
     """
     from offramp.serve.measure import measure
 
+    def lowest(bundle: Any) -> list[float]:
+        return [min(curve(size) / size for size in curve.sizes) for curve in measure(bundle, MOST)]
+
     exits = early.answer(early.manifest.preprocessing.normalise(pixels)).exit.tolist()
-    rounds = [([curve(1) for curve in measure(early, 1)], measure(plain, 1)[0](1)) for _ in range(10)]
-    costs, full = [min(times) for times in zip(*(parts for parts, _ in rounds))], min(whole for _, whole in rounds)
+    costs, (full,) = lowest(early), lowest(plain)
     parts = [part.exit for part in early.manifest.parts]
     mean = sum(sum(costs[: parts.index(exit) + 1]) for exit in exits) / len(exits)
     return {

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from serve_networks import MOST
 
 from offramp.bundle.read import Bundle, open_bundle
 from offramp.serve.costs import CostCurve, powers
@@ -27,8 +28,6 @@ from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
 
 KINDS = ("rebatched", "whole", "plain", "litserve", "ray", "echo", "hop")
-MOST = 32
-"""Largest batch of every server, in images."""
 PATH = "/v2/models/model/infer"
 WAIT = 0.0
 """Seconds that LitServe and Ray Serve wait for a batch to fill."""
