@@ -61,7 +61,7 @@ def environment(plan: Plan) -> Results:
 
 
 def tests(plan: Plan) -> Results:
-    """The tests marked `gpu`: how many passed, and the output of those that failed."""
+    """Runs the tests marked `gpu`: number of tests by outcome, and the output if a test failed."""
     if plan.device != "cuda":
         yield {"summary": "not run: there is no GPU"}
         return
@@ -209,7 +209,7 @@ PARTS: dict[str, Callable[[Plan], Results]] = {
     part.__name__: part for part in (environment, tests, steps, cifar, inference, resume, hdkd)
 }
 BY = {"environment": 0.05, "tests": 0.3, "steps": 0.58, "cifar": 0.68, "inference": 0.88, "resume": 0.94, "hdkd": 1.0}
-"""Share of the time by which each part must have ended, so that none takes the time of those that follow."""
+"""Deadline of each part as a share of the time limit: a slow part does not use up the time of later ones."""
 
 
 def _end(number: int, frame: Any) -> None:

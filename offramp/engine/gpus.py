@@ -12,7 +12,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 def visible(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
     """The GPUs that processes started here would see, as `VISIBLE` names them; none if that cannot be known.
 
-    A container that was given two of a machine's GPUs may have the files nvidia2 and nvidia3, but CUDA counts from 0.
+    CUDA numbers the visible GPUs from 0, also in a container whose device files are nvidia2 and nvidia3.
 
     Args:
         devices: folder in which NVIDIA's driver puts a file `nvidiaN` for each GPU.

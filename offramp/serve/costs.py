@@ -1,7 +1,6 @@
 """What a segment costs for every batch size, and the largest batch that is worth waiting for. Runs without torch."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 USEFUL = 1.05
@@ -61,8 +60,3 @@ def powers(most: int) -> tuple[int, ...]:
     """1, 2, 4, ... and `most` itself."""
     sizes = [1 << power for power in range(most.bit_length()) if 1 << power < most]
     return (*sizes, most)
-
-
-def shortest(curves: Sequence[CostCurve], most: int) -> int | float:
-    """Seconds per sample of a path through all segments in useful batches."""
-    return sum(curve(curve.useful(most)) / curve.useful(most) for curve in curves)

@@ -23,7 +23,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
-from offramp.serve.costs import USEFUL, CostCurve, shortest
+from offramp.serve.costs import USEFUL, CostCurve
 
 PATIENCE = 1.0
 """Seconds in which a sample without a deadline gathers the pressure that one with a deadline has when it is due."""
@@ -104,7 +104,7 @@ class Scheduler:
         self.unanswered = 0
         self._alone = [curve(1) for curve in self._batches]
         self._each = [curve(size) / size for curve, size in zip(self._batches, self.useful)]
-        self._path = shortest(self._batches, most)
+        self._path = sum(self._each)
         self._queues = [_Queue() for _ in costs]
 
     @property

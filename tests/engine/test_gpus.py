@@ -21,7 +21,7 @@ from offramp.engine.local import Job
         ("", []),
         ("-1", []),
         ("1,-1,0", ["1"]),
-        (None, ["0", "1", "2"]),  # of a container: CUDA counts those that it sees
+        (None, ["0", "1", "2"]),  # in a container, CUDA numbers the visible GPUs from 0
     ],
 )
 def test_the_gpus_that_a_process_would_see(tmp_path: Path, variable: str | None, names: list[str]) -> None:
