@@ -11,7 +11,7 @@ from offramp.data.splits import DataSet, Source, Split
 
 __all__ = ["DataSet", "Loader", "Source", "Split", "available", "built_in", "find", "load", "uniform"]
 
-_HOME = {"Loader": "offramp.data.loading", "uniform": "offramp.data.augment"}
+_HOME = {"Loader": "offramp.data.loading", "uniform": "offramp.data.counter_hash"}
 
 
 def __getattr__(name: str) -> Any:

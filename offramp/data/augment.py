@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
 from offramp.data._batch_memory import BatchMemory
+from offramp.data.counter_hash import hashed, key, uniform, uniforms
 from offramp.data.load import AUGMENTATIONS
 from offramp.device_copies import to_device
 
@@ -27,68 +28,11 @@ LARGE = 1 << 24
 """Bytes from which a batch on a CPU has memory of its own."""
 _of_numbers, _of_pixels = BatchMemory(), BatchMemory()
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the same bits."""
-    value &= _MASK
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _mix(value: int) -> int:
-    """The finaliser of splitmix64, in Python's integers."""
-    value = ((value ^ (value >> 30)) * _MIX[0]) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX[1]) & _MASK
-    return value ^ (value >> 31)
-
-
-def _shift(value: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: torch's own is arithmetic."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def hashed(seed: int, epoch: int, ids: Int[Tensor, "B"], draw: int) -> Int[Tensor, "B"]:
-    """64 random bits per sample, equal on every device and in every batch.
-
-    Source: G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, 2014 (splitmix64); the
-    stream is chosen by (seed, epoch, draw), the place in it by the id.
-    """
-    return _scattered(ids.to(torch.int64) * _signed(_GOLDEN) + _key(seed, epoch, draw))
-
-
-def _key(seed: int, epoch: int, draw: int) -> int:
-    """The stream of a draw, as an int64."""
-    key = 0
-    for part in (seed, epoch, draw):
-        key = _mix((key + _GOLDEN + part) & _MASK)
-    return _signed(key)
-
-
-def _scattered(value: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """The finaliser of splitmix64 on tensors."""
-    value = (value ^ _shift(value, 30)) * _signed(_MIX[0])
-    value = (value ^ _shift(value, 27)) * _signed(_MIX[1])
-    return value ^ _shift(value, 31)
-
-
-def uniform(seed: int, epoch: int, ids: Int[Tensor, "B"], draw: int) -> Float[Tensor, "B"]:
-    """One number in [0, 1) per sample, float32, a multiple of 2^-24; see `hashed`. `draw` tells uses apart."""
-    return _shift(hashed(seed, epoch, ids, draw), 40).to(torch.float32) * 2.0**-24
-
 
 @lru_cache(maxsize=4)
 def draw_keys(seed: int, epoch: int) -> Int[Tensor, "48"]:
     """The streams of all draws of this file in an epoch, on the CPU: what of `augment` changes with the epoch."""
-    return torch.tensor([_key(seed, epoch, draw) for draw in range(DRAWS)])
-
-
-def _drawn(keys: Int[Tensor, "K"], ids: Int[Tensor, "B"]) -> Float[Tensor, "B K"]:
-    """What `uniform` returns, for several draws at once."""
-    bits = _scattered(ids.to(torch.int64)[:, None] * _signed(_GOLDEN) + keys)
-    return _shift(bits, 40).to(torch.float32) * 2.0**-24
+    return torch.tensor([key(seed, epoch, draw) for draw in range(DRAWS)])
 
 
 def order(seed: int, epoch: int, ids: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
@@ -227,7 +171,7 @@ def box_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 
 
 
 def _box_draws(keys: Int[Tensor, "48"], ids: Int[Tensor, "B"]) -> Float[Tensor, "B 10 4"]:
-    return _drawn(keys[BOX:], ids).view(-1, TRIES, 4)
+    return uniforms(keys[BOX:], ids).view(-1, TRIES, 4)
 
 
 def window_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, "B 2"]:
@@ -283,7 +227,7 @@ def augment(
     top = left = flip = None
     padding = max(1, pixels.shape[2] // 8)
     keys = to_device(draw_keys(seed, epoch), ids.device) if keys is None else keys
-    drawn = _drawn(keys[TOP : FLIP + 1], ids)
+    drawn = uniforms(keys[TOP : FLIP + 1], ids)
     if kind.startswith("crop"):
         top, left = (drawn[:, :2] * (2 * padding + 1)).to(torch.int64).unbind(1)
     if kind == "resize-crop-flip" and not cropped:

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from offramp.data.augment import BALANCE, hashed, order
+from offramp.data.augment import BALANCE, order
+from offramp.data.counter_hash import hashed
 
 
 def balanced_order(
