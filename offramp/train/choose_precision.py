@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from offramp.net import share
 from offramp.train import optim
-from offramp.train.depthwise import has_depthwise, keep_float32
+from offramp.train.depthwise import fast_gradients, has_depthwise, keep_float32
 from offramp.train.device import precision_of
 from offramp.train.recipe import Recipe
 
@@ -31,7 +31,7 @@ def candidates(net: nn.Module, device: str) -> tuple[str, ...]:
     usual = precision_of("auto", device)
     if device != "cpu" or usual == "32":
         return (usual,)
-    return ("bf16-dense", "bf16", "32") if has_depthwise(net) else ("bf16", "32")
+    return ("bf16", "bf16-dense", "32") if has_depthwise(net) else ("bf16", "32")
 
 
 def choose_precision(
@@ -39,8 +39,8 @@ def choose_precision(
 ) -> tuple[str, str]:
     """The precision to train in, and a note for the user (empty if nothing was measured); the network is left as it is.
 
-    The rule: bf16 if the processor supports it, with depthwise convolutions in float32, else 32. Measured are steps
-    with cross-entropy at every exit, if three of each precision are at most a hundredth of the run's.
+    The rule: bf16 if the processor supports it, else 32. Measured are steps with cross-entropy at every exit, if three
+    of each precision are at most a hundredth of the run's.
 
     Args:
         net: as it starts.
@@ -81,6 +81,7 @@ def _step(net: nn.Module, recipe: Recipe, precision: str, classes: int) -> Calla
     copied.train()
     if precision == "bf16-dense":
         keep_float32(copied)
+    fast_gradients(copied)
     optimizer = optim.build(recipe, copied.parameters())
 
     def step(inputs: torch.Tensor) -> None:

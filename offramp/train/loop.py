@@ -17,7 +17,7 @@ from offramp.train import checkpoint, log, optim, phases, sharding, soft_labels
 from offramp.train.batch_norms import over_all_processes
 from offramp.train.check import refuse
 from offramp.train.compiling import uncompiled
-from offramp.train.depthwise import keep_float32
+from offramp.train.depthwise import fast_gradients, keep_float32
 from offramp.train.epoch_accuracy import epoch_accuracies
 from offramp.train.evaluated import EvaluatedNet
 from offramp.train.graph_choice import GraphChoice
@@ -62,6 +62,7 @@ class Loop:
         refuse(method, recipe, self.net, data)
         if recipe.precision == "bf16-dense":
             keep_float32(self.net)
+        fast_gradients(self.net)
         self.method, self.spans = method, phases.spans(recipe, method)
         phase_list = [span.phase for span in self.spans]
         note = reporter.note if fabric.is_global_zero else lambda text: None

@@ -38,10 +38,10 @@ class Recipe:
         ema: Decay per step of a moving average of the weights, evaluated and saved in place of the weights; 0 disables
             it.
         clip: Maximum norm of the gradient; 0 disables clipping.
-        precision: `auto`: bf16 if the processor supports it natively, else 32; on a CPU, a network with depthwise
-            convolutions uses bf16-dense (bf16, but these convolutions in float32), and longer runs use the fastest of
-            32, bf16 and bf16-dense, measured in a few steps. On GPUs also tf32 (float32 with inputs of products rounded
-            to TF32) and 16 (float16 with loss scaling, for GPUs without bf16).
+        precision: `auto`: bf16 if the processor supports it natively, else 32; on a CPU, longer runs use the fastest of
+            32, bf16 and, with depthwise convolutions, bf16-dense (bf16, but these convolutions in float32), measured in
+            a few steps. On GPUs also tf32 (float32 with inputs of products rounded to TF32) and 16 (float16 with loss
+            scaling, for GPUs without bf16).
         compile: Compile the network and the losses with torch.compile, for whole batches of training.
         graph: On a GPU, run each step as one CUDA graph. Default: used if it is faster, as measured in the first
             steps of the run. Steps that cannot be captured run as usual, and a note says why.
