@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.measure.text_table import text_table
 from offramp.measure.units import percent
+from offramp.runs.never_slower import SLACK
 
 if TYPE_CHECKING:
     from offramp.runs.bench import Benchmark
@@ -27,7 +28,7 @@ def bench_text(result: "Benchmark") -> str:
         f"exits off: time with all exits off / plain; target: at most {OFF:g} (from {MS:g} ms on)"
     )
     tables = [_times(each) for each in result.batches]
-    return "\n\n".join(["\n".join(lines), *tables, f"{_savings(result)}\n{targets}"])
+    return "\n\n".join(["\n".join(lines), *tables, f"{_savings(result)}\n{targets}", *_slower(result)])
 
 
 def _times(record: dict[str, Any]) -> str:
@@ -64,6 +65,20 @@ def _savings(result: "Benchmark") -> str:
     over = ["over baseline"] if result.baseline else []
     head = ["batch  runtime", "speed-up", "predicted", "ratio", "exits off", *over, "exits here %"]
     return text_table("early exit compared with the plain network", head, rows)
+
+
+def _slower(result: "Benchmark") -> list[str]:
+    """Where early exit takes longer than the plain network, and what to do; nothing if it does nowhere."""
+    sizes: dict[str, list[str]] = {}
+    for record in result.batches:
+        for runtime, report in record["runtimes"].items():
+            if report["speedup"] * SLACK < 1:
+                sizes.setdefault(runtime, []).append(str(record["batch"]))
+    return [
+        f"{runtime}: early exit is more than {100 * (SLACK - 1):.0f} % slower than the plain network at batch {', '.join(slow)};\n"
+        f"calibrate the run with --runtime {runtime} --never-slower-at {','.join(slow)}, which disables exits"
+        for runtime, slow in sizes.items()
+    ]
 
 
 def _ms(value: float) -> str:

@@ -21,7 +21,8 @@ from offramp.measure.interleaved_benchmark import (
     random_batches,
     run_interleaved,
 )
-from offramp.runs.bench_text import _times
+from offramp.runs.bench import Benchmark
+from offramp.runs.bench_text import _times, bench_text
 
 PIXELS = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
 POLICY = ExitPolicy(thresholds=(0.9, NEVER, 0.0), enabled=(True, True, True))
@@ -171,3 +172,29 @@ def test_a_gpu_says_what_copies_take_and_a_cpu_prints_nothing_of_it() -> None:
     assert "copying" not in _times(record)
     record["runtimes"]["torch"] = {**record["runtimes"]["numpy"], "device": "cuda"}
     assert _times(record).endswith("copying and normalising a batch, not in these times: torch 2.500 ms")
+
+
+def test_where_early_exit_is_slower_the_text_says_what_to_do() -> None:
+    reports = run_interleaved([runner([])], POLICY, PIXELS, 20, 1e-9)["runtimes"]
+    speedups = {1: {"torch": 0.5, "onnx": 0.99}, 8: {"torch": 0.97, "onnx": 1.5}, 64: {"torch": 1.2, "onnx": 0.9}}
+    batches = [
+        {
+            "batch": batch,
+            "rounds": 9,
+            "runtimes": {
+                name: {**reports["numpy"], "device": "cpu", "speedup": speedup} for name, speedup in by.items()
+            },
+        }
+        for batch, by in speedups.items()
+    ]
+    images = {"from": "test", "count": 20, "seed": 0}
+    result = Benchmark("runs/a", "run", images, 1.0, 1, {}, {}, batches, 1.0, None, {})
+    advice = bench_text(result).split("\n\n")[-2:]
+    assert advice == [
+        "torch: early exit is more than 2 % slower than the plain network at batch 1, 8;\n"
+        "calibrate the run with --runtime torch --never-slower-at 1,8, which disables exits",
+        "onnx: early exit is more than 2 % slower than the plain network at batch 64;\n"
+        "calibrate the run with --runtime onnx --never-slower-at 64, which disables exits",
+    ]
+    fast = {"batch": 1, "rounds": 9, "runtimes": {"onnx": {**batches[0]["runtimes"]["onnx"], "speedup": 0.985}}}
+    assert "slower" not in bench_text(Benchmark("runs/a", "run", images, 1.0, 1, {}, {}, [fast], 1.0, None, {}))
