@@ -75,7 +75,8 @@ def _slower(result: "Benchmark") -> list[str]:
             if report["speedup"] * SLACK < 1:
                 sizes.setdefault(runtime, []).append(str(record["batch"]))
     return [
-        f"{runtime}: early exit is more than {100 * (SLACK - 1):.0f} % slower than the plain network at batch {', '.join(slow)};\n"
+        f"{runtime}: early exit is more than {100 * (SLACK - 1):.0f} % slower than the plain network at batch "
+        f"{', '.join(slow)};\n"
         f"calibrate the run with --runtime {runtime} --never-slower-at {','.join(slow)}, which disables exits"
         for runtime, slow in sizes.items()
     ]
