@@ -62,7 +62,8 @@ def import_module(name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # code of the user's fails in many ways
-        raise ParameterError(f"python:{name} cannot be imported: {reason(error)}") from error
+        advice = ": name the module, without .py" if name.endswith(".py") else ""
+        raise ParameterError(f"python:{name} cannot be imported: {reason(error)}{advice}") from error
     _remember(module)
     return module
 

@@ -306,6 +306,11 @@ def test_modules_from_the_working_directory(mine: Path) -> None:
         ("python:a:b:c", "python:a:b:c must be python:package.module or python:package.module:function"),
         ("python:mine:", "python:mine: must be python:package.module or python:package.module:function"),
         ("python:no_such_module", "python:no_such_module cannot be imported: No module named 'no_such_module'"),
+        (
+            "python:mine.py:digits",
+            "python:mine.py cannot be imported: No module named 'mine.py'; 'mine' is not a package: name the module, "
+            "without .py",
+        ),
         ("python:sys:exiit", "python:sys:exiit: sys has no function 'exiit'; the nearest is 'exit'"),
         ("python:mine:nothin", "python:mine:nothin: mine has no function 'nothin'; the nearest is 'nothing'"),
     ],
