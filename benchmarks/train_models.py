@@ -52,7 +52,7 @@ SIZES = {
     "vit_tiny_patch16_224": 224,
 }
 """Networks of timm with the side of their images in pixels."""
-CLASSES, LR = 20, 0.001
+CLASSES, LR, DECAY = 20, 0.001, 5e-4
 PLAIN = {
     f"{precision} {layout}": (precision == "bf16", layout == "channels_last")
     for precision in ("fp32", "bf16")
@@ -83,7 +83,7 @@ def trainer(name: str, pixels: int, form: str) -> Callable[[torch.Tensor, torch.
     half, last = PLAIN[form]
     layout = torch.channels_last if last else torch.contiguous_format
     model = created(name, pixels).to(memory_format=layout)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=DECAY)
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -97,7 +97,9 @@ def trainer(name: str, pixels: int, form: str) -> Callable[[torch.Tensor, torch.
 
 def offramp_loop(name: str, data: DataSet, size: Size, folder: Path) -> tuple[Loop, str]:
     """The training loop of `offramp train`, and the precision that it chose."""
-    config = resolve(Config(net=f"timm:{name}", method="vanilla", batch_size=size.batch, lr=LR, device="cpu"))
+    config = resolve(
+        Config(net=f"timm:{name}", method="vanilla", batch_size=size.batch, lr=LR, weight_decay=DECAY, device="cpu")
+    )
     method = build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape, check=False)
     samples = 10**6  # as in a run that is long enough for a measurement

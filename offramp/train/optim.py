@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from offramp.train import sharding
 from offramp.train.recipe import Recipe
@@ -30,14 +31,26 @@ def build(
         ]
         groups = [group for group in groups if group["params"]]
     lr: Any = torch.tensor(recipe.lr, device=trained[0].device) if static else recipe.lr
-    how: dict[str, Any] = {"lr": lr, "weight_decay": recipe.weight_decay} | ({"fused": True} if static else {})
+    # On a CPU the fused kernel reads and writes memory once, the others once per operation.
+    fused = static or all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in trained)
+    how: dict[str, Any] = {"lr": lr, "weight_decay": recipe.weight_decay} | ({"fused": True} if fused else {})
     if recipe.optimizer == "adamw":
         built: torch.optim.Optimizer = torch.optim.AdamW(groups, **how, capturable=static)
     else:
         built = torch.optim.SGD(groups, **how, momentum=recipe.momentum, nesterov=recipe.nesterov)
     for group in built.param_groups if static else ():
         group["lr"] = lr.clone()  # every group has its own
+    if fused:
+        built.register_step_pre_hook(_lay_out)
     return built
+
+
+def _lay_out(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Gradients in the memory layout of their parameters: fused kernels read memory in order, whatever the strides."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = sharding.like(parameter.grad, parameter)
 
 
 def rate(recipe: Recipe, epoch: int, done: float, epochs: int | None = None) -> float:

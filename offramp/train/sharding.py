@@ -67,11 +67,21 @@ def whole(state: Any) -> Any:
 
 
 def like(value: Any, parameter: Tensor | None) -> Any:
-    """A whole tensor divided as the parameter is, if it is and they have one shape."""
-    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+    """A tensor of the parameter's shape as the parameter is: divided if it is, else laid out in memory as it is."""
+    if parameter is None or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    if isinstance(parameter, DTensor):
         here = value.to(parameter.device_mesh.device_type)
         return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value
+    if _laid_out_alike(value, parameter):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _laid_out_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape have their elements in the same order in memory."""
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return one.stride() == other.stride() or all(size == 1 or here == there for size, here, there in strides)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Learning rates at every place of a run, and the optimisers that get them."""
 
+import copy
 import math
 from typing import Any
 
@@ -90,3 +91,28 @@ def test_all_groups_get_the_rate() -> None:
     built = torch.optim.SGD([{"params": one.parameters()}, {"params": two.parameters()}], lr=1.0)
     optim.set_rate(built, 0.25)
     assert [group["lr"] for group in built.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_do_not_depend_on_how_gradients_and_states_are_laid_out(name: Any) -> None:
+    """Fused kernels read memory in order: a contiguous momentum of a channels_last weight would be mixed up."""
+
+    def steps(layout: torch.memory_format, restored: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+        optimizer = optim.build(Recipe(optimizer=name, lr=0.1, weight_decay=0.01), [weight])
+        assert optimizer.param_groups[0]["fused"]
+        for _ in range(3):
+            weight.grad = torch.randn(4, 3, 2, 2).to(memory_format=layout)
+            optimizer.step()
+            if restored:
+                state = copy.deepcopy(optimizer.state_dict())
+                for values in state["state"].values():
+                    values.update({key: value.contiguous() for key, value in values.items() if value.dim() == 4})
+                optim.restore(optimizer, state)
+        return weight.detach()
+
+    expected = steps(torch.channels_last, restored=False)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        for restored in (False, True):
+            torch.testing.assert_close(steps(layout, restored), expected, rtol=0, atol=0)

@@ -57,7 +57,7 @@ def test_steps_equal_those_of_a_run(name: str, steps: int, tmp_path: Path) -> No
     expected = [record["terms"] for record in log.read(tmp_path / "metrics.jsonl", "step")]
 
     method, ours = built(config)
-    optimizer = torch.optim.SGD(ours.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4, fused=True)
     common = {"device": torch.device("cpu"), "seed": 0, "channels_last": True, "batch_size": 8}
     held = HeldOut(partial(Loader, data.splits["val"], data, augment=False, shuffle=True, **common))
     batches = (held.for_step(step) for step in range(100))
