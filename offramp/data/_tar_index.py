@@ -79,7 +79,8 @@ def samples_of(shard: Path, skipped: list[str] | None = None) -> list[TarSample]
             shard is an error.
 
     Raises:
-        ValueError: naming the shard if it is compressed, damaged or truncated, and the sample whose label is missing.
+        ValueError: naming the shard if it is compressed, damaged or truncated, and the sample whose label is missing or
+            whose name occurs twice.
     """
     members: dict[str, dict[str, Member]] = {}
     before = len(skipped or ())
@@ -88,7 +89,9 @@ def samples_of(shard: Path, skipped: list[str] | None = None) -> list[TarSample]
     for name, member in every:
         folder, slash, base = name.rpartition("/")
         stem, _, ending = base.partition(".")
-        members.setdefault(f"{folder}{slash}{stem}", {})[ending.lower()] = member
+        files = members.setdefault(f"{folder}{slash}{stem}", {})
+        if files.setdefault(ending.lower(), member) is not member:
+            raise ValueError(f"{shard} contains {name} twice: give every sample a name of its own")
     samples = []
     for key, files in members.items():
         image = next((files[ending] for ending in IMAGES if ending in files), None)

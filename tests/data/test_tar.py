@@ -107,6 +107,11 @@ def test_bad_shards_are_named(shards: Path, tmp_path: Path) -> None:
         add(archive, "a/1.cls", b"cat")
     assert "store them alike" in refused() and f"{shard}: a/1" in refused()
     with tarfile.open(shard, "w") as archive:
+        for _ in range(2):
+            add(archive, "a/1.jpg", jpeg(1))
+            add(archive, "a/1.cls", b"1")
+    assert refused() == f"{shard} contains a/1.jpg twice: give every sample a name of its own"
+    with tarfile.open(shard, "w") as archive:
         add(archive, "a/1.jpg", jpeg(1)[:300])
         add(archive, "a/1.cls", b"1")
     assert f"{shard}: a/1 (" in refused()
