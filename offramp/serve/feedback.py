@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.manifest import POLICY
-from offramp.bundle.read import Bundle
+from offramp.bundle.read import Bundle, read_manifest
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import exit_counts
@@ -58,10 +58,16 @@ class Feedback:
             The name of its file, and what it does on these images.
         Raises:
             ValueError: if the bundle has no goal, there are too few images, the goal cannot be reached on them, or the
-                folder cannot be written.
+                folder cannot be written or holds another bundle now.
         """
         if len(self) < FEWEST:
             raise ValueError(f"a new calibration needs {FEWEST} labelled images at least, there are {len(self)}")
+        digest = self.bundle.manifest.digest
+        if read_manifest(self.bundle.folder).digest != digest:
+            raise ValueError(
+                f"{self.bundle.folder} holds another bundle than the one that is served: load the model again, then "
+                "send labelled images to it"
+            )
         origin = load_with_origin(self.bundle.folder / POLICY)[1]
         if not origin.get("goal") or not origin.get("segment_costs"):
             raise ValueError(
@@ -72,6 +78,7 @@ class Feedback:
         logits = np.stack([one for one, _ in samples], axis=1)
         policy, about = fit(self.bundle.policy, origin, logits, np.array([label for _, label in samples]))
         summary = {
+            "bundle": digest,
             "split": "feedback",
             "samples": len(samples),
             "expected": about,

@@ -6,6 +6,7 @@ fitted later lies beside a bundle's own as `policy-2.json` and so on, and is the
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from offramp.bundle.manifest import MANIFEST
@@ -28,6 +29,8 @@ def open_versions(folder: Path, runtime: str) -> dict[str, Bundle]:
 
 def _bundles(folder: Path) -> list[tuple[int, Path]]:
     """The bundles of a model's folder by version."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     if (folder / MANIFEST).is_file():
         return [(1, folder)]
     numbered = [
@@ -35,7 +38,11 @@ def _bundles(folder: Path) -> list[tuple[int, Path]]:
     ]
     if not numbered:
         return [(1, folder)]  # opening it says what is wrong
-    return sorted((int(path.name), path) for path in numbered)
+    versions = sorted((int(path.name), path) for path in numbered)
+    for (number, path), (following, other) in pairwise(versions):
+        if number == following:
+            raise ValueError(f"{path} and {other} are both version {number}: rename one of them")
+    return versions
 
 
 def _policies(number: int, folder: Path, runtime: str) -> list[tuple[str, Bundle]]:
@@ -46,6 +53,8 @@ def _policies(number: int, folder: Path, runtime: str) -> list[tuple[str, Bundle
         policy, origin = load_with_origin(path)
         if policy.enabled != bundle.policy.enabled:
             raise ValueError(f"{path} enables other exits than {folder / MANIFEST} has segments for")
+        if origin.get("bundle", bundle.manifest.digest) != bundle.manifest.digest:
+            raise ValueError(f"{path} was fitted to another bundle than the one in {folder}: remove it")
         about = {**bundle.manifest.provenance, "policy": origin}  # drift is measured from what it was fitted on
         manifest = replace(bundle.manifest, provenance=about)
         result.append((f"{number}.{later}", replace(bundle, policy=policy, manifest=manifest)))

@@ -11,7 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from offramp.bundle.read import Bundle, open_bundle
+from offramp.bundle.manifest import render
+from offramp.bundle.read import Bundle, open_bundle, read_manifest
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import load_with_origin
 from offramp.early_exit.score_bins import BINS, exit_counts, score_bin
@@ -19,6 +20,7 @@ from offramp.serve.costs import CostCurve
 from offramp.serve.drift import CalReference, DriftMonitor, reference
 from offramp.serve.feedback import Feedback, _write, fit
 from offramp.serve.server import Server
+from offramp.serve.versions import open_versions
 
 Draw = Callable[[random.Random], tuple[int, float]]
 
@@ -134,6 +136,17 @@ class TestFeedback:
         (full.bundle.folder / "policy.json").write_text(full.bundle.policy.to_json())
         with pytest.raises(ValueError, match=r"policy.json says no goal: export a run that was calibrated"):
             full.recalibrate()
+
+    def test_a_folder_that_holds_another_bundle_now(self, full: Feedback) -> None:
+        """A policy belongs to the segments on whose logits it was fitted, on whatever folder they were read from."""
+        folder = full.bundle.folder
+        full.recalibrate()
+        other = replace(read_manifest(folder), measured={"accuracy": 0.5})
+        (folder / "manifest.json").write_text(render(other))
+        with pytest.raises(ValueError, match=r"holds another bundle than the one that is served: load the model again"):
+            full.recalibrate()
+        with pytest.raises(ValueError, match=r"policy-2.json was fitted to another bundle than the one in .*remove it"):
+            open_versions(folder, "onnx")
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         """Such as a read-only file system, on which nothing can be removed either."""
