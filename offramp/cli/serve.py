@@ -27,7 +27,7 @@ def serve(
     workers: int = 1,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
-    replicas: int = 8,
+    replicas: int | None = None,
     max_images: int = 64,
     max_body: int = 32 << 20,
     connections: int = 512,
@@ -56,7 +56,7 @@ def serve(
         engine: Where segments run. `local`: in this process; `ray`: in replicas of each segment on a Ray cluster, whose
             nodes must see the bundles under the same path.
         address: HOST:PORT of the Ray cluster's head. Default: $RAY_ADDRESS, a cluster of this machine, or a new one.
-        replicas: Maximum number of replicas of a segment, with --engine ray.
+        replicas: Maximum number of replicas of a segment, with --engine ray. Default: 8.
         max_images: Maximum number of images in a request.
         max_body: Maximum number of bytes in the body of a request.
         connections: Maximum number of open connections; further ones get HTTP status 503.
@@ -68,8 +68,11 @@ def serve(
         false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
     """
     from offramp.bundle.gpu_sessions import PROVIDERS
+    from offramp.serve.options import REPLICAS
     from offramp.serve.server import Server
 
+    if engine == "local" and replicas is not None:
+        raise ParameterError("replicas is for engine=ray: --engine local has --workers", "replicas", "engine")
     if engine == "ray" and workers != 1:
         raise ParameterError("workers is for the engine local: with engine=ray, each segment has replicas", "workers")
     if engine == "ray" and runtime in PROVIDERS:
@@ -87,7 +90,7 @@ def serve(
             max_batch=max_batch,
             queue=queue,
             workers=workers,
-            replicas=replicas,
+            replicas=REPLICAS if replicas is None else replicas,
             max_images=max_images,
             max_body=max_body,
             connections=connections,
@@ -115,11 +118,14 @@ def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | 
 
 def _token(file: Path | None) -> str | None:
     """The token of a file or of the environment; never an option, which every user of the machine can read."""
+    from offramp.serve.options import check_token
+
     if file is None:
-        return os.environ.get(TOKEN) or None
+        token = os.environ.get(TOKEN) or None
+        return None if token is None else check_token(token, f"${TOKEN}")
     if not file.is_file():
         raise ParameterError(f"there is no file {file}", "token_file")
-    token = file.read_text().strip()
+    token = file.read_text(errors="replace").strip()
     if not token:
         raise ParameterError(f"{file} holds no token", "token_file")
-    return token
+    return check_token(token, f"the token in {file}")

@@ -24,6 +24,7 @@ from offramp.serve.models import Models
 from offramp.serve.options import ServeOptions
 from offramp.serve.page import PAGE, POLICY
 from offramp.serve.receive import mistake, refusal
+from offramp.text import quoted
 
 BODIES = 8
 """Largest bodies that all requests being read may hold together."""
@@ -103,4 +104,8 @@ def _errors(app: FastAPI, context: Context) -> None:
 
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        path = quoted(request.url.path)
+        says = f"there is no address {path}: /openapi.json lists them all"
+        if error.status_code == 405:
+            says = f"{path} does not accept {request.method}, but {(error.headers or {}).get('Allow', 'other methods')}"
+        return JSONResponse({"error": says}, error.status_code, error.headers)

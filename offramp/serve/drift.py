@@ -81,8 +81,8 @@ class DriftMonitor:
         self._random = random.Random(seed)
 
     def add(self, exit: int, score: int | float) -> None:
-        """Count one sample, which exited at this exit (counted from 0) with this score."""
-        if self.reference is None:
+        """Count one sample, which exited at this exit (counted from 0) with this score; ignores NaN and infinities."""
+        if self.reference is None or not math.isfinite(score):  # inputs of a request may overflow in the network
             return
         bin = score_bin(score)
         self.seen[exit][bin] += 1

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from offramp.serve.documents import DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, responses
@@ -11,7 +11,7 @@ from offramp.serve.errors import RequestError, malformed
 from offramp.serve.metrics import render
 from offramp.serve.models import Version
 from offramp.serve.predict import Model, VersionName
-from offramp.serve.receive import context_of
+from offramp.serve.receive import context_of, known_query
 
 router = APIRouter(tags=["management"])
 
@@ -47,14 +47,14 @@ async def unload(request: Request, model: str) -> dict[str, Any]:
     return {"name": model, "versions": []}
 
 
-@router.get("/drift", responses=responses(DRIFT, 404))
+@router.get("/drift", responses=responses(DRIFT, 400, 404), dependencies=[Depends(known_query)])
 async def drift(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Whether exits and scores still follow their distribution on cal: shares, scores and a sequential test."""
     served = context_of(request).models.get(model, version)
     return {"model": served.model, "version": served.version, **served.drift.report()}
 
 
-@router.post("/feedback/recalibrate", responses=responses(RECALIBRATED, 400, 404))
+@router.post("/feedback/recalibrate", responses=responses(RECALIBRATED, 400, 404), dependencies=[Depends(known_query)])
 async def recalibrate(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Fit a policy to the bundle's goal on the labelled images; it is written as a new version, to be loaded."""
     context = context_of(request)

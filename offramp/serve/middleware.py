@@ -28,7 +28,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status, method = time.perf_counter(), 500, scope["method"]
+        if method == "HEAD":  # answered as GET; the server that runs the application sends no body
+            scope = {**scope, "method": "GET"}
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -40,7 +42,7 @@ class Guard:
             refused = self._refusal(scope)
             await (self.app if refused is None else refused)(scope, receive, counted)
         finally:
-            self._record(scope, status, time.perf_counter() - began)
+            self._record(scope, method, status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = dict(scope["headers"])
@@ -64,7 +66,7 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         return (host != "" and text.partition("://")[2] == host) or text in self.options.cors
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route: Any = scope.get("route")
         path = getattr(route, "path", "other")  # never the path as it was sent: labels would grow without bound
         self.requests.served[path, str(status)] += 1
@@ -73,7 +75,7 @@ class Guard:
         if not self.log.writes(failure=status >= 400):
             return
         fields = {
-            "method": scope["method"],
+            "method": method,
             "path": scope["path"],
             "status": status,
             "ms": round(1000 * seconds, 3),

@@ -1,12 +1,17 @@
 """Settings of a server. Runs without torch."""
 
 import math
+import re
 from dataclasses import dataclass
 
 from offramp.argument_types import check_fields
 from offramp.lookup import ParameterError
+from offramp.text import quoted
 
 MEGABYTE = 1 << 20
+REPLICAS = 8
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+")
+"""What browsers send as `Origin`: no path, not even `/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class ServeOptions:
     max_batch: int = 32
     queue: int = 1024
     workers: int = 1
-    replicas: int = 8
+    replicas: int = REPLICAS
     max_images: int = 64
     max_body: int = 32 * MEGABYTE
     connections: int = 512
@@ -75,5 +80,22 @@ class ServeOptions:
             raise ParameterError(f"port must be from 0 to 65535, got {self.port}", "port")
         if self.log not in ("all", "errors", "none"):
             raise ParameterError(f"log must be all, errors or none, got {self.log}", "log")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise ParameterError("token must be printable ASCII text", "token")
+        if self.token is not None:
+            check_token(self.token, "token")
+        for origin in self.cors:
+            if not ORIGIN.fullmatch(origin):
+                raise ParameterError(
+                    f"cors must be origins such as https://example.org or http://localhost:3000, got {quoted(origin)}",
+                    "cors",
+                )
+
+
+def check_token(token: str, source: str) -> str:
+    """The token itself.
+
+    Raises:
+        ParameterError: naming the source, if a header cannot hold it.
+    """
+    if not (token.isascii() and token.isprintable() and token.strip()):
+        raise ParameterError(f"{source} must be printable ASCII text, in one line")
+    return token

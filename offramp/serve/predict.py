@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from offramp.bundle.predict import Prediction
@@ -14,7 +14,7 @@ from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, 
 from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
-from offramp.serve.receive import Received, beside, context_of, decoded, full, outcomes, stacked
+from offramp.serve.receive import Received, beside, context_of, decoded, full, known_query, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 
@@ -34,7 +34,12 @@ Deadline = Annotated[
 Every = Annotated[bool, Query(description="Also return the predictions of all enabled exits; takes longer.")]
 
 
-@router.post("/predict", openapi_extra=FORM, responses=responses(PREDICTIONS, 400, 404, 408, 413, 415, 429))
+@router.post(
+    "/predict",
+    openapi_extra=FORM,
+    responses=responses(PREDICTIONS, 400, 404, 408, 413, 415, 429),
+    dependencies=[Depends(known_query)],
+)
 async def predict(
     request: Request,
     model: Model = None,
@@ -70,7 +75,12 @@ async def predict_files(request: Request) -> Response:
     return JSONResponse(await predict(request))
 
 
-@router.post("/feedback", openapi_extra=FEEDBACK_FORM, responses=responses(FEEDBACK, 400, 404, 408, 413, 415, 429))
+@router.post(
+    "/feedback",
+    openapi_extra=FEEDBACK_FORM,
+    responses=responses(FEEDBACK, 400, 404, 408, 413, 415, 429),
+    dependencies=[Depends(known_query)],
+)
 async def feedback(request: Request, model: Model = None, version: VersionName = None) -> dict[str, Any]:
     """Keep labelled images, to calibrate again: files in `images`, and for each its class name in `labels`."""
     async with Received(request, model, version) as (served, body):

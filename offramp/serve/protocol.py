@@ -177,6 +177,8 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
                 f"inputs[0].parameters.binary_data_size must be the {len(binary)} bytes that follow the JSON, got "
                 f"{quoted(size)}"
             )
+        if "data" in tensor:
+            raise malformed("inputs[0] has both data and parameters.binary_data_size: send one of them")
         return _images(binary, count) if kind == "BYTES" else _array(binary, kind, (count, *shape))
     if binary:
         raise malformed(f"inputs[0].parameters.binary_data_size is missing, though {len(binary)} bytes follow the JSON")

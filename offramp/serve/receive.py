@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from offramp.images import BadImage
+from offramp.lookup import nearest
 from offramp.serve.bodies import declared, read_body
 from offramp.serve.engine import Failed, Result, SampleResult
-from offramp.serve.errors import RequestError, busy
+from offramp.serve.errors import RequestError, busy, malformed
 from offramp.serve.models import Version
 from offramp.serve.scheduler import QueueFull
+from offramp.text import quoted
 
 if TYPE_CHECKING:
     from offramp.serve.app import Context
@@ -29,6 +31,21 @@ def context_of(request: Request) -> "Context":
     """What the endpoints share."""
     context: Context = request.app.state.context
     return context
+
+
+def known_query(request: Request) -> None:
+    """Refuse a query that the endpoint would ignore: a misspelt `reject` or `deadline_ms` would change the answer.
+
+    Raises:
+        RequestError: 400, naming a parameter that the endpoint does not have, or that is sent twice.
+    """
+    route = request.scope["route"]
+    names = [field.alias for field in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in names:
+            raise malformed(f"{route.path} has no query parameter {quoted(name)}; {nearest(name, names)}")
+        if len(request.query_params.getlist(name)) > 1:
+            raise malformed(f"{name}: send it once")
 
 
 def refusal(request: Request, error: RequestError | ClientDisconnect) -> Response:
@@ -131,10 +148,15 @@ def outcomes(results: list[Result]) -> list[SampleResult]:
     """The outcomes of a request.
 
     Raises:
-        RequestError: 500 with the reason, if a segment failed.
+        RequestError: 500 with the reason, if a segment failed; 400, if the inputs overflow in the network.
     """
     right = [result for result in results if isinstance(result, SampleResult)]
-    for result in results:
+    for number, result in enumerate(results, 1):
         if isinstance(result, Failed):
             raise RequestError(500, "failed", f"the network failed: {result}")
+        if not np.isfinite(result.logits).all():
+            raise malformed(
+                f"the logits of image {number} are not finite: send inputs that are normalised as the bundle's "
+                "manifest.json states, or pixels (UINT8)"
+            )
     return right

@@ -30,6 +30,9 @@ def test_every_option_is_documented() -> None:
         (("{bundle}", "--max-batch", "0"), "--max-batch must be at least 1, got 0"),
         (("{bundle}", "--deadline-ms", "0"), "--deadline-ms must be a positive number, got 0"),
         (("{bundle}", "--token-file", "nowhere"), "there is no file nowhere"),
+        (("{bundle}", "--token-file", "{bundle}/two-lines"), "/two-lines must be printable ASCII text, in one line"),
+        (("{bundle}", "--cors", "evil.example"), "--cors must be origins such as https://example.org"),
+        (("{bundle}", "--replicas", "2"), "--replicas is for --engine ray: --engine local has --workers"),
         (("{bundle}", "--runtime", "tensorrt"), "tensorrt"),
         (("{bundle}", "--runtime", "onnx-cuda", "--engine", "ray"), "--runtime onnx-cuda is for --engine local"),
         (("{bundle}", "--connections", "0"), "--connections must be at least 1, got 0"),
@@ -38,6 +41,7 @@ def test_every_option_is_documented() -> None:
     ],
 )
 def test_words_that_make_no_sense(offramp: Offramp, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    (tmp_path / "two-lines").write_text("a\nb")
     ran = offramp("serve", *(word.format(bundle=tmp_path) for word in words))
     assert ran.status == 2 and says in ran.err and ran.err.count("\n") == 1
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 import httpx
@@ -242,6 +242,8 @@ class TestPredict:
             ("deadline_ms=0", "deadline_ms: Input should be greater than 0"),
             ("deadline_ms=nan", "deadline_ms: Input should be"),
             ("all_exits=perhaps", "all_exits: Input should be a valid boolean"),
+            ("rejct=0.5", "/predict has no query parameter 'rejct'; the nearest is 'reject'"),
+            ("top=3&top=4", "top: send it once"),
         ],
     )
     def test_queries_that_make_no_sense(self, client: httpx.Client, images: list[bytes], query: str, says: str) -> None:
@@ -335,6 +337,25 @@ class TestMalformedTensors:
         response = client.post("/v2/models/digits/infer", content=content)
         assert response.status_code in (400, 413) and response.json()["error"].startswith(says), response.text
         assert len(response.json()["error"]) < 500
+
+    @pytest.mark.parametrize("count", [1, 3])  # alone in the thread of HTTP, and in the engine's
+    def test_inputs_that_overflow_in_the_network(self, client: httpx.Client, count: int) -> None:
+        """They are refused, and the thread that computes survives."""
+        huge = tensor(np.concatenate([np.zeros((count - 1, 1, 8, 8)), np.full((1, 1, 8, 8), 3e38)]).astype(np.float32))
+        response = client.post("/v2/models/digits/infer", json=huge, timeout=20)
+        assert response.status_code == 400
+        assert response.json()["error"].startswith(f"the logits of image {count} are not finite: send inputs that are")
+        for samples in (1, 3):
+            body = tensor(np.zeros((samples, 1, 8, 8), np.float32))
+            assert client.post("/v2/models/digits/infer", json=body, timeout=20).status_code == 200
+        assert client.get("/v2/health/live").status_code == 200
+
+    def test_data_and_binary_data(self, client: httpx.Client) -> None:
+        text = json.dumps(tensor(ZEROS, parameters={"binary_data_size": 256})).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        response = client.post("/v2/models/digits/infer", content=text + bytes(256), headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"] == "inputs[0] has both data and parameters.binary_data_size: send one of them"
 
     def test_too_many_images(self, client: httpx.Client) -> None:
         response = client.post("/v2/models/digits/infer", json=tensor(np.zeros((9, 1, 8, 8), np.uint8)))
@@ -599,6 +620,23 @@ class TestReload:
             still = httpx.post(f"{server.url}/predict", files=files(images[0]), trust_env=False)
             assert still.status_code == 200
 
+    def test_a_folder_that_is_gone(self, folder: Path, tmp_path: Path, images: list[bytes]) -> None:
+        copy = Path(copytree(folder, tmp_path / "digits"))
+        with (
+            Server(copy, port=0, log="none") as server,
+            httpx.Client(base_url=server.url, trust_env=False) as client,
+        ):
+            rmtree(copy)
+            refused = client.post("/v2/repository/models/digits/load")
+            assert refused.json()["error"] == f"digits was not loaded: there is no folder {copy}"
+            assert client.post("/predict", files=files(images[0])).status_code == 200
+
+    def test_two_folders_of_one_version(self, folder: Path, tmp_path: Path) -> None:
+        for name in ("1", "01"):
+            copytree(folder, tmp_path / "digits" / name)
+        with pytest.raises(ValueError, match=r"/0?1 are both version 1: rename one"), Server(tmp_path / "digits"):
+            pass
+
     def test_policies_that_do_not_fit(self, folder: Path, tmp_path: Path) -> None:
         copy = Path(copytree(folder, tmp_path / "digits"))
         policy = ExitPolicy(thresholds=(0.5,) * 3, enabled=(True, False, True))
@@ -684,6 +722,18 @@ class TestMetrics:
         assert (wrong["level"], wrong["status"], wrong["reason"]) == ("error", 404, "unknown")
         assert wrong["path"] == "/v2/models/a\nb" and stopped["event"] == "stopped"
 
+    def test_head_is_get_without_a_body(self, server: Server, client: httpx.Client) -> None:
+        for path in ("/", "/v2/health/ready", "/metrics"):
+            answer = client.head(path)
+            assert answer.status_code == 200 and answer.content == b""
+        assert client.head("/predict").status_code == 405
+
+    def test_addresses_and_methods_that_are_none(self, client: httpx.Client) -> None:
+        missing, method = client.get("/nowhere"), client.get("/predict")
+        assert missing.status_code == 404 and method.status_code == 405 and method.headers["Allow"] == "POST"
+        assert missing.json()["error"] == "there is no address '/nowhere': /openapi.json lists them all"
+        assert method.json()["error"] == "'/predict' does not accept GET, but POST"
+
     def test_openapi(self, client: httpx.Client) -> None:
         document = client.get("/openapi.json").json()
         body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
@@ -705,6 +755,9 @@ class TestStart:
             (("{folder}",), {"body_timeout": 0}, "body_timeout must be a positive number, got 0"),
             (("{folder}",), {"false_alarm": 1}, "false_alarm must be a probability"),
             (("{folder}",), {"token": " "}, "token must be printable ASCII text"),
+            (("{folder}",), {"cors": ("evil.example",)}, "cors must be origins such as https://example.org"),
+            (("{folder}",), {"cors": ("https://a.example/",)}, "got 'https://a.example/'"),
+            (("{folder}",), {"cors": ("*",)}, "got '*'"),
             (("{folder}",), {"log": "some"}, "log must be all, errors or none, got some"),
             (("{folder}",), {"colour": 1}, "there is no option colour"),
         ],
