@@ -25,11 +25,12 @@ def rewrite(argv: list[str]) -> list[str]:
     appended from it. The folder of a run of a recipe is runs/ and the recipe's name, unless `--out` is given.
 
     Raises:
-        ValueError: if a value is missing, or the config file is absent, no YAML, has an unknown key or a value of the
-            wrong type.
+        ValueError: if a value is missing, an option is given beside its values in `--grid`, or the config file is
+            absent, no YAML, has an unknown key or a value of the wrong type.
     """
     words: list[str] = []
     typed: set[str] = set()
+    varied: list[str] = []
     configs: list[Path] = []
     recipe = ""
     rest = list(argv)
@@ -55,7 +56,12 @@ def rewrite(argv: list[str]) -> list[str]:
                 typed.add(_bare(name))
             if verb == "compare" and name in ONE_FOR_MANY:
                 raise ParameterError(f"compare trains with several: take {name}s (comma-separated), not {name}")
+            if name == "--grid":
+                varied.append((value or (rest[0] if rest else "")).removeprefix("--").partition("=")[0])
             words.append(word)
+    for key in varied:
+        if _bare(key) in typed:
+            raise ParameterError(f"--grid {key} and --{key} set the same option: give one of them")
     if verb == "train" and recipe and "out" not in typed:
         words += ["--out", f"runs/{recipe}"]
     if len(configs) > 1:

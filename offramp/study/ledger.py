@@ -126,11 +126,16 @@ def lists(path: Path, config: Mapping[str, Any]) -> bool:
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line, in one write, so that a killed process leaves a whole line or none.
 
-    A ledger is read elsewhere too: where this machine keeps its data is left out, `DIR` in commands.
+    A ledger is read elsewhere too: where this machine keeps its data is left out, `DIR` in commands. A last line that
+    does not end, as some editors leave it, is ended first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(_portable(record)).encode() + b"\n")
+    line = json.dumps(_portable(record)).encode() + b"\n"
+    with path.open("a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
         os.fsync(file.fileno())
 
 

@@ -260,6 +260,8 @@ def test_a_folder_of_something_else_is_left_alone(offramp: Offramp, tmp_path: Pa
         ),
         (["--show", "x.jsonl", "--seeds", "7", "--ledger", "y.jsonl"], "omit --out and --ledger and --seeds"),
         (["--methods", "joint", "--seed", "3"], "take --seeds (comma-separated), not --seed"),
+        (["--methods", "joint", "--grid", "width=4,8"], "--grid width and --width set the same option"),
+        (["--methods", "joint", "--lr", "1", "--grid=--lr=0.1,0.2"], "--grid lr and --lr set the same option"),
         (["--method", "joint"], "take --methods (comma-separated), not --method"),
         (
             ["--methods", "l2w", "--batch-size", "3"],

@@ -156,6 +156,13 @@ def test_a_run_that_was_trained_anew_is_another_run(tmp_path: Path) -> None:
     assert not holds(path, one["config"], {"seconds": 11.0, "provenance": {"date": "2026-01-01"}})
 
 
+def test_a_last_line_that_does_not_end_is_ended_first(tmp_path: Path) -> None:
+    path = ledger(tmp_path / "x", line("joint", 0, (0.5,)))
+    path.write_text(path.read_text().removesuffix("\n"))
+    append(path, line("joint", 1, (0.6,)))
+    assert [one.seed for one in read(path)] == [0, 1] and path.read_text().endswith("}\n")
+
+
 def test_a_ledger_does_not_say_where_this_machine_keeps_its_data(tmp_path: Path) -> None:
     one = line("joint", 0, (0.5,)) | {"command": "offramp evaluate 'a run' --data-dir /data/0 --json"}
     one["training"]["provenance"]["command"] = "offramp train --data-dir /data/0"
