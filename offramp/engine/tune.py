@@ -103,7 +103,8 @@ def run(
     work = _Work(cluster.origin, sent, score, search.epochs, cluster.receiver)
     needs_gpu = any(job.needs_gpu for job in jobs.values())
     resources = {"cpu": cluster.share(at_once), "gpu": cluster.gpu_share(at_once) if needs_gpu else 0}
-    watching = _Watching(jobs, watcher, search.epochs, cluster.receiver)
+    continues = any((folder / FOLDER).glob("experiment_state-*.json"))
+    watching = _Watching(jobs, watcher, search.epochs, cluster.receiver, _ended(folder) if continues else set())
     analysis = tune.run(
         tune.with_resources(tune.with_parameters(_train, work=work), resources),
         name=FOLDER,
@@ -114,13 +115,23 @@ def run(
         search_alg=_searcher(search),
         scheduler=ASHAScheduler(time_attr="epoch", max_t=search.epochs, grace_period=1) if search.asha else None,
         storage_path=str(folder.absolute()),
-        resume="AUTO+ERRORED" if any((folder / FOLDER).glob("experiment_state-*.json")) else None,
+        resume="AUTO+ERRORED" if continues else None,
         max_failures=LOST_NODES,
         raise_on_failed_trial=False,
         callbacks=[watching],
         verbose=0,
     )
     return [_trial(trial, trial.trial_id in watching.ended) for trial in analysis.trials]
+
+
+def _ended(folder: Path) -> set[str]:
+    """The trials that had ended when the sweep was left: if all had, Tune does not take a step any more."""
+    left = tune.ExperimentAnalysis(str(folder.absolute() / FOLDER))
+    return {trial.trial_id for trial in left.trials if _over(trial)}
+
+
+def _over(trial: Any) -> bool:
+    return trial.status in ("TERMINATED", "ERROR")
 
 
 def _space(search: Search) -> dict[str, Any]:
@@ -203,10 +214,10 @@ class _Epochs(Unwatched):
 class _Watching(tune.Callback):  # type: ignore[misc]
     """Reports the progress of trials to a watcher; Tune accepts subclasses of its own class only."""
 
-    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int, receiver: Any) -> None:
+    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int, receiver: Any, ended: set[str]) -> None:
         self.jobs, self.watcher, self.epochs, self.receiver = jobs, watcher, epochs, receiver
         self.running: dict[str, Job] = {}
-        self.ended: set[str] = set()
+        self.ended = ended
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial began."""
@@ -222,7 +233,7 @@ class _Watching(tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Remember which trials have ended: after Ctrl-C, Tune calls all terminated."""
-        self.ended = {trial.trial_id for trial in trials if trial.status in ("TERMINATED", "ERROR")}
+        self.ended = {trial.trial_id for trial in trials if _over(trial)}
 
     def _release(self, trial: Any) -> None:
         """Let another trial of the same options begin."""

@@ -44,6 +44,9 @@ def test_stopped_and_continued_every_training_that_ends_is_in_the_ledger_once(
     assert sorted(lines) == sorted(map(float, ended))
     log = next(out.glob("logs/lr=0.05*.log")).read_text()
     assert "continuing at epoch" in log
+    process = forked.start(*words, "--json", out=tmp_path / "again", err=said)
+    assert process.wait(200) == 1, said.read_text()
+    assert json.loads((tmp_path / "again").read_text())["trials"] == result["trials"], "a sweep that ended stays so"
 
 
 def test_optuna_and_a_lost_node_whose_trial_resumes_on_another(cluster: Any, tmp_path: Path) -> None:
