@@ -1,6 +1,7 @@
 """Where exits are attached, and of which structure, so that a goal of operations can be reached; counted on meta."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ EARLY = 3
 """Maximum number of early exits to place."""
 FIRST = 0.5
 """The first exit costs at most this share of the goal, so that the others may continue within the goal."""
+SECOND = 0.9
+"""Otherwise at most this share, so that nearly all samples have to take the first exit."""
 CANDIDATES = 8
 """Exits that an external model is cut into to look for places."""
 
@@ -152,13 +155,17 @@ def costs_of(
 def _choice(config: ResolvedConfig, costs_by_name: Mapping[str, PlanCosts]) -> tuple[str, tuple[int, ...]]:
     """The first structure that has a cheap enough exit, and the stages to attach exits to."""
     goal = config.goal_macs or 0.0
-    for share in (FIRST, 0.9):  # at 0.9 of the goal nearly all samples have to take the first exit
+    for share in (FIRST, SECOND):
         for name, costs in costs_by_name.items():
             cheap = [stage for stage, macs in costs.exits.items() if macs <= share * goal * costs.plain]
             if cheap:
                 return name, _spread(max(cheap), [stage for stage in costs.exits if stage > max(cheap)])
     least = {name: costs.plain / min(costs.exits.values()) for name, costs in costs_by_name.items()}
-    reason = f"early exit is {gains_text(least)}" if least else "no structure fits the network"
+    reason = "no structure fits the network"
+    if least:
+        smallest = math.ceil(100 / (SECOND * max(least.values()))) / 100
+        reason = f"early exit is {gains_text(least)}"
+        reason += f"; take goal_macs={smallest:g} or more" if smallest < 1 else ""
     raise ParameterError(f"goal_macs={goal:g}: no exit of {config.net} is that cheap: {reason}", "goal_macs")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, product
-from math import comb
+from math import comb, floor
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -159,10 +159,12 @@ def _without_idle(
 def _missed(goal: SearchGoal, candidates: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
     if goal.cost is not None:
         return TooCheap(float(goal.cost), min(solution.cost for _, solution, _ in candidates) / n)
-    best = max(solution.right for _, solution, _ in candidates) / n
+    best = (
+        floor(10_000 * max(solution.right for _, solution, _ in candidates) / n) / 100
+    )  # rounded down: it can be typed
     return ValueError(
         f"no policy is that accurate on the calibration split: {100 * (goal.accuracy or 0):.2f} % is wanted, the most "
-        f"accurate reaches {100 * best:.2f} %"
+        f"accurate reaches {best:.2f} %"
     )
 
 

@@ -1,5 +1,7 @@
 """Readable numbers: shares in percent, counts with k, M and G."""
 
+import math
+
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -14,6 +16,12 @@ def count(number: int | float | None) -> str:
         return "–"
     size, letter = unit_of(number)
     return f"{number / size:,.2f} {letter}" if letter else f"{number:,.0f}"
+
+
+def at_least(number: int | float) -> float:
+    """A positive number, rounded up to three digits: a budget of this size that a user types can be met."""
+    step = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return math.ceil(round(number / step, 6)) * step
 
 
 def percent(share: int | float | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, with_parameters
-from offramp.measure.units import percent
+from offramp.measure.units import at_least, percent
 from offramp.progress import Progress
 from offramp.runs import never_slower
 from offramp.runs.baseline import Baseline, BaselineLike, describe, open_baseline, traces_of
@@ -201,7 +201,7 @@ def _reach(
         try:
             return search(logits, labels, segment_costs=costs, budget=budget, rule=rule), {goal.unit: budget}, None
         except TooCheap as error:
-            raise _too_cheap(goal, error, plain_cost, baseline) from None
+            raise _too_cheap(goal, error, plain_cost, baseline, exits=len(logits)) from None
     accuracy, numbers = _accuracy(goal, logits, labels, baseline)
     try:
         return search(logits, labels, segment_costs=costs, accuracy=accuracy, rule=rule), numbers, None
@@ -244,10 +244,12 @@ def _certify(
     return certificate.outcome, {"risk": goal.risk, "delta": goal.delta}, values
 
 
-def _too_cheap(goal: Goal, error: "TooCheap", plain: float, baseline: Baseline | None) -> ValueError:
-    """The budget as it was given, and what the cheapest policy costs."""
+def _too_cheap(goal: Goal, error: "TooCheap", plain: float, baseline: Baseline | None, exits: int) -> ValueError:
+    """The budget as it was given, and what the cheapest policy costs, rounded up so that it can be typed."""
     name = "the plain network" if baseline is None else "the baseline"
-    cheapest = f"{error.cheapest / plain:.2f} of {name} ({cost_text(error.cheapest, goal.unit)})"
+    cheapest = f"{at_least(error.cheapest / plain):.3g} of {name} ({cost_text(at_least(error.cheapest), goal.unit)})"
+    if exits == 1:
+        cheapest += ", since it has no early exits"
     if goal.macs is None:
         message = f"no policy is that fast: ms={goal.ms:g} is asked for, the cheapest takes {cheapest}"
         return with_parameters(ValueError(message), "ms")

@@ -1,5 +1,7 @@
 """exits=auto: places and a structure whose first exit leaves room for the goal; what cannot be reached is refused."""
 
+import re
+
 import pytest
 
 from offramp.config import Config
@@ -27,8 +29,13 @@ def test_the_given_structure_is_tried_first() -> None:
 
 
 def test_a_goal_that_no_exit_reaches_is_refused_with_what_they_reach() -> None:
-    with pytest.raises(ParameterError, match=r"goal_macs=0.01: no exit of resnet18 is that cheap: early exit is at "):
+    with pytest.raises(ParameterError, match=r"goal_macs=0.01: no exit of resnet18 is that cheap: early exit is ") as e:
         planned(goal_macs=0.01)
+    least = re.fullmatch(r".*; take goal_macs=([\d.]+) or more", str(e.value))
+    assert least
+    planned(goal_macs=float(least[1]))
+    with pytest.raises(ParameterError):
+        planned(goal_macs=float(least[1]) - 0.01)
 
 
 def test_what_belongs_together_is_given_together() -> None:

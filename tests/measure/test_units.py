@@ -2,7 +2,7 @@
 
 import pytest
 
-from offramp.measure.units import count, percent, unit_of
+from offramp.measure.units import at_least, count, percent, unit_of
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_counts(number: float | None, text: str) -> None:
 def test_shares_and_units() -> None:
     assert [percent(share) for share in (0.7712, 1, None)] == ["77.12", "100.00", "–"]
     assert [unit_of(number)[1] for number in (5e9, 5e6, 5e3, 5, 0.5)] == ["G", "M", "k", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("number", "budget"), [(0.60112, 0.602), (0.6, 0.6), (1.0, 1.0), (5_333_248, 5_340_000), (0.06883, 0.0689), (7, 7)]
+)
+def test_a_budget_is_rounded_up(number: float, budget: float) -> None:
+    assert at_least(number) == pytest.approx(budget, rel=1e-12) and at_least(number) >= number * (1 - 1e-12)
