@@ -127,9 +127,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(
                 f"{folder} is a run, not a bundle: `offramp export {shell_word(folder)} --out DIR` creates one from it"
             )
+        why = f"it has no {MANIFEST}" if folder.is_dir() else "the folder does not exist"
         raise ValueError(
-            f"{folder} is not a bundle: it has no {MANIFEST} "
-            f"(`offramp export RUN --out {shell_word(folder)}` creates one)"
+            f"{folder} is not a bundle: {why} (`offramp export RUN --out {shell_word(folder)}` creates one)"
         )
     if path.is_symlink():
         raise ValueError(f"{path} is a link: a bundle is a folder of plain files; copy what it links to")

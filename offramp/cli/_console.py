@@ -12,13 +12,12 @@ from rich.table import Table
 from rich.text import Span, Text
 
 from offramp.cli._errors import dashed
+from offramp.measure.text_table import WIDTH
 from offramp.text import printable
 
 NOTED = ("data_dir", "method.adapt")
 """Parameters that notes of the library name: the command line writes them as options, as it does `method.alpha=.1`."""
-_ASSIGNED = r"(?<![\w.\-])(?:net|branch|method|data)\.\w+(?==)"
-WIDTH = 78
-"""Columns of running text: it fits a terminal of 80."""
+_ASSIGNED = r"(?<![\w.\-])(?:(?:net|branch|method|data)\.\w+|weights)(?==)"
 
 
 def console(**options: Any) -> Console:

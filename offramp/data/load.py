@@ -27,6 +27,7 @@ from offramp.hyperparameters import arguments
 from offramp.lookup import ParameterError, unknown, with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.python_names import is_python
+from offramp.text import quoted
 
 PACKAGE = "offramp.data"
 
@@ -81,13 +82,19 @@ def find(name: str) -> Offer:
     Args:
         name: as listed, also with `:PATH`; or `python:package.module`, also `python:package.module:function`.
     Raises:
-        ValueError: if there is none, naming the nearest; if code from outside cannot be imported.
+        ValueError: if there is none, naming the nearest, or the source of the path that was given without it; if code
+            from outside cannot be imported.
     """
     head = _head(name)
     if head in built_in():
         return import_module(f"{PACKAGE}.{head}")
     source = from_outside(PACKAGE, head)
     if source is None:
+        reader = "folder" if Path(name).is_dir() else {".parquet": "parquet", ".tar": "tar"}.get(Path(name).suffix)
+        if reader and Path(name).exists():
+            raise ParameterError(
+                f"unknown data set {quoted(name)}: to read this path, write data={reader}:{name}", "data"
+            )
         raise unknown("data set", head, available(), listing="offramp data")
     return source
 

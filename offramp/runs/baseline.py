@@ -137,7 +137,7 @@ def _of_file(path: Path, run: LoadedRun) -> LoadedRun:
     net = build_net(config, build_method(config), classes=len(classes), shape=shape, check=False)
     assert isinstance(net, MultiExitNet)
     try:
-        fresh = weights.load_state(net, weights.read(path), f"baseline {path}", classes=True)
+        fresh = weights.load_state(net, weights.read(path, "baseline"), f"the weights of baseline={path}", classes=True)
     except ValueError as error:
         raise _refused(str(error)) from None
     if fresh:

@@ -158,34 +158,37 @@ def _of_usual_resnet(tensors: Mapping[str, Tensor], expected: Mapping[str, Tenso
     return named
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, parameter: str = "weights") -> dict[str, Tensor]:
     """The weights in a file: safetensors, or a checkpoint of PyTorch that holds nothing but tensors and plain values.
 
     Checkpoints that keep their weights under one of `CONTAINERS` are understood, and names that begin with `module.`
     (DataParallel) or `_orig_mod.` (torch.compile).
 
+    Args:
+        parameter: names the file in errors.
     Raises:
         ValueError: if there is no such file, it holds something else, a value is not finite, or weights of a run have
             changed since they were written.
     """
+    named = f"{parameter}={path}"
     if path.is_dir():
-        raise ValueError(f"weights={path} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run")
+        raise ValueError(f"{named} is a folder: name a file in it, such as {path / 'last.safetensors'} of a run")
     if not path.is_file():
-        raise ValueError(f"weights={path}: the file does not exist")
+        raise ValueError(f"{named}: the file does not exist")
     try:
         content, whole = _content(path)
     except SafetensorError as error:
-        raise ValueError(f"weights={path} is not a safetensors file: {error}") from None
+        raise ValueError(f"{named} is not a safetensors file: {error}") from None
     except Exception as error:  # what PyTorch says is about its options
-        raise ValueError(f"weights={path} {_why_unreadable(error, path)}") from None
+        raise ValueError(f"{named} {_why_unreadable(error, path)}") from None
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ValueError(f"weights={path} contains no weights: it must be a mapping of names to tensors")
-    finite.check(content.items(), f"weights={path}")
+        raise ValueError(f"{named} contains no weights: it must be a mapping of names to tensors")
+    finite.check(content.items(), named)
     if not whole:
-        raise ValueError(f"weights={path} was changed since it was written: restore it, or train again")
+        raise ValueError(f"{named} was changed since it was written: restore it, or train again")
     return {_WRAPPERS.sub("", str(name)): tensor for name, tensor in content.items()}
 
 

@@ -152,8 +152,8 @@ def test_a_manifest_reads_as_it_was_written(exported: Any) -> None:
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"is not a bundle: it has no manifest\.json"):
+    for folder, says in ((tmp_path, r"it has no manifest\.json"), (tmp_path / "nowhere", "the folder does not exist")):
+        with pytest.raises(ValueError, match=f"is not a bundle: {says}"):
             open_bundle(folder)
 
 

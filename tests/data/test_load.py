@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def test_without_holdout_per_class_is_what_is_trained_on():
     ("name", "options", "message"),
     [
         ("cifar1O0", {}, r"unknown data set 'cifar1O0'; the nearest is 'cifar10' \(see `offramp data`\)"),
+        (str(Path(__file__).parent), {}, rf"to read this path, write data=folder:{Path(__file__).parent}"),
         ("xyz", {}, "there are 'cifar10', 'cifar100', 'digits'"),
         ("digits", {"holdout": 1.0}, r"holdout must be a share in \[0, 1\), got 1.0"),
         ("digits", {"augmentation": "crop-flp"}, "unknown data.augmentation 'crop-flp'; the nearest is 'crop-flip'"),
