@@ -1,6 +1,15 @@
 """Tables as plain text, for terminals, notebooks and log files alike."""
 
 from collections.abc import Sequence
+from textwrap import fill
+
+WIDTH = 80
+"""Columns of running text: those of a terminal."""
+
+
+def prose(text: str) -> str:
+    """Running text in lines of at most `WIDTH` columns; paths and other long words stay whole."""
+    return fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from offramp.early_exit.frontier import FrontierPoint
 from offramp.measure.plain_network import plain_note
-from offramp.measure.text_table import text_table
+from offramp.measure.text_table import prose, text_table
 from offramp.measure.units import count, decimal, percent
 from offramp.runs.baseline import Baseline, CostAtBaseline
 from offramp.text import shell_word
@@ -91,12 +91,17 @@ def gain(saved: float, speedup: float | None, name: str, than: str = "") -> str:
         name: of the other side, if both are equally fast; `than`: of the other side, at the end of a comparison.
     """
     faster = speedup or 1.0
-    operations = f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
+    operations = operations_text(saved)
     if f"{faster:.2f}" == "1.00":
         clock = f"as fast as {name}"
     else:
         clock = f"{faster:.2f}x faster" if faster > 1 else f"{1 / faster:.2f}x slower"
     return f"{operations}, {clock}{than} (median of pairs)"
+
+
+def operations_text(saved: float) -> str:
+    """How many times fewer operations, or more; `saved`: operations of the other side by those of early exit."""
+    return f"{saved:.2f}x fewer operations" if saved >= 1 else f"{1 / saved:.2f}x more operations"
 
 
 @dataclass(frozen=True)
@@ -200,8 +205,8 @@ def _exits(result: Evaluation) -> str:
     rows.append(["ensemble", percent(result.ensemble), "", "", "", "", "", ""])
     head = ["exit", "accuracy %", "top-5 %", "ECE %", "AUROC", "MACs", "of plain", "exits here %"]
     table = text_table(_title(result), head, rows)
-    early = "no policy yet: fit one with `offramp calibrate`" if adaptive is None else f"\n{adaptive}"
-    return "\n".join((table, early, *_against(result)))
+    early = "no policy yet: fit one with `offramp calibrate`" if exits > 1 else "no early exits"
+    return "\n".join((table, early if adaptive is None else f"\n{adaptive}", *_against(result)))
 
 
 def _against(result: Evaluation) -> list[str]:
@@ -221,8 +226,8 @@ def _at(cost: CostAtBaseline, baseline: Baseline) -> str:
         return f"{where} on cal: no policy on these exits is that accurate"
     points = 100 * (cost.accuracy - baseline.accuracy["test"])
     time = "" if cost.ms is None else f", {cost.ms:.3f} ms"
-    return (
-        f"{where} on cal: {count(cost.macs)} MACs{time} on test ({baseline.macs / cost.macs:.2f}x fewer operations), "
+    return prose(
+        f"{where} on cal: {count(cost.macs)} MACs{time} on test ({operations_text(baseline.macs / cost.macs)}), "
         f"accuracy {percent(cost.accuracy)} % ({points:+.2f} points)"
     )
 

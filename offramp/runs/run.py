@@ -167,11 +167,7 @@ def open_run(
         config = resolve(_on(config, device))
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
-        raise with_parameters(
-            ValueError(f"{folder} has no {path.name} yet: train it to the end (resume), or take other weights"),
-            "resume",
-            "weights",
-        )
+        raise no_weights(folder, weights)
     tensors, about = checkpoint.load_weights(path)
     shape = tuple(about["shape"])
     with config_errors(folder):
@@ -191,6 +187,23 @@ def open_run(
     assert isinstance(net, MultiExitNet)
     policy, fitted = _policy_of(folder, net.exits, weights) if with_policy else (None, {})
     return LoadedRun(folder, config, net.eval(), about, policy, fitted, weights)
+
+
+def no_weights(folder: Path, weights: Weights) -> Exception:
+    """What to do about a run without these weights: it is not finished, they were removed, or it never has them."""
+    from offramp.train.run_dir import RESULT
+
+    name = f"{weights}.safetensors"
+    if not (folder / RESULT).is_file():
+        message = f"{folder} has no {name} yet: train it to the end (resume), or take other weights"
+    elif weights == "best":
+        message = f"{folder} has no {name}: it held nothing out to choose an epoch by, or lost it; take weights=last"
+    else:
+        message = (
+            f"{folder} was trained to the end but has no {name}: restore the file, take weights=best, or train again "
+            "in another folder"
+        )
+    return with_parameters(ValueError(message), "resume", "weights")
 
 
 def _refuse_comparison(folder: Path) -> None:

@@ -75,12 +75,14 @@ def restore(data: "DataSet", folder: Path, use_new: bool) -> tuple["DataSet", tu
     Args:
         folder: of the run.
         use_new: see `offramp.data.split_record.restored`.
+    Returns:
+        Without a record the data set as it is divided now, with a note that says so.
     Raises:
         ValueError: if the record is damaged, or the data are not those of the run.
     """
     record = read(folder)
     if record is None:
-        return data, ()
+        return data, (f"{folder} has no record of its split ({SPLIT}): its test images may have been trained on",)
     restored = split_record.restored(data, record, str(folder), use_new)
     return restored, restored.notes[len(data.notes) :]
 

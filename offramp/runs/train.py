@@ -21,8 +21,10 @@ from offramp.config import (
     resolve,
 )
 from offramp.config.plan import cheapest, gains_text
+from offramp.measure.text_table import WIDTH, prose
 from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
+from offramp.runs.run import no_weights
 from offramp.runs.trained_run import TrainedRun, epoch_accuracy, epochs_text, trained_run
 
 if TYPE_CHECKING:
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
     from offramp.net import MultiExitNet
     from offramp.runs.split import Origin
     from offramp.train.loop import Loop
-
-WIDTH = 78
-"""Columns of a note: it fits a terminal of 80."""
 
 
 @check_arguments
@@ -94,6 +93,8 @@ def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> Train
     if values is None:
         return None
     run_dir.check_folder(folder, flat(config), resume=True)
+    if not (folder / "last.safetensors").is_file():
+        raise no_weights(folder, "last")
     result = trained_run({**values, "run": values.get("run", str(folder))})
     reporter.note(f"{folder} is finished: {epochs_text(result.epochs)} in {result.seconds:.0f} s")
     return result
@@ -204,7 +205,7 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     reporter.note(fill(f"{config.method} on {network}; {config.data}: {sizes}", WIDTH))
     for note in notes:
-        reporter.note(fill(note, WIDTH, break_long_words=False, break_on_hyphens=False))
+        reporter.note(prose(note))
     for kind in ("net", "branch", "method"):
         values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
         if values:

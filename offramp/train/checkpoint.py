@@ -181,7 +181,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = _about(metadata["about"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise Damaged(f"{path} cannot be read as safetensors: {error}") from None
+        raise Damaged(f"{path} cannot be read as safetensors: {error}; restore it, or train again") from None
     try:
         finite.check(tensors.items(), path)
     except ValueError as error:

@@ -17,7 +17,8 @@ from offramp.data.loading import Loader
 from offramp.early_exit.policy import NEVER, ExitPolicy
 from offramp.early_exit.policy_file import load, save
 from offramp.runs import load_run
-from offramp.runs.evaluation import EarlyExits, Performance
+from offramp.runs.baseline import Baseline, CostAtBaseline
+from offramp.runs.evaluation import EarlyExits, Performance, _at
 
 Offramp = Callable[..., Any]
 
@@ -62,7 +63,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(offramp: Offramp, run: Pat
     assert offramp("evaluate", run, "--weights", "best", "--json").json["epoch"] == best
     (run / "best.safetensors").unlink()
     ran = offramp("evaluate", run, "--weights", "best")
-    assert ran.status == 1 and "has no best.safetensors yet: train it to the end (--resume)" in ran.err
+    assert ran.status == 1 and "has no best.safetensors: it held nothing out to choose an epoch by, or lost" in ran.err
 
 
 def test_with_a_policy_it_leaves_early_for_real(offramp: Offramp, run: Path) -> None:
@@ -160,6 +161,12 @@ def test_what_is_no_run_is_reported(offramp: Offramp, tmp_path: Path) -> None:
 def test_slower_is_called_slower(macs: float, speedup: float, says: str) -> None:
     adaptive = EarlyExits({}, 64, [], 0.5, macs, None, Performance(0.5, 100, None), speedup)
     assert adaptive.gain == says
+
+
+def test_more_operations_than_the_baseline_are_called_more() -> None:
+    baseline = Baseline("plain", 1, "", {"cal": 0.5, "test": 0.5}, 100)
+    assert "200 MACs on test (2.00x more operations)" in _at(CostAtBaseline(0.0, 0.5, 200, None), baseline)
+    assert "50 MACs on test (2.00x fewer operations)" in _at(CostAtBaseline(0.0, 0.5, 50, None), baseline)
 
 
 def test_a_batch_size_that_makes_no_sense(offramp: Offramp, run: Path) -> None:

@@ -17,6 +17,14 @@ def test_the_folder_says_how_the_run_trains(offramp: Offramp, run: Path) -> None
     assert ran.status == 0 and ran.json["epochs"] == 2
 
 
+def test_a_finished_run_that_lost_its_weights_is_not_called_finished(offramp: Offramp, run: Path) -> None:
+    (run / "last.safetensors").unlink()
+    for words in (["train", "--out", run, "--resume"], ["evaluate", run]):
+        ran = offramp(*words)
+        assert ran.status == 1 and f"{run} was trained to the end but has no last.safetensors: restore" in ran.err
+        assert "--weights best" in ran.err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -100,6 +100,12 @@ def test_a_grown_folder_keeps_its_split(place: Path, originals: Path, offramp: C
     )
 
 
+def test_a_run_without_a_record_of_its_split_says_so(place: Path, offramp: Callable[..., Any]) -> None:
+    (place / "r" / "split.safetensors").unlink()
+    ran = offramp("evaluate", place / "r")
+    assert ran.status == 0 and "r has no record of its split (split.safetensors): its test images may have" in ran.err
+
+
 def test_stored_traces_serve_if_the_data_are_gone(place: Path, originals: Path, offramp: Callable[..., Any]) -> None:
     run = place / "r"
     config = run / "config.yaml"
@@ -202,7 +208,7 @@ def test_weights_from_elsewhere_come_with_a_sentence(place: Path, originals: Pat
         place / "b",
     )
     sentence = "images of val, cal and test must be new to these weights"
-    assert ran.status == 0 and sentence in " ".join(ran.err.split())
+    assert ran.status == 0 and sentence in " ".join(ran.err.split()) and f"--weights {path}" in ran.err
     ran = offramp("calibrate", place / "b", "--risk", "30%")
     assert ran.status == 0 and sentence in " ".join(ran.err.split())
     assert sentence not in offramp("calibrate", place / "r", "--risk", "30%").err

@@ -57,7 +57,7 @@ def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
     says = f"{tmp_path} is a comparison, but this takes one run: name one of its runs, such as {folder}"
     with pytest.raises(ValueError, match=re.escape(says)):
         load_run(tmp_path)
-    with pytest.raises(ValueError, match=r"has no best\.safetensors yet: train it to the end"):
+    with pytest.raises(ValueError, match=r"has no best\.safetensors: it held nothing out"):
         load_run(folder, "best")
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("width: 4", "width: 8"))
