@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING
 
 from offramp.cli import emit_result
 from offramp.cli._options import DataDir, Device, Json, Weights
+from offramp.measure.text_table import prose
 from offramp.measure.units import percent
 
 if TYPE_CHECKING:
     from offramp.runs.analyse import ExitAnalysis, RunAnalysis
+
+LEGEND = (
+    "rel. MACs: multiply-adds up to this exit, as a share of those of the final exit",
+    "wrong later: of the images that this exit classifies correctly, the % that some later exit gets wrong; always: "
+    "that all later exits get wrong",
+    "alone: number of images that only this exit classifies correctly; top-1 p: mean of the largest probability",
+)
+"""What the columns of the tables are."""
 
 
 def analyse(
@@ -80,14 +89,8 @@ def _show(run: "RunAnalysis", device: str) -> None:
     ]
     head = ["exit", "both", "final only", "exit only", "neither", f"H top-{top}", "H", "ECE"]
     stdout.print(table("agreement with the final exit, entropies in nats, calibration", head, rows), soft_wrap=True)
-    stdout.print(
-        "rel. MACs: multiply-adds up to this exit, as a share of those of the final exit\n"
-        "wrong later: of the images that this exit classifies correctly, the % that some later exit gets wrong; "
-        "always: that all later exits get wrong\n"
-        "alone: number of images that only this exit classifies correctly; top-1 p: mean of the largest probability",
-        highlight=False,
-        soft_wrap=True,
-    )
+    for line in LEGEND:
+        stdout.print(prose(line), highlight=False, soft_wrap=True)
 
 
 def _row(exit: "ExitAnalysis", timed: bool) -> list[str]:

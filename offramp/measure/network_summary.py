@@ -188,8 +188,8 @@ def _costs(description: NetworkSummary) -> Table:
     for column in ("exit", "macs", "of final", "macs_cumulative", "msdnet_ops", "eed_flops"):
         table.add_column(column, justify="right")
     for number, line in enumerate(description.exits, 1):
-        counts = (f"{line.macs_cumulative / 1e6:,.1f} M", f"{line.msdnet_ops / 1e6:,.1f} M", f"{line.eed_flops:.2f} G")
-        table.add_row(str(number), f"{line.macs / 1e6:,.1f} M", f"{line.share:.1%}", *counts)
+        counts = (_mega(line.macs_cumulative), _mega(line.msdnet_ops), f"{line.eed_flops:.2f} G")
+        table.add_row(str(number), _mega(line.macs), f"{line.share:.1%}", *counts)
     return table
 
 
@@ -197,5 +197,12 @@ def _count(number: int) -> str:
     return f"{number / 1e6:,.3f} M" if number >= 100_000 else f"{number:,}"
 
 
+def _mega(number: int) -> str:
+    """In millions, as in the papers' tables; small numbers in thousands or as they are."""
+    if number >= 1e6:
+        return f"{number / 1e6:,.1f} M"
+    return f"{number / 1e3:,.1f} k" if number >= 1e3 else f"{number:,} "
+
+
 def _macs(number: int) -> str:
-    return f"{number / 1e6:,.1f} MMAC"
+    return f"{_mega(number)}MAC"

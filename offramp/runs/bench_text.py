@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from offramp.measure.text_table import text_table
-from offramp.measure.units import percent
 from offramp.runs.never_slower import SLACK
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ def bench_text(result: "Benchmark") -> str:
         f"ratio: speed-up / predicted speed-up; target: at least {RATIO:g}\n"
         f"exits off: time with all exits off / plain; target: at most {OFF:g} (from {MS:g} ms on)"
     )
+    if result.baseline:
+        targets += "\nbaseline: speed-up over the baseline"
     tables = [_times(each) for each in result.batches]
     return "\n\n".join(["\n".join(lines), *tables, f"{_savings(result)}\n{targets}", *_slower(result)])
 
@@ -60,9 +61,9 @@ def _savings(result: "Benchmark") -> str:
         for runtime, report in record["runtimes"].items():
             numbers = [f"{report[key]:.2f}" for key in ("speedup", "predicted", "of_predicted", "off_of_plain")]
             numbers += [f"{faster:.2f}" for faster in report["rival_speedup"].values()]
-            shares = " ".join(percent(share)[:-3] for share in report["shares"])
+            shares = " ".join(f"{100 * share:.0f}" for share in report["shares"])
             rows.append([f"{record['batch']:<7}{runtime}", *numbers, shares])
-    over = ["over baseline"] if result.baseline else []
+    over = ["baseline"] if result.baseline else []
     head = ["batch  runtime", "speed-up", "predicted", "ratio", "exits off", *over, "exits here %"]
     return text_table("early exit compared with the plain network", head, rows)
 

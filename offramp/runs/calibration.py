@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.measure.plain_network import plain_note
-from offramp.measure.text_table import text_table
+from offramp.measure.text_table import prose, text_table
 from offramp.measure.units import count, percent
 from offramp.runs.baseline import Baseline
 
@@ -96,8 +96,8 @@ class Calibration:
         return ExitPolicy(**{name: getattr(self, name) for name in FIELDS})
 
     def __str__(self) -> str:
-        parts = (_table, _goal, _expectation, _plain, _measured, _slower, _gap, _promise)
-        lines = [part(self) for part in parts]
+        sentences = (prose(part(self)) for part in (_measured, _slower, _gap, _promise))
+        lines = [_table(self), _goal(self), prose(_expectation(self)), _plain(self), *sentences]
         return "\n".join(line for line in lines if line)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:

@@ -30,7 +30,7 @@ class NetworkInfo:
         macs: multiply-adds of the backbone up to each exit and of the exit's own branch.
         macs_cumulative: the same with the branches of all earlier exits.
         msdnet_ops: operations as MSDNet's paper counts them.
-        eed_flops: operations as EED's paper counts them.
+        eed_flops: GFLOPs as in EED's Table III, rounded to hundredths.
         parameters: numbers of parameters: `main` (without early exits), `branches` (of each early exit), `total`.
         options: all parameters of network, branch and method.
         summary: every stage and exit in words and numbers; `offramp info` draws it.

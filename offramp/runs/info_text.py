@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from offramp.config.plan import gains_text
-from offramp.measure.text_table import text_table
+from offramp.measure.text_table import prose, text_table
 from offramp.measure.units import count
 
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ def network_text(info: "NetworkInfo") -> str:
 
 
 def cheapest_lines(info: "NetworkInfo") -> list[str]:
-    """How many times cheaper than the plain network early exit can get, in one line; none without early exits."""
+    """How many times cheaper than the plain network early exit can get; nothing without early exits."""
     if not info.cheapest:
         return []
-    return [f"early exit is {gains_text(info.cheapest)} (if every image takes exit 1, with exits at the same places)"]
+    text = f"early exit is {gains_text(info.cheapest)} (if every image takes exit 1, with exits at the same places)"
+    return [prose(text)]
 
 
 def networks_text(info: "NetworksInfo") -> str:

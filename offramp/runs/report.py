@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, with_parameters
 from offramp.measure.plain_network import plain_note
-from offramp.measure.text_table import text_table
+from offramp.measure.text_table import prose, text_table
 from offramp.measure.units import count, percent
 from offramp.runs.baseline import BaselineLike
 from offramp.runs.comparison_folder import runs_of
@@ -49,7 +49,8 @@ class Report:
         baselines = ["baseline %", "MACs"] if self.runs[0]["baseline"] else []
         title = f"on test, on {self.provenance['device']}"
         table = text_table(title, ["run", "plain %", "MACs", *baselines, "policy %", "mean MACs"], rows)
-        notes = [] if baselines else [f"{run['name']}: {_plain_note(run)}" for run in self.runs]
+        exiting = [] if baselines else [run for run in self.runs if len(run["anytime"]) > 1]
+        notes = [prose(f"{run['name']}: {_plain_note(run)}") for run in exiting]
         return "\n".join([table, *notes, f"{self.report} ({self.bytes / 1e6:.1f} MB)"])
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:

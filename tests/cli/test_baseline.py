@@ -97,8 +97,26 @@ def test_what_is_no_baseline_is_refused(
     }
     for baseline, says in refusals.items():
         ran = offramp("evaluate", run, "--baseline", baseline)
-        assert ran.status == 1 and says in ran.err and ran.err.count("\n") == 1, ran.err
-        assert str(baseline) in ran.err and "--baseline" in ran.err
+        error = ran.err.splitlines()[-1]  # of `moved` it is noted that it has no record of its split
+        assert ran.status == 1 and says in error and ran.err.count("\n") == 1 + (baseline == moved), ran.err
+        assert str(baseline) in error and "--baseline" in ran.err
+
+
+def test_a_file_that_holds_no_weights_is_named_by_its_option(offramp: Offramp, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("no weights")
+    torch.save({"w": torch.tensor([float("nan")])}, tmp_path / "b.pth")
+    torch.save({"w": torch.ones(1)}, tmp_path / "c.pth")
+    (tmp_path / "d.safetensors").write_text("no weights")
+    for file, says in {"a.pth": "cannot", "b.pth": "finite", "c.pth": "fit", "d.safetensors": "safetensors"}.items():
+        ran = offramp("evaluate", run, "--baseline", tmp_path / file)
+        assert ran.status == 1 and f"--baseline {tmp_path / file}" in ran.err and says in ran.err, ran.err
+        assert "weights=" not in ran.err
+
+
+def test_a_network_without_early_exits_has_nothing_to_calibrate(offramp: Offramp, plain_run: Path) -> None:
+    out = offramp("evaluate", plain_run).out
+    assert "no early exits" in out and "offramp calibrate" not in out
+    assert "since it has no early exits" in offramp("calibrate", plain_run, "--macs", "0.5").err
 
 
 def test_without_a_baseline_it_is_said_what_plain_is(offramp: Offramp, run: Path) -> None:

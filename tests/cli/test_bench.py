@@ -18,6 +18,8 @@ from offramp.config import build_data
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import save
 from offramp.runs import load_run
+from offramp.runs.bench import Benchmark
+from offramp.runs.bench_text import _savings
 
 Offramp = Callable[..., Any]
 OPENVINO = importlib.util.find_spec("openvino") is not None
@@ -85,6 +87,15 @@ def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypa
     for *_, rate, relative in (line for line in words if line[-1].endswith("x")):
         plain = float(rate.replace(",", "")) if relative == "1.00x" else plain
         assert float(relative[:-1]) == pytest.approx(float(rate.replace(",", "")) / plain, rel=0.01, abs=0.01)
+
+
+def test_shares_are_rounded_and_the_table_of_a_baseline_fits_eighty_columns() -> None:
+    numbers = dict.fromkeys(("speedup", "predicted", "of_predicted", "off_of_plain"), 1.25)
+    report = {**numbers, "rival_speedup": {"baseline": 1.5}, "shares": [0.996, 1 / 6, 0.004, 0.25]}
+    record = {"batch": 64, "runtimes": {"torch-bf16": report}}
+    benchmark = Benchmark("run", "run", {}, 1.0, 1, {}, {}, [record], 1.0, None, {}, {"source": "plain"})
+    *_, row = table = _savings(benchmark).splitlines()
+    assert row.endswith("  100 17 0 25") and max(map(len, table)) <= 80
 
 
 def test_runtimes_of_gpus_are_not_measured_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +170,7 @@ def test_a_run_without_a_policy_and_no_run(offramp: Offramp, trained: Path, tmp_
     assert ran.status == 1 and f"has no policy yet: fit one with `offramp calibrate {run} --max-drop 0.5%`" in ran.err
     (run / "best.safetensors").unlink()
     ran = offramp("bench", run, "--weights", "best")
-    assert ran.status == 1 and "has no best.safetensors yet" in ran.err
+    assert ran.status == 1 and "has no best.safetensors: it held nothing out" in ran.err
     ran = offramp("bench", tmp_path)
     assert ran.status == 1 and "is not a run: it contains runs, name one of them" in ran.err
 

@@ -123,6 +123,22 @@ def test_a_budget_nobody_can_meet_leaves_the_old_policy(offramp: Offramp, run: P
     assert (run / "policy.json").read_bytes() == before
 
 
+def test_the_closest_goal_of_an_error_can_be_typed(offramp: Offramp, run: Path) -> None:
+    said = offramp("calibrate", run, "--macs", "0.01").err.rpartition("the cheapest costs ")[2]
+    share, count, unit, *_ = said.replace("of the plain network (", "").split()
+    assert offramp("calibrate", run, "--macs", share).status == 0, said
+    assert offramp("calibrate", run, "--macs", f"{count}{unit}").status == 0, said
+    said = offramp("calibrate", run, "--target-accuracy", "100%").err
+    best = said.rpartition(" reaches ")[2].removesuffix(" %\n")
+    assert offramp("calibrate", run, "--target-accuracy", f"{best}%").status == 0, said
+
+
+def test_lines_fit_a_terminal(offramp: Offramp, run: Path) -> None:
+    for goal in (("--risk", "5%"), ("--risk", "30%", "--delta", "5%"), ("--max-drop", "1", "--never-slower-at", "1,2")):
+        lines = offramp("calibrate", run, *goal).out.splitlines()
+        assert len(lines) > 8 and all(len(line) <= 80 for line in lines if str(run) not in line), goal
+
+
 @pytest.mark.parametrize("typed", ["-1", "lots", "nan"])
 def test_nonsense_is_refused_by_the_program_too(offramp: Offramp, run: Path, typed: str) -> None:
     ran = offramp("calibrate", run, "--macs", typed)
@@ -153,14 +169,12 @@ def test_a_misspelt_goal_is_told_the_nearest(offramp: Offramp, run: Path, typed:
     ("words", "says"),
     [
         ("--ms 0", "--ms must be a positive number of milliseconds per image, got 0.0"),
-        (
-            "--max-drop 150%",
-            "--max-drop must be a share of accuracy in [0, 1), such as 0.005 for half a point, got 1.5",
-        ),
+        ("--max-drop 150%", "--max-drop takes percentage points such as 0.5 or 0.5%, from 0 on, got '150%'"),
+        ("--max-drop=-1", "--max-drop takes percentage points such as 0.5 or 0.5%, from 0 on, got '-1'"),
         ("--max-drop 0.05", "--max-drop 0.05 is ambiguous: write 0.05% or 5% (percentage points of accuracy)"),
         ("--risk 5", "--risk 5 is not a share: write 5%, or 0.05"),
         ("--risk 1% --delta 5", "--delta 5 is not a share: write 5%, or 0.05"),
-        ("--max-drop few", "--max-drop takes percentage points such as 0.5 or 0.5%, got 'few'"),
+        ("--max-drop few", "--max-drop takes percentage points such as 0.5 or 0.5%, from 0 on, got 'few'"),
         ("--target-accuracy 60", "--target-accuracy 60 is not a share: write 60%, or 0.6"),
         ("--ms 50%", "--ms takes milliseconds per image such as 0.5, not a share, got '50%'"),
         ("--target-accuracy 101%", "--target-accuracy must be a share in (0, 1], such as 0.75, got 1.01"),

@@ -35,6 +35,12 @@ def test_the_drawing_shows_every_stage_and_exit(offramp: Offramp) -> None:
     assert all(shape in ran.out for shape in ("3×32×32", "8×32×32", "16×16×16", "32×8×8", "64×4×4"))
 
 
+def test_operations_of_a_small_network_are_not_rounded_to_zero(offramp: Offramp) -> None:
+    out = offramp("info", "--width", 2, "--branch", "linear", "--classes", 4, "--image-size", 16).out
+    assert "kMAC" in out and " 0.0 " not in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
 def test_size_width_channels_and_parameters_count(offramp: Offramp) -> None:
     def macs(*words: object) -> list[int]:
         ran = offramp("info", "--json", *words)
