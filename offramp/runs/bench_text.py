@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from offramp.measure.text_table import text_table
+from offramp.measure.text_table import prose, text_table
 from offramp.runs.never_slower import SLACK
 
 if TYPE_CHECKING:
@@ -76,9 +76,11 @@ def _slower(result: "Benchmark") -> list[str]:
             if report["speedup"] * SLACK < 1:
                 sizes.setdefault(runtime, []).append(str(record["batch"]))
     return [
-        f"{runtime}: early exit is more than {100 * (SLACK - 1):.0f} % slower than the plain network at batch "
-        f"{', '.join(slow)};\n"
-        f"calibrate the run with --runtime {runtime} --never-slower-at {','.join(slow)}, which disables exits"
+        prose(
+            f"{runtime}: early exit is more than {100 * (SLACK - 1):.0f} % slower than the plain network at batch "
+            f"{', '.join(slow)}; calibrate the run with --runtime {runtime} --never-slower-at {','.join(slow)}, which "
+            "disables exits"
+        )
         for runtime, slow in sizes.items()
     ]
 

@@ -19,7 +19,7 @@ from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.policy_file import save
 from offramp.runs import load_run
 from offramp.runs.bench import Benchmark
-from offramp.runs.bench_text import _savings
+from offramp.runs.bench_text import _savings, _slower
 
 Offramp = Callable[..., Any]
 OPENVINO = importlib.util.find_spec("openvino") is not None
@@ -90,12 +90,14 @@ def test_the_tables_fit_eighty_columns(offramp: Offramp, trained: Path, monkeypa
 
 
 def test_shares_are_rounded_and_the_table_of_a_baseline_fits_eighty_columns() -> None:
-    numbers = dict.fromkeys(("speedup", "predicted", "of_predicted", "off_of_plain"), 1.25)
+    numbers = dict.fromkeys(("speedup", "predicted", "of_predicted", "off_of_plain"), 0.85)
     report = {**numbers, "rival_speedup": {"baseline": 1.5}, "shares": [0.996, 1 / 6, 0.004, 0.25]}
-    record = {"batch": 64, "runtimes": {"torch-bf16": report}}
-    benchmark = Benchmark("run", "run", {}, 1.0, 1, {}, {}, [record], 1.0, None, {}, {"source": "plain"})
+    records = [{"batch": size, "runtimes": {"torch-bf16": report}} for size in (1, 8, 64)]
+    benchmark = Benchmark("run", "run", {}, 1.0, 1, {}, {}, records, 1.0, None, {}, {"source": "plain"})
     *_, row = table = _savings(benchmark).splitlines()
     assert row.endswith("  100 17 0 25") and max(map(len, table)) <= 80
+    (text,) = _slower(benchmark)
+    assert "--never-slower-at 1,8,64," in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_runtimes_of_gpus_are_not_measured_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
