@@ -16,6 +16,12 @@ from offramp.serve.server import Server
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import Page, chromium
 
+LINES_OF_EXITED = """(() => {
+    const text = document.querySelector("tr.here td").firstChild, word = document.createRange();
+    word.setStart(text, text.data.indexOf("("));
+    word.setEnd(text, text.data.length);
+    return word.getClientRects().length;
+})()"""
 SHOTS = os.environ.get("OFFRAMP_SCREENSHOTS")
 
 
@@ -68,6 +74,8 @@ def test_an_image_is_dropped(page: Page, server: Server, images: list[bytes], wi
     page.until("[...document.querySelectorAll('#shares tr')].some(row => row.cells[3].textContent !== '0')")
     look(page, f"page-{width}-{'dark' if dark else 'light'}")
     assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("[...document.querySelectorAll('section')].every(each => each.scrollWidth <= each.clientWidth)")
+    assert page.run(LINES_OF_EXITED) == 1
     background = page.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(","))) < 3 * 128) == dark
     assert page.complaints == []
@@ -79,6 +87,7 @@ def test_what_is_no_image(page: Page, server: Server) -> None:
     page.until("document.getElementById('detail').textContent.includes('image')")
     assert page.run("document.getElementById('answer').textContent") == "–"
     assert page.run("document.getElementById('exits').hidden") is True
+    page.until("document.getElementById('shown').hidden")  # no broken picture
 
 
 def test_the_camera(page: Page, server: Server) -> None:
