@@ -205,8 +205,16 @@ def _exits(result: Evaluation) -> str:
     rows.append(["ensemble", percent(result.ensemble), "", "", "", "", "", ""])
     head = ["exit", "accuracy %", "top-5 %", "ECE %", "AUROC", "MACs", "of plain", "exits here %"]
     table = text_table(_title(result), head, rows)
-    early = "no policy yet: fit one with `offramp calibrate`" if exits > 1 else "no early exits"
-    return "\n".join((table, early if adaptive is None else f"\n{adaptive}", *_against(result)))
+    return "\n".join((table, _no_policy(result) if adaptive is None else f"\n{adaptive}", *_against(result)))
+
+
+def _no_policy(result: Evaluation) -> str:
+    """Why there is no early exit to measure, or how to get it."""
+    if len(result.accuracy) == 1:
+        return "no early exits"
+    if result.config.get("holdout") == 0:
+        return "no policy: with holdout 0 there are no images to fit thresholds on"
+    return "no policy yet: fit one with `offramp calibrate`"
 
 
 def _against(result: Evaluation) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.lookup import with_parameters
 from offramp.runs.reporting import Reporter
 from offramp.runs.run import LoadedRun, MultiNetRun
 from offramp.runs.run_data import load_data
@@ -90,7 +91,8 @@ def check_held_out(loaded: AnyRun) -> None:
         ValueError: naming the run.
     """
     if loaded.config.holdout == 0:
-        raise ValueError(f"{loaded.folder} was trained on everything (holdout 0): there is no split to calibrate on")
+        message = f"{loaded.folder} was trained on everything (holdout 0): there is no split to calibrate on"
+        raise with_parameters(ValueError(f"{message}; train it with holdout=0.1"), "holdout")
 
 
 def warn_if_apart(cal: "Trace", test: "Trace", reporter: Reporter) -> None:

@@ -371,4 +371,7 @@ def test_a_run_without_a_calibration_split_is_refused(offramp: Offramp, run: Pat
     reconfigure(run, "holdout: 0.3", "holdout: 0")
     ran = offramp("calibrate", run, "--macs", "0.9")
     assert ran.status == 1
-    assert "was trained on everything (holdout 0): there is no split to calibrate on" in ran.err
+    says = "was trained on everything (holdout 0): there is no split to calibrate on; train it with --holdout 0.1"
+    assert says in ran.err
+    out = offramp("evaluate", run).out
+    assert "no policy: with holdout 0 there are no images" in out and "offramp calibrate" not in out
