@@ -1,5 +1,6 @@
 """Runs a bundle's segments in a thread, as the scheduler says. Runs without torch."""
 
+import logging
 import math
 import threading
 import time
@@ -39,6 +40,7 @@ class Failed(Exception):
 
 
 Result = SampleResult | Failed
+LOG = logging.getLogger(__name__)
 QUICK = 2e-3
 """Seconds in all segments: a request that takes less may run in its caller's thread."""
 HELD = 5e-3
@@ -263,9 +265,12 @@ class SegmentEngine:
         self._hand_over(results)
 
     def _hand_over(self, results: Sequence[tuple[Ticket, Result]]) -> None:
-        """One call per sink."""
+        """One call per sink; what one raises does not keep the others from their results."""
         by_sink: dict[Sink, list[tuple[Any, Result]]] = {}
         for ticket, result in results:
             by_sink.setdefault(ticket.sink, []).append((ticket.key, result))
         for sink, each in by_sink.items():
-            sink(each)
+            try:
+                sink(each)
+            except Exception:  # such as an event loop that is closed: this thread has other requests to answer
+                LOG.exception("%d results could not be handed over", len(each))

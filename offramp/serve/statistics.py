@@ -1,8 +1,10 @@
 """What a server counts while it runs: requests, exits, batches, latencies, scores. Runs without torch."""
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+LOG = logging.getLogger(__name__)
 LATENCIES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds of the buckets of latencies, in seconds."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -56,4 +58,7 @@ class Statistics:
         self.late[exit] += late
         self.latencies[exit].add(latency)
         if not late:
-            self.listener(exit, score)
+            try:
+                self.listener(exit, score)
+            except Exception:  # the thread that computes must not end for it
+                LOG.exception("the score %r of exit %d could not be examined", score, exit + 1)

@@ -404,6 +404,35 @@ def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.nda
     assert calls(1.0)[0] == 1 and calls(1000.0)[0] > 1
 
 
+def test_the_thread_outlives_errors_of_those_who_listen(
+    bundle: Bundle, pixels: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A closed event loop, and a score that a test of drift cannot take; other requests get their results."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:4])
+    answered, done = list[Any](), threading.Event()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    def sink(results: Any) -> None:
+        answered.extend(results)
+        if len(answered) == 2 * len(inputs):
+            done.set()
+
+    engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 1e-4, 16),) * 3, overhead=1e-4, most=16))
+    engine.statistics.listener = broken
+    with engine._changed:
+        engine.submit(inputs, range(4), broken)
+        engine.submit(inputs, range(4), sink)
+    engine.submit(inputs, range(4), sink)
+    assert done.wait(20) and engine.alive
+    engine.stop()
+    assert sum(engine.statistics.answered) == 12
+    messages = {record.getMessage().split(" of exit")[0] for record in caplog.records}
+    assert any("results could not be handed over" in message for message in messages)
+    assert any(message.startswith("the score ") for message in messages)
+
+
 def test_several_workers(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
     inputs = bundle.manifest.preprocessing.normalise(pixels[:64])
 
