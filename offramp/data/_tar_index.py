@@ -79,8 +79,8 @@ def samples_of(shard: Path, skipped: list[str] | None = None) -> list[TarSample]
             shard is an error.
 
     Raises:
-        ValueError: naming the shard if it is compressed, damaged or truncated, and the sample whose label is missing or
-            whose name occurs twice.
+        ValueError: naming the shard if it is compressed, damaged or truncated, and the sample whose label is missing,
+            whose name occurs twice, or that has several images.
     """
     members: dict[str, dict[str, Member]] = {}
     before = len(skipped or ())
@@ -94,7 +94,10 @@ def samples_of(shard: Path, skipped: list[str] | None = None) -> list[TarSample]
             raise ValueError(f"{shard} contains {name} twice: give every sample a name of its own")
     samples = []
     for key, files in members.items():
-        image = next((files[ending] for ending in IMAGES if ending in files), None)
+        kinds = [ending for ending in IMAGES if ending in files]
+        if len(kinds) > 1:
+            raise ValueError(f"{shard}: {key} has several images ({', '.join(kinds)}): keep one of them")
+        image = files[kinds[0]] if kinds else None
         complete = not cut or key != [*members][-1] or "cls" in files or "json" in files
         if image is not None and complete:
             samples.append(TarSample(shard, key, image.offset, image.size, _label(shard, key, files)))

@@ -112,6 +112,10 @@ def test_bad_shards_are_named(shards: Path, tmp_path: Path) -> None:
             add(archive, "a/1.cls", b"1")
     assert refused() == f"{shard} contains a/1.jpg twice: give every sample a name of its own"
     with tarfile.open(shard, "w") as archive:
+        for ending in ("png", "cls", "jpg", "json"):
+            add(archive, f"a/1.{ending}", jpeg(1) if ending in ("png", "jpg") else b"1")
+    assert refused() == f"{shard}: a/1 has several images (jpg, png): keep one of them"
+    with tarfile.open(shard, "w") as archive:
         add(archive, "a/1.jpg", jpeg(1)[:300])
         add(archive, "a/1.cls", b"1")
     assert f"{shard}: a/1 (" in refused()

@@ -656,12 +656,13 @@ class TestAccess:
             Server(folder, port=0, token="secret", log="none") as server,
             httpx.Client(base_url=server.url, trust_env=False) as client,
         ):
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
                 refused = client.post("/predict", files=files(images[0]), headers=headers)
                 assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == "Bearer"
                 assert client.get("/metrics", headers=headers).status_code == 401
-            right = {"Authorization": "Bearer secret"}
-            assert client.post("/predict", files=files(images[0]), headers=right).status_code == 200
+            for scheme in ("Bearer", "bearer"):  # its case does not matter (RFC 9110, section 11.1)
+                right = {"Authorization": f"{scheme} secret"}
+                assert client.post("/predict", files=files(images[0]), headers=right).status_code == 200
             assert client.get("/v2/health/ready").status_code == 200 and client.get("/").status_code == 200
 
     def test_pages_of_other_origins(self, server: Server, client: httpx.Client, images: list[bytes]) -> None:
