@@ -159,9 +159,8 @@ def _without_idle(
 def _missed(goal: SearchGoal, candidates: list[tuple[Enabled, Point, int]], n: int) -> ValueError:
     if goal.cost is not None:
         return TooCheap(float(goal.cost), min(solution.cost for _, solution, _ in candidates) / n)
-    best = (
-        floor(10_000 * max(solution.right for _, solution, _ in candidates) / n) / 100
-    )  # rounded down: it can be typed
+    right = max(solution.right for _, solution, _ in candidates)
+    best = floor(10_000 * right / n) / 100  # rounded down, so that it can be typed
     return ValueError(
         f"no policy is that accurate on the calibration split: {100 * (goal.accuracy or 0):.2f} % is wanted, the most "
         f"accurate reaches {best:.2f} %"
