@@ -59,7 +59,9 @@ def points(name: str, text: str) -> float:
     """`0.5` and `0.5%`, half a percentage point -> 0.005; small plain numbers are refused."""
     number = _number(text.removesuffix("%"))
     if number is None or not 0 <= number < 100:
-        raise ParameterError(f"{name} takes percentage points such as 0.5 or 0.5%, from 0 on, got {text!r}", name)
+        raise ParameterError(
+            f"{name} takes percentage points such as 0.5 or 0.5%, from 0 to below 100, got {text!r}", name
+        )
     if not text.endswith("%") and 0 < number < AMBIGUOUS:
         raise ParameterError(
             f"{name}={text} is ambiguous: write {number:g}% or {100 * number:g}% (percentage points of accuracy)", name

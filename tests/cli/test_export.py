@@ -74,7 +74,7 @@ def test_what_int8_may_lose(offramp: Offramp, run: Path, tmp_path: Path) -> None
         (("--int8", "--int8-drop", "0.01"), "--int8-drop 0.01 is ambiguous: write 0.01% or 1%"),
         (
             ("--int8", "--int8-drop", "100%"),
-            "--int8-drop must be at least 0 and below 1 (100 percentage points), got 1 (100 points)",
+            "--int8-drop takes percentage points such as 0.5 or 0.5%, from 0 to below 100, got '100%'",
         ),
     ):
         ran = offramp("export", run, "--out", tmp_path / "b", *words)

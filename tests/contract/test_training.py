@@ -242,7 +242,7 @@ def test_a_loop_of_one_s_own_takes_the_same_steps(record: Record) -> None:
     method = build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape)
     net.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4, fused=True)
     common = {"device": torch.device("cpu"), "seed": 0, "channels_last": True, "batch_size": 8}
     held = HeldOut(partial(Loader, data.splits["val"], data, augment=False, shuffle=True, **common))
     batches = (held.for_step(step) for step in range(30))
