@@ -47,8 +47,9 @@ class Guard:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = dict(scope["headers"])
         if self.options.token is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
+            wanted = self.options.token.strip().encode()
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.options.token.encode()):
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), wanted):
                 return _refused(401, "this server wants a bearer token", {"WWW-Authenticate": "Bearer"})
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not self._same_origin(headers):
             return _refused(403, "requests from pages of other origins are refused")
