@@ -37,6 +37,11 @@ def unicode_only(value: Any) -> Any:
     return [unicode_only(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def quantity(number: int, noun: str) -> str:
+    """A number of things: `1 epoch`, `2 epochs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def quoted(value: Any, limit: int = QUOTED) -> str:
     """`repr` of a value, at most `limit` characters of it."""
     try:

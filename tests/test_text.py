@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offramp.schema import check, fits
-from offramp.text import csv_cell, escaped, one_line, printable, quoted
+from offramp.text import csv_cell, escaped, one_line, printable, quantity, quoted
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,7 @@ def test_a_value_that_does_not_fit(changes: dict[str, Any], says: str) -> None:
 def test_a_file_of_another_kind_does_not_fit() -> None:
     with pytest.raises(ValueError, match="file: its content must be an object, got 3"):
         check(3, SPEC, "file")
+
+
+def test_one_of_a_kind_is_singular() -> None:
+    assert [quantity(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from offramp.cli._console import stderr, working
 from offramp.engine.local import Job
+from offramp.text import quantity
 from offramp.train.run_dir import METRICS
 
 TAIL = 2**20
@@ -40,7 +41,7 @@ class CompareProgress:
         """Show the number of runs, of which `finished` are finished already."""
         self.runs, self.ended_runs, self.epochs = runs, finished, epochs
         before = f", {finished} of them finished before" if finished else ""
-        self.note(f"{runs} {'run' if runs == 1 else 'runs'} of {epochs} {'epoch' if epochs == 1 else 'epochs'}{before}")
+        self.note(f"{quantity(runs, 'run')} of {quantity(epochs, 'epoch')}{before}")
         if self.live and finished < runs:
             self.total = self.bar.add_task("all runs", total=(runs - finished) * epochs, state=f"{finished}/{runs}")
             self.bar.start()

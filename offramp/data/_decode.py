@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, open_image, resize_and_crop
 from offramp.lookup import with_parameters
 from offramp.progress import Progress
+from offramp.text import quantity
 
 CHUNK = 128  # images per task
 SHOWN = 5  # bad images that an error names
@@ -163,14 +164,11 @@ def image_notes(name: str, remarks: Mapping[str, int]) -> tuple[str, ...]:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"{name}: {counts} {'image' if sum(kinds.values()) == 1 else 'images'} became RGB")
     if BAD_EXIF in remarks:
-        notes.append(f"{name}: {_images(remarks[BAD_EXIF])} with damaged EXIF data, read without turning them upright")
+        damaged = quantity(remarks[BAD_EXIF], "image")
+        notes.append(f"{name}: {damaged} with damaged EXIF data, read without turning them upright")
     if WIDE in remarks:
+        wide = quantity(remarks[WIDE], "image")
         notes.append(
-            f"{name}: {_images(remarks[WIDE])} with 32-bit integer pixels: values up to 255 are read as 8 bits, larger "
-            "ones as 16 bits"
+            f"{name}: {wide} with 32-bit integer pixels: values up to 255 are read as 8 bits, larger ones as 16 bits"
         )
     return tuple(notes)
-
-
-def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"

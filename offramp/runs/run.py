@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_che
 from offramp import trust
 from offramp.argument_types import check_arguments
 from offramp.config import Config, ResolvedConfig, build_method, build_net, resolve, unflat
-from offramp.lookup import with_parameters
 from offramp.runs.reporting import Reporter
 from offramp.text import one_line, shell_word
 
@@ -156,7 +155,7 @@ def open_run(
     from offramp.net import MultiExitNet
     from offramp.train import checkpoint
     from offramp.train.depthwise import keep_float32
-    from offramp.train.run_dir import check_config, read_config
+    from offramp.train.run_dir import check_config, no_weights, read_config
 
     folder = Path(folder)
     _refuse_comparison(folder)
@@ -167,7 +166,7 @@ def open_run(
         config = resolve(_on(config, device))
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
-        raise no_weights(folder, weights)
+        raise no_weights(folder, path.name)
     tensors, about = checkpoint.load_weights(path)
     shape = tuple(about["shape"])
     with config_errors(folder):
@@ -187,23 +186,6 @@ def open_run(
     assert isinstance(net, MultiExitNet)
     policy, fitted = _policy_of(folder, net.exits, weights) if with_policy else (None, {})
     return LoadedRun(folder, config, net.eval(), about, policy, fitted, weights)
-
-
-def no_weights(folder: Path, weights: Weights) -> Exception:
-    """What to do about a run without these weights: it is not finished, they were removed, or it never has them."""
-    from offramp.train.run_dir import RESULT
-
-    name = f"{weights}.safetensors"
-    if not (folder / RESULT).is_file():
-        message = f"{folder} has no {name} yet: train it to the end (resume), or take other weights"
-    elif weights == "best":
-        message = f"{folder} has no {name}: it held nothing out to choose an epoch by, or lost it; take weights=last"
-    else:
-        message = (
-            f"{folder} was trained to the end but has no {name}: restore the file, take weights=best, or train again "
-            "in another folder"
-        )
-    return with_parameters(ValueError(message), "resume", "weights")
 
 
 def _refuse_comparison(folder: Path) -> None:

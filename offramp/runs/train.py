@@ -24,8 +24,8 @@ from offramp.config.plan import cheapest, gains_text
 from offramp.measure.text_table import WIDTH, prose
 from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
-from offramp.runs.run import no_weights
-from offramp.runs.trained_run import TrainedRun, epoch_accuracy, epochs_text, trained_run
+from offramp.runs.trained_run import TrainedRun, epoch_accuracy, trained_run
+from offramp.text import quantity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,9 +94,9 @@ def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> Train
         return None
     run_dir.check_folder(folder, flat(config), resume=True)
     if not (folder / "last.safetensors").is_file():
-        raise no_weights(folder, "last")
+        raise run_dir.no_weights(folder, "last.safetensors")
     result = trained_run({**values, "run": values.get("run", str(folder))})
-    reporter.note(f"{folder} is finished: {epochs_text(result.epochs)} in {result.seconds:.0f} s")
+    reporter.note(f"{folder} is finished: {quantity(result.epochs, 'epoch')} in {result.seconds:.0f} s")
     return result
 
 
@@ -124,7 +124,7 @@ def _train(
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)
-        notes += (f"the run had {epochs_text(before)} and continues to {config.epochs}",)
+        notes += (f"the run had {quantity(before, 'epoch')} and continues to {config.epochs}",)
     origin = provenance(config.device)
     fabric = device.set_up(recipe, freezes=method.freezes, nodes=nodes)
     writes = device.writes(fabric)
@@ -203,7 +203,7 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
     chain = isinstance(net, MultiExitNet)
     network = f"{config.net} with {config.branch} exits" if chain else f"{config.net}: {', '.join(net.names)}"
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    reporter.note(fill(f"{config.method} on {network}; {config.data}: {sizes}", WIDTH))
+    reporter.note(prose(f"{config.method} on {network}; {config.data}: {sizes}"))
     for note in notes:
         reporter.note(prose(note))
     for kind in ("net", "branch", "method"):
@@ -211,9 +211,7 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
         if values:
             reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
     if chain and net.exits > 1 and reporter is not SILENT:
-        reporter.note(
-            fill(f"early exit is {gains_text(_gains(config, net, data))} (if every image takes exit 1)", WIDTH)
-        )
+        reporter.note(prose(f"early exit is {gains_text(_gains(config, net, data))} (if every image takes exit 1)"))
     reporter.note(f"  {config.device}, {config.precision}, seed {config.seed}")
 
 
@@ -254,7 +252,7 @@ def _conclude(
     run_dir.write_result(loop.folder, dataclasses.asdict(result))
     if result.epochs < config.epochs and result.best:
         reporter.note(
-            f"stopped after {epochs_text(result.epochs)} of {config.epochs}: accuracy on val was best in epoch "
+            f"stopped after {quantity(result.epochs, 'epoch')} of {config.epochs}: accuracy on val was best in epoch "
             f"{result.best.epoch}, whose weights are in best.safetensors"
         )
     reporter.note(f"done: {result}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.runs.run import trace_of_run
+from offramp.text import quantity
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TrainedRun:
     trace = trace_of_run
 
     def __str__(self) -> str:
-        return f"{epochs_text(self.epochs)} in {self.seconds:.0f} s, kept in {self.run}"
+        return f"{quantity(self.epochs, 'epoch')} in {self.seconds:.0f} s, kept in {self.run}"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
@@ -70,8 +71,3 @@ def epoch_accuracy(weights: Path) -> EpochAccuracy:
 
     about = load_weights(weights)[1]
     return EpochAccuracy(about["epoch"], about["val_accuracy"])
-
-
-def epochs_text(number: int) -> str:
-    """The number in words: `1 epoch`, `2 epochs`."""
-    return f"{number} epoch" if number == 1 else f"{number} epochs"

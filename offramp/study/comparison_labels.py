@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from offramp.study.comparison import METRICS, Comparison, MethodRow
+from offramp.text import quantity
 
 
 def title(comparison: Comparison) -> str:
@@ -13,13 +14,12 @@ def title(comparison: Comparison) -> str:
 def trained(comparison: Comparison) -> str:
     """What all runs share in training: network, exits, data and epochs."""
     config = comparison.common
-    epochs = config.get("epochs")
     width = f" width {config['net.width']}" if config.get("net.width") else ""
     few = f", {config['per-class']} images per class" if config.get("per-class") else ""
     apart = "".join(f", {key} {value}" for key, value in comparison.apart.items())
     return (
         f"{config.get('net')}{width}, {config.get('branch')} exits, {config.get('data')}{few}, "
-        f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{apart}"
+        f"{quantity(config['epochs'], 'epoch')}{apart}"
     )
 
 

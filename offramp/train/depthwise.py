@@ -1,9 +1,9 @@
 """Depthwise convolutions in training on CPUs: in float32 beside bf16, and with gradients that oneDNN computes slowly.
 
 oneDNN has vectorised code for the gradient of a depthwise weight of at most three columns, and for the gradient of the
-inputs in bf16 without stride. Elsewhere it is 10 to 100 times slower, so that kernels of 5 x 5 and 7 x 7 take longer
-than the rest of their network. `fast_gradients` computes wide weights' gradients in strips of three columns, and the
-other gradient in float32. `benchmarks/train_models.py` measures what this makes of whole networks.
+inputs in bf16 without stride; other cases run in slow reference code. `fast_gradients` computes the gradient of a wider
+weight in strips of three columns, and that of the inputs in float32. `benchmarks/train_models.py` measures the training
+speed of whole networks.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 FLOAT32, FAST = "_float32_under_autocast", "_fast_gradients"
 """Attributes that mark a module."""
 COLUMNS = 3
-"""Of a weight, at once."""
+"""Maximum number of columns of a depthwise weight whose gradient oneDNN computes in vectorised code."""
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -54,9 +54,12 @@ def fast_gradients(net: nn.Module) -> None:
 
 
 def _mark(net: nn.Module, key: str) -> None:
+    """Mark the depthwise convolutions, except those whose own `forward` was replaced: it would be lost."""
     for module in filter(is_depthwise, net.modules()):
-        module.forward = MethodType(_forward, module)
-        setattr(module, key, True)
+        replaced = vars(module).get("forward")
+        if replaced is None or getattr(replaced, "__func__", None) is _forward:
+            module.forward = MethodType(_forward, module)
+            setattr(module, key, True)
 
 
 def _forward(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -67,7 +70,7 @@ def _forward(module: nn.Module, inputs: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             return _forward(module, inputs.float())
     fast = getattr(module, FAST, False) and device == "cpu" and torch.is_grad_enabled()
-    if fast and not torch.compiler.is_compiling():
+    if fast and not torch.compiler.is_exporting():
         with _FastGradients():
             return own(module, inputs)
     return own(module, inputs)
@@ -128,7 +131,7 @@ class DepthwiseConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Float[Tensor, "B C Y X"]) -> tuple[Tensor | None, ...]:
-        """The gradients of those that need one."""
+        """Gradients of the five arguments; None for those that do not require one."""
         inputs, weight = context.saved_tensors
         of_inputs, of_weight, of_bias = context.needs_input_grad[:3]
         how = context.stride, context.padding

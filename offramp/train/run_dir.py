@@ -207,6 +207,20 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
+def no_weights(folder: Path, name: str) -> Exception:
+    """What to do about a run without its `last.safetensors` or `best.safetensors`: why it has none, as an error."""
+    if not (folder / RESULT).is_file():
+        message = f"{folder} has no {name} yet: train it to the end (resume), or take other weights"
+    elif name == "best.safetensors":
+        message = f"{folder} has no {name}: it held nothing out to choose an epoch by, or lost it; take weights=last"
+    else:
+        message = (
+            f"{folder} was trained to the end but has no {name}: restore the file, take weights=best, or train again "
+            "in another folder"
+        )
+    return with_parameters(ValueError(message), "resume", "weights")
+
+
 def write_result(folder: Path, values: Mapping[str, Any]) -> None:
     """Write `result.json` at the end of training, with the digests of itself, the configuration and the records."""
     metrics = folder / METRICS
