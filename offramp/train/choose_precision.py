@@ -26,12 +26,17 @@ PROBE = 8
 """Samples of the steps that say how large a batch may be."""
 
 
-def candidates(net: nn.Module, device: str) -> tuple[str, ...]:
-    """The precisions to choose from; the first one is that of the rule."""
-    usual = precision_of("auto", device)
-    if device != "cpu" or usual == "32":
+def candidates(net: nn.Module, recipe: Recipe) -> tuple[str, ...]:
+    """The precisions to choose from; the first one is that of the rule.
+
+    Compiled networks do not use `fast_gradients`, without which depthwise convolutions are slow in bf16.
+    """
+    usual = precision_of("auto", recipe.device)
+    if recipe.device != "cpu" or usual == "32":
         return (usual,)
-    return ("bf16", "bf16-dense", "32") if has_depthwise(net) else ("bf16", "32")
+    if not has_depthwise(net):
+        return "bf16", "32"
+    return ("bf16-dense", "bf16", "32") if recipe.compile else ("bf16", "bf16-dense", "32")
 
 
 def choose_precision(
@@ -39,8 +44,9 @@ def choose_precision(
 ) -> tuple[str, str]:
     """The precision to train in, and a note for the user (empty if nothing was measured); the network is left as it is.
 
-    The rule: bf16 if the processor supports it, else 32. Measured are steps with cross-entropy at every exit, if three
-    of each precision are at most a hundredth of the run's.
+    The rule: bf16 if the processor supports it, else 32; for a network with depthwise convolutions that is compiled,
+    bf16-dense instead of bf16. Measured are steps with cross-entropy at every exit, if three of each precision are at
+    most a hundredth of the run's.
 
     Args:
         net: as it starts.
@@ -48,7 +54,7 @@ def choose_precision(
         samples: of the training split.
         shape: (channels, height, width) of the inputs; classes: C.
     """
-    names = candidates(net, recipe.device)
+    names = candidates(net, recipe)
     steps = recipe.epochs * max(1, samples // recipe.batch_size)
     if len(names) == 1 or recipe.devices > 1 or steps * SHARE < ROUNDS * len(names):
         return names[0], ""
@@ -81,7 +87,8 @@ def _step(net: nn.Module, recipe: Recipe, precision: str, classes: int) -> Calla
     copied.train()
     if precision == "bf16-dense":
         keep_float32(copied)
-    fast_gradients(copied)
+    if not recipe.compile:
+        fast_gradients(copied)
     optimizer = optim.build(recipe, copied.parameters())
 
     def step(inputs: torch.Tensor) -> None:

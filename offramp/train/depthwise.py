@@ -48,7 +48,7 @@ def keeps_float32(module: nn.Module) -> bool:
 def fast_gradients(net: nn.Module) -> None:
     """Let the depthwise convolutions of a network use `DepthwiseConvolution` on CPUs; outputs stay the same to the bit.
 
-    Gradients are those of PyTorch up to rounding. Copies of the network do so, too.
+    Gradients are those of PyTorch up to rounding. Copies of the network do so, too; compiled networks do not.
     """
     _mark(net, FAST)
 
@@ -70,7 +70,7 @@ def _forward(module: nn.Module, inputs: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             return _forward(module, inputs.float())
     fast = getattr(module, FAST, False) and device == "cpu" and torch.is_grad_enabled()
-    if fast and not torch.compiler.is_exporting():
+    if fast and not torch.compiler.is_compiling():
         with _FastGradients():
             return own(module, inputs)
     return own(module, inputs)

@@ -33,8 +33,15 @@ def choose(net: nn.Module, **recipe: Any) -> tuple[str, str]:
 def test_the_rule_of_short_runs_and_several_processes(able: None) -> None:
     assert choose(network()) == ("bf16", "") and choose(network(groups=1)) == ("bf16", "")
     assert choose(network(), epochs=500, devices=2) == ("bf16", "")
-    assert "bf16-dense" in chosen.candidates(network(), "cpu")
-    assert "bf16-dense" not in chosen.candidates(network(groups=1), "cpu") + chosen.candidates(network(), "cuda")
+    on_gpu = chosen.candidates(network(), Recipe(device="cuda"))
+    assert "bf16-dense" in chosen.candidates(network(), Recipe(device="cpu"))
+    assert "bf16-dense" not in chosen.candidates(network(groups=1), Recipe(device="cpu")) + on_gpu
+
+
+def test_depthwise_convolutions_stay_in_float32_where_the_network_is_compiled(able: None) -> None:
+    assert (
+        choose(network(), compile=True) == ("bf16-dense", "") and choose(network(groups=1), compile=True)[0] == "bf16"
+    )
 
 
 def test_a_processor_without_bf16_has_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:

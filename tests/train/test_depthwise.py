@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import forked
 import pytest
 import torch
 from torch import nn
@@ -130,36 +129,6 @@ def test_both_markings_of_a_module_hold() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = net(torch.randn(1, 8, 9, 9).bfloat16())
     assert outputs.dtype == torch.float32 and "Depthwise" in type(outputs.grad_fn).__name__
-
-
-def test_compiled_networks_use_fast_gradients_too() -> None:
-    """As one graph; in a process of its own: the checks of shapes in tests would break the graph."""
-    code = """
-import torch
-from torch import nn
-from offramp.train import depthwise
-torch.manual_seed(0)
-net = nn.Conv2d(8, 8, 5, 2, 2, groups=8)
-inputs = torch.randn(2, 8, 9, 9)
-def gradients(run, half):
-    net.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        run(inputs).float().square().mean().backward()
-    return [part.grad.clone() for part in net.parameters()]
-expected = [gradients(net, half) for half in (False, True)]
-depthwise.fast_gradients(net)
-graphs = []
-def backend(graph, inputs):
-    graphs.append(str(graph.graph))
-    return graph.forward
-compiled = torch.compile(net, backend=backend, fullgraph=True)
-for half, wanted in zip((False, True), expected):
-    near = {"rtol": 0.05, "atol": 0.005} if half else {"rtol": 1e-5, "atol": 1e-6}
-    torch.testing.assert_close(gradients(compiled, half), wanted, **near)
-assert all("autograd_function_apply" in graph for graph in graphs), graphs
-"""
-    ran = forked.run_code(code)
-    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_forward_that_was_replaced_is_not_lost() -> None:
