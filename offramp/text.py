@@ -42,6 +42,11 @@ def quantity(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def as_typed(value: Any) -> str:
+    """The value of an option as it would be typed: the items of a sequence separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def quoted(value: Any, limit: int = QUOTED) -> str:
     """`repr` of a value, at most `limit` characters of it."""
     try:

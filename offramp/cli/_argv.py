@@ -10,6 +10,7 @@ from offramp import trust
 from offramp.config import read_yaml, recipes, resolve, unflat
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
+from offramp.text import as_typed
 
 CONFIGURED, DOTTED = ("train", "compare", "sweep"), ("train", "compare", "sweep", "info", "evaluate")
 """The verbs that take a config file, and those that take dotted parameters; elsewhere both are unknown options."""
@@ -149,8 +150,7 @@ def _words(key: str, value: Any) -> list[str]:
     if dot and kind in KINDS:
         if value is None:
             return []
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        return ["--option", f"{key}={text}"]
+        return ["--option", f"{key}={as_typed(value)}"]
     option = f"--{key.replace('_', '-')}"
     if value is None:
         return []

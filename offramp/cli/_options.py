@@ -15,6 +15,7 @@ from offramp.config.files import fields
 from offramp.docstrings import described
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
+from offramp.text import as_typed
 from offramp.train.recipe import Recipe
 
 
@@ -120,14 +121,10 @@ RecipeName = Annotated[
 ]
 
 
-def _comma_separated(values: Sequence[Any]) -> str:
-    return ",".join(map(str, values))
-
-
 _CONVERTERS = {
     "exits_at": Parameter(negative="", show_default=False, converter=_stages),
     "exits_after": Parameter(negative="", show_default=False, converter=_words),
-    "milestones": Parameter(negative="", converter=_fractions, show_default=_comma_separated),
+    "milestones": Parameter(negative="", converter=_fractions, show_default=as_typed),
     "log_accuracy": Parameter(negative="", show_default=False, converter=_words),
 }
 

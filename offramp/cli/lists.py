@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.cli import emit, emit_result
 from offramp.cli._options import Json
-from offramp.text import one_line
+from offramp.text import as_typed, one_line
 
 if TYPE_CHECKING:
     from offramp.config.catalog import Description, Kind
@@ -187,6 +187,4 @@ def _written(default: Any) -> str:
     """A default as it would be typed; a dash for none."""
     if default is None or default == ():
         return "–"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    return str(default).lower() if isinstance(default, bool) else as_typed(default)

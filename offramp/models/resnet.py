@@ -1,17 +1,20 @@
 """ResNet 18/34/50/101/152 for small (CIFAR) and large (ImageNet) images (He et al., CVPR 2016)."""
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offramp.layers import Conv, conv, initialise
-from offramp.lookup import unknown
+from offramp.lookup import ParameterError, unknown
 from offramp.models import form_of
 from offramp.models._options import check
 from offramp.models._stages import make_stages, widths_along
 from offramp.net import Backbone, Head
+from offramp.text import as_typed
 
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -120,9 +123,10 @@ def build(
     width: int = 64,
     form: str = "auto",
     stem_relu: bool = True,
+    parts: Sequence[int] = (1, 1, 1, 1),
     image_size: int | None = None,
 ) -> Backbone:
-    """A ResNet in four stages, the stem in the first.
+    """A ResNet in four stages, the stem in the first; with `parts`, in more.
 
     Args:
         name: one of `NETS`.
@@ -132,10 +136,12 @@ def build(
         form: `cifar` (3×3 stem, no pooling), `imagenet` (7×7 stem with stride 2, max pooling; torchvision's), or
             `auto`: by the size of the images, `imagenet` from 64 pixels on.
         stem_relu: False leaves out the ReLU of the stem, as the released code of EED and BEED does.
+        parts: into how many stages of about as many blocks each of the four is divided, because exits fit only between
+            stages: 1,1,4,1 for four within the longest one of a ResNet101.
         image_size: height and width of the images, for costs and shapes only; default 32 or 224 by `form`.
 
     Raises:
-        ValueError: for an unknown name or form, or a count below 1.
+        ValueError: for an unknown name or form, a count below 1, or a stage of fewer blocks than parts.
     """
     if form == "auto":
         form = form_of(image_size or 32)
@@ -152,7 +158,17 @@ def build(
         return Bottleneck(enters, inner, leaves, stride, exit_width=inner)
 
     stem, counts = Stem(channels, width, form, stem_relu), _BLOCKS[name]
+    if len(parts) != len(counts) or not all(1 <= part <= count for part, count in zip(parts, counts, strict=True)):
+        message = f"parts of {name} are four numbers, from 1 to its {as_typed(counts)} blocks; got {as_typed(parts)}"
+        raise ParameterError(message, "net.parts")
     widths = widths_along(width, [inner * (1 if basic else 4) for inner in planes], counts)
-    first, *deeper = make_stages(counts, widths, block)
+    stages = make_stages(counts, widths, block)
+    first, *deeper = (part for stage, count in zip(stages, parts, strict=True) for part in _divided(stage, count))
     head = Head(widths[-1], classes)
     return Backbone((nn.Sequential(stem, *first), *deeper), head, (channels, size, size))
+
+
+def _divided(stage: nn.Sequential, parts: int) -> list[nn.Sequential]:
+    """A stage as several in a row, whose numbers of blocks differ by at most one."""
+    ends = pairwise(len(stage) * part // parts for part in range(parts + 1))
+    return [nn.Sequential(*[*stage][start:end]) for start, end in ends]

@@ -25,7 +25,7 @@ from offramp.measure.text_table import WIDTH, prose
 from offramp.runs.device_change import change, continued, device_of_run
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.trained_run import TrainedRun, epoch_accuracy, trained_run
-from offramp.text import quantity
+from offramp.text import as_typed, quantity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -207,7 +207,7 @@ def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "Data
     for note in notes:
         reporter.note(prose(note))
     for kind in ("net", "branch", "method"):
-        values = ", ".join(f"{key} {value}" for key, value in config.options.get(kind, {}).items())
+        values = ", ".join(f"{key} {as_typed(value)}" for key, value in config.options.get(kind, {}).items())
         if values:
             reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
     if chain and net.exits > 1 and reporter is not SILENT:

@@ -12,6 +12,7 @@ from offramp.early_exit.frontier import FrontierPoint
 from offramp.hyperparameters import defaults
 from offramp.lookup import ParameterError
 from offramp.renamed import as_now
+from offramp.text import as_typed
 from offramp.train.run_dir import FREE, comparable
 
 
@@ -48,7 +49,7 @@ def label(config: Mapping[str, Any]) -> str:
     others = {
         key: value for key, value in parameters.items() if key not in usual or _plain(usual[key]) != _plain(value)
     }
-    text = ",".join(f"{key}={_written(value)}" for key, value in others.items())
+    text = ",".join(f"{key}={as_typed(value)}" for key, value in others.items())
     return f"{name}({text})" if text else name
 
 
@@ -214,7 +215,3 @@ def _identity(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _written(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -16,6 +16,7 @@ from offramp.models import msdnet
 from offramp.net import MultiExitNet, attach, plain
 from offramp.split.lazy import lazy
 from offramp.study import external_models
+from offramp.text import as_typed
 
 ImageShape = tuple[int, int, int]
 
@@ -164,7 +165,7 @@ def line(row: NetworkRow) -> str:
     macs = " / ".join(f"{count / 1e6:.1f}" for count in cost.macs(running, built.shape))
     options = [("net", *option) for option in row.options.items()]
     options += [("branch", *option) for option in row.branch_options.items()]
-    words = " ".join(f"`--{kind}.{key} {_plain(value)}`" for kind, key, value in options)
+    words = " ".join(f"`--{kind}.{key} {as_typed(value).lower()}`" for kind, key, value in options)
     words += f"{' ' if words else ''}{row.classes} classes" if row.classes != 100 else ""
     name = f"`{row.branch}`" if row.branch else "none"
     cells = [
@@ -177,10 +178,6 @@ def line(row: NetworkRow) -> str:
         *_compare(row, built),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
 def _compare(row: NetworkRow, built: Made) -> tuple[str, str, str]:

@@ -21,7 +21,13 @@ def test_the_numbers_are_the_published_ones(offramp: Offramp) -> None:
     assert round(result["parameters"]["total"] / 1e6, 3) == 24.462
     assert [len(result[name]) for name in ("macs", "macs_cumulative", "msdnet_ops", "eed_flops")] == [4] * 4
     assert (result["shape"], result["classes"]) == ([3, 32, 32], 100)
-    assert result["options"]["net"] == {"width": 64, "form": "cifar", "stem_relu": True, "image_size": None}
+    assert result["options"]["net"] == {
+        "width": 64,
+        "form": "cifar",
+        "stem_relu": True,
+        "parts": [1, 1, 1, 1],
+        "image_size": None,
+    }
 
 
 def test_eed_flops_are_in_the_unit_of_its_table(offramp: Offramp) -> None:

@@ -60,6 +60,22 @@ def test_stages_halve_the_maps_and_double_the_width() -> None:
     assert stage_sizes(tiny(form="imagenet"), 64) == [(4, 16), (8, 8), (16, 4), (32, 2)]
 
 
+def test_stages_divided_into_parts_compute_the_same() -> None:
+    backbones = tiny("resnet101"), tiny("resnet101", parts=(1, 2, 4, 1))
+    assert [len(stage) for stage in backbones[1].stages] == [4, 2, 2, 5, 6, 6, 6, 3]
+    whole, parted = (plain(backbone).eval() for backbone in backbones)
+    parted.load_state_dict(dict(zip(parted.state_dict(), whole.state_dict().values(), strict=True)))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(whole(images).logits, parted(images).logits)
+
+
+@pytest.mark.parametrize("parts", [(1, 1, 1), (1, 1, 3, 1), (0, 1, 1, 1)])
+def test_parts_fit_the_blocks(parts: tuple[int, ...]) -> None:
+    given = ",".join(map(str, parts))
+    with pytest.raises(ValueError, match=f"parts of resnet18 .* from 1 to its 2,2,2,2 blocks; got {given}"):
+        tiny(parts=parts)
+
+
 def test_the_stem_relu_can_be_left_out() -> None:
     inputs = torch.randn(4, 3, 8, 8)
     assert tiny().stages[0][0](inputs).min() == 0
