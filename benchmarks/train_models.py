@@ -16,6 +16,7 @@ With --json, one JSON line per network and one for the epochs is printed. `--tin
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
@@ -36,9 +37,10 @@ from offramp.data.loading import Loader
 from offramp.data.splits import ArraySource, DataSet, Split
 from offramp.measure.provenance import provenance
 from offramp.optional import vision
-from offramp.train.choose_precision import choose_precision
 from offramp.train.device import make_fabric
+from offramp.train.fastest import Settings, fastest
 from offramp.train.loop import Loop
+from offramp.train.numerics import cpu_threads
 
 SIZES = {
     "resnet18": 96,
@@ -95,19 +97,20 @@ def trainer(name: str, pixels: int, form: str) -> Callable[[torch.Tensor, torch.
     return step
 
 
-def offramp_loop(name: str, data: DataSet, size: Size, folder: Path) -> tuple[Loop, str]:
-    """The training loop of `offramp train`, and the precision that it chose."""
+def offramp_loop(name: str, data: DataSet, size: Size, folder: Path) -> tuple[Loop, Settings]:
+    """The training loop of `offramp train`, and the settings that it chose."""
     config = resolve(
         Config(net=f"timm:{name}", method="vanilla", batch_size=size.batch, lr=LR, weight_decay=DECAY, device="cpu")
     )
     method = build_method(config)
     net = build_net(config, method, classes=CLASSES, shape=data.shape, check=False)
     samples = 10**6  # as in a run that is long enough for a measurement
-    precision: Any = choose_precision(net, config, samples, data.shape, CLASSES)[0]
-    config = resolve(Config(**{**vars(config), "precision": precision}))
+    settings = fastest(net, config, samples, data.shape, CLASSES)[0]
+    chosen: Any = settings._asdict()
+    config = dataclasses.replace(config, **chosen)
     loop = Loop(make_fabric(config), folder, config, net, method, data, Silent())
     loop.context.net.train()
-    return loop, precision
+    return loop, settings
 
 
 def random_data(size: Size) -> DataSet:
@@ -132,9 +135,14 @@ def in_turn(sides: dict[str, Step], end: float, least: int) -> dict[str, float]:
 
 def steps_of(name: str, size: Size, end: float, least: int, folder: Path) -> dict[str, Any]:
     """Seconds of a training step, of offramp and of the plain loops."""
-    loop, precision = offramp_loop(name, random_data(size), size, folder)
+    loop, settings = offramp_loop(name, random_data(size), size, folder)
     batch = next(loop.batches.train.epoch(0))
-    sides: dict[str, Step] = {"offramp": lambda: loop.step(batch, 0.0)}
+
+    def ours() -> None:
+        with cpu_threads(settings.threads):
+            loop.step(batch, 0.0)
+
+    sides: dict[str, Step] = {"offramp": ours}
     for form in PLAIN:
         step = trainer(name, size.pixels, form)
         sides[form] = lambda step=step: step(batch.inputs, batch.labels)  # type: ignore[misc]
@@ -144,7 +152,7 @@ def steps_of(name: str, size: Size, end: float, least: int, folder: Path) -> dic
         "network": name,
         "pixels": size.pixels,
         "batch": size.batch,
-        "precision": precision,
+        **settings._asdict(),
         "ms": {side: 1000 * value for side, value in seconds.items()},
         "best_plain": best,
         "offramp_vs_best_plain": seconds[best] / seconds["offramp"],

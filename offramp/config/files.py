@@ -23,6 +23,9 @@ LATER = {
     "patience": 0,
     "strategy": "ddp",
     "sync-batch-norm": False,
+    "memory-format": "auto",
+    "threads": None,
+    "net.parts": [1, 1, 1, 1],
 }
 """Options that configurations did not have at first, with the value that was in effect then."""
 _OPTIONS = tuple(f"{kind}_options" for kind in KINDS)
@@ -46,10 +49,9 @@ def flat(config: Config) -> dict[str, Any]:
     Options of `LATER` are absent where they have their defaults, so that older configurations equal those of now.
     """
     plain = {name.replace("_", "-"): _plain(getattr(config, name)) for name in fields()}
-    plain = {name: value for name, value in plain.items() if LATER.get(name, ...) != value}
     for kind, values in config.options.items():
         plain |= {f"{kind}.{key}": _plain(value) for key, value in values.items()}
-    return plain
+    return {name: value for name, value in plain.items() if LATER.get(name, ...) != value}
 
 
 def unflat(values: Mapping[str, Any], source: str) -> Config:

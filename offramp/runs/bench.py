@@ -1,8 +1,7 @@
 """Latency and throughput of the plain network, all exits and early exit, side by side in every runtime."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,26 +97,14 @@ def bench(
     Raises:
         ValueError: if an argument is out of range, the run has no policy, or no runtime is installed.
     """
+    from offramp.train.numerics import cpu_threads
+
     target = folder_of(target)
     _check(batch, seconds, threads, seed)
     reporter = reporter or SILENT
-    with _cpu_threads(threads) as number:
+    with cpu_threads(threads) as number:
         sides = _sides(target, runtimes, number, images, weights, data_dir, device, baseline, max(batch), reporter)
         return _measure(target, sides, batch, seconds, seed, reporter)
-
-
-@contextmanager
-def _cpu_threads(number: int | None) -> Iterator[int]:
-    """Let PyTorch use this many CPU threads (None: as many as it does), and as many as before afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield number or before
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(batch: Sequence[int], seconds: float, threads: int | None, seed: int) -> None:

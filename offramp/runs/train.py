@@ -103,34 +103,36 @@ def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> Train
 def _train(
     completed: Completed, folder: Path, resume: bool, reporter: Reporter, nodes: int, measured: bool
 ) -> TrainedRun:
-    """Train what `completed` says; `measured`: the precision is chosen for this network and machine."""
+    """Train what `completed` says; `measured`: with the settings that are fastest for this network and machine."""
     from offramp.measure.multi_net import training_cost
     from offramp.measure.provenance import provenance
     from offramp.runs import split
     from offramp.train import device, run_dir
-    from offramp.train.choose_precision import choose_precision
+    from offramp.train.fastest import fastest
     from offramp.train.loop import Loop
     from offramp.train.lost import naming_lost_processes
     from offramp.train.more_epochs import refuse_more_epochs
+    from offramp.train.numerics import cpu_threads
 
     config = completed.config
     recipe = device.of_all_nodes(config, nodes)
     method, net, data, first, notes = _build(completed._replace(config=recipe))
     if measured:
-        precision: Any
-        precision, note = choose_precision(net, recipe, len(data.splits["train"]), data.shape, len(data.classes))
-        config, recipe = (dataclasses.replace(each, precision=precision) for each in (config, recipe))
+        settings, note = fastest(net, recipe, len(data.splits["train"]), data.shape, len(data.classes))
+        chosen: Any = settings._asdict()
+        config, recipe = (dataclasses.replace(each, **chosen) for each in (config, recipe))
         notes += (note,) if note else ()
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)
         notes += (f"the run had {quantity(before, 'epoch')} and continues to {config.epochs}",)
-    origin = provenance(config.device)
     fabric = device.set_up(recipe, freezes=method.freezes, nodes=nodes)
     writes = device.writes(fabric)
     if writes and resume:
         notes += tuple(filter(None, [change(folder, config)]))
-    with run_dir.claimed(folder, flat(config), resume, extend=bool(before)) if writes else nullcontext():
+    claimed = run_dir.claimed(folder, flat(config), resume, extend=bool(before)) if writes else nullcontext()
+    with cpu_threads(config.threads), claimed:
+        origin = provenance(config.device)
         if writes and resume and (result := _finished(config, folder, reporter)):  # another process was quicker
             return result
         if writes:

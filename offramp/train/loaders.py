@@ -3,9 +3,12 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 from offramp.data.loading import Loader, Store
 from offramp.data.splits import DataSet
 from offramp.train.held_out import HeldOut
+from offramp.train.numerics import layout
 from offramp.train.recipe import Recipe
 
 EVALUATED = 256
@@ -42,7 +45,7 @@ def build_loaders(fabric: Any, recipe: Recipe, data: DataSet) -> Loaders:
             augment=augment,
             device=fabric.device,
             seed=recipe.seed,
-            channels_last=True,
+            channels_last=layout(recipe.memory_format) == torch.channels_last,
             store=stores.get(split),
             **order,
         )

@@ -26,7 +26,7 @@ from offramp.train.loaders import build_loaders
 from offramp.train.log import Metrics
 from offramp.train.loss_buffer import CHECK_EVERY, Record, check_weights
 from offramp.train.moving_average import MovingAverage
-from offramp.train.numerics import computing
+from offramp.train.numerics import computing, layout
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
 from offramp.train.state import Position, collect_state, restore_state, trained_on
@@ -58,7 +58,7 @@ class Loop:
         reporter: Reporter,
     ) -> None:
         self.fabric, self.folder, self.recipe, self.data, self.reporter = fabric, folder, recipe, data, reporter
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=layout(recipe.memory_format))  # type: ignore[call-overload]
         refuse(method, recipe, self.net, data)
         if recipe.precision == "bf16-dense":
             keep_float32(self.net)

@@ -1,4 +1,4 @@
-"""How PyTorch computes on a GPU: TF32, deterministic kernels, and the choice of convolutions by measuring."""
+"""How PyTorch computes: threads and memory formats; on a GPU TF32, deterministic kernels, convolutions by measuring."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,24 @@ from contextlib import contextmanager
 import torch
 
 from offramp.train.recipe import Recipe
+
+
+def layout(memory_format: str) -> torch.memory_format:
+    """PyTorch's memory format of a recipe's `memory_format`, of which `auto` is channels_last."""
+    return torch.contiguous_format if memory_format == "contiguous" else torch.channels_last
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[int]:
+    """Let PyTorch use this many CPU threads (None: as many as it does), and as many as before afterwards."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield number or before
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
 
 
 @contextmanager

@@ -42,6 +42,10 @@ class Recipe:
             32, bf16 and, with depthwise convolutions, bf16-dense (bf16, but these convolutions in float32), measured in
             a few steps. On GPUs also tf32 (float32 with inputs of products rounded to TF32) and 16 (float16 with loss
             scaling, for GPUs without bf16).
+        memory_format: Memory format of images and maps. `auto`: channels_last, or, in longer runs on a CPU and with
+            precision=auto, the faster one in the same measurement. Weights that FSDP divides are contiguous.
+        threads: CPU threads of training; default: as many as PyTorch uses, or, in longer runs on a CPU and with
+            precision=auto, half of them, a quarter and so on, if that is faster in the same measurement.
         compile: Compile the network and the losses with torch.compile, for whole batches of training.
         graph: On a GPU, run each step as one CUDA graph. Default: used if it is faster, as measured in the first
             steps of the run. Steps that cannot be captured run as usual, and a note says why.
@@ -85,6 +89,8 @@ class Recipe:
     ema: float = 0.0
     clip: float = 0.0
     precision: Literal["auto", "32", "tf32", "bf16", "bf16-dense", "16"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    threads: int | None = None
     compile: bool = False
     graph: bool | None = None
     balanced: bool = False
@@ -109,6 +115,7 @@ class Recipe:
             self._refuse(name, not 0 <= getattr(self, name) < 1, "be in [0, 1)")
         for name in ("weight_decay", "mixup", "clip", "patience", "seed"):
             self._refuse(name, not 0 <= getattr(self, name) < math.inf, "not be negative, and finite")
+        self._refuse("threads", self.threads is not None and self.threads < 1, "be at least 1")
         self._refuse("seed", self.seed >= 2**63, "be below 2^63")
         wrong = any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones)
         self._refuse("milestones", wrong, "be rising fractions of the run between 0 and 1")

@@ -12,7 +12,7 @@ import yaml
 from offramp import digests, trust
 from offramp.files import DRAFT, read_json, read_yaml, replacing, write_errors
 from offramp.lookup import with_parameters
-from offramp.renamed import ADDED, as_now
+from offramp.renamed import as_now
 from offramp.text import as_typed, quoted, shell_word
 from offramp.train import log
 from offramp.train.run_lock import LOCK, writing
@@ -96,13 +96,13 @@ def difference(
     Args:
         free: options that may differ.
     """
-    one, other = ADDED | comparable(stored), ADDED | comparable(config)
+    one, other = comparable(stored), comparable(config)
     differing = [key for key in sorted({*stored, *config} - free) if one.get(key) != other.get(key)]
     if not differing:
         return None
     key = differing[0]
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-    return f"{key} is {quoted((ADDED | {**stored}).get(key))} there, not {quoted(config.get(key))}{more}"
+    return f"{key} is {quoted(stored.get(key))} there, not {quoted(config.get(key))}{more}"
 
 
 def check_folder(folder: Path, config: dict[str, Any], resume: bool, *, extend: bool = False) -> bool:

@@ -46,11 +46,14 @@ def test_a_configuration_survives_its_file() -> None:
 
 def test_flat_names_are_those_of_the_command_line() -> None:
     values = flat(resolve(TINY))
-    assert set(keys()) - set(values) == set(LATER)  # as configurations were before
+    assert {*keys(), "net.parts"} - set(values) == set(LATER)  # as configurations were before
     later = {"deterministic": True, "graph": True, "pretrained": True, "skip_damaged": True}
     processes = {"accumulate": 2, "strategy": "fsdp", "sync_batch_norm": True}
-    changed = dataclasses.replace(TINY, **later, **processes, balanced=True, patience=1)
+    steps = {"memory_format": "contiguous", "threads": 1}
+    changed = dataclasses.replace(TINY, **later, **processes, **steps, balanced=True, patience=1)
     assert set(keys()) <= set(flat(changed))
+    parts = dataclasses.replace(TINY, net_options={"parts": "1,2,1,1"})
+    assert flat(resolve(parts))["net.parts"] == [1, 2, 1, 1]
     assert unflat(values, "c.yaml").deterministic is False
     assert (values["batch-size"], values["net.width"], values["method.alpha"]) == (128, 4, 0.25)
     assert all("_" not in key.partition(".")[0] for key in values)

@@ -48,10 +48,6 @@ def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
         claim(folder, CONFIG, False)
 
 
-def test_a_run_of_a_version_without_an_option_is_recognised(tmp_path: Path) -> None:
-    claim(a_run(tmp_path), {**CONFIG, "net.parts": [1, 1, 1, 1]}, True)
-
-
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize(
     ("changes", "says"),
@@ -59,7 +55,6 @@ def test_a_run_of_a_version_without_an_option_is_recognised(tmp_path: Path) -> N
         ({"lr": 0.2}, "lr is 0.1 there, not 0.2; nothing was overwritten. Choose another out"),
         ({"lr": 0.2, "net": "resnet34"}, r"lr is 0.1 there, not 0.2 \(and 1 more\); nothing was overwritten"),
         ({"mixup": 0.2}, "mixup is None there, not 0.2"),
-        ({"net.parts": [1, 2, 1, 1]}, r"net.parts is \[1, 1, 1, 1\] there, not \[1, 2, 1, 1\]"),
     ],
 )
 def test_another_run_is_never_overwritten(tmp_path: Path, changes: dict[str, Any], says: str, resume: bool) -> None:
