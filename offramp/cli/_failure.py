@@ -16,10 +16,14 @@ from offramp.trust import NotTrusted
 _ALLOCATOR = re.compile("can't allocate memory|Failed to allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 DEBUG = "OFFRAMP_DEBUG"
 """Set this variable to see tracebacks."""
-_DEVICE = re.compile("^(CUDA|cuDNN|CUBLAS|NCCL)[ _]|does not have a deterministic implementation", re.IGNORECASE)
+_DEVICE = re.compile(
+    "^(CUDA|cuDNN|CUBLAS|NCCL)[ _]|does not have a deterministic implementation|^Deterministic behavior was enabled",
+    re.IGNORECASE,
+)
 _TRAINS = "take a smaller --batch-size, --accumulate 2 or more, --precision bf16 or a smaller network"
 LESS_MEMORY = {
     **dict.fromkeys(("train", "compare", "sweep"), _TRAINS),
+    **dict.fromkeys(("calibrate", "evaluate", "analyse", "report"), "take a smaller --batch-size or --device cpu"),
     "bench": "take a smaller --batch",
     "predict": "take a smaller --batch-size",
     "serve": "take a smaller --max-batch",

@@ -35,7 +35,8 @@ def computing(recipe: Recipe, device: torch.device, *, training: bool = False) -
       does.
     - In training, whose batches have one shape, cuDNN measures which convolutions are the fastest. In inference it
       must not: every batch size that early exit makes would be measured again.
-    - `deterministic` takes kernels alone that give the same numbers in every run, and measures nothing.
+    - `deterministic` takes kernels alone that give the same numbers in every run, and measures nothing. PyTorch looks
+      once in a process, at its first product, whether cuBLAS may be deterministic: that is always allowed here.
 
     Args:
         device: the network's.
@@ -48,12 +49,12 @@ def computing(recipe: Recipe, device: torch.device, *, training: bool = False) -
     products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     tf32 = products.fp32_precision == "tf32", cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     before = *tf32, cudnn.benchmark, cudnn.deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         products.allow_tf32 = cudnn.allow_tf32 = recipe.precision == "tf32"
         cudnn.benchmark, cudnn.deterministic = training and not recipe.deterministic, recipe.deterministic
         if recipe.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
             torch.use_deterministic_algorithms(True)
         yield
     finally:

@@ -304,8 +304,15 @@ def test_too_little_memory_is_no_mistake_of_ours(ask: Callable[[], Any]) -> None
             RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set"),
             "leave out --deterministic",
         ),
+        (
+            RuntimeError(
+                "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+                "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because"
+            ),
+            "or set CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        ),
     ],
-    ids=["memory", "cublas", "assert", "architecture", "other", "deterministic"],
+    ids=["memory", "cublas", "assert", "architecture", "other", "deterministic", "cublas config"],
 )
 def test_errors_of_a_gpu_are_one_sentence_with_advice(error: RuntimeError, says: str) -> None:
     text, status = explain(error, "train")

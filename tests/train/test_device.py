@@ -1,6 +1,7 @@
 """Device and precision: what `auto` means here, and what is not here."""
 
 import logging
+import os
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from offramp.train.numerics import computing
 from offramp.train.recipe import Recipe
 
 GPU = torch.cuda.is_available()
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def test_auto_takes_a_gpu_if_there_is_one() -> None:
@@ -101,10 +103,21 @@ def test_settings_of_a_gpu_hold_inside_alone(how: dict[str, Any], training: bool
     assert settings() == before
 
 
-def test_a_cpu_has_no_such_settings() -> None:
+def test_a_cpu_has_no_such_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CUBLAS, raising=False)
     before = settings()
     with computing(Recipe(deterministic=True), torch.device("cpu"), training=True):
-        assert settings() == before
+        assert settings() == before and CUBLAS not in os.environ
+
+
+def test_a_deterministic_run_may_follow_another_one_in_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch reads the variable at its first product of the process, and never again."""
+    monkeypatch.delenv(CUBLAS, raising=False)
+    with computing(Recipe(), torch.device("cuda")):
+        assert os.environ[CUBLAS] == ":4096:8"
+    monkeypatch.setenv(CUBLAS, ":16:8")  # the user's own
+    with computing(Recipe(deterministic=True), torch.device("cuda")):
+        assert os.environ[CUBLAS] == ":16:8"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "16"])
