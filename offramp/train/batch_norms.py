@@ -93,12 +93,12 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """dx = a (dy - mean dy - xhat mean(xhat dy)) with a = g / deviation, means over all processes."""
         maps, weight, mean, variance, count = ctx.saved_tensors
-        moved, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], maps, weight, mean, variance, None, None, False, ctx.eps, (True, True, True)
+        inverse = (variance + ctx.eps).rsqrt()
+        moved, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(  # a GPU needs mean and inverse, too
+            gradients[0], maps, weight, mean, variance, mean, inverse, False, ctx.eps, (True, True, True)
         )
         sums = torch.stack([by_weight, by_bias])
         dist.all_reduce(sums)
-        inverse = (variance + ctx.eps).rsqrt()
         steep = weight * inverse
         slope = steep * inverse * sums[0] / count
         shape = (-1, *[1] * (maps.dim() - 2))
