@@ -122,17 +122,29 @@ class GraphedExits:
                 break
         return Answer(*(tensor[:samples].clone() for tensor in self.results[capacity]))
 
-    def alone(self, place: int, samples: int, inputs: Tensor) -> int:
-        """Run one segment's step on what its tensors hold, to be timed; returns how many samples would continue.
+    def prepare(self, inputs: Tensor) -> None:
+        """Capture every step that batches of this size can need.
+
+        Args:
+            inputs: a batch.
+        """
+        capacity = power_of_two(len(inputs))
+        for place in range(len(self.exits)):
+            for power in range(capacity.bit_length()) if place else (capacity.bit_length() - 1,):
+                self.step(place, 1 << power, capacity, inputs)
+
+    def alone(self, place: int, samples: int, inputs: Tensor) -> Callable[[], int]:
+        """One segment's step as it runs, to be timed: the batch is copied in, and how many samples continue is read.
 
         Args:
             place: of the segment.
-            samples: that it is for.
+            samples: that it is for, whose values are those that its tensors hold.
             inputs: a batch of the size of the whole.
         """
         step = self.step(place, samples, power_of_two(len(inputs)), inputs)
-        step.count.fill_(samples)
-        return int(step.run()[2])
+        entering = _map(lambda tensor: tensor[:samples].clone(), step.inputs)
+        places = step.places[:samples].clone()
+        return lambda: int(step(entering, places, samples)[2])
 
     def step(self, place: int, samples: int, capacity: int, inputs: Tensor) -> GraphedStep:
         """The step of a segment for this many samples, captured if it is needed for the first time.

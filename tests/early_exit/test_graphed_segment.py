@@ -97,6 +97,21 @@ def test_the_policy_within_is_that_of_the_loop(score: str, answer_: str, chained
     assert {size for _, place, size in graphed.steps if place == 0} == {16, 1, 8}
 
 
+def test_a_step_alone_copies_its_batch_in_and_leaves_the_next_answers_as_they_are() -> None:
+    chosen, some = segments(network()), torch.randn(5, 1, 6, 6)
+    policy = ExitPolicy(thresholds=(0.3, 0.3, 0.0), enabled=(True,) * 3)
+    graphed = GraphedExits(chosen, policy, CPU)
+    with torch.inference_mode():
+        graphed(some)
+        expected = answer(chosen, policy, some)
+        step = graphed.steps[8, 0, 8]
+        timed = graphed.alone(0, 5, some)
+        step.inputs[0].zero_()
+        assert timed() == int((expected.exit > 0).sum())
+        torch.testing.assert_close(step.inputs[0][:5], some)
+        assert torch.equal(graphed(some).exit, expected.exit)
+
+
 def test_answers_are_the_caller_s_own_and_no_segment_runs_for_nobody() -> None:
     calls: list[int] = []
 

@@ -150,9 +150,10 @@ def test_policies_within_graphs_take_the_place_of_the_loop() -> None:
 
     segments = [part] * 3
     graphed = GraphedExits(segments, POLICY, torch.device("cpu"))
-    alone = Counter[tuple[int, int]]()
-    step = graphed.alone
+    alone, built = Counter[tuple[int, int]](), list[int]()
+    step, prepare = graphed.alone, graphed.prepare
     graphed.alone = lambda place, samples, inputs: (alone.update([(place, samples)]), step(place, samples, inputs))[1]  # type: ignore[method-assign]
+    graphed.prepare = lambda inputs: (prepare(inputs), built.append(len(graphed.steps)))[0]  # type: ignore[method-assign,func-returns-value]
 
     def to_inputs(pixels: np.ndarray) -> Any:
         return torch.from_numpy(pixels.reshape(len(pixels), 1)).float()
@@ -164,6 +165,7 @@ def test_policies_within_graphs_take_the_place_of_the_loop() -> None:
     assert reports["graph"]["shares"] == reports["loop"]["shares"] and reports["graph"]["shares"][2] > 0
     assert set(alone) == {(0, 4), *((place, size) for place, size in enumerate(reports["graph"]["segment_samples"]))}
     assert len(reports["graph"]["segment_ms"]) == 3 and min(reports["graph"]["segment_ms"]) > 0
+    assert built == [len(graphed.steps)] == [1 + 2 * 3]  # 4 samples, then 1, 2 or 4: nothing is captured while timing
 
 
 def test_a_gpu_says_what_copies_take_and_a_cpu_prints_nothing_of_it() -> None:
