@@ -36,13 +36,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_cifar
 import train_speed
-from gpu_plan import Plan, Quiet, TimeEnded, bare_step, random_images, rate
+from gpu_plan import Plan, Quiet, TimeEnded, attempt, bare_step, random_images, rate
 
 from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.config import Config
 from offramp.measure.provenance import provenance
-from offramp.runs.bench import Benchmark, bench
+from offramp.runs.bench import bench
 from offramp.runs.calibrate import calibrate
+from offramp.runs.calibration import Calibration
 from offramp.runs.evaluate import evaluate
 from offramp.runs.goal import Goal
 from offramp.runs.train import train
@@ -76,11 +77,9 @@ def tested(words: list[str], plan: Plan) -> dict[str, Any]:
     log, how = plan.folder / "tests.txt", ["-vv", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
     limit = f"--session-timeout={max(1.0, 0.9 * plan.left):.0f}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file, suppress(subprocess.TimeoutExpired):
+    with log.open("w") as file:
         command = [sys.executable, "-m", "pytest", *how, limit, *words]
-        subprocess.run(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=max(1.0, plan.left - 2)
-        )
+        bounded(command, plan.left - 2, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
     text = log.read_text(errors="replace")
     ended = re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, re.MULTILINE)
     counts = Counter(outcome for _, outcome in ended)
@@ -88,6 +87,18 @@ def tested(words: list[str], plan: Plan) -> dict[str, Any]:
     right = counts["PASSED"] and not failed
     last = text.strip().rpartition("\n")[2]
     return {"counts": dict(counts), "failed": failed, "summary": last, "output": "" if right else text[-20_000:]}
+
+
+def bounded(command: Sequence[str], seconds: float, **how: Any) -> None:
+    """Run a command for at most this long; whatever it has started ends with it."""
+    process = subprocess.Popen(command, start_new_session=True, **how)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(1.0, seconds))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def steps(plan: Plan) -> Results:
@@ -108,10 +119,7 @@ def steps(plan: Plan) -> Results:
         ways |= {"compiled": offramp(True, False), "compiled graph": offramp(True, True)}
     speeds: dict[str, Any] = {}
     for name, make in ways.items():
-        try:
-            speeds[name] = rate(make(), plan)
-        except (RuntimeError, ValueError) as error:  # one way may fail, the others count
-            speeds[name] = f"{type(error).__name__}: {str(error)[:500]}"
+        speeds[name] = attempt(lambda make=make: rate(make(), plan))
         numbers = {name: speed for name, speed in speeds.items() if isinstance(speed, float)}
         ours = [speed for name, speed in numbers.items() if name not in ("plain", "bare graph")]
         others = [name for name in ("plain", "bare graph") if ours and name in numbers]
@@ -150,20 +158,31 @@ def inference(plan: Plan) -> Results:
 
     run, device = plan.folder / "cifar", cast(Any, plan.device)
     sizes, seconds = ([1, 4], 0.01) if plan.tiny else ([1, 64, 256, 1024], 4.0)
+    some = Goal(macs=0.75)  # so that some images exit early, also random ones
 
-    def measured(runtimes: Sequence[str]) -> Benchmark:
-        return bench(run, batch=sizes, runtimes=runtimes, seconds=seconds, device=device, reporter=Quiet())
+    def fitted(goal: Goal) -> Calibration:
+        return calibrate(run, goal, device=device, reporter=Quiet())
 
-    calibrate(run, Goal(macs=0.75), device=device, reporter=Quiet())  # so that some images exit early, also random ones
-    in_torch = ["torch"] if plan.tiny else ["torch", "torch-bf16", *(GRAPHS if plan.device == "cuda" else ())]
-    for runtimes in (in_torch, *([name] for name in PROVIDERS if plan.device == "cuda" and not absent(name))):
-        result = measured(runtimes)
-        yield {runtimes[-1]: {"batches": result.batches, "least_of_predicted": result.least_of_predicted}}
-    goal = Goal(max_drop=0.05, never_slower_at=tuple(sizes), runtime=in_torch[-1])
-    chosen = calibrate(run, goal, device=device, reporter=Quiet())
-    records = {record["batch"]: record["runtimes"][in_torch[-1]] for record in measured(in_torch[-1:]).batches}
-    of_plain = {size: 1 / record["speedup"] for size, record in records.items()}
-    yield {"never_slower": {"enabled": chosen.enabled, "expected": chosen.of_plain_ms, "of_plain_ms": of_plain}}
+    def measured(*runtimes: str) -> dict[str, Any]:
+        result = bench(run, batch=sizes, runtimes=runtimes, seconds=seconds, device=device, reporter=Quiet())
+        return {"batches": result.batches, "least_of_predicted": result.least_of_predicted}
+
+    def never_slower(runtime: Any) -> dict[str, Any]:
+        chosen = fitted(Goal(max_drop=0.05, never_slower_at=tuple(sizes), runtime=runtime))
+        records = {record["batch"]: record["runtimes"][runtime] for record in measured(runtime)["batches"]}
+        of_plain = {size: 1 / record["speedup"] for size, record in records.items()}
+        return {"enabled": chosen.enabled, "expected": chosen.of_plain_ms, "of_plain_ms": of_plain}
+
+    fitted(some)
+    on_gpu = plan.device == "cuda"
+    groups = [["torch"] if plan.tiny else ["torch", "torch-bf16"], *([list(GRAPHS)] if on_gpu else [])]
+    for runtimes in groups:
+        yield {runtimes[-1]: attempt(lambda runtimes=runtimes: measured(*runtimes))}
+    yield {"never_slower": attempt(lambda: never_slower(groups[-1][-1]))}
+    for name in PROVIDERS if on_gpu else ():
+        if not absent(name):
+            fitted(some)
+            yield {name: attempt(lambda name=name: measured(name))}
 
 
 class StopOnce(Quiet):

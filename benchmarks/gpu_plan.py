@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ class Quiet(Silent):
 
     def warn(self, text: str) -> None:
         pass
+
+
+def attempt(measure: Callable[[], Any]) -> Any:
+    """What a measurement returns; if it fails, why, since the others count."""
+    try:
+        return measure()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:500]}"
 
 
 def random_images(plan: Plan) -> tuple[np.ndarray, np.ndarray]:

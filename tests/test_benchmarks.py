@@ -123,6 +123,23 @@ def test_gpu_all_keeps_the_results_of_tests_that_ended(gpu_all: Any, tmp_path: P
     assert [name.partition("::")[2] for name in result["failed"]] == ["test_wrong"] and "1 failed" in result["summary"]
 
 
+def test_what_tests_of_gpu_all_start_ends_with_them(gpu_all: Any, tmp_path: Path) -> None:
+    """Else it would go on using the GPU beside what is measured next."""
+    with (tmp_path / "out").open("w") as file:
+        gpu_all.bounded(["bash", "-c", "sleep 60 & echo $!; wait"], 1.0, stdout=file)
+    pid = (tmp_path / "out").read_text().strip()
+    status = Path(f"/proc/{pid}/stat")
+    assert pid and (not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_measurement_that_fails_leaves_the_others(gpu_all: Any) -> None:
+    def wrong() -> float:
+        raise KeyError("triton")
+
+    rates = {"offramp": 6.0, "plain": gpu_all.attempt(lambda: 2.0), "bare": gpu_all.attempt(wrong)}
+    assert rates["bare"] == "KeyError: 'triton'" and gpu_all.gpu_cifar.ratios(rates) == {"offramp_vs_plain": 3.0}
+
+
 @pytest.mark.full
 def test_gpu_cifar_names_its_targets_beside_what_it_measured(
     gpu_all: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
