@@ -172,6 +172,7 @@ class Loop:
             span.phase.begin(self.net)
         if self.recipe.compile:  # else graphs of earlier phases and runs count towards dynamo's limit of eight
             torch.compiler.reset()
+        self.take_step.step = None  # a graph would go on with the momentum that is dropped here
         self.context.optimizer.state.clear()
         if self.average:
             self.average.restart()

@@ -18,8 +18,8 @@ def build(
     """The optimizer of the recipe over these parameters; those of the backbone with `lr_backbone`, if it is set.
 
     Args:
-        static: its steps are to be captured as a CUDA graph: one kernel for all parameters, which must be on the GPU,
-            and the learning rate in a tensor there.
+        static: its steps are to be captured as a CUDA graph: the learning rate is a tensor on the GPU, where the
+            parameters must be.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
@@ -31,8 +31,8 @@ def build(
         ]
         groups = [group for group in groups if group["params"]]
     lr: Any = torch.tensor(recipe.lr, device=trained[0].device) if static else recipe.lr
-    # On a CPU the fused kernel reads and writes memory once, the others once per operation.
-    fused = static or all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in trained)
+    # The fused kernel reads and writes memory once, the others once per operation; divided parameters have none.
+    fused = not any(isinstance(parameter, DTensor) for parameter in trained)
     how: dict[str, Any] = {"lr": lr, "weight_decay": recipe.weight_decay} | ({"fused": True} if fused else {})
     if recipe.optimizer == "adamw":
         built: torch.optim.Optimizer = torch.optim.AdamW(groups, **how, capturable=static)

@@ -1,14 +1,14 @@
 """The same optimizer step again and again on tensors that stay where they are: on a GPU one CUDA graph.
 
 A small network's step is some five hundred kernels that a GPU computes faster than a processor can start them one by
-one. A graph starts all of them at once. It can hold a step only if nothing in it waits for the GPU, and if every tensor
-that changes from step to step is one that is written before: batch, learning rate, and the keys of augmentation's
-random numbers. Steps that differ in anything else (the last batch of an epoch, another phase) run one by one, or are
-captured again.
+one. A graph starts all of them at once. It can hold a step only if nothing in it waits for the GPU, and if everything
+that changes from step to step is a tensor that is written before (batch, learning rate, and the keys of augmentation's
+random numbers) or drawn on the GPU. Steps that differ in anything else (the last batch of an epoch, another phase) run
+one by one, or are captured again.
 """
 
+import gc
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ from offramp.train.recipe import Recipe
 WARM_UP = 3
 """Steps of a phase that run one by one before a capture: cuDNN measures, and the optimizer makes its buffers.
 
-The last of them shows whether a step waits for the GPU: constants are made in the first one."""
+The last of them shows whether a step waits for the GPU, or draws random numbers on the CPU: constants are made in the
+first one."""
 
 Step = Callable[[Batch], Terms]
 Transform = Callable[[Batch], Batch]
@@ -43,7 +44,7 @@ def why_not(method: Method, recipe: Recipe, phases: Sequence[Phase]) -> str:
     if all(_own_step(method, phase) for phase in phases):
         return "this method has steps of its own, which look at more than one batch"
     if recipe.precision == "16":
-        return "in precision 16 every step waits to see whether its gradients are finite"
+        return "in precision 16 a part of the loss scaler's state is on the host"
     return ""
 
 
@@ -103,7 +104,8 @@ class Steps:
 
     def __call__(self, phase: Phase, batch: Batch, progress: float) -> Terms:
         """Take a step on a batch; returns the terms, detached."""
-        refused = self.choice is not None and self.choice.result is False
+        if refused := self.choice is not None and self.choice.result is False:
+            self.step = None  # and the memory of a graph that was tried
         if refused or self.static is None or len(batch.ids) != self.static or _own_step(self.method, phase):
             return self._take(phase, batch, self._read(phase, progress))
         if self.step is None or phase is not self.phase:
@@ -117,9 +119,8 @@ class Steps:
             if self.choice is None:
                 raise
             self.choice.refuse(str(reason))
-            self.step = None
             self.context.optimizer.zero_grad(set_to_none=True)  # of the capture
-            return self._take(phase, batch, self._read(phase, progress))
+        return self(phase, batch, progress)  # not above, where the error holds what the capture computed in memory
 
     def _read(self, phase: Phase, progress: float) -> Progress:
         """Progress as a compiled objective reads it: a tensor, because it is compiled again for every other number."""
@@ -164,7 +165,8 @@ class StaticStep:
     def __init__(self, step: Step, device: torch.device, choice: GraphChoice | None = None) -> None:
         self.step, self.device, self.choice = step, device, choice
         self.taken = 0
-        self.waits: list[str] = []  # where the step waits for the GPU
+        self.stream: torch.cuda.Stream | None = None  # of the steps before a capture
+        self.reason = ""  # why the step cannot be captured
         self.batch: Batch | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.names: tuple[str, ...] = ()
@@ -179,8 +181,8 @@ class StaticStep:
         if self.device.type != "cuda" or self.taken < WARM_UP:
             self.taken += 1
             return self._alone(self.batch)
-        if self.waits:
-            raise NotCaptured(f"the step cannot be captured (it waits for the GPU at {self.waits[0]})")
+        if self.reason:
+            raise NotCaptured(f"the step cannot be captured ({self.reason})")
         if self.choice is not None and not self.choice.graph():
             return self.step(self.batch)
         if self.graph is None:
@@ -197,12 +199,25 @@ class StaticStep:
         """The step, kernel by kernel; on a GPU in a stream of its own, as before a capture it must be."""
         if self.device.type != "cuda":
             return self.step(batch)
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        watching: AbstractContextManager[list[str]] = waits() if self.taken == WARM_UP else nullcontext([])
-        with torch.cuda.stream(stream), watching as self.waits:
+        if self.stream is None:  # one for all: memory of a stream is not that of another
+            self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            terms = self._watched(batch) if self.taken == WARM_UP else self.step(batch)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        return terms
+
+    def _watched(self, batch: Batch) -> Terms:
+        """The step, and whether it does what a graph would not do again."""
+        from offramp.split.random_state import random_state
+
+        before = random_state()._replace(cuda=())  # a graph draws other numbers on the GPU in every step
+        with waits() as places:
             terms = self.step(batch)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        if places:
+            self.reason = f"it waits for the GPU at {places[0]}"
+        elif random_state()._replace(cuda=()) != before:
+            self.reason = "it draws random numbers on the CPU, which a graph would repeat"
         return terms
 
     def _capture(self, batch: Batch) -> None:
@@ -211,6 +226,7 @@ class StaticStep:
         Raises:
             NotCaptured: if that is impossible.
         """
+        gc.collect()  # networks and graphs of earlier runs in this process, which only cycles hold
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         # Threads that read images may continue. A capture that fails does not leave its stream by itself.
         with capturing(), torch.cuda.stream(outer), torch.cuda.graph(graph, capture_error_mode="thread_local"):

@@ -3,15 +3,18 @@
 LD_PRELOAD=guard.so python tests/cuda/checks.py CHECK...
 """
 
+import gc
 import json
+import random
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ warnings.simplefilter("ignore")
 
 import fake  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
 mode = fake.install()
@@ -33,7 +37,9 @@ from offramp.models import resnet  # noqa: E402
 from offramp.outputs import Batch  # noqa: E402
 from offramp.testing import SilentReporter, patterns  # noqa: E402
 from offramp.train import optim  # noqa: E402
+from offramp.train.batch_norms import batch_norm  # noqa: E402
 from offramp.train.device import make_fabric  # noqa: E402
+from offramp.train.graph_choice import NotCaptured  # noqa: E402
 from offramp.train.loop import Loop  # noqa: E402
 from offramp.train.numerics import computing  # noqa: E402
 from offramp.train.recipe import Recipe  # noqa: E402
@@ -75,6 +81,7 @@ def trained(**options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         running = loop(Path(folder), **options)
         assert all(tensor.is_cuda for tensor in running.net.state_dict().values())
+        assert running.context.optimizer.param_groups[0]["fused"]  # one kernel, which a loss scaler need not wait for
         step, saving = (Counting(running, name) for name in ("step", "_save"))
         tracing = Counting(running.evaluated, "validate")
         running.run(resume=False)
@@ -154,25 +161,54 @@ def captured(method: str) -> dict[str, Any]:
 
 
 def refused() -> dict[str, Any]:
-    """A run whose losses wait for the GPU, as those of a user's method may: captures that are tried, what is said."""
-    tried = list[StaticStep]()
-    counting = replaced(StaticStep, _capture=lambda self, batch: tried.append(self))
-    with tempfile.TemporaryDirectory() as folder, noted() as notes, counting:
-        running = loop(Path(folder), 48, method="joint", branch="linear", graph=None)
-        objective = running.context.objective
-
-        def waiting(outputs: Any, batch: Batch, progress: Any) -> Any:
-            terms = objective(outputs, batch, progress)
-            return {name: term * (term.item() > 0) for name, term in terms.items()}
-
-        running.context.objective = waiting
-        running.run(resume=False)
-        told = {"tried": len(tried), "notes": notes, "steps": running.step_number}
+    """Runs that cannot be captured, as those of a user's method may be: captures that are tried, what is said."""
+    tried, steps = list[StaticStep](), list[int]()
+    changes = (lambda term: term * (term.item() > 0), lambda term: term * random.random())  # a wait; a draw on the CPU
+    with noted() as notes, replaced(StaticStep, _capture=lambda self, batch: tried.append(self)):
+        for change in changes:
+            with tempfile.TemporaryDirectory() as folder:
+                running = loop(Path(folder), 48, method="joint", branch="linear", graph=None)
+                running.context.objective = changed(running.context.objective, change)
+                running.run(resume=False)
+                steps.append(running.step_number)
+    told = {"tried": len(tried), "notes": notes, "steps": steps}
     try:
         graphed_segment.captured(lambda: bool(torch.ones(2, device="cuda").any()), running.fabric.device)
     except ValueError as error:
         return {**told, "segment": str(error)}
     return {**told, "segment": ""}
+
+
+def collected() -> dict[str, Any]:
+    """Whether what an earlier run has left in a reference cycle is gone before a step is captured."""
+    left, capture = SilentReporter(), StaticStep(lambda batch: {}, torch.device("cuda"))._capture
+    left.loop, gone = left, weakref.ref(left)  # type: ignore[attr-defined]
+    del left
+    gc.disable()
+    with suppress(NotCaptured):  # nothing can be captured here
+        capture(Batch(*(torch.zeros(1, device="cuda") for _ in range(3))))
+    gc.enable()
+    return {"gone": gone() is None}
+
+
+def changed(objective: Any, change: Any) -> Any:
+    """The objective with every term changed."""
+    return lambda *of: {name: change(term) for name, term in objective(*of).items()}
+
+
+def synchronised() -> dict[str, Any]:
+    """Batch norms on the statistics of all processes, of which there is one here: results and gradients."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last), torch.rand(3), torch.rand(3)]
+    results = []
+    with replaced(dist, all_gather=lambda rows, row: rows[0].copy_(row), all_reduce=lambda tensor: None):
+        for device in ("cpu", "cuda"):
+            maps, weight, bias = (tensor.to(device).requires_grad_() for tensor in tensors)
+            statistics = [torch.zeros(3, device=device), torch.ones(3, device=device)]
+            outputs = batch_norm(maps, *statistics, weight, bias, 0.1, 1e-5)
+            gradients = torch.autograd.grad(outputs.square().sum(), (maps, weight, bias))
+            results.append([each.detach().cpu() for each in (outputs, *gradients, *statistics)])
+    return {"same": all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*results, strict=True))}
 
 
 def restored() -> dict[str, Any]:
@@ -352,6 +388,10 @@ def run(check: str) -> dict[str, Any]:
         return refused()
     if kind == "restored":
         return restored()
+    if kind == "collected":
+        return collected()
+    if kind == "synchronised":
+        return synchronised()
     if kind == "light":
         return trained(method=name, branch="linear")
     if kind == "option":

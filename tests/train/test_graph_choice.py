@@ -1,6 +1,8 @@
 """With `graph` left open, the first steps of a run on a GPU decide; here with a clock of the test's own."""
 
 import dataclasses
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -55,16 +57,17 @@ def test_captures_that_are_repeated_count() -> None:
 
 
 def test_a_step_that_cannot_be_captured_is_taken_as_usual() -> None:
-    """The step that was to be captured is taken, and no later one is tried; whatever the capture left is dropped."""
+    """The step that was to be captured is taken, and no later one is tried; the memory of the capture is free then."""
     net = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    notes, taken, method = list[str](), list[int](), find("joint").build()
+    notes, taken, kept, method = list[str](), list[Any](), list[Any](), find("joint").build()
     choice = GraphChoice(True, Clock(), 0, notes.append)
     steps = Steps(method, StepContext(None, net, method.objective, optimizer, method.tap), 4, choice=choice)
-    steps._take = lambda phase, batch, progress: taken.append(len(batch.ids)) or {}  # type: ignore[method-assign,func-returns-value]
+    steps._take = lambda phase, batch, progress: taken.append((len(batch.ids), kept[0]())) or {}  # type: ignore[method-assign,func-returns-value]
 
     def fails(batch: Batch) -> dict[str, torch.Tensor]:
-        net.weight.grad = torch.ones(2, 2)
+        net.weight.grad, computed = torch.ones(2, 2), torch.ones(9)
+        kept.append(weakref.ref(computed))
         with capturing():
             raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
 
@@ -73,7 +76,19 @@ def test_a_step_that_cannot_be_captured_is_taken_as_usual() -> None:
         steps(method.phases[0], Batch(torch.zeros(4, 2), torch.zeros(4), torch.arange(4)), 0.0)
     reason = "the step cannot be captured (operation not permitted when stream is capturing)"
     assert notes == [f"graph: {reason}; kernels are started one by one"]
-    assert taken == [4, 4] and net.weight.grad is None
+    assert taken == [(4, None)] * 2 and net.weight.grad is None and steps.step is None
+
+
+def test_a_graph_that_is_slower_is_not_kept() -> None:
+    net, method = nn.Linear(2, 2), find("joint").build()
+    choice = GraphChoice(False, Clock(), 0, lambda text: None)
+    context = StepContext(None, net, method.objective, torch.optim.SGD(net.parameters(), lr=0.1), method.tap)
+    steps = Steps(method, context, 4, choice=choice)
+    steps._take = lambda phase, batch, progress: {}  # type: ignore[method-assign]
+    steps.phase, steps.step = method.phases[0], StaticStep(lambda batch: {}, torch.device("cpu"), choice)
+    choice.result = False
+    steps(method.phases[0], Batch(torch.zeros(4, 2), torch.zeros(4), torch.arange(4)), 0.0)
+    assert steps.step is None
 
 
 def test_too_little_memory_for_a_graph_is_said() -> None:

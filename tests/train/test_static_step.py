@@ -14,6 +14,7 @@ from torch import nn
 from offramp.config import Config, build_method, build_net, prepare_objective, resolve
 from offramp.losses.schedules import cosine, weighted
 from offramp.methods import find
+from offramp.methods._method import Phase
 from offramp.methods.one import rise
 from offramp.outputs import Batch
 from offramp.testing import SilentReporter, patterns
@@ -82,6 +83,15 @@ def test_one_capture_serves_all_epochs_of_a_method_that_takes_progress_as_a_tens
     assert len(set(features)) == len(features) == 9
 
 
+def test_every_phase_is_captured_anew_since_its_momentum_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, create, build = [], StaticStep.__init__, build_method
+    monkeypatch.setattr(StaticStep, "__init__", lambda self, *about: (begun.append(self), create(self, *about))[1])
+    twice = (Phase(),) * 2  # as a method of one's own may have them
+    monkeypatch.setitem(globals(), "build_method", lambda config: replace(build(config), phases=twice))
+    trained(tmp_path / "run", method="joint", graph=True)
+    assert len(begun) == 2
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.1, 1 / 3, 0.7, 0.95])
 def test_weights_from_a_tensor_are_those_from_a_number(progress: float) -> None:
     loss, as_tensor = torch.tensor(0.7317), torch.tensor(progress, dtype=torch.float64)
@@ -110,7 +120,7 @@ def test_the_caller_keeps_its_batch_and_its_terms() -> None:
         ("imta", {}, ""),
         ("hdkd", {}, "this method has steps of its own, which look at more than one batch"),
         ("joint", {"devices": 2}, "several processes average their gradients between kernels"),
-        ("joint", {"precision": "16"}, "in precision 16 every step waits to see whether its gradients are finite"),
+        ("joint", {"precision": "16"}, "in precision 16 a part of the loss scaler's state is on the host"),
     ],
 )
 def test_what_cannot_be_captured_says_why(method: str, recipe: dict[str, Any], reason: str) -> None:
