@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from offramp import __version__
 from offramp.serve import infer, manage, predict
-from offramp.serve.bodies import Budget
+from offramp.serve.bodies import Budget, unread
 from offramp.serve.direct import Direct
 from offramp.serve.errors import RequestError, malformed
 from offramp.serve.logs import Log
@@ -108,4 +108,4 @@ def _errors(app: FastAPI, context: Context) -> None:
         says = f"there is no address {path}: /openapi.json lists them all"
         if error.status_code == 405:
             says = f"{path} does not accept {request.method}, but {(error.headers or {}).get('Allow', 'other methods')}"
-        return JSONResponse({"error": says}, error.status_code, error.headers)
+        return JSONResponse({"error": says}, error.status_code, {**unread(request), **(error.headers or {})})

@@ -1,6 +1,7 @@
 """Reads bodies of requests within bounds of size, time and memory; takes multipart apart. Runs without torch."""
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -13,6 +14,8 @@ from offramp.text import quoted
 
 MOST_PARTS = 4
 """Parts of a multipart body per image that it may have, and some more."""
+SKIPPED = 1 << 15
+"""Bytes of a body that nobody reads for which a connection is kept."""
 
 
 class Budget:
@@ -21,33 +24,49 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
 
-    def take(self, size: int) -> None:
-        """Reserve bytes for a request.
+    def check(self, size: int) -> None:
+        """Refuse a request of this many bytes that does not fit now.
 
         Raises:
-            RequestError: 429, if there are not that many.
+            RequestError: 429, if it does not.
         """
         if self.taken + size > self.limit:
             raise busy("too many requests are being read: their bodies fill the memory that they may have", 1)
+
+    def take(self, size: int) -> None:
+        """Count bytes of a request that have arrived: one that only announces them keeps nobody out.
+
+        Raises:
+            RequestError: as `check`.
+        """
+        self.check(size)
         self.taken += size
 
     def give(self, size: int) -> None:
-        """Return bytes that were reserved."""
+        """Return bytes that were taken."""
         self.taken -= size
 
 
+def unread(request: Request) -> Mapping[str, str]:
+    """Headers of an early response: the connection is closed if much of a body that nobody reads would follow."""
+    if getattr(request.state, "read", False):
+        return {}
+    size = natural(request.headers.get("content-length", "0"))
+    return CLOSE if "transfer-encoding" in request.headers or size is None or size > SKIPPED else {}
+
+
 def declared(request: Request, limit: int) -> int:
-    """The length that a request declares; the limit itself if it declares none.
+    """The length that a request declares; 0 if it declares none.
 
     Raises:
         RequestError: 413, if it is above the limit; 415, if the body is compressed.
     """
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
-        raise RequestError(415, "malformed", f"Content-Encoding {quoted(encoding)} is not read: send the bytes", CLOSE)
+        raise RequestError(415, "malformed", f"Content-Encoding {quoted(encoding)} is not read: send the bytes")
     length = request.headers.get("content-length")
     if length is None:
-        return limit
+        return 0
     size = natural(length)
     if size is None:
         raise malformed(f"Content-Length must be a number, got {quoted(length)}")
@@ -56,9 +75,13 @@ def declared(request: Request, limit: int) -> int:
     return size
 
 
-async def read_body(request: Request, limit: int, seconds: int | float) -> bytes:
+async def read_body(
+    request: Request, limit: int, seconds: int | float, arrived: Callable[[int], None] = lambda size: None
+) -> bytes:
     """The whole body.
 
+    Args:
+        arrived: called with the number of bytes whenever some have arrived; may raise.
     Raises:
         RequestError: 413, if it is longer than the limit; 408, if it does not arrive in time.
         ClientDisconnect: if the client goes away.
@@ -74,8 +97,10 @@ async def read_body(request: Request, limit: int, seconds: int | float) -> bytes
                 size, more = size + len(parts[-1]), message.get("more_body", False)
                 if size > limit:
                     raise too_large(f"the body has more than the {limit:,} bytes allowed")
+                arrived(len(parts[-1]))
     except TimeoutError:
         raise RequestError(408, "slow", f"the body did not arrive within {seconds:g} seconds", CLOSE) from None
+    request.state.read = True
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

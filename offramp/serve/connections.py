@@ -10,26 +10,39 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from offramp.serve.logs import Log, uvicorn_logger
+
 LARGEST_HEAD = 1 << 16
 """Bytes of a request's first line and headers."""
 LINGER = 1.0
 """Seconds in which the client of a connection too many can read why it is refused."""
-_BODY = json.dumps({"error": "too many connections are open: come back later, or use one for several requests"})
-TOO_MANY = (
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
-    f"Content-Length: {len(_BODY)}\r\n\r\n{_BODY}"
-).encode()
 
 
-def bounded(most: int, refused: Callable[[], None]) -> Callable[..., Any]:
+def _response(status: str, error: str) -> bytes:
+    body = json.dumps({"error": error})
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+TOO_MANY = _response(
+    "503 Service Unavailable\r\nRetry-After: 1",
+    "too many connections are open: come back later, or use one for several requests",
+)
+NO_HTTP = _response("400 Bad Request", "this is no valid HTTP request")
+
+
+def bounded(most: int, refused: Callable[[str], None], log: Log) -> Callable[..., Any]:
     """What makes the protocol of one connection.
 
     A connection beyond the first `most` is answered with status 503 and closed; beyond twice as many, it is closed at
-    once. A connection is closed if the head of a request is larger than `LARGEST_HEAD`.
+    once. A connection is closed if the head of a request is larger than `LARGEST_HEAD`, and, with status 400, if what
+    it sends is not HTTP.
 
     Args:
-        refused: called for every refused connection.
+        refused: called with the reason for every refused connection.
+        log: what uvicorn has to say about single connections.
     """
+    logger = uvicorn_logger(log)
 
     def build(**options: Any) -> Any:
         protocol: Any = AutoHTTPProtocol(**options)
@@ -41,7 +54,7 @@ def bounded(most: int, refused: Callable[[], None]) -> Callable[..., Any]:
             count = len(protocol.connections)
             surplus = count > most
             if surplus:
-                refused()
+                refused("connections")
                 _turn_away(transport, at_once=count > 2 * most)
 
         def data_received(data: bytes) -> None:
@@ -53,7 +66,14 @@ def bounded(most: int, refused: Callable[[], None]) -> Callable[..., Any]:
             if size > LARGEST_HEAD:
                 protocol.transport.close()
 
+        def send_400_response(message: str) -> None:
+            refused("malformed")
+            log.error("request", status=400, client=(protocol.client or ("",))[0], reason="malformed")
+            protocol.transport.write(NO_HTTP)
+            protocol.transport.close()
+
         protocol.connection_made, protocol.data_received = connection_made, data_received
+        protocol.send_400_response, protocol.logger = send_400_response, logger
         return protocol
 
     return build

@@ -86,6 +86,7 @@ INFER = {
         },
     }
 }
+ARGUMENTS = {"requestBody": {"required": False, "content": {"application/json": {"schema": {"type": "object"}}}}}
 STATUSES = {
     400: "The request is invalid; the error names the field.",
     401: "The token is missing or wrong.",
@@ -96,17 +97,17 @@ STATUSES = {
     415: "The body has another media type.",
     429: "The queue is full; Retry-After says after how many seconds to try again.",
     500: "A segment of the network failed.",
-    503: "The server is not ready.",
+    503: "The server is not ready, stops, or has too many connections.",
 }
 
 
 def responses(schema: Schema | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented responses of an endpoint: its own, 401 and 403, and these statuses."""
+    """The documented responses of an endpoint: its own, these statuses, and those of all."""
     response: dict[str, Any] = {"description": "The result."}
     if schema is not None:
         response["content"] = {"application/json": {"schema": schema}}
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": STATUSES[status], "content": {"application/json": {"schema": ERROR}}}
-        for status in (*statuses, 401, 403, 500)
+        for status in (*statuses, 401, 403, 500, 503)
     }
     return {200: response, **errors, 422: {"description": "Not used."}}

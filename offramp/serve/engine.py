@@ -171,11 +171,18 @@ class SegmentEngine:
         """Whether all threads are running."""
         return all(thread.is_alive() for thread in self._threads)
 
-    def stop(self) -> None:
-        """Answer everything that was accepted, then end the thread."""
+    def stop(self, finish: bool = True) -> None:
+        """Answer everything that was accepted, then end the thread.
+
+        Args:
+            finish: if False, only the batch that runs is finished; the samples that wait are answered with `Failed`.
+        """
         with self._changed:
             self._stopping = True
+            dropped = [] if finish else self.scheduler.clear()
             self._changed.notify_all()
+        stopped = Failed(f"the server of {self.bundle.folder} is stopped")
+        self._hand_over([(sample.payload, stopped) for sample in dropped])
         for thread in self._threads:
             thread.join()
 

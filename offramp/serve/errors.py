@@ -23,7 +23,7 @@ def natural(text: str) -> int | None:
 
 
 CLOSE = {"Connection": "close"}
-"""For a request whose body was not read."""
+"""For a request whose body will not be read."""
 
 
 def malformed(message: str) -> RequestError:
@@ -33,12 +33,12 @@ def malformed(message: str) -> RequestError:
 
 def too_large(message: str) -> RequestError:
     """The body is larger than it may be."""
-    return RequestError(413, "too_large", message, CLOSE)
+    return RequestError(413, "too_large", message)
 
 
 def busy(message: str, seconds: int | float) -> RequestError:
     """The server is full: retry in some seconds."""
-    return RequestError(429, "queue_full", message, {"Retry-After": str(max(1, round(seconds))), **CLOSE})
+    return RequestError(429, "queue_full", message, {"Retry-After": str(max(1, round(seconds)))})
 
 
 def unknown(message: str) -> RequestError:

@@ -1,5 +1,6 @@
 """Structured logs: one JSON object per line on standard error. Runs without torch."""
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -37,3 +38,23 @@ class Log:
         """Log what is not."""
         if self.writes(failure=True):
             write(event, "error", **fields)
+
+
+class _Forward(logging.Handler):
+    """Passes on what a library logs; `Handler` is the interface that `logging` asks for."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.ERROR)
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One event."""
+        trace = {} if record.exc_info is None else {"traceback": logging.Formatter().formatException(record.exc_info)}
+        self.log.error("server", message=record.getMessage().strip(), **trace)
+
+
+def uvicorn_logger(log: Log) -> logging.Logger:
+    """For what uvicorn reports about a connection, as lines of our log; not one of the process's loggers."""
+    logger = logging.Logger("offramp.serve", logging.ERROR)
+    logger.addHandler(_Forward(log))
+    return logger

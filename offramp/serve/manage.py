@@ -1,34 +1,44 @@
 """Models, drift, new calibrations, metrics. Runs without torch."""
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from offramp.serve.documents import DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, responses
+from offramp.serve.bodies import read_body
+from offramp.serve.documents import ARGUMENTS, DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, responses
 from offramp.serve.errors import RequestError, malformed
 from offramp.serve.metrics import render
 from offramp.serve.models import Version
 from offramp.serve.predict import Model, VersionName
 from offramp.serve.receive import context_of, known_query
+from offramp.text import quoted
 
 router = APIRouter(tags=["management"])
+LARGEST = 1 << 16
+"""Largest body of a request that has arguments in JSON."""
 
 
-@router.post("/v2/repository/index", responses=responses(INDEX))
+@router.post("/v2/repository/index", openapi_extra=ARGUMENTS, responses=responses(INDEX, 400, 408, 413))
 async def index(request: Request) -> list[dict[str, Any]]:
-    """All models with their versions."""
-    models = context_of(request).models
+    """All models with their versions; `{"ready": true}` leaves out those that are not loaded."""
+    models, only_ready = context_of(request).models, (await _arguments(request)).get("ready", False)
     served = [{"name": each.model, "version": each.version, "state": "READY", "reason": ""} for each in models.all()]
-    others = [name for name in models.folders if name not in models.open]
+    others = [] if only_ready else [name for name in models.folders if name not in models.open]
     return served + [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for name in others]
 
 
-@router.post("/v2/repository/models/{model}/load", responses=responses(LOADED, 400, 404))
+@router.post(
+    "/v2/repository/models/{model}/load", openapi_extra=ARGUMENTS, responses=responses(LOADED, 400, 404, 408, 413)
+)
 async def load(request: Request, model: str) -> dict[str, Any]:
     """Load a model from its folder again; requests in progress are answered by the old one."""
     context = context_of(request)
+    parameters = (await _arguments(request)).get("parameters")
+    if parameters:
+        raise malformed(f"parameters is {quoted(parameters)}, but a model is loaded as its folder is: send none")
     try:
         versions = await context.models.load(model)
     except (ValueError, OSError) as error:
@@ -36,6 +46,19 @@ async def load(request: Request, model: str) -> dict[str, Any]:
         raise RequestError(400, "malformed", f"{model} was not loaded: {error}") from None
     context.log.info("load", model=model, versions=versions)
     return {"name": model, "versions": versions}
+
+
+async def _arguments(request: Request) -> dict[str, Any]:
+    """The JSON object in the body of a request of the model repository extension; it may be empty."""
+    options = context_of(request).options
+    body = await read_body(request, min(LARGEST, options.max_body), options.body_timeout)
+    try:
+        value = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise malformed("the body must be empty or a JSON object")
+    return value
 
 
 @router.post("/v2/repository/models/{model}/unload", responses=responses(LOADED, 404))

@@ -1,5 +1,6 @@
 """What happens to every request: who may send it, how it is counted and logged. Runs without torch."""
 
+import asyncio
 import hmac
 import time
 from collections.abc import Mapping, MutableMapping
@@ -15,6 +16,8 @@ from offramp.serve.options import ServeOptions
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token: the page, which holds no data, and what orchestrators ask for."""
+STOPPING = "the server has stopped before it could answer: send the request again"
+"""Uvicorn cancels the requests that are still in progress after `drain_timeout`."""
 
 
 class Guard:
@@ -28,7 +31,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status, method = time.perf_counter(), 500, scope["method"]
+        began, status, method = time.perf_counter(), None, scope["method"]
         if method == "HEAD":  # answered as GET; the server that runs the application sends no body
             scope = {**scope, "method": "GET"}
 
@@ -41,8 +44,12 @@ class Guard:
         try:
             refused = self._refusal(scope)
             await (self.app if refused is None else refused)(scope, receive, counted)
+        except asyncio.CancelledError:
+            if status is not None:  # it is being answered: the connection is closed
+                raise
+            await _refused(503, STOPPING, {"Retry-After": "1"})(scope, receive, counted)
         finally:
-            self._record(scope, method, status, time.perf_counter() - began)
+            self._record(scope, method, status or 500, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = dict(scope["headers"])

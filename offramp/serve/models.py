@@ -59,8 +59,8 @@ class Predictor(Protocol):
     async def infer(self, inputs: NDArray[np.float32], *, deadline_ms: int | float | None = None) -> list[Result]:
         """The outcome of every input, in order."""
 
-    def close(self) -> None:
-        """Answer what was accepted, then stop."""
+    def close(self, finish: bool = True) -> None:
+        """Answer what was accepted, then stop; without `finish`, drop it, because nobody waits for it any more."""
 
 
 Opener = Callable[[Path, ServeOptions], Mapping[str, Predictor]]
@@ -73,6 +73,7 @@ class Version:
         predictor: what answers.
         drift: compares what it answers with cal.
         feedback: labelled images.
+        decoding: how many images are being decoded, which will need places in the queue.
     """
 
     def __init__(self, model: str, version: str, predictor: Predictor, options: ServeOptions) -> None:
@@ -87,9 +88,14 @@ class Version:
         self.drift = drift
         self.feedback = Feedback(self.bundle, options.feedback)
         predictor.statistics.listener = self.drift.add
+        self.decoding = 0
         self._uses = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def check(self, images: int) -> None:
+        """Raise `QueueFull` if a request of this many images would not fit now, after those that are being decoded."""
+        self.predictor.check(self.decoding + images)
 
     @contextmanager
     def use(self) -> Iterator["Version"]:
@@ -114,7 +120,7 @@ class Version:
     async def retire(self) -> None:
         """Close it when its last request is answered."""
         await self._idle.wait()
-        await asyncio.to_thread(self.predictor.close)
+        await asyncio.to_thread(self.predictor.close, finish=False)  # what it still has is of cancelled requests
         self.predictor.statistics.listener = no_listener  # else a cycle would keep the network in memory
 
 

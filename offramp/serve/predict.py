@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from offramp.bundle.predict import Prediction
 from offramp.images import BadImage
+from offramp.lookup import nearest
 from offramp.serve.answers import all_exits, prediction, probabilities, top
 from offramp.serve.bodies import FormPart, multipart
 from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, responses
@@ -51,7 +52,7 @@ async def predict(
 ) -> dict[str, Any]:
     """Predict images that are sent as files in the field `images`: JPEG, PNG, WebP and others."""
     async with Received(request, model, version) as (served, body):
-        parts = _images(request, body)
+        parts = _images(request, _form(request, body, "images"))
         request.state.noted["images"] = len(parts)
         inputs = await decoded(served, [part.data for part in parts])
         try:
@@ -85,8 +86,8 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
     """Keep labelled images, to calibrate again: files in `images`, and for each its class name in `labels`."""
     async with Received(request, model, version) as (served, body):
         context = context_of(request)
-        sent = multipart(request.headers.get("content-type", ""), body, context.options.max_images)
-        parts, labels = _named(sent, "images", context.options.max_images), [p.text for p in sent if p.name == "labels"]
+        sent = _form(request, body, "images", "labels")
+        parts, labels = _images(request, sent), [part.text for part in sent if part.name == "labels"]
         if len(labels) != len(parts):
             raise malformed(f"`labels` must be one class name per image, got {len(labels)} for {len(parts)} images")
         numbers = [_class(served, label) for label in labels]
@@ -107,16 +108,20 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
         }
 
 
-def _images(request: Request, body: bytes) -> list[FormPart]:
-    most = context_of(request).options.max_images
-    return _named(multipart(request.headers.get("content-type", ""), body, most), "images", most)
+def _form(request: Request, body: bytes, *fields: str) -> list[FormPart]:
+    """The parts of a form; refuses fields that would be ignored, as `known_query` does."""
+    parts = multipart(request.headers.get("content-type", ""), body, context_of(request).options.max_images)
+    for part in parts:
+        if part.name not in fields:
+            raise malformed(f"the form has the unknown field {quoted(part.name)}; {nearest(part.name, fields)}")
+    return parts
 
 
-def _named(parts: list[FormPart], name: str, most: int) -> list[FormPart]:
-    """The files of a field."""
-    images = [part for part in parts if part.name == name]
+def _images(request: Request, parts: list[FormPart]) -> list[FormPart]:
+    """The files of the field `images`."""
+    images, most = [part for part in parts if part.name == "images"], context_of(request).options.max_images
     if not images:
-        raise malformed(f"send one or several files in the field `{name}`")
+        raise malformed("send one or several files in the field `images`")
     if len(images) > most:
         raise too_large(f"the request has {len(images)} images, more than the {most} allowed")
     return images

@@ -155,9 +155,13 @@ class AsyncPredictor:
         """Raise `QueueFull` if a request of this many images would not fit now."""
         self.engine.check(samples)
 
-    def close(self) -> None:
-        """Finish all accepted images, then stop; returns when done."""
-        self.engine.stop()
+    def close(self, finish: bool = True) -> None:
+        """Stop; returns when done.
+
+        Args:
+            finish: whether all accepted images are finished first; else, calls that wait for a batch raise `Failed`.
+        """
+        self.engine.stop(finish)
         self._decoder.close()
 
     async def __aenter__(self) -> "AsyncPredictor":

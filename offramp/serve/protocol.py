@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,7 +209,7 @@ def _from_json(data: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         array = np.asarray(data)
     except ValueError:
         raise malformed("inputs[0].data must be a flat list or lists of equal lengths") from None
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iuf" or _has_booleans(data):
         raise malformed(f"inputs[0].data must hold numbers only, for the datatype {kind}")
     if array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
         raise malformed(
@@ -219,6 +220,13 @@ def _from_json(data: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         raise malformed("inputs[0].data must be whole numbers from 0 to 255 for the datatype UINT8")
     with np.errstate(over="ignore"):
         return _checked(array.astype(INPUT_TYPES[kind]).reshape(shape))
+
+
+def _has_booleans(data: list[Any]) -> bool:
+    """Whether lists of equal lengths hold true or false, which numpy takes for 1 and 0."""
+    while data and isinstance(data[0], list):
+        data = list(chain.from_iterable(data))
+    return bool in set(map(type, data))
 
 
 def _checked(array: NDArray[Any]) -> NDArray[Any]:

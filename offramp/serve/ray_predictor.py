@@ -51,7 +51,7 @@ class RayPredictor:
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many images would not fit now."""
         if self._unanswered + samples > self.options.queue:
-            raise QueueFull(self._unanswered, self.options.queue, RETRY_AFTER)
+            raise QueueFull(samples, self._unanswered, self.options.queue, RETRY_AFTER)
 
     async def decode(self, image: Path | str | bytes) -> NDArray[np.float32]:
         """As `AsyncPredictor.decode`."""
@@ -71,7 +71,7 @@ class RayPredictor:
             self._unanswered -= len(inputs)
         return [result for part in parts for result in part]
 
-    def close(self) -> None:
+    def close(self, finish: bool = True) -> None:
         """Delete the deployments; all requests are answered before a version is closed."""
         self.alive = False
         self._decoder.close()

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from offramp.images import BadImage
 from offramp.lookup import nearest
-from offramp.serve.bodies import declared, read_body
+from offramp.serve.bodies import declared, read_body, unread
 from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.errors import RequestError, busy, malformed
 from offramp.serve.models import Version
@@ -54,7 +54,7 @@ def refusal(request: Request, error: RequestError | ClientDisconnect) -> Respons
         error = RequestError(CLOSED, "closed", "the client closed the connection before its request had arrived")
     context_of(request).requests.refused[error.reason] += 1
     request.state.noted = {**getattr(request.state, "noted", {}), "reason": error.reason}
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
+    return JSONResponse({"error": str(error)}, error.status, {**unread(request), **error.headers})
 
 
 def mistake(request: Request, error: Exception) -> Response:
@@ -69,25 +69,23 @@ class Received:
     It is entered for every request, so it is a class: generators as contexts take three times as long.
 
     Raises:
-        RequestError: 404, if there is no such version; 429 before anything is read, if its queue is full; or what
-            `declared` and `read_body` raise.
+        RequestError: 404, if there is no such version; 429 before anything is read, if its queue is full or the bodies
+            of all requests would become too large; or what `declared` and `read_body` raise.
     """
 
     def __init__(self, request: Request, model: str | None, version: str | None) -> None:
         self.request, self.context = request, context_of(request)
         self.served = self.context.models.get(model, version)
-        self.reserved = 0
+        self.taken = 0
 
     async def __aenter__(self) -> tuple[Version, bytes]:
         request, options, served = self.request, self.context.options, self.served
         served.begin()
         try:
             request.state.noted = {"model": served.model, "version": served.version}
-            served.predictor.check(1)
-            size = declared(request, options.max_body)
-            self.context.budget.take(size)
-            self.reserved = size
-            return served, await read_body(request, options.max_body, options.body_timeout)
+            served.check(1)
+            self.context.budget.check(declared(request, options.max_body))
+            return served, await read_body(request, options.max_body, options.body_timeout, self._arrived)
         except BaseException as error:
             self._leave()
             if isinstance(error, QueueFull):
@@ -99,16 +97,32 @@ class Received:
     ) -> None:
         self._leave()
 
+    def _arrived(self, size: int) -> None:
+        self.context.budget.take(size)
+        self.taken += size
+
     def _leave(self) -> None:
-        self.context.budget.give(self.reserved)
+        self.context.budget.give(self.taken)
         self.served.end()
 
 
 async def decoded(served: Version, images: Sequence[bytes]) -> list[NDArray[np.float32] | BadImage]:
-    """The inputs (1, channels, size, size) of every image, or what is wrong with it."""
-    if len(images) == 1:  # no task
-        return [await _decoded(served, images[0])]
-    return await asyncio.gather(*(_decoded(served, image) for image in images))
+    """The inputs (1, channels, size, size) of every image, or what is wrong with it.
+
+    Raises:
+        RequestError: 429 before anything is decoded, if the queue has no place for all of them.
+    """
+    try:
+        served.check(len(images))
+    except QueueFull as error:
+        raise full(error) from None
+    served.decoding += len(images)
+    try:
+        if len(images) == 1:  # no task
+            return [await _decoded(served, images[0])]
+        return await asyncio.gather(*(_decoded(served, image) for image in images))
+    finally:
+        served.decoding -= len(images)
 
 
 async def _decoded(served: Version, image: bytes) -> NDArray[np.float32] | BadImage:

@@ -32,8 +32,8 @@ PATIENCE = 1.0
 class QueueFull(Exception):
     """Too many samples wait; `retry_after` is the number of seconds in which they are expected to be answered."""
 
-    def __init__(self, waiting: int, capacity: int, retry_after: int | float) -> None:
-        super().__init__(f"the queue is full: {waiting} of at most {capacity} samples wait")
+    def __init__(self, samples: int, waiting: int, capacity: int, retry_after: int | float) -> None:
+        super().__init__(f"the queue is full: {waiting} of at most {capacity} samples wait, {samples} more do not fit")
         self.retry_after = retry_after
 
 
@@ -124,7 +124,7 @@ class Scheduler:
             QueueFull: if it does not.
         """
         if self.unanswered + samples > self.capacity:
-            raise QueueFull(self.unanswered, self.capacity, self.retry_after())
+            raise QueueFull(samples, self.unanswered, self.capacity, self.retry_after())
 
     def submit(self, payloads: Iterable[Any], now: int | float, deadline: int | float | None = None) -> list[Sample]:
         """Accept a request, as a whole or not at all.
@@ -175,6 +175,12 @@ class Scheduler:
             return leaving, self._decide(onward, [], now)
         self._queue(rest)
         return leaving, Decision([], None)
+
+    def clear(self) -> list[Sample]:
+        """Remove all samples that wait."""
+        samples = [queue.pop() for queue in self._queues for _ in range(len(queue))]
+        self.unanswered -= len(samples)
+        return samples
 
     def _leave(self, work: Work, staying: Iterable[int]) -> tuple[list[Sample], list[Sample]]:
         """The samples of a batch that exit, and the others, which have passed one more segment."""

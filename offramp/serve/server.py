@@ -59,9 +59,11 @@ class Server:
         self._socket = _listen(self.options)
         self.options = replace(self.options, port=self._socket.getsockname()[1])
         self.app = build(self.models, self.options)
-        refused = self.app.state.context.requests.refused
+        context = self.app.state.context
         # uvicorn calls it as it would a class
-        protocol: Any = bounded(self.options.connections, lambda: refused.update(["connections"]))
+        protocol: Any = bounded(
+            self.options.connections, lambda reason: context.requests.refused.update([reason]), context.log
+        )
         config = uvicorn.Config(
             Shortcut(self.app),
             http=protocol,

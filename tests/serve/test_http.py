@@ -1,5 +1,6 @@
 """The server over HTTP, as clients meet it: the Open Inference Protocol, multipart, several models, limits, errors."""
 
+import asyncio
 import base64
 import gc
 import io
@@ -166,14 +167,18 @@ class TestTriton:
         with pytest.raises(triton.InferenceServerException, match=r"inputs\[0\].shape must be \[N, 1, 8, 8\] for the"):
             remote.infer("digits", [sent])
 
-    def test_load_and_unload(self, remote: Any) -> None:
+    def test_load_and_unload(self, remote: Any, server: Server) -> None:
         remote.unload_model("many")
         assert not remote.is_model_ready("many") and remote.is_model_ready("digits")
         assert {"name": "many", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} in (
             remote.get_model_repository_index()
         )
+        loaded = httpx.post(f"{server.url}/v2/repository/index", json={"ready": True}, trust_env=False).json()
+        assert [each["name"] for each in loaded] == ["digits"]
         remote.load_model("many")
         assert remote.is_model_ready("many", "2.2")
+        with pytest.raises(triton.InferenceServerException, match="a model is loaded as its folder is: send none"):
+            remote.load_model("many", config="{}")
         with pytest.raises(triton.InferenceServerException, match="there is no model 'none' here"):
             remote.load_model("none")
 
@@ -254,7 +259,9 @@ class TestPredict:
         ("sent", "status", "says"),
         [
             ({"json": {}}, 415, "send multipart/form-data"),
-            ({"files": [("image", b"x")]}, 400, "send one or several files in the field `images`"),
+            ({"files": [("image", b"x")]}, 400, "the form has the unknown field 'image'; the nearest is 'images'"),
+            ({"files": [("images", b"x")], "data": {"top": "3"}}, 400, "the unknown field 'top'; there are 'images'"),
+            ({"content": b"--b--"}, 400, "send one or several files in the field `images`"),
             ({"files": [("images", b"x")] * 9}, 413, "the request has 9 images, more than the 8 allowed"),
             ({"files": [("images", b"x")] * 40}, 413, "the body has more than 32 parts"),
             ({"files": [("images", b"x" * 100_001)]}, 413, "bytes, more than the 100,000 allowed"),
@@ -323,6 +330,14 @@ class TestMalformedTensors:
             (tensor(ZEROS, data=["x"] * 64), "inputs[0].data must hold numbers only, for the datatype FP32"),
             (tensor(ZEROS, data=[[1], 2]), "inputs[0].data must be a flat list or lists of equal lengths"),
             (tensor(ZEROS, data=[1e300] * 64), "inputs[0].data holds values that are not finite"),
+            (
+                tensor(ZEROS, datatype="UINT8", data=[True, *[3] * 63]),
+                "inputs[0].data must hold numbers only, for the datatype UINT8",
+            ),
+            (
+                tensor(ZEROS, data=[[[[0.5] * 8] * 7 + [[0.5] * 7 + [False]]]]),
+                "inputs[0].data must hold numbers only, for the datatype FP32",
+            ),
             (tensor(ZEROS, datatype="UINT8", data=[256] * 64), "inputs[0].data must be whole numbers from 0 to 255"),
             (tensor(ZEROS, datatype="BYTES", shape=[1], data=[5]), "inputs[0].data must be 1 images as base64 texts"),
             (tensor(ZEROS, datatype="BYTES", shape=[1], data=["é"]), "inputs[0].data must be base64 texts"),
@@ -519,6 +534,76 @@ class TestLimits:
         finally:
             budget.taken = 0
         assert refused.status_code == 429 and "too many requests are being read" in refused.json()["error"]
+
+    def test_announced_bodies_keep_nobody_out(self, server: Server, client: httpx.Client, images: list[bytes]) -> None:
+        """Only bytes that have arrived are counted, whether a request says how many will come or not."""
+        address, opened = ("127.0.0.1", server.options.port), list[socket.socket]()
+        for kind in ["Content-Length: 100000", "Transfer-Encoding: chunked"] * 8:
+            opened.append(socket.create_connection(address))
+            opened[-1].sendall(f"POST /predict HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n".encode())
+        until(lambda: server.models.get()._uses == len(opened))
+        assert client.post("/predict", files=files(images[0])).status_code == 200
+        opened[0].sendall(b"x" * 50_000)
+        until(lambda: server.app.state.context.budget.taken == 50_000)
+        for connection in opened:
+            connection.close()
+        until(lambda: server.app.state.context.budget.taken == 0)
+
+    def test_nothing_is_decoded_that_the_queue_has_no_place_for(
+        self, folder: Path, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Images that are being decoded count: they will need places as well."""
+        decode, ready, decoded = AsyncPredictor.decode, threading.Event(), list[bytes]()
+
+        async def slow(self: AsyncPredictor, image: bytes) -> Any:
+            decoded.append(image)
+            while not ready.is_set():
+                await asyncio.sleep(0.005)
+            return await decode(self, image)
+
+        monkeypatch.setattr(AsyncPredictor, "decode", slow)
+        body = tensor(ZEROS, datatype="BYTES", shape=[2], data=[base64.b64encode(images[3]).decode()] * 2)
+        with (
+            Server(folder, port=0, queue=4, log="none") as server,
+            httpx.Client(base_url=server.url, trust_env=False) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            first = pool.submit(httpx.post, f"{server.url}/predict", files=files(*images[:3]), trust_env=False)
+            until(lambda: len(decoded) == 3)
+            refused = (
+                client.post("/predict", files=files(*images[:2])),
+                client.post("/v2/models/digits/infer", json=body),
+            )
+            assert [answer.status_code for answer in refused] == [429, 429] and len(decoded) == 3
+            assert refused[0].json()["error"] == "the queue is full: 0 of at most 4 samples wait, 5 more do not fit"
+            assert refused[0].headers["Retry-After"] == "1" and "Connection" not in refused[0].headers
+            ready.set()
+            assert [row["error"] for row in first.result().json()["predictions"]] == [None] * 3
+            assert client.post("/predict", files=files(*images[:4])).status_code == 200
+
+    def test_an_early_error_closes_the_connection_if_much_would_follow(self, client: httpx.Client) -> None:
+        for path in ("/predict?rejct=1", "/v2/models/none/infer", "/nowhere"):
+            small, large = (client.post(path, content=bytes(size)) for size in (100, 90_000))
+            assert small.status_code == large.status_code and small.json() == large.json()
+            assert "Connection" not in small.headers and large.headers["Connection"] == "close"
+
+    def test_what_is_not_http(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        with Server(folder, port=0, log="errors") as server:
+            for sent in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
+                with socket.create_connection(("127.0.0.1", server.options.port), timeout=20) as connection:
+                    connection.sendall(sent)
+                    head, _, body = _all(connection).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body) == {
+                    "error": "this is no valid HTTP request"
+                }
+            upgrade = {"Connection": "upgrade", "Upgrade": "websocket"}
+            assert httpx.get(f"{server.url}/v2", headers=upgrade, trust_env=False).status_code == 200
+            metrics = httpx.get(f"{server.url}/metrics", trust_env=False).text
+        assert 'offramp_refused_total{reason="malformed"} 2.0' in metrics
+        logged = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+        assert [(line["event"], line["status"], line["reason"]) for line in logged] == [
+            ("request", 400, "malformed")
+        ] * 2
 
     def test_clients_that_go_away(self, server: Server, client: httpx.Client, images: list[bytes]) -> None:
         address = ("127.0.0.1", server.options.port)

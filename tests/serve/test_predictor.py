@@ -336,6 +336,26 @@ def test_a_full_queue_and_the_survivors_of_a_stop(bundle: Bundle, pixels: np.nda
     asyncio.run(ask())
 
 
+def test_closed_at_once(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+    """The batch that runs is finished; a call that waits for another one raises `Failed`."""
+    inputs, ready, seen = bundle.manifest.preprocessing.normalise(pixels[:2]), threading.Event(), list[int]()
+
+    async def ask() -> None:
+        predictor = AsyncPredictor(slow(bundle, 0, ready, seen), costs=costs)
+        running = asyncio.create_task(predictor.infer(inputs[:1]))
+        await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(predictor.infer(inputs[1:]))
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(asyncio.to_thread(predictor.close, finish=False))
+        (dropped,) = await waiting
+        assert isinstance(dropped, Failed) and str(dropped).endswith("is stopped")
+        ready.set()
+        await closing
+        assert [type(result) for result in await running] == [SampleResult] and seen == [1]
+
+    asyncio.run(ask())
+
+
 def test_survivors_of_different_requests_share_a_batch(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
     inputs, ready, seen = bundle.manifest.preprocessing.normalise(pixels[:12]), threading.Event(), list[int]()
 

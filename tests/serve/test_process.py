@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import httpx
 
@@ -103,3 +105,38 @@ def test_requests_in_progress_are_answered_after_sigterm(folder: Path, tmp_path:
     assert not list(home.iterdir())  # such as the identifier with which ONNX Runtime sends usage data
     assert [answer.status_code for answer in answers] == [200]
     assert answers[0].json()["outputs"][4]["data"] == [3]
+
+
+def test_requests_that_are_not_answered_in_time_after_sigterm(
+    folder: Path, tmp_path: Path, images: list[bytes]
+) -> None:
+    """After `--drain-timeout`, they get status 503 and one sentence, and nothing is computed for them any more."""
+    copy = Path(copytree(folder, tmp_path / "digits"))
+    answers: list[httpx.Response] = []
+    pixels = {"name": "image", "shape": [2, 1, 8, 8], "datatype": "UINT8", "data": [0] * 128}
+
+    def ask(number: int) -> None:
+        more: Any = {"json": {"inputs": [pixels]}} if number % 2 else {"files": [("images", images[0])] * 2}
+        path = ("predict", "v2/models/digits/infer", "predict?top=2", "v2/models/digits/infer")[number % 4]
+        answers.append(httpx.post(f"{url}/{path}", trust_env=False, timeout=120, **more))
+
+    words = ("--log", "errors", "--drain-timeout", "1")
+    with serving(copy, *words, program=SLOW) as (process, url):
+        asking = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+        for thread in asking:
+            thread.start()
+        while sum(httpx.get(f"{url}/status", trust_env=False).json()[0]["waiting"]) < 20:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(120) == 0
+        seconds = time.monotonic() - began
+        for thread in asking:
+            thread.join(120)
+        assert process.stderr is not None
+        log = process.stderr.read()
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(answers) == 12 and len(refused) > 6 and {answer.status_code for answer in refused} == {503}
+    says = {"error": "the server has stopped before it could answer: send the request again"}
+    assert all(answer.json() == says and answer.headers["Retry-After"] == "1" for answer in refused)
+    assert "Traceback" not in log and seconds < 0.7 * len(refused)  # their first segment alone would take longer

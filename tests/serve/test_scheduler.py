@@ -259,6 +259,8 @@ def test_a_full_queue_refuses_a_request_as_a_whole() -> None:
     assert ran(scheduler, 0.0) == (0, ["a"])
     with pytest.raises(QueueFull):  # a survivor still counts
         scheduler.submit("e", 0.0)
+    assert sorted(sample.payload for sample in scheduler.clear()) == ["a", "b", "c", "d"]
+    assert (scheduler.unanswered, scheduler.waiting) == (0, [0, 0])
 
 
 @settings(deadline=None, max_examples=60)
