@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import train_speed
 
+from offramp.cuda_graphs import capture
 from offramp.runs.reporting import Silent
 
 
@@ -75,8 +76,7 @@ def bare_step(width: int, device: str, pixels: np.ndarray) -> Generator[None]:
         for _ in range(3):
             next(steps)
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capture(torch.device("cuda")) as graph:
         next(steps)
     while True:
         graph.replay()

@@ -11,7 +11,7 @@ FLOORS = """
     text renamed
     allocator cores lookup results optional digests finite progress docstrings
     schema images python_names
-    files outputs device_copies gpu_waits running_statistics hyperparameters image_files plugins
+    files outputs device_copies cuda_graphs running_statistics hyperparameters image_files plugins
     trust protocols discovery argument_types
     meta_device
     net layers losses data early_exit

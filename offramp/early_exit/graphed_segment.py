@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from offramp.gpu_waits import waits
+from offramp.cuda_graphs import capture, waits
 
 Outputs = tuple[Any, tuple[Tensor, ...], Tensor]
 """State, carry and logits."""
@@ -76,8 +76,7 @@ def captured(compute: Callable[[], T], device: torch.device) -> Callable[[], T]:
             f"the network waits for the GPU ({places[0]}), so that its segments cannot be CUDA graphs: take the "
             "runtime torch or torch-bf16 instead"
         )
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(outer), torch.cuda.graph(graph):  # one that fails does not leave its stream by itself
+    with capture(device) as graph:
         outputs = compute()
 
     def replay() -> T:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from offramp.gpu_waits import waits
+from offramp.cuda_graphs import capture, waits
 from offramp.methods._method import Method, Phase
 from offramp.outputs import Batch
 from offramp.protocols import Progress, Terms
@@ -226,10 +226,8 @@ class StaticStep:
         Raises:
             NotCaptured: if that is impossible.
         """
-        gc.collect()  # networks and graphs of earlier runs in this process, which only cycles hold
-        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
-        # Threads that read images may continue. A capture that fails does not leave its stream by itself.
-        with capturing(), torch.cuda.stream(outer), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        gc.collect()  # memory of earlier runs in this process, which only cycles hold
+        with capturing(), capture(self.device) as graph:
             terms = self.step(batch)
             self.names, self.values = tuple(terms), torch.stack(list(terms.values()))
         self.graph = graph

@@ -180,15 +180,21 @@ def refused() -> dict[str, Any]:
 
 
 def collected() -> dict[str, Any]:
-    """Whether what an earlier run has left in a reference cycle is gone before a step is captured."""
-    left, capture = SilentReporter(), StaticStep(lambda batch: {}, torch.device("cuda"))._capture
+    """Whether what an earlier run has left in a cycle is gone before a step is captured, not while something is."""
+    left, device, during = SilentReporter(), torch.device("cuda"), list[bool]()
     left.loop, gone = left, weakref.ref(left)  # type: ignore[attr-defined]
     del left
-    gc.disable()
-    with suppress(NotCaptured):  # nothing can be captured here
-        capture(Batch(*(torch.zeros(1, device="cuda") for _ in range(3))))
-    gc.enable()
-    return {"gone": gone() is None}
+
+    def graph(*_: Any, **__: Any) -> Any:
+        during.append(gc.isenabled())
+        raise RuntimeError("nothing can be captured here")
+
+    with replaced(torch.cuda, graph=graph):
+        with suppress(NotCaptured):
+            StaticStep(lambda batch: {}, device)._capture(Batch(*[torch.zeros(1, device="cuda")] * 3))
+        with suppress(RuntimeError):
+            graphed_segment.captured(lambda: None, device)
+    return {"garbage": [gone() is None, *during, gc.isenabled()]}
 
 
 def changed(objective: Any, change: Any) -> Any:

@@ -1,5 +1,6 @@
-"""What waits for a GPU, found by computing it once: CUDA graphs cannot hold it."""
+"""CUDA graphs: what they cannot hold because it waits for the GPU, found by computing it once; and their capture."""
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,21 @@ def waits() -> Iterator[list[str]]:
             places.append(f"{Path(warning.filename).name}:{warning.lineno}")
         elif IS_NEW not in text:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@contextmanager
+def capture(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
+    """Gives a graph that holds the kernels of this context once it is left; they are not run.
+
+    Threads that read images may continue. No garbage is collected meanwhile: a graph in it, of an earlier run, that is
+    destroyed makes this capture fail (pytorch #161037).
+    """
+    graph, outer, collects = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), gc.isenabled()
+    gc.disable()
+    try:
+        # A capture that fails does not leave its stream by itself.
+        with torch.cuda.stream(outer), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            yield graph
+    finally:
+        if collects:
+            gc.enable()
