@@ -31,8 +31,9 @@ def build(
         ]
         groups = [group for group in groups if group["params"]]
     lr: Any = torch.tensor(recipe.lr, device=trained[0].device) if static else recipe.lr
-    # The fused kernel reads and writes memory once, the others once per operation; divided parameters have none.
-    fused = not any(isinstance(parameter, DTensor) for parameter in trained)
+    # The fused kernel reads and writes memory once, the others once per operation. Divided parameters have none, and
+    # where a loss scaler skips a step because gradients are not finite, that of SGD still spoils the momentum.
+    fused = recipe.precision != "16" and not any(isinstance(parameter, DTensor) for parameter in trained)
     how: dict[str, Any] = {"lr": lr, "weight_decay": recipe.weight_decay} | ({"fused": True} if fused else {})
     if recipe.optimizer == "adamw":
         built: torch.optim.Optimizer = torch.optim.AdamW(groups, **how, capturable=static)
@@ -41,16 +42,24 @@ def build(
     for group in built.param_groups if static else ():
         group["lr"] = lr.clone()  # every group has its own
     if fused:
-        built.register_step_pre_hook(_lay_out)
+        built.register_step_pre_hook(_make_ready)
     return built
 
 
-def _lay_out(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Gradients in the memory layout of their parameters: fused kernels read memory in order, whatever the strides."""
+def _make_ready(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """What fused kernels need: they read memory in order, whatever the strides; momentum begins for all parameters.
+
+    Gradients get the memory layout of their parameters. Momentum of parameters that have their first gradient after
+    others (a part of the network that was not used before) is 0, which gives the same step as none.
+    """
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad = sharding.like(parameter.grad, parameter)
+        graded = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in graded:
+            parameter.grad = sharding.like(parameter.grad, parameter)
+        if group.get("momentum"):
+            late = [part for part in graded if optimizer.state.get(part, {}).get("momentum_buffer") is None]
+            for parameter in late if len(late) < len(graded) else ():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def rate(recipe: Recipe, epoch: int, done: float, epochs: int | None = None) -> float:

@@ -44,7 +44,7 @@ def why_not(method: Method, recipe: Recipe, phases: Sequence[Phase]) -> str:
     if all(_own_step(method, phase) for phase in phases):
         return "this method has steps of its own, which look at more than one batch"
     if recipe.precision == "16":
-        return "in precision 16 a part of the loss scaler's state is on the host"
+        return "in precision 16 every step waits to see whether its gradients are finite"
     return ""
 
 

@@ -94,6 +94,40 @@ def test_all_groups_get_the_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_that_a_loss_scaler_skips_leaves_no_trace(name: Any) -> None:
+    """The first steps in precision 16 overflow as a rule, until the scale is small enough."""
+
+    def steps(scales: list[float]) -> torch.Tensor:
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = optim.build(Recipe(optimizer=name, lr=0.1, precision="16"), [weight])
+        scaler = torch.amp.GradScaler("cpu")
+        for scale in scales:
+            scaler.scale(scale * weight.square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+        return weight.detach()
+
+    torch.testing.assert_close(steps([math.inf, 1.0, math.inf, 1.0, 1.0]), steps([1.0, 1.0, 1.0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_part_of_the_network_may_be_used_later_than_others(name: Any) -> None:
+    """As by PyTorch's optimizers that are not fused; a fused one takes the first step of all parameters at once."""
+    results = []
+    for fused in (True, False):
+        first, late = (nn.Parameter(torch.ones(2)) for _ in range(2))
+        optimizer = optim.build(Recipe(optimizer=name, lr=0.1), [first, late])
+        optimizer.param_groups[0]["fused"] = fused
+        for step in range(3):
+            (first.square().sum() + (late.square().sum() if step else 0)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        results.append(torch.cat([first, late]).detach())
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_steps_do_not_depend_on_how_gradients_and_states_are_laid_out(name: Any) -> None:
     """Fused kernels read memory in order: a contiguous momentum of a channels_last weight would be mixed up."""
 

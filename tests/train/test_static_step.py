@@ -120,7 +120,7 @@ def test_the_caller_keeps_its_batch_and_its_terms() -> None:
         ("imta", {}, ""),
         ("hdkd", {}, "this method has steps of its own, which look at more than one batch"),
         ("joint", {"devices": 2}, "several processes average their gradients between kernels"),
-        ("joint", {"precision": "16"}, "in precision 16 a part of the loss scaler's state is on the host"),
+        ("joint", {"precision": "16"}, "in precision 16 every step waits to see whether its gradients are finite"),
     ],
 )
 def test_what_cannot_be_captured_says_why(method: str, recipe: dict[str, Any], reason: str) -> None:
