@@ -1,15 +1,21 @@
 """Int8 compared with float32 in ONNX Runtime: the plain network in both, and int8 with early exit, at batch 1 and 64.
 
     python benchmarks/int8.py [RUN] [--data-dir DIR] [--threads 1] [--seconds 20] [--json]
+    python benchmarks/int8.py --bundles PLAIN BUNDLE ... [--data-dir DIR] [--seconds 20] [--json]
 
 RUN is a trained run, of which the exits and the images of cal are used. Without RUN, three networks with random weights
 at 96 pixels and with `byot` exits are measured. Half of the images that reach an exit leave there, whatever their
 scores, because this benchmark measures time only; `offramp export --int8` prints accuracies. The networks run
 alternately in one process; times are medians in milliseconds per image. At most five minutes with the defaults.
+
+With `--bundles`, bundles of `offramp export` run as they are, with their policies, on their test images: accuracy on
+all of them, and times compared with those of the first bundle, such as the plain network in float32. Limit the threads
+of ONNX Runtime with `taskset`.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,9 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from offramp import evaluate_bundle
 from offramp.bundle.merge_onnx import fuse
 from offramp.bundle.onnx import export_segments
 from offramp.bundle.quantise import quantised
+from offramp.bundle.read import open_bundle
 from offramp.bundle.sessions import ArraySegment, open_segment
 from offramp.early_exit.fixed_stay import FixedStay
 from offramp.early_exit.policy import ExitPolicy
@@ -29,6 +37,8 @@ from offramp.early_exit.runtime import Stepper
 from offramp.measure.provenance import provenance
 from offramp.measure.timing import side_by_side
 from offramp.net import MultiExitNet, segments
+from offramp.runs.bundle_data import labelled_images
+from offramp.runs.reporting import SILENT
 
 NETWORKS = ("resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100")
 BATCHES, RANGE_IMAGES, CLASSES = (1, 64), 64, 100
@@ -102,10 +112,42 @@ def measure(net: MultiExitNet, images: np.ndarray, threads: int, seconds: float)
     return result
 
 
+def measure_bundles(folders: Sequence[Path], data_dir: Path | None, seconds: float) -> dict[str, Any]:
+    """Accuracy on test and milliseconds per image of bundles, by batch size, and ratios to the first bundle."""
+    result: dict[str, Any] = {}
+    for folder in folders:
+        evaluation = evaluate_bundle(folder, data_dir=data_dir)
+        result[folder.name] = {
+            "precision": evaluation.precision,
+            "accuracy": evaluation.early_exit.accuracy,
+            "macs": evaluation.early_exit.macs,
+            "shares": evaluation.shares,
+        }
+    opened = {folder.name: open_bundle(folder) for folder in folders}
+    manifest = next(iter(opened.values())).manifest
+    images = labelled_images(folders[0], manifest, None, {}, data_dir, SILENT)
+    for size in BATCHES:
+        draw, times = np.random.default_rng(0), {name: list[float]() for name in opened}
+        end = time.monotonic() + seconds / len(BATCHES)
+        while time.monotonic() < end:
+            inputs = manifest.preprocessing.normalise(images.pixels(draw.choice(len(images.labels), 64, replace=False)))
+            for name, bundle in opened.items():
+                began = time.perf_counter()
+                for start in range(0, len(inputs), size):
+                    bundle.answer(inputs[start : start + size])
+                times[name].append(1000 * (time.perf_counter() - began) / len(inputs))
+        first = times[folders[0].name]
+        for name, each in times.items():
+            ratio = median(one / other for one, other in zip(first, each, strict=True))
+            result[name][f"batch {size}"] = {"ms": median(each), "times_faster": ratio}
+    return result
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """See the docstring of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--networks", default=",".join(NETWORKS), help="names of timm networks, used without RUN")
     parser.add_argument("--pixels", type=int, default=96)
@@ -113,6 +155,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20, help="seconds per network")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words)
+    if options.bundles:
+        measured = measure_bundles(options.bundles, options.data_dir, options.seconds)
+        print(json.dumps({"bundles": measured, "provenance": provenance()}, indent=None if options.json else 2))
+        return
     sources = {str(options.run): partial(net_of_run, options.run, options.data_dir)}
     if options.run is None:
         sources = {name: partial(random_net, name, options.pixels) for name in options.networks.split(",")}
