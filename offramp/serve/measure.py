@@ -11,8 +11,8 @@ from offramp.serve.costs import USEFUL, CostCurve, powers
 from offramp.serve.rows import SegmentInput, run_segment
 
 ROUNDS, WARM = 5, 0.03
-"""A segment runs at least so many times, and up to four times as many until it has run for so many seconds: in ONNX
-Runtime, the first ten calls or so take longer."""
+"""Rounds through all segments: at least so many, and up to four times as many until each segment has run for so many
+seconds on average: in ONNX Runtime, the first ten calls or so take longer."""
 LIMIT = 0.5
 """Seconds of one batch through all segments after which no larger batch is measured."""
 
@@ -46,20 +46,27 @@ def _saturated(sizes: list[int], times: list[list[int | float]]) -> bool:
 
 
 def _seconds(bundle: Bundle, size: int) -> list[int | float]:
-    """Seconds of every segment for one batch size: the lowest of several runs, which other work disturbs least."""
+    """Seconds of every segment for one batch size: the lowest of several runs, which other work disturbs least.
+
+    The segments run in turn, as in the server: a segment that runs again at once finds its weights in the processor's
+    caches, and small batches, which read them more often for as many samples, seem cheaper than they are.
+    """
     shape = bundle.manifest.preprocessing.shape
     noise = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
     entering = SegmentInput(bundle.manifest.preprocessing.normalise(noise))
-    result = []
-    for passed, segment in enumerate(bundle.segments):
-        spent: list[int | float] = []
-        while len(spent) < ROUNDS or (len(spent) < 4 * ROUNDS and sum(spent) < WARM):
-            began = time.perf_counter()
-            run_segment(bundle.policy, segment, passed, entering)
-            spent.append(time.perf_counter() - began)
-        result.append(min(spent))
-        entering = _onward(bundle, segment, passed, entering)
-    return result
+    inputs = [entering]
+    for passed, segment in enumerate(bundle.segments[:-1]):
+        inputs.append(_onward(bundle, segment, passed, inputs[-1]))
+    rounds: list[list[int | float]] = []
+    while len(rounds) < ROUNDS or (len(rounds) < 4 * ROUNDS and sum(map(sum, rounds)) < WARM * len(inputs)):
+        rounds.append([_timed(bundle, passed, each) for passed, each in enumerate(inputs)])
+    return [min(spent) for spent in zip(*rounds)]
+
+
+def _timed(bundle: Bundle, passed: int, entering: SegmentInput) -> int | float:
+    began = time.perf_counter()
+    run_segment(bundle.policy, bundle.segments[passed], passed, entering)
+    return time.perf_counter() - began
 
 
 def _onward(bundle: Bundle, segment: Any, passed: int, entering: SegmentInput) -> SegmentInput:

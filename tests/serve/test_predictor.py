@@ -485,6 +485,20 @@ def test_measured_costs(bundle: Bundle) -> None:
     assert [curve.sizes for curve in curves] == [(1, 2, 4)] * 3
 
 
+def test_segments_are_measured_in_turn_as_the_server_runs_them(bundle: Bundle) -> None:
+    ran: list[int] = []
+
+    def recorded(number: int, segment: Any) -> Any:
+        def run(state: Any, carry: Any) -> Any:
+            ran.append(number)
+            return segment(state, carry)
+
+        return run
+
+    measure(replace(bundle, segments=tuple(recorded(*each) for each in enumerate(bundle.segments))), 1)
+    assert len(ran) > 15 and ran == ([0, 1] + [0, 1, 2] * len(ran))[: len(ran)]
+
+
 def test_rows_of_one_block_stay_one_block() -> None:
     entering = SegmentInput((np.arange(6).reshape(3, 2),), (np.arange(3),), {"total": np.arange(3)})
     assert gather([SampleRow(entering, index) for index in range(3)]) is entering
