@@ -117,21 +117,26 @@ def _check_range(shard: Shard, column: str, values: Sequence[Any], count: int | 
 
 
 def _distinct(shards: Sequence[Shard], values: Sequence[Sequence[Any]], column: str) -> ShardLabels:
-    """The distinct labels are the classes. Unicode spellings of one name (NFC and NFD) are one class."""
+    """The distinct labels are the classes."""
     for shard, labels in zip(shards, values, strict=True):
         _check_range(shard, column, labels, None)
-    spelled: dict[Any, Any] = {}
     flat = [value for labels in values for value in labels]
-    known = [
-        spelled.setdefault(unicodedata.normalize("NFC", value), value) if isinstance(value, str) else value
-        for value in flat
-    ]
+    known = one_spelling(flat)
     distinct = sorted(set(known))
     place = {value: index for index, value in enumerate(distinct)}
     notes: tuple[str, ...] = ()
     if len(set(flat)) > len(distinct):
         notes = (f"{shards[0].where}: labels in two Unicode forms (NFC, NFD) are taken as one class",)
     return ShardLabels(np.array([place[value] for value in known], dtype=np.int64), tuple(map(str, distinct)), notes)
+
+
+def one_spelling(labels: Sequence[Any]) -> list[Any]:
+    """The labels, with the Unicode spellings of one name (NFC and NFD) replaced by the one that comes first."""
+    spelled: dict[Any, Any] = {}
+    return [
+        spelled.setdefault(unicodedata.normalize("NFC", label), label) if isinstance(label, str) else label
+        for label in labels
+    ]
 
 
 def _renumbered(shard: Shard, other: Shard, names: Sequence[str], classes: Sequence[str]) -> Int64[np.ndarray, "_"]:

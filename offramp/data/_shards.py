@@ -1,6 +1,8 @@
 """Tables of encoded images and labels, as Parquet shards or from the Hub: columns, classes, rows by name."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,30 +166,38 @@ def table(
     decoder: Decoder,
 ) -> RawDataSet:
     """A data set from shards: decoded once, or streamed through `access`."""
+    image, label = columns_of([shard for group in parts.values() for shard in group], columns)
+    parts, notes = _without_unlabelled(request.name, parts, label)
     shards = [shard for group in parts.values() for shard in group]
-    image, label = columns_of(shards, columns)
     fit = fit_of(shards, image, request.image_size, columns.shape)
     streaming = streams(request, sum(shard.rows for shard in shards), fit)
     check_decoder(decoder, streaming)
     if not streaming:
-        return tabular(request, parts, files, columns)
-    labels, classes, notes = read_labels(shards, label)
+        data = tabular(request, parts, files, columns)
+        return dataclasses.replace(data, notes=(*notes, *data.notes))
+    labels, classes, messages = read_labels(shards, label)
     encoded = access(shards, image)
     facts = checked(request, encoded, [file for _, file in files], check, f"table {image}")
     source = EncodedSource(request.name, classes, labels, encoded, fit, decoder)
-    return photographs(request, source, counts_of(parts), fit, facts, notes)
+    return photographs(request, source, counts_of(parts), fit, facts, (*notes, *messages))
+
+
+def _without_unlabelled(
+    name: str, parts: dict[str, list[Shard]], column: str
+) -> tuple[dict[str, list[Shard]], tuple[str, ...]]:
+    """The parts without a test part whose labels are all -1, as ImageNet has it on the Hub, and a note about it."""
+    batches = [batch for shard in parts.get("test", []) for batch in shard.batches(column)]
+    if "val" not in parts or {value for batch in batches for value in batch.unique().to_pylist()} != {-1}:
+        return parts, ()
+    left = {part: group for part, group in parts.items() if part != "test"}
+    return left, (f"{name}: the test split has no labels (all are -1) and is not used; val is reported on",)
 
 
 def fit_of(shards: Sequence[Shard], column: str, size: int | None, shape: Resizing) -> Fit:
     """How images are resized; their size, if it is not given, follows from the first ones."""
-    return shape.fit(size or guess_size(_first(shards[0], column)))
+    return shape.fit(size or guess_size(_first(shards, column)))
 
 
-def _first(shard: Shard, column: str) -> list[bytes]:
-    files = []
-    for item in images(shard, column):
-        assert isinstance(item.data, bytes)
-        files.append(item.data)
-        if len(files) == SAMPLE:
-            break
-    return files
+def _first(shards: Sequence[Shard], column: str) -> list[bytes]:
+    items = islice((item for shard in shards for item in images(shard, column)), SAMPLE)
+    return [item.data for item in items if isinstance(item.data, bytes)]

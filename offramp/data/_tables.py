@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from offramp.image_files import walk
 from offramp.lookup import with_parameters
 
 ROWS = 512  # rows read at a time
@@ -20,6 +21,8 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 
 class Shard(NamedTuple):
@@ -93,8 +96,38 @@ def split_of(path: str) -> str | None:
     return splits[-1] if splits else None
 
 
+def shard_files(root: Path, ending: str) -> list[Path]:
+    """The shards in a folder and in those within it, by name, hidden ones left out; or the file itself.
+
+    Args:
+        ending: of their names, such as `.tar`, in any case of its letters.
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: naming a shard that is compressed, a link that leads nowhere, and two names of one file.
+    """
+    if not root.is_dir():
+        return [root]
+    found = walk(root)
+    if found.repeated:
+        raise ValueError(f"{found.repeated[0]} would be read twice, because of a link to it or in it: remove the link")
+    for link in found.broken:
+        if link.suffix.lower() == ending:
+            raise ValueError(f"{link} is a link that leads nowhere: restore the file, or remove the link")
+    for file in found.others:
+        if file.name.lower().endswith(tuple(ending + packing for packing in COMPRESSED)) or file.suffix == ".tgz":
+            raise ValueError(f"{file} is compressed, so that no image can be read by itself: unpack or move it")
+    files = sorted(file for file in found.others if file.suffix.lower() == ending)
+    if not files:
+        raise FileNotFoundError(f"{root} contains no *{ending} files: name the folder of the shards")
+    first = {file.resolve(): file for file in reversed(files)}
+    for file in files:
+        if file != first[file.resolve()]:
+            raise ValueError(f"{first[file.resolve()]} and {file} are one file: remove one of them")
+    return files
+
+
 def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files in the Hub's layout, by split, in order; {"all": files} if no name contains a split.
+    """Files in the Hub's layout, by split, in order; {"all": files} if no name contains a split, or all say train.
 
     Raises:
         ValueError: if only some names do, or a shard of a numbered series is missing.
@@ -107,6 +140,8 @@ def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
             raise ValueError(f"{file} does not say which split it belongs to: put train, val or test in its name")
         parts.setdefault(split or "all", []).append(file)
     _check_series(files)
+    if [*parts] == ["train"]:
+        return {"all": parts["train"]}
     return {split: parts[split] for split in ("all", "train", "val", "test") if split in parts}
 
 
@@ -114,7 +149,7 @@ def _check_series(files: Sequence[Path]) -> None:
     """Refuse `train-00000-of-00003.parquet` without its other shards."""
     names = {str(file) for file in files}
     for file in files:
-        numbered = re.search(r"-(\d+)-of-(\d+)(?=\.parquet$)", str(file))
+        numbered = re.search(r"-(\d+)-of-(\d+)(?=\.(?:parquet|tar)$)", str(file))
         for number in range(int(numbered[2]) if numbered else 0):
             assert numbered is not None
             fellow = str(file).replace(numbered[0], f"-{number:0{len(numbered[1])}}-of-{numbered[2]}")

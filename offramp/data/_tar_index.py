@@ -11,10 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from offramp.data._labels import one_spelling
+from offramp.images import ENDINGS
 from offramp.lookup import with_parameters
+from offramp.text import quantity
 
 BLOCK = 512
-IMAGES = ("jpg", "jpeg", "png", "webp")
+CHUNK = 1 << 20
+"""Bytes that are compared at a time."""
+IMAGES = tuple(sorted(ending.removeprefix(".") for ending in ENDINGS))
+LABELS = ("cls", "json")
 LARGEST_LABEL = 1 << 20
 """Bytes of a label."""
 
@@ -70,70 +76,100 @@ def _read(shard: Path, member: Member) -> bytes:
         return file.read(member.size)
 
 
-def samples_of(shard: Path, skipped: list[str] | None = None) -> list[TarSample]:
+def samples_of(shard: Path, notes: list[str], *, skip: bool = False) -> list[TarSample]:
     """The samples of a shard, in order; members that belong to no image are left out.
 
     Args:
         shard: A tar file.
-        skipped: Takes a line for a shard that is damaged, of which what comes before the damage is used; None: such a
-            shard is an error.
+        notes: Takes a line if the shard is empty, if samples are left out since they have no image, or if it is damaged
+            and `skip` is set.
+        skip: Use what comes before the damage; otherwise, a damaged shard is an error.
 
     Raises:
-        ValueError: naming the shard if it is compressed, damaged or truncated, and the sample whose label is missing,
-            whose name occurs twice, or that has several images.
+        ValueError: naming the shard if it is compressed, damaged or truncated, or has files but no images, and the
+            sample whose label is missing, whose name occurs twice, or that has several images.
     """
     members: dict[str, dict[str, Member]] = {}
-    before = len(skipped or ())
-    every = _members(shard, skipped)
-    cut = len(skipped or ()) > before
+    every, whole = _members(shard, notes, skip)
     for name, member in every:
         folder, slash, base = name.rpartition("/")
         stem, _, ending = base.partition(".")
         files = members.setdefault(f"{folder}{slash}{stem}", {})
         if files.setdefault(ending.lower(), member) is not member:
             raise ValueError(f"{shard} contains {name} twice: give every sample a name of its own")
-    samples = []
+    if not whole and members and not {*LABELS} & members[last := [*members][-1]].keys():
+        del members[last]  # its label was after the damage
+    samples, without = [], []
     for key, files in members.items():
         kinds = [ending for ending in IMAGES if ending in files]
         if len(kinds) > 1:
             raise ValueError(f"{shard}: {key} has several images ({', '.join(kinds)}): keep one of them")
-        image = files[kinds[0]] if kinds else None
-        complete = not cut or key != [*members][-1] or "cls" in files or "json" in files
-        if image is not None and complete:
+        if kinds:
+            image = files[kinds[0]]
             samples.append(TarSample(shard, key, image.offset, image.size, _label(shard, key, files)))
-    if not samples and not cut:
+        elif {*LABELS} & files.keys():
+            without.append(key)
+    if whole and every and not samples:
         raise ValueError(f"{shard} contains no images ({', '.join(IMAGES)})")
+    if not every and whole:
+        notes.append(f"{shard} is empty")
+    if without:
+        shown = ", ".join(without[:3]) + ", …" * (len(without) > 3)
+        notes.append(f"{shard}: {quantity(len(without), 'sample')} without an image, left out ({shown})")
     return samples
 
 
-def _members(shard: Path, skipped: list[str] | None) -> list[tuple[str, Member]]:
-    """Name and place of every file in the shard, from its headers alone."""
-    entries: list[tuple[str, Member]] = []
+def _members(shard: Path, notes: list[str], skip: bool) -> tuple[list[tuple[str, Member]], bool]:
+    """Name and place of every file in the shard, from its headers alone, and whether the shard is whole.
+
+    A hard link has the place of the file that it is a link to.
+    """
+    entries: dict[str, Member] = {}
+    listed: list[tuple[str, Member]] = []
+    rest = "is damaged or truncated"
     try:
         with tarfile.open(shard, "r:") as archive:
             for one in archive:
                 if one.isfile():
-                    entries.append((one.name, Member(one.offset_data, one.size)))
+                    entries[one.name] = Member(one.offset_data, one.size)
+                elif one.islnk() and one.linkname in entries:
+                    entries[one.name] = Member(*entries[one.linkname])
+                else:
+                    continue
+                listed.append((one.name, entries[one.name]))
             if _read(shard, Member(archive.offset, BLOCK)) == bytes(BLOCK):
-                return entries
+                if _is_empty_after(shard, archive.offset):
+                    return listed, True
+                rest = "continues beyond its end, as damaged or joined tar files do,"
     except (tarfile.TarError, OSError, EOFError) as error:
-        if not entries:
-            return _damaged([], f"{shard} is no plain tar file ({error}): unpack .tar.gz, or make it again", skipped)
+        if not listed:
+            message = f"{shard} is no plain tar file ({error}): unpack .tar.gz, or make it again"
+            return _damaged([], message, notes, skip), False
     end = shard.stat().st_size
-    whole = [(name, member) for name, member in entries if member.offset + member.size <= end]
-    last = f" after {whole[-1][0]}" if whole else ""
-    return _damaged(whole, f"{shard} is damaged or truncated{last}: make it again", skipped)
+    readable = [(name, member) for name, member in listed if member.offset + member.size <= end]
+    last = f" after {readable[-1][0]}" if readable else ""
+    return _damaged(readable, f"{shard} {rest}{last}: make it again", notes, skip), False
 
 
-def _damaged(whole: list[tuple[str, Member]], message: str, skipped: list[str] | None) -> list[tuple[str, Member]]:
+def _is_empty_after(shard: Path, offset: int) -> bool:
+    """Whether there are only zeros from there on."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        while chunk := file.read(CHUNK):
+            if chunk.strip(b"\0"):
+                return False
+    return True
+
+
+def _damaged(whole: list[tuple[str, Member]], message: str, notes: list[str], skip: bool) -> list[tuple[str, Member]]:
     """The members before the damage, if it is to be skipped.
 
     Raises:
         ValueError: else.
     """
-    if skipped is None:
+    if not skip:
         raise with_parameters(ValueError(f"{message}, or leave the rest out by skip_damaged"), "skip_damaged")
-    skipped.append(f"{message.partition(':')[0]}: the rest was left out ({len(whole)} files before it are used)")
+    notes.append(f"{message.partition(':')[0]}: the rest was left out ({len(whole)} files before it are used)")
     return whole
 
 
@@ -143,18 +179,28 @@ def _label(shard: Path, key: str, files: dict[str, Member]) -> str | int:
         raise ValueError(f"{shard}: {key} has no label: add {key}.cls, or {key}.json with `label`")
     text = _read(shard, member).decode("utf-8", "replace").strip()
     if "cls" not in files:
-        try:
-            values = json.loads(text)
-            text = str(values["label"] if "label" in values else values["cls"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise ValueError(f"{shard}: {key}.json contains neither `label` nor `cls`") from None
+        text = _label_in(text, f"{shard}: {key}.json")
     if not text:
         raise ValueError(f"{shard}: the label of {key} is empty")
     return int(text) if text.isdecimal() and text.isascii() else text
 
 
+def _label_in(text: str, where: str) -> str:
+    """The label in the content of a json file, as text."""
+    try:
+        values = json.loads(text)
+        label = values["label"] if "label" in values else values["cls"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{where} contains neither `label` nor `cls`") from None
+    if not isinstance(label, int | str):
+        raise ValueError(f"{where}: the label {json.dumps(label)} is neither a whole number nor a text: correct it")
+    return str(label).strip()
+
+
 def labels_of(root: Path, samples: Sequence[TarSample]) -> tuple[Int64[np.ndarray, "N"], tuple[str, ...]]:
     """The class index of every sample, and the names of the classes: the distinct labels, sorted.
+
+    Unicode spellings of one name (NFC and NFD) are one class.
 
     Raises:
         ValueError: if some labels are numbers and others names, with a sample of each; if there is no sample.
@@ -166,6 +212,7 @@ def labels_of(root: Path, samples: Sequence[TarSample]) -> tuple[Int64[np.ndarra
         first, other = kinds.values()
         raise ValueError(f"{other} has the label {other.label!r}, but {first} has {first.label!r}: store them alike")
     numbers = isinstance(samples[0].label, int)
-    distinct = sorted({sample.label for sample in samples}, key=lambda label: (label if numbers else 0, str(label)))
+    labels = one_spelling([sample.label for sample in samples])
+    distinct = sorted(set(labels), key=lambda label: (label if numbers else 0, str(label)))
     place = {label: index for index, label in enumerate(distinct)}
-    return np.array([place[sample.label] for sample in samples], dtype=np.int64), tuple(map(str, distinct))
+    return np.array([place[label] for label in labels], dtype=np.int64), tuple(map(str, distinct))

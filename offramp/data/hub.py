@@ -1,6 +1,6 @@
 """A data set of the Hugging Face Hub, hub:ID; needs the package `datasets` and network access."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from offramp.data.splits import RawDataSet, Request
 
 
 class Tables(NamedTuple):
-    """The splits of a data set by our names, each as one shard; the files that hold them, and the Arrow tables."""
+    """The splits of a data set by our names, each as one shard; the files, and the Arrow tables by name of shard."""
 
     parts: dict[str, list[Shard]]
     files: list[tuple[str, Path]]
-    arrow: list[Any]
+    arrow: dict[str, Any]
 
 
 def shards_of(identity: str, config: str | None = None) -> Tables:
@@ -44,14 +44,20 @@ def shards_of(identity: str, config: str | None = None) -> Tables:
 
 def parts_of(where: str, loaded: Mapping[str, Any]) -> Tables:
     """The same of a `datasets.DatasetDict`."""
-    tables = {SPLIT_WORDS[name]: loaded[name] for name in loaded if name in SPLIT_WORDS}
-    if "train" not in tables:
+    names: dict[str, str] = {}
+    for name in loaded:
+        if name in SPLIT_WORDS and names.setdefault(SPLIT_WORDS[name], name) != name:
+            raise ValueError(
+                f"{where} has the splits {names[SPLIT_WORDS[name]]} and {name}: only one of them can be used"
+            )
+    if "train" not in names:
         raise ValueError(f"{where} has the splits {', '.join(loaded)}: a train split is needed")
-    parts = {split: [shard_of(f"{where} {split}", table)] for split, table in tables.items()}
+    arrow = {f"{where} {split}": loaded[name] for split, name in names.items()}
+    parts = {split: [shard_of(f"{where} {split}", loaded[name])] for split, name in names.items()}
     if len(parts) == 1:
         parts = {"all": parts["train"]}
-    files = [Path(entry["filename"]) for table in tables.values() for entry in table.cache_files]
-    return Tables(parts, [(file.name, file) for file in files], [*tables.values()])
+    files = [Path(entry["filename"]) for table in arrow.values() for entry in table.cache_files]
+    return Tables(parts, [(file.name, file) for file in files], arrow)
 
 
 def shard_of(where: str, table: Any) -> Shard:
@@ -65,9 +71,9 @@ def shard_of(where: str, table: Any) -> Shard:
     return Shard(where, len(table), table.features.arrow_schema, batches)
 
 
-def images_of(tables: Sequence[Any], shards: list[Shard], column: str) -> ArrowImages:
+def images_of(tables: Mapping[str, Any], shards: list[Shard], column: str) -> ArrowImages:
     """The images of `datasets.Dataset`s, whose Arrow tables are mapped from disk and have no index of chosen rows."""
-    return ArrowImages([table.data.column(column) for table in tables], rows_of(shards))
+    return ArrowImages([tables[shard.where].data.column(column) for shard in shards if shard.rows], rows_of(shards))
 
 
 def build(

@@ -8,7 +8,7 @@ from offramp.data._checked import Check
 from offramp.data._decode import Interpolation, Resizing
 from offramp.data._packed import packed
 from offramp.data._shards import Columns, images, table
-from offramp.data._tables import Shard, open_shard, shards_by_split
+from offramp.data._tables import Shard, open_shard, shard_files, shards_by_split
 from offramp.data.encoded import Decoder, Encodings
 from offramp.data.splits import RawDataSet, Request
 from offramp.lookup import with_parameters
@@ -47,16 +47,12 @@ def build(
     if not request.path:
         raise ValueError("parquet needs a path: write parquet:PATH, a file or a folder of shards")
     root = located(request)
-    files = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if root.is_dir() else [root]
-    if not files:
-        raise FileNotFoundError(f"{root} contains no *.parquet files: name the folder of the shards")
-    split = shards_by_split(root, files)
+    split = shards_by_split(root, shard_files(root, ".parquet"))
     notes: list[str] = []
-    skipped = notes if request.skip_damaged else None
-    opened = {part: _opened(group, skipped) for part, group in split.items()}
-    parts = {part: [shard for _, shard in group] for part, group in opened.items() if group}
-    if not parts:
-        raise ValueError(f"{root}: no shard can be read")
+    opened = {part: _opened(group, notes, skip=request.skip_damaged) for part, group in split.items()}
+    parts = {part: [shard for _, shard in group] for part, group in opened.items()}
+    if not any(parts.values()):
+        raise ValueError(f"{root}: no shard has rows that could be read")
     base = root if root.is_dir() else root.parent
     listed = [(str(file.relative_to(base)), file) for group in opened.values() for file, _ in group]
     columns = Columns(image_column, label_column, Resizing(resize, crop, interpolation))
@@ -68,18 +64,23 @@ def build(
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 
-def _opened(files: Sequence[Path], skipped: list[str] | None) -> list[tuple[Path, Shard]]:
-    """Files as shards; `skipped` takes a line for each that is no whole Parquet file, None: that is an error."""
+def _opened(files: Sequence[Path], notes: list[str], *, skip: bool) -> list[tuple[Path, Shard]]:
+    """Files as shards; `notes` takes a line for each that has no rows or, with `skip`, is no whole Parquet file."""
     shards = []
     for file in files:
         try:
-            shards.append((file, open_shard(file, skip=skipped is not None)))
+            shard = open_shard(file, skip=skip)
         except ValueError as error:
-            if skipped is None:
+            if not skip:
                 raise with_parameters(
                     ValueError(f"{error}, or leave it out by skip_damaged"), "skip_damaged"
                 ) from error
-            skipped.append(f"{file} was left out, all of it: it is not a whole Parquet file")
+            notes.append(f"{file} was left out, all of it: it is not a whole Parquet file")
+            continue
+        if shard.rows:
+            shards.append((file, shard))
+        else:
+            notes.append(f"{file} is empty")
     return shards
 
 

@@ -3,7 +3,7 @@
 from offramp.data._checked import Check, checked, fit_of
 from offramp.data._decode import Interpolation, Resizing
 from offramp.data._photographs import check_decoder, photographs
-from offramp.data._tables import shards_by_split
+from offramp.data._tables import shard_files, shards_by_split
 from offramp.data._tar_index import TarImages, labels_of, samples_of
 from offramp.data.encoded import Decoder, EncodedSource
 from offramp.data.parquet import located
@@ -21,9 +21,9 @@ def build(
 ) -> RawDataSet:
     """Images and labels of tar shards; which split a shard belongs to, its name says (or its folder's).
 
-    A sample is the members of one name: an image (jpg, jpeg, png, webp) and its label (cls, or json with `label` or
-    `cls`). Shards are indexed once; then each image is read from its place, so that order, splits and resumed runs are
-    those of images in memory.
+    A sample is the members of one name: an image (jpg, png, …, as `folder` reads them) and its label (cls, or json with
+    `label` or `cls`). Shards are indexed once; then each image is read from its place, so that order, splits and
+    resumed runs are those of images in memory.
 
     Args:
         request: from `load`; `image_size` is the side of the square that images get.
@@ -42,13 +42,11 @@ def build(
     if not request.path:
         raise ValueError("tar needs a path: write tar:PATH, a file or a folder of shards")
     root = located(request)
-    files = sorted(path for path in root.rglob("*.tar") if path.is_file()) if root.is_dir() else [root]
-    if not files:
-        raise FileNotFoundError(f"{root} contains no *.tar files: name the folder of the shards")
+    files = shard_files(root, ".tar")
     notes: list[str] = []
-    skipped = notes if request.skip_damaged else None
     parts = {
-        split: [samples_of(file, skipped) for file in group] for split, group in shards_by_split(root, files).items()
+        split: [samples_of(file, notes, skip=request.skip_damaged) for file in group]
+        for split, group in shards_by_split(root, files).items()
     }
     samples = [sample for group in parts.values() for shard in group for sample in shard]
     labels, classes = labels_of(root, samples)

@@ -60,3 +60,21 @@ def test_streaming_gives_what_memory_gives(tables, monkeypatch):
     source = stream.splits["train"].source
     assert source.images.where(29) == "hub:x train, row 29" and source.images.where(30) == "hub:x test, row 0"
     assert len({*source.identities(np.arange(36))}) == 36
+
+
+def test_two_splits_of_one_meaning_are_refused_and_a_test_split_without_labels_is_not_used(tables, write, monkeypatch):
+    import datasets
+
+    loaded = {"train": tables["train"], "dev": tables["test"], "validation": tables["test"]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: loaded)
+    with pytest.raises(ValueError, match="hub:x has the splits dev and validation: only one of them can be used"):
+        load("hub:x")
+    images = [{"bytes": write.png(one), "path": None} for one in write.random_images(3, 24, 9)]
+    hidden = datasets.Dataset.from_dict({"img": images, "label": [-1] * 3}, features=tables["test"].features)
+    loaded = {"test": hidden, "train": tables["train"], "validation": tables["test"]}
+    data = load("hub:x", streaming=True, image_size=24, holdout=0.2)
+    assert len(data.splits["test"]) == 6 and "the test split has no labels" in data.notes[0]
+    source = data.splits["test"].source
+    assert source.images.where(int(data.splits["test"].ids[0])) == "hub:x val, row 0"
+    expected = write.png(write.random_images(6, 24, 3)[0])
+    assert source.images.read(int(data.splits["test"].ids[0])) == expected

@@ -298,3 +298,43 @@ def test_rows_that_cannot_be_read_are_named_and_left_out_on_request(tmp_path, wr
 def test_only_sources_of_many_files_skip():
     with pytest.raises(ValueError, match="skip_damaged is for folder:, parquet:, tar:, hub:, not for digits: leave it"):
         load("digits", skip_damaged=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_shards_decide_nothing(tmp_path, pictures, streaming):
+    """Whatever their types are; the size of the images was guessed from the first shard, though it had none."""
+    table(tmp_path / "train-1.parquet", pictures[:20], [0, 1] * 10)
+    table(tmp_path / "test.parquet", pictures[20:24], [0, 1] * 2)
+    pq.write_table(pa.table({"image": pa.nulls(0), "label": pa.nulls(0)}), tmp_path / "train-0.parquet")
+    data = load(f"parquet:{tmp_path}", streaming=streaming, holdout=0)
+    assert data.shape == (3, 32, 32) and len(data.splits["train"]) == 20
+    assert data.notes[0] == f"{tmp_path / 'train-0.parquet'} is empty"
+    for file in tmp_path.glob("t*-1.parquet"):
+        pq.write_table(pa.table({"image": pa.nulls(0), "label": pa.nulls(0)}), file)
+    assert_refused(tmp_path, "the split 'train' has no samples")
+    pq.write_table(pa.table({"image": pa.nulls(0), "label": pa.nulls(0)}), tmp_path / "test.parquet")
+    assert_refused(tmp_path, "no shard has rows that could be read")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_test_split_without_labels_is_not_used(tmp_path, pictures, streaming):
+    """As the Hub has ImageNet."""
+    for split, rows, labels in (("train", 20, [0, 1]), ("val", 8, [0, 1]), ("test", 4, [-1, -1])):
+        table(tmp_path / f"{split}.parquet", pictures[:rows], labels * (rows // 2))
+    data = load(f"parquet:{tmp_path}", streaming=streaming, holdout=0.2)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 16, "val": 2, "cal": 2, "test": 8}
+    assert data.notes[0].endswith("the test split has no labels (all are -1) and is not used; val is reported on")
+    table(tmp_path / "test.parquet", pictures[:4], [-1, 0, 1, 0])
+    assert_refused(tmp_path, "test.parquet, row 0: label -1 is out of range", streaming=streaming)
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_shard(tmp_path, write, pictures):
+    two(write, tmp_path, pictures)
+    (tmp_path / "train-2.parquet").symlink_to(tmp_path / "gone")
+    assert_refused(tmp_path, "train-2.parquet is a link that leads nowhere: restore the file, or remove the link")
+
+
+def test_a_split_whose_only_shard_is_damaged_is_not_cut_from_another(tmp_path, write, pictures):
+    two(write, tmp_path, pictures)
+    (tmp_path / "val.parquet").write_bytes(b"PAR1")
+    assert_refused(tmp_path, "the split 'val' has no samples", skip_damaged=True)

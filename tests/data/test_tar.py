@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -145,3 +146,102 @@ def test_what_is_damaged_is_left_out_on_request(shards: Path, tmp_path: Path) ->
     data = load(f"tar:{shards}", **options)
     assert data.notes[0].startswith(f"tar:{shards}: without 1 of 80 images, which cannot be decoded: {shard}: a/0031 (")
     assert 31 not in data.splits["train"].ids and len(data.splits["train"]) == 59
+
+
+def test_no_shard_of_a_folder_is_left_out_or_read_twice_in_silence(shards: Path, tmp_path: Path) -> None:
+    def train(holdout: float = 0) -> int:
+        return len(load(f"tar:{shards}", image_size=32, cache_dir=tmp_path / "cache", holdout=holdout).splits["train"])
+
+    def refused() -> str:
+        with pytest.raises(ValueError) as caught:
+            train()
+        return str(caught.value)
+
+    second = shards / "x-train-001.tar"
+    (shards / ".checkpoints").mkdir()
+    shutil.copy(second, shards / ".checkpoints/x-train-001.tar")
+    assert train() == 60, "hidden copies are not read"
+    (tmp_path / "elsewhere").mkdir()
+    second.rename(tmp_path / "elsewhere/one.TAR")
+    (shards / "train").symlink_to(tmp_path / "elsewhere")
+    assert train() == 60, "links to folders are followed, and endings may be upper-case"
+    (shards / "more-train").symlink_to(tmp_path / "elsewhere")
+    assert "train would be read twice, because of a link to it or in it: remove the link" in refused()
+    (shards / "more-train").unlink()
+    (shards / "train").unlink()
+    second.symlink_to(shards / "x-train-000.tar")
+    assert refused() == f"{shards / 'x-train-000.tar'} and {second} are one file: remove one of them"
+    second.unlink()
+    second.symlink_to(tmp_path / "nowhere.tar")
+    assert refused() == f"{second} is a link that leads nowhere: restore the file, or remove the link"
+    second.unlink()
+    packed = shards / "x-train-001.tar.gz"
+    packed.write_bytes(b"")
+    assert refused() == f"{packed} is compressed, so that no image can be read by itself: unpack or move it"
+    packed.unlink()
+    (shards / "x-train-000.tar").rename(shards / "x-train-00000-of-00002.tar")
+    assert refused() == f"{shards / 'x-train-00001-of-00002.tar'} is missing, one of 2 shards: download it again"
+
+
+def test_no_sample_of_a_shard_is_left_out_in_silence(shards: Path, tmp_path: Path) -> None:
+    options = {"image_size": 32, "cache_dir": tmp_path / "cache", "holdout": 0}
+    shard = shards / "x-train-001.tar"
+    whole = shard.read_bytes()
+    joined = whole + (shards / "x-train-000.tar").read_bytes()
+    with tarfile.open(shard) as archive:
+        hole = archive.getmembers()[45].offset
+    for content in (joined, whole[:hole] + bytes(512) + whole[hole + 512 :]):
+        shard.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=f"{shard} continues beyond its end, as damaged or joined tar files do, aft"
+        ):
+            load(f"tar:{shards}", **options)
+    with tarfile.open(shard, "w") as archive:
+        add(archive, "1.bmp", jpeg(1))
+        link = tarfile.TarInfo("2.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "1.bmp"
+        archive.addfile(link)
+        add(archive, "3.heic", jpeg(3))
+        for number in (1, 2, 3):
+            add(archive, f"{number}.cls", b"1")
+    data = load(f"tar:{shards}", **options)
+    assert len(data.splits["train"]) == 32 and data.notes[0] == f"{shard}: 1 sample without an image, left out (3)"
+    images = data.splits["train"].source.batch(np.array([30, 31]))
+    assert np.array_equal(images[0], images[1])
+
+
+def test_a_shard_without_files_is_noted(shards: Path, tmp_path: Path) -> None:
+    options = {"image_size": 32, "cache_dir": tmp_path / "cache", "holdout": 0}
+    tarfile.open(shards / "x-train-002.tar", "w").close()
+    data = load(f"tar:{shards}", **options)
+    assert len(data.splits["train"]) == 60 and data.notes == (f"{shards / 'x-train-002.tar'} is empty",)
+    with tarfile.open(shards / "x-train-002.tar", "w") as archive:
+        add(archive, "a.txt", b"no image")
+    with pytest.raises(ValueError, match=r"x-train-002.tar contains no images \(bmp, gif, jpeg, jpg, "):
+        load(f"tar:{shards}", **options)
+
+
+@pytest.mark.parametrize("label", ["null", "1.0", "[1]", '{"a": 1}'])
+def test_labels_that_are_none_are_named(shards: Path, tmp_path: Path, label: str) -> None:
+    shard = shards / "x-train-001.tar"
+    with tarfile.open(shard, "w") as archive:
+        add(archive, "1.jpg", jpeg(1))
+        add(archive, "1.json", b'{"label": %s}' % label.encode())
+    with pytest.raises(ValueError, match=r"1\.json: the label .* is neither a whole number nor a text: correct it"):
+        load(f"tar:{shards}", image_size=32, cache_dir=tmp_path / "cache")
+
+
+def test_two_spellings_of_a_name_are_one_class(tmp_path: Path) -> None:
+    """The names look the same, in Unicode's composed form (NFC) and decomposed (NFD)."""
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        for number in range(60):
+            add(archive, f"{number}.jpg", jpeg(number))
+            add(archive, f"{number}.cls", ("dog", "caf\u00e9", "cafe\u0301")[number % 3].encode())
+    data = load(f"tar:{tmp_path / 'one.tar'}", image_size=32, cache_dir=tmp_path / "cache")
+    assert data.classes == ("caf\u00e9", "dog")
+
+
+def test_shards_of_train_alone_are_divided(tmp_path: Path) -> None:
+    write(tmp_path / "train.tar", range(60))
+    data = load(f"tar:{tmp_path / 'train.tar'}", image_size=32, cache_dir=tmp_path / "cache")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 48, "val": 3, "cal": 3, "test": 6}
