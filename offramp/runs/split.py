@@ -46,10 +46,20 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
     if not begun:
         split_record.save(split_record.record_of(data, origin.start, origin.before), folder / SPLIT)
         return ()
-    record = read(folder)
-    if record is None:
+    if read(folder) is None:
         return (f"{folder} has no record of its split ({SPLIT}): whether its data have changed cannot be checked",)
-    difference = split_record.changed(data, record, str(folder))
+    check(folder, data)
+    return ()
+
+
+def check(folder: Path, data: "DataSet") -> None:
+    """Refuse data that have changed since the run in the folder was begun, if it has a record of its split.
+
+    Raises:
+        ValueError: with what changed.
+    """
+    record = read(folder)
+    difference = "" if record is None else split_record.changed(data, record, str(folder))
     if difference:
         raise with_parameters(
             ValueError(
@@ -57,7 +67,6 @@ def begin(folder: Path, data: "DataSet", origin: Origin, begun: bool) -> tuple[s
             ),
             "out",
         )
-    return ()
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

@@ -107,7 +107,7 @@ def _train(
     from offramp.measure.multi_net import training_cost
     from offramp.measure.provenance import provenance
     from offramp.runs import split
-    from offramp.train import device, run_dir
+    from offramp.train import agreement, device, run_dir
     from offramp.train.fastest import fastest
     from offramp.train.loop import Loop
     from offramp.train.lost import naming_lost_processes
@@ -137,16 +137,31 @@ def _train(
             return result
         if writes:
             notes += split.begin(folder, data, first, run_dir.begun(folder))
+        else:  # refuse what the first process refuses, instead of waiting for it
+            _check_begun(config, folder, data, resume, bool(before))
         with naming_lost_processes(fabric, recipe.devices):
             device.launch(fabric)
             if resume:
-                device.check_shared(fabric, folder)
+                agreement.check_shared(fabric, folder)
+            agreement.check_alike(fabric, flat(config), data)
             reporter = reporter if fabric.is_global_zero else SILENT
             _introduce(reporter, config, net, data, notes)
             cost = training_cost(net, data.shape) if fabric.is_global_zero else {}  # before the network is divided
             loop = Loop(fabric, folder, recipe, net, method, data, reporter)
             _run(loop, resume, reporter)
         return _conclude(loop, config, reporter, cost, origin)
+
+
+def _check_begun(config: ResolvedConfig, folder: Path, data: "DataSet", resume: bool, extend: bool) -> None:
+    """Refuse a folder as the first process does, which may just be writing the device into its configuration."""
+    from offramp.runs import split
+    from offramp.train import run_dir
+
+    if run_dir.begun(folder):
+        stored = run_dir.read_config(folder)
+        values = flat(config) | {key: stored[key] for key in ("device", "precision") if key in stored}
+        run_dir.check_folder(folder, values, resume, extend=extend)
+        split.check(folder, data)
 
 
 def _build(completed: Completed) -> tuple["Method", "nn.Module", "DataSet", "Origin", tuple[str, ...]]:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import warnings
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -106,23 +105,6 @@ def of_all_nodes(recipe: R, nodes: int) -> R:
             "devices",
         )
     return dataclasses.replace(recipe, devices=recipe.devices * nodes)
-
-
-def check_shared(fabric: Fabric, folder: Path) -> None:
-    """Refuse to resume if a process does not see the checkpoints that the first one sees.
-
-    Raises:
-        ValueError: in every process.
-    """
-    here = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-    same = torch.tensor(float(fabric.broadcast(here) == here), device=fabric.device)
-    if float(fabric.all_reduce(same, reduce_op="mean")) < 1:  # type: ignore[arg-type]
-        raise with_parameters(
-            ValueError(
-                f"not all processes see the checkpoints in {folder}: choose an out that all machines share, or copy it"
-            ),
-            "out",
-        )
 
 
 def set_up(recipe: Recipe, freezes: bool = False, nodes: int = 1) -> Fabric:

@@ -170,6 +170,48 @@ def test_a_machine_is_lost_the_other_one_says_so_in_one_line_and_both_continue(t
     assert [record["step"] for record in log.read(run / "metrics.jsonl", "step")] == list(range(164))
 
 
+FEWER_DIGITS = """
+import dataclasses, os
+from offramp.data import digits
+def build(request):
+    data = digits.build(dataclasses.replace(request, path=""))
+    rows = data.parts["train"]
+    return dataclasses.replace(data, parts={**data.parts, "train": rows[40 * int(os.environ["NODE_RANK"]) :]})
+"""
+
+
+def test_machines_that_were_started_differently_refuse_and_none_waits_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another learning rate, they trained weights that differed; with other images, they waited for each other."""
+    (tmp_path / "fewer_digits.py").write_text(FEWER_DIGITS)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["train", *NET, "--method", "joint", "--precision", "32", "--device", "cpu", "--batch-size", "64"]
+    words += ["--epochs", "1", "--out", tmp_path / "run"]
+    logs = [tmp_path / "said0", tmp_path / "said1"]
+
+    def started(data: str, *different: list[str]) -> list[int]:
+        port = forked.free_port()
+        for said in logs:
+            said.unlink(missing_ok=True)
+        both = [machine(rank, [*words, "--data", data, *more], logs[rank], port) for rank, more in enumerate(different)]
+        return [each.wait(100) for each in both]
+
+    def refused(says: str) -> bool:
+        last = [said.read_text().splitlines()[-1] for said in logs]
+        return all(says in line for line in last)
+
+    assert started("digits", ["--lr", "0.1"], ["--lr", "0.05"]) == [1, 1]
+    assert refused(
+        "offramp: process 1 has --lr 0.05, but process 0 has 0.1: start the same command, with the same data,"
+    )
+    assert started("python:fewer_digits", [], []) == [1, 1]
+    assert refused("process 1 has the splits train 1,258, val 70, cal 70, test 359 (")
+    assert started("digits", [], []) == [0, 0]
+    assert started("digits", ["--lr", "0.05"], ["--lr", "0.05"]) == [1, 1]
+    assert refused("contains a run with another configuration: lr is 0.1 there, not 0.05")
+
+
 @pytest.fixture
 def hosts() -> Iterator[list[list[str]]]:
     """Two network namespaces that a cable joins; how to run a command in each."""
