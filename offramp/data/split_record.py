@@ -63,6 +63,7 @@ class SplitRecord:
         start: Where the first weights came from.
         before: By kind, the keys of images that those weights had been trained on already.
         damaged: How many images were left out because they are damaged (`skip_damaged`); they are in `unused`.
+        labels: See `labels_digest`; empty in records of versions without it.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class SplitRecord:
     start: Start = "new"
     before: dict[str, Keys] = field(default_factory=dict)
     damaged: int = 0
+    labels: str = ""
 
     def trained(self, kind: str) -> Keys | None:
         """The keys of all images that the weights have been trained on; None if they are not known by this kind."""
@@ -131,14 +133,20 @@ def record_of(data: DataSet, start: Start = "new", before: dict[str, Keys] | Non
     rows = {name: split.indices for name, split in data.splits.items()}
     rows[UNUSED] = np.setdiff1d(np.arange(len(source), dtype=np.int64), used)
     by_split = {name: keys(source, part, kind) for name, part in rows.items()}
-    return SplitRecord(kind, by_split, start, before or {}, data.damaged)
+    return SplitRecord(kind, by_split, start, before or {}, data.damaged, labels_digest(data))
+
+
+def labels_digest(data: DataSet) -> str:
+    """The digest of the labels of all splits, in order, and of the classes' names, in one Unicode form."""
+    classes = [unicodedata.normalize("NFC", name) for name in data.classes]
+    return digests.of_arrays([(name, split.labels) for name, split in sorted(data.splits.items())], *classes)
 
 
 def save(record: SplitRecord, path: Path) -> None:
     """Write a record, whole or not at all, with the digest of its content."""
     arrays = {f"split:{name}": part for name, part in record.splits.items()}
     arrays |= {f"before:{kind}": part for kind, part in record.before.items()}
-    text = json.dumps({"kind": record.kind, "start": record.start, "damaged": record.damaged})
+    text = json.dumps({"kind": record.kind, "start": record.start, "damaged": record.damaged, "labels": record.labels})
     digest = digests.of_arrays(sorted(arrays.items()), text)
     with write_errors(path), replacing(path) as draft, usual_permissions(draft):
         save_file(arrays, draft, {"format": FORMAT, "about": text, "blake2b": digest})
@@ -162,7 +170,8 @@ def load(path: Path) -> SplitRecord | None:
             raise ValueError("it was changed since it was written")
         splits = {name.removeprefix("split:"): part for name, part in arrays.items() if name.startswith("split:")}
         before = {name.removeprefix("before:"): part for name, part in arrays.items() if name.startswith("before:")}
-        return SplitRecord(about["kind"], splits, about["start"], before, about.get("damaged", 0))
+        known = about.get("damaged", 0), about.get("labels", "")
+        return SplitRecord(about["kind"], splits, about["start"], before, *known)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
@@ -260,7 +269,7 @@ def _changes(
 def changed(data: DataSet, record: SplitRecord, owner: str) -> str:
     """What differs between the data and the record, for a run to continue; empty if they are the same."""
     if same(data, record, (*SPLITS,)):
-        return ""
+        return "" if record.labels in ("", labels_digest(data)) else "its images have other labels"
     source = data.splits["train"].source
     if record.kind not in kinds(source):
         return f"its images were identified by {record.kind}, these are {' or '.join(kinds(source))}"

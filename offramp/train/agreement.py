@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from offramp import digests
+from offramp.data.split_record import labels_digest
 from offramp.lookup import with_parameters
 from offramp.text import as_typed
 
@@ -50,13 +51,9 @@ def check_alike(fabric: "Fabric", config: Mapping[str, Any], data: "DataSet") ->
 
 def _described(data: "DataSet") -> str:
     """The sizes of the splits, and a digest of ids, labels and classes."""
-    arrays = [(f"{name} {what}", rows) for name, split in data.splits.items() for what, rows in _arrays(split)]
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    return f"{sizes} ({digests.of_arrays(arrays, *data.classes)[:8]})"
-
-
-def _arrays(split: Any) -> tuple[tuple[str, Any], ...]:
-    return ("ids", split.ids), ("labels", split.labels)
+    ids = [(name, split.ids) for name, split in data.splits.items()]
+    return f"{sizes} ({digests.of_arrays(ids, labels_digest(data))[:8]})"
 
 
 def check_shared(fabric: "Fabric", folder: Path) -> None:

@@ -130,6 +130,23 @@ def test_images_told_apart_in_another_way_are_refused() -> None:
     assert records.changed(data, record, "runs/a") == "its images were identified by files, these are pixels 1x8x8"
 
 
+@pytest.mark.parametrize("change", ["labels", "names"])
+def test_other_labels_of_the_same_images_are_a_change(change: str) -> None:
+    """A resumed run went on with the labels of tar shards that had been made again."""
+    data = load("digits")
+    record = records.record_of(data)
+    source = data.splits["train"].source
+    labels = source.labels.copy()
+    if change == "labels":
+        labels[data.splits["train"].ids[0]] ^= 1
+    classes = data.classes if change == "labels" else (*data.classes[:9], "nine")
+    other = dataclasses.replace(source, labels=labels)
+    splits = {name: dataclasses.replace(split, source=other) for name, split in data.splits.items()}
+    relabelled = dataclasses.replace(data, splits=splits, classes=classes)
+    assert records.changed(relabelled, record, "runs/a") == "its images have other labels"
+    assert records.changed(relabelled, dataclasses.replace(record, labels=""), "runs/a") == "", "an earlier version's"
+
+
 def test_the_digest_of_a_split_is_that_of_its_images_and_labels(tmp_path: Path) -> None:
     root = undivided(tmp_path / "p", 10)
     for streaming in (False, True):
