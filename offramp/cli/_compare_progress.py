@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from offramp.cli._console import stderr, working
 from offramp.engine.local import Job
+from offramp.measure.text_table import prose
 from offramp.text import quantity
 from offramp.train.run_dir import METRICS
 
@@ -68,11 +69,10 @@ class CompareProgress:
         """Print a line with the result of the run."""
         self.ended_runs += 1
         seconds = time.monotonic() - self.began[job.name]
-        _, exits = last_epoch(job.folder)
-        text = (
-            f"failed: {job.failure}" if job.failure else f"done in {seconds:.0f} s" + (f", val % {exits}" * bool(exits))
-        )
-        self.note(f"{job.name}: {text}")
+        epoch, exits = last_epoch(job.folder)
+        end = f"stopped after {quantity(epoch, 'epoch')}" if job.stopped else f"done in {seconds:.0f} s"
+        text = f"failed: {job.failure}" if job.failure else end + f", val % {exits}" * bool(exits)
+        self.note(prose(f"{job.name}: {text}"))
         if self.live:
             self.bar.update(self.tasks[job.name], completed=self.epochs, visible=False)
             self._move()

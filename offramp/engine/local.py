@@ -36,6 +36,7 @@ class Job:
         needs_gpu: for engines that place jobs on machines.
         preload: modules that take long to import; they are imported once for all jobs.
         failure: None unless a command failed, then one sentence.
+        stopped: whether the engine ended it early, because others were better.
         gpu: the only GPU that its process sees; None: those that are there.
     """
 
@@ -50,6 +51,7 @@ class Job:
     preload: tuple[str, ...] = ()
     process: Forked | None = None
     failure: str | None = None
+    stopped: bool = False
     interrupts: int = field(default=0)
     gpu: str | None = None
 

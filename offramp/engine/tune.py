@@ -56,12 +56,24 @@ class Search:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a trial went: the name of its point, the epochs that it reported, why it failed, whether it ended."""
+    """How a trial went.
+
+    Attributes:
+        point: its name.
+        failure: why it failed, if it did.
+        complete: whether its run was trained to the end and evaluated.
+        ended: whether Tune is done with it.
+    """
 
     point: str
-    epochs: int
     failure: str | None
+    complete: bool
     ended: bool
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the scheduler ended it early."""
+        return self.ended and self.failure is None and not self.complete
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ def run(
     needs_gpu = any(job.needs_gpu for job in jobs.values())
     resources = {"cpu": cluster.share(at_once), "gpu": cluster.gpu_share(at_once) if needs_gpu else 0}
     continues = any((folder / FOLDER).glob("experiment_state-*.json"))
-    watching = _Watching(jobs, watcher, search.epochs, cluster.receiver, _ended(folder) if continues else set())
+    watching = _Watching(jobs, watcher, cluster.receiver, _ended(folder) if continues else set())
     analysis = tune.run(
         tune.with_resources(tune.with_parameters(_train, work=work), resources),
         name=FOLDER,
@@ -158,8 +170,10 @@ def _train(values: dict[str, Any], work: _Work) -> None:
         epochs = _Epochs(folder / "metrics.jsonl", partial(work.score, name), work.epochs)
         if job.commands and not run_job(epochs):
             raise RuntimeError("it was stopped on its node; the same command continues")
-        epochs.report(whole=True)
-    if job.failure or not epochs.reported:
+        epochs.report(whole=job.failure is None)
+    if epochs.reported and not job.failure:
+        epochs.complete()
+    else:
         failure = job.failure or f"{job.folder} has no record of an epoch"
         tune.report({"epoch": epochs.reported, "score": WORST, "failure": failure})
 
@@ -185,6 +199,7 @@ class _Epochs(Unwatched):
     def __init__(self, path: Path, score: Callable[[dict[str, Any]], float], epochs: int) -> None:
         self.path, self.score, self.epochs = path, score, epochs
         self.reported = self.place = 0
+        self.last = WORST
 
     def running(self, job: Job) -> None:
         """Report what is new."""
@@ -194,7 +209,7 @@ class _Epochs(Unwatched):
         """Report epochs of which nothing was reported yet.
 
         Args:
-            whole: the last one, too.
+            whole: the last one, too: the run has ended well.
         """
         if not self.path.is_file():
             return
@@ -207,15 +222,20 @@ class _Epochs(Unwatched):
                     return
                 self.place += len(line)
                 if record is not None and record["epoch"] >= self.reported:
-                    self.reported = record["epoch"] + 1
-                    tune.report({"epoch": self.reported, "score": self.score(record)})
+                    self.reported, self.last = record["epoch"] + 1, self.score(record)
+                    tune.report({"epoch": self.reported, "score": self.last, "complete": last})
+
+    def complete(self) -> None:
+        """Report that the run has ended, if that was before the last epoch, as `patience` lets it end."""
+        if self.reported < self.epochs:
+            tune.report({"epoch": self.reported, "score": self.last, "complete": True})
 
 
 class _Watching(tune.Callback):  # type: ignore[misc]
     """Reports the progress of trials to a watcher; Tune accepts subclasses of its own class only."""
 
-    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, epochs: int, receiver: Any, ended: set[str]) -> None:
-        self.jobs, self.watcher, self.epochs, self.receiver = jobs, watcher, epochs, receiver
+    def __init__(self, jobs: Mapping[str, Job], watcher: Watcher, receiver: Any, ended: set[str]) -> None:
+        self.jobs, self.watcher, self.receiver = jobs, watcher, receiver
         self.running: dict[str, Job] = {}
         self.ended = ended
 
@@ -259,20 +279,16 @@ class _Watching(tune.Callback):  # type: ignore[misc]
         if job is None:
             return
         ended = _trial(trial, ended=True)
-        job.failure = ended.failure
-        if ended.failure is None and ended.epochs == self.epochs:
+        job.failure, job.stopped = ended.failure, ended.stopped
+        if ended.failure is None and ended.complete:
             job.done()
-        if ended.failure is None and ended.epochs < self.epochs:
-            self.watcher.note(
-                f"{job.name}: stopped after {ended.epochs} of {self.epochs} epochs, it was worse than others"
-            )
         self.watcher.ended(job)
 
 
 def _trial(trial: Any, ended: bool) -> Trial:
     result = trial.last_result or {}
     failure = result.get("failure") or (_reason(trial) if trial.status == "ERROR" else None)
-    return Trial(name_of(trial.config), int(result.get("epoch", 0)), failure, ended)
+    return Trial(name_of(trial.config), failure, bool(result.get("complete")), ended)
 
 
 def _reason(trial: Any) -> str:

@@ -230,7 +230,7 @@ def _trial(entry: Entry, trial: "Trial", score: RunScore) -> SweepTrial:
         run=str(entry.folder),
         options=dict(pair.split("=", 1) for pair in _pairs(entry.point)),
         epochs=len(records),
-        stopped=trial.failure is None and trial.epochs < entry.config.epochs,
+        stopped=trial.stopped,
         val_accuracy=last["val_accuracy"] if last else None,
         score=score(entry.point, last) if last else None,
         failure=trial.failure,

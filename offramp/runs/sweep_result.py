@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.measure.text_table import text_table
+from offramp.measure.text_table import WIDTH, prose, text_table
 
 METRICS = {
     "accuracy": "mean accuracy of the exits",
@@ -54,12 +54,20 @@ class SweepResult:
     device: str
 
     def __str__(self) -> str:
+        head = ["options", "epochs", "exits %", f"{self.metric} %", "state"]
         rows = [[_options(one.options), str(one.epochs), *_scores(one), _state(one)] for one in self.trials]
         title = f"{METRICS[self.metric]}, on val, on {self.device}"
-        return text_table(title, ["options", "epochs", "exits %", f"{self.metric} %", "state"], rows) + self._best()
+        table = text_table(title, head, rows)
+        if max(map(len, table.splitlines())) > WIDTH:  # the accuracy of every exit is in the JSON as well
+            short, *others = [[*line[:2], *line[3:]] for line in (head, *rows)]
+            table = text_table(title, short, others)
+        return "\n\n".join([table, *self._remarks()])
 
-    def _best(self) -> str:
-        return f"\n\nbest: {_options(self.best.options)}, in {self.best.run}" if self.best else ""
+    def _remarks(self) -> list[str]:
+        """Why runs failed, and the best run."""
+        failed = [prose(f"{_options(one.options)} failed: {one.failure}") for one in self.trials if one.failure]
+        best = [prose(f"best: {_options(self.best.options)}, in {self.best.run}")] if self.best else []
+        return [*failed, *best]
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))  # what a notebook shows
@@ -75,4 +83,4 @@ def _scores(trial: SweepTrial) -> list[str]:
 
 
 def _state(trial: SweepTrial) -> str:
-    return f"failed: {trial.failure}" if trial.failure else "stopped" if trial.stopped else "done"
+    return "failed" if trial.failure else "stopped" if trial.stopped else "done"

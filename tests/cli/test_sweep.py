@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from offramp.cli._compare_progress import CompareProgress
+from offramp.engine.local import Job
 from offramp.runs.sweep_result import SweepResult, SweepTrial
 from offramp.runs.sweep_score import RunScore, frontier_area
 
@@ -71,4 +73,30 @@ def test_the_table_shows_how_each_ended() -> None:
     text = str(SweepResult("accuracy", one, [one, other, failed], "out/results.jsonl", "cpu"))
     rows = [line.split() for line in text.splitlines()]
     assert ["lr=0.1", "3", "50.0", "75.0", "62.50", "done"] in rows and "best: lr=0.1, in out/a" in text
-    assert ["lr=0.2", "1", "25.0", "25.0", "25.00", "stopped"] in rows and "failed: it diverged" in text
+    assert ["lr=0.2", "1", "25.0", "25.0", "25.00", "stopped"] in rows and "lr=9 failed: it diverged" in text
+
+
+def test_the_table_fits_a_terminal() -> None:
+    """Reasons of failures are below it, and it leaves out the accuracy of every exit if there are many."""
+    options = {"lr": "0.1", "weight-decay": "1e-4"}
+    reason = "the loss term 'ce' is nan at step 1 (epoch 1); there is no checkpoint yet. A lower lr or clip=1 may help"
+    failed = SweepTrial("out/b", options, 0, False, None, None, reason)
+    for exits in (3, 9):
+        done = SweepTrial("out/a", options, 3, False, [0.5] * exits, 0.5, None)
+        text = str(SweepResult("accuracy", done, [done, failed], "out/results.jsonl", "cpu"))
+        assert max(map(len, text.splitlines())) <= 80 and ("exits %" in text) == (exits == 3)
+        assert "failed: the loss term 'ce' is nan" in text and "50.00" in text
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_end_of_a_run_is_one_line(tmp_path: Path, stopped: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that the scheduler stopped was said to be done as well."""
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1, "val_accuracy": [0.5, 0.75]}\n')
+    job = Job("lr=1", "", [], tmp_path, tmp_path / "log", tmp_path / "answer", lambda: None, stopped=stopped)
+    progress = CompareProgress(show=True)
+    progress.begin(1, 0, 9)
+    progress.started(job)
+    capsys.readouterr()
+    progress.ended(job)
+    end = "stopped after 2 epochs" if stopped else "done in 0 s"
+    assert capsys.readouterr().err == f"lr=1: {end}, val % 50.0 75.0\n"

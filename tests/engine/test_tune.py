@@ -49,6 +49,22 @@ def test_stopped_and_continued_every_training_that_ends_is_in_the_ledger_once(
     assert json.loads((tmp_path / "again").read_text())["trials"] == result["trials"], "a sweep that ended stays so"
 
 
+def test_a_run_that_ends_by_patience_was_trained_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for one that the scheduler had stopped: it was in no ledger, and never the best."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    out, said = tmp_path / "out", tmp_path / "said"
+    words = ["sweep", "--width", "4", "--data", "digits", "--epochs", "20", "--batch-size", "64", "--precision", "32"]
+    words += ["--method", "joint", "--device", "cpu", "--patience", "1", "--grid", "lr=1e-6", "--out", str(out)]
+    for time_ in ("first", "second"):  # the second time, everything is done
+        process = forked.start(*words, "--json", out=tmp_path / time_, err=said)
+        assert process.wait(400) == 0, said.read_text()
+        result = json.loads((tmp_path / time_).read_text())
+        assert result["best"] == result["trials"][0]
+        assert result["best"]["epochs"] < 20 and not result["best"]["stopped"]
+        assert len((out / "results.jsonl").read_text().splitlines()) == 1
+
+
 def test_optuna_and_a_lost_node_whose_trial_resumes_on_another(cluster: Any, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     node = cluster.add_node(num_cpus=1)
