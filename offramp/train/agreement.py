@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from offramp.data.splits import DataSet
 
-LOCAL = {"data", "data-dir", "tensorboard"}
-"""Options that may differ between machines: paths, and what the first process alone does."""
+LOCAL = {"data", "data-dir", "tensorboard", "threads"}
+"""Options that may differ between machines: paths, threads, and what the first process alone does."""
 
 SPLITS = "the splits"
 """What the processes say of their data, beside the options."""
