@@ -75,15 +75,16 @@ def fastest(
     halved = _halved(torch.get_num_threads()) if recipe.threads is None else []
     trials = sum(len(values) for values in (names, formats, (None, *halved[:1])) if len(values) > 1)
     steps = recipe.epochs * max(1, samples // recipe.batch_size)
-    if recipe.device != "cpu" or recipe.devices > 1 or steps * SHARE < ROUNDS * max(1, trials):
+    if recipe.device != "cpu" or recipe.devices > 1 or not trials or steps * SHARE < ROUNDS * trials:
         return usual, ""
+    end = time.perf_counter() + SECONDS
     with torch.random.fork_rng(devices=()):
         measured = _Measured(net, recipe, shape, classes, usual, trials)
         best = measured.best(usual, "precision", names)
         best = measured.best(best, "memory_format", formats)
         for threads in halved:
             before, best = best, measured.best(best, "threads", (threads,))
-            if best == before:
+            if best == before or time.perf_counter() > end:
                 break
     return best, measured.note(best)
 

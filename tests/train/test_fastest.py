@@ -67,6 +67,7 @@ def test_a_processor_without_bf16_has_one_precision(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     settings, note = choose(network(), epochs=500)
     assert settings.precision == "32" and "bf16" not in note and "contiguous " in note
+    assert choose(network(), epochs=500, memory_format="contiguous", threads=1) == (Settings("32", "contiguous", 1), "")
 
 
 def test_what_the_user_set_is_left(able: None) -> None:
