@@ -120,7 +120,8 @@ class Steps:
                 raise
             self.choice.refuse(str(reason))
             self.context.optimizer.zero_grad(set_to_none=True)  # of the capture
-        return self(phase, batch, progress)  # not above, where the error holds what the capture computed in memory
+        gc.collect()  # the error, which is gone here, and what the capture computed may hold each other
+        return self(phase, batch, progress)
 
     def _read(self, phase: Phase, progress: float) -> Progress:
         """Progress as a compiled objective reads it: a tensor, because it is compiled again for every other number."""
