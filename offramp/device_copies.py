@@ -1,7 +1,7 @@
 """Copies between the host and a device that do not make the host wait longer than it must."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -27,6 +27,28 @@ def to_host(tree: Tree) -> Tree:
         torch.cuda.synchronize(device)
     copied: Tree = tree_unflatten(copies, structure)
     return copied
+
+
+def begin_to_host(tree: Tree) -> Callable[[], Tree]:
+    """Begins to copy all tensors of nested dicts, lists and tuples to the CPU, detached.
+
+    Returns:
+        What waits until they have arrived, and returns them.
+    """
+    leaves, structure = tree_flatten(tree)
+    copies = [_begun(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    event: torch.cuda.Event | None = None
+    if any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in leaves):
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+
+    def arrived() -> Tree:
+        if event is not None:
+            event.synchronize()
+        copied: Tree = tree_unflatten(copies, structure)
+        return copied
+
+    return arrived
 
 
 def on_host(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:

@@ -204,7 +204,7 @@ class Loop:
         self.record.add(position.epoch, self.step_number, lr, terms, logged)
         position.step += 1
         if self.record.full:
-            self._write_pending()
+            self._write_pending(more=True)
 
     def _method_batch(self, batch: Batch) -> Batch:
         """A batch of `read` as the method gets it: augmented, with the labels to learn from."""
@@ -223,8 +223,8 @@ class Loop:
             torch.cuda.synchronize(self.fabric.device)
         return time.perf_counter()
 
-    def _write_pending(self) -> None:
-        self.record.write_pending(self.position.epoch, self.position.step)
+    def _write_pending(self, *, more: bool = False) -> None:
+        self.record.write_pending(self.position.epoch, self.position.step, more=more)
 
     def _finish_epoch(self) -> None:
         """Evaluate and record the epoch; keep its weights if they are the best or the last."""

@@ -2,18 +2,25 @@
 
 import math
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from offramp.device_copies import begin_to_host
 from offramp.train import sharding
 from offramp.train.log import Metrics
 from offramp.train.reporter import Diverged, Reporter
 
 CHECK_EVERY = 20
-"""Steps between reads of the losses' values (each read waits for the device)."""
+"""Steps between reads of the losses' values."""
+Step = tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]
+"""Epoch, number, learning rate, weighted terms, and values that the method learned."""
+Fetched = tuple[Tensor, list[dict[str, Tensor]]]
+"""The terms of steps one after the other, and what each logs."""
 
 
 class Record:
@@ -29,7 +36,8 @@ class Record:
     def __init__(self, fabric: Any, folder: Path, reporter: Reporter) -> None:
         self.fabric, self.folder, self.reporter = fabric, folder, reporter
         self.metrics: Metrics | None = None
-        self.pending: list[tuple[int, int, float, dict[str, Tensor], dict[str, Tensor]]] = []
+        self.pending: list[Step] = []
+        self.arriving: deque[tuple[list[Step], Callable[[], Fetched]]] = deque()
         self.sums: dict[str, float] = {}
         self.stop = threading.Event()
         self.stopping = False
@@ -43,7 +51,7 @@ class Record:
         """Keep the weighted terms of a step and the values that the method learned, still on the device."""
         self.pending.append((epoch, step, lr, terms, logged))
 
-    def write_pending(self, epoch: int, step: int) -> None:
+    def write_pending(self, epoch: int, step: int, *, more: bool = False) -> None:
         """Fetch pending losses, stop if one is not finite, and record them.
 
         Several processes use the means over all of them, so that all stop at the same step: a process that stopped
@@ -51,23 +59,34 @@ class Record:
 
         Args:
             epoch, step: current position, for the reporter.
+            more: steps follow. A GPU gets them at once: what is recorded now are the losses of the call before.
         Raises:
             Diverged: naming step and term.
         """
-        fetched = iter(self._fetch())
-        loss, values = 0.0, dict[str, float]()
-        for at_epoch, at_step, lr, terms, logged in self.pending:
-            values = dict(zip(terms, fetched, strict=False))
+        if self.pending:
+            self.arriving.append((self.pending, self._fetch()))
+        self.pending = []
+        later = more and self.fabric.device.type == "cuda" and self.fabric.world_size == 1
+        while len(self.arriving) > later:
+            steps, arrived = self.arriving.popleft()
+            self._write(steps, *arrived(), epoch, step)
+
+    def _write(self, steps: list[Step], losses: Tensor, logged: list[dict[str, Tensor]], epoch: int, step: int) -> None:
+        """Check, add up and record the losses of steps; in several processes, also whether to stop."""
+        fetched = losses.tolist()
+        if self.fabric.world_size > 1:
+            self.stopping |= fetched.pop() > 0
+        numbers, loss, values = iter(fetched), 0.0, dict[str, float]()
+        for (at_epoch, at_step, lr, terms, _), learned in zip(steps, logged, strict=True):
+            values = dict(zip(terms, numbers, strict=False))
             self._check(values, at_epoch, at_step)
             loss = sum(values.values())
             for name, value in {"loss": loss, **values}.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
             if self.metrics:
                 record = {"kind": "step", "epoch": at_epoch, "step": at_step, "lr": lr, "loss": loss, "terms": values}
-                self.metrics.write(record | {name: value.tolist() for name, value in logged.items()})
-        if self.pending:
-            self.reporter.stepped(epoch, step, {"loss": loss, **values})
-        self.pending = []
+                self.metrics.write(record | {name: value.tolist() for name, value in learned.items()})
+        self.reporter.stepped(epoch, step, {"loss": loss, **values})
 
     def _check(self, values: dict[str, float], epoch: int, step: int) -> None:
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
@@ -77,17 +96,13 @@ class Record:
                 f"{_kept(self.folder)}"
             )
 
-    def _fetch(self) -> list[float]:
-        """The values of all pending terms; in the same exchange, processes agree on whether to stop."""
-        if not self.pending:
-            return []
-        local = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
-        if self.fabric.world_size == 1:
-            return local.tolist()
-        stops = local.new_tensor([float(self.stop.is_set())])
-        means: list[float] = self.fabric.all_reduce(torch.cat([local, stops]), reduce_op="mean").tolist()
-        self.stopping |= means.pop() > 0
-        return means
+    def _fetch(self) -> Callable[[], Fetched]:
+        """Begin to fetch all pending terms; in the same exchange, processes agree on whether to stop."""
+        losses = torch.cat([torch.stack(list(terms.values())) for _, _, _, terms, _ in self.pending])
+        if self.fabric.world_size > 1:
+            stops = losses.new_tensor([float(self.stop.is_set())])
+            losses = self.fabric.all_reduce(torch.cat([losses, stops]), reduce_op="mean")
+        return begin_to_host((losses, [logged for *_, logged in self.pending]))
 
 
 def check_weights(net: nn.Module, step: int, folder: Path) -> None:

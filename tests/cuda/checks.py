@@ -36,7 +36,7 @@ from offramp.losses.kl_table import kl_table  # noqa: E402
 from offramp.models import resnet  # noqa: E402
 from offramp.outputs import Batch  # noqa: E402
 from offramp.testing import SilentReporter, patterns  # noqa: E402
-from offramp.train import optim  # noqa: E402
+from offramp.train import loss_buffer, optim  # noqa: E402
 from offramp.train.batch_norms import batch_norm  # noqa: E402
 from offramp.train.device import make_fabric  # noqa: E402
 from offramp.train.graph_choice import NotCaptured  # noqa: E402
@@ -132,6 +132,18 @@ def step(method: str) -> dict[str, Any]:
         counting = Counting(running, "step")
         running.run(resume=False)
     return {"step": listed(sum(counting.calls[1:], Counter())), "steps": len(counting.calls)}
+
+
+def read() -> dict[str, Any]:
+    """The waits of ten steps, whose losses are read twice meanwhile, and which of them are recorded in the end."""
+    with tempfile.TemporaryDirectory() as folder, replaced(loss_buffer, CHECK_EVERY=4):
+        running = loop(Path(folder), 80, **OPTIONS["learned teachers"])
+        counting = Counting(running, "step")
+        running.run(resume=False)
+        records = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        recorded = [record["step"] for record in records if record["kind"] == "step" and record["weights"]]
+    waits = [sum(each.values()) for each in counting.calls[1:]]
+    return {"read": [place + 2 for place, number in enumerate(waits) if number], "recorded": recorded}
 
 
 class _Replayed:
@@ -394,6 +406,8 @@ def run(check: str) -> dict[str, Any]:
         return refused()
     if kind == "restored":
         return restored()
+    if kind == "read":
+        return read()
     if kind == "collected":
         return collected()
     if kind == "synchronised":

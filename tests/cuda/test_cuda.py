@@ -36,6 +36,7 @@ QUICK = (
     "little memory",
     "refused",
     "restored",
+    "read",
     "collected",
     "synchronised",
     "commands",
@@ -67,6 +68,8 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
         actual.append(f"{check} waits while it saves: {result['saving']}")
     if sum(result.get("tracing", {}).values()) > (2 if kind == "little memory" else 1):  # one batch, and the order
         actual.append(f"{check} waits while it validates: {result['tracing']}")
+    if kind == "read" and (result.get("read"), result.get("recorded")) != ([8], list(range(10))):  # those of 1 to 4
+        actual.append(f"losses are read in steps {result.get('read')} and are of {result.get('recorded')}")
     if kind == "collected" and result.get("garbage") != [True, False, False, True]:
         actual.append(f"garbage is gone before, collected while capturing, and after: {result.get('garbage')}")
     if kind == "synchronised" and not result.get("same"):
