@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -90,6 +91,45 @@ def test_what_is_no_image(page: Page, server: Server) -> None:
     page.until("document.getElementById('shown').hidden")  # no broken picture
 
 
+def test_a_late_answer_is_not_shown_beside_another_image(page: Page, server: Server, images: list[bytes]) -> None:
+    first, second = images[0], next(each for each in images if _label(server, each) != _label(server, images[0]))
+    page.open(server.url)
+    page.until("document.getElementById('model').value")
+    page.run(
+        """(() => {
+            const real = window.fetch, held = new Promise(done => window.release = done);
+            let asked = 0;
+            window.answered = 0;
+            window.fetch = async (path, options) => {
+                if (!path.startsWith("predict")) return real(path, options);
+                if (!asked++) await held;
+                const answer = await real(path, options);
+                window.answered++;
+                return answer;
+            };
+        })()"""
+    )
+    drop(page, first, "a.png")
+    assert page.run("document.getElementById('detail').textContent") == "Waiting for the prediction."
+    drop(page, second, "b.png")
+    page.until("window.answered === 1 && !!document.querySelector('#exits tbody tr')")
+    page.run("window.release()")
+    page.until("window.answered === 2")
+    page.run("new Promise(done => setTimeout(done, 200))")
+    assert page.run("document.getElementById('answer').textContent") == _label(server, second)
+
+
+def test_the_latest_version_is_chosen_and_stays(page: Page, folder: Path, tmp_path: Path) -> None:
+    for number in ("1", "2"):
+        copytree(folder, tmp_path / "many" / number)
+    with offramp.Server(tmp_path / "many", port=0, log="none") as server:
+        page.open(server.url)
+        assert page.until("document.getElementById('model').value") == "many\n2"
+        page.run("window.kept = document.getElementById('model').options[0]; window.kept.selected = true")
+        page.run("refresh()")
+        assert page.run("window.kept.isConnected && window.kept.selected") is True  # an open list does not close
+
+
 def test_the_camera(page: Page, server: Server) -> None:
     page.open(server.url)
     page.run("document.getElementById('camera').click()")
@@ -114,6 +154,10 @@ def test_a_token_is_asked_for(page: Page, folder: Path, images: list[bytes], ser
 def test_nothing_comes_from_elsewhere() -> None:
     assert "http://" not in PAGE and "https://" not in PAGE and " src=" not in PAGE
     assert "default-src 'none'" in POLICY and "script-src 'sha256-" in POLICY and "unsafe" not in POLICY
+
+
+def _label(server: Server, image: bytes) -> str:
+    return str(_asked(server, image)[0]["label"])
 
 
 def _asked(server: Server, image: bytes) -> list[dict]:  # type: ignore[type-arg]
