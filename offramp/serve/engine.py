@@ -118,8 +118,7 @@ class SegmentEngine:
         entering, now = SegmentInput(inputs), self.clock()
         tickets = [Ticket(key, sink, SampleRow(entering, index), now) for index, key in enumerate(keys)]
         with self._changed:
-            if self._stopping:
-                raise RuntimeError(f"the server of {self.bundle.folder} is stopped")
+            self._check_running()
             self.scheduler.submit(tickets, now, None if deadline_ms is None else now + deadline_ms / 1000)
             self._changed.notify()
 
@@ -162,9 +161,14 @@ class SegmentEngine:
         return outcome
 
     def check(self, samples: int) -> None:
-        """Refuse a request that does not fit now, before anything is done for it; see `Scheduler.check`."""
+        """Refuse a request that does not fit now, before anything is done for it; raises as `submit`."""
         with self._changed:
+            self._check_running()
             self.scheduler.check(samples)
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise RuntimeError(f"the server of {self.bundle.folder} is stopped")
 
     @property
     def alive(self) -> bool:

@@ -74,6 +74,7 @@ class AsyncPredictor:
         self._sinks: tuple[asyncio.AbstractEventLoop, Sink] | None = None
         self._asking = 0
 
+    @check_arguments
     async def predict(self, image: Path | str | bytes, *, deadline_ms: int | float | None = None) -> Prediction:
         """Label, probability and exit of one image.
 
@@ -85,8 +86,10 @@ class AsyncPredictor:
             `at_deadline` is true if the deadline came before the image could exit.
         Raises:
             QueueFull: if too many images wait.
+            RuntimeError: if the predictor is closed.
             Failed: if a segment failed.
         """
+        self.check(1)
         name = "" if isinstance(image, bytes) else str(image)
         try:
             inputs = await self.decode(image)
@@ -110,8 +113,9 @@ class AsyncPredictor:
 
         Raises:
             QueueFull: if they do not fit into the queue; none of them was accepted then.
-            ParameterError: if the deadline is not positive.
+            ParameterError: if the inputs have another type or shape, or the deadline is not positive.
         """
+        check_inputs(inputs, self.bundle.manifest.preprocessing.shape)
         if not len(inputs):
             return []
         loop = asyncio.get_running_loop()
@@ -152,7 +156,7 @@ class AsyncPredictor:
         return self.engine.alive
 
     def check(self, samples: int) -> None:
-        """Raise `QueueFull` if a request of this many images would not fit now."""
+        """Raise `QueueFull` if a request of this many images would not fit now, `RuntimeError` if it is closed."""
         self.engine.check(samples)
 
     def close(self, finish: bool = True) -> None:
@@ -207,6 +211,21 @@ def read_input(preprocessing: Preprocessing, image: Path | str | bytes | Image) 
         if not image.is_file():
             raise BadImage("there is no such file")
     return preprocessing.normalise(preprocessing.read(image)[None])
+
+
+def check_inputs(inputs: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what would fail a batch with the inputs of other calls, or be converted when it is joined with them.
+
+    Args:
+        shape: of one input.
+    Raises:
+        ParameterError: naming the type and shape that inputs must have.
+    """
+    array = isinstance(inputs, np.ndarray)
+    if not array or inputs.dtype != np.float32 or inputs.shape[1:] != shape:
+        kind = f"{inputs.dtype} of the shape {list(inputs.shape)}" if array else type(inputs).__name__
+        wanted = f"float32 of the shape [N, {', '.join(map(str, shape))}]"
+        raise ParameterError(f"inputs must be an array of {wanted}, got {kind}", "inputs")
 
 
 def check_deadline(deadline_ms: int | float | None) -> int | float | None:

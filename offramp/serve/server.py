@@ -77,6 +77,7 @@ class Server:
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._ran = False
 
     @property
     def url(self) -> str:
@@ -91,7 +92,10 @@ class Server:
             opened: called when all models are open.
         Raises:
             ValueError: if a bundle cannot be opened.
+            RuntimeError: if it has run before.
         """
+        self._check_new()
+        self._ran = True
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it has ended
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -102,6 +106,7 @@ class Server:
         self._server.should_exit = True
 
     def __enter__(self) -> "Server":
+        self._check_new()
         self._thread = threading.Thread(target=self._in_thread, name="offramp-server", daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
@@ -116,6 +121,10 @@ class Server:
         self.stop()
         if self._thread is not None:
             self._thread.join()
+
+    def _check_new(self) -> None:
+        if self._ran:
+            raise RuntimeError("this server has run before, and its socket is closed: create another Server")
 
     def _in_thread(self) -> None:
         try:

@@ -858,6 +858,12 @@ class TestStart:
         with pytest.raises(ValueError, match=r"is not a bundle: it has no manifest.json"), Server(tmp_path, port=0):
             pass
 
+    def test_a_server_runs_once(self, folder: Path) -> None:
+        with Server(folder, port=0, log="none") as server, pytest.raises(RuntimeError, match="create another Server"):
+            server.run()
+        with pytest.raises(RuntimeError, match="this server has run before"), server:
+            pass
+
     def test_an_address_in_use(self, server: Server, folder: Path) -> None:
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {server.options.port}: "):
             Server(folder, port=server.options.port)

@@ -25,7 +25,7 @@ from offramp.serve import rows
 from offramp.serve.costs import CostCurve, linear
 from offramp.serve.engine import Failed, SampleResult, SegmentEngine
 from offramp.serve.measure import measure
-from offramp.serve.predictor import AsyncPredictor
+from offramp.serve.predictor import AsyncPredictor, check_inputs
 from offramp.serve.rows import SampleRow, SegmentInput, gather
 from offramp.serve.scheduler import QueueFull, Scheduler
 
@@ -152,6 +152,28 @@ def test_one_image_one_prediction(folder: Path, images: list[bytes], costs: Cost
     assert right.probability == pytest.approx(wanted.probability, abs=1e-5) and right.ms > 0 and not right.at_deadline
     assert again == replace(right, image="", ms=again.ms)
     assert bad.label is None and "image" in bad.error and missing.error == "there is no such file"
+
+
+def test_what_is_no_image_and_no_input(folder: Path, images: list[bytes], costs: Costs, pixels: np.ndarray) -> None:
+    """They are refused where they are sent: joined with the inputs of others, they would fail these, or change."""
+
+    async def ask() -> Any:
+        async with offramp.AsyncPredictor(folder, costs=costs) as predictor:
+            with pytest.raises(ValueError, match="image must be a path or an instance of bytes, got 5"):
+                await predictor.predict(5)  # type: ignore[arg-type]
+            with pytest.raises(
+                ValueError, match=r"float32 of the shape \[N, 1, 8, 8\], got float32 of the shape \[1, 3"
+            ):
+                await predictor.infer(np.zeros((1, 3, 8, 8), np.float32))
+            assert (await predictor.predict(images[0])).error is None
+        for file in (images[0], bytes(100_000)):  # the second would be decoded in a thread
+            with pytest.raises(RuntimeError, match="is stopped"):
+                await predictor.predict(file)
+
+    asyncio.run(ask())
+    for inputs, got in ((pixels[:2], r"uint8 of the shape \[2, 1, 8, 8\]"), ([[0.0]], "list")):
+        with pytest.raises(ValueError, match=f"must be an array of float32 of the shape .*, got {got}"):
+            check_inputs(inputs, (1, 8, 8))
 
 
 def slow(bundle: Bundle, number: int, ready: threading.Event, seen: list[int]) -> Bundle:
