@@ -43,11 +43,17 @@ class CostCurve:
         """The same with so many more seconds for each batch, whatever its size."""
         return CostCurve(self.sizes, tuple(each + seconds for each in self.seconds))
 
+    def lowest(self, most: int) -> int | float:
+        """The least seconds per sample of a batch of at most `most` samples."""
+        return min(self(size) / size for size in self._up_to(most))
+
     def useful(self, most: int) -> int:
         """The smallest batch of at most `most` samples whose cost per sample is within `USEFUL` of the lowest."""
-        sizes = [size for size in (*self.sizes, most) if size <= most]
-        lowest = min(self(size) / size for size in sizes)
-        return min(size for size in sizes if self(size) / size <= USEFUL * lowest)
+        lowest = self.lowest(most)
+        return min(size for size in self._up_to(most) if self(size) / size <= USEFUL * lowest)
+
+    def _up_to(self, most: int) -> list[int]:
+        return [size for size in (*self.sizes, most) if size <= most]
 
 
 def linear(fixed: int | float, each: int | float, most: int) -> CostCurve:

@@ -7,8 +7,9 @@ Samples wait in one queue per segment. Of all queues, the one with the largest p
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
   samples gather before a segment for which large batches pay, and run at once where they do not.
 
-The samples of a batch that do not exit enter the next queue, except if they are as cheap by themselves as in the best
-batch: then they pass the next segment at once, without the overhead of a new batch.
+The samples of a batch that do not exit enter the next queue, except if they cost, by themselves, at most `WAITS` times
+as much as in the best batch: then they pass the next segment at once, without the overhead of a new batch and without
+waiting, which would delay the request that they belong to.
 
 This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
 link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
@@ -23,10 +24,14 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
-from offramp.serve.costs import USEFUL, CostCurve
+from offramp.serve.costs import CostCurve
 
 PATIENCE = 1.0
 """Seconds in which a sample without a deadline gathers the pressure that one with a deadline has when it is due."""
+
+WAITS = 1.3
+"""The rest of a batch waits for other samples if it costs more than this many times what it would in the best batch.
+Lower values delay the last images of requests with several; higher ones cost throughput where large batches pay."""
 
 
 class QueueFull(Exception):
@@ -105,6 +110,7 @@ class Scheduler:
         self._alone = [curve(1) for curve in self._batches]
         self._each = [curve(size) / size for curve, size in zip(self._batches, self.useful)]
         self._path = sum(self._each)
+        self._lowest = [curve.lowest(most) for curve in costs]
         self._queues = [_Queue() for _ in costs]
 
     @property
@@ -198,9 +204,9 @@ class Scheduler:
             self._queues[sample.passed].add(sample)
 
     def _continues(self, work: Work, now: int | float) -> bool:
-        """Whether the rest of a batch is as cheap by itself as in the best batch, and delays nobody too long."""
+        """Whether the rest of a batch is about as cheap by itself as in the best one, and delays nobody too long."""
         queue, size = self._queues[work.segment], len(work.samples)
-        if len(queue) or self.costs[work.segment](size) > USEFUL * self._each[work.segment] * size:
+        if len(queue) or self.costs[work.segment](size) > WAITS * self._lowest[work.segment] * size:
             return False
         ends = now + self._batches[work.segment](size)
         in_time = all(sample.deadline is None or ends <= sample.deadline for sample in work.samples)

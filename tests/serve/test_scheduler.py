@@ -103,6 +103,13 @@ class TestContinuing:
         leaving, decision = scheduler.proceed(self.first(scheduler), [1, 4], 1.08)
         assert len(leaving) == 6 and decision == ([], None) and scheduler.waiting == [0, 2]
 
+    @pytest.mark.parametrize(("fixed", "at_once"), [(0.3, True), (0.5, False)])
+    def test_it_waits_only_for_what_is_worth_it(self, fixed: float, at_once: bool) -> None:
+        curve = linear(fixed, 1.0, 8)  # alone 1.25 or 1.41 times as much per sample as in a batch of eight
+        scheduler = Scheduler((curve, curve), overhead=0.2, most=8)
+        scheduler.submit("abcdefgh", 0.0)
+        assert (scheduler.proceed(self.first(scheduler), [0], 9.0)[1].work is not None) is at_once
+
     def test_it_continues_as_a_full_batch_everywhere(self) -> None:
         scheduler = Scheduler(GPU, most=8)
         scheduler.submit("abcdefgh", 0.0)
