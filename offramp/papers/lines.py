@@ -13,7 +13,7 @@ from offramp.study import ledger
 from offramp.study.ledger import Line
 from offramp.train.run_dir import FREE
 
-MACHINE = {*FREE, "seed", "device", "devices", "precision", "compile"}
+MACHINE = {*FREE, "seed", "device", "devices", "precision", "memory-format", "compile"}
 """Options in which runs of one training may differ: the seed, and where and how fast they were computed."""
 SHORT = {"width", "exits"}
 """Options that `net.width` and `net.exits` say again."""

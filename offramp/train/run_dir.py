@@ -39,8 +39,8 @@ BEFORE_TRAINING = (CONFIG, SPLIT, LOCK)
 """What a run may hold that was stopped before its first step, or is just being started by another process."""
 PROCESSES = {"accumulate", "devices", "strategy"}
 """Options that may differ when a run is resumed, though they change how results are rounded."""
-FREE = {"data-dir", "checkpoint-every", "graph", "tensorboard", "log-accuracy", "goal-macs"}
-"""Options that may differ when a run is resumed: they do not change the results."""
+FREE = {"data-dir", "checkpoint-every", "graph", "threads", "tensorboard", "log-accuracy", "goal-macs"}
+"""Options that may differ when a run is resumed: they do not change the results, threads only by rounding."""
 
 
 def begun(folder: Path) -> bool:

@@ -42,7 +42,7 @@ def test_a_run_killed_while_its_configuration_was_written_is_free(tmp_path: Path
 def test_a_run_is_recognised_by_its_configuration(tmp_path: Path) -> None:
     folder = a_run(tmp_path)
     claim(folder, CONFIG, True)
-    claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "tensorboard": True}, True)
+    claim(folder, {**CONFIG, "data-dir": "/elsewhere", "checkpoint-every": 7, "threads": 2}, True)
     assert read_config(folder) == CONFIG
     with pytest.raises(ValueError, match="already contains this run; pass resume to continue it, or choose another"):
         claim(folder, CONFIG, False)
