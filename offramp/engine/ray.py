@@ -19,6 +19,8 @@ from offramp.engine.local import Job, Watcher
 from offramp.engine.ray_address import check_address
 from offramp.lookup import ParameterError
 
+AUTHENTICATION = "RAY_AUTH_MODE"
+"""Environment variable that decides whether Ray identifies itself by a token."""
 ANSWER = 60.0
 """Seconds in which every node must answer, before anything is trained."""
 
@@ -216,12 +218,20 @@ def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
         if not joined:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
-        raise ParameterError(f"{source}={address or 'auto'}: Ray cannot connect: {_reason(error)}", "address") from None
+        raise cannot_connect(source, address, error) from None
     try:
         yield Cluster(ray, fetch)
     finally:
         if not joined:
             ray.shutdown()
+
+
+def cannot_connect(source: str, address: str | None, error: BaseException) -> ParameterError:
+    """Why Ray cannot connect to the address that this source gave."""
+    message = f"{source}={address or 'auto'}: Ray cannot connect: {_reason(error)}"
+    if address and AUTHENTICATION not in os.environ:  # Ray sends no token to an address unless it is told to
+        message += f"; if the cluster wants a token, as `ray start` says, set {AUTHENTICATION}=token"
+    return ParameterError(message, "address")
 
 
 def _seen(path: str, origin: StartedFrom) -> tuple[str | None, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from offramp.engine.choice import opened
+from offramp.engine.ray import cannot_connect
 from offramp.lookup import ParameterError
 
 
@@ -91,3 +92,15 @@ def test_runs_share_gpus_if_a_node_has_fewer_than_it_runs_at_a_time(
 
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0} | ({"GPU": float(count)} if count else {})} for count in gpus]
     assert Cluster(SimpleNamespace(nodes=lambda: nodes)).gpu_share(at_once) == share
+
+
+def test_a_cluster_that_may_want_a_token_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray sends none to an address unless a variable says so; what it reports itself is that it cannot connect."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    error = ConnectionError("Failed to connect to Ray cluster at a:1")
+    said = "address=a:1: Ray cannot connect: Failed to connect to Ray cluster at a:1"
+    hint = "; if the cluster wants a token, as `ray start` says, set RAY_AUTH_MODE=token"
+    assert str(cannot_connect("address", "a:1", error)) == said + hint
+    assert "RAY_AUTH_MODE" not in str(cannot_connect("address", None, error))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert str(cannot_connect("address", "a:1", error)) == said
