@@ -27,8 +27,9 @@ from offramp.config import flat
 from offramp.data.splits import DataSet
 from offramp.early_exit.policy import ExitPolicy
 from offramp.early_exit.runtime import answer
-from offramp.measure.interleaved_benchmark import Runner, run_interleaved
+from offramp.measure.interleaved_benchmark import run_interleaved
 from offramp.measure.provenance import provenance
+from offramp.measure.runner import Runner
 from offramp.runs import LoadedRun, load_data, load_run
 from offramp.runs.backends import of_run
 from offramp.runs.bench_text import MS, OFF, RATIO

@@ -25,8 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_cifar
 import train_speed
-from gpu_plan import Plan, Quiet, TimeEnded, attempt, bare_step, random_images, rate
+from gpu_plan import Plan, Quiet, TimeEnded, attempt, bare_step, bounded, random_images, rate
 
 from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.config import Config
@@ -87,18 +86,6 @@ def tested(words: list[str], plan: Plan) -> dict[str, Any]:
     right = counts["PASSED"] and not failed
     last = text.strip().rpartition("\n")[2]
     return {"counts": dict(counts), "failed": failed, "summary": last, "output": "" if right else text[-20_000:]}
-
-
-def bounded(command: Sequence[str], seconds: float, **how: Any) -> None:
-    """Run a command for at most this long; whatever it has started ends with it."""
-    process = subprocess.Popen(command, start_new_session=True, **how)
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(1.0, seconds))
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def steps(plan: Plan) -> Results:

@@ -1,9 +1,12 @@
 """The parts of `gpu_all.py` and `gpu_cifar.py`, the time limit, and how steps are timed."""
 
 import dataclasses
+import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,18 @@ class Quiet(Silent):
 
     def warn(self, text: str) -> None:
         pass
+
+
+def bounded(command: Sequence[str], seconds: float, **how: Any) -> None:
+    """Run a command for at most this long; whatever it has started ends with it."""
+    process = subprocess.Popen(command, start_new_session=True, **how)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(1.0, seconds))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def attempt(measure: Callable[[], Any]) -> Any:

@@ -20,13 +20,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def to_host(tree: Tree) -> Tree:
     """The same nested dicts, lists and tuples with all tensors on the CPU, detached; one wait for all of a GPU."""
-    leaves, structure = tree_flatten(tree)
-    devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
-    copies = [_begun(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    for device in devices:
-        torch.cuda.synchronize(device)
-    copied: Tree = tree_unflatten(copies, structure)
-    return copied
+    return begin_to_host(tree)()
 
 
 def begin_to_host(tree: Tree) -> Callable[[], Tree]:
@@ -36,14 +30,12 @@ def begin_to_host(tree: Tree) -> Callable[[], Tree]:
         What waits until they have arrived, and returns them.
     """
     leaves, structure = tree_flatten(tree)
+    devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
     copies = [_begun(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    event: torch.cuda.Event | None = None
-    if any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in leaves):
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+    events = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def arrived() -> Tree:
-        if event is not None:
+        for event in events:
             event.synchronize()
         copied: Tree = tree_unflatten(copies, structure)
         return copied

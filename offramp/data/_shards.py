@@ -186,8 +186,9 @@ def _without_unlabelled(
     name: str, parts: dict[str, list[Shard]], column: str
 ) -> tuple[dict[str, list[Shard]], tuple[str, ...]]:
     """The parts without a test part whose labels are all -1, as ImageNet has it on the Hub, and a note about it."""
-    batches = [batch for shard in parts.get("test", []) for batch in shard.batches(column)]
-    if "val" not in parts or {value for batch in batches for value in batch.unique().to_pylist()} != {-1}:
+    test = [shard for shard in parts.get("test", []) if shard.rows]
+    values = (value for shard in test for batch in shard.batches(column) for value in batch.unique().to_pylist())
+    if not test or "val" not in parts or any(value != -1 for value in values):
         return parts, ()
     left = {part: group for part, group in parts.items() if part != "test"}
     return left, (f"{name}: the test split has no labels (all are -1) and is not used; val is reported on",)

@@ -134,11 +134,11 @@ class GraphedExits:
                 self.step(place, 1 << power, capacity, inputs)
 
     def alone(self, place: int, samples: int, inputs: Tensor) -> Callable[[], int]:
-        """One segment's step as it runs, to be timed: the batch is copied in, and how many samples continue is read.
+        """One segment's step, to be timed: it copies the batch in and returns how many samples continue.
 
         Args:
             place: of the segment.
-            samples: that it is for, whose values are those that its tensors hold.
+            samples: how many it computes; their values are what its input tensors contain.
             inputs: a batch of the size of the whole.
         """
         step = self.step(place, samples, power_of_two(len(inputs)), inputs)

@@ -229,7 +229,7 @@ def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
 def cannot_connect(source: str, address: str | None, error: BaseException) -> ParameterError:
     """Why Ray cannot connect to the address that this source gave."""
     message = f"{source}={address or 'auto'}: Ray cannot connect: {_reason(error)}"
-    if address and AUTHENTICATION not in os.environ:  # Ray sends no token to an address unless it is told to
+    if address and AUTHENTICATION not in os.environ:  # then Ray sends no token
         message += f"; if the cluster wants a token, as `ray start` says, set {AUTHENTICATION}=token"
     return ParameterError(message, "address")
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from offramp.bundle.manifest import SegmentSpec
     from offramp.data.splits import DataSet
     from offramp.early_exit.policy import ExitPolicy
-    from offramp.measure.interleaved_benchmark import Runner
+    from offramp.measure.runner import Runner
     from offramp.net import FusedSegment, MultiExitNet
 
 FOREIGN = ("onnx", "openvino", *PROVIDERS)
@@ -164,7 +164,7 @@ def _in_torch(loaded: LoadedRun, data: "DataSet", name: str, rivals: Mapping[str
     from offramp.data.augment import normalise
     from offramp.early_exit.graphed_policy import GraphedExits
     from offramp.early_exit.graphed_segment import GraphedSegment
-    from offramp.measure.interleaved_benchmark import Runner
+    from offramp.measure.runner import Runner
     from offramp.measure.timing import finish
     from offramp.net import segments
     from offramp.train.device import device_of
@@ -260,7 +260,7 @@ def _foreign(
     """A foreign runtime on exported segments: as they are, put together where the policy skips exits, all as one."""
     from offramp.bundle.merge_onnx import fuse
     from offramp.bundle.sessions import open_segment
-    from offramp.measure.interleaved_benchmark import Runner
+    from offramp.measure.runner import Runner
 
     def opened(begin: int, end: int) -> Any:
         model, spec = fuse(models[begin:end], parts[begin:end])

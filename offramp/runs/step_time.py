@@ -22,13 +22,15 @@ def step_times(
     """
     import torch
 
+    from offramp.train.numerics import layout
     from offramp.train.step_trainer import StepTrainer
 
     method = build_method(config)
     net: Any = build_net(config, method, classes=classes, shape=shape)
-    net = net.to(device=config.device, memory_format=torch.channels_last)
+    memory = layout(config.memory_format)
+    net = net.to(device=config.device, memory_format=memory)
     draw = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, *shape, generator=draw).to(device=config.device, memory_format=torch.channels_last)
+    images = torch.randn(batch, *shape, generator=draw).to(device=config.device, memory_format=memory)
     labels = torch.randint(classes, (batch,), generator=draw).to(config.device)
 
     def autocast() -> Any:

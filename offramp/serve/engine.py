@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Answer, Stepper
 from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
-from offramp.serve.scheduler import Decision, Sample, Scheduler, Work
+from offramp.serve.sample_queue import Sample
+from offramp.serve.scheduler import Decision, Scheduler, Work
 from offramp.serve.statistics import Statistics
 
 

@@ -23,7 +23,7 @@ LARGEST = 1 << 16
 
 @router.post("/v2/repository/index", openapi_extra=ARGUMENTS, responses=responses(INDEX, 400, 408, 413))
 async def index(request: Request) -> list[dict[str, Any]]:
-    """All models with their versions; `{"ready": true}` leaves out those that are not loaded."""
+    """All models with their versions; with `{"ready": true}`, only those that are loaded."""
     models, only_ready = context_of(request).models, (await _arguments(request)).get("ready", False)
     served = [{"name": each.model, "version": each.version, "state": "READY", "reason": ""} for each in models.all()]
     others = [] if only_ready else [name for name in models.folders if name not in models.open]

@@ -94,7 +94,7 @@ class Version:
         self._idle.set()
 
     def check(self, images: int) -> None:
-        """Raise `QueueFull` if a request of this many images would not fit now, after those that are being decoded."""
+        """Raise `QueueFull` if the queue has no room for this many images and those that are being decoded."""
         self.predictor.check(self.decoding + images)
 
     @contextmanager

@@ -3,7 +3,7 @@
 Samples wait in one queue per segment. Of all queues, the one with the largest product of two numbers runs next:
 
 - the pressure of its first sample: its waiting time since it arrived, as a share of the time it has (its deadline, or
-  `PATIENCE`). It grows without bound, so that no sample waits forever.
+  `sample_queue.PATIENCE`). It grows without bound, so that no sample waits forever.
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
   samples gather before a segment for which large batches pay, and run at once where they do not.
 
@@ -18,16 +18,11 @@ the sample that is due first comes first (earliest deadline first; Liu and Layla
 The driver reports the time and runs the work: threads (`offramp.serve.engine`) or a simulation.
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
-from itertools import count
 from typing import Any, NamedTuple
 
 from offramp.serve.costs import CostCurve
-
-PATIENCE = 1.0
-"""Seconds in which a sample without a deadline gathers the pressure that one with a deadline has when it is due."""
+from offramp.serve.sample_queue import Sample, SampleQueue
 
 WAITS = 1.3
 """The rest of a batch waits for other samples if it costs more than this many times what it would in the best batch.
@@ -40,32 +35,6 @@ class QueueFull(Exception):
     def __init__(self, samples: int, waiting: int, capacity: int, retry_after: int | float) -> None:
         super().__init__(f"the queue is full: {waiting} of at most {capacity} samples wait, {samples} more do not fit")
         self.retry_after = retry_after
-
-
-class Sample:
-    """One sample on its way.
-
-    Attributes:
-        payload: what the driver keeps with it.
-        arrived: when it counts as arrived, in seconds: the images of a large request come one after the other, as far
-            apart as their computation takes, so that a large request does not hold up small ones.
-        deadline: when it should be answered at the latest, or None.
-        passed: how many segments it has passed.
-    """
-
-    __slots__ = ("arrived", "deadline", "passed", "payload")
-
-    def __init__(self, payload: Any, arrived: int | float, deadline: int | float | None) -> None:
-        self.payload, self.arrived, self.deadline, self.passed = payload, arrived, deadline, 0
-
-    @property
-    def due(self) -> int | float:
-        """When its pressure is 1, in seconds."""
-        return self.arrived + PATIENCE if self.deadline is None else self.deadline
-
-    def pressure(self, now: int | float) -> int | float:
-        """Its waiting time as a share of the time that it has."""
-        return max(0.0, now - self.arrived) / max(1e-6, self.due - self.arrived)
 
 
 class Work(NamedTuple):
@@ -111,7 +80,7 @@ class Scheduler:
         self._each = [curve(size) / size for curve, size in zip(self._batches, self.useful)]
         self._path = sum(self._each)
         self._lowest = [curve.lowest(most) for curve in costs]
-        self._queues = [_Queue() for _ in costs]
+        self._queues = [SampleQueue() for _ in costs]
 
     @property
     def waiting(self) -> list[int]:
@@ -263,43 +232,3 @@ class Scheduler:
                 late.append(queue.pop_dated())
         self.unanswered -= len(late)
         return late
-
-
-class _Queue:
-    """Samples in the order in which they are due; those with a deadline also by themselves."""
-
-    def __init__(self) -> None:
-        self._dated: list[tuple[int | float, int, Sample]] = []
-        self._others: list[tuple[int | float, int, Sample]] = []
-        self._number = count()
-
-    def __len__(self) -> int:
-        return len(self._dated) + len(self._others)
-
-    def add(self, sample: Sample) -> None:
-        """Take a sample in; of equal ones, the first stays first."""
-        heappush(self._others if sample.deadline is None else self._dated, (sample.due, next(self._number), sample))
-
-    @property
-    def deadline(self) -> int | float:
-        """The earliest deadline; infinite if there is none."""
-        return self._dated[0][0] if self._dated else math.inf
-
-    @property
-    def first(self) -> Sample:
-        """The sample that is due first."""
-        return self._fuller()[0][2]
-
-    def pop(self) -> Sample:
-        """Remove the sample that is due first."""
-        return heappop(self._fuller())[2]
-
-    def pop_dated(self) -> Sample:
-        """Remove the sample with the earliest deadline."""
-        return heappop(self._dated)[2]
-
-    def _fuller(self) -> list[tuple[int | float, int, Sample]]:
-        """The heap whose first sample is due first."""
-        if not self._dated or (self._others and self._others[0][:1] < self._dated[0][:1]):
-            return self._others
-        return self._dated

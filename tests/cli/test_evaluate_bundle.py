@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import offramp
 from offramp.bundle.manifest import render
 from offramp.bundle.read import open_bundle, read_manifest
 from offramp.data.load import load
@@ -139,3 +142,13 @@ def test_a_bundle_that_does_not_say_its_data_or_operations(offramp: Offramp, bun
         (copy / "manifest.json").write_text(render(dataclasses.replace(values, **changed)))
         ran = offramp("evaluate", copy, "--batch-size", 400)
         assert reason in " ".join(ran.err.split()), (json.dumps(changed)[:50], ran.err)
+
+
+def test_the_int8_benchmark_compares_bundles_as_they_are(bundle: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "int8.py"
+    words = [sys.executable, str(script), "--bundles", str(bundle), "--seconds", "0.1", "--json"]
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1] / "nets")
+    assert ran.returncode == 0, ran.stderr
+    measured = json.loads(ran.stdout)["bundles"][bundle.name]
+    assert measured["accuracy"] == offramp.evaluate_bundle(bundle).early_exit.accuracy
+    assert [measured[f"batch {size}"]["times_faster"] for size in (1, 64)] == [1.0, 1.0]

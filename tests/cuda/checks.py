@@ -392,26 +392,27 @@ def listed(counter: Counter[Any]) -> dict[str, int]:
     return {f"{what} at {place}": count for (what, place), count in sorted(counter.items())}
 
 
+ALONE = {
+    "little memory": in_little_memory,
+    "refused": refused,
+    "restored": restored,
+    "read": read,
+    "collected": collected,
+    "synchronised": synchronised,
+}
+"""Checks without a name of what is checked."""
+
+
 def run(check: str) -> dict[str, Any]:
     kind, _, name = check.partition(":")
+    if kind in ALONE:
+        return ALONE[kind]()
     if kind == "method":
         return trained(method=name)
     if kind == "captured":
         return captured(name)
     if kind == "step":
         return step(name)
-    if kind == "little memory":
-        return in_little_memory()
-    if kind == "refused":
-        return refused()
-    if kind == "restored":
-        return restored()
-    if kind == "read":
-        return read()
-    if kind == "collected":
-        return collected()
-    if kind == "synchronised":
-        return synchronised()
     if kind == "light":
         return trained(method=name, branch="linear")
     if kind == "option":

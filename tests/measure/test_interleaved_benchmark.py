@@ -17,10 +17,10 @@ from offramp.measure.interleaved_benchmark import (
     MIN_GROUPS,
     PROBE,
     WAYS,
-    Runner,
     random_batches,
     run_interleaved,
 )
+from offramp.measure.runner import Runner
 from offramp.runs.bench import Benchmark
 from offramp.runs.bench_text import _times, bench_text
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.serve.costs import CostCurve, linear, powers
-from offramp.serve.scheduler import PATIENCE, Decision, QueueFull, Scheduler, Work
+from offramp.serve.sample_queue import PATIENCE
+from offramp.serve.scheduler import Decision, QueueFull, Scheduler, Work
 
 GPU = (linear(1.0, 0.01, 8), linear(1.0, 0.01, 8))  # seconds: one call costs as much as 100 samples
 CPU = (linear(0.001, 1.0, 8), linear(0.001, 1.0, 8))  # a call costs nothing beside a sample

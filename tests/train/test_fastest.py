@@ -70,7 +70,8 @@ def test_a_processor_without_bf16_has_one_precision(monkeypatch: pytest.MonkeyPa
     assert choose(network(), epochs=500, memory_format="contiguous", threads=1) == (Settings("32", "contiguous", 1), "")
 
 
-def test_what_the_user_set_is_left(able: None) -> None:
+def test_what_the_user_set_is_left(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_take(monkeypatch, lambda settings, samples: 0.01)
     settings, note = choose(network(), epochs=500, memory_format="contiguous", threads=3)
     assert settings[1:] == ("contiguous", 3)
     assert "channels_last" not in note and ", contiguous, 3 threads, by steps of 4 images: bf16 " in note
