@@ -32,7 +32,7 @@ def begin_to_host(tree: Tree) -> Callable[[], Tree]:
     leaves, structure = tree_flatten(tree)
     devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
     copies = [_begun(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    events = [torch.cuda.current_stream(device).record_event() for device in devices]
+    events = [_recorded(device) for device in devices]
 
     def arrived() -> Tree:
         for event in events:
@@ -43,21 +43,25 @@ def begin_to_host(tree: Tree) -> Callable[[], Tree]:
     return arrived
 
 
+def _recorded(device: torch.device) -> torch.cuda.Event:
+    """An event of what is queued on the device's stream so far."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
 def on_host(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """Every tuple of tensors on the CPU; of a GPU, each once the next one is queued there: one wait per tuple."""
-    waiting: deque[tuple[tuple[Tensor, ...], torch.cuda.Event]] = deque()
+    waiting: deque[Callable[[], tuple[Tensor, ...]]] = deque()
     for row in rows:
         if not any(tensor.is_cuda for tensor in row):
             yield row
             continue
-        copies = tuple(_begun(tensor) for tensor in row)
-        event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        waiting.append((copies, event))
+        waiting.append(begin_to_host(row))
         if len(waiting) > 1:
-            yield _ended(*waiting.popleft())
+            yield _unpinned(waiting.popleft()())
     while waiting:
-        yield _ended(*waiting.popleft())
+        yield _unpinned(waiting.popleft()())
 
 
 def _begun(tensor: Tensor) -> Tensor:
@@ -65,6 +69,5 @@ def _begun(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", non_blocking=True)
 
 
-def _ended(copies: tuple[Tensor, ...], event: torch.cuda.Event) -> tuple[Tensor, ...]:
-    event.synchronize()
+def _unpinned(copies: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(copy.clone() for copy in copies)  # pinned memory is scarce
