@@ -159,8 +159,8 @@ def build(
 
     stem, counts = Stem(channels, width, form, stem_relu), _BLOCKS[name]
     if len(parts) != len(counts) or not all(1 <= part <= count for part, count in zip(parts, counts, strict=True)):
-        message = f"parts of {name} are four numbers, from 1 to its {as_typed(counts)} blocks; got {as_typed(parts)}"
-        raise ParameterError(message, "net.parts")
+        message = f"net.parts of {name} must be four numbers from 1 to its {as_typed(counts)} blocks"
+        raise ParameterError(f"{message}, got {as_typed(parts)}", "net.parts")
     widths = widths_along(width, [inner * (1 if basic else 4) for inner in planes], counts)
     stages = make_stages(counts, widths, block)
     first, *deeper = (part for stage, count in zip(stages, parts, strict=True) for part in _divided(stage, count))
