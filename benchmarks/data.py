@@ -7,14 +7,16 @@ Measured in turn, each in a process of its own, with one worker per core, batche
 
 - torchvision: ImageFolder, transforms and a DataLoader, as in PyTorch's ImageNet example;
 - timm: its dataset and `create_loader`, with the same augmentation;
-- pillow, turbo: `folder:` of offramp with `--streaming`, decoding with Pillow (the default) or `--data.decoder turbo`;
+- pillow, turbo: `folder:` of offramp with `--streaming`, decoding with Pillow (the default) or `--data.decoder turbo`
+  (which uses nvImageCodec too, if it is installed);
+- turbo-uint8: the same up to cropped and resized pixels, which is the work of the CPU if a GPU flips and normalises;
 - decode-pillow, decode-turbo: only reading and decoding whole images, in one thread per core: the decoders' speed.
 
 Each turn begins with batches that are not timed, because workers prepare them while another loader is measured. The
 images are created once, in a temporary folder: those of CIFAR-100 (in $OFFRAMP_DATA; else noise), enlarged and with
 texture added. Memory is that of turbo's main process: its maximum, and its value at the end divided by that after the
 first turn. Targets: turbo is at least 1.5 times as fast as torchvision and timm, and at least 0.9 times as fast as
-decode-turbo; memory grows by at most 5 %. 10,000 images take about 3 minutes on two cores.
+decode-turbo; memory grows by at most 5 %. On two cores, 10,000 images take about 3 minutes, 100,000 about 20.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from PIL import Image
 from workers import Worker, work
 
 from offramp.allocator import keep_freed_memory
+from offramp.data import _jpeg_part
 from offramp.data.load import NORMALISE, load
 from offramp.data.loading import Loader
 from offramp.measure.provenance import provenance
@@ -45,7 +48,7 @@ from offramp.optional import vision
 BATCH, SIZE, CLASSES, UNTIMED = 128, 224, 100, 12
 SIDES = ((400, 400), (500, 375), (375, 500), (400, 300))  # width, height
 MEAN, STD = NORMALISE["imagenet"]
-NAMES = ("torchvision", "timm", "pillow", "turbo", "decode-pillow", "decode-turbo")
+NAMES = ("torchvision", "timm", "pillow", "turbo", "turbo-uint8", "decode-pillow", "decode-turbo")
 
 
 def originals(count: int) -> np.ndarray:
@@ -117,13 +120,13 @@ def with_timm(root: Path, workers: int) -> Iterator[Any]:
         yield from loader
 
 
-def with_offramp(root: Path, workers: int, decoder: str) -> Iterator[Any]:
+def with_offramp(root: Path, workers: int, decoder: str, normalised: bool = True) -> Iterator[Any]:
     options: dict[str, Any] = {"image_size": SIZE, "holdout": 0, "check": "headers", "cache_dir": root / ".cache"}
     data = load(f"folder:{root}", streaming=True, decoder=decoder, **options)
     loader = Loader(data.splits["train"], data, batch_size=BATCH, augment=True, seed=0, channels_last=True)
     loader.store.workers = workers  # type: ignore[union-attr]
     for epoch in counting():
-        yield from loader.epoch(epoch)
+        yield from loader.epoch(epoch) if normalised else loader.raw(epoch)
 
 
 def decoding(root: Path, workers: int, decode: Callable[[bytes], Any]) -> Iterator[None]:
@@ -189,6 +192,7 @@ def loops(root: Path, workers: int) -> dict[str, Callable[[], Iterator[Any]]]:
         "timm": lambda: with_timm(root, workers),
         "pillow": lambda: with_offramp(root, workers, "pillow"),
         "turbo": lambda: with_offramp(root, workers, "turbo"),
+        "turbo-uint8": lambda: with_offramp(root, workers, "turbo", normalised=False),
         "decode-pillow": lambda: decoding(root, workers, pillow),
         "decode-turbo": lambda: decoding(root, workers, turbo),
     }
@@ -240,6 +244,8 @@ def everything(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "turbo_vs_timm": middle["turbo"] / middle["timm"],
         "pillow_vs_torchvision": middle["pillow"] / middle["torchvision"],
         "turbo_vs_its_decoder": middle["turbo"] / middle["decode-turbo"],
+        "turbo_uint8_vs_its_decoder": middle["turbo-uint8"] / middle["decode-turbo"],
+        "nvimagecodec": _jpeg_part.decoder() is not None,
         "memory_end_over_first_turn": memory["turbo"],
         "memory_mib": memory["MiB"],
         "rounds": arguments.rounds,
@@ -253,7 +259,7 @@ def show(result: dict[str, Any]) -> None:
     """Print a record as text."""
     for name, value in result["images_per_second"].items():
         print(f"{name:14} {value:8.0f} images/s")
-    for key in ("turbo_vs_torchvision", "turbo_vs_timm", "pillow_vs_torchvision", "turbo_vs_its_decoder"):
+    for key in (key for key in result if "_vs_" in key):
         print(f"{key} {result[key]:.2f}")
     for name, value in result["one_core"].items():
         print(f"{name:28} {value:8.2f}")

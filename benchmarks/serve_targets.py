@@ -1,16 +1,28 @@
 """Compares the measurements of `benchmarks/serve.py` with the server's targets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def compare(results: Sequence[dict[str, Any]], promised: float) -> dict[str, Any]:
+def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any]:
     """One line of ratios of the highest rates, without those whose cases were not measured.
 
     Targets: `speedup_share` at least 0.9, `rebatched_vs_whole` and `plain_vs_others` at least 1, `overhead_ms` at most
     0.3, `grown` (memory at the end relative to that after the first kind of requests) about 1.
+
+    Args:
+        results: the lines of all cases.
+        costs: of the network, as of `serve_networks.write`. `promised_speedup` is that of the segments;
+            `promised_with_decoding` that of requests with image files, which both networks decode.
     """
-    line: dict[str, Any] = {"case": "targets", "promised_speedup": promised}
+    promised, decode = costs["promised_speedup"], costs["decode_ms"]
+    with_decoding = (costs["plain_ms"] + decode) / (costs["plain_ms"] / promised + decode)
+    line: dict[str, Any] = {
+        "case": "targets",
+        "promised_speedup": promised,
+        "promised_with_decoding": with_decoding,
+        "decode_ms": decode,
+    }
     loads = [each for each in results if "highest_rate" in each]
     for name in dict.fromkeys(each["requests"] for each in loads):
         rate = {each["case"]: each["highest_rate"] for each in loads if each["requests"] == name}
@@ -19,16 +31,22 @@ def compare(results: Sequence[dict[str, Any]], promised: float) -> dict[str, Any
         ratios = {
             "speedup": _ratio(early, plain),
             "speedup_share": _ratio(early, plain and promised * plain),
+            "speedup_share_with_decoding": _ratio(
+                early, None if name == "tensors" else plain and with_decoding * plain
+            ),
             "rebatched_vs_whole": _ratio(early, whole),
             "plain_vs_others": _ratio(plain, max(others, default=None)),
         }
         line[name] = {name: value for name, value in ratios.items() if value is not None}
     overheads = [each for each in results if each["case"] == "overhead per request: plain"]
     line["overhead_ms"] = {each["requests"]: each["cpu_overhead_ms"] for each in overheads}
+    line["overhead_without_decoding_ms"] = {
+        each["requests"]: each["cpu_overhead_ms"] - each.get("decode_ms", 0.0) for each in overheads
+    }
     memories = {each["case"].split()[-1]: each["mib"] for each in results if len(each.get("mib", ())) > 2}
     line["grown"] = {kind: mib[-1] / mib[1] for kind, mib in memories.items()}
     return line
 
 
-def _ratio(one: float | None, other: float | None) -> float | None:
+def _ratio(one: float | None, other: float | bool | None) -> float | None:
     return one / other if one and other else None

@@ -1,7 +1,8 @@
 """Random crops of JPEGs by libjpeg-turbo (package simplejpeg) and a vectorised resize, where Pillow would be slower.
 
 A crop that is at least twice as large as the square it becomes is decoded at a half, quarter or eighth of the size,
-which the discrete cosine transform gives for less than a whole one. Rows below a crop are not decoded.
+which the discrete cosine transform gives for less than a whole one. Of others, rows below the crop are not decoded or,
+if nvImageCodec is installed, nothing but the crop.
 """
 
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from offramp.data import _jpeg_part
 from offramp.images import INTERPOLATIONS, LIMIT, Fit, upright_as_stored
 
 SCALES = (8, 4, 2)
@@ -109,7 +111,7 @@ def _down_to(jpeg: Jpeg, row: int) -> Jpeg:
     Its header says that it is less high, in whole blocks, with one more below the row: chrominance is interpolated.
     """
     data, frame = jpeg.data, jpeg.frame
-    if not frame or END not in data[-TRAILING:]:  # a truncated image is an error, wherever the data end
+    if not frame or _truncated(jpeg):
         return jpeg
     components = data[frame + 10 : frame + 10 + 3 * data[frame + 9]]
     block = 8 * max(component & 15 for component in components[::3])
@@ -118,6 +120,11 @@ def _down_to(jpeg: Jpeg, row: int) -> Jpeg:
         return jpeg
     shorter = data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
     return jpeg._replace(data=shorter, height=height)
+
+
+def _truncated(jpeg: Jpeg) -> bool:
+    """Whether an image ends early, which is an error even if the rows of a crop are there."""
+    return END not in jpeg.data[-TRAILING:]
 
 
 def _pixels(jpeg: Jpeg, whole: Jpeg, **options: int) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -139,6 +146,9 @@ def _part(
     """The part (top, left, height, width) of an image, resized to (height, width); None if it cannot be decoded."""
     top, left, height, width = box
     scale = next((scale for scale in SCALES if height >= scale * size[0] and width >= scale * size[1]), 1)
+    if scale == 1 and interpolation in VECTORISED and not _truncated(jpeg) and (parts := _jpeg_part.decoder()):
+        part = parts.part(jpeg.data, box)
+        return None if part is None else _resized(part, size, interpolation)
     shorter = _down_to(jpeg, top + height)
     least = {"min_height": shorter.height // scale, "min_width": shorter.width // scale, "min_factor": scale}
     try:

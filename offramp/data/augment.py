@@ -21,7 +21,7 @@ TRIES = 10
 DRAWS = BOX + 4 * TRIES
 """Draws of this file: 0 to DRAWS - 1."""
 
-IN_CACHE = 1 << 18
+IN_CACHE = 1 << 20
 """Numbers that are normalised at a time on a CPU, so that its caches hold them between the operations."""
 
 LARGE = 1 << 24

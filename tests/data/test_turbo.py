@@ -1,6 +1,8 @@
 """Random crops by libjpeg-turbo: those of Pillow to a few grey levels, and Pillow's own where they cannot be had."""
 
 import io
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.data import _turbo, load
+from offramp.data import _jpeg_part, _turbo, load
 from offramp.data.augment import box_draws, boxes, mirrored, window_draws
 from offramp.data.encoded import EncodedSource, ImageFiles
 from offramp.data.loading import Loader
@@ -71,7 +73,68 @@ def test_what_is_no_upright_jpeg_of_a_usual_kind_is_pillows(tmp_path: Path) -> N
             assert _turbo.opened(file.getvalue()) is not None, name
 
 
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}])
+OPTIONS: list[dict[str, Any]] = [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}]
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"subsampling": 1}, {"quality": 20, "optimize": True}])
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+def test_a_part_that_is_decoded_alone_has_the_pixels_of_the_whole_image(kind: str, options: dict[str, Any]) -> None:
+    pytest.importorskip("nvidia.nvimgcodec")
+    with io.BytesIO() as file:
+        picture(131, 97).convert(kind).save(file, "JPEG", **options)
+        data = file.getvalue()
+    pixels, parts = simplejpeg.decode_jpeg(data, "RGB"), _jpeg_part.decoder()
+    assert parts is not None
+    for number in range(200):
+        draw = np.random.default_rng(number)
+        high, wide = (int(side) for side in draw.integers(1, (98, 132)))
+        top, left = int(draw.integers(0, 98 - high)), int(draw.integers(0, 132 - wide))
+        part = parts.part(data, (top, left, high, wide))
+        assert part is not None and np.array_equal(part, pixels[top : top + high, left : left + wide])
+    assert parts.part(data[:2] + b"nothing", (0, 0, 1, 1)) is None
+
+
+def test_crops_do_not_depend_on_nvimagecodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nvidia.nvimgcodec")
+    for number in range(20):
+        picture(150 + number, 130).save(tmp_path / f"{number:02}.jpg")
+    files, draws = sorted(tmp_path.iterdir()), box_draws(0, 1, torch.arange(20))
+    decoded = list[Any]()
+    own = _jpeg_part.PartDecoder.part
+    monkeypatch.setattr(_jpeg_part.PartDecoder, "part", lambda *given: decoded.append(own(*given)) or decoded[-1])
+    crops = [np.array(crop) for crop in _turbo.crops(files, draws, Fit(64, 72))]
+    assert len(decoded) > 5  # the other crops are at least twice as large as 64 pixels
+    monkeypatch.setattr(_jpeg_part, "decoder", lambda: None)
+    assert all(map(np.array_equal, crops, _turbo.crops(files, draws, Fit(64, 72))))
+
+
+def test_nvimagecodec_is_loaded_without_messages_and_leaves_the_environment_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.nvimgcodec")
+    picture(90, 90).save(tmp_path / "a.jpg")
+    script = (
+        "import os, pathlib; before = dict(os.environ)\n"
+        "from offramp.data import _jpeg_part\n"
+        "parts = _jpeg_part.decoder()\n"
+        "data = pathlib.Path('a.jpg').read_bytes()\n"
+        "print(parts.part(data, (1, 2, 3, 4)).shape, parts.part(data[:600], (60, 2, 30, 4)))\n"
+        "print(before == dict(os.environ))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(3, 4, 3) None\nTrue\n", "")
+
+
+def test_without_nvimagecodec_there_is_no_decoder_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_parent(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    for missing in (no_parent, lambda name: None):
+        _jpeg_part._library.cache_clear()
+        monkeypatch.setattr(_jpeg_part, "find_spec", missing)
+        assert _jpeg_part.decoder() is None
+    _jpeg_part._library.cache_clear()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", ["RGB", "L"])
 def test_rows_below_a_crop_are_not_decoded_and_those_above_stay_the_same(kind: str, options: dict[str, Any]) -> None:
     with io.BytesIO() as file:

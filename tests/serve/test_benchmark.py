@@ -37,8 +37,12 @@ def test_every_case_has_its_lines(
         assert [line["requests"] for line in overhead] == ["tensors", "bodies-1"] * 2
         targets = lines[-1]
         ratios = {"speedup", "speedup_share", "rebatched_vs_whole"}
-        assert set(targets["bodies-1"]) == set(targets["tensors"]) == ratios
-        assert set(targets["overhead_ms"]) == {"tensors", "bodies-1"} and set(targets["grown"]) == set(serve.OWN)
+        assert set(targets["tensors"]) == ratios
+        assert set(targets["bodies-1"]) == {*ratios, "speedup_share_with_decoding"}
+        assert 1 < targets["promised_with_decoding"] < targets["promised_speedup"] and targets["decode_ms"] > 0
+        whole, rest = targets["overhead_ms"], targets["overhead_without_decoding_ms"]
+        assert set(whole) == {"tensors", "bodies-1"} and set(targets["grown"]) == set(serve.OWN)
+        assert whole["tensors"] == rest["tensors"] and 0 < rest["bodies-1"] < whole["bodies-1"]
 
 
 def test_a_missing_package_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
