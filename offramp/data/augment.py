@@ -179,6 +179,11 @@ def window_draws(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Float[Tensor, 
     return torch.stack([uniform(seed, epoch, ids, draw) for draw in (TOP, LEFT)], 1)
 
 
+def flips(seed: int, epoch: int, ids: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
+    """Which samples are mirrored by the augmentations that mirror a half."""
+    return uniform(seed, epoch, ids, FLIP) < 0.5
+
+
 def resized(images: Float[Tensor, "B C H W"], box: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
     """The boxes (top, left, height, width) of each image, resized bilinearly to the full size."""
     height, width = images.shape[2:]
@@ -216,7 +221,7 @@ def augment(
         mean: one per channel, for pixels in 0..1.
         std: the same.
         channels_last: memory layout of the answer.
-        cropped: the source has cut the random crops from its originals already; only flip.
+        cropped: the random crops were cut from the originals and mirrored already; only normalise.
         keys: `draw_keys(seed, epoch)` on the device, in place of both; a CUDA graph reads them again every time.
 
     Raises:
@@ -224,19 +229,21 @@ def augment(
     """
     if kind not in AUGMENTATIONS:
         raise ValueError(f"augmentation {kind!r} is unknown: there are {', '.join(AUGMENTATIONS)}")
+    if cropped:
+        return normalise(pixels, mean, std, channels_last)
     top = left = flip = None
     padding = max(1, pixels.shape[2] // 8)
     keys = to_device(draw_keys(seed, epoch), ids.device) if keys is None else keys
     drawn = uniforms(keys[TOP : FLIP + 1], ids)
     if kind.startswith("crop"):
         top, left = (drawn[:, :2] * (2 * padding + 1)).to(torch.int64).unbind(1)
-    if kind == "resize-crop-flip" and not cropped:
+    if kind == "resize-crop-flip":
         raise ValueError(f"{kind} is cut from the originals: take a source that streams its images")
     if "flip" in kind or kind == "random-resized-crop":
         flip = drawn[:, FLIP - TOP] < 0.5
     if top is None:
         images = normalise(pixels, mean, std, channels_last, flip)
-        if kind == "random-resized-crop" and not cropped and len(ids):
+        if kind == "random-resized-crop" and len(ids):
             images = resized(images, boxes(_box_draws(keys, ids), pixels.shape[2], pixels.shape[3]))
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
     if kind.endswith("-normalised"):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from offramp.cores import cores
 from offramp.data._batch_memory import BatchMemory
-from offramp.data.augment import box_draws, window_draws
+from offramp.data.augment import box_draws, flips, window_draws
 from offramp.data.splits import CroppingSource, Split
 from offramp.device_copies import to_device
 
@@ -26,7 +26,8 @@ TASK = 16
 class Streaming:
     """The pixels of a split, batch by batch; at most `AHEAD` + 1 batches are in memory.
 
-    `crop` is the augmentation whose random crops are cut from the originals, if the source can do that.
+    `crop` is the augmentation whose random crops are cut from the originals, if the source can do that; they are
+    mirrored here, too, while the processor's caches hold them.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class Streaming:
         try:
             for start, stop in bounds:
                 batch_rows = rows[start:stop]
-                draws = self._draws(batch_rows, seed, epoch)
+                draws, flip = self._draws(batch_rows, seed, epoch)
                 pixels = self.memory.like(one, len(batch_rows))
                 size = max(1, min(TASK, -(-len(batch_rows) // self.workers)))
                 slices = [slice(first, first + size) for first in range(0, len(batch_rows), size)]
-                tasks = [pool.submit(self._decode, batch_rows[each], draws[each], pixels[each]) for each in slices]
+                tasks = [
+                    pool.submit(self._decode, batch_rows[each], draws[each], flip[each], pixels[each])
+                    for each in slices
+                ]
                 waiting.append((pixels, tasks))
                 if len(waiting) > AHEAD:
                     yield self._collect(*waiting.popleft())
@@ -63,13 +67,14 @@ class Streaming:
         finally:  # also where the loop is left early or an image fails
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _draws(self, ids: Int[Tensor, "B"], seed: int, epoch: int) -> Tensor:
-        """What the crops of a batch depend on, drawn for all its images at once; its rows are those of `ids`."""
+    def _draws(self, ids: Int[Tensor, "B"], seed: int, epoch: int) -> tuple[Tensor, Bool[Tensor, "B"]]:
+        """What the crops of a batch depend on and which of them are mirrored; the rows are those of `ids`."""
         if self.crop is None:
-            return ids
-        return window_draws(seed, epoch, ids) if self.crop == "resize-crop-flip" else box_draws(seed, epoch, ids)
+            return ids, torch.zeros(len(ids), dtype=torch.bool)
+        draws = window_draws if self.crop == "resize-crop-flip" else box_draws
+        return draws(seed, epoch, ids), flips(seed, epoch, ids)
 
-    def _decode(self, ids: Int[Tensor, "B"], draws: Tensor, out: np.ndarray) -> None:
+    def _decode(self, ids: Int[Tensor, "B"], draws: Tensor, flip: Bool[Tensor, "B"], out: np.ndarray) -> None:
         rows = ids.numpy() % len(self.source)
         with one_thread():
             if self.crop is None:
@@ -78,6 +83,9 @@ class Streaming:
                 self.source.windows(rows, draws, out)
             else:
                 self.source.crops(rows, draws, out)
+            images = torch.from_numpy(out)
+            for place in flip.nonzero().flatten().tolist():
+                images[place].copy_(images[place].flip(2))
 
     def _collect(self, pixels: np.ndarray, tasks: list["Future[None]"]) -> Tensor:
         for task in tasks:
