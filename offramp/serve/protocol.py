@@ -6,7 +6,6 @@ unpickled; BYTES tensors are encoded images.
 
 import base64
 import binascii
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,12 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from offramp import finite
 from offramp.bundle.read import Bundle
 from offramp.serve.errors import malformed, natural, too_large
-from offramp.text import quoted
+from offramp.text import quoted, unicode_only
 
 INPUT = "image"
 INPUT_TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -84,9 +83,9 @@ def parse(body: bytes, header_length: str | None, shape: tuple[int, ...], most: 
     """
     text, binary = _divided(body, header_length)
     try:
-        request = json.loads(text)
-    except (ValueError, RecursionError):
-        raise malformed("the body is not a JSON object of the Open Inference Protocol") from None
+        request = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise malformed(f"the body cannot be read as JSON, which has no NaN or Infinity: {error}") from None
     if not isinstance(request, dict):
         raise malformed("the body must be a JSON object with `inputs`")
     identity, parameters = request.get("id"), _mapping(request.get("parameters"), "parameters")
@@ -270,17 +269,19 @@ def render(
     for output, binary in request.outputs.items():
         kind = OUTPUTS[output]
         values = columns[output]
-        array = values if kind == "BYTES" else np.asarray(values, _TYPES[kind])
+        array = unicode_only(list(values)) if kind == "BYTES" else np.asarray(values, _TYPES[kind])
         tensor: dict[str, Any] = {"name": output, "datatype": kind}
         tensor["shape"] = [len(values)] if isinstance(array, Sequence) else list(array.shape)
         if binary:
             parts.append(_packed(array) if isinstance(array, Sequence) else array.tobytes())
             tensor["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            tensor["data"] = list(array) if isinstance(array, Sequence) else array.ravel().tolist()
+            tensor["data"] = array if isinstance(array, Sequence) else array.ravel()
         outputs.append(tensor)
     answer = {"model_name": name, "model_version": version, "outputs": outputs}
-    text = finite.dumps(answer if request.id is None else {**answer, "id": request.id}).encode()
+    text = orjson.dumps(
+        answer if request.id is None else {**answer, "id": request.id}, option=orjson.OPT_SERIALIZE_NUMPY
+    )
     if not parts:
         return text, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(text))}

@@ -29,6 +29,7 @@ import offramp
 from offramp.bundle.manifest import render
 from offramp.bundle.read import Bundle, open_bundle, read_manifest
 from offramp.early_exit.policy import ExitPolicy
+from offramp.serve import protocol
 from offramp.serve import versions as served_versions
 from offramp.serve.costs import CostCurve
 from offramp.serve.predictor import AsyncPredictor
@@ -297,8 +298,8 @@ class TestMalformedTensors:
     @pytest.mark.parametrize(
         ("body", "says"),
         [
-            (b"\xff", "the body is not a JSON object"),
-            (b"[" * 100_000, "the body is not a JSON object"),
+            (b"\xff", "the body cannot be read as JSON"),
+            (b"[" * 100_000, "the body cannot be read as JSON"),
             ([], "the body must be a JSON object with `inputs`"),
             ({}, "inputs must be a list of one tensor, named `image`"),
             ({"inputs": [1, 2]}, "inputs must be a list of one tensor"),
@@ -319,7 +320,9 @@ class TestMalformedTensors:
             (tensor(ZEROS, datatype="INT64"), "inputs[0].datatype must be FP32 (inputs of the network), UINT8"),
             (tensor(ZEROS, shape=[1, 8, 8]), "inputs[0].shape must be [N, 1, 8, 8] for the datatype FP32, got [1, 8"),
             (tensor(ZEROS, shape=[0, 1, 8, 8]), "inputs[0].shape must be [N, 1, 8, 8] for the datatype FP32, got [0"),
-            (tensor(ZEROS, shape=[10**400, 1, 8, 8]), "inputs[0].shape holds 1000"),
+            (tensor(ZEROS, shape=[10**18, 1, 8, 8]), "inputs[0].shape holds 1000"),
+            (tensor(ZEROS, shape=[10**400, 1, 8, 8]), "the body cannot be read as JSON"),
+            (b'{"inputs": ["\\ud800"]}', "the body cannot be read as JSON"),
             (
                 tensor(ZEROS, shape=[1] * 10_000),
                 "inputs[0].shape must be [N, 1, 8, 8] for the datatype FP32, got [1, 1",
@@ -379,7 +382,14 @@ class TestMalformedTensors:
     def test_nan_in_json(self, client: httpx.Client) -> None:
         text = json.dumps(tensor(ZEROS)).replace("0.0", "NaN", 1)
         response = client.post("/v2/models/digits/infer", content=text)
-        assert response.status_code == 400 and "not finite" in response.json()["error"]
+        assert response.status_code == 400
+        assert response.json()["error"].startswith("the body cannot be read as JSON, which has no NaN or Infinity: ")
+
+    def test_labels_that_are_not_unicode_are_escaped_in_the_answer(self) -> None:
+        for binary in (False, True):
+            request = protocol.InferRequest(None, [], None, {"label": binary})
+            body, _ = protocol.render("m", "1", request, {"label": ["caf\udce9"]})
+            assert (rb"caf\\xe9" if not binary else rb"caf\xe9") in body
 
     @pytest.mark.parametrize(
         ("length", "data", "kind", "says"),
