@@ -120,7 +120,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     if options.threads:
         torch.set_num_threads(options.threads)
     runtimes = options.runtimes and options.runtimes.split(",")
-    sides = of_run(loaded, runtimes, torch.get_num_threads(), data, 64, rivals=rivals)
+    sides = of_run(loaded, runtimes, torch.get_num_threads(), lambda: data, 64, rivals=rivals)
     accuracy = {}
     for runner in sides.runners:
         say(f"{runner.name}: accuracy on test")

@@ -1,6 +1,12 @@
 """Segments of a bundle in ONNX Runtime on a GPU: the state stays there between segments, logits come to the host."""
 
-from collections.abc import Sequence
+import importlib.util
+import io
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from ctypes.util import find_library
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,14 +77,38 @@ def absent(runtime: str) -> str:
         import onnxruntime
     except ImportError:
         return "not installed: pip install onnxruntime-gpu"
-    return _missing(runtime, onnxruntime.get_available_providers())
+    if PROVIDERS[runtime] not in onnxruntime.get_available_providers():
+        name = PROVIDERS[runtime]
+        return f"not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in place of onnxruntime"
+    if runtime == "onnx-tensorrt" and not has_tensorrt():
+        return "not installed: pip install tensorrt, in the version that this ONNX Runtime was built for"
+    return ""
 
 
-def _missing(runtime: str, available: Sequence[str]) -> str:
-    if PROVIDERS[runtime] in available:
-        return ""
-    name = PROVIDERS[runtime].removesuffix("ExecutionProvider")
-    return f"not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in place of onnxruntime"
+def has_tensorrt(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether TensorRT is here, as a package or a library of the system: ONNX Runtime offers it without it, too."""
+    folders = filter(None, environment.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    return (
+        importlib.util.find_spec("tensorrt") is not None
+        or find_library("nvinfer") is not None
+        or any(any(Path(folder).glob("libnvinfer.so*")) for folder in folders)
+    )
+
+
+def load_libraries(runtime: str, onnxruntime: Any) -> None:
+    """Load the libraries of CUDA and TensorRT that packages brought: ONNX Runtime itself looks in the system's folders.
+
+    What is missing shows when a session starts, see `refuse_fallback`.
+
+    Args:
+        onnxruntime: the module.
+    """
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+    if runtime == "onnx-tensorrt":
+        with suppress(ImportError):
+            importlib.import_module("tensorrt")
 
 
 def providers(runtime: str, device: int) -> list[tuple[str, dict[str, int]]]:
@@ -102,8 +132,8 @@ def refuse_fallback(runtime: str, used: Sequence[str]) -> None:
     if not used or used[0] != PROVIDERS[runtime]:
         raise ValueError(
             f"{runtime}: ONNX Runtime could not start {PROVIDERS[runtime]} and fell back to "
-            f"{used[0] if used else 'nothing'}; its CUDA and cuDNN versions must be those of this machine "
-            "(`python -c 'import onnxruntime; onnxruntime.print_debug_info()'`)"
+            f"{used[0] if used else 'nothing'}; the versions of CUDA, cuDNN and TensorRT that it was built for must be "
+            "installed (`python -c 'import onnxruntime; onnxruntime.print_debug_info()'`)"
         )
 
 
@@ -136,6 +166,7 @@ def open_on_gpu(model: bytes, spec: SegmentSpec, runtime: str, threads: int | No
 
     if not torch.cuda.is_available():
         raise with_parameters(ValueError(f"runtime={runtime}: PyTorch sees no CUDA GPU here"), "runtime")
+    load_libraries(runtime, onnxruntime)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0

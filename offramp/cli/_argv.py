@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from offramp import trust
 from offramp.config import read_yaml, recipes, resolve, unflat
+from offramp.config.files import OF_DEVICE
 from offramp.hyperparameters import KINDS
 from offramp.lookup import ParameterError
 from offramp.text import as_typed
@@ -63,12 +64,18 @@ def rewrite(argv: list[str]) -> list[str]:
     for key in varied:
         if _bare(key) in typed:
             raise ParameterError(f"--grid {key} and --{key} set the same option: give one of them")
+    if (gpu := (_typed(words, "device") or "").removeprefix("cuda:")).isdecimal():
+        raise ParameterError(
+            f"--device takes auto, cpu or cuda, not the number of a GPU: set CUDA_VISIBLE_DEVICES={gpu} for that one"
+        )
     if verb == "train" and recipe and "out" not in typed:
         words += ["--out", f"runs/{recipe}"]
     if len(configs) > 1:
         raise ValueError("--config and --recipe name one file: give one of them, once")
     for path in configs or _of_resumed(words):
         values = read_yaml(path)
+        if not configs and _typed(words, "device") not in (None, "auto", values.get("device")):
+            values = {key: value for key, value in values.items() if key not in OF_DEVICE}
         if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in typed}):
             trust.check(values, path.parent)
         unflat(values, str(path))  # a value of the wrong type is an error in the file: its name is added

@@ -45,14 +45,8 @@ def keep_choices(config: ResolvedConfig, recorded: Mapping[str, Any]) -> Resolve
         if f"data.{key}" in recorded and key not in explicit
     }
     forms = {key: recorded[f"net.{key}"] for key in open_forms(config.net_options) if f"net.{key}" in recorded}
-    memory_format: Any = recorded.get("memory-format", "auto")
-    steps: dict[str, Any] = {
-        "graph": recorded.get("graph", False) if config.graph is None else config.graph,
-        "memory_format": memory_format if config.memory_format == "auto" else config.memory_format,
-        "threads": recorded.get("threads") if config.threads is None else config.threads,
-    }
     data_options, net_options = {**config.data_options, **inputs}, {**config.net_options, **forms}
-    return dataclasses.replace(config, data_options=data_options, net_options=net_options, **steps)
+    return dataclasses.replace(config, data_options=data_options, net_options=net_options)
 
 
 def complete(config: ResolvedConfig, *, resumed: bool = False, progress: Progress = no_progress) -> Completed:

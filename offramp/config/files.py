@@ -28,6 +28,8 @@ LATER = {
     "net.parts": [1, 1, 1, 1],
 }
 """Options that configurations did not have at first, with the value that was in effect then."""
+OF_DEVICE = {"precision": "auto", "memory-format": "auto", "threads": None, "graph": None}
+"""Options that a run may leave to its device, with the value that does so."""
 _OPTIONS = tuple(f"{kind}_options" for kind in KINDS)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.bundle.gpu_sessions import absent as absent_on_gpu
-from offramp.lookup import unknown
+from offramp.lookup import ParameterError, unknown, with_parameters
 from offramp.progress import Progress, no_progress
 from offramp.runs import bench_images
 from offramp.runs.reporting import SILENT, Reporter
@@ -35,7 +35,11 @@ RUNTIMES = ("torch", "torch-bf16", *GRAPHS, *FOREIGN)
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
+    **dict.fromkeys(PROVIDERS, ("onnx", "onnxscript")),
 }
+"""Packages of each runtime; those of `PROVIDERS` also need ONNX Runtime with GPU support."""
+EXPORTS = "onnxscript"
+"""The package that only exporting needs."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,17 @@ class Sides:
 
 
 def choose(
-    runtimes: Sequence[str] | None, offered: Sequence[str], device: str = "auto"
+    runtimes: Sequence[str] | None, offered: Sequence[str], device: str = "auto", exported: bool = False
 ) -> tuple[list[str], dict[str, str]]:
     """The runtimes to measure, and those that are not installed, with the command that installs them.
 
     Args:
         device: what was asked to be computed on; with `cpu` there are none of GPUs.
+        exported: the models are there already, as in a bundle.
     Raises:
         ValueError: if one is unknown or not offered, or none is left.
     """
-    usual = [name for name in offered if name not in ON_GPUS or not absent(name, device)]
+    usual = [name for name in offered if name not in ON_GPUS or not absent(name, device, exported)]
     requested = usual if runtimes is None else list(runtimes)
     for name in requested:
         if name not in RUNTIMES:
@@ -74,7 +79,7 @@ def choose(
             raise ValueError(f"a bundle has {', '.join(offered)}, not {name}: name the run for that")
     left_out = {}
     for name in requested:
-        if reason := absent(name, device):
+        if reason := absent(name, device, exported):
             left_out[name] = reason
     usable = [name for name in dict.fromkeys(requested) if name not in left_out]
     if not usable:
@@ -82,29 +87,47 @@ def choose(
     return usable, left_out
 
 
-def absent(runtime: str, device: str = "auto") -> str:
+def absent(runtime: str, device: str = "auto", exported: bool = False) -> str:
     """Why a runtime cannot be measured here, with the command that installs it; nothing if it can.
 
     Args:
         device: what was asked to be computed on.
+        exported: as in `choose`.
     """
+    needs = [package for package in NEEDS.get(runtime, ()) if not (exported and package == EXPORTS)]
+    missing = [package for package in needs if importlib.util.find_spec(package) is None]
     if runtime in ON_GPUS:
         import torch
 
-        if torch.cuda.is_available():
-            return "for GPUs, not for device=cpu" if device == "cpu" else absent_on_gpu(runtime)
-        return absent_on_gpu(runtime) or "for GPUs, and PyTorch sees none here"
-    if all(importlib.util.find_spec(package) is not None for package in NEEDS.get(runtime, ())):
-        return ""
+        if device == "cpu" and torch.cuda.is_available():
+            return "for GPUs, not for device=cpu"
+        if missing:  # the extra `export` would bring ONNX Runtime without GPU support
+            return f"not installed: pip install {' '.join(missing)} onnxruntime-gpu"
+        return absent_on_gpu(runtime) or ("" if torch.cuda.is_available() else "for GPUs, and PyTorch sees none here")
     extra = "export" if runtime == "onnx" else "export,openvino"
-    return f"not installed: pip install 'offramp[{extra}]'"
+    return f"not installed: pip install 'offramp[{extra}]'" if missing else ""
+
+
+def require(runtime: str | None, device: str) -> None:
+    """Refuse a runtime that cannot be measured here, before anything is computed.
+
+    Args:
+        runtime: None for the run's own.
+        device: that of the run here.
+    Raises:
+        ValueError: if a runtime of GPUs is to run on the CPU.
+        ImportError: if it is not installed, with the command that installs it.
+    """
+    if runtime and (reason := absent(runtime, device)):
+        kind = ImportError if runtime in FOREIGN else ParameterError
+        raise with_parameters(kind(f"runtime={runtime} is {reason}"), "runtime", "device")
 
 
 def of_run(
     loaded: LoadedRun,
     runtimes: Sequence[str] | None,
     threads: int,
-    data: "DataSet",
+    data: "Callable[[], DataSet]",
     largest: int,
     progress: Progress = no_progress,
     rivals: Mapping[str, LoadedRun] | None = None,
@@ -112,23 +135,26 @@ def of_run(
     """The network of a calibrated run, in torch and exported on the spot, and images of its test split.
 
     Args:
+        data: reads the run's data set; called if there is a runtime to measure.
         rivals: runs on the same data, whose plain networks are measured as well.
     """
     chosen, left_out = choose(runtimes, RUNTIMES, loaded.config.device)
+    data_set = data()
     assert loaded.policy is not None
     others = {name: run.inference_net for name, run in (rivals or {}).items()}
-    runners = [_in_torch(loaded, data, name, others) for name in chosen if name.startswith("torch")]
+    runners = [_in_torch(loaded, data_set, name, others) for name in chosen if name.startswith("torch")]
     foreign = [name for name in chosen if not name.startswith("torch")]
     if foreign:
         from offramp.bundle.merge_onnx import fuse
         from offramp.bundle.write import preprocessing_of
         from offramp.net import segments
 
-        models, parts = _exported(segments(loaded.inference_net), data.shape, progress)
-        plain = {name: fuse(*_exported([_plain(net)], data.shape, progress)) for name, net in others.items()}
-        normalise = preprocessing_of(data).normalise
+        models, parts = _exported(segments(loaded.inference_net), data_set.shape, progress)
+        plain = {name: fuse(*_exported([_plain(net)], data_set.shape, progress)) for name, net in others.items()}
+        normalise = preprocessing_of(data_set).normalise
         runners += [_foreign(models, parts, loaded.policy, normalise, name, threads, plain) for name in foreign]
-    return Sides("run", tuple(runners), loaded.policy, bench_images.of_test(data, largest), "test", threads, left_out)
+    images = bench_images.of_test(data_set, largest)
+    return Sides("run", tuple(runners), loaded.policy, images, "test", threads, left_out)
 
 
 def of_bundle(
@@ -147,7 +173,7 @@ def of_bundle(
     """
     from offramp.bundle.read import content, read_manifest, read_policy
 
-    chosen, left_out = choose(runtimes, FOREIGN)
+    chosen, left_out = choose(runtimes, FOREIGN, exported=True)
     manifest = read_manifest(folder)
     policy = read_policy(folder, manifest)
     models = [content(folder, manifest, part.file) for part in manifest.parts]

@@ -16,6 +16,7 @@ from offramp.runs.run_data import load_data
 from offramp.text import shell_word
 
 if TYPE_CHECKING:
+    from offramp.data.splits import DataSet
     from offramp.runs.backends import Sides
 
 BASELINE = "baseline"
@@ -152,8 +153,11 @@ def _sides(
         )
     warn_if_stale(loaded, weights, reporter)
     other = None if baseline is None else open_baseline(baseline, loaded, weights)
-    data = load_data(loaded, data_dir, reporter)
     rivals = {} if other is None else {BASELINE: other}
+
+    def data() -> "DataSet":
+        return load_data(loaded, data_dir, reporter)
+
     sides = backends.of_run(loaded, runtimes, threads, data, largest, reporter.working, rivals)
     return sides if other is None else dataclasses.replace(sides, baseline=_described(other, loaded))
 

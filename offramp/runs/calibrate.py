@@ -65,6 +65,7 @@ def calibrate(
             other classes or other images.
     """
     from offramp.early_exit.exit_scores import Rule
+    from offramp.runs.backends import require
     from offramp.train.run_dir import writing_into
 
     reporter = reporter or SILENT
@@ -72,6 +73,7 @@ def calibrate(
         message = "risk bounds the loss against this network's own final exit: omit baseline, or set max_drop instead"
         raise ParameterError(message, "risk", "baseline", "max_drop")
     loaded = load_run(folder_of(run), weights, with_policy=False, device=device)
+    require(goal.runtime, loaded.config.device)
     other = None if baseline is None else open_baseline(baseline, loaded, weights)
     with writing_into(loaded.folder):
         return _fit(loaded, other, goal, Rule(score, answer), weights, data_dir, reporter)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offramp.bundle.gpu_sessions import PROVIDERS
-from offramp.lookup import ParameterError, with_parameters
 from offramp.progress import Progress, no_progress
-from offramp.runs.backends import FOREIGN, GRAPHS, absent
+from offramp.runs.backends import FOREIGN, GRAPHS, require
 from offramp.runs.run import LoadedRun
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def timed(
     from offramp.measure.cost import as_run
     from offramp.train.device import device_of
 
-    if runtime and (reason := absent(runtime, loaded.config.device)):
-        kind = ImportError if runtime in FOREIGN else ParameterError
-        raise with_parameters(kind(f"runtime={runtime} is {reason}"), "runtime", "device")
+    require(runtime, loaded.config.device)
     if runtime in FOREIGN:
         device = "cuda" if runtime in PROVIDERS else "cpu"
         choose = _foreign(loaded, batch_size, _all(loaded, rule), runtime, progress)

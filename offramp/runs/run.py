@@ -155,6 +155,7 @@ def open_run(
     from offramp.net import MultiExitNet
     from offramp.train import checkpoint
     from offramp.train.depthwise import keep_float32
+    from offramp.train.device import device_of
     from offramp.train.run_dir import check_config, no_weights, read_config
 
     folder = Path(folder)
@@ -162,8 +163,9 @@ def open_run(
     values = read_config(folder)
     trust.check(values, folder)
     config = unflat(values, str(folder / "config.yaml"))
+    here = device_of(device)
     with config_errors(folder):
-        config = resolve(_on(config, device))
+        config = resolve(_on(config, here))
     path = folder / f"{weights}.safetensors"
     if not path.is_file():
         raise no_weights(folder, path.name)
@@ -218,12 +220,14 @@ def _policy_of(folder: Path, exits: int, weights: str) -> "tuple[ExitPolicy | No
     return policy, fitted
 
 
-def _on(config: Config, device: Device) -> Config:
-    """The configuration for one device here; it may have been trained elsewhere, in a precision of GPUs alone."""
-    from offramp.train.device import GPU_ONLY, device_of
+def _on(config: Config, device: str) -> Config:
+    """The configuration for one device here; it may have been trained on another kind, in a precision of that one."""
+    from offramp.train.device import ELSEWHERE
 
-    here: Any = device_of(device)
-    precision: Any = GPU_ONLY.get(config.precision, config.precision) if here == "cpu" else config.precision
+    here: Any = device
+    precision: Any = config.precision
+    if here != config.device:
+        precision = ELSEWHERE[here].get(precision, precision)
     return dataclasses.replace(config, device=here, devices=1, precision=precision)
 
 

@@ -22,7 +22,7 @@ from offramp.config import (
 )
 from offramp.config.plan import cheapest, gains_text
 from offramp.measure.text_table import WIDTH, prose
-from offramp.runs.device_change import change, continued, device_of_run
+from offramp.runs.device_change import change, continued, device_of_run, on_device_of
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.trained_run import TrainedRun, epoch_accuracy, trained_run
 from offramp.text import as_typed, quantity
@@ -51,7 +51,8 @@ def train(
         out: folder of the run: config, metrics, checkpoints, weights.
         resume: continue the run in this folder; a finished one is returned as it is. `epochs` may be larger than before
             if the epochs already trained do not depend on it (a constant learning rate and one phase). With another
-            `device` than before, the run continues there with other numerical results, which its record states.
+            `device` than before, the run continues there with other numerical results, which its record states;
+            precision, memory format, threads and graph are chosen for that device unless they are given.
         nodes: number of machines; a launcher or the user makes this call on each of them.
         reporter: called with the progress of training; by default nothing is shown.
     Raises:
@@ -71,17 +72,18 @@ def train(
     check_launcher(resolved.devices, nodes)
     of_all_nodes(resolved, nodes)
     check_devices(resolved)
-    resumed = resume and run_dir.begun(folder)
+    resumed, moved = resume and run_dir.begun(folder), False
     if resumed:
         stored = run_dir.read_config(folder)
         resolved = keep_choices(resolved, stored)
         ended = run_dir.read_result(folder) is not None and not run_dir.epochs_before(folder, flat(resolved))
         resolved = device_of_run(config, resolved, stored) if ended else continued(config, resolved, stored, folder)
+        moved = resolved.device != stored.get("device")
     longer = resumed and run_dir.epochs_before(folder, flat(resolved))
     if resume and not longer and (result := _finished(resolved, folder, reporter)):
         return result
     completed = complete(resolved, resumed=resumed, progress=reporter.working)
-    measured = config.precision == "auto" and not resumed
+    measured = config.precision == "auto" and (moved or not resumed)
     return _train(completed, folder, resume, reporter, nodes, measured)
 
 
@@ -122,6 +124,8 @@ def _train(
         chosen: Any = settings._asdict()
         config, recipe = (dataclasses.replace(each, **chosen) for each in (config, recipe))
         notes += (note,) if note else ()
+    if config.graph and config.device == "cpu":
+        notes += ("graph: a CPU has no CUDA graphs; steps are taken as without",)
     before = run_dir.epochs_before(folder, flat(config)) if resume else None
     if before:
         refuse_more_epochs(config, method, before)
@@ -158,8 +162,7 @@ def _check_begun(config: ResolvedConfig, folder: Path, data: "DataSet", resume: 
     from offramp.train import run_dir
 
     if run_dir.begun(folder):
-        stored = run_dir.read_config(folder)
-        values = flat(config) | {key: stored[key] for key in ("device", "precision") if key in stored}
+        values = on_device_of(flat(config), run_dir.read_config(folder))
         run_dir.check_folder(folder, values, resume, extend=extend)
         split.check(folder, data)
 

@@ -45,8 +45,10 @@ def check_devices(recipe: Recipe) -> None:
         )
 
 
-GPU_ONLY = {"tf32": "32", "16": "32"}
-"""Precisions of GPUs alone, and what a CPU takes for them when a finished run is used there."""
+GPU_ONLY = ("tf32", "16")
+"""Precisions of GPUs alone."""
+ELSEWHERE = {"cpu": dict.fromkeys(GPU_ONLY, "32"), "cuda": {"bf16-dense": "bf16"}}
+"""By device, what it takes for the precisions of the other kind when a finished run is used there."""
 
 FABRIC = {"bf16": "bf16-mixed", "bf16-dense": "bf16-mixed", "16": "16-mixed"}
 """What Fabric calls the precisions that are not float32; `bf16-dense` also needs `depthwise.keep_float32`."""

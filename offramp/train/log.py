@@ -19,7 +19,8 @@ _EPOCH = {
     "seconds?": float,
     "logged_only?": {str: {"exits": [_NUMBER], "ensemble": _NUMBER}},
 }
-_DEVICE = {"step": int, "before": str, "device": str, "precision": str}
+_SETTINGS = {"precision_before?": str, "memory_format_before?": str, "memory_format?": str}
+_DEVICE = {"step": int, "before": str, "device": str, "precision": str, **_SETTINGS}
 CONTENT: dict[str, Any] = {"step": _STEP, "epoch": _EPOCH, "device": _DEVICE}
 """Content of the records of every kind; see `offramp.schema`."""
 

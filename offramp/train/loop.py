@@ -29,7 +29,14 @@ from offramp.train.moving_average import MovingAverage
 from offramp.train.numerics import computing, layout
 from offramp.train.recipe import Recipe
 from offramp.train.reporter import Interrupted, Reporter
-from offramp.train.state import Position, collect_state, restore_state, trained_on
+from offramp.train.state import (
+    Position,
+    change_of_device,
+    collect_state,
+    restore_state,
+    settings,
+    trained_on,
+)
 from offramp.train.static_step import Steps, captured_for_each_epoch, usable
 from offramp.train.wrap import build_context
 
@@ -88,7 +95,7 @@ class Loop:
                 reporter.note(loader.note)
         self.evaluated = EvaluatedNet(fabric, self.net, self.context.net, self.average, self.batches.val)
         self.position = Position()
-        self.trained_on: str | None = None  # the kind of device of the checkpoint that the run continues from
+        self.trained_on: dict[str, str] = {}  # device and settings of the checkpoint that the run continues from
         self.record = Record(fabric, folder, reporter)
         self.stop = self.record.stop
         self.signals: list[int] = []
@@ -121,12 +128,12 @@ class Loop:
         if self.fabric.is_global_zero:
             events = self.folder / "events" if self.recipe.tensorboard else None
             self.record.metrics = Metrics(self.folder / "metrics.jsonl", offset, events, self.step_number)
-            if self.trained_on not in (None, self.fabric.device.type):
-                self.record.metrics.write(self._change_of_device())
+            if self.trained_on.get("device", now := self.fabric.device.type) != now:
+                self.record.metrics.write(change_of_device(self.trained_on, now, self.recipe, self.step_number))
         when = "after this step" if self.fabric.world_size == 1 else f"within {CHECK_EVERY} steps"
         try:
-            settings = computing(self.recipe, self.fabric.device, training=True)
-            with stopping_on_interrupt(self.stop, self.reporter.note, when) as self.signals, settings:
+            computed = computing(self.recipe, self.fabric.device, training=True)
+            with stopping_on_interrupt(self.stop, self.reporter.note, when) as self.signals, computed:
                 self.reporter.start(self.recipe.epochs, self.steps, self.position.epoch, self.position.step)
                 while not self.ended:
                     self._epoch()
@@ -134,11 +141,6 @@ class Loop:
             if self.record.metrics:
                 self.record.metrics.close()
         return self.position
-
-    def _change_of_device(self) -> dict[str, Any]:
-        """The record that the steps from here on are computed on another kind of device than those before."""
-        now = {"device": self.fabric.device.type, "precision": self.recipe.precision}
-        return {"kind": "device", "step": self.step_number, "before": self.trained_on, **now}
 
     def _epoch(self) -> None:
         """The rest of the current epoch, its evaluation and its checkpoint."""
@@ -274,6 +276,7 @@ class Loop:
         if not self.fabric.is_global_zero or metrics is None:
             return
         state |= {"position": vars(self.position).copy(), "sums": self.record.sums, "steps": self.steps}
+        state["settings"] = settings(self.recipe)
         state["metrics_offset"] = metrics.flush()
         checkpoint.save(self.folder / "checkpoints", self.step_number, weights, state)
 

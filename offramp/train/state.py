@@ -1,5 +1,6 @@
 """The position of a run, and everything except the network's weights that it needs to continue with equal results."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from offramp.step import StepContext
 from offramp.train import optim, sharding
 from offramp.train.checkpoint import Checkpoint
 from offramp.train.moving_average import MovingAverage
+from offramp.train.recipe import Recipe
 
 
 @dataclass
@@ -54,9 +56,26 @@ def _own(states: Tensor, fabric: Any) -> Tensor:
     return states[fabric.global_rank % len(states)].clone()
 
 
-def trained_on(checkpoint: Checkpoint) -> str:
-    """The kind of device that a checkpoint was written on."""
-    return "cpu" if checkpoint.state["rng_cuda"] is None else "cuda"
+def trained_on(checkpoint: Checkpoint) -> dict[str, str]:
+    """The kind of device that a checkpoint was written on, and its settings if it has them."""
+    device = "cpu" if checkpoint.state["rng_cuda"] is None else "cuda"
+    return {"device": device, **checkpoint.state.get("settings", {})}
+
+
+def settings(recipe: Recipe) -> dict[str, str]:
+    """What the numbers of a step depend on, beside the device."""
+    return {"precision": recipe.precision, "memory_format": recipe.memory_format}
+
+
+def change_of_device(before: Mapping[str, str], device: str, recipe: Recipe, step: int) -> dict[str, Any]:
+    """The record that steps from this one on are computed on another kind of device than those before.
+
+    Args:
+        before: what `trained_on` returned.
+    """
+    old = {f"{key}_before": value for key, value in before.items() if key != "device"}
+    now = {"device": device, **settings(recipe)}
+    return {"kind": "device", "step": step, "before": before["device"], **old, **now}
 
 
 def restore_state(

@@ -3,13 +3,17 @@
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from offramp.bundle import gpu_sessions
 from offramp.bundle.gpu_sessions import (
+    PROVIDERS,
     RECORD,
     DeviceArray,
     absent,
@@ -64,8 +68,9 @@ def test_other_classes_than_the_manifest_says(exported: Any) -> None:
 
 
 @pytest.mark.skipif(CUDA, reason="this ONNX Runtime has CUDA")
-@pytest.mark.parametrize(("runtime", "name"), [("onnx-cuda", "CUDA"), ("onnx-tensorrt", "Tensorrt")])
-def test_a_provider_that_is_not_there(exported: Any, runtime: str, name: str) -> None:
+@pytest.mark.parametrize("runtime", list(PROVIDERS))
+def test_a_provider_that_is_not_there(exported: Any, runtime: str) -> None:
+    name = PROVIDERS[runtime]
     says = f"runtime={runtime} is not in this ONNX Runtime, which has no {name}: pip install onnxruntime-gpu in"
     with pytest.raises(ImportError, match=re.escape(says)):
         open_segment((exported.folder / "segment-1.onnx").read_bytes(), exported.manifest.parts[0], runtime)
@@ -74,6 +79,29 @@ def test_a_provider_that_is_not_there(exported: Any, runtime: str, name: str) ->
 def test_no_onnx_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert absent("onnx-cuda") == "not installed: pip install onnxruntime-gpu"
+
+
+def test_tensorrt_is_not_there_though_onnx_runtime_offers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    monkeypatch.setattr(gpu_sessions, "find_library", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert absent("onnx-cuda") == ""
+    assert absent("onnx-tensorrt").startswith("not installed: pip install tensorrt")
+    (tmp_path / "libnvinfer.so.10").touch()
+    assert gpu_sessions.has_tensorrt({"LD_LIBRARY_PATH": f":{tmp_path}"}) and not gpu_sessions.has_tensorrt({})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert absent("onnx-tensorrt") == ""
+
+
+def test_libraries_that_packages_brought_are_loaded_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[str] = []
+    runtime = SimpleNamespace(preload_dlls=lambda: (loaded.append("cuda"), print("Failed to load libcudnn.so.9")))
+    monkeypatch.setattr("importlib.import_module", lambda name: loaded.append(name))
+    gpu_sessions.load_libraries("onnx-cuda", runtime)
+    gpu_sessions.load_libraries("onnx-tensorrt", SimpleNamespace())  # an older one
+    assert loaded == ["cuda", "tensorrt"] and capsys.readouterr().out == ""
 
 
 def test_a_fall_back_to_the_cpu_is_an_error() -> None:

@@ -114,6 +114,57 @@ def test_runtimes_of_gpus_are_not_measured_on_the_cpu(monkeypatch: pytest.Monkey
         backends.choose(["torch-graph"], backends.RUNTIMES, "cpu")
 
 
+PACKAGES = importlib.util.find_spec
+
+
+@pytest.mark.parametrize(
+    ("gone", "of_run", "of_bundle"),
+    [
+        (("onnx",), "pip install onnx onnxruntime-gpu", "pip install onnx onnxruntime-gpu"),
+        (("onnxscript",), "pip install onnxscript onnxruntime-gpu", ""),
+        (("onnx", "onnxscript"), "pip install onnx onnxscript onnxruntime-gpu", "pip install onnx onnxruntime-gpu"),
+        ((), "", ""),
+    ],
+)
+def test_what_a_runtime_of_gpus_needs_is_named(
+    monkeypatch: pytest.MonkeyPatch, gone: tuple[str, ...], of_run: str, of_bundle: str
+) -> None:
+    """A run is exported for it, a bundle was exported."""
+    from offramp.runs import backends
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "absent_on_gpu", lambda runtime: "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else PACKAGES(name))
+    for runtime in backends.PROVIDERS:
+        for exported, says in ((False, of_run), (True, of_bundle)):
+            assert backends.absent(runtime, "cuda", exported) == (says and f"not installed: {says}")
+        if of_run:
+            with pytest.raises(ImportError, match=f"runtime={runtime} is not installed: {of_run}"):
+                backends.require(runtime, "cuda")
+
+
+@pytest.mark.parametrize("verb", ["bench", "calibrate"])
+def test_a_runtime_that_is_not_here_is_named_before_anything_is_computed(
+    offramp: Offramp, trained: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def computed(*_: Any, **__: Any) -> None:
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("offramp.runs.run_data.build_data", computed)
+    monkeypatch.setattr("offramp.runs.backends.absent_on_gpu", lambda runtime: "not installed: pip install it")
+    words = {"bench": ("--runtimes", "onnx-cuda"), "calibrate": ("--ms", 1, "--runtime", "onnx-cuda")}[verb]
+    ran = offramp(verb, trained, *words)
+    assert ran.status == 1 and ran.err.count("\n") == 1
+    assert "onnx-cuda is not installed: pip install it" in ran.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("verb", ["bench", "evaluate", "curves", "calibrate"])
+def test_a_gpu_that_is_not_here_is_no_mistake_of_the_run(offramp: Offramp, trained: Path, verb: str) -> None:
+    ran = offramp(verb, trained, "--device", "cuda", *(("--macs", 0.5) if verb == "calibrate" else ()))
+    assert ran.err == "offramp: --device cuda: PyTorch sees no CUDA GPU here; take --device cpu or auto\n"
+
+
 def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:
     runtimes = ["onnx", *(["openvino"] if OPENVINO else [])]
     threads = torch.get_num_threads()
@@ -197,7 +248,7 @@ def test_every_runtime_computes_the_network(trained: Path) -> None:
     from offramp.runs.backends import of_run
 
     loaded = load_run(trained)
-    sides = of_run(loaded, None, torch.get_num_threads(), build_data(loaded.config), 5)
+    sides = of_run(loaded, None, torch.get_num_threads(), lambda: build_data(loaded.config), 5)
     with torch.inference_mode():
         for runner in sides.runners:
             inputs = runner.to_inputs(sides.pixels[:5])

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from offramp.cli._argv import _typed, rewrite
+
 Offramp = Callable[..., Any]
 
 
@@ -37,6 +39,24 @@ def test_a_finished_run_that_lost_its_weights_is_not_called_finished(offramp: Of
 def test_what_is_typed_must_be_what_was_trained(offramp: Offramp, trained: Path, words: Any, says: str) -> None:
     ran = offramp("train", "--out", trained, "--resume", *words)
     assert ran.status == 1 and says in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "threads"),
+    [((), "auto", None), (("--precision", "32"), "32", None), (("--threads", "3"), "auto", "3")],
+)
+def test_settings_of_a_device_are_not_those_of_another(
+    tmp_path: Path, words: tuple[str, ...], precision: str, threads: str | None
+) -> None:
+    stored = "device: cuda\nprecision: tf32\nthreads: 1\nmemory-format: contiguous\ngraph: null\nlr: 0.3\n"
+    (tmp_path / "config.yaml").write_text(stored)
+    resumed = ["train", "--out", str(tmp_path), "--resume"]
+    assert {"--precision", "tf32", "--threads", "--memory-format"} <= {*rewrite([*resumed])}
+    assert {"--precision", "tf32", "--threads"} <= {*rewrite([*resumed, "--device", "cuda"])}
+    moved = rewrite([*resumed, "--device", "cpu", *words])
+    assert _typed(moved, "precision") == (None if precision == "auto" else precision)
+    assert _typed(moved, "threads") == threads and _typed(moved, "memory-format") is None
+    assert _typed(moved, "lr") == "0.3" and _typed(moved, "device") == "cpu"
 
 
 def test_without_resume_or_a_run_nothing_is_read(offramp: Offramp, trained: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from offramp import methods
 from offramp.data.load import AUGMENTATIONS
 from offramp.early_exit.policy import ANSWERS, SCORES
+from offramp.train.device import precision_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
@@ -84,7 +85,9 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
         actual += [] if result["same"] else [f"{check} gives other results than on the CPU"]
     if kind == "products" and result.get("products") != ["torch.float64"]:
         actual.append(f"kl_table multiplies in {result.get('products')} while TF32 is allowed")
-    change = {"kind": "device", "step": 2, "before": "cuda", "device": "cpu", "precision": "bf16"}
+    settings = {"precision": precision_of("auto", "cpu"), "memory_format": "auto"}
+    before = {"before": "cuda", "precision_before": "bf16", "memory_format_before": "auto"}
+    change = {"kind": "device", "step": 2, "device": "cpu", **before, **settings}
     if kind == "moved" and result.get("told") != [1, 2, [change]]:
         actual.append(f"a run that continues on the CPU says {result.get('told')}")
     if kind == "little memory" and not all("do not fit" in note for note in result.get("notes", [""])):

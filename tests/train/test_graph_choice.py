@@ -2,15 +2,18 @@
 
 import dataclasses
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from offramp.config import Config, flat, keep_choices, resolve
+from offramp.config import Config, flat, resolve
 from offramp.methods import find
 from offramp.outputs import Batch
+from offramp.runs.reporting import Silent
+from offramp.runs.train import train
 from offramp.step import StepContext
 from offramp.train.graph_choice import PARTS, GraphChoice, NotCaptured, capturing
 from offramp.train.static_step import StaticStep, Steps
@@ -96,15 +99,28 @@ def test_too_little_memory_for_a_graph_is_said() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_resumed_run_keeps_whether_it_decides() -> None:
-    """On a CPU nothing is open, and configurations of now equal those of before."""
+def test_configurations_of_cpus_equal_those_of_before() -> None:
+    """Nothing is open there."""
     config = resolve(Config(device="cpu"))
     assert config.graph is False and "graph" not in flat(config)
     assert flat(resolve(Config(device="cpu", graph=True)))["graph"] is True
-    open_ = dataclasses.replace(config, graph=None)
-    assert keep_choices(open_, {"branch": config.branch}).graph is False
-    assert keep_choices(open_, {"branch": config.branch, "graph": None}).graph is None
-    assert keep_choices(open_, {"branch": config.branch, "graph": True}).graph is True
+
+
+class Told(Silent):
+    """Keeps notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_cpu_says_that_it_has_no_graphs(tmp_path: Path) -> None:
+    config = Config(width=2, branch="linear", method="joint", per_class=20, batch_size=64, epochs=1, device="cpu")
+    for graph, count in ((True, 1), (None, 0)):
+        train(dataclasses.replace(config, graph=graph), tmp_path / str(graph), reporter=(told := Told()))
+        assert told.notes.count("graph: a CPU has no CUDA graphs; steps are taken as without") == count
 
 
 def test_a_deterministic_run_on_a_gpu_decides_nothing_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
