@@ -8,9 +8,10 @@ kernel by kernel, as one CUDA graph, only the network's forward, backward and op
 loop, compiled, and compiled as one graph); `cifar` (three epochs of `gpu_cifar.py`); `inference` (early exit compared
 with the plain network at batch 1, 64, 256 and 1024; then with exits disabled where it would be slower); `resume` (a
 deterministic run that was interrupted, compared with one that was not); `hdkd` (time of its step divided by that of
-`joint`). Without CIFAR-100 in --data-dir or $OFFRAMP_DATA, random images replace it: then speeds are meaningful,
-accuracies are not. Each part must end by its share of the time (`BY`). The file is written after every figure. With
-`--tiny`, everything is small, to test the script itself.
+`joint`). `targets` lists every target of the project beside its figure (`gpu_targets.py`). Without CIFAR-100 in
+$OFFRAMP_DATA (or --data-dir), random images replace it: then speeds are meaningful, accuracies are not. Each part must
+end by its share of the time (`BY`). The file is written after every figure, and kept when the script is interrupted.
+With `--tiny`, everything is small, to test the script itself.
 """
 
 import argparse
@@ -24,9 +25,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,8 +34,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_cifar
+import gpu_targets
 import train_speed
-from gpu_plan import Plan, Quiet, TimeEnded, attempt, bare_step, bounded, random_images, rate
+from gpu_plan import Plan, Quiet, TimeEnded, attempt, bare_step, bounded, no_gpu, random_images, rate, tested
 
 from offramp.bundle.gpu_sessions import PROVIDERS
 from offramp.config import Config
@@ -46,9 +47,6 @@ from offramp.runs.calibration import Calibration
 from offramp.runs.evaluate import evaluate
 from offramp.runs.goal import Goal
 from offramp.runs.train import train
-
-ROOT = Path(__file__).parents[1]
-
 
 Results = Iterator[dict[str, Any]]
 """What a part has measured so far, one figure after the other."""
@@ -68,26 +66,6 @@ def tests(plan: Plan) -> Results:
     yield tested(["-m", "gpu", "tests/gpu", "tests/train/test_compile.py"], plan)
 
 
-def tested(words: list[str], plan: Plan) -> dict[str, Any]:
-    """Run pytest; results of tests that ended before the time did are kept.
-
-    A warning is no error here: other versions of PyTorch and of CUDA have warnings of their own.
-    """
-    log, how = plan.folder / "tests.txt", ["-vv", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
-    limit = f"--session-timeout={max(1.0, 0.9 * plan.left):.0f}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "pytest", *how, limit, *words]
-        bounded(command, plan.left - 2, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    text = log.read_text(errors="replace")
-    ended = re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, re.MULTILINE)
-    counts = Counter(outcome for _, outcome in ended)
-    failed = [name for name, outcome in ended if outcome in ("FAILED", "ERROR")]
-    right = counts["PASSED"] and not failed
-    last = text.strip().rpartition("\n")[2]
-    return {"counts": dict(counts), "failed": failed, "summary": last, "output": "" if right else text[-20_000:]}
-
-
 def steps(plan: Plan) -> Results:
     """Images per second of each form of a training step, and their ratios."""
     width = 4 if plan.tiny else 64
@@ -99,8 +77,7 @@ def steps(plan: Plan) -> Results:
         return lambda: train_speed.offramp_loop(width, plan.device, pixels, labels, compile, graph, notes=notes)
 
     ways: dict[str, Callable[[], Generator[None]]] = {"eager": offramp(False, False), "graph": offramp(False, True)}
-    if plan.device == "cuda":
-        ways["bare graph"] = lambda: bare_step(width, plan.device, pixels)
+    ways["bare graph"] = lambda: bare_step(width, plan.device, pixels)
     ways["plain"] = lambda: train_speed.plain_loop(width, plan.device, pixels, labels, workers=0 if plan.tiny else 8)
     if not plan.tiny:
         ways |= {"compiled": offramp(True, False), "compiled graph": offramp(True, True)}
@@ -108,9 +85,12 @@ def steps(plan: Plan) -> Results:
     for name, make in ways.items():
         speeds[name] = attempt(lambda make=make: rate(make(), plan))
         numbers = {name: speed for name, speed in speeds.items() if isinstance(speed, float)}
-        ours = [speed for name, speed in numbers.items() if name not in ("plain", "bare graph")]
-        others = [name for name in ("plain", "bare graph") if ours and name in numbers]
-        ratios = {f"best / {name}": max(ours) / numbers[name] for name in others}
+        others = [name for name in ("plain", "bare graph") if name in numbers]
+        ratios = {
+            f"{name} / {other}": numbers[name] / numbers[other]
+            for name, other in product(numbers, others)
+            if name not in ("plain", "bare graph")
+        }
         yield {"images_per_second": speeds, "ratios": ratios, "notes": notes}
 
 
@@ -122,6 +102,7 @@ def cifar(plan: Plan) -> Results:
         config = gpu_cifar.configuration(3, None, graph=plan.device == "cuda", device=plan.device)
     config = dataclasses.replace(config, **plan.data, holdout=HELD_OUT)
     began = time.perf_counter()
+    bounded([sys.executable, gpu_cifar.__file__, "--help"], plan.left, stdout=subprocess.DEVNULL)  # imports everything
     trained = train(config, plan.folder / "cifar", reporter=(quiet := Quiet()))
     seconds = time.perf_counter() - began
     records = [json.loads(line) for line in (plan.folder / "cifar/metrics.jsonl").read_text().splitlines()]
@@ -167,7 +148,9 @@ def inference(plan: Plan) -> Results:
         yield {runtimes[-1]: attempt(lambda runtimes=runtimes: measured(*runtimes))}
     yield {"never_slower": attempt(lambda: never_slower(groups[-1][-1]))}
     for name in PROVIDERS if on_gpu else ():
-        if not absent(name):
+        if reason := absent(name):
+            yield {name: reason}
+        else:
             fitted(some)
             yield {name: attempt(lambda name=name: measured(name))}
 
@@ -193,8 +176,10 @@ def resume(plan: Plan) -> Results:
     whole, parts = plan.folder / "whole", plan.folder / "parts"
     train(config, whole, reporter=Quiet())
     try:
-        train(config, parts, reporter=StopOnce())
+        train(config, parts, reporter=(stopping := StopOnce()))
     except KeyboardInterrupt:
+        if not stopping.stopped:  # somebody else stops the script
+            raise
         train(config, parts, resume=True, reporter=Quiet())
     one, other = (load_file(folder / "last.safetensors") for folder in (whole, parts))
     apart = max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
@@ -240,17 +225,23 @@ def measure(plan: Plan, out: Path, minutes: float) -> dict[str, Any]:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         except TimeEnded:
             result[name]["error"] = "the time ended"
+        except KeyboardInterrupt:
+            result |= {name: {**result[name], "error": "interrupted"}, "interrupted": True}
         except Exception as error:
             text = re.sub(r"\s+", " ", str(error))[:1000]
             result[name] |= {"error": f"{type(error).__name__}: {text}", "traceback": traceback.format_exc()[-4000:]}
-        result[name]["seconds"] = time.monotonic() - began
-        write(out, result)
+        finally:
+            result[name]["seconds"] = time.monotonic() - began
+            write(out, result)
+        if result.get("interrupted"):
+            break
     signal.signal(signal.SIGALRM, before)
     return result
 
 
 def write(out: Path, result: dict[str, Any]) -> None:
-    """Write the file anew; it is whole at any time."""
+    """Write the file anew, with the targets; it is whole at any time."""
+    result["targets"] = gpu_targets.all_targets(result)
     part = out.with_name(f"{out.name}.part")
     part.write_text(json.dumps(result, indent=1, default=str) + "\n")
     part.replace(out)
@@ -263,6 +254,8 @@ def data_of(data_dir: Path | None, tiny: bool) -> dict[str, Any]:
     root = data_dir or (Path(os.environ["OFFRAMP_DATA"]) if "OFFRAMP_DATA" in os.environ else None)
     if root and any((folder / "cifar100").is_dir() for folder in (root, root.parent)):
         return {"data": "cifar100", "data_dir": root}
+    if data_dir:
+        sys.exit(f"--data-dir {data_dir} contains no folder cifar100; without the option, random images replace it")
     return {"data": "python:random_cifar", "data_dir": None}
 
 
@@ -275,18 +268,27 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="width 4 and few steps, to test the script itself")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     options = parser.parse_args(words)
+    if not 0 < options.minutes < float("inf"):
+        sys.exit(f"--minutes must be positive, got {options.minutes:g}")
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu_all needs a CUDA GPU and PyTorch sees none here; --device cpu --tiny shows that it runs")
+        sys.exit(f"gpu_all needs a CUDA GPU, and {no_gpu()}; --device cpu --tiny tests the script itself")
+    data = data_of(options.data_dir, options.tiny)
+    try:
+        write(options.out, {})
+    except OSError as error:
+        sys.exit(f"--out {options.out} cannot be written: {error.strerror}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that nothing that was started is left
     with tempfile.TemporaryDirectory() as folder:
-        data, end = data_of(options.data_dir, options.tiny), time.monotonic() + 60 * options.minutes
-        plan = Plan(options.device, options.tiny, Path(folder), data, end)
+        plan = Plan(options.device, options.tiny, Path(folder), data, time.monotonic() + 60 * options.minutes)
         result = measure(plan, options.out, options.minutes)
     if options.json:
         print(json.dumps(result, default=str))
-        return
-    for name in PARTS:
-        print(f"{name}: {json.dumps(result[name], default=str)[:300]}")
-    print(f"everything: {options.out}")
+    else:
+        for name in PARTS:
+            print(f"{name}: {json.dumps(result.get(name), default=str)[:300]}")
+        print(*gpu_targets.lines(result["targets"]), f"everything: {options.out}", sep="\n")
+    if result.get("interrupted"):
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,6 +19,8 @@ import train_speed
 
 from offramp.cuda_graphs import capture
 from offramp.runs.reporting import Silent
+
+ROOT = Path(__file__).parents[1]
 
 
 class TimeEnded(BaseException):
@@ -65,6 +70,26 @@ def bounded(command: Sequence[str], seconds: float, **how: Any) -> None:
         process.wait()
 
 
+def tested(words: list[str], plan: Plan) -> dict[str, Any]:
+    """Run pytest; results of tests that ended before the time did are kept.
+
+    A warning is no error here: other versions of PyTorch and of CUDA have warnings of their own.
+    """
+    log, how = plan.folder / "tests.txt", ["-vv", "-rfE", "--tb=short", "-W", "default", "-p", "no:cacheprovider"]
+    limit = f"--session-timeout={max(1.0, 0.9 * plan.left):.0f}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "pytest", *how, limit, *words]
+        bounded(command, plan.left - 2, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    text = log.read_text(errors="replace")
+    ended = re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, re.MULTILINE)
+    counts = Counter(outcome for _, outcome in ended)
+    failed = [name for name, outcome in ended if outcome in ("FAILED", "ERROR")]
+    right = counts["PASSED"] and not failed
+    last = text.strip().rpartition("\n")[2]
+    return {"counts": dict(counts), "failed": failed, "summary": last, "output": "" if right else text[-20_000:]}
+
+
 def attempt(measure: Callable[[], Any]) -> Any:
     """What a measurement returns; if it fails, why, since the others count."""
     try:
@@ -96,6 +121,11 @@ def bare_step(width: int, device: str, pixels: np.ndarray) -> Generator[None]:
     while True:
         graph.replay()
         yield
+
+
+def no_gpu() -> str:
+    """Why there is no GPU, in words."""
+    return "this PyTorch was built without CUDA" if torch.version.cuda is None else "PyTorch sees none here"
 
 
 def finish(device: str) -> None:
