@@ -25,9 +25,8 @@ def device_of(wish: str) -> str:
         ValueError: if a GPU is requested and there is none.
     """
     if wish == "cuda" and not torch.cuda.is_available():
-        raise with_parameters(
-            ValueError("device=cuda: PyTorch sees no CUDA GPU here; take device=cpu or auto"), "device"
-        )
+        why = "PyTorch was installed without CUDA" if torch.version.cuda is None else "PyTorch sees no CUDA GPU here"
+        raise with_parameters(ValueError(f"device=cuda: {why}; take device=cpu or auto"), "device")
     return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
 
 

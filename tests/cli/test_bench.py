@@ -162,7 +162,7 @@ def test_a_runtime_that_is_not_here_is_named_before_anything_is_computed(
 @pytest.mark.parametrize("verb", ["bench", "evaluate", "curves", "calibrate"])
 def test_a_gpu_that_is_not_here_is_no_mistake_of_the_run(offramp: Offramp, trained: Path, verb: str) -> None:
     ran = offramp(verb, trained, "--device", "cuda", *(("--macs", 0.5) if verb == "calibrate" else ()))
-    assert ran.err == "offramp: --device cuda: PyTorch sees no CUDA GPU here; take --device cpu or auto\n"
+    assert ran.err.startswith("offramp: --device cuda: PyTorch ") and "; take --device cpu or auto\n" in ran.err
 
 
 def test_a_bundle_on_its_own_data_and_on_a_folder(offramp: Offramp, bundle: Path, tmp_path: Path) -> None:

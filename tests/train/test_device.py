@@ -23,9 +23,11 @@ def test_auto_takes_a_gpu_if_there_is_one() -> None:
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU here")
-def test_a_gpu_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="device=cuda: PyTorch sees no CUDA GPU here; take device=cpu or auto"):
-        device_of("cuda")
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, why in ((None, "PyTorch was installed without CUDA"), ("13.0", "PyTorch sees no CUDA GPU here")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(ValueError, match=f"device=cuda: {why}; take device=cpu or auto"):
+            device_of("cuda")
 
 
 def test_auto_takes_bf16_where_the_processor_computes_in_it() -> None:
