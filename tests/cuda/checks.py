@@ -363,14 +363,16 @@ def more_commands() -> dict[str, Any]:
 
 
 def moved() -> dict[str, Any]:
-    """A run that continues on the CPU; what its result says of it."""
+    """A run that continues on the CPU, and again on the GPU; what its result says of it."""
     with tempfile.TemporaryDirectory() as folder:
+        run = f"--out {folder}/run --json"
         training = (
             "--data digits --width 2 --batch-size 64 --per-class 24 --method joint --branch linear --schedule constant"
         )
-        first = typed(f"train {training} --epochs 1 --device cuda --out {folder}/run --json")
-        second = typed(f"train {training} --epochs 2 --device cpu --resume --out {folder}/run --json")
-    return {"told": [first["epochs"], second["epochs"], second["provenance"]["device_changes"]]}
+        first = typed(f"train {training} --epochs 1 --device cuda {run}")
+        typed(f"train {training} --epochs 2 --device cpu --resume --precision 32 --memory-format contiguous {run}")
+        third = typed(f"train --epochs 3 --device cuda --resume {run}")
+    return {"told": [first["epochs"], third["epochs"], third["provenance"]["device_changes"]]}
 
 
 def typed(words: str) -> Any:

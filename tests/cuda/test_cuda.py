@@ -12,7 +12,6 @@ import torch
 from offramp import methods
 from offramp.data.load import AUGMENTATIONS
 from offramp.early_exit.policy import ANSWERS, SCORES
-from offramp.train.device import precision_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
@@ -52,6 +51,19 @@ FULL = (
 )
 
 
+SETTINGS = {
+    "cpu": {"precision": "32", "memory_format": "contiguous"},
+    "cuda": {"precision": "bf16", "memory_format": "auto"},
+}
+"""How the steps of a run are computed on each device."""
+
+
+def change(step: int, before: str, device: str) -> dict[str, Any]:
+    """The record of a run that continues on another device."""
+    old = {f"{key}_before": value for key, value in SETTINGS[before].items()}
+    return {"kind": "device", "step": step, "before": before, "device": device, **old, **SETTINGS[device]}
+
+
 def wrong(check: str, result: dict[str, Any]) -> list[str]:
     """What a check found that must not be."""
     kind = check.partition(":")[0]
@@ -85,11 +97,8 @@ def wrong(check: str, result: dict[str, Any]) -> list[str]:
         actual += [] if result["same"] else [f"{check} gives other results than on the CPU"]
     if kind == "products" and result.get("products") != ["torch.float64"]:
         actual.append(f"kl_table multiplies in {result.get('products')} while TF32 is allowed")
-    settings = {"precision": precision_of("auto", "cpu"), "memory_format": "auto"}
-    before = {"before": "cuda", "precision_before": "bf16", "memory_format_before": "auto"}
-    change = {"kind": "device", "step": 2, "device": "cpu", **before, **settings}
-    if kind == "moved" and result.get("told") != [1, 2, [change]]:
-        actual.append(f"a run that continues on the CPU says {result.get('told')}")
+    if kind == "moved" and result.get("told") != [1, 3, [change(2, "cuda", "cpu"), change(4, "cpu", "cuda")]]:
+        actual.append(f"a run that continues on the CPU, and again on the GPU, says {result.get('told')}")
     if kind == "little memory" and not all("do not fit" in note for note in result.get("notes", [""])):
         actual.append(f"images that do not fit on the GPU: {result.get('notes')}")
     if kind == "refused" and "error" not in result:

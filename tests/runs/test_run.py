@@ -48,6 +48,17 @@ def test_a_run_trained_on_more_devices_opens_on_one(tmp_path: Path) -> None:
     assert vars(as_trained(opened)) == {**vars(opened.config), **before}
 
 
+@pytest.mark.parametrize(("before", "precision"), [("cpu", "bf16"), ("cuda", "bf16-dense")])
+def test_a_precision_that_pays_off_on_cpus_is_not_that_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, precision: str
+) -> None:
+    folder = a_run(tmp_path / "a")
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, "device": before, "precision": "bf16-dense"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_run(folder, device="cuda").config.precision == precision
+
+
 def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere is not a run: the folder does not exist"):
         load_run(tmp_path / "nowhere")
