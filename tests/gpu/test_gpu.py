@@ -136,6 +136,18 @@ def test_a_deterministic_run_resumes_to_the_bit(tmp_path: Path, method: str) -> 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_of_a_cpu_continues_with_the_settings_of_the_gpu(tmp_path: Path) -> None:
+    from offramp.runs.train import train
+
+    config = Config(width=4, method="joint", epochs=1, batch_size=256, device="cpu", lr=0.02, schedule="constant")
+    train(dataclasses.replace(config, precision="32", memory_format="contiguous"), tmp_path / "run")
+    moved = train(dataclasses.replace(config, epochs=2, device="cuda"), tmp_path / "run", resume=True)
+    (change,) = moved.provenance["device_changes"]
+    assert (change["before"], change["device"]) == ("cpu", "cuda") and change["precision_before"] == "32"
+    assert (change["memory_format_before"], change["memory_format"]) == ("contiguous", "auto")
+    assert change["precision"] == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32")
+
+
 @pytest.mark.parametrize(
     "options",
     [
