@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 PACKAGE, EXTENSION = "nvidia.nvimgcodec", "libjpeg_turbo_ext.so*"
+OLDEST = 0, 9
+"""Version that decodes parts into memory that is used again."""
 ON_CPU = -99999
 """nvImageCodec's device number of a decoder that uses no GPU (NVIMGCODEC_DEVICE_CPU_ONLY)."""
 
@@ -48,13 +50,11 @@ _decoders, _importing = threading.local(), threading.Lock()
 
 def decoder() -> PartDecoder | None:
     """The decoder of this thread; None if the package is not installed."""
-    with _importing:
-        library = _library()
-    if library is None:
-        return None
     if not hasattr(_decoders, "own"):
-        _decoders.own = PartDecoder(library)
-    own: PartDecoder = _decoders.own
+        with _importing:
+            library = _library()
+        _decoders.own = None if library is None else PartDecoder(library)
+    own: PartDecoder | None = _decoders.own
     return own
 
 
@@ -66,8 +66,12 @@ def _library() -> Any | None:
         return None
     if spec is None or spec.origin is None:
         return None
-    with _only_jpegs(Path(spec.origin).parent / "extensions"):
-        return import_module(PACKAGE)
+    try:
+        with _only_jpegs(Path(spec.origin).parent / "extensions"):
+            library = import_module(PACKAGE)
+    except ImportError:  # built for another system
+        return None
+    return library if tuple(map(int, library.__version__.split(".")[:2])) >= OLDEST else None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,22 @@ def test_nvimagecodec_is_loaded_without_messages_and_leaves_the_environment_as_i
     assert (done.stdout, done.stderr) == ("(3, 4, 3) None\nTrue\n", "")
 
 
+@pytest.mark.parametrize(("version", "there"), [("0.8.9", False), ("0.9.0", True), ("0.10.1", True), ("1.0", True)])
+def test_an_old_nvimagecodec_is_not_used(version: str, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pytest.importorskip("nvidia.nvimgcodec")
+    _jpeg_part._library.cache_clear()
+    monkeypatch.setattr(library, "__version__", version)
+    assert (_jpeg_part._library() is library) == there
+    _jpeg_part._library.cache_clear()
+
+
 def test_without_nvimagecodec_there_is_no_decoder_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_parent(name: str) -> None:
         raise ModuleNotFoundError(name)
 
     for missing in (no_parent, lambda name: None):
         _jpeg_part._library.cache_clear()
+        monkeypatch.setattr(_jpeg_part, "_decoders", threading.local())
         monkeypatch.setattr(_jpeg_part, "find_spec", missing)
         assert _jpeg_part.decoder() is None
     _jpeg_part._library.cache_clear()
