@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from html import escape
+from itertools import islice
 from typing import Any
 
 QUOTED = 200
@@ -48,12 +49,23 @@ def as_typed(value: Any) -> str:
 
 
 def quoted(value: Any, limit: int = QUOTED) -> str:
-    """`repr` of a value, at most `limit` characters of it."""
+    """`repr` of a value, at most `limit` characters of it; in little time, even if the value is large."""
     try:
-        text = repr(value[: limit + 1] if isinstance(value, str) else value)
+        text = repr(_start(value, limit + 1))
     except RecursionError:
         text = f"a {type(value).__name__} of many levels"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _start(value: Any, length: int) -> Any:
+    """A value of JSON with the first characters and items of everything in it: their `repr` begins as its own does."""
+    if isinstance(value, str):
+        return value[:length]
+    if isinstance(value, list):
+        return [_start(part, length) for part in value[:length]]
+    if isinstance(value, dict):
+        return {_start(name, length): _start(part, length) for name, part in islice(value.items(), length)}
+    return value
 
 
 def shell_word(path: Any) -> str:

@@ -99,3 +99,14 @@ def test_a_file_of_another_kind_does_not_fit() -> None:
 
 def test_one_of_a_kind_is_singular() -> None:
     assert [quantity(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+
+
+def test_a_large_value_is_quoted_without_its_end() -> None:
+    """Its representation would take long."""
+
+    class Last:
+        def __repr__(self) -> str:
+            raise AssertionError("nobody reads this")
+
+    for value in ([0] * 300 + [Last()], {"a": [0] * 300 + [Last()]}, [[[0] * 300 + [Last()]]]):
+        assert len(quoted(value)) == 200 and quoted(value).endswith("…")

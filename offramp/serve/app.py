@@ -39,6 +39,8 @@ class Context:
         self.budget = Budget(BODIES * options.max_body)
         self.alone = asyncio.Semaphore(1)
         """For work beside the scheduler, such as every exit of an image: one at a time."""
+        self.converting = asyncio.Semaphore(1)
+        """For large bodies and answers: one at a time, because of the memory that they take."""
         self.ready = False
 
 

@@ -12,11 +12,15 @@ from offramp.images import BadImage
 from offramp.serve.answers import probabilities
 from offramp.serve.documents import INFER, MODEL, SERVER, responses
 from offramp.serve.engine import SampleResult
+from offramp.serve.errors import malformed
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
-from offramp.serve.receive import Received, context_of, decoded, full, outcomes, stacked
+from offramp.serve.receive import Received, context_of, converted, decoded, full, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
+from offramp.text import quoted
 
+NUMBER = 20
+"""Characters of a number in JSON, about."""
 router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in order: the frequent one comes first
 
 
@@ -28,18 +32,25 @@ router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in orde
 )
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Predict images: inputs of the network (FP32), pixels (UINT8) or encoded images (BYTES)."""
+    context = context_of(request)
+    if query := request.scope["query_string"]:
+        raise malformed(f"infer has no query, got {quoted(query.decode('latin-1'))}: send `parameters` in the body")
     async with Received(request, model, version) as (served, body):
-        shape = served.bundle.manifest.preprocessing.shape
-        request_body = parse(body, request.headers.get(LENGTH), shape, context_of(request).options.max_images)
-        inputs, errors = await _inputs(served, request_body)
+        length = request.headers.get(LENGTH)
+        request_body, inputs = await converted(
+            context, len(body), _parsed, served, body, length, context.options.max_images
+        )
+        errors = [""] * len(inputs)
+        if isinstance(request_body.inputs, list):
+            inputs, errors = await _read(served, request_body.inputs)
         request.state.noted["images"] = len(errors)
         try:
             results = await served.predictor.infer(inputs, deadline_ms=request_body.deadline_ms)
         except QueueFull as error:
             raise full(error) from None
-        content, headers = render(
-            served.model, served.version, request_body, _columns(served, request_body, outcomes(results), errors)
-        )
+        columns = _columns(served, request_body, outcomes(results), errors)
+        size = NUMBER * len(errors) * len(served.bundle.manifest.classes)
+        content, headers = await converted(context, size, render, served.model, served.version, request_body, columns)
         return Response(content, headers=headers)
 
 
@@ -79,16 +90,22 @@ async def model_metadata(request: Request, model: str, version: str | None = Non
     return metadata(model, list(models.open.get(model, ())), models.get(model, version).bundle)
 
 
-async def _inputs(served: Version, infer_request: InferRequest) -> tuple[NDArray[np.float32], list[str]]:
-    """Inputs of the network of all images that could be read, and per image what was wrong with it, or nothing."""
+def _parsed(
+    served: Version, body: bytes, header_length: str | None, most: int
+) -> tuple[InferRequest, NDArray[np.float32]]:
+    """A request, and the inputs of the network, if it does not hold encoded images."""
     preprocessing = served.bundle.manifest.preprocessing
-    if not isinstance(infer_request.inputs, list):
-        pixels = infer_request.inputs.dtype == np.uint8
-        pixels_or_inputs = (
-            preprocessing.normalise(infer_request.inputs) if pixels else infer_request.inputs.astype(np.float32)
-        )
-        return pixels_or_inputs, [""] * len(pixels_or_inputs)
-    inputs = await decoded(served, infer_request.inputs)
+    infer_request = parse(body, header_length, preprocessing.shape, most)
+    if isinstance(infer_request.inputs, list):
+        return infer_request, np.zeros((0, *preprocessing.shape), np.float32)
+    if infer_request.inputs.dtype == np.uint8:
+        return infer_request, preprocessing.normalise(infer_request.inputs)
+    return infer_request, infer_request.inputs.astype(np.float32)
+
+
+async def _read(served: Version, images: Sequence[bytes]) -> tuple[NDArray[np.float32], list[str]]:
+    """Inputs of the network of all images that could be read, and per image what was wrong with it, or nothing."""
+    inputs = await decoded(served, images)
     return stacked(served, inputs), [str(each) if isinstance(each, BadImage) else "" for each in inputs]
 
 

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from offramp.serve.bodies import read_body
 from offramp.serve.documents import ARGUMENTS, DRIFT, INDEX, LOADED, RECALIBRATED, STATUS, responses
 from offramp.serve.errors import RequestError, malformed
+from offramp.serve.fields import check
 from offramp.serve.metrics import render
 from offramp.serve.models import Version
 from offramp.serve.predict import Model, VersionName
@@ -24,7 +25,9 @@ LARGEST = 1 << 16
 @router.post("/v2/repository/index", openapi_extra=ARGUMENTS, responses=responses(INDEX, 400, 408, 413))
 async def index(request: Request) -> list[dict[str, Any]]:
     """All models with their versions; with `{"ready": true}`, only those that are loaded."""
-    models, only_ready = context_of(request).models, (await _arguments(request)).get("ready", False)
+    models, only_ready = context_of(request).models, (await _arguments(request, "ready")).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise malformed(f"ready must be true or false, got {quoted(only_ready)}")
     served = [{"name": each.model, "version": each.version, "state": "READY", "reason": ""} for each in models.all()]
     others = [] if only_ready else [name for name in models.folders if name not in models.open]
     return served + [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for name in others]
@@ -36,7 +39,7 @@ async def index(request: Request) -> list[dict[str, Any]]:
 async def load(request: Request, model: str) -> dict[str, Any]:
     """Load a model from its folder again; requests in progress are answered by the old one."""
     context = context_of(request)
-    parameters = (await _arguments(request)).get("parameters")
+    parameters = (await _arguments(request, "parameters")).get("parameters")
     if parameters:
         raise malformed(f"parameters is {quoted(parameters)}, but a model is loaded as its folder is: send none")
     try:
@@ -48,7 +51,7 @@ async def load(request: Request, model: str) -> dict[str, Any]:
     return {"name": model, "versions": versions}
 
 
-async def _arguments(request: Request) -> dict[str, Any]:
+async def _arguments(request: Request, *known: str) -> dict[str, Any]:
     """The JSON object in the body of a request of the model repository extension; it may be empty."""
     options = context_of(request).options
     body = await read_body(request, min(LARGEST, options.max_body), options.body_timeout)
@@ -58,6 +61,7 @@ async def _arguments(request: Request) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise malformed("the body must be empty or a JSON object")
+    check(value, "", known)
     return value
 
 

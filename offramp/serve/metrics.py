@@ -21,6 +21,10 @@ class Requests:
         self.served: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[str] = Counter()
 
+    def refuse(self, reason: str) -> None:
+        """Count a request, or a connection, that is refused or given up for this reason."""
+        self.refused[reason] += 1
+
 
 class _Everything(Collector):
     """All metrics of a server. `Collector` is the interface that Prometheus' library asks for."""

@@ -79,7 +79,7 @@ class Guard:
         path = getattr(route, "path", "other")  # never the path as it was sent: labels would grow without bound
         self.requests.served[path, str(status)] += 1
         if status in (401, 403):
-            self.requests.refused["forbidden"] += 1
+            self.requests.refuse("forbidden")
         if not self.log.writes(failure=status >= 400):
             return
         fields = {

@@ -1,24 +1,29 @@
 """Images by multipart: predictions, labelled feedback. Runs without torch."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse
 
+from offramp import finite
 from offramp.bundle.predict import Prediction
 from offramp.images import BadImage
 from offramp.lookup import nearest
+from offramp.serve import large_json
 from offramp.serve.answers import all_exits, prediction, probabilities, top
 from offramp.serve.bodies import FormPart, multipart
 from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, responses
 from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
-from offramp.serve.receive import Received, beside, context_of, decoded, full, known_query, outcomes, stacked
+from offramp.serve.receive import Received, beside, context_of, converted, decoded, full, known_query, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 
+PREDICTED = 60
+"""Characters of a class with its probability in JSON, about."""
 router = APIRouter(tags=["images"])
 Model = Annotated[str | None, Query(description="Name of the model; by default, the first.")]
 VersionName = Annotated[str | None, Query(description="Version of the model; by default, the latest.")]
@@ -49,31 +54,35 @@ async def predict(
     reject: Reject = 0.0,
     deadline_ms: Deadline = None,
     all_exits: Every = False,
-) -> dict[str, Any]:
+) -> Response:
     """Predict images that are sent as files in the field `images`: JPEG, PNG, WebP and others."""
     async with Received(request, model, version) as (served, body):
-        parts = _images(request, _form(request, body, "images"))
+        parts = _images(request, await _form(request, body, "images"))
         request.state.noted["images"] = len(parts)
         inputs = await decoded(served, [part.data for part in parts])
         try:
             results = await served.predictor.infer(stacked(served, inputs), deadline_ms=deadline_ms)
         except QueueFull as refused:
             raise full(refused) from None
-        remaining, rows = iter(outcomes(results)), []
+        context, remaining, rows = context_of(request), iter(outcomes(results)), list[Callable[[], dict[str, Any]]]()
         for part, each in zip(parts, inputs, strict=True):
             if isinstance(each, BadImage):
-                rows.append(_unread(served, part, str(each)))
+                rows.append(partial(_unread, served, part, str(each)))
                 continue
-            row = _row(served, part, next(remaining), top, reject)
-            if all_exits:
-                row["exits"] = await beside(context_of(request), _every_exit, served, each)
-            rows.append(row)
-        return {"model": served.model, "version": served.version, "predictions": rows}
+            more = {"exits": await beside(context, _every_exit, served, each)} if all_exits else {}
+            rows.append(partial(_row, served, part, next(remaining), top, reject, more))
+        content = await converted(context, PREDICTED * len(rows) * top, _answer, served, rows)
+        return Response(content, media_type="application/json")
+
+
+def _answer(served: Version, rows: list[Callable[[], dict[str, Any]]]) -> bytes:
+    about = {"model": served.model, "version": served.version}
+    return large_json.dumps(about, "predictions", (finite.dumps(row()).encode() for row in rows))
 
 
 async def predict_files(request: Request) -> Response:
     """What `/predict` answers without a query."""
-    return JSONResponse(await predict(request))
+    return await predict(request)
 
 
 @router.post(
@@ -86,7 +95,7 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
     """Keep labelled images, to calibrate again: files in `images`, and for each its class name in `labels`."""
     async with Received(request, model, version) as (served, body):
         context = context_of(request)
-        sent = _form(request, body, "images", "labels")
+        sent = await _form(request, body, "images", "labels")
         parts, labels = _images(request, sent), [part.text for part in sent if part.name == "labels"]
         if len(labels) != len(parts):
             raise malformed(f"`labels` must be one class name per image, got {len(labels)} for {len(parts)} images")
@@ -108,9 +117,10 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
         }
 
 
-def _form(request: Request, body: bytes, *fields: str) -> list[FormPart]:
+async def _form(request: Request, body: bytes, *fields: str) -> list[FormPart]:
     """The parts of a form; refuses fields that would be ignored, as `known_query` does."""
-    parts = multipart(request.headers.get("content-type", ""), body, context_of(request).options.max_images)
+    context, kind = context_of(request), request.headers.get("content-type", "")
+    parts = await converted(context, len(body), multipart, kind, body, context.options.max_images)
     for part in parts:
         if part.name not in fields:
             raise malformed(f"the form has the unknown field {quoted(part.name)}; {nearest(part.name, fields)}")
@@ -131,7 +141,9 @@ def _unread(served: Version, part: FormPart, error: str) -> dict[str, Any]:
     return {**Prediction(part.filename, error=error).row(served.bundle.manifest.exits), "at_deadline": False}
 
 
-def _row(served: Version, part: FormPart, outcome: SampleResult, count: int, reject: float) -> dict[str, Any]:
+def _row(
+    served: Version, part: FormPart, outcome: SampleResult, count: int, reject: float, more: dict[str, Any]
+) -> dict[str, Any]:
     """The keys of `predict --json`, and what was asked for."""
     manifest = served.bundle.manifest
     answer = prediction(manifest.classes, part.filename, outcome)
@@ -141,7 +153,7 @@ def _row(served: Version, part: FormPart, outcome: SampleResult, count: int, rej
     if reject:
         rejected = not (answer.probability is not None and answer.probability >= reject)
         row |= {"rejected": rejected} | ({"label": None, "class": None} if rejected else {})
-    return row
+    return row | more
 
 
 def _every_exit(served: Version, inputs: np.ndarray) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2: tensors in and out, as JSON and as binary data. Runs without torch.
 
 https://github.com/kserve/open-inference-protocol, with the binary tensor data extension of Triton. Nothing is
-unpickled; BYTES tensors are encoded images.
+unpickled; BYTES tensors are encoded images. Which fields and parameters a request may have: `fields.py`; how the JSON
+of large ones is read and written: `large_json.py`.
 """
 
 import base64
@@ -9,7 +10,6 @@ import binascii
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from offramp.bundle.read import Bundle
+from offramp.serve import fields, large_json
 from offramp.serve.errors import malformed, natural, too_large
 from offramp.text import quoted, unicode_only
 
@@ -82,20 +83,24 @@ def parse(body: bytes, header_length: str | None, shape: tuple[int, ...], most: 
         RequestError: 400 or 413, naming the field and what it should be.
     """
     text, binary = _divided(body, header_length)
+    large_json.check(text, (most, *shape))
     try:
-        request = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        request = large_json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise malformed(f"the body cannot be read as JSON, which has no NaN or Infinity: {error}") from None
     if not isinstance(request, dict):
         raise malformed("the body must be a JSON object with `inputs`")
-    identity, parameters = request.get("id"), _mapping(request.get("parameters"), "parameters")
+    fields.check(request, "", fields.REQUEST_FIELDS)
+    identity, parameters = request.get("id"), fields.parameters(request, "parameters", fields.REQUEST)
     if identity is not None and not isinstance(identity, str):
         raise malformed(f"id must be a text, got {quoted(identity)}")
     inputs = request.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise malformed(f"inputs must be a list of one tensor, named `{INPUT}`")
     tensor = _tensor(inputs[0], binary, shape, most)
-    return InferRequest(identity, tensor, _deadline(parameters), _outputs(request.get("outputs"), parameters))
+    return InferRequest(
+        unicode_only(identity), tensor, fields.deadline(parameters), _outputs(request.get("outputs"), parameters)
+    )
 
 
 def _divided(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
@@ -110,22 +115,6 @@ def _divided(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     return body[:length], body[length:]
 
 
-def _mapping(value: Any, name: str) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise malformed(f"{name} must be an object, got {quoted(value)}")
-    return value or {}
-
-
-def _deadline(parameters: Mapping[str, Any]) -> int | float | None:
-    value = parameters.get("deadline_ms")
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 < value < 1e9:
-        raise malformed(f"parameters.deadline_ms must be a positive number of milliseconds, got {quoted(value)}")
-    number: int | float = value
-    return number
-
-
 def _outputs(expected: Any, parameters: Mapping[str, Any]) -> dict[str, bool]:
     binary = _flag(parameters, "binary_data_output", "parameters")
     if expected is None or expected == []:
@@ -138,9 +127,10 @@ def _outputs(expected: Any, parameters: Mapping[str, Any]) -> dict[str, bool]:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in OUTPUTS:
             raise malformed(f"{field}.name must be one of {', '.join(OUTPUTS)}, got {quoted(name)}")
-        options = _mapping(output.get("parameters"), f"{field}.parameters")
-        if options.get("classification"):
-            raise malformed(f"{field}.parameters.classification is not supported: ask for `class` and `probability`")
+        if name in result:
+            raise malformed(f"{field}.name is {name}, which is asked for before: ask once")
+        fields.check(output, f"{field}.", fields.OUTPUT_FIELDS)
+        options = fields.parameters(output, f"{field}.parameters", fields.OUTPUT)
         result[name] = _flag(options, "binary_data", f"{field}.parameters", binary)
     return result
 
@@ -170,7 +160,8 @@ def _tensor(tensor: Any, binary: bytes, shape: tuple[int, ...], most: int) -> ND
     count = shape_value[0]
     if count > most:
         raise too_large(f"inputs[0].shape holds {quoted(count)} images, more than the {most} allowed in a request")
-    size = _mapping(tensor.get("parameters"), "inputs[0].parameters").get("binary_data_size")
+    fields.check(tensor, "inputs[0].", fields.INPUT_FIELDS)
+    size = fields.parameters(tensor, "inputs[0].parameters", fields.INPUT).get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != len(binary):
             raise malformed(
@@ -205,10 +196,12 @@ def _from_json(data: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
     if not isinstance(data, list):
         raise malformed(f"inputs[0].data must be a list of numbers, got {quoted(data)}")
     try:
-        array = np.asarray(data)
+        array = large_json.numbers(data, len(shape))
     except ValueError:
-        raise malformed("inputs[0].data must be a flat list or lists of equal lengths") from None
-    if array.dtype.kind not in "iuf" or _has_booleans(data):
+        raise malformed(
+            "inputs[0].data must be a flat list or lists of equal lengths, nested as inputs[0].shape says"
+        ) from None
+    if array is None:
         raise malformed(f"inputs[0].data must hold numbers only, for the datatype {kind}")
     if array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
         raise malformed(
@@ -219,13 +212,6 @@ def _from_json(data: Any, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         raise malformed("inputs[0].data must be whole numbers from 0 to 255 for the datatype UINT8")
     with np.errstate(over="ignore"):
         return _checked(array.astype(INPUT_TYPES[kind]).reshape(shape))
-
-
-def _has_booleans(data: list[Any]) -> bool:
-    """Whether lists of equal lengths hold true or false, which numpy takes for 1 and 0."""
-    while data and isinstance(data[0], list):
-        data = list(chain.from_iterable(data))
-    return bool in set(map(type, data))
 
 
 def _checked(array: NDArray[Any]) -> NDArray[Any]:
@@ -265,7 +251,7 @@ def render(
     Args:
         columns: every output of N images.
     """
-    outputs, parts = [], []
+    outputs, parts = list[bytes](), list[bytes]()
     for output, binary in request.outputs.items():
         kind = OUTPUTS[output]
         values = columns[output]
@@ -274,14 +260,13 @@ def render(
         tensor["shape"] = [len(values)] if isinstance(array, Sequence) else list(array.shape)
         if binary:
             parts.append(_packed(array) if isinstance(array, Sequence) else array.tobytes())
-            tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+            outputs.append(orjson.dumps({**tensor, "parameters": {"binary_data_size": len(parts[-1])}}))
+        elif isinstance(array, Sequence):
+            outputs.append(orjson.dumps({**tensor, "data": array}))
         else:
-            tensor["data"] = array if isinstance(array, Sequence) else array.ravel()
-        outputs.append(tensor)
-    answer = {"model_name": name, "model_version": version, "outputs": outputs}
-    text = orjson.dumps(
-        answer if request.id is None else {**answer, "id": request.id}, option=orjson.OPT_SERIALIZE_NUMPY
-    )
+            outputs.append(large_json.dumps(tensor, "data", large_json.texts(array.ravel())))
+    answer = {"model_name": name, "model_version": version} | ({} if request.id is None else {"id": request.id})
+    text = large_json.dumps(answer, "outputs", outputs)
     if not parts:
         return text, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(text))}

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from fastapi import Request, Response
@@ -16,6 +16,7 @@ from offramp.lookup import nearest
 from offramp.serve.bodies import declared, read_body, unread
 from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.errors import RequestError, busy, malformed
+from offramp.serve.large_json import LARGE
 from offramp.serve.models import Version
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
@@ -23,6 +24,7 @@ from offramp.text import quoted
 if TYPE_CHECKING:
     from offramp.serve.app import Context
 
+T = TypeVar("T")
 CLOSED = 499
 """Status of a request whose client went away: nobody reads it but the log and the metrics (a convention of nginx)."""
 
@@ -52,7 +54,7 @@ def refusal(request: Request, error: RequestError | ClientDisconnect) -> Respons
     """The response to a request that is not answered, counted and noted for the log."""
     if isinstance(error, ClientDisconnect):
         error = RequestError(CLOSED, "closed", "the client closed the connection before its request had arrived")
-    context_of(request).requests.refused[error.reason] += 1
+    context_of(request).requests.refuse(error.reason)
     request.state.noted = {**getattr(request.state, "noted", {}), "reason": error.reason}
     return JSONResponse({"error": str(error)}, error.status, {**unread(request), **error.headers})
 
@@ -138,6 +140,18 @@ def stacked(served: Version, inputs: Sequence[NDArray[np.float32] | BadImage]) -
     if not arrays:
         return np.zeros((0, *served.bundle.manifest.preprocessing.shape), np.float32)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+async def converted(context: "Context", size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """The result of a function that reads a body or writes an answer; in a thread if it is large, one at a time.
+
+    Args:
+        size: of what it reads or writes, in bytes.
+    """
+    if size <= LARGE:  # handing it to a thread would take longer
+        return function(*arguments)
+    async with context.converting:
+        return await asyncio.to_thread(function, *arguments)
 
 
 async def beside(context: "Context", function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,6 +1,7 @@
 """What the tests of serving share: a small trained and calibrated bundle on digits, and its images as bytes."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,14 @@ def png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image[0]).save(stream, "PNG")
     return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def quick(costs: tuple[CostCurve, ...]) -> Iterator[None]:
+    """Nothing is measured when a server of these tests starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offramp.serve.predictor.measure", lambda bundle, most: costs)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -31,19 +31,11 @@ from offramp.bundle.read import Bundle, open_bundle, read_manifest
 from offramp.early_exit.policy import ExitPolicy
 from offramp.serve import protocol
 from offramp.serve import versions as served_versions
-from offramp.serve.costs import CostCurve
 from offramp.serve.predictor import AsyncPredictor
 from offramp.serve.server import Server
 
+pytestmark = pytest.mark.usefixtures("quick")
 SHAPE = [1, 8, 8]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(costs: tuple[CostCurve, ...]) -> Iterator[None]:
-    """Nothing is measured when a server of these tests starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offramp.serve.predictor.measure", lambda bundle, most: costs)
-        yield
 
 
 @pytest.fixture(scope="module")
