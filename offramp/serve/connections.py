@@ -1,11 +1,12 @@
-"""Bounds on connections: how many, how large a head, how long without a request. Runs without torch.
+"""Bounds on connections: how many, how large a head, how long without a request or with an answer that nobody takes.
 
-uvicorn would keep any number of connections, and those that send headers slowly or without end.
+uvicorn would keep any number of connections, and those that send headers or take answers slowly or never. Runs without
+torch.
 """
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -94,19 +95,49 @@ def between_requests(protocol: Any) -> bool:
     return protocol.cycle is None or bool(protocol.cycle.response_complete)
 
 
-async def close_silent(state: Any, seconds: int | float) -> None:
-    """Close connections that have sent no complete request for some seconds; uvicorn would keep them for ever.
+def unread(protocol: Any) -> bool:
+    """Whether a part of an answer waits to be taken by the client; the system's own buffers are full then."""
+    return bool(protocol.transport.get_write_buffer_size())
 
-    A connection between two requests is closed by uvicorn itself, unless the next one has begun and never ends.
+
+class Watch:
+    """For how long each connection has been in a state, while it is about one and the same request."""
+
+    def __init__(self, holds: Callable[[Any], bool], seconds: int | float) -> None:
+        self.holds, self.seconds = holds, seconds
+        self._since: dict[Any, tuple[Any, float]] = {}
+
+    def overdue(self, connections: Iterable[Any], now: float) -> list[Any]:
+        """The connections that have been in that state for too long; to be called regularly."""
+        current = [(each, each.cycle) for each in connections if self.holds(each)]
+        before, self._since = self._since, {}
+        for each, cycle in current:
+            known, begun = before.get(each, (cycle, now))
+            self._since[each] = cycle, begun if known is cycle else now
+        return [each for each, (_, begun) in self._since.items() if now - begun > self.seconds]
+
+
+async def close_idle(
+    state: Any, header_timeout: int | float, body_timeout: int | float, refused: Callable[[str], None], log: Log
+) -> None:
+    """Close connections whose clients neither send a request nor take an answer; uvicorn would keep them for ever.
+
+    A connection between two requests is closed by uvicorn itself, unless the next one has begun and never ends, or the
+    answer to the last one is not taken: then it would wait for that.
+
+    Args:
+        header_timeout: seconds in which the headers of a request must arrive.
+        body_timeout: seconds in which an answer must be taken.
+        refused, log: as for `bounded`.
     """
-    since: dict[Any, tuple[Any, float]] = {}
+    silent, slow = Watch(between_requests, header_timeout), Watch(unread, body_timeout)
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(min(1.0, seconds / 4))
-        silent = [each for each in state.connections if between_requests(each)]
-        since = {each: since.get(each, (each.cycle, loop.time())) for each in silent}
-        for each, (cycle, begun) in since.items():
-            if each.cycle is not cycle:
-                since[each] = each.cycle, loop.time()
-            elif loop.time() - begun > seconds and not each.transport.is_closing():
+        await asyncio.sleep(min(1.0, header_timeout / 4, body_timeout / 4))
+        for each in slow.overdue(state.connections, loop.time()):
+            refused("unread")
+            log.error("connection", reason="unread", client=(each.client or ("",))[0])
+            each.transport.abort()  # `close` would wait until all is taken
+        for each in silent.overdue(state.connections, loop.time()):
+            if not each.transport.is_closing():
                 each.transport.close()

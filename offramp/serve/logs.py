@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from offramp import finite
@@ -43,18 +44,38 @@ class Log:
 class _Forward(logging.Handler):
     """Passes on what a library logs; `Handler` is the interface that `logging` asks for."""
 
-    def __init__(self, log: Log) -> None:
-        super().__init__(logging.ERROR)
+    def __init__(self, log: Log, level: int) -> None:
+        super().__init__(level)
         self.log = log
 
     def emit(self, record: logging.LogRecord) -> None:
         """One event."""
-        trace = {} if record.exc_info is None else {"traceback": logging.Formatter().formatException(record.exc_info)}
-        self.log.error("server", message=record.getMessage().strip(), **trace)
+        if self.log.writes(failure=True):
+            trace = "" if record.exc_info is None else logging.Formatter().formatException(record.exc_info)
+            more = {"traceback": trace} if trace else {}
+            write("server", record.levelname.lower(), source=record.name, message=record.getMessage().strip(), **more)
 
 
 def uvicorn_logger(log: Log) -> logging.Logger:
     """For what uvicorn reports about a connection, as lines of our log; not one of the process's loggers."""
-    logger = logging.Logger("offramp.serve", logging.ERROR)
-    logger.addHandler(_Forward(log))
+    logger = logging.Logger("uvicorn", logging.ERROR)
+    logger.addHandler(_Forward(log, logging.ERROR))
     return logger
+
+
+@contextmanager
+def forwarded(log: Log, name: str) -> Iterator[None]:
+    """While the context is open, warnings and errors of a logger are lines of our log, unless the program handles them.
+
+    Args:
+        name: of the logger; "" for those of all libraries.
+    """
+    logger, handler = logging.getLogger(name), _Forward(log, logging.WARNING)
+    if logger.hasHandlers():
+        yield
+        return
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

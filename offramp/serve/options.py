@@ -32,7 +32,7 @@ class ServeOptions:
         max_body: Maximum number of bytes in the body of a request; all requests that are being read may have eight
             times as much together.
         connections: Maximum number of open connections; further ones get status 503.
-        body_timeout: Seconds in which a request's body must arrive.
+        body_timeout: Seconds in which a request's body must arrive, and in which its response must be taken.
         header_timeout: Seconds in which a request's headers must arrive.
         drain_timeout: Seconds to wait for requests in progress after SIGTERM.
         token: Bearer token that requests must carry; None: no token is required.

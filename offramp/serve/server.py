@@ -13,6 +13,7 @@ from typing import Any
 
 from offramp.argument_types import check_arguments
 from offramp.lookup import ParameterError, nearest
+from offramp.serve.logs import forwarded
 from offramp.serve.models import Models, Opener, named
 from offramp.serve.options import ServeOptions
 
@@ -61,9 +62,7 @@ class Server:
         self.app = build(self.models, self.options)
         context = self.app.state.context
         # uvicorn calls it as it would a class
-        protocol: Any = bounded(
-            self.options.connections, lambda reason: context.requests.refused.update([reason]), context.log
-        )
+        protocol: Any = bounded(self.options.connections, context.requests.refuse, context.log)
         config = uvicorn.Config(
             Shortcut(self.app),
             http=protocol,
@@ -96,9 +95,13 @@ class Server:
         """
         self._check_new()
         self._ran = True
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it has ended
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        alone = threading.current_thread() is threading.main_thread()
+        if alone:
+            signal.signal(signal.SIGTERM, leave)  # uvicorn sends the signal again when it has ended
+        with (
+            forwarded(self.app.state.context.log, "" if alone else "uvicorn"),
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
             runner.run(self._serve(opened))
 
     def stop(self) -> None:
@@ -138,9 +141,18 @@ class Server:
             for name in self.models.folders:
                 await self.models.load(name)
             opened()
-            from offramp.serve.connections import close_silent
+            from offramp.serve.connections import close_idle
 
-            reaper = asyncio.create_task(close_silent(self._server.server_state, self.options.header_timeout))
+            context, options = self.app.state.context, self.options
+            reaper = asyncio.create_task(
+                close_idle(
+                    self._server.server_state,
+                    options.header_timeout,
+                    options.body_timeout,
+                    context.requests.refuse,
+                    context.log,
+                )
+            )
             await self._server.serve(sockets=[self._socket])
             reaper.cancel()
         finally:
@@ -158,7 +170,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _leave(number: int, frame: object) -> None:
+def leave(number: int, frame: object) -> None:
     """End with status 0: being stopped is no failure."""
     raise SystemExit(0)
 
