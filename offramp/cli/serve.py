@@ -1,7 +1,9 @@
 """offramp serve: bundles over HTTP, with early exits under load; torch is not needed."""
 
 import os
+import signal
 import sys
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -60,7 +62,7 @@ def serve(
         max_images: Maximum number of images in a request.
         max_body: Maximum number of bytes in the body of a request.
         connections: Maximum number of open connections; further ones get HTTP status 503.
-        body_timeout: Seconds within which the body of a request must arrive.
+        body_timeout: Seconds within which the body of a request must arrive and its response be taken.
         drain_timeout: Seconds to wait for the requests in progress when the server stops.
         token_file: File with a bearer token that requests must carry; or set OFFRAMP_TOKEN.
         cors: Allowed CORS origins, comma-separated. Default: none.
@@ -69,7 +71,7 @@ def serve(
     """
     from offramp.bundle.gpu_sessions import PROVIDERS
     from offramp.serve.options import REPLICAS
-    from offramp.serve.server import Server
+    from offramp.serve.server import Server, leave
 
     if engine == "local" and replicas is not None:
         raise ParameterError("replicas is for engine=ray: --engine local has --workers", "replicas", "engine")
@@ -79,6 +81,8 @@ def serve(
         raise ParameterError(
             f"runtime={runtime} is for engine=local: replicas of a Ray cluster compute on the CPU", "runtime", "engine"
         )
+    if engine == "ray":
+        signal.signal(signal.SIGTERM, leave)  # while Serve starts as well
     with _engine(engine, address) as opener:
         server = Server(
             *bundles,
@@ -102,7 +106,11 @@ def serve(
             false_alarm=false_alarm,
         )
         text = f"serving {', '.join(server.models.folders)} at {server.url}"
-        server.run(lambda: print(text, file=sys.stderr, flush=True))
+        try:
+            server.run(lambda: print(text, file=sys.stderr, flush=True))
+        finally:
+            if engine == "ray":
+                _bound_the_end()
 
 
 def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | None"]:
@@ -114,6 +122,20 @@ def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | 
     if address is not None:
         raise ParameterError(f"address={address} is that of a Ray cluster: add engine=ray", "address", "engine")
     return nullcontext()
+
+
+def _bound_the_end() -> None:
+    """End this process after some time even if Ray does not: its calls wait for a lost cluster without a bound."""
+    from offramp.serve.ray_app import ENDING
+
+    def end() -> None:
+        says = "its cluster is lost, or `serve status` shows there what is left"
+        print(f"offramp: Ray did not end within {ENDING:g} s: {says}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(ENDING, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _token(file: Path | None) -> str | None:

@@ -66,6 +66,14 @@ class Predictor(Protocol):
 Opener = Callable[[Path, ServeOptions], Mapping[str, Predictor]]
 
 
+@runtime_checkable
+class CanGiveUp(Protocol):
+    """An opener that may take long."""
+
+    def give_up(self) -> None:
+        """Open nothing any more: raise `ValueError` soon where a model is being opened."""
+
+
 class Version:
     """One version of a model that is served.
 
@@ -201,7 +209,9 @@ class Models:
             task.add_done_callback(self._retiring.discard)
 
     async def close(self) -> None:
-        """Close all models when their last requests are answered."""
+        """Close all models when their last requests are answered; what is being opened is given up."""
+        if isinstance(self.opener, CanGiveUp):
+            self.opener.give_up()
         for name in list(self.open):
             self._retire(self.open.pop(name))
         await asyncio.gather(*self._retiring)

@@ -5,7 +5,9 @@ Two fronts share the deployments: `offramp serve --engine ray`, the server of th
 """
 
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,6 @@ from uuid import uuid4
 
 from offramp import __version__
 from offramp.bundle.read import Bundle
-from offramp.engine.ray import connected
 from offramp.lookup import ParameterError, nearest
 from offramp.serve.models import Opener, Predictor, named
 from offramp.serve.options import ServeOptions
@@ -27,8 +28,12 @@ ENVIRONMENT = "OFFRAMP_SERVE"
 """JSON object with the arguments of `build`, for `serve build offramp.serve.ray_app:app`."""
 OPENING = 300.0
 """Seconds in which all replicas of a model must be ready."""
-ENDING = 30.0
+ENDING = 20.0
 """Seconds in which they must be gone."""
+REPEAT = 0.5
+"""Seconds after which it is looked whether they are."""
+GRACE = 10.0
+"""Seconds in which a replica must finish its batches when it is removed; it has none when its model is closed."""
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 """Name of the actor by which Serve is known to a cluster."""
 SHARE = 4
@@ -69,6 +74,7 @@ def deployments(model: str, version: str, bundle: Bundle, options: ServeOptions,
             max_ongoing_requests=2 * options.max_batch,
             ray_actor_options={"num_cpus": cpus},
             health_check_period_s=2.0,
+            graceful_shutdown_timeout_s=GRACE,
             logging_config=QUIET,
         )
         .bind(folder, policy, index, **more)
@@ -89,19 +95,32 @@ def opened(address: str | None) -> Iterator[Opener]:
     Raises:
         ParameterError: if Ray is not installed or does not answer.
     """
+    from offramp.engine.ray import connected  # here, because it imports torch, which replicas do not need
+
     with connected(address) as cluster:
         try:
             from ray import serve
         except ImportError as error:
             message = f"engine=ray needs Ray Serve ({error}): pip install 'offramp[ray]'"
             raise ParameterError(message, "engine") from None
-        started = not _running(cluster.ray)
-        serve.start(proxy_location="Disabled", logging_config=QUIET)
+        opener, started = RayOpener(cluster.ray), not _running(cluster.ray)
+        _plain_loggers()
         try:
-            yield partial(_deploy, cluster.ray)
+            serve.start(proxy_location="Disabled", logging_config=QUIET)
+            yield opener
         finally:
-            if started and not serve.status().applications:
+            opener.close()
+            if started and not opener.lost and not serve.status().applications:
                 serve.shutdown()  # else Serve would be without HTTP for its next user
+
+
+def _plain_loggers() -> None:
+    """Let the program decide what becomes of warnings of Ray in this process; Ray would print them and more."""
+    for name in ("ray", "ray.serve"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
 
 
 def _running(ray: Any) -> bool:
@@ -113,38 +132,67 @@ def _running(ray: Any) -> bool:
     return True
 
 
-def _deploy(ray: Any, folder: Path, options: ServeOptions) -> Mapping[str, Predictor]:
-    """Deploy every version of a model; each segment is an application, so that a reload replaces nothing in use.
+class RayOpener:
+    """Deploys models on a Ray cluster; an `offramp.serve.models.Opener` that can be told to give up."""
 
-    Raises:
-        ValueError: if it cannot be opened here or there.
-    """
-    from ray import serve
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+        self.lost = False
+        """Whether the cluster has not answered in time; each further call would wait a minute for it."""
+        self._names: set[str] = set()
+        """Of the applications that are not deleted yet."""
+        self._given_up = threading.Event()
 
-    from offramp.serve.ray_predictor import RayPredictor
+    def __call__(self, folder: Path, options: ServeOptions) -> Mapping[str, Predictor]:
+        """Deploy every version of a model; each segment is an application, so that a reload replaces nothing in use.
 
-    versions, model = open_versions(folder, options.runtime), f"{folder.resolve().name}-{uuid4().hex[:8]}"
-    segments = sum(len(bundle.segments) for bundle in versions.values())
-    cpus = min(1.0, ray.cluster_resources()["CPU"] / (SHARE * segments))
-    names, handles = dict[str, list[str]](), dict[str, list[Any]]()
-    for version, bundle in versions.items():
-        names[version] = [_name(model, version, index) for index in range(len(bundle.segments))]
-        parts = deployments(model, version, bundle, options, cpus)
-        targets = [serve.RunTarget(part, name, None) for part, name in zip(parts, names[version], strict=True)]
-        handles[version] = serve.run_many(targets, wait_for_applications_running=False)
-    try:
-        _wait([name for each in names.values() for name in each])
-    except ValueError:
-        for each in names.values():
-            _delete(each)
-        raise
-    return {
-        version: RayPredictor(bundle, handles[version], options, partial(_delete, names[version]))
-        for version, bundle in versions.items()
-    }
+        Raises:
+            ValueError: if it cannot be opened here or there.
+        """
+        from ray import serve
+
+        from offramp.serve.ray_predictor import RayPredictor
+
+        versions, model = open_versions(folder, options.runtime), f"{folder.resolve().name}-{uuid4().hex[:8]}"
+        segments = sum(len(bundle.segments) for bundle in versions.values())
+        cpus = min(1.0, self.ray.cluster_resources()["CPU"] / (SHARE * segments))
+        names, handles = dict[str, list[str]](), dict[str, list[Any]]()
+        try:
+            for version, bundle in versions.items():
+                names[version] = [_name(model, version, index) for index in range(len(bundle.segments))]
+                self._names.update(names[version])
+                parts = deployments(model, version, bundle, options, cpus)
+                targets = [serve.RunTarget(part, name, None) for part, name in zip(parts, names[version], strict=True)]
+                handles[version] = serve.run_many(targets, wait_for_applications_running=False)
+            _wait([name for each in names.values() for name in each], self._given_up)
+        except ValueError:
+            self._delete([name for each in names.values() for name in each])
+            raise
+        return {
+            version: RayPredictor(bundle, handles[version], options, partial(self._delete, names[version]))
+            for version, bundle in versions.items()
+        }
+
+    def give_up(self) -> None:
+        """Wait no longer for a model that is being deployed: the server stops."""
+        self._given_up.set()
+
+    def close(self) -> None:
+        """Delete what is left, such as a model for which nobody waited any more."""
+        self.give_up()
+        self._delete(list(self._names))
+
+    def _delete(self, names: Sequence[str]) -> None:
+        """Delete applications and wait until they are gone, for `ENDING` seconds: a lost cluster does not answer."""
+        if names and not self.lost:
+            deleting = threading.Thread(target=_delete, args=(names, time.monotonic() + ENDING), daemon=True)
+            deleting.start()
+            deleting.join(ENDING)
+            self.lost = deleting.is_alive()
+        self._names.difference_update(names)
 
 
-def _wait(names: Sequence[str]) -> None:
+def _wait(names: Sequence[str], given_up: threading.Event) -> None:
     """Wait until all applications run."""
     from ray import serve
 
@@ -159,18 +207,26 @@ def _wait(names: Sequence[str]) -> None:
                 raise ValueError(f"Ray did not start {name}: {lines[-1] if lines else state.status}")
         if all(state.status == "RUNNING" for state in states.values()):
             return
-        time.sleep(0.1)
+        if given_up.wait(0.1):
+            raise ValueError("the server stops")
 
 
-def _delete(names: Sequence[str]) -> None:
-    """Delete applications, and wait until they are gone."""
+def _delete(names: Sequence[str], end: float) -> None:
+    """Delete applications until they are gone; again and again, because a controller that is restarted forgets it."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
-    for name in names:
-        serve.delete(name, _blocking=False)
-    end = time.monotonic() + ENDING
-    while set(names) & set(serve.status().applications) and time.monotonic() < end:
-        time.sleep(0.1)
+    while time.monotonic() < end - REPEAT:
+        try:
+            left = set(names) & set(serve.status().applications)
+            for name in left:
+                serve.delete(name, _blocking=False)
+        except (RayError, RayServeException):  # while the controller is restarted
+            left = set(names)
+        if not left:
+            return
+        time.sleep(REPEAT)
 
 
 def build(arguments: Mapping[str, Any]) -> Any:

@@ -126,7 +126,8 @@ class RayPredictor:
         self.waiting[segment] += count
         response = self.handles[segment].remote(part)
         try:
-            passed: Passed | Broken = await asyncio.wait_for(response, seconds)
+            async with asyncio.timeout(seconds):
+                passed: Passed | Broken = await response
             return passed
         except TimeoutError:
             response.cancel()

@@ -1,5 +1,6 @@
 """`offramp serve` as a process of its own where torch does not exist: it answers, and drains on SIGTERM."""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from shutil import copytree
 from typing import Any
 
 import httpx
+import pytest
 
 from offramp.early_exit.policy import ExitPolicy
 
@@ -140,3 +142,28 @@ def test_requests_that_are_not_answered_in_time_after_sigterm(
     says = {"error": "the server has stopped before it could answer: send the request again"}
     assert all(answer.json() == says and answer.headers["Retry-After"] == "1" for answer in refused)
     assert "Traceback" not in log and seconds < 0.7 * len(refused)  # their first segment alone would take longer
+    lines = [json.loads(line) for line in log.splitlines()]  # what uvicorn says is in our log, too
+    (said,) = [line for line in lines if line["event"] == "server"]
+    assert (said["level"], said["source"]) == ("error", "uvicorn.error") and said["message"].startswith("Cancel ")
+
+
+def test_a_cluster_that_is_lost_does_not_keep_the_server(folder: Path) -> None:
+    """Calls of Ray wait for a lost cluster; the process ends in spite of them, with one sentence."""
+    pytest.importorskip("ray")
+    program = """
+import contextlib, time, offramp.serve.ray_app as app
+@contextlib.contextmanager
+def opened(address):
+    try:
+        yield None  # the engine of this process
+    finally:
+        time.sleep(600)
+app.opened, app.ENDING = opened, 0.5
+"""
+    with serving(folder, "--engine", "ray", "--log", "none", program=program) as (process, url):
+        ready(url)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 1
+        assert process.stderr is not None
+        says = "its cluster is lost, or `serve status` shows there what is left"
+        assert process.stderr.read() == f"offramp: Ray did not end within 0.5 s: {says}\n"

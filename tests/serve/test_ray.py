@@ -1,14 +1,18 @@
 """Segments as replicas of Ray Serve: the same answers as here; a replica and a node are killed under load."""
 
 import asyncio
+import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from offramp.bundle.read import Bundle
 from offramp.serve.engine import Failed, Result, SampleResult
+from offramp.serve.models import CanGiveUp, Models
 from offramp.serve.options import ServeOptions
 from offramp.serve.scheduler import QueueFull
 
@@ -16,6 +20,8 @@ pytest.importorskip("ray.serve")
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from offramp import __version__
+from offramp.serve import ray_app
+from offramp.serve.ray_app import RayOpener
 from offramp.serve.ray_predictor import RayPredictor
 from offramp.serve.ray_segment import Passed, RequestInput, SegmentReplica
 
@@ -136,6 +142,79 @@ def test_survivors_that_are_large_are_shared(
         list(range(len(passed[0].alive))),
         list(range(len(passed[0].alive), len(kept[0]))),
     ]
+
+
+class Serve:
+    """Ray Serve as far as applications are deployed and deleted; `status` may take for ever, as on a lost cluster."""
+
+    class RunTarget(NamedTuple):
+        target: Any
+        name: str
+        prefix: None
+
+    def __init__(self, deaf: int = 0, lost: bool = False) -> None:
+        self.applications, self.deaf, self.lost = dict[str, Any](), deaf, lost
+
+    def deployment(self, kind: Any) -> Any:
+        return self
+
+    def options(self, **more: Any) -> Any:
+        return self
+
+    def bind(self, *arguments: Any, **more: Any) -> Any:
+        return self
+
+    def run_many(self, targets: Sequence[Any], wait_for_applications_running: bool) -> list[Any]:
+        self.applications |= {target.name: SimpleNamespace(status="DEPLOYING") for target in targets}
+        return list(targets)
+
+    def status(self) -> Any:
+        if self.lost:
+            time.sleep(600)
+        return SimpleNamespace(applications=dict(self.applications))
+
+    def delete(self, name: str, _blocking: bool) -> None:
+        if self.deaf:
+            self.deaf -= 1
+        else:
+            del self.applications[name]
+
+
+def opener(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> RayOpener:
+    for name in ("deployment", "RunTarget", "run_many", "status", "delete"):
+        monkeypatch.setattr(f"ray.serve.{name}", getattr(serve, name))
+    monkeypatch.setattr(ray_app, "REPEAT", 0.01)
+    return RayOpener(SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0}))
+
+
+def test_a_server_that_stops_waits_for_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what was being deployed is left, even if the controller forgets what it was told."""
+    serve = Serve(deaf=2)
+    opening = opener(monkeypatch, serve)
+    assert isinstance(opening, CanGiveUp)
+    models = Models({"digits": folder}, ServeOptions(), opening)
+
+    async def stop() -> None:
+        loading = asyncio.create_task(models.load("digits"))
+        while not serve.applications:
+            await asyncio.sleep(0.01)
+        await models.close()
+        with pytest.raises(ValueError, match="the server stops"):
+            await loading
+
+    asyncio.run(stop())
+    assert serve.applications == {} and serve.deaf == 0 and not opening.lost
+
+
+def test_a_lost_cluster_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = opener(monkeypatch, Serve(lost=True))
+    monkeypatch.setattr(ray_app, "ENDING", 0.1)
+    opening._names.add("digits-1-segment-1")
+    opening.close()
+    assert opening.lost
+    monkeypatch.setattr(ray_app, "ENDING", 600.0)
+    opening._names.add("digits-1-segment-2")
+    opening.close()  # at once: it is not asked again
 
 
 def test_another_version_on_a_node_is_refused(bundle: Bundle) -> None:
