@@ -149,7 +149,7 @@ def _shards_fill(cifar: Cifar, parts: dict[str, list[Shard]], progress: Progress
 
 
 def _from_hub(cifar: Cifar, request: Request) -> tuple[list[tuple[str, Path]], Fill]:
-    parts, files, _ = shards_of(str(request.data_dir).removeprefix("hub:") or cifar.hub)
+    parts, files, *_ = shards_of(str(request.data_dir).removeprefix("hub:") or cifar.hub)
     return files, _shards_fill(cifar, parts, request.progress)
 
 

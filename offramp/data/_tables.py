@@ -1,7 +1,7 @@
 """Tables in the Hub's layout: Parquet files as shards, and the split that a file's name says."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def _first_line(error: Exception) -> str:
 
 def split_of(path: str) -> str | None:
     r"""Which split a file's name \(or its folder's\) names: train, val, test or None."""
-    splits = [SPLIT_WORDS[word] for word in re.split(r"[/_.\-]", path.lower()) if word in SPLIT_WORDS]
+    splits = _splits_in(path)
     return splits[-1] if splits else None
 
 
@@ -143,6 +143,38 @@ def shards_by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     if [*parts] == ["train"]:
         return {"all": parts["train"]}
     return {split: parts[split] for split in ("all", "train", "val", "test") if split in parts}
+
+
+def split_notes(root: Path, parts: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Lines about names that say more than a split, such as train_extra: what their shards are used for.
+
+    Args:
+        parts: as of `shards_by_split`.
+    """
+    base, notes = root if root.is_dir() else root.parent, []
+    for split, files in parts.items():
+        names = {str(file.relative_to(base)) for file in files}
+        several = sorted(name for name in names if len(_splits_in(name)) > 1)
+        if several:
+            more = f" (and {len(several) - 1} more)" if len(several) > 1 else ""
+            notes.append(f"{base / several[0]}{more} is used for {split_of(several[0])}, the last split in its name")
+        series = sorted({_series(name) for name in names if split_of(name)})
+        if len(series) > 1:
+            used = "train" if split == "all" else split
+            notes.append(f"{root}: {used} has shards of several names ({', '.join(series)}): all of them are used")
+    return notes
+
+
+def _splits_in(path: str) -> list[str]:
+    """The splits that a path names, each once, in order of their last words."""
+    words = [SPLIT_WORDS[word] for word in re.split(r"[/_.\-]", path.lower()) if word in SPLIT_WORDS]
+    return [split for place, split in enumerate(words) if split not in words[place + 1 :]]
+
+
+def _series(path: str) -> str:
+    """The part of a path that names its split, without numbers and what follows them: `train` of `a/train-00.tar`."""
+    part = next(part for part in reversed(Path(path).with_suffix("").parts) if _splits_in(part))
+    return re.split(r"[_.\-]?\d", part)[0] or part
 
 
 def _check_series(files: Sequence[Path]) -> None:

@@ -1,6 +1,7 @@
 """A data set of the Hugging Face Hub, hub:ID; needs the package `datasets` and network access."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from offramp.data.splits import RawDataSet, Request
 
 
 class Tables(NamedTuple):
-    """The splits of a data set by our names, each as one shard; the files, and the Arrow tables by name of shard."""
+    """The splits of a data set by our names, each as one shard; files, Arrow tables by name of shard, and notes."""
 
     parts: dict[str, list[Shard]]
     files: list[tuple[str, Path]]
     arrow: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def shards_of(identity: str, config: str | None = None) -> Tables:
@@ -46,10 +48,9 @@ def parts_of(where: str, loaded: Mapping[str, Any]) -> Tables:
     """The same of a `datasets.DatasetDict`."""
     names: dict[str, str] = {}
     for name in loaded:
-        if name in SPLIT_WORDS and names.setdefault(SPLIT_WORDS[name], name) != name:
-            raise ValueError(
-                f"{where} has the splits {names[SPLIT_WORDS[name]]} and {name}: only one of them can be used"
-            )
+        split = SPLIT_WORDS.get(name.lower())
+        if split and names.setdefault(split, name) != name:
+            raise ValueError(f"{where} has the splits {names[split]} and {name}: only one of them can be used")
     if "train" not in names:
         raise ValueError(f"{where} has the splits {', '.join(loaded)}: a train split is needed")
     arrow = {f"{where} {split}": loaded[name] for split, name in names.items()}
@@ -57,7 +58,15 @@ def parts_of(where: str, loaded: Mapping[str, Any]) -> Tables:
     if len(parts) == 1:
         parts = {"all": parts["train"]}
     files = [Path(entry["filename"]) for table in arrow.values() for entry in table.cache_files]
-    return Tables(parts, [(file.name, file) for file in files], arrow)
+    return Tables(parts, [(file.name, file) for file in files], arrow, _unused(where, loaded, [*names.values()]))
+
+
+def _unused(where: str, loaded: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ...]:
+    """A note about splits whose names are none of ours."""
+    others = [name for name in loaded if name not in used]
+    if not others:
+        return ()
+    return (f"{where}: used are the splits {', '.join(used)}; not used, since unknown by name: {', '.join(others)}",)
 
 
 def shard_of(where: str, table: Any) -> Shard:
@@ -107,6 +116,7 @@ def build(
         ImportError: if `datasets` is not installed.
         ValueError: if the data set cannot be had or used.
     """
-    parts, files, tables = shards_of(request.path, config)
+    parts, files, tables, notes = shards_of(request.path, config)
     columns = Columns(image_column, label_column, Resizing(resize, crop, interpolation))
-    return table(request, parts, files, columns, partial(images_of, tables), check, decoder)
+    data = table(request, parts, files, columns, partial(images_of, tables), check, decoder)
+    return dataclasses.replace(data, notes=(*notes, *data.notes))

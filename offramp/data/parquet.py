@@ -8,7 +8,7 @@ from offramp.data._checked import Check
 from offramp.data._decode import Interpolation, Resizing
 from offramp.data._packed import packed
 from offramp.data._shards import Columns, images, table
-from offramp.data._tables import Shard, open_shard, shard_files, shards_by_split
+from offramp.data._tables import Shard, open_shard, shard_files, shards_by_split, split_notes
 from offramp.data.encoded import Decoder, Encodings
 from offramp.data.splits import RawDataSet, Request
 from offramp.lookup import with_parameters
@@ -48,7 +48,7 @@ def build(
         raise ValueError("parquet needs a path: write parquet:PATH, a file or a folder of shards")
     root = located(request)
     split = shards_by_split(root, shard_files(root, ".parquet"))
-    notes: list[str] = []
+    notes = split_notes(root, split)
     opened = {part: _opened(group, notes, skip=request.skip_damaged) for part, group in split.items()}
     parts = {part: [shard for _, shard in group] for part, group in opened.items()}
     if not any(parts.values()):

@@ -3,7 +3,7 @@
 from offramp.data._checked import Check, checked, fit_of
 from offramp.data._decode import Interpolation, Resizing
 from offramp.data._photographs import check_decoder, photographs
-from offramp.data._tables import shard_files, shards_by_split
+from offramp.data._tables import shard_files, shards_by_split, split_notes
 from offramp.data._tar_index import TarImages, labels_of, samples_of
 from offramp.data.encoded import Decoder, EncodedSource
 from offramp.data.parquet import located
@@ -43,17 +43,17 @@ def build(
         raise ValueError("tar needs a path: write tar:PATH, a file or a folder of shards")
     root = located(request)
     files = shard_files(root, ".tar")
-    notes: list[str] = []
+    split = shards_by_split(root, files)
+    notes = split_notes(root, split)
     parts = {
-        split: [samples_of(file, notes, skip=request.skip_damaged) for file in group]
-        for split, group in shards_by_split(root, files).items()
+        part: [samples_of(file, notes, skip=request.skip_damaged) for file in group] for part, group in split.items()
     }
     samples = [sample for group in parts.values() for shard in group for sample in shard]
     labels, classes = labels_of(root, samples)
     images = TarImages(samples, root if root.is_dir() else root.parent)
     fit = fit_of(images, request, Resizing(resize, crop, interpolation))
     facts = checked(request, images, files, check, "tar")
-    counts = {split: sum(map(len, group)) for split, group in parts.items()}
+    counts = {part: sum(map(len, group)) for part, group in parts.items()}
     check_decoder(decoder, streaming=True)
     source = EncodedSource(request.name, classes, labels, images, fit, decoder)
     return photographs(request, source, counts, fit, facts, notes)

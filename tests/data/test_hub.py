@@ -27,7 +27,7 @@ def test_tables_of_the_library_are_read_as_they_are(write):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = {"img": [{"bytes": data, "path": None} for data in pictures], "label": [0, 1] * 3}
     table = datasets.Dataset.from_dict(rows, features=features)
-    parts, _, _ = parts_of("hub:x", {"train": table, "validation": table, "extra": table})
+    parts, *_ = parts_of("hub:x", {"train": table, "validation": table})
     assert list(parts) == ["train", "val"]
     assert [item.data for item in images(parts["train"][0], "img")] == pictures
     labels, classes, _ = read_labels(parts["train"], "label", 2)
@@ -78,3 +78,16 @@ def test_two_splits_of_one_meaning_are_refused_and_a_test_split_without_labels_i
     assert source.images.where(int(data.splits["test"].ids[0])) == "hub:x val, row 0"
     expected = write.png(write.random_images(6, 24, 3)[0])
     assert source.images.read(int(data.splits["test"].ids[0])) == expected
+
+
+def test_splits_that_are_not_used_are_said(tables, monkeypatch):
+    import datasets
+
+    loaded = {"Train": tables["train"], "dev": tables["test"], "test_extra": tables["test"], "extra": tables["test"]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: loaded)
+    assert (
+        "hub:x: used are the splits Train, dev; not used, since unknown by name: test_extra, extra"
+        in load("hub:x", image_size=24, holdout=0.2).notes
+    )
+    del loaded["test_extra"], loaded["extra"]
+    assert not any("used" in note for note in load("hub:x", image_size=24, holdout=0.2).notes)

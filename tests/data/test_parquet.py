@@ -40,6 +40,20 @@ def test_splits_by_the_names_that_are_usual(tmp_path, write, pictures, layout):
     assert {k: len(v) for k, v in load(f"parquet:{tmp_path}", holdout=0).splits.items()} == {"train": 40, "test": 40}
 
 
+def test_shards_whose_names_say_more_than_their_split_are_said(tmp_path, write, pictures):
+    """Their images became part of train and test without a word."""
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "train_extra-0", "test/a", "test/b", "val/train_1"):
+        write.shard(tmp_path / f"{name}.parquet", pictures, [0, 1] * 20, label="label")
+    notes = load(f"parquet:{tmp_path}", holdout=0).notes[:2]
+    assert notes == (
+        f"{tmp_path}/val/train_1.parquet is used for train, the last split in its name",
+        f"{tmp_path}: train has shards of several names (train, train_extra): all of them are used",
+    )
+    for name in ("train_extra-0", "val/train_1"):
+        (tmp_path / f"{name}.parquet").unlink()
+    assert not any("used" in note for note in load(f"parquet:{tmp_path}", holdout=0).notes)
+
+
 def test_one_file_is_cut_80_10_10(tmp_path, write, pictures):
     file = write.shard(tmp_path / "pets.parquet", pictures, ["dog", "cat"] * 20, label="animal")
     data = load(f"parquet:{file}")

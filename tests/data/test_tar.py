@@ -245,3 +245,9 @@ def test_shards_of_train_alone_are_divided(tmp_path: Path) -> None:
     write(tmp_path / "train.tar", range(60))
     data = load(f"tar:{tmp_path / 'train.tar'}", image_size=32, cache_dir=tmp_path / "cache")
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 48, "val": 3, "cal": 3, "test": 6}
+
+
+def test_shards_whose_names_say_more_than_their_split_are_said(shards: Path) -> None:
+    write(shards / "x-train-extra-000.tar", range(80, 90))
+    said = f"{shards}: train has shards of several names (x-train, x-train-extra): all of them are used"
+    assert load(f"tar:{shards}", image_size=32, holdout=0.2).notes[0] == said
