@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp import __version__, finite
 from offramp.allocator import keep_freed_memory
-from offramp.cli._failure import explain, fail
+from offramp.cli._failure import explain, fail, tell_processes
 from offramp.cli._overview import ABOUT, ASKED, MODULES, overview
 from offramp.lookup import ParameterError, nearest
 from offramp.results import as_dict
@@ -93,6 +93,7 @@ def _run(words: list[str]) -> int:
         for name in named:
             check_whole(verb(name), typed)
     except ValueError as error:
+        tell_processes(words, as_typed(error))
         return fail(words, as_typed(error), 2)
     except Exception as error:
         return fail(words, *explain(error))
@@ -101,6 +102,7 @@ def _run(words: list[str]) -> int:
             keep_freed_memory()
         app(*named)(typed, exit_on_error=False, print_error=False)
     except CycloptsError as error:
+        tell_processes(words, _parser_message(error, typed))
         return fail(words, _parser_message(error, typed), 2)
     except ParameterError as error:
         return fail(words, with_config_file(words, as_typed(error)), 2)

@@ -59,6 +59,22 @@ def fail(words: list[str], message: str, status: int) -> int:
     return status
 
 
+LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}
+"""Variables of which processes that train together have one."""
+
+
+def tell_processes(words: list[str], message: str) -> None:
+    """Let the other processes of a training run hear that its command was not understood here."""
+    if words[:1] != ["train"] or not LAUNCHED & os.environ.keys():
+        return
+    from offramp.cli._console import ConsoleReporter
+    from offramp.train.launcher import place_of
+    from offramp.train.meeting import Meeting
+
+    nodes = re.search(r"--nodes[ =](\d+)", " ".join(words))
+    Meeting(place_of(1, int(nodes[1]) if nodes else 1), ConsoleReporter(True).note).tell(one_line(message))
+
+
 def explain(error: Exception, verb: str = "") -> tuple[str, int]:
     """(what went wrong, the exit status): 2 if a word of the command was not understood, else 1.
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from offramp.net import MultiExitNet
     from offramp.runs.split import Origin
     from offramp.train.loop import Loop
+    from offramp.train.meeting import Meeting
 
 
 @check_arguments
@@ -60,15 +61,25 @@ def train(
             another run, or a launcher started another number of processes.
         offramp.train.run_lock.InUse: if another process writes into the folder.
         offramp.train.reporter.Diverged: if the loss or a weight is no longer a number.
-        offramp.train.lost.ConnectionLost: if another process of the run ended, or was not started.
+        offramp.train.meeting.OtherFailed: if another process of the run ended before the first step.
+        offramp.train.lost.ConnectionLost: if another process of the run ended without a word, or was not started.
         KeyboardInterrupt: after Ctrl-C, when the run was saved; after SIGTERM or SIGUSR1 its subclass
         `offramp.train.interrupt.Preempted`.
     """
+    from offramp.train.meeting import meeting
+
+    reporter = reporter or SILENT
+    with meeting(config.devices, nodes, reporter.note) as others:
+        return _start(config, Path(out), resume, nodes, reporter, others)
+
+
+def _start(config: Config, folder: Path, resume: bool, nodes: int, reporter: Reporter, others: "Meeting") -> TrainedRun:
+    """Check what can be checked without the data and without the other processes, then train."""
     from offramp.train import run_dir
     from offramp.train.device import check_devices, of_all_nodes
     from offramp.train.launcher import check_launcher
 
-    resolved, folder, reporter = resolve(config), Path(out), reporter or SILENT
+    resolved = resolve(config)
     check_launcher(resolved.devices, nodes)
     of_all_nodes(resolved, nodes)
     check_devices(resolved)
@@ -82,9 +93,10 @@ def train(
     longer = resumed and run_dir.epochs_before(folder, flat(resolved))
     if resume and not longer and (result := _finished(resolved, folder, reporter)):
         return result
+    others.join()
     completed = complete(resolved, resumed=resumed, progress=reporter.working)
     measured = config.precision == "auto" and (moved or not resumed)
-    return _train(completed, folder, resume, reporter, nodes, measured)
+    return _train(completed, folder, resume, reporter, nodes, measured, others)
 
 
 def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> TrainedRun | None:
@@ -103,7 +115,13 @@ def _finished(config: ResolvedConfig, folder: Path, reporter: Reporter) -> Train
 
 
 def _train(
-    completed: Completed, folder: Path, resume: bool, reporter: Reporter, nodes: int, measured: bool
+    completed: Completed,
+    folder: Path,
+    resume: bool,
+    reporter: Reporter,
+    nodes: int,
+    measured: bool,
+    others: "Meeting",
 ) -> TrainedRun:
     """Train what `completed` says; `measured`: with the settings that are fastest for this network and machine."""
     from offramp.measure.multi_net import training_cost
@@ -111,6 +129,7 @@ def _train(
     from offramp.runs import split
     from offramp.train import agreement, device, run_dir
     from offramp.train.fastest import fastest
+    from offramp.train.launcher import place_in
     from offramp.train.loop import Loop
     from offramp.train.lost import naming_lost_processes
     from offramp.train.more_epochs import refuse_more_epochs
@@ -131,6 +150,12 @@ def _train(
         refuse_more_epochs(config, method, before)
         notes += (f"the run had {quantity(before, 'epoch')} and continues to {config.epochs}",)
     fabric = device.set_up(recipe, freezes=method.freezes, nodes=nodes)
+
+    def agree() -> None:
+        others.join(place_in(fabric.strategy, recipe.devices))
+        state = agreement.state_of(flat(config), data, folder if resume else None)
+        others.agree(state, lambda states: agreement.check_alike(states, folder))
+
     writes = device.writes(fabric)
     if writes and resume:
         notes += tuple(filter(None, [change(folder, config)]))
@@ -144,10 +169,7 @@ def _train(
         else:  # refuse what the first process refuses, instead of waiting for it
             _check_begun(config, folder, data, resume, bool(before))
         with naming_lost_processes(fabric, recipe.devices):
-            device.launch(fabric)
-            if resume:
-                agreement.check_shared(fabric, folder)
-            agreement.check_alike(fabric, flat(config), data)
+            device.launch(fabric, agree)
             reporter = reporter if fabric.is_global_zero else SILENT
             _introduce(reporter, config, net, data, notes)
             cost = training_cost(net, data.shape) if fabric.is_global_zero else {}  # before the network is divided

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import warnings
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -130,10 +131,22 @@ def set_up(recipe: Recipe, freezes: bool = False, nodes: int = 1) -> Fabric:
         )
 
 
-def launch(fabric: Fabric) -> None:
-    """Start the other processes of a run on several devices, or join them."""
-    if not isinstance(fabric.strategy, SingleDeviceStrategy):
-        fabric.launch()
+def launch(fabric: Fabric, agree: Callable[[], None] = lambda: None) -> None:
+    """Start the other processes of a run on several devices, or join them.
+
+    Args:
+        agree: called once they are started, before they are connected to each other.
+    """
+    if isinstance(fabric.strategy, SingleDeviceStrategy):
+        return
+    connect = fabric.strategy.setup_environment
+
+    def setup_environment() -> None:
+        agree()
+        connect()
+
+    fabric.strategy.setup_environment = setup_environment  # type: ignore[method-assign]
+    fabric.launch()
 
 
 def _strategy(recipe: Recipe, freezes: bool) -> str | Strategy:

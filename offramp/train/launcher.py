@@ -1,6 +1,8 @@
 """Launchers of several processes (torchrun, srun, MPI): whether they fit a run, and where its processes meet."""
 
 import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -162,9 +164,90 @@ def cluster_environment(processes: int) -> ClusterEnvironment | None:
     if processes == 1:
         return LightningEnvironment()
     if _started_by_srun():
-        machines = os.environ.get("SLURM_STEP_NODELIST", "")
-        job, step = (int(os.environ.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
-        if machines:
-            os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(machines))
-        os.environ.setdefault("MASTER_PORT", str(15000 + (job + 101 * step) % 10000))
+        host, port = _address()
+        if host:
+            os.environ.setdefault("MASTER_ADDR", host)
+        os.environ.setdefault("MASTER_PORT", str(port))
     return None
+
+
+def _address() -> tuple[str, int]:
+    """Where the processes of a run meet; "" or 0 if that is unknown."""
+    host, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", 0)
+    if not _started_by_srun():
+        return host, port
+    machines = os.environ.get("SLURM_STEP_NODELIST")
+    host = host or (SLURMEnvironment.resolve_root_node_address(machines) if machines else "")
+    return host, port or 15000 + (_number("SLURM_JOB_ID", 0) + 101 * _number("SLURM_STEP_ID", 0)) % 10000
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isascii() and value.isdecimal() else default
+
+
+class Place(NamedTuple):
+    """A process among those of a run, and the address at which they meet.
+
+    Attributes:
+        rank: its number.
+        local_rank: its number on its machine.
+        processes: how many there are.
+        host: of the first process.
+        port: of the first process.
+        keeps_store: whether it keeps the store through which they exchange messages.
+        beside: numbers of those that were started independently of it.
+    """
+
+    rank: int
+    local_rank: int
+    processes: int
+    host: str
+    port: int
+    keeps_store: bool
+    beside: Sequence[int] = ()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def place_of(devices: int, nodes: int) -> Place | None:
+    """The place of this process, as its launcher says; None if it is alone, or has yet to start the others.
+
+    Args:
+        devices: processes on each machine.
+        nodes: machines.
+    """
+    devices = max(devices, 1)
+    processes = max([devices * nodes, *(_number(name, 1) for name in _counts())])
+    if processes == 1:
+        return None
+    local_rank = _number("LOCAL_RANK", 0)
+    if _started_by_torchrun():
+        rank = _number("RANK", 0)
+    elif _started_by_srun():
+        rank, local_rank = _number("SLURM_PROCID", 0), _number("SLURM_LOCALID", 0)
+    elif nodes > 1 or "LOCAL_RANK" in os.environ:
+        rank = _number("NODE_RANK", _number("GROUP_RANK", 0)) * devices + local_rank
+    else:
+        return None
+    host, port = _address()
+    if not host or not port:
+        return None
+    keeps_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    by_hand = "LOCAL_RANK" not in os.environ and not _started_by_srun()
+    beside = range(devices if by_hand else 1, processes, devices if by_hand else 1)
+    return Place(rank, local_rank, processes, host, port, keeps_store, beside)
+
+
+def place_in(strategy: Any, processes: int) -> Place:
+    """The same, once the other processes are started; the strategy is Fabric's."""
+    environment: ClusterEnvironment = strategy.cluster_environment
+    rank = 0 if isinstance(environment, LightningEnvironment) else environment.global_rank()
+    address = environment.main_address, environment.main_port
+    return Place(rank, environment.local_rank(), processes, *address, rank == 0, range(1, processes))

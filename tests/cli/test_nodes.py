@@ -35,8 +35,6 @@ SMALL = [*TINY, "--batch-size", "64"]
     [
         ("--nodes 0", {}, "--nodes must be at least 1, got 0"),
         ("--nodes 2", {}, "--nodes 2 needs a launcher (torchrun, srun), or the variables MASTER_ADDR, MASTER_PORT"),
-        ("--nodes 2", {"MASTER_ADDR": "x", "MASTER_PORT": "1", "NODE_RANK": "2"}, "NODE_RANK=2 must be 0 to 1"),
-        ("--nodes 3", {"NODE_RANK": "0"}, "--batch-size 64 does not divide evenly over --nodes 3"),
         (
             "--nodes 2 --devices 2",
             {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},
@@ -71,9 +69,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    if "NODE_RANK" in variables:
-        for name in {"MASTER_ADDR", "MASTER_PORT"} - set(variables):
-            monkeypatch.setenv(name, "1")
     ran = offramp(*SMALL, *words.split(), "--out", tmp_path / "run")
     assert ran.status in (1, 2) and says in ran.err and ran.err.count("\n") == 1, ran.err
     assert not (tmp_path / "run").exists()
