@@ -5,9 +5,9 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from offramp import finite
 from offramp.bundle.predict import Prediction
 from offramp.images import BadImage
 from offramp.lookup import nearest
@@ -20,7 +20,7 @@ from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
 from offramp.serve.receive import Received, beside, context_of, converted, decoded, full, known_query, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
-from offramp.text import quoted
+from offramp.text import quoted, unicode_only
 
 PREDICTED = 60
 """Characters of a class with its probability in JSON, about."""
@@ -77,7 +77,7 @@ async def predict(
 
 def _answer(served: Version, rows: list[Callable[[], dict[str, Any]]]) -> bytes:
     about = {"model": served.model, "version": served.version}
-    return large_json.dumps(about, "predictions", (finite.dumps(row()).encode() for row in rows))
+    return large_json.dumps(about, "predictions", (orjson.dumps(unicode_only(row())) for row in rows))
 
 
 async def predict_files(request: Request) -> Response:
