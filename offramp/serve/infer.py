@@ -13,14 +13,13 @@ from offramp.serve.answers import probabilities
 from offramp.serve.documents import INFER, MODEL, SERVER, responses
 from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed
+from offramp.serve.large_json import NUMBER, effort
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
 from offramp.serve.receive import Received, context_of, converted, decoded, full, outcomes, stacked
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 
-NUMBER = 20
-"""Characters of a number in JSON, about."""
 router = APIRouter(tags=["Open Inference Protocol"])  # routes are tried in order: the frequent one comes first
 
 
@@ -38,7 +37,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     async with Received(request, model, version) as (served, body):
         length = request.headers.get(LENGTH)
         request_body, inputs = await converted(
-            context, len(body), _parsed, served, body, length, context.options.max_images
+            context, effort(body), _parsed, served, body, length, context.options.max_images
         )
         errors = [""] * len(inputs)
         if isinstance(request_body.inputs, list):

@@ -1,8 +1,8 @@
 """JSON of tensors: bounded before it is read, read and written in pieces. Runs without torch.
 
 `orjson`, and numpy with lists, keep the interpreter's lock until they are done: for large tensors that is long, and no
-other thread runs. Here others get their turns, so that a large request can be read
-in a thread while the event loop answers.
+other thread runs. Here others get their turns, so that a large request can be read in a thread while the event loop
+answers.
 """
 
 import json
@@ -21,8 +21,16 @@ VERY_LARGE = 1 << 22
 """Bytes from which JSON is read by `json`, which takes several times as long as `orjson`, but can be interrupted."""
 PIECE = 1 << 14
 """Values of a list that are converted at once, which takes about a millisecond or a few."""
+NUMBER = 16
+"""Bytes of text or binary data, such as encoded images, that are read in the time of one byte of numbers in JSON; and
+about the bytes of a number."""
 FRAME = 1000
 """Commas, and lists or objects, that a request may have besides the values of its tensor."""
+
+
+def effort(body: bytes) -> int:
+    """How long reading a body takes, in bytes of numbers in JSON."""
+    return len(body) if len(body) <= LARGE else len(body) // NUMBER + NUMBER * body.count(b",")
 
 
 def check(text: bytes, shape: tuple[int, ...]) -> None:

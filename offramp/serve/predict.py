@@ -120,7 +120,7 @@ async def feedback(request: Request, model: Model = None, version: VersionName =
 async def _form(request: Request, body: bytes, *fields: str) -> list[FormPart]:
     """The parts of a form; refuses fields that would be ignored, as `known_query` does."""
     context, kind = context_of(request), request.headers.get("content-type", "")
-    parts = await converted(context, len(body), multipart, kind, body, context.options.max_images)
+    parts = await converted(context, len(body) // large_json.NUMBER, multipart, kind, body, context.options.max_images)
     for part in parts:
         if part.name not in fields:
             raise malformed(f"the form has the unknown field {quoted(part.name)}; {nearest(part.name, fields)}")

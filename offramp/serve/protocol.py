@@ -5,7 +5,6 @@ unpickled; BYTES tensors are encoded images. Which fields and parameters a reque
 of large ones is read and written: `large_json.py`.
 """
 
-import base64
 import binascii
 import math
 import struct
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import pybase64
 from numpy.typing import NDArray
 
 from offramp.bundle.read import Bundle
@@ -238,8 +238,8 @@ def _from_texts(data: Any, count: int) -> list[bytes]:
     if not isinstance(data, list) or len(data) != count or not all(isinstance(text, str) for text in data):
         raise malformed(f"inputs[0].data must be {count} images as base64 texts for the datatype BYTES")
     try:
-        return [base64.b64decode(text, validate=True) for text in data]
-    except (binascii.Error, ValueError):
+        return [pybase64.b64decode(text, validate=True) for text in data]
+    except binascii.Error:
         raise malformed("inputs[0].data must be base64 texts for the datatype BYTES; or send binary data") from None
 
 

@@ -146,7 +146,7 @@ async def converted(context: "Context", size: int, function: Callable[..., T], *
     """The result of a function that reads a body or writes an answer; in a thread if it is large, one at a time.
 
     Args:
-        size: of what it reads or writes, in bytes.
+        size: of what it reads or writes, in bytes of numbers in JSON; other bytes count less, see `large_json.effort`.
     """
     if size <= LARGE:  # handing it to a thread would take longer
         return function(*arguments)

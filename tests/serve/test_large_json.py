@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from offramp.bundle.read import Bundle
 from offramp.serve import infer, large_json, predict, receive
 from offramp.serve.errors import RequestError
-from offramp.serve.large_json import FRAME, LARGE, check, dumps, loads, numbers, texts
+from offramp.serve.large_json import FRAME, LARGE, check, dumps, effort, loads, numbers, texts
 from offramp.serve.server import Server
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -122,6 +122,19 @@ def test_other_threads_get_their_turns(step: str) -> None:
     assert turns > 3
 
 
+@pytest.mark.parametrize(
+    ("body", "aside"),
+    [
+        (b"1234," * (LARGE // 5), False),
+        (b"1234," * (LARGE // 4), True),
+        (b'["' + b"YWFh" * LARGE + b'"]', False),  # images as texts
+        (b'["' + b"YWFh" * 5 * LARGE + b'"]', True),
+    ],
+)
+def test_texts_are_large_only_if_they_are_longer_than_numbers(body: bytes, aside: bool) -> None:
+    assert (effort(body) > LARGE) is aside
+
+
 @pytest.mark.parametrize(("size", "aside"), [(LARGE, False), (LARGE + 1, True)])
 def test_only_what_is_large_is_handed_to_a_thread(size: int, aside: bool) -> None:
     class Context:
@@ -152,7 +165,7 @@ def test_everything_that_grows_with_a_request_is_done_aside(
     with Server(folder, port=0, log="none") as server:
         for large in (False, True):
             threads.clear()
-            monkeypatch.setattr(receive, "LARGE", 0 if large else LARGE)
+            monkeypatch.setattr(receive, "LARGE", -1 if large else LARGE)
             sent = httpx.post(f"{server.url}/v2/models/digits/infer", json=body, trust_env=False)
             form = httpx.post(f"{server.url}/predict", files={"images": images[0]}, trust_env=False)
             assert (sent.status_code, form.status_code) == (200, 200) and len(threads) == 4
