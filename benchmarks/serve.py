@@ -6,7 +6,7 @@ the servers of offramp, of one tensor, which needs no decoding. Measured are the
 percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
 half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
 servers are paused (SIGSTOP). Ray Serve, which cannot be paused, is measured last. Requests use the Open Inference
-Protocol: files are PNGs in base64 in JSON, tensors are binary.
+Protocol: files (--files) are in base64 in JSON, tensors are binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.
@@ -15,7 +15,7 @@ Also measured:
 
 - the server's own overhead per request at batch 1 on the network `tiny`, with one client and one request after the
   other: CPU time of the server process, and mean latency, each minus the time of its segments, for binary tensors and
-  for PNG files, which it decodes (`decode_ms`: CPU time of decoding alone); for comparison, the same of an empty ASGI
+  for image files, which it decodes (`decode_ms`: CPU time of decoding alone); for comparison, the same of an empty ASGI
   application in uvicorn, which is the share of HTTP;
 - the memory of the server before its load and after each kind of requests; with --cases soak, after each of --minutes
   minutes of a load of 25 images a second;
@@ -89,7 +89,7 @@ def per_request(machine: Machine, port: int, process: int, bodies: Path, seconds
 
 def overhead(machine: Machine, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Overhead of the server and of an empty application, without and with decoding an image."""
-    tiny = argparse.Namespace(run=None, network="tiny", width=options.width)
+    tiny = argparse.Namespace(run=None, network="tiny", width=options.width, files=options.files)
     about = serve_networks.write(folder / "tiny", tiny)
     for kind in ("echo", "plain"):
         with serving(machine, kind, folder / "tiny") as (port, process):
@@ -205,6 +205,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64, help="of the network tiny")
     parser.add_argument("--cases", default=",".join([*CASES, "overhead", "hop"]), help="comma-separated")
     parser.add_argument("--requests", default=",".join(serve_networks.REQUESTS), help="comma-separated")
+    parser.add_argument(
+        "--files", choices=("png", "jpeg"), default="png", help="kind of the image files; jpeg has a quality of 90"
+    )
     parser.add_argument("--probes", default="5,3,3", help="numbers of rates that each search tries, comma-separated")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended, in addition to standard output")
     parser.add_argument("--json", action="store_true", help="as always")

@@ -29,7 +29,7 @@ MOST = 32
 SIZES = (1, 4)
 """Images of a request with image files."""
 REQUESTS = {**{f"bodies-{size}": size for size in SIZES}, "tensors": 1}
-"""Files of requests, and the images of each: as PNG files in JSON, or as a binary tensor of pixels."""
+"""Files of requests, and the images of each: as files in JSON, or as a binary tensor of pixels."""
 
 
 def write(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def write(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         name, pixels = "lite0: EfficientNet-Lite0 at 96 pixels, random weights", lite0(early, plain)
     else:
         name, pixels = f"tiny: random weights, width {options.width}", tiny(early, plain, options.width)
-    _requests(folder, pixels)
+    _requests(folder, pixels, options.files)
     (folder / "tensors.header").write_text(_tensors(folder, pixels))
     promise = _promise(open_bundle(early), open_bundle(plain), pixels)
     return {"network": name, **promise, "decode_ms": _decode_ms(open_bundle(plain), folder)}
@@ -173,14 +173,14 @@ def _trained(run: str, early: Path, plain: Path) -> Any:
     return test.source.batch(test.indices[:IMAGES])
 
 
-def _requests(folder: Path, pixels: Any) -> None:
-    """Bodies with one image and with four; PNG, so that every server decodes the same pixels."""
+def _requests(folder: Path, pixels: Any, kind: str) -> None:
+    """Bodies with one image and with four, as files of this kind."""
     from PIL import Image
 
     texts = []
     for image in pixels:
         stream = io.BytesIO()
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(stream, "PNG")
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(stream, kind, quality=90)
         texts.append(base64.b64encode(stream.getvalue()).decode())
     for size in SIZES:
         bodies = []
