@@ -9,7 +9,7 @@ Measured in turn, each in a process of its own, with one worker per core, batche
 - timm: its dataset and `create_loader`, with the same augmentation;
 - pillow, turbo: `folder:` of offramp with `--streaming`, decoding with Pillow (the default) or `--data.decoder turbo`
   (which uses nvImageCodec too, if it is installed);
-- turbo-uint8: the same up to cropped and resized pixels, which is the work of the CPU if a GPU flips and normalises;
+- turbo-uint8: the same up to augmented uint8 pixels, which is the work of the CPU if a GPU normalises;
 - decode-pillow, decode-turbo: only reading and decoding whole images, in one thread per core: the decoders' speed.
 
 Each turn begins with batches that are not timed, because workers prepare them while another loader is measured. The

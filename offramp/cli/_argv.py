@@ -64,7 +64,7 @@ def rewrite(argv: list[str]) -> list[str]:
     for key in varied:
         if _bare(key) in typed:
             raise ParameterError(f"--grid {key} and --{key} set the same option: give one of them")
-    if (gpu := (_typed(words, "device") or "").removeprefix("cuda:")).isdecimal():
+    if (gpu := (value_of(words, "device") or "").removeprefix("cuda:")).isdecimal():
         raise ParameterError(
             f"--device takes auto, cpu or cuda, not the number of a GPU: set CUDA_VISIBLE_DEVICES={gpu} for that one"
         )
@@ -74,12 +74,12 @@ def rewrite(argv: list[str]) -> list[str]:
         raise ValueError("--config and --recipe name one file: give one of them, once")
     for path in configs or _of_resumed(words):
         values = read_yaml(path)
-        if not configs and _typed(words, "device") not in (None, "auto", values.get("device")):
+        if not configs and value_of(words, "device") not in (None, "auto", values.get("device")):
             values = {key: value for key, value in values.items() if key not in OF_DEVICE}
         if not configs and trust.code_names({key: value for key, value in values.items() if _bare(key) not in typed}):
             trust.check(values, path.parent)
         unflat(values, str(path))  # a value of the wrong type is an error in the file: its name is added
-        others = [kind for kind in KINDS if not configs and _typed(words, kind) not in (None, values.get(kind))]
+        others = [kind for kind in KINDS if not configs and value_of(words, kind) not in (None, values.get(kind))]
         for key, value in values.items():
             if _bare(key) not in typed and key.partition(".")[0] not in others:
                 words += _words(key, value)
@@ -88,11 +88,11 @@ def rewrite(argv: list[str]) -> list[str]:
 
 def _of_resumed(words: list[str]) -> list[Path]:
     """The configuration in the folder of a run that is resumed: what is not typed is as it was."""
-    out = _typed(words, "out") if words[:1] == ["train"] and "--resume" in words else None
+    out = value_of(words, "out") if words[:1] == ["train"] and "--resume" in words else None
     return [] if out is None or not (Path(out) / "config.yaml").is_file() else [Path(out) / "config.yaml"]
 
 
-def _typed(words: list[str], option: str) -> str | None:
+def value_of(words: list[str], option: str) -> str | None:
     """The value of an option among the words of a command."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")

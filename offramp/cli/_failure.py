@@ -67,12 +67,14 @@ def tell_processes(words: list[str], message: str) -> None:
     """Let the other processes of a training run hear that its command was not understood here."""
     if words[:1] != ["train"] or not LAUNCHED & os.environ.keys():
         return
+    from offramp.cli._argv import value_of
     from offramp.cli._console import ConsoleReporter
     from offramp.train.launcher import place_of
     from offramp.train.meeting import Meeting
 
-    nodes = re.search(r"--nodes[ =](\d+)", " ".join(words))
-    Meeting(place_of(1, int(nodes[1]) if nodes else 1), ConsoleReporter(True).note).tell(one_line(message))
+    nodes = value_of(words, "nodes") or ""
+    place = place_of(1, int(nodes) if nodes.isascii() and nodes.isdecimal() else 1)
+    Meeting(place, ConsoleReporter(True).note).tell(one_line(message))
 
 
 def explain(error: Exception, verb: str = "") -> tuple[str, int]:

@@ -69,18 +69,10 @@ def serve(
         log: Requests to log as JSON lines on standard error.
         false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
     """
-    from offramp.bundle.gpu_sessions import PROVIDERS
     from offramp.serve.options import REPLICAS
     from offramp.serve.server import Server, leave
 
-    if engine == "local" and replicas is not None:
-        raise ParameterError("replicas is for engine=ray: --engine local has --workers", "replicas", "engine")
-    if engine == "ray" and workers != 1:
-        raise ParameterError("workers is for the engine local: with engine=ray, each segment has replicas", "workers")
-    if engine == "ray" and runtime in PROVIDERS:
-        raise ParameterError(
-            f"runtime={runtime} is for engine=local: replicas of a Ray cluster compute on the CPU", "runtime", "engine"
-        )
+    _check_engine(engine, replicas, workers, runtime)
     if engine == "ray":
         signal.signal(signal.SIGTERM, leave)  # while Serve starts as well
     with _engine(engine, address) as opener:
@@ -113,6 +105,20 @@ def serve(
                 _bound_the_end()
 
 
+def _check_engine(engine: str, replicas: int | None, workers: int, runtime: str) -> None:
+    """Refuse options that the engine would ignore."""
+    from offramp.bundle.gpu_sessions import PROVIDERS
+
+    if engine == "local" and replicas is not None:
+        raise ParameterError("replicas is for engine=ray: --engine local has --workers", "replicas", "engine")
+    if engine == "ray" and workers != 1:
+        raise ParameterError("workers is for the engine local: with engine=ray, each segment has replicas", "workers")
+    if engine == "ray" and runtime in PROVIDERS:
+        raise ParameterError(
+            f"runtime={runtime} is for engine=local: replicas of a Ray cluster compute on the CPU", "runtime", "engine"
+        )
+
+
 def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | None"]:
     """What opens the models: replicas of a cluster, or nothing but this process."""
     if name == "ray":
@@ -126,7 +132,7 @@ def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | 
 
 def _bound_the_end() -> None:
     """End this process after some time even if Ray does not: its calls wait for a lost cluster without a bound."""
-    from offramp.serve.ray_app import ENDING
+    from offramp.serve.ray_deployments import ENDING
 
     def end() -> None:
         says = "its cluster is lost, or `serve status` shows there what is left"

@@ -76,9 +76,9 @@ def _library() -> Any | None:
 
 @contextmanager
 def _only_jpegs(extensions: Path) -> Iterator[None]:
-    """While nvImageCodec is imported, keep it from loading decoders for GPUs: each prints errors where there is none.
+    """Within this context, nvImageCodec loads only its JPEG decoder for CPUs: without a GPU, the others print errors.
 
-    A program that uses them too imports the package first.
+    A program that also needs the others imports the package before.
     """
     with TemporaryDirectory() as folder:
         for extension in extensions.glob(EXTENSION):

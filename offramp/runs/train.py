@@ -3,7 +3,6 @@
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from offramp.argument_types import check_arguments
@@ -20,19 +19,17 @@ from offramp.config import (
     prepare_objective,
     resolve,
 )
-from offramp.config.plan import cheapest, gains_text
-from offramp.measure.text_table import WIDTH, prose
 from offramp.runs.device_change import change, continued, device_of_run, on_device_of
+from offramp.runs.introduction import introduce
 from offramp.runs.reporting import SILENT, Reporter
 from offramp.runs.trained_run import TrainedRun, epoch_accuracy, trained_run
-from offramp.text import as_typed, quantity
+from offramp.text import quantity
 
 if TYPE_CHECKING:
     from torch import nn
 
     from offramp.data.splits import DataSet
     from offramp.methods._method import Method
-    from offramp.net import MultiExitNet
     from offramp.runs.split import Origin
     from offramp.train.loop import Loop
     from offramp.train.meeting import Meeting
@@ -128,7 +125,6 @@ def _train(
     from offramp.measure.provenance import provenance
     from offramp.runs import split
     from offramp.train import agreement, device, run_dir
-    from offramp.train.fastest import fastest
     from offramp.train.launcher import place_in
     from offramp.train.loop import Loop
     from offramp.train.lost import naming_lost_processes
@@ -139,9 +135,7 @@ def _train(
     recipe = device.of_all_nodes(config, nodes)
     method, net, data, first, notes = _build(completed._replace(config=recipe))
     if measured:
-        settings, note = fastest(net, recipe, len(data.splits["train"]), data.shape, len(data.classes))
-        chosen: Any = settings._asdict()
-        config, recipe = (dataclasses.replace(each, **chosen) for each in (config, recipe))
+        config, recipe, note = _with_fastest(config, recipe, net, data)
         notes += (note,) if note else ()
     if config.graph and config.device == "cpu":
         notes += ("graph: a CPU has no CUDA graphs; steps are taken as without",)
@@ -171,11 +165,22 @@ def _train(
         with naming_lost_processes(fabric, recipe.devices):
             device.launch(fabric, agree)
             reporter = reporter if fabric.is_global_zero else SILENT
-            _introduce(reporter, config, net, data, notes)
+            introduce(reporter, config, net, data, notes)
             cost = training_cost(net, data.shape) if fabric.is_global_zero else {}  # before the network is divided
             loop = Loop(fabric, folder, recipe, net, method, data, reporter)
             _run(loop, resume, reporter)
         return _conclude(loop, config, reporter, cost, origin)
+
+
+def _with_fastest(
+    config: ResolvedConfig, recipe: ResolvedConfig, net: "nn.Module", data: "DataSet"
+) -> tuple[ResolvedConfig, ResolvedConfig, str]:
+    """Both with the settings that are fastest for this network on this machine, and a note about them."""
+    from offramp.train.fastest import fastest
+
+    settings, note = fastest(net, recipe, len(data.splits["train"]), data.shape, len(data.classes))
+    chosen: Any = settings._asdict()
+    return dataclasses.replace(config, **chosen), dataclasses.replace(recipe, **chosen), note
 
 
 def _check_begun(config: ResolvedConfig, folder: Path, data: "DataSet", resume: bool, extend: bool) -> None:
@@ -236,41 +241,6 @@ def _run(loop: "Loop", resume: bool, reporter: Reporter) -> None:
         reporter.stop()
     if not loop.fabric.is_global_zero:
         raise SystemExit(0)
-
-
-def _introduce(reporter: Reporter, config: ResolvedConfig, net: Any, data: "DataSet", notes: tuple[str, ...]) -> None:
-    """What is trained on what, line by line."""
-    from offramp.net import MultiExitNet
-
-    chain = isinstance(net, MultiExitNet)
-    network = f"{config.net} with {config.branch} exits" if chain else f"{config.net}: {', '.join(net.names)}"
-    sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    reporter.note(prose(f"{config.method} on {network}; {config.data}: {sizes}"))
-    for note in notes:
-        reporter.note(prose(note))
-    for kind in ("net", "branch", "method"):
-        values = ", ".join(f"{key} {as_typed(value)}" for key, value in config.options.get(kind, {}).items())
-        if values:
-            reporter.note(fill(f"{kind}: {values}", WIDTH, initial_indent="  ", subsequent_indent="    "))
-    if chain and net.exits > 1 and reporter is not SILENT:
-        reporter.note(prose(f"early exit is {gains_text(_gains(config, net, data))} (if every image takes exit 1)"))
-    reporter.note(f"  {config.device}, {config.precision}, seed {config.seed}")
-
-
-def _gains(config: ResolvedConfig, net: "MultiExitNet", data: "DataSet") -> dict[str, float]:
-    """How many times cheaper early exit can get, by structure.
-
-    External models take seconds to cut: other structures than their own are counted if they are fine-tuned, which takes
-    longer still.
-    """
-    from offramp.measure import cost
-    from offramp.models import is_external
-
-    macs = cost.macs(net, data.shape)
-    gains = {config.branch: macs[-1] / macs[0]}
-    if is_external(config.net) and not config.pretrained:
-        return gains
-    return gains | cheapest(config, len(data.classes), data.shape)
 
 
 def _conclude(

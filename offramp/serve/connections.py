@@ -1,7 +1,7 @@
 """Bounds on connections: how many, how large a head, how long without a request or with an answer that nobody takes.
 
-uvicorn would keep any number of connections, and those that send headers or take answers slowly or never. Runs without
-torch.
+uvicorn itself limits neither the number of connections nor the time in which a client sends headers or reads a
+response. Runs without torch.
 """
 
 import asyncio

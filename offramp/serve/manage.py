@@ -24,7 +24,7 @@ LARGEST = 1 << 16
 
 @router.post("/v2/repository/index", openapi_extra=ARGUMENTS, responses=responses(INDEX, 400, 408, 413))
 async def index(request: Request) -> list[dict[str, Any]]:
-    """All models with their versions; with `{"ready": true}`, only those that are loaded."""
+    """List all models and their versions; with `{"ready": true}` in the body, only the loaded ones."""
     models, only_ready = context_of(request).models, (await _arguments(request, "ready")).get("ready", False)
     if not isinstance(only_ready, bool):
         raise malformed(f"ready must be true or false, got {quoted(only_ready)}")

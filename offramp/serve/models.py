@@ -102,7 +102,11 @@ class Version:
         self._idle.set()
 
     def check(self, images: int) -> None:
-        """Raise `QueueFull` if the queue has no room for this many images and those that are being decoded."""
+        """Check that the queue has room for this many images in addition to those being decoded.
+
+        Raises:
+            QueueFull: if it has not.
+        """
         self.predictor.check(self.decoding + images)
 
     @contextmanager

@@ -187,7 +187,7 @@ def _number(variable: str, default: int) -> int:
 
 
 class Place(NamedTuple):
-    """A process among those of a run, and the address at which they meet.
+    """The place of a process among those of a run, and the address of their store.
 
     Attributes:
         rank: its number.
@@ -196,7 +196,7 @@ class Place(NamedTuple):
         host: of the first process.
         port: of the first process.
         keeps_store: whether it keeps the store through which they exchange messages.
-        beside: numbers of those that were started independently of it.
+        beside: ranks of the processes that it did not start and that did not start it.
     """
 
     rank: int

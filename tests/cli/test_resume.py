@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from offramp.cli._argv import _typed, rewrite
+from offramp.cli._argv import rewrite, value_of
 
 Offramp = Callable[..., Any]
 
@@ -54,9 +54,9 @@ def test_settings_of_a_device_are_not_those_of_another(
     assert {"--precision", "tf32", "--threads", "--memory-format"} <= {*rewrite([*resumed])}
     assert {"--precision", "tf32", "--threads"} <= {*rewrite([*resumed, "--device", "cuda"])}
     moved = rewrite([*resumed, "--device", "cpu", *words])
-    assert _typed(moved, "precision") == (None if precision == "auto" else precision)
-    assert _typed(moved, "threads") == threads and _typed(moved, "memory-format") is None
-    assert _typed(moved, "lr") == "0.3" and _typed(moved, "device") == "cpu"
+    assert value_of(moved, "precision") == (None if precision == "auto" else precision)
+    assert value_of(moved, "threads") == threads and value_of(moved, "memory-format") is None
+    assert value_of(moved, "lr") == "0.3" and value_of(moved, "device") == "cpu"
 
 
 def test_without_resume_or_a_run_nothing_is_read(offramp: Offramp, trained: Path, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
+import tritonclient.http as triton
 from PIL import Image
 from torch import nn
 
@@ -18,6 +21,7 @@ from offramp.early_exit.calibrate import calibrate
 from offramp.measure.cost import segment_macs
 from offramp.net import Branch, Head, MultiExitNet
 from offramp.serve.costs import CostCurve, linear
+from offramp.serve.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +94,17 @@ def quick(costs: tuple[CostCurve, ...]) -> Iterator[None]:
 def costs() -> tuple[CostCurve, ...]:
     """Invented costs under which survivors gather: nothing has to be measured."""
     return (linear(1e-3, 1e-5, 16),) * 3
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """An HTTP client of the module's fixture `server`."""
+    with httpx.Client(base_url=server.url, trust_env=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def remote(server: Server) -> Iterator[Any]:
+    """Triton's client of the module's fixture `server`."""
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as opened:
+        yield opened

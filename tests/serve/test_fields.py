@@ -27,18 +27,6 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False) as opened:
-        yield opened
-
-
-@pytest.fixture
-def remote(server: Server) -> Iterator[Any]:
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as opened:
-        yield opened
-
-
 def image() -> Any:
     sent = triton.InferInput("image", [1, 1, 8, 8], "UINT8")
     sent.set_data_from_numpy(np.zeros((1, 1, 8, 8), np.uint8))

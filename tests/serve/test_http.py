@@ -55,18 +55,6 @@ def server(folder: Path, versions: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False) as opened:
-        yield opened
-
-
-@pytest.fixture
-def remote(server: Server) -> Iterator[Any]:
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as opened:
-        yield opened
-
-
 def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("images", (f"{number}.png", image)) for number, image in enumerate(images)]
 

@@ -151,14 +151,15 @@ def test_a_cluster_that_is_lost_does_not_keep_the_server(folder: Path) -> None:
     """Calls of Ray wait for a lost cluster; the process ends in spite of them, with one sentence."""
     pytest.importorskip("ray")
     program = """
-import contextlib, time, offramp.serve.ray_app as app
+import contextlib, time
+from offramp.serve import ray_app, ray_deployments
 @contextlib.contextmanager
 def opened(address):
     try:
         yield None  # the engine of this process
     finally:
         time.sleep(600)
-app.opened, app.ENDING = opened, 0.5
+ray_app.opened, ray_deployments.ENDING = opened, 0.5
 """
     with serving(folder, "--engine", "ray", "--log", "none", program=program) as (process, url):
         ready(url)

@@ -20,8 +20,8 @@ pytest.importorskip("ray.serve")
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from offramp import __version__
-from offramp.serve import ray_app
-from offramp.serve.ray_app import RayOpener
+from offramp.serve import ray_deployments
+from offramp.serve.ray_deployments import RayOpener
 from offramp.serve.ray_predictor import RayPredictor
 from offramp.serve.ray_segment import Passed, RequestInput, SegmentReplica
 
@@ -183,7 +183,7 @@ class Serve:
 def opener(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> RayOpener:
     for name in ("deployment", "RunTarget", "run_many", "status", "delete"):
         monkeypatch.setattr(f"ray.serve.{name}", getattr(serve, name))
-    monkeypatch.setattr(ray_app, "REPEAT", 0.01)
+    monkeypatch.setattr(ray_deployments, "REPEAT", 0.01)
     return RayOpener(SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0}))
 
 
@@ -208,11 +208,11 @@ def test_a_server_that_stops_waits_for_no_model(folder: Path, monkeypatch: pytes
 
 def test_a_lost_cluster_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     opening = opener(monkeypatch, Serve(lost=True))
-    monkeypatch.setattr(ray_app, "ENDING", 0.1)
+    monkeypatch.setattr(ray_deployments, "ENDING", 0.1)
     opening._names.add("digits-1-segment-1")
     opening.close()
     assert opening.lost
-    monkeypatch.setattr(ray_app, "ENDING", 600.0)
+    monkeypatch.setattr(ray_deployments, "ENDING", 600.0)
     opening._names.add("digits-1-segment-2")
     opening.close()  # at once: it is not asked again
 
