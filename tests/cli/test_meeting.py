@@ -55,6 +55,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """How `offramp train` ends in two processes with these further options, each started by hand or by a launcher."""
     (tmp_path / "faulty_digits.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("OFFRAMP_DATA", raising=False)
 
     def start(*more: dict[str, object], launched: bool = False, port: int = 0) -> list[Ended]:
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or forked.free_port()), "OMP_NUM_THREADS": "1"}
