@@ -58,7 +58,7 @@ def drop(page: Page, content: bytes, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1100, False), (1100, True), (360, False), (360, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1100, False), (1100, True), (800, False), (360, False), (360, True)])
 def test_an_image_is_dropped(page: Page, server: Server, images: list[bytes], width: int, dark: bool) -> None:
     page.open(server.url, width, dark)
     page.until("document.getElementById('model').value")
