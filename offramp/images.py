@@ -106,7 +106,8 @@ def open_image(data: bytes | Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"it has more than the {LIMIT // 10**6} megapixels allowed") from error
     except UnidentifiedImageError as error:
-        raise BadImage(f"no {', '.join(FORMATS)} image") from error
+        empty = isinstance(data, Path) and not data.stat().st_size
+        raise BadImage("it is empty" if empty else f"no {', '.join(FORMATS)} image") from error
     except Exception as error:  # parsers fail in many ways; every one of them is a bad image
         raise BadImage(_reason(error)) from error
     if image.width * image.height > LIMIT:

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.images import BAD_EXIF, WIDE, BadImage, Fit, decode, default_fit, resize_and_crop, to_mode, to_rgb
+from offramp.images import (
+    BAD_EXIF,
+    WIDE,
+    BadImage,
+    Fit,
+    decode,
+    default_fit,
+    open_image,
+    resize_and_crop,
+    to_mode,
+    to_rgb,
+)
 from offramp.optional import vision
 
 SIZES = [(40, 36), (36, 40), (500, 375), (375, 500), (333, 777), (224, 224), (256, 300), (31, 90), (33, 33), (1200, 64)]
@@ -34,6 +45,13 @@ def test_the_evaluation_crop_is_that_of_torchvision(size: int, resize: int, inte
             expected = np.asarray(transforms.Compose(steps)(image))
             result = np.asarray(resize_and_crop(image, Fit(size, resize, interpolation)))
             assert np.array_equal(result, expected), (sides, mode)
+
+
+def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    for empty in (b"", tmp_path / "a.png"):
+        with pytest.raises(BadImage, match="it is empty"):
+            open_image(empty)
 
 
 def test_a_very_long_image_takes_bounded_memory() -> None:
