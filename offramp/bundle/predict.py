@@ -109,20 +109,22 @@ def _pixels(preprocessing: Preprocessing, file: Path) -> Pixels:
         return preprocessing.read(file)
 
 
-def check_batch(bundle: Bundle, size: int) -> None:
+def check_batch(bundle: Bundle, size: int, name: str = "batch_size") -> None:
     """Refuse batches that need more memory than `LARGEST_BATCH`: a bundle says how large its tensors are.
 
+    Args:
+        name: of the parameter that is this size.
     Raises:
-        ValueError: naming the largest batch size.
+        ParameterError: naming the largest batch size.
     """
     ports = [port for spec in bundle.manifest.parts for port in spec.takes_state + spec.takes_carry]
     bytes_each = 4 * max(math.prod(port.shape) for port in ports)
     if size * bytes_each > LARGEST_BATCH:
         most = max(1, LARGEST_BATCH // bytes_each)
         raise ParameterError(
-            f"batch_size {size} needs {size * bytes_each / 2**30:,.1f} GiB for the tensors of {bundle.folder}: take at "
+            f"{name} {size} needs {size * bytes_each / 2**30:,.1f} GiB for the tensors of {bundle.folder}: take at "
             f"most {most}",
-            "batch_size",
+            name,
         )
 
 

@@ -25,7 +25,7 @@ def measure(bundle: Bundle, most: int) -> tuple[CostCurve, ...]:
     Raises:
         ParameterError: if a batch of that size needs too much memory.
     """
-    check_batch(bundle, most)
+    check_batch(bundle, most, "max_batch")
     sizes: list[int] = []
     times: list[list[int | float]] = []
     for size in powers(most):

@@ -19,7 +19,7 @@ class ServeOptions:
     """How bundles are served.
 
     Attributes:
-        host: Address to listen on.
+        host: Address to listen on; not empty, which would be all addresses of the machine.
         port: Port to listen on; 0 takes a free one.
         runtime: Runtime, in float32: `onnx` or `openvino` on the CPU, `onnx-cuda` or `onnx-tensorrt` on a GPU.
         deadline_ms: Milliseconds after which an image gets the prediction of the deepest exit that it has passed,
@@ -66,6 +66,8 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.host:
+            raise ParameterError("host must be an address of this machine; for all of them, 0.0.0.0", "host")
         for name in ("max_batch", "queue", "workers", "replicas", "max_images", "max_body", "connections", "feedback"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}", name)

@@ -827,6 +827,7 @@ class TestStart:
             (("{folder}", "{folder}"), {}, "two models are named digits: write NAME=FOLDER"),
             (("nowhere",), {}, "there is no folder nowhere"),
             (("a/b={folder}",), {}, "'a/b' cannot be the name of a model in an address"),
+            (("{folder}",), {"host": ""}, "host must be an address of this machine; for all of them, 0.0.0.0"),
             (("{folder}",), {"port": 70000}, "port must be from 0 to 65535, got 70000"),
             (("{folder}",), {"queue": 0}, "queue must be at least 1, got 0"),
             (("{folder}",), {"body_timeout": 0}, "body_timeout must be a positive number, got 0"),

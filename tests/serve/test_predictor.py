@@ -494,7 +494,7 @@ def test_several_workers(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> No
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"deadline_ms": 0.0}, "deadline_ms must be a positive number, got 0.0"),
         ({"deadline_ms": float("nan")}, "deadline_ms must be a positive number, got nan"),
-        ({"max_batch": 10**9}, "batch_size 1000000000 needs"),
+        ({"max_batch": 10**9}, "max_batch 1000000000 needs"),
     ],
 )
 def test_numbers_that_make_no_sense(bundle: Bundle, values: dict[str, Any], says: str) -> None:
