@@ -17,6 +17,7 @@ from offramp import __version__
 from offramp.engine import fetched, local
 from offramp.engine.local import Job, Watcher
 from offramp.engine.ray_address import check_address
+from offramp.engine.ray_output import logged
 from offramp.lookup import ParameterError
 
 AUTHENTICATION = "RAY_AUTH_MODE"
@@ -220,7 +221,8 @@ def connected(address: str | None, fetch: bool = False) -> Iterator[Cluster]:
     except (OSError, RuntimeError, ValueError) as error:
         raise cannot_connect(source, address, error) from None
     try:
-        yield Cluster(ray, fetch)
+        with logged():
+            yield Cluster(ray, fetch)
     finally:
         if not joined:
             ray.shutdown()
