@@ -69,50 +69,55 @@ def serve(
         log: Requests to log as JSON lines on standard error.
         false_alarm: Probability that the drift test ever raises an alarm although nothing has changed.
     """
-    from offramp.serve.options import REPLICAS
+    from offramp.serve.models import named
+    from offramp.serve.options import REPLICAS, ServeOptions
     from offramp.serve.server import Server, leave
 
-    _check_engine(engine, replicas, workers, runtime)
+    _check_engine(engine, address, replicas, workers, runtime)
+    options = ServeOptions(
+        host=host,
+        port=port,
+        runtime=runtime,
+        deadline_ms=deadline_ms,
+        max_batch=max_batch,
+        queue=queue,
+        workers=workers,
+        replicas=REPLICAS if replicas is None else replicas,
+        max_images=max_images,
+        max_body=max_body,
+        connections=connections,
+        body_timeout=body_timeout,
+        drain_timeout=drain_timeout,
+        token=_token(token_file),
+        cors=tuple(origin for origin in cors.split(",") if origin),
+        log=log,
+        false_alarm=false_alarm,
+    )
+    named(list(bundles))  # what is wrong is said before Ray starts
     if engine == "ray":
         signal.signal(signal.SIGTERM, leave)  # while Serve starts as well
     with _engine(engine, address) as opener:
-        server = Server(
-            *bundles,
-            opener=opener,
-            host=host,
-            port=port,
-            runtime=runtime,
-            deadline_ms=deadline_ms,
-            max_batch=max_batch,
-            queue=queue,
-            workers=workers,
-            replicas=REPLICAS if replicas is None else replicas,
-            max_images=max_images,
-            max_body=max_body,
-            connections=connections,
-            body_timeout=body_timeout,
-            drain_timeout=drain_timeout,
-            token=_token(token_file),
-            cors=tuple(origin for origin in cors.split(",") if origin),
-            log=log,
-            false_alarm=false_alarm,
-        )
+        server = Server(*bundles, opener=opener, **vars(options))
         text = f"serving {', '.join(server.models.folders)} at {server.url}"
         try:
             server.run(lambda: print(text, file=sys.stderr, flush=True))
         finally:
             if engine == "ray":
-                _bound_the_end()
+                _bound_the_end(opener)
 
 
-def _check_engine(engine: str, replicas: int | None, workers: int, runtime: str) -> None:
+def _check_engine(engine: str, address: str | None, replicas: int | None, workers: int, runtime: str) -> None:
     """Refuse options that the engine would ignore."""
     from offramp.bundle.gpu_sessions import PROVIDERS
 
+    if engine == "local" and address is not None:
+        raise ParameterError(f"address={address} is that of a Ray cluster: add engine=ray", "address", "engine")
     if engine == "local" and replicas is not None:
         raise ParameterError("replicas is for engine=ray: --engine local has --workers", "replicas", "engine")
     if engine == "ray" and workers != 1:
-        raise ParameterError("workers is for the engine local: with engine=ray, each segment has replicas", "workers")
+        raise ParameterError(
+            "workers is for engine=local: with engine=ray, each segment has replicas", "workers", "engine"
+        )
     if engine == "ray" and runtime in PROVIDERS:
         raise ParameterError(
             f"runtime={runtime} is for engine=local: replicas of a Ray cluster compute on the CPU", "runtime", "engine"
@@ -125,20 +130,23 @@ def _engine(name: str, address: str | None) -> AbstractContextManager["Opener | 
         from offramp.serve.ray_app import opened
 
         return opened(address)
-    if address is not None:
-        raise ParameterError(f"address={address} is that of a Ray cluster: add engine=ray", "address", "engine")
     return nullcontext()
 
 
-def _bound_the_end() -> None:
-    """End this process after some time even if Ray does not: its calls wait for a lost cluster without a bound."""
-    from offramp.serve.ray_deployments import ENDING
+def _bound_the_end(opener: "Opener | None") -> None:
+    """End this process after some time even if Ray does not: its calls wait for a lost cluster without a bound.
+
+    At once if it is known that the cluster is lost: `ray.shutdown` would make a call that waits start another cluster.
+    """
+    from offramp.serve.ray_deployments import ENDING, RayOpener
 
     def end() -> None:
         says = "its cluster is lost, or `serve status` shows there what is left"
         print(f"offramp: Ray did not end within {ENDING:g} s: {says}", file=sys.stderr, flush=True)
         os._exit(1)
 
+    if isinstance(opener, RayOpener) and opener.lost:
+        end()
     timer = threading.Timer(ENDING, end)
     timer.daemon = True
     timer.start()
@@ -151,7 +159,7 @@ def _token(file: Path | None) -> str | None:
     if file is None:
         token = os.environ.get(TOKEN) or None
         return None if token is None else check_token(token, f"${TOKEN}")
-    if not file.is_file():
+    if not file.exists() or file.is_dir():  # it may be a pipe, such as <(…) of a shell
         raise ParameterError(f"there is no file {file}", "token_file")
     token = file.read_text(errors="replace").strip()
     if not token:

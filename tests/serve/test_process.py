@@ -147,19 +147,23 @@ def test_requests_that_are_not_answered_in_time_after_sigterm(
     assert (said["level"], said["source"]) == ("error", "uvicorn.error") and said["message"].startswith("Cancel ")
 
 
-def test_a_cluster_that_is_lost_does_not_keep_the_server(folder: Path) -> None:
+@pytest.mark.parametrize(("known", "seconds"), [(False, 0.5), (True, 600)])
+def test_a_cluster_that_is_lost_does_not_keep_the_server(folder: Path, known: bool, seconds: float) -> None:
     """Calls of Ray wait for a lost cluster; the process ends in spite of them, with one sentence."""
     pytest.importorskip("ray")
-    program = """
+    program = f"""
 import contextlib, time
-from offramp.serve import ray_app, ray_deployments
+from offramp.serve import models, ray_app, ray_deployments
 @contextlib.contextmanager
 def opened(address):
+    opener = ray_deployments.RayOpener(None)
+    opener.lost = {known}
     try:
-        yield None  # the engine of this process
+        yield opener
     finally:
         time.sleep(600)
-ray_app.opened, ray_deployments.ENDING = opened, 0.5
+ray_app.opened, ray_deployments.ENDING = opened, {seconds}
+ray_deployments.RayOpener.__call__ = lambda self, *arguments: models.open_model(*arguments)  # in this process
 """
     with serving(folder, "--engine", "ray", "--log", "none", program=program) as (process, url):
         ready(url)
@@ -167,4 +171,4 @@ ray_app.opened, ray_deployments.ENDING = opened, 0.5
         assert process.wait(120) == 1
         assert process.stderr is not None
         says = "its cluster is lost, or `serve status` shows there what is left"
-        assert process.stderr.read() == f"offramp: Ray did not end within 0.5 s: {says}\n"
+        assert process.stderr.read() == f"offramp: Ray did not end within {seconds:g} s: {says}\n"
