@@ -32,6 +32,6 @@ def check_address(address: str, name: str = "address") -> None:
                 raise OSError("the program at this address is not Ray")
     except (OSError, OverflowError) as error:
         raise ParameterError(
-            f"{name}={address} does not answer ({error}): start Ray there, `ray start --head`, or correct it",
+            f"{name}={address} does not answer ({getattr(error, 'strerror', None) or error}): start Ray there, `ray start --head`, or correct it",
             "address",
         ) from None

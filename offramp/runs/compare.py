@@ -105,6 +105,7 @@ def compare(
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
     requested = run_entries.entries(config, pairs, seeds, folder, grid or NO_GRID)
+    _check_baseline(baseline, [entry.method for entry in requested], ledger_path)
     with opened(engine, address, fetch) as runner:
         entries, failed = train_all(
             requested, folder, jobs, ledger_path, reporter or SilentCompare(), grid or NO_GRID, engine=runner
@@ -139,6 +140,18 @@ def compare_ledger(
     check_outputs(write)
     comparisons = _comparisons(Path(ledger), baseline, metric, device, methods)
     return ComparisonResult(str(ledger), comparisons, [], _write(comparisons, write))
+
+
+def _check_baseline(baseline: str | Path, methods: Sequence[str], ledger: Path) -> None:
+    """Refuse a baseline that is no path, is not one of these methods, which will be trained, and not in the ledger."""
+    from offramp.study.ledger import read
+
+    labels = {*methods, "joint", *(line.method for line in read(ledger))} if ledger.is_file() else {*methods, "joint"}
+    if str(baseline) not in labels and not Path(baseline).exists():
+        known = nearest(str(baseline), sorted(labels))
+        raise ParameterError(
+            f"baseline {baseline} is neither a method of this comparison nor a path; {known}", "baseline"
+        )
 
 
 def _write(comparisons: list[Comparison], paths: Sequence[Path]) -> list[str]:

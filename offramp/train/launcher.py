@@ -41,14 +41,17 @@ def _check_count(devices: int) -> None:
     for name in _counts():
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) != devices and (int(count) > 1 or "LOCAL_RANK" in os.environ):
-            processes = "1 process" if int(count) == 1 else f"{count} processes"
             raise with_parameters(
                 ValueError(
-                    f"a launcher started {processes} ({name}={count}), but the run is for {devices}: add "
+                    f"a launcher started {_processes(int(count))} ({name}={count}), but the run is for {devices}: add "
                     f"devices={count} to train with all of them together, or start one process"
                 ),
                 "devices",
             )
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def _check_nodes(devices: int, nodes: int) -> None:
@@ -61,8 +64,8 @@ def _check_nodes(devices: int, nodes: int) -> None:
             if count.isdecimal() and int(count) != number:
                 raise with_parameters(
                     ValueError(
-                        f"the launcher says {name}={count}, but nodes={nodes} with devices={devices} on each make it "
-                        f"{number}: correct the launcher's options, or nodes and devices"
+                        f"the launcher says {name}={count}, but the run is for {number} ({nodes} machines, "
+                        f"{_processes(devices)} on each): correct the launcher's options, or nodes and devices"
                     ),
                     "nodes",
                     "devices",

@@ -1,32 +1,28 @@
 """Where the processes of a run meet before the first step: each says that it is ready, or why it ends."""
 
 import json
-import os
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from multiprocessing.util import Finalize
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore
 
 from offramp.lookup import with_parameters
 from offramp.train.interrupt import Preempted
 from offramp.train.launcher import Place, place_of
+from offramp.train.liveness import Liveness, connect
 from offramp.train.lost import ConnectionLost
+from offramp.train.meeting_store import PAUSE, later, opened
 
 COME = 1800.0
-"""Seconds in which the first process must have started."""
+"""Seconds in which all processes must have started."""
 TELL = 30.0
 """Seconds at the end of a program that failed, in which other processes may still come and hear of it."""
-PAUSE = 0.2
-SILENT_LOOKS = 300
-"""Looks, `PAUSE` apart, without a sign of life, after which a process is lost. A stopped machine does not look."""
 
 
 class OtherFailed(Exception):
@@ -39,7 +35,7 @@ class Meeting:
     """This process among the others of its run, which exchange short messages through the launcher's store.
 
     The first process (with torchrun, the launcher) keeps the store. Others notice its end by a connection to the store;
-    it notices theirs by missing signs of life.
+    it notices theirs by connections to itself (`liveness`).
 
     Args:
         place: of this process; None if it is alone, or will start the others itself.
@@ -53,7 +49,7 @@ class Meeting:
         self.lock = threading.Lock()
 
     def join(self, place: Place | None = None, patience: float = COME) -> None:
-        """Connect to the store, and show signs of life from now on.
+        """Connect to the store; from now on, the end of this process is noticed.
 
         Args:
             place: of this process, if it has just started the others.
@@ -65,7 +61,7 @@ class Meeting:
         self.place = self.place or place
         if self.place is None or self.store is not None:
             return
-        self.store = _opened(self.place, self.note, time.monotonic() + patience)
+        self.store = opened(self.place, self.note, time.monotonic() + patience)
         self.connection = socket.create_connection(self.place.address, 30)
         self.ends = select.poll()
         self.ends.register(self.connection, select.POLLIN)
@@ -74,7 +70,11 @@ class Meeting:
                 f"two processes came to {self.place} as number {self.place.rank}: give every machine its own "
                 "NODE_RANK, and every run its own MASTER_PORT"
             )
-        threading.Thread(target=self._show_life, args=(self.place.rank,), daemon=True).start()
+        if self.place.rank == 0:
+            self.liveness = Liveness()
+            self._put("port", self.liveness.port)
+        else:
+            threading.Thread(target=self._stay_connected, args=(self.place,), daemon=True).start()
 
     def agree(self, state: Mapping[str, Any], check: Callable[[Sequence[Mapping[str, Any]]], None]) -> None:
         """Return once all processes are ready.
@@ -84,7 +84,7 @@ class Meeting:
             check: raises an error if what all of them say, in their order, does not fit together.
         Raises:
             OtherFailed: if another process ended.
-            ConnectionLost: if it shows no signs of life any more.
+            ConnectionLost: if it was killed, or was not started.
             ValueError: if the processes do not agree on how many they are.
         """
         assert self.place is not None
@@ -96,6 +96,9 @@ class Meeting:
             raise _other_number(here, 0, len(states))
         check(states)
         self.agreed = True
+        self.connection.close()
+        if here.rank == 0:
+            self.liveness.close()
 
     def tell(self, text: str, *parameters: str, **more: bool) -> None:
         """Say why this process ends: now, if it has joined the others, and again when the program ends."""
@@ -111,23 +114,34 @@ class Meeting:
     def _gather(self, here: Place) -> list[dict[str, Any]]:
         """In the first process: the states of all, which it then passes on."""
         states: dict[int, dict[str, Any]] = {}
-        signs = dict.fromkeys(range(1, here.processes), (0, 0))
+        end, say = time.monotonic() + COME, later(self.note, 5)
         while len(states) < here.processes:
             for rank in {*range(here.processes)} - states.keys():
                 if self._has(key := f"state/{rank}"):
                     processes, states[rank] = self._get(key)
                     if processes != here.processes:
                         raise _other_number(here, rank, processes)
-            self._raise_failure()
-            for rank, (before, looks) in signs.items():
-                now = self._add(f"alive/{rank}", 0)
-                signs[rank] = (now, looks + 1 if now == before else 0)
-                if now and looks > SILENT_LOOKS:
-                    self._add(f"heard/{rank}")  # nobody waits for it again
-                    raise ConnectionLost(f"process {rank} of this run ended without a word: see what its machine says")
-            time.sleep(PAUSE)
+            ended = self.liveness.ended()
+            self._raise_failure()  # after the line above: a process ends after it has said why
+            for rank in ended:
+                self._add(f"heard/{rank}")  # nobody waits for it again
+                raise ConnectionLost(f"process {rank} of this run ended without a word: see what its machine says")
+            if missing := [rank for rank in range(here.processes) if rank not in states]:
+                self._wait_for(missing, here, end, say)
         self._put("all", every := [states[rank] for rank in range(here.processes)])
         return every
+
+    def _wait_for(self, ranks: Sequence[int], here: Place, end: float, say: Callable[[str], None]) -> None:
+        """In the first process: wait a moment for these, and until `end` for those that have not started."""
+        if absent := [rank for rank in ranks if not self._add(f"came/{rank}", 0)]:
+            names = f"process {absent[0]}" if len(absent) == 1 else f"{len(absent)} of {here.processes} processes"
+            say(f"waiting for {names} of this run to come to {here}")
+            if time.monotonic() > end:
+                raise ConnectionLost(
+                    f"{names} of this run did not come to {here}: start the command on every machine, with this "
+                    "MASTER_ADDR and MASTER_PORT"
+                )
+        time.sleep(PAUSE)
 
     def _received(self) -> list[dict[str, Any]]:
         """In the other processes: the states of all, once the first one has them."""
@@ -158,7 +172,7 @@ class Meeting:
     def _leave(self, failure: Mapping[str, Any]) -> None:
         """At the end of a program that failed: wait a little for processes that have not heard it yet."""
         assert self.place is not None
-        end, quiet = time.monotonic() + TELL, time.monotonic() + 2
+        end, say = time.monotonic() + TELL, later(self.note, 2)
         with suppress(OtherFailed, ConnectionLost, ValueError, OSError, KeyboardInterrupt):
             if self.store is None:
                 self.join(patience=TELL)
@@ -167,19 +181,17 @@ class Meeting:
             while self.place.keeps_store and time.monotonic() < end:
                 if all(self._add(f"heard/{rank}", 0) for rank in self.place.beside):
                     return
-                if quiet and time.monotonic() > quiet:
-                    quiet = 0.0
-                    self.note(
-                        f"waiting up to {TELL:.0f} s until the other processes have heard of it (Ctrl-C: end now)"
-                    )
+                say(f"waiting up to {TELL:.0f} s until the other processes have heard of it (Ctrl-C: end now)")
                 time.sleep(PAUSE)
 
-    def _show_life(self, rank: int) -> None:
-        with suppress(OtherFailed):
-            while not self.agreed:
-                self._add(f"alive/{rank}")
-                time.sleep(1)
-        self.connection.close()
+    def _stay_connected(self, here: Place) -> None:
+        """In a process other than the first one: be connected to it until all have agreed."""
+        with suppress(OtherFailed, OSError):
+            while not self._has("port"):
+                time.sleep(PAUSE)
+            with connect(here.host, self._get("port"), here.rank):
+                while not self.agreed:
+                    time.sleep(PAUSE)
 
     def _has(self, key: str) -> bool:
         return bool(self._ask("check", [key]))
@@ -200,48 +212,6 @@ class Meeting:
                 with suppress(RuntimeError):
                     return getattr(self.store, method)(*arguments)
         raise OtherFailed("the first process of this run ended: see what it said, then start all of them again")
-
-
-def _opened(here: Place, note: Callable[[str], None], end: float) -> PrefixStore:
-    """The launcher's store; the first process opens it, unless torchrun has."""
-    if not here.keeps_store:
-        _await_store(here, note, end)
-    options: dict[str, Any] = {"timeout": timedelta(seconds=30), "wait_for_workers": False}
-    if here.keeps_store:
-        try:
-            socket.getaddrinfo(*here.address)
-        except OSError as error:
-            raise ValueError(
-                f"MASTER_ADDR={here.host} is unknown here ({error.strerror}): set it to this machine"
-            ) from error
-        options["multi_tenant"] = True  # the process group, which is made later, uses the same one
-    try:
-        store = TCPStore(*here.address, is_master=here.keeps_store, **options)
-    except RuntimeError as error:
-        reason = "is in use" if "EADDRINUSE" in str(error) else "cannot be used"
-        raise ValueError(
-            f"{here}, where the processes of this run meet, {reason}: on every machine, set MASTER_ADDR to the first "
-            "machine and MASTER_PORT to a free port of it"
-        ) from error
-    return PrefixStore(f"offramp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-def _await_store(here: Place, note: Callable[[str], None], end: float) -> None:
-    """Wait until something listens at the address of the first process."""
-    quiet = time.monotonic() + 5
-    while True:
-        try:
-            return socket.create_connection(here.address, 2).close()
-        except OSError as error:
-            if time.monotonic() > end:
-                raise ConnectionLost(
-                    f"the first process of this run did not come to {here} ({error.strerror or error}): start the "
-                    "command on every machine, with the MASTER_ADDR of the first one"
-                ) from error
-        if quiet and time.monotonic() > quiet:
-            quiet = 0.0
-            note(f"waiting for the first process of this run at {here}")
-        time.sleep(PAUSE)
 
 
 def _other_number(here: Place, rank: int, processes: int) -> ValueError:

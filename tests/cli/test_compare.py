@@ -206,6 +206,13 @@ def test_show_and_markdown_come_from_the_ledger_alone(offramp: Offramp, finished
     assert wrong.status == 2 and f"--baseline biot is not in {ledger}: the nearest is 'byot'" in wrong.err
 
 
+def test_a_baseline_that_does_not_exist_is_refused_before_training(offramp: Offramp, tmp_path: Path) -> None:
+    ran = offramp(*words("joint,byot", "0", tmp_path / "out", "--baseline", "biot"))
+    assert ran.status == 2, ran.err
+    assert "--baseline biot is neither a method of this comparison nor a path; the nearest is 'byot'" in ran.err
+    assert not list((tmp_path / "out").glob("*-seed-*"))
+
+
 def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Offramp, finished: Path) -> None:
     before = (finished / "comparison.yaml").read_bytes()
     ran = offramp(*words("joint", "0", finished, "--lr", 0.05))

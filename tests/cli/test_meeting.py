@@ -1,5 +1,6 @@
 """Processes of one run, of which one cannot train: whatever the reason is, the others say it and none waits for it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from offramp.train.run_lock import writing
 
 WORDS = ["train", *NET, "--method", "joint", "--precision", "32", "--device", "cpu", "--epochs", "1"]
 FAULTY = """
-import dataclasses, os, resource, signal, time
+import dataclasses, os, resource, signal, subprocess, time
 from offramp.data import digits
 def build(request):
     return digits.build(dataclasses.replace(request, path=""))
@@ -28,6 +29,10 @@ def memory(request):
 def killed(request):
     time.sleep(1.5)
     os.kill(os.getpid(), signal.SIGKILL)
+def stopped(request):
+    subprocess.Popen(["sh", "-c", f"sleep 20; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return build(request)
 def preempted(request):
     os.kill(os.getpid(), signal.SIGUSR1)
 def full(request):
@@ -120,6 +125,13 @@ def test_a_wrong_number_of_a_machine_is_refused(start: Start) -> None:
     assert all("NODE_RANK=2 must be 0 to 1 for --nodes 2" in one.said for one in (first, other))
 
 
+def test_two_machines_with_the_same_number_are_refused(start: Start) -> None:
+    every = {"nodes": 3, "batch-size": 255}
+    ended = start(every, every, {**every, "rank": 1}, {**every, "rank": 2})
+    says = r"two processes came to 127\.0\.0\.1:\d+ as number 1: give every machine its own NODE_RANK"
+    assert one_line_each(ended, says), ended
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_launcher_is_no_exception(start: Start, rank: int) -> None:
     """With torchrun and srun, a process after the first one of a machine leaves it to that one to say why."""
@@ -142,14 +154,22 @@ def test_the_folder_is_in_use_or_cannot_be_written(start: Start, tmp_path: Path)
     assert [one.status for one in start({}, {})] == [0, 0]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_is_missed(start: Start, rank: int) -> None:
-    """As by a system without memory; it takes a minute if it was not the first one."""
+    """As by a system without memory."""
     ended = start(*({"data": "python:faulty_digits:killed"} if number == rank else {} for number in range(2)))
-    status, said, _ = ended[1 - rank]
+    status, said, seconds = ended[1 - rank]
+    assert seconds < 20
     says = "process 1 of this run ended without a word" if rank else "the first process of this run ended: see what"
     assert status == 1 and said.splitlines()[-1].startswith("offramp: ") and says in said, ended
     assert ended[rank].status == -signal.SIGKILL
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_for_a_while_is_waited_for(start: Start, rank: int) -> None:
+    ended = start(*({"data": "python:faulty_digits:stopped"} if number == rank else {} for number in range(2)))
+    assert [one.status for one in ended] == [0, 0] and ended[0].seconds > 20, ended
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -186,19 +206,54 @@ def test_a_run_that_is_finished_where_the_first_process_is_ends_the_others(start
     assert ended[0].status == 1
 
 
-def test_the_first_process_is_waited_for_with_a_word(tmp_path: Path) -> None:
+def alone(folder: Path, rank: int, host: str, port: int) -> forked.Program:
+    """One of two processes, of which the other one is not started; it writes into the file `said`."""
+    variables = {"MASTER_ADDR": host, "MASTER_PORT": str(port), "NODE_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    words = [*WORDS, "--data", "digits", "--nodes", "2", "--batch-size", "256", "--out", folder / "run"]
+    return forked.start(*words, out=folder / "said", env={**os.environ, **variables})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_first_machine_of_an_unknown_name_is_refused(tmp_path: Path, rank: int) -> None:
+    assert alone(tmp_path, rank, "nowhere.invalid", 29400).wait(60) == 1
+    where = "this machine" if rank == 0 else "the first machine"
+    says = rf"offramp: MASTER_ADDR=nowhere\.invalid is unknown here \(.*\): set it to {where}\n"
+    assert re.fullmatch(says, (tmp_path / "said").read_text())
+
+
+SILENT = "(timed out)"
+
+
+@pytest.mark.parametrize("reason", ["(Connection refused)", SILENT])
+def test_the_first_process_is_waited_for_with_a_word(tmp_path: Path, reason: str) -> None:
     """It may be started by hand, later; Ctrl-C ends the others meanwhile."""
-    said, variables = tmp_path / "said", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(forked.free_port())}
-    words = [*WORDS, "--data", "digits", "--nodes", "2", "--batch-size", "256", "--out", tmp_path / "run"]
-    process = forked.start(*words, out=said, env={**os.environ, **variables, "NODE_RANK": "1", "OMP_NUM_THREADS": "1"})
+    with contextlib.ExitStack() as opened:
+        port = forked.free_port()
+        if reason == SILENT:
+            server = opened.enter_context(socket.create_server(("127.0.0.1", port), backlog=0))
+            opened.enter_context(socket.create_connection(server.getsockname()))  # no other one is accepted
+        process = alone(tmp_path, 1, "127.0.0.1", port)
+        says = f"waiting for the first process of this run at 127.0.0.1:{port} {reason}"
+        assert status_after_ctrl_c(process, tmp_path / "said", says) == 130
+
+
+def test_a_process_that_was_not_started_is_waited_for_with_a_word(tmp_path: Path) -> None:
+    port = forked.free_port()
+    process = alone(tmp_path, 0, "127.0.0.1", port)
+    says = f"waiting for process 1 of this run to come to 127.0.0.1:{port}"
+    assert status_after_ctrl_c(process, tmp_path / "said", says, "Ctrl-C: end now") == 130
+
+
+def status_after_ctrl_c(process: forked.Program, said: Path, *says: str) -> int:
+    """The status of a process that is interrupted as soon as it has said each of these."""
     end = time.monotonic() + 60
-    says = f"waiting for the first process of this run at 127.0.0.1:{variables['MASTER_PORT']}"
     try:
-        while not said.exists() or says not in said.read_text():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        for words in says:
+            while not said.exists() or words not in said.read_text():
+                assert process.poll() is None and time.monotonic() < end, said.read_text()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+        return process.wait(60)
     finally:
         if process.poll() is None:
             process.kill()

@@ -38,12 +38,13 @@ SMALL = [*TINY, "--batch-size", "64"]
         (
             "--nodes 2 --devices 2",
             {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-            "the launcher says WORLD_SIZE=2, but --nodes 2 with --devices 2 on each make it 4",
+            "the launcher says WORLD_SIZE=2, but the run is for 4 (2 machines, 2 processes on each): correct the "
+            "launcher's options, or --nodes and --devices\n",
         ),
         (
             "--nodes 2 --devices 2",
             {"WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"},
-            "the launcher says LOCAL_WORLD_SIZE=4, but --nodes 2 with --devices 2 on each make it 2",
+            "the launcher says LOCAL_WORLD_SIZE=4, but the run is for 2 (2 machines, 2 processes on each)",
         ),
         ("--devices 2", {"SLURM_STEP_NUM_TASKS": "2"}, "add --ntasks-per-node=2 to it"),
         ("--devices 2", batch(1, 2, each_known=False), "put `srun --ntasks-per-node=2` before the command"),

@@ -56,8 +56,8 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "
         (task(1, 2), 1, 2, None),
         (task(2, 4), 1, 8, "SLURM_STEP_NUM_NODES=2, but the run is for nodes=1: add nodes=2 with the devices of each"),
         (task(2, 1), 1, 1, "SLURM_STEP_NUM_NODES=2, but the run is for nodes=1: add nodes=2 with the devices of each"),
-        (task(2, 4), 4, 2, "the launcher says SLURM_STEP_NUM_NODES=2, but nodes=4 with devices=2 on each make it 4"),
-        (task(2, 4), 2, 2, "the launcher says SLURM_STEP_NUM_TASKS=8, but nodes=2 with devices=2 on each make it 4"),
+        (task(2, 4), 4, 2, "SLURM_STEP_NUM_NODES=2, but the run is for 4 (4 machines, 2 processes on each)"),
+        (task(2, 4), 2, 2, "SLURM_STEP_NUM_TASKS=8, but the run is for 4 (2 machines, 2 processes on each)"),
         (task(1, 4), 1, 2, "a launcher started 4 processes (SLURM_STEP_NUM_TASKS=4), but the run is for 2"),
         (
             task(2, 1, SLURM_NTASKS_PER_NODE="2"),  # srun --ntasks=2 in a job with two tasks on each machine
@@ -89,7 +89,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "
             task(2, 1) | TORCHRUN | {"WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"},
             2,
             1,
-            "the launcher says WORLD_SIZE=4, but nodes=2 with devices=1 on each make it 2",
+            "WORLD_SIZE=4, but the run is for 2 (2 machines, 1 process on each)",
         ),
     ],
 )
