@@ -31,7 +31,8 @@ def check_address(address: str, name: str = "address") -> None:
             if connection.recv(9, socket.MSG_WAITALL)[3:4] != SETTINGS:
                 raise OSError("the program at this address is not Ray")
     except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ParameterError(
-            f"{name}={address} does not answer ({getattr(error, 'strerror', None) or error}): start Ray there, `ray start --head`, or correct it",
+            f"{name}={address} does not answer ({reason}): start Ray there, `ray start --head`, or correct it",
             "address",
         ) from None
