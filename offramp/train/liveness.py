@@ -33,8 +33,11 @@ class Liveness:
                 connection.setblocking(False)
                 _keep_alive(connection)
                 self.ranks[connection] = None
-        closed = [connection for connection in self.ranks if self._is_closed(connection)]
-        ranks = {self.ranks.pop(connection) for connection in closed}
+        ranks = set()
+        for connection in [*self.ranks]:
+            if self._is_closed(connection):
+                ranks.add(self.ranks.pop(connection))
+                connection.close()
         return {rank for rank in ranks if rank is not None}
 
     def _is_closed(self, connection: socket.socket) -> bool:

@@ -114,7 +114,7 @@ class Meeting:
     def _gather(self, here: Place) -> list[dict[str, Any]]:
         """In the first process: the states of all, which it then passes on."""
         states: dict[int, dict[str, Any]] = {}
-        end, say = time.monotonic() + COME, later(self.note, 5)
+        end, say = time.monotonic() + COME, later(self.note, 5.0)
         while len(states) < here.processes:
             for rank in {*range(here.processes)} - states.keys():
                 if self._has(key := f"state/{rank}"):
@@ -172,7 +172,7 @@ class Meeting:
     def _leave(self, failure: Mapping[str, Any]) -> None:
         """At the end of a program that failed: wait a little for processes that have not heard it yet."""
         assert self.place is not None
-        end, say = time.monotonic() + TELL, later(self.note, 2)
+        end, say = time.monotonic() + TELL, later(self.note, 2.0)
         with suppress(OtherFailed, ConnectionLost, ValueError, OSError, KeyboardInterrupt):
             if self.store is None:
                 self.join(patience=TELL)

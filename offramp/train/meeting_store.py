@@ -37,7 +37,7 @@ def opened(here: Place, note: Callable[[str], None], end: float) -> PrefixStore:
     if here.keeps_store:
         options["multi_tenant"] = True  # the process group, which is made later, uses the same one
     else:
-        _await_store(here, later(note, 5), end)
+        _await_store(here, later(note, 5.0), end)
     try:
         store = TCPStore(*here.address, is_master=here.keeps_store, **options)
     except RuntimeError as error:
