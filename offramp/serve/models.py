@@ -25,6 +25,7 @@ from offramp.serve.feedback import Feedback
 from offramp.serve.logs import Log
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
+from offramp.serve.scheduler import QueueFull
 from offramp.serve.statistics import Statistics, no_listener
 from offramp.serve.versions import open_versions
 from offramp.text import quoted
@@ -107,7 +108,10 @@ class Version:
         Raises:
             QueueFull: if it has not.
         """
-        self.predictor.check(self.decoding + images)
+        try:
+            self.predictor.check(self.decoding + images)
+        except QueueFull as full:  # those that are being decoded wait, too
+            raise QueueFull(images, full.waiting + self.decoding, full.capacity, full.retry_after) from None
 
     @contextmanager
     def use(self) -> Iterator["Version"]:

@@ -34,7 +34,7 @@ class QueueFull(Exception):
 
     def __init__(self, samples: int, waiting: int, capacity: int, retry_after: int | float) -> None:
         super().__init__(f"the queue is full: {waiting} of at most {capacity} samples wait, {samples} more do not fit")
-        self.retry_after = retry_after
+        self.waiting, self.capacity, self.retry_after = waiting, capacity, retry_after
 
 
 class Work(NamedTuple):

@@ -565,7 +565,7 @@ class TestLimits:
                 client.post("/v2/models/digits/infer", json=body),
             )
             assert [answer.status_code for answer in refused] == [429, 429] and len(decoded) == 3
-            assert refused[0].json()["error"] == "the queue is full: 0 of at most 4 samples wait, 5 more do not fit"
+            assert refused[0].json()["error"] == "the queue is full: 3 of at most 4 samples wait, 2 more do not fit"
             assert refused[0].headers["Retry-After"] == "1" and "Connection" not in refused[0].headers
             ready.set()
             assert [row["error"] for row in first.result().json()["predictions"]] == [None] * 3
