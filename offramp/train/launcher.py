@@ -23,6 +23,7 @@ def check_launcher(devices: int, nodes: int = 1) -> None:
     if nodes < 1:
         raise with_parameters(ValueError(f"nodes must be at least 1, got {nodes}"), "nodes")
     if devices * nodes > 1:
+        _check_port()
         _check_srun_is_used(devices, nodes)
     if nodes > 1:
         _check_nodes(devices, nodes)
@@ -30,6 +31,12 @@ def check_launcher(devices: int, nodes: int = 1) -> None:
         _check_count(devices)
     if devices * nodes > 1 and _started_by_srun():
         _check_srun(devices, nodes)
+
+
+def _check_port() -> None:
+    port = os.environ.get("MASTER_PORT", "")
+    if port and not 0 < _number("MASTER_PORT", 0) <= LAST_PORT:
+        raise ValueError(f"MASTER_PORT={port} must be a free port of the first machine, 1 to {LAST_PORT}")
 
 
 def _check_count(devices: int) -> None:
@@ -154,6 +161,8 @@ def _started_by_srun() -> bool:
 LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Environment variables in which torchrun, srun, Open MPI and MPICH give the number of processes."""
 
+LAST_PORT = 65535
+
 INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which Fabric does not regard srun as the launcher."""
 
@@ -177,6 +186,7 @@ def cluster_environment(processes: int) -> ClusterEnvironment | None:
 def _address() -> tuple[str, int]:
     """Where the processes of a run meet; "" or 0 if that is unknown."""
     host, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", 0)
+    port = port if port <= LAST_PORT else 0
     if not _started_by_srun():
         return host, port
     machines = os.environ.get("SLURM_STEP_NODELIST")

@@ -28,6 +28,7 @@ Offramp = Callable[..., Any]
 NETS = Path(__file__).parents[1] / "nets"
 TINY = ["train", *NET, "--data", "digits", "--precision", "32", "--device", "cpu"]
 SMALL = [*TINY, "--batch-size", "64"]
+BY_HAND = {"MASTER_ADDR": "127.0.0.1", "NODE_RANK": "0"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,10 @@ SMALL = [*TINY, "--batch-size", "64"]
             "--devices 2",
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "bash"},
             "SLURM_JOB_NAME=bash: tasks of an interactive job are not joined; add --job-name=NAME to srun",
+        ),
+        *(
+            ("--nodes 2", {**BY_HAND, "MASTER_PORT": port}, f"MASTER_PORT={port} must be a free port of the first")
+            for port in ("0", "65536", "29400x")
         ),
         (
             "--nodes 2",
