@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from offramp.data import _turbo
 from offramp.data._decode import Looked, image_notes, listed
 from offramp.data.encoded import Decoder, EncodedSource
 from offramp.data.load import NORMALISE
@@ -38,6 +37,8 @@ def check_decoder(decoder: Decoder, streaming: bool) -> None:
         message = "data.decoder=turbo is for images that are decoded in every epoch: set streaming=true too"
         raise ParameterError(message, "data.decoder", "streaming")
     if decoder == "turbo":
+        from offramp.data import _turbo
+
         _turbo.require()
 
 

@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
+from torch import Tensor
 
 from offramp.data import _jpeg_part
+from offramp.data.augment import boxes
 from offramp.images import INTERPOLATIONS, LIMIT, Fit, upright_as_stored
 
 SCALES = (8, 4, 2)
-VECTORISED = ("bilinear", "bicubic")
-"""Ways to resize that torch has for uint8 images, with antialiasing."""
+VECTORISED = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+"""How torch resizes uint8 images with antialiasing: as `torch.nn.functional.interpolate`, but to given memory."""
 BASELINE, APP1, START_OF_SCAN = 0xC0, 0xE1, (0xDA, 0xD9)
 """Markers of a JPEG: a baseline frame, EXIF and XMP data, what ends the headers (ITU T.81, table B.1)."""
 END, TRAILING = b"\xff\xd9", 64
@@ -49,33 +55,36 @@ def require() -> None:
 
 
 def crops(
-    encoded: Sequence[bytes | Path], draws: Float[Any, "B 10 4"], fit: Fit
-) -> Iterator[UInt8[np.ndarray, "H W 3"] | None]:
-    """A random part of each JPEG, resized, see `offramp.data.augment.boxes`; None for what is left to Pillow."""
-    import torch
-
-    from offramp.data.augment import boxes
-
+    encoded: Sequence[bytes | Path], draws: Float[Any, "B 10 4"], fit: Fit, out: UInt8[np.ndarray, "B 3 H W"]
+) -> Iterator[bool]:
+    """Write a random part of each JPEG, resized, see `offramp.data.augment.boxes`; False for what is left to Pillow."""
     jpegs = [opened(data) for data in encoded]
     sides = torch.tensor([(jpeg.height, jpeg.width) if jpeg else (1, 1) for jpeg in jpegs]).reshape(-1, 2)
-    for jpeg, box in zip(jpegs, boxes(draws, sides[:, 0], sides[:, 1]).long().tolist(), strict=True):
-        yield jpeg and _part(jpeg, box, (fit.size, fit.size), fit.interpolation)
+    places = boxes(draws, sides[:, 0], sides[:, 1]).long().tolist()
+    for jpeg, box, image in zip(jpegs, places, torch.from_numpy(out), strict=True):
+        yield jpeg is not None and _part(jpeg, box, fit.interpolation, image)
 
 
 def windows(
-    encoded: Sequence[bytes | Path], draws: Float[Any, "B 2"], fit: Fit
-) -> Iterator[UInt8[np.ndarray, "H W 3"] | None]:
-    """A random square of each JPEG once its shorter side is resized; None for what is left to Pillow."""
+    encoded: Sequence[bytes | Path], draws: Float[Any, "B 2"], fit: Fit, out: UInt8[np.ndarray, "B 3 H W"]
+) -> Iterator[bool]:
+    """Write a random square of each JPEG once its shorter side is resized; False for what is left to Pillow."""
     resize = fit.resize or fit.size
-    for jpeg, (down, right) in zip(map(opened, encoded), draws.tolist(), strict=True):
+    for jpeg, (down, right), image in zip(map(opened, encoded), draws.tolist(), torch.from_numpy(out), strict=True):
         if jpeg is None:
-            yield None
+            yield False
             continue
         sides, short = (jpeg.height, jpeg.width), min(jpeg.height, jpeg.width)
         height, width = (resize if side == short else int(resize * side / short) for side in sides)
-        whole = _part(jpeg, [0, 0, *sides], (height, width), fit.interpolation) if height * width <= LIMIT else None
+        if height * width > LIMIT:
+            yield False
+            continue
+        whole = torch.empty((height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
         top, left = int(down * (height - fit.size + 1)), int(right * (width - fit.size + 1))
-        yield None if whole is None else whole[top : top + fit.size, left : left + fit.size]
+        done = _part(jpeg, [0, 0, *sides], fit.interpolation, whole)
+        if done:
+            image.copy_(whole[:, top : top + fit.size, left : left + fit.size])
+        yield done
 
 
 def opened(encoded: bytes | Path) -> Jpeg | None:
@@ -140,36 +149,36 @@ def _pixels(jpeg: Jpeg, whole: Jpeg, **options: int) -> UInt8[np.ndarray, "_ _ 3
     return pixels
 
 
-def _part(
-    jpeg: Jpeg, box: Sequence[int], size: tuple[int, int], interpolation: str
-) -> UInt8[np.ndarray, "H W 3"] | None:
-    """The part (top, left, height, width) of an image, resized to (height, width); None if it cannot be decoded."""
+def _part(jpeg: Jpeg, box: Sequence[int], interpolation: str, out: UInt8[Tensor, "3 H W"]) -> bool:
+    """Write the part (top, left, height, width) of an image, resized; False if it cannot be decoded."""
     top, left, height, width = box
+    size = out.shape[1:]
     scale = next((scale for scale in SCALES if height >= scale * size[0] and width >= scale * size[1]), 1)
     if scale == 1 and interpolation in VECTORISED and not _truncated(jpeg) and (parts := _jpeg_part.decoder()):
         part = parts.part(jpeg.data, box)
-        return None if part is None else _resized(part, size, interpolation)
+        if part is not None:
+            _resize(part, interpolation, out)
+        return part is not None
     shorter = _down_to(jpeg, top + height)
     least = {"min_height": shorter.height // scale, "min_width": shorter.width // scale, "min_factor": scale}
     try:
         pixels = _pixels(shorter, jpeg, **(least if scale > 1 else {}))
     except ValueError:
-        return None
+        return False
     if scale == 1 and interpolation in VECTORISED:
-        return _resized(pixels[top : top + height, left : left + width], size, interpolation)
+        _resize(pixels[top : top + height, left : left + width], interpolation, out)
+        return True
     place = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], INTERPOLATIONS[interpolation], box=place))
+    resized = Image.fromarray(pixels).resize((size[1], size[0]), INTERPOLATIONS[interpolation], box=place)
+    out.copy_(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
+    return True
 
 
-def _resized(part: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int], interpolation: str) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Resized with antialiasing: as by Pillow to a few grey levels, in less than half of the time.
+def _resize(part: UInt8[np.ndarray, "_ _ 3"], interpolation: str, out: UInt8[Tensor, "3 H W"]) -> None:
+    """Write a part resized with antialiasing: as by Pillow to a few grey levels, in less than half of the time.
 
     The dimension of the batch is added first: with it, strides are those of channels_last, which torch resizes without
     moving the channels.
     """
-    import torch
-    from torch.nn.functional import interpolate
-
     image = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
-    resized = interpolate(image, size, mode=interpolation, antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
+    VECTORISED[interpolation](image, out.shape[1:], False, None, None, out=out[None])

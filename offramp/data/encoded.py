@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
-from offramp.data._turbo import crops, windows
 from offramp.data.splits import Images, Indices
 from offramp.images import INTERPOLATIONS, BadImage, Fit, decode, resize_and_crop, resize_shorter_side
 
@@ -92,8 +91,8 @@ def random_window(fit: Fit, draws: Float[Any, "B 2"]) -> Cut:
     return cut
 
 
-Quickly = Callable[[Sequence[bytes | Path]], Iterator[UInt8[np.ndarray, "H W 3"] | None]]
-"""Encoded images -> the square of each, one after the other; None: Pillow has to decode it."""
+Quickly = Callable[..., Iterator[bool]]
+"""(encoded images, out=where their squares are written) -> whether each could be, else Pillow has to decode it."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,9 @@ class EncodedSource:
         Raises:
             ValueError: as `batch`.
         """
-        quickly = partial(crops, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
+        from offramp.data import _turbo
+
+        quickly = partial(_turbo.crops, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
         return self._decoded(indices, random_box(self.fit, draws), quickly, out)
 
     def windows(self, indices: Indices, draws: Float[Any, "B 2"], out: Images | None = None) -> Images:
@@ -172,7 +173,9 @@ class EncodedSource:
         Raises:
             ValueError: as `batch`.
         """
-        quickly = partial(windows, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
+        from offramp.data import _turbo
+
+        quickly = partial(_turbo.windows, draws=draws, fit=self.fit) if self.decoder == "turbo" else None
         return self._decoded(indices, random_window(self.fit, draws), quickly, out)
 
     def _decoded(self, indices: Indices, cut: Cut, quickly: Quickly | None = None, out: Images | None = None) -> Images:
@@ -182,12 +185,11 @@ class EncodedSource:
         """
         size, rows = self.fit.size, indices.tolist()
         encoded = [self.images.read(row) for row in rows]
-        squares = repeat(None) if quickly is None else quickly(encoded)
         if out is None:
             out = np.empty((len(rows), size, size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
-        for place, (row, pixels) in enumerate(zip(rows, squares, strict=False)):
-            if pixels is not None:
-                out[place] = pixels.transpose(2, 0, 1)
+        done = repeat(False) if quickly is None else quickly(encoded, out=out)
+        for place, row in enumerate(rows):
+            if next(done):
                 continue
             try:
                 out[place] = decode(encoded[place], partial(cut, place=place))[0]

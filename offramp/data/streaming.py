@@ -19,7 +19,7 @@ from offramp.device_copies import to_device
 
 AHEAD = 2  # batches decoded or being decoded while one is used: what bounds memory
 MOST_WORKERS = 32
-TASK = 16
+TASK = 32
 """Images that a worker decodes at a time: what it allocates is small, so that memory stays flat."""
 
 

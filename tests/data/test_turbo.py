@@ -65,7 +65,8 @@ def test_what_is_no_upright_jpeg_of_a_usual_kind_is_pillows(tmp_path: Path) -> N
     image.convert("CMYK").save(tmp_path / "c-cmyk.jpg")
     pillow, turbo = sources(tmp_path, Fit(32, 36))
     draws = box_draws(0, 0, torch.arange(3))
-    assert [crop is None for crop in _turbo.crops(sorted(tmp_path.iterdir()), draws, Fit(32, 36))] == [True] * 3
+    out = np.zeros((3, 3, 32, 32), np.uint8)
+    assert list(_turbo.crops(sorted(tmp_path.iterdir()), draws, Fit(32, 36), out)) == [False] * 3 and not out.any()
     assert np.array_equal(pillow.crops(np.arange(3), draws), turbo.crops(np.arange(3), draws))
     exif[0x0112] = 1
     for name, options in (("upright", {"exif": exif}), ("grey", {})):
@@ -103,10 +104,11 @@ def test_crops_do_not_depend_on_nvimagecodec(tmp_path: Path, monkeypatch: pytest
     decoded = list[Any]()
     own = _jpeg_part.PartDecoder.part
     monkeypatch.setattr(_jpeg_part.PartDecoder, "part", lambda *given: decoded.append(own(*given)) or decoded[-1])
-    crops = [np.array(crop) for crop in _turbo.crops(files, draws, Fit(64, 72))]
+    one, other = np.zeros((2, 20, 3, 64, 64), np.uint8)
+    assert all(_turbo.crops(files, draws, Fit(64, 72), one))
     assert len(decoded) > 5  # the other crops are at least twice as large as 64 pixels
     monkeypatch.setattr(_jpeg_part, "decoder", lambda: None)
-    assert all(map(np.array_equal, crops, _turbo.crops(files, draws, Fit(64, 72))))
+    assert all(_turbo.crops(files, draws, Fit(64, 72), other)) and np.array_equal(one, other)
 
 
 def test_nvimagecodec_is_loaded_without_messages_and_leaves_the_environment_as_it_was(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_what_ends_early_is_an_error_even_below_the_crop(tmp_path: Path) -> None
         data = file.getvalue()
     whole, cut = _turbo.opened(data), _turbo.opened(data[:-100])
     assert whole is not None and cut is not None and _turbo._down_to(cut, 10) is cut
-    assert _turbo._part(cut, [0, 0, 10, 10], (10, 10), "bilinear") is None
+    assert not _turbo._part(cut, [0, 0, 10, 10], "bilinear", torch.empty(3, 10, 10, dtype=torch.uint8))
     with_more = _turbo.opened(data + b"\0" * 20)
     assert with_more is not None and _turbo._down_to(with_more, 10).height == _turbo._down_to(whole, 10).height == 48
 
