@@ -28,13 +28,9 @@ def opened(here: Place, note: Callable[[str], None], end: float) -> PrefixStore:
         ConnectionLost: if it has not.
         ValueError: if its address cannot be used.
     """
-    try:
-        socket.getaddrinfo(*here.address)
-    except OSError as error:
-        first = "this machine" if here.rank == 0 else "the first machine"
-        raise ValueError(f"MASTER_ADDR={here.host} is unknown here ({error.strerror}): set it to {first}") from error
     options: dict[str, Any] = {"timeout": timedelta(seconds=30), "wait_for_workers": False}
     if here.keeps_store:
+        _check_name(here)
         options["multi_tenant"] = True  # the process group, which is made later, uses the same one
     else:
         _await_store(here, later(note, 5.0), end)
@@ -49,8 +45,18 @@ def opened(here: Place, note: Callable[[str], None], end: float) -> PrefixStore:
     return PrefixStore(f"offramp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
+def _check_name(here: Place) -> None:
+    """Refuse an address that the first process does not know: it is its own."""
+    try:
+        socket.getaddrinfo(*here.address)
+    except OSError as error:
+        raise ValueError(
+            f"MASTER_ADDR={here.host} is unknown here ({error.strerror}): set it to this machine"
+        ) from error
+
+
 def _await_store(here: Place, say: Callable[[str], None], end: float) -> None:
-    """Wait until something listens at the address of the first process."""
+    """Wait until something listens at the address of the first process, whose name may become known only then."""
     while True:
         try:
             return socket.create_connection(here.address, 2).close()

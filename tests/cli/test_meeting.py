@@ -83,12 +83,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 
 
 def one_line_each(ended: list[Ended], says: str) -> bool:
-    """Whether both ended soon, each with an error of one line that says this."""
+    """Whether both ended, each with an error of one line that says this."""
     return all(
-        one.status in (1, 2)
-        and one.seconds < 20
-        and one.said.count("\n") == 1
-        and re.search(f"^offramp: .*{says}", one.said)
+        one.status in (1, 2) and one.said.count("\n") == 1 and re.search(f"^offramp: .*{says}", one.said)
         for one in ended
     )
 
@@ -136,7 +133,7 @@ def test_two_machines_with_the_same_number_are_refused(start: Start) -> None:
 def test_a_launcher_is_no_exception(start: Start, rank: int) -> None:
     """With torchrun and srun, a process after the first one of a machine leaves it to that one to say why."""
     ended = start(*({"lr": "x"} if number == rank else {} for number in range(2)), launched=True)
-    assert [one.status for one in ended] == ([2, 0] if rank == 0 else [1, 2]) and ended[0].seconds < 20, ended
+    assert [one.status for one in ended] == ([2, 0] if rank == 0 else [1, 2]), ended
     assert (
         "Invalid value for --lr: unable to convert" in ended[0].said and ("Invalid value" in ended[1].said) == rank
     ), ended
@@ -158,8 +155,7 @@ def test_the_folder_is_in_use_or_cannot_be_written(start: Start, tmp_path: Path)
 def test_a_process_that_is_killed_is_missed(start: Start, rank: int) -> None:
     """As by a system without memory."""
     ended = start(*({"data": "python:faulty_digits:killed"} if number == rank else {} for number in range(2)))
-    status, said, seconds = ended[1 - rank]
-    assert seconds < 20
+    status, said, _ = ended[1 - rank]
     says = "process 1 of this run ended without a word" if rank else "the first process of this run ended: see what"
     assert status == 1 and said.splitlines()[-1].startswith("offramp: ") and says in said, ended
     assert ended[rank].status == -signal.SIGKILL
@@ -213,12 +209,17 @@ def alone(folder: Path, rank: int, host: str, port: int) -> forked.Program:
     return forked.start(*words, out=folder / "said", env={**os.environ, **variables})
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_first_machine_of_an_unknown_name_is_refused(tmp_path: Path, rank: int) -> None:
-    assert alone(tmp_path, rank, "nowhere.invalid", 29400).wait(60) == 1
-    where = "this machine" if rank == 0 else "the first machine"
-    says = rf"offramp: MASTER_ADDR=nowhere\.invalid is unknown here \(.*\): set it to {where}\n"
+def test_a_name_that_the_first_machine_does_not_know_is_refused(tmp_path: Path) -> None:
+    assert alone(tmp_path, 0, "nowhere.invalid", 29400).wait(60) == 1
+    says = r"offramp: MASTER_ADDR=nowhere\.invalid is unknown here \(.*\): set it to this machine\n"
     assert re.fullmatch(says, (tmp_path / "said").read_text())
+
+
+def test_a_name_that_other_machines_do_not_know_yet_is_waited_for_with_a_word(tmp_path: Path) -> None:
+    """In a cluster, the name of a machine may become known when it starts."""
+    process = alone(tmp_path, 1, "nowhere.invalid", 29400)
+    says = "waiting for the first process of this run at nowhere.invalid:29400 ("
+    assert status_after_ctrl_c(process, tmp_path / "said", says) == 130
 
 
 SILENT = "(timed out)"
