@@ -126,7 +126,7 @@ def test_bad_images_are_named_and_the_rest_is_answered(
         [*names, "none"],
         [
             "no PNG, JPEG",
-            "no PNG, JPEG",
+            "it is empty",
             "truncated",
             "it is 9000x9000",
             "the file does not exist",
