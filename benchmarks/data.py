@@ -33,6 +33,7 @@ from itertools import count as counting
 from pathlib import Path
 from typing import Any
 
+import jpeg_decoders
 import numpy as np
 import torch
 from PIL import Image
@@ -142,24 +143,13 @@ def decoding(root: Path, workers: int, decode: Callable[[bytes], Any]) -> Iterat
             yield
 
 
-def pillow(data: bytes) -> np.ndarray:
-    import io
-
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def turbo(data: bytes) -> np.ndarray:
-    import simplejpeg
-
-    return np.asarray(simplejpeg.decode_jpeg(data))
-
-
 def on_one_core(root: Path, images: int = 100, rounds: int = 5) -> dict[str, float]:
     """Milliseconds of each part on one thread, the shortest of some rounds; differences of pixels in grey levels."""
     import simplejpeg
     from torch.nn.functional import interpolate
 
     torch.set_num_threads(1)
+    pillow, turbo = jpeg_decoders.pillow(), jpeg_decoders.simplejpeg()
     encoded = [file.read_bytes() for file in sorted((root / "train").rglob("*.jpg"))[:images]]
     pixels = [pillow(data) for data in encoded]
     pictures = [Image.fromarray(each) for each in pixels]
@@ -193,8 +183,8 @@ def loops(root: Path, workers: int) -> dict[str, Callable[[], Iterator[Any]]]:
         "pillow": lambda: with_offramp(root, workers, "pillow"),
         "turbo": lambda: with_offramp(root, workers, "turbo"),
         "turbo-uint8": lambda: with_offramp(root, workers, "turbo", normalised=False),
-        "decode-pillow": lambda: decoding(root, workers, pillow),
-        "decode-turbo": lambda: decoding(root, workers, turbo),
+        "decode-pillow": lambda: decoding(root, workers, jpeg_decoders.pillow()),
+        "decode-turbo": lambda: decoding(root, workers, jpeg_decoders.simplejpeg()),
     }
 
 

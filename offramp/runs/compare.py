@@ -105,6 +105,7 @@ def compare(
     check_outputs(write)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
     requested = run_entries.entries(config, pairs, seeds, folder, grid or NO_GRID)
+    _check_metric(metric)
     _check_baseline(baseline, [entry.method for entry in requested], ledger_path)
     with opened(engine, address, fetch) as runner:
         entries, failed = train_all(
@@ -140,6 +141,11 @@ def compare_ledger(
     check_outputs(write)
     comparisons = _comparisons(Path(ledger), baseline, metric, device, methods)
     return ComparisonResult(str(ledger), comparisons, [], _write(comparisons, write))
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in comparison.METRICS:
+        raise ParameterError(f"metric must be top1 or top5, got {metric}", "metric")
 
 
 def _check_baseline(baseline: str | Path, methods: Sequence[str], ledger: Path) -> None:
@@ -187,8 +193,7 @@ def _comparisons(
     lines = [line for line in lines if not methods or line.method in methods]
     if baseline != "joint" and baseline not in labels:
         raise ParameterError(f"baseline {baseline} is not in {ledger}: {nearest(str(baseline), labels)}", "baseline")
-    if metric not in comparison.METRICS:
-        raise ParameterError(f"metric must be top1 or top5, got {metric}", "metric")
+    _check_metric(metric)
     if metric == "top5" and any(line.top5 is None for line in lines):
         raise ParameterError(f"metric top5: {ledger} has runs without top-5 accuracies", "metric")
     return comparison.compare(lines, str(baseline), metric, plain)

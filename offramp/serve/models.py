@@ -110,7 +110,7 @@ class Version:
         """
         try:
             self.predictor.check(self.decoding + images)
-        except QueueFull as full:  # those that are being decoded wait, too
+        except QueueFull as full:  # the message counts images being decoded as waiting
             raise QueueFull(images, full.waiting + self.decoding, full.capacity, full.retry_after) from None
 
     @contextmanager

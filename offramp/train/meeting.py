@@ -123,7 +123,7 @@ class Meeting:
                         raise _other_number(here, rank, processes)
             ended = self.liveness.ended()
             self._raise_failure()  # after the line above: a process ends after it has said why
-            for rank in ended:
+            for rank in ended & {*range(here.processes)}:  # any program can connect to the port
                 self._add(f"heard/{rank}")  # nobody waits for it again
                 raise ConnectionLost(f"process {rank} of this run ended without a word: see what its machine says")
             if missing := [rank for rank in range(here.processes) if rank not in states]:
@@ -132,7 +132,11 @@ class Meeting:
         return every
 
     def _wait_for(self, ranks: Sequence[int], here: Place, end: float, say: Callable[[str], None]) -> None:
-        """In the first process: wait a moment for these, and until `end` for those that have not started."""
+        """In the first process: pause before it looks again for these processes.
+
+        Raises:
+            ConnectionLost: if some of them have not started by `end`.
+        """
         if absent := [rank for rank in ranks if not self._add(f"came/{rank}", 0)]:
             names = f"process {absent[0]}" if len(absent) == 1 else f"{len(absent)} of {here.processes} processes"
             say(f"waiting for {names} of this run to come to {here}")

@@ -20,7 +20,9 @@ from offramp.cli._compare_progress import last_epoch
 from offramp.cli._parse import parse_methods, parse_seeds
 from offramp.config import Config, flat, resolve, unflat
 from offramp.engine.local import locked_folder, reason
+from offramp.lookup import ParameterError
 from offramp.runs import packing
+from offramp.runs.compare import compare
 from offramp.runs.run_entries import Entry, entries, folder_name, inputs_of, shared_by
 from offramp.runs.train_all import job_of
 from offramp.study.ledger import append, common
@@ -211,6 +213,12 @@ def test_a_baseline_that_does_not_exist_is_refused_before_training(offramp: Offr
     assert ran.status == 2, ran.err
     assert "--baseline biot is neither a method of this comparison nor a path; the nearest is 'byot'" in ran.err
     assert not list((tmp_path / "out").glob("*-seed-*"))
+
+
+def test_an_unknown_metric_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="metric must be top1 or top5, got top9"):
+        compare(Config(data="digits", width=8, epochs=1), methods=["joint"], out=tmp_path / "out", metric="top9")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_configuration_is_refused_by_the_option_that_differs(offramp: Offramp, finished: Path) -> None:
