@@ -5,8 +5,9 @@ of `serve_servers.py` receives open-loop Poisson load (`serve_load.py`): request
 the servers of offramp, of one tensor, which needs no decoding. Measured are the highest rate at which the 99th
 percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
 half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
-servers are paused (SIGSTOP). Ray Serve, which cannot be paused, is measured last. Requests use the Open Inference
-Protocol: files (--files) are in base64 in JSON, tensors are binary.
+servers are paused (SIGSTOP). With --rounds, they also answer a closed loop in turn, so many times: the ratios of its
+rates are more precise than those of the searches. Ray Serve, which cannot be paused, is measured last. Requests use the
+Open Inference Protocol: files (--files) are in base64 in JSON, tensors are binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.
@@ -43,7 +44,7 @@ from typing import Any
 
 import serve_networks
 from serve_processes import HERE, Machine, Served, cpu, load, memory, segment_seconds, serving
-from serve_search import highest_rates
+from serve_search import closed_loops, highest_rates
 from serve_targets import compare
 
 CASES = {
@@ -160,13 +161,17 @@ def loads(
             held[kind] = [memory(servers[kind].process)]
             servers[kind].pause()
         names = [name for name in options.requests.split(",") if takers(name, servers)]
-        count = sum(len(takers(name, servers)) for name in names) * (sum(probes) + 2)
+        count = sum(len(takers(name, servers)) for name in names) * (sum(probes) + 2 + options.rounds)
         seconds = max(0.5, (end - time.monotonic()) / max(1, count) - 0.5)
         for name in names:
             about = {"requests": name, "images": serve_networks.REQUESTS[name]}
             bodies, some = folder / f"{name}.json", takers(name, servers)
-            for kind, result in highest_rates(machine, some, bodies, options.bound_ms, seconds, probes):
-                yield {"case": CASES[kind], **about, "bound_ms": options.bound_ms, "seconds": seconds, **result}
+            if any(probes):
+                for kind, result in highest_rates(machine, some, bodies, options.bound_ms, seconds, probes):
+                    yield {"case": CASES[kind], **about, "bound_ms": options.bound_ms, "seconds": seconds, **result}
+            if options.rounds:
+                rates = closed_loops(machine, some, bodies, seconds, options.rounds)
+                yield {"case": "closed loop", **about, "seconds": seconds, "closed_loop_rates": rates}
             for kind in servers:
                 held[kind].append(memory(servers[kind].process))
         for kind in [kind for kind in servers if kind in OWN]:  # the others consist of several processes
@@ -185,7 +190,7 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: floa
         yield soak(machine, folder, options.minutes)
     together = [kind for kind in CASES if kind in kinds and kind != "ray"]
     alone = ["ray"] if "ray" in kinds else []
-    parts = len(together) * (sum(probes) + 2), len(alone) * (probes[0] + 2)
+    parts = len(together) * (sum(probes) + 2 + options.rounds), len(alone) * (probes[0] + 2 + options.rounds)
     left = end - time.monotonic() - 15 * len(alone)
     if together:
         share = left * parts[0] / sum(parts)
@@ -208,7 +213,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--files", choices=("png", "jpeg"), default="png", help="kind of the image files; jpeg has a quality of 90"
     )
-    parser.add_argument("--probes", default="5,3,3", help="numbers of rates that each search tries, comma-separated")
+    parser.add_argument("--probes", default="5,3,3", help="rates that each search tries, comma-separated; 0: none")
+    parser.add_argument("--rounds", type=int, default=0, help="of a closed loop, at least 2; default: none")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended, in addition to standard output")
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args(words)
@@ -216,6 +222,8 @@ def main(words: Sequence[str] | None = None) -> None:
     check_packages(options.cases.split(","))
     if unknown := set(options.requests.split(",")) - set(serve_networks.REQUESTS):
         parser.error(f"unknown requests {min(unknown)}: there are {', '.join(serve_networks.REQUESTS)}")
+    if options.rounds == 1 or options.rounds < 0:
+        parser.error(f"--rounds must be at least 2, or 0 for none, got {options.rounds}")
     machine, results = Machine(), list[dict[str, Any]]()
     with TemporaryDirectory() as temporary:
         with machine.on_server_cores():  # it measures the segments

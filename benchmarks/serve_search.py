@@ -1,4 +1,4 @@
-"""The highest request rate that a server sustains, by bisection; servers take turns with the same requests."""
+"""How many requests a second servers answer, in turn: the highest rate, by bisection, and that of a closed loop."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,11 +69,7 @@ def highest_rates(
     """
 
     def measured(kind: str, **options: Any) -> dict[str, Any]:
-        servers[kind].resume()
-        try:
-            return load(machine, servers[kind].port, bodies, seconds=seconds, **options)
-        finally:
-            servers[kind].pause()
+        return load_one(machine, servers[kind], bodies, seconds=seconds, **options)
 
     searches = {kind: Search(measured(kind, clients=CLIENTS), bound) for kind in servers}
     for seed, count in enumerate(probes):
@@ -88,3 +84,27 @@ def highest_rates(
         half = measured(kind, rate=(search.highest or search.low) / 2, seed=len(probes))
         results = {"closed_loop": search.closed, "at_highest": search.best, "at_half": half}
         yield kind, {"highest_rate": search.highest, "rates": search.rates, **results}
+
+
+def closed_loops(
+    machine: Machine, servers: Mapping[str, Served], bodies: Path, seconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """Rates (1/s) of each server, one per round, with `CLIENTS` clients that each wait for their answer.
+
+    Servers are measured in turn, so that what changes on the machine affects all of them: the ratios of a round vary
+    less than rates, and less than the results of searches.
+    """
+    rates: dict[str, list[float]] = {kind: [] for kind in servers}
+    for _ in range(rounds):
+        for kind, server in servers.items():
+            rates[kind].append(load_one(machine, server, bodies, clients=CLIENTS, seconds=seconds)["rate"])
+    return rates
+
+
+def load_one(machine: Machine, server: Served, bodies: Path, **options: Any) -> dict[str, Any]:
+    """What the load generator measured on a paused server, which runs meanwhile."""
+    server.resume()
+    try:
+        return load(machine, server.port, bodies, **options)
+    finally:
+        server.pause()

@@ -1,11 +1,16 @@
 """Compares the measurements of `benchmarks/serve.py` with the server's targets."""
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import median, stdev
 from typing import Any
 
 
 def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any]:
     """One line of ratios of the highest rates, without those whose cases were not measured.
+
+    `closed_loop` are the same ratios of rates in a closed loop: medians over rounds, with the standard error of their
+    mean.
 
     Targets: `speedup_share` at least 0.9, `rebatched_vs_whole` and `plain_vs_others` at least 1, `overhead_ms` at most
     0.3, `grown` (memory at the end relative to that after the first kind of requests) about 1.
@@ -38,6 +43,8 @@ def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict
             "plain_vs_others": _ratio(plain, max(others, default=None)),
         }
         line[name] = {name: value for name, value in ratios.items() if value is not None}
+    for each in (each for each in results if "closed_loop_rates" in each):
+        line.setdefault(each["requests"], {})["closed_loop"] = _closed_loop(each["closed_loop_rates"], promised)
     overheads = [each for each in results if each["case"] == "overhead per request: plain"]
     line["overhead_ms"] = {each["requests"]: each["cpu_overhead_ms"] for each in overheads}
     line["overhead_without_decoding_ms"] = {
@@ -45,6 +52,21 @@ def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict
     }
     memories = {each["case"].split()[-1]: each["mib"] for each in results if len(each.get("mib", ())) > 2}
     line["grown"] = {kind: mib[-1] / mib[1] for kind, mib in memories.items()}
+    return line
+
+
+def _closed_loop(rates: Mapping[str, Sequence[float]], promised: float) -> dict[str, list[float]]:
+    """Ratios of rates (the median over rounds, the standard error of the mean), by name."""
+    pairs = {
+        "speedup": ("rebatched", "plain", 1.0),
+        "speedup_share": ("rebatched", "plain", promised),
+        "rebatched_vs_whole": ("rebatched", "whole", 1.0),
+    }
+    line = {}
+    for name, (one, other, divisor) in pairs.items():
+        if one in rates and other in rates:
+            ratios = [first / second / divisor for first, second in zip(rates[one], rates[other], strict=True)]
+            line[name] = [median(ratios), stdev(ratios) / sqrt(len(ratios))]
     return line
 
 

@@ -44,9 +44,10 @@ Result = SampleResult | Failed
 LOG = logging.getLogger(__name__)
 QUICK = 2e-3
 """Seconds in all segments: a request that takes less may run in its caller's thread."""
-HELD = 5e-3
-"""Seconds for which results may wait for those of the rest of their batch, if it continues at once: handing them over
-wakes the event loop, which, on a shared core, interrupts the segments."""
+HELD, HELD_SHARE = 5e-3, 0.25
+"""For how long results may wait for those of the rest of their batch, if it continues at once: so many seconds, or this
+share of the time since they were submitted, if it is longer. Handing them over wakes the event loop, and the clients
+send their next requests, which, on a shared core, interrupts the segments."""
 OVERHEAD = 1e-3
 """Seconds that a batch is assumed to take in addition to its segment: choosing and collecting its samples, distributing
 its results, waking other threads. It is an upper estimate, so that batches of fast segments are large enough."""
@@ -76,7 +77,9 @@ def _outcome(answer: Answer, index: int, ms: int | float, late: bool) -> SampleR
 
 def _held_until(sample: Sample, now: int | float) -> int | float:
     """When the result of a sample that exits now must be handed over at the latest."""
-    return now + HELD if sample.deadline is None else min(now + HELD, sample.deadline)
+    ticket: Ticket = sample.payload
+    until = now + max(HELD, HELD_SHARE * (now - ticket.submitted))
+    return until if sample.deadline is None else min(until, sample.deadline)
 
 
 def _failed(error: Exception) -> Failed:

@@ -90,6 +90,16 @@ def _check_nodes(devices: int, nodes: int) -> None:
     rank = os.environ["NODE_RANK"]
     if not rank.isdecimal() or int(rank) >= nodes:
         raise with_parameters(ValueError(f"NODE_RANK={rank} must be 0 to {nodes - 1} for nodes={nodes}"), "nodes")
+    count = os.environ.get("WORLD_SIZE", "")
+    if count.isdecimal() and int(count) not in (nodes, devices * nodes):  # clusters count machines or processes
+        raise with_parameters(
+            ValueError(
+                f"WORLD_SIZE={count}, but the run is for {nodes} machines with {_processes(devices)} on each: correct "
+                "nodes and devices, or unset it"
+            ),
+            "nodes",
+            "devices",
+        )
 
 
 def _check_srun_is_used(devices: int, nodes: int) -> None:

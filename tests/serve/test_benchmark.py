@@ -22,7 +22,7 @@ def test_every_case_has_its_lines(
     import serve
 
     out = tmp_path / "serve.jsonl"
-    words = ["--network", "tiny", "--width", "8", "--probes", "2,1", "--minutes", "0.2"]
+    words = ["--network", "tiny", "--width", "8", "--probes", "2,1", "--rounds", "2", "--minutes", "0.2"]
     serve.main([*words, "--cases", cases, "--out", str(out)])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert capsys.readouterr().out.splitlines() == out.read_text().splitlines()
@@ -37,12 +37,37 @@ def test_every_case_has_its_lines(
         assert [line["requests"] for line in overhead] == ["tensors", "bodies-1"] * 2
         targets = lines[-1]
         ratios = {"speedup", "speedup_share", "rebatched_vs_whole"}
-        assert set(targets["tensors"]) == ratios
-        assert set(targets["bodies-1"]) == {*ratios, "speedup_share_with_decoding"}
+        assert set(targets["tensors"]) == {*ratios, "closed_loop"}
+        assert set(targets["bodies-1"]) == {*ratios, "speedup_share_with_decoding", "closed_loop"}
+        assert all(set(targets[name]["closed_loop"]) == ratios for name in ("tensors", "bodies-1"))
         assert 1 < targets["promised_with_decoding"] < targets["promised_speedup"] and targets["decode_ms"] > 0
         whole, rest = targets["overhead_ms"], targets["overhead_without_decoding_ms"]
         assert set(whole) == {"tensors", "bodies-1"} and set(targets["grown"]) == set(serve.OWN)
         assert whole["tensors"] == rest["tensors"] and 0 < rest["bodies-1"] < whole["bodies-1"]
+
+
+def test_ratios_of_a_closed_loop_are_those_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from serve_targets import compare
+
+    rates = {"rebatched": [10.0, 24.0, 33.0], "whole": [10.0, 20.0, 30.0], "plain": [5.0, 10.0, 15.0]}
+    results = [{"case": "closed loop", "requests": "tensors", "closed_loop_rates": rates}]
+    line = compare(results, {"promised_speedup": 2.0, "decode_ms": 0.5, "plain_ms": 1.0})["tensors"]["closed_loop"]
+    error = 0.1 / 3**0.5
+    assert line["rebatched_vs_whole"] == pytest.approx([1.1, error])
+    assert line["speedup"] == pytest.approx([2.2, 2 * error]) and line["speedup_share"] == pytest.approx([1.1, error])
+
+
+@pytest.mark.parametrize("rounds", ["1", "-2"])
+def test_a_closed_loop_has_at_least_two_rounds(
+    rounds: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import serve
+
+    with pytest.raises(SystemExit):
+        serve.main(["--cases", "plain", "--rounds", rounds])
+    assert f"--rounds must be at least 2, or 0 for none, got {rounds}" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,6 +420,30 @@ def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarra
     assert sum(counts[0].counts) == 1 and len(calls) == (1 if together else len(set(expected.exit.tolist())))
 
 
+def test_results_of_old_requests_are_held_for_longer(bundle: Bundle, pixels: np.ndarray) -> None:
+    """The rest of the batch is expected to take 0.4 s: more than 5 ms, less than a quarter of ten seconds."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
+
+    def calls(age: float) -> int:
+        handed, done, now = list[int](), threading.Event(), 0.0
+
+        def sink(results: Any) -> None:
+            handed.append(len(results))
+            if sum(handed) == len(inputs):
+                done.set()
+
+        costs = (linear(1e-9, 2e-2, 16),) * 3
+        engine = SegmentEngine(bundle, Scheduler(costs, overhead=2e-2, most=16), clock=lambda: now)
+        with engine._changed:
+            engine.submit(inputs, range(len(inputs)), sink)
+            now = age
+        assert done.wait(20)
+        engine.stop()
+        return len(handed)
+
+    assert calls(0.0) == len(set(bundle.answer(inputs).exit.tolist())) > 1 and calls(10.0) == 1
+
+
 def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.ndarray) -> None:
     """One image exits at the first exit; the others, which continue for 1.6 ms, have no deadline."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:40])

@@ -20,7 +20,7 @@ pytest.importorskip("ray.serve")
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from offramp import __version__
-from offramp.serve import ray_deployments
+from offramp.serve import ray_deployments, ray_predictor
 from offramp.serve.ray_deployments import RayOpener
 from offramp.serve.ray_predictor import RayPredictor
 from offramp.serve.ray_segment import Passed, RequestInput, SegmentReplica
@@ -92,6 +92,28 @@ def test_answers_are_those_of_the_bundle_though_replicas_are_lost(bundle: Bundle
     assert sum(asked.statistics.answered) == 40 and asked.waiting == [0, 0, 0]
     assert not any(handle.losses for handle in handles)
     assert sum(asked.statistics.batches[2].counts) < sum(asked.statistics.batches[0].counts)
+
+
+def test_it_is_ready_unless_a_request_has_no_answer_for_long(
+    bundle: Bundle, inputs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_predictor, "NOT_READY", 0.25)
+    first = Near(bundle, 0, losses=1000)
+    asked = predictor(bundle, first, Near(bundle, 1), Near(bundle, 2))
+    seen = list[bool]()
+
+    async def ask() -> None:
+        request = asyncio.create_task(asked.infer(inputs[:1]))
+        while asked.alive:
+            seen.append(True)
+            await asyncio.sleep(0.01)
+        first.losses = 0
+        assert isinstance((await request)[0], SampleResult)
+
+    asyncio.run(ask())
+    assert seen and asked.alive
+    asked.close()
+    assert not asked.alive
 
 
 def test_a_full_queue_a_deadline_and_a_segment_that_fails(

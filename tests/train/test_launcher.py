@@ -46,6 +46,18 @@ def test_a_launcher_with_another_number_of_processes_is_refused(
         check_launcher(devices)
 
 
+@pytest.mark.parametrize(("count", "fits"), [("2", True), ("4", True), ("x", True), ("3", False), ("8", False)])
+def test_by_hand_a_cluster_may_count_machines_or_processes(
+    monkeypatch: pytest.MonkeyPatch, count: str, fits: bool
+) -> None:
+    variables = {"MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "0", "WORLD_SIZE": count}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    says = f"WORLD_SIZE={count}, but the run is for 2 machines with 2 processes on each: correct nodes and devices"
+    with nullcontext() if fits else pytest.raises(ValueError, match=says):
+        check_launcher(2, 2)
+
+
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
