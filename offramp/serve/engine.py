@@ -51,17 +51,37 @@ send their next requests, which, on a shared core, interrupts the segments."""
 OVERHEAD = 1e-3
 """Seconds that a batch is assumed to take in addition to its segment: choosing and collecting its samples, distributing
 its results, waking other threads. It is an upper estimate, so that batches of fast segments are large enough."""
-Sink = Callable[[Sequence[tuple[Any, Result]]], None]
-"""Takes the results of some samples, with the keys that they were submitted under; called in the engine's thread."""
+Sink = Callable[[Sequence[tuple[Any, list[Result]]]], None]
+"""Takes the results of some requests, with the keys that they were submitted under; called in the engine's thread."""
+
+
+class Request:
+    """What the engine keeps of a request: who waits for it, and the results of its samples so far."""
+
+    __slots__ = ("key", "left", "results", "sink", "submitted")
+
+    def __init__(self, key: Any, sink: Sink, samples: int, submitted: int | float) -> None:
+        self.key, self.sink, self.submitted = key, sink, submitted
+        self.left, self.results = samples, dict[int, Result]()
+
+    def add(self, place: int, result: Result) -> bool:
+        """Keep the result of one sample; whether all are there."""
+        self.results[place] = result
+        self.left -= 1
+        return not self.left
+
+    def all(self) -> list[Result]:
+        """The results of all samples, in their order."""
+        return [self.results[place] for place in range(len(self.results))]
 
 
 class Ticket:
-    """What the engine keeps of a sample: where its data are, who waits for it, the result so far."""
+    """What the engine keeps of a sample: the request that it belongs to, where its data are, the result so far."""
 
-    __slots__ = ("best", "key", "ms", "row", "sink", "submitted")
+    __slots__ = ("best", "ms", "place", "request", "row")
 
-    def __init__(self, key: Any, sink: Sink, row: SampleRow, submitted: int | float) -> None:
-        self.key, self.sink, self.row, self.submitted = key, sink, row, submitted
+    def __init__(self, request: Request, place: int, row: SampleRow) -> None:
+        self.request, self.place, self.row = request, place, row
         self.ms = 0.0
         self.best: tuple[Answer, int] | None = None
 
@@ -77,9 +97,15 @@ def _outcome(answer: Answer, index: int, ms: int | float, late: bool) -> SampleR
 
 def _held_until(sample: Sample, now: int | float) -> int | float:
     """When the result of a sample that exits now must be handed over at the latest."""
-    ticket: Ticket = sample.payload
-    until = now + max(HELD, HELD_SHARE * (now - ticket.submitted))
+    request: Request = sample.payload.request
+    until = now + max(HELD, HELD_SHARE * (now - request.submitted))
     return until if sample.deadline is None else min(until, sample.deadline)
+
+
+def _first_due(exited: Sequence[tuple[Sample, int | float]], following: Work) -> int | float:
+    """When the first of these results must be handed over; those whose requests have samples in the batch, are not."""
+    continuing = {sample.payload.request for sample in following.samples}
+    return min((until for sample, until in exited if sample.payload.request not in continuing), default=math.inf)
 
 
 def _failed(error: Exception) -> Failed:
@@ -94,7 +120,7 @@ class SegmentEngine:
     ) -> None:
         self.bundle, self.scheduler, self.clock = bundle, scheduler, clock
         self.statistics = Statistics(bundle.policy.exits, len(bundle.segments))
-        self._changed = threading.Condition()
+        self._changed, self._adding = threading.Condition(), threading.Lock()
         self._stopping = False
         self._idle = 0
         self._alone = [curve(1) for curve in scheduler.costs]
@@ -106,21 +132,21 @@ class SegmentEngine:
         for thread in self._threads:
             thread.start()
 
-    def submit(
-        self, inputs: NDArray[np.float32], keys: Sequence[Any], sink: Sink, deadline_ms: int | float | None = None
-    ) -> None:
+    def submit(self, inputs: NDArray[np.float32], key: Any, sink: Sink, deadline_ms: int | float | None = None) -> None:
         """Accept a request, as a whole or not at all.
 
         Args:
             inputs: (B, channels, size, size) as `Preprocessing.normalise` makes them.
-            keys: one per sample, given to the sink with its result.
+            key: given to the sink with the results, once all samples have theirs.
+            sink: what takes the results.
             deadline_ms: milliseconds from now in which the samples should be answered.
         Raises:
             QueueFull: if too many samples wait.
             RuntimeError: if the engine is stopped.
         """
         entering, now = SegmentInput(inputs), self.clock()
-        tickets = [Ticket(key, sink, SampleRow(entering, index), now) for index, key in enumerate(keys)]
+        request = Request(key, sink, len(inputs), now)
+        tickets = [Ticket(request, place, SampleRow(entering, place)) for place in range(len(inputs))]
         with self._changed:
             self._check_running()
             self.scheduler.submit(tickets, now, None if deadline_ms is None else now + deadline_ms / 1000)
@@ -214,16 +240,15 @@ class SegmentEngine:
         """Run a batch, and what remains of it for as long as it continues at once."""
         following: Work | None = work
         entering: SegmentInput | None = None
-        exited, until = list[Sample](), math.inf
+        exited = list[tuple[Sample, int | float]]()
         while following is not None:
             leaving, decision, entering = self._run_segment(following, entering)
-            following = decision.work
+            following, now = decision.work, self.clock()
             self._deliver(decision.late, late=True)
-            exited += leaving
-            until = min([until, *(_held_until(sample, self.clock()) for sample in leaving)])
-            if following is None or self._ends(following) > until:
-                self._deliver(exited, late=False)
-                exited, until = [], math.inf
+            exited += [(sample, _held_until(sample, now)) for sample in leaving]
+            if following is None or self._ends(following) > _first_due(exited, following):
+                self._deliver([sample for sample, _ in exited], late=False)
+                exited = []
 
     def _ends(self, work: Work) -> int | float:
         """When a batch that starts now is expected to end."""
@@ -275,17 +300,21 @@ class SegmentEngine:
         now, results = self.clock(), list[tuple[Ticket, Result]]()
         for sample in samples:
             outcome = sample.payload.outcome(late)
-            self.statistics.answer(outcome.exit, late, now - sample.payload.submitted, outcome.score)
+            self.statistics.answer(outcome.exit, late, now - sample.payload.request.submitted, outcome.score)
             results.append((sample.payload, outcome))
         self._hand_over(results)
 
     def _hand_over(self, results: Sequence[tuple[Ticket, Result]]) -> None:
-        """One call per sink; what one raises does not keep the others from their results."""
-        by_sink: dict[Sink, list[tuple[Any, Result]]] = {}
+        """One call per sink, for the requests that are complete; an error of one does not affect the others."""
+        by_sink: dict[Sink, list[tuple[Any, list[Result]]]] = {}
         for ticket, result in results:
-            by_sink.setdefault(ticket.sink, []).append((ticket.key, result))
+            request = ticket.request
+            with self._adding:
+                complete = request.add(ticket.place, result)
+            if complete:
+                by_sink.setdefault(request.sink, []).append((request.key, request.all()))
         for sink, each in by_sink.items():
             try:
                 sink(each)
             except Exception:  # such as an event loop that is closed: this thread has other requests to answer
-                LOG.exception("%d results could not be handed over", len(each))
+                LOG.exception("the results of %d requests could not be handed over", len(each))

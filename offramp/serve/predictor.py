@@ -124,9 +124,9 @@ class AsyncPredictor:
         try:
             if await self._alone(len(inputs)) and (alone := self.engine.run_alone(inputs, deadline)) is not None:
                 return [alone]
-            futures = [loop.create_future() for _ in range(len(inputs))]
-            self.engine.submit(inputs, futures, self._sink(loop), deadline)
-            return [await future for future in futures]
+            results: asyncio.Future[list[Result]] = loop.create_future()
+            self.engine.submit(inputs, results, self._sink(loop), deadline)
+            return await results
         finally:
             self._asking -= 1
 
@@ -239,15 +239,15 @@ def check_deadline(deadline_ms: int | float | None) -> int | float | None:
     return deadline_ms
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, results: Sequence[tuple[Any, Result]]) -> None:
+def _hand_over(loop: asyncio.AbstractEventLoop, results: Sequence[tuple[Any, list[Result]]]) -> None:
     if not loop.is_closed():  # else nobody waits any more
         loop.call_soon_threadsafe(_resolve, results)
 
 
-def _resolve(results: Sequence[tuple[Any, Result]]) -> None:
-    for future, result in results:
+def _resolve(results: Sequence[tuple[Any, list[Result]]]) -> None:
+    for future, each in results:
         if not future.done():  # its caller may have given up
-            future.set_result(result)
+            future.set_result(each)
 
 
 __all__ = ["AsyncPredictor", "Failed", "Prediction", "SampleResult"]

@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,13 @@ from offramp.serve.rows import SampleRow, SegmentInput, gather
 from offramp.serve.scheduler import QueueFull, Scheduler
 
 Costs = tuple[CostCurve, ...]
+
+
+def submit_each(engine: SegmentEngine, inputs: np.ndarray, keys: Iterable[Any], *more: Any) -> None:
+    """One request per sample, all of which are there when the engine's thread looks."""
+    with engine._changed:
+        for key, row in zip(keys, inputs, strict=True):
+            engine.submit(row[None], key, *more)
 
 
 def assert_same(outcome: SampleResult, bundle: Bundle, inputs: np.ndarray) -> None:
@@ -410,10 +417,10 @@ def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarra
             done.set()
 
     engine = SegmentEngine(bundle, Scheduler((linear(1e-9, each, 16),) * 3, overhead=each, most=16))
-    engine.submit(inputs, range(len(inputs)), sink)
+    submit_each(engine, inputs, range(len(inputs)), sink)
     assert done.wait(20)
     engine.stop()
-    results = {key: result for call in calls for key, result in call}
+    results = {key: result for call in calls for key, (result,) in call}
     assert [results[row].exit for row in range(len(inputs))] == expected.exit.tolist()
     assert np.abs(np.stack([results[row].logits for row in range(len(inputs))]) - expected.logits).max() < 1e-5
     counts = engine.statistics.batches
@@ -435,13 +442,59 @@ def test_results_of_old_requests_are_held_for_longer(bundle: Bundle, pixels: np.
         costs = (linear(1e-9, 2e-2, 16),) * 3
         engine = SegmentEngine(bundle, Scheduler(costs, overhead=2e-2, most=16), clock=lambda: now)
         with engine._changed:
-            engine.submit(inputs, range(len(inputs)), sink)
+            submit_each(engine, inputs, range(len(inputs)), sink)
             now = age
         assert done.wait(20)
         engine.stop()
         return len(handed)
 
     assert calls(0.0) == len(set(bundle.answer(inputs).exit.tolist())) > 1 and calls(10.0) == 1
+
+
+def test_the_results_of_a_request_are_handed_over_together_in_its_order(bundle: Bundle, pixels: np.ndarray) -> None:
+    """Its images exit at different exits, in small batches, between the images of other requests."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:24])
+    expected, calls, done = bundle.answer(inputs), dict[str, list[Any]](), threading.Event()
+
+    def sink(results: Any) -> None:
+        for key, each in results:
+            assert key not in calls
+            calls[key] = each
+        if len(calls) == 3:
+            done.set()
+
+    for workers in (1, 2):
+        calls.clear()
+        done.clear()
+        engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 1.0, 5),) * 3, overhead=1.0, most=5, workers=workers))
+        parts = {"a": slice(0, 12), "b": slice(12, 13), "c": slice(13, 24)}
+        with engine._changed:
+            for key, rows in parts.items():
+                engine.submit(inputs[rows], key, sink)
+        assert done.wait(20)
+        engine.stop()
+        for key, rows in parts.items():
+            assert [result.exit for result in calls[key]] == expected.exit[rows].tolist()
+            assert np.abs(np.stack([result.logits for result in calls[key]]) - expected.logits[rows]).max() < 1e-5
+
+
+def test_results_wait_for_the_rest_of_their_request_that_continues(bundle: Bundle, pixels: np.ndarray) -> None:
+    """A request of sixteen images, whose rest takes 0.4 seconds, is answered at its end only: in one call."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
+    deliveries, done = list[int](), threading.Event()
+    engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 2e-2, 16),) * 3, overhead=2e-2, most=16), clock=lambda: 0.0)
+    deliver = engine._deliver
+
+    def counting(samples: Any, late: bool) -> None:
+        if samples:
+            deliveries.append(len(samples))
+        deliver(samples, late)
+
+    engine._deliver = counting  # type: ignore[method-assign]
+    engine.submit(inputs, "all", lambda _: done.set())
+    assert done.wait(20)
+    engine.stop()
+    assert deliveries == [16]
 
 
 def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.ndarray) -> None:
@@ -461,8 +514,8 @@ def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.nda
         scheduler = Scheduler((linear(1e-9, 1e-4, 32),) * 3, overhead=1e-4, most=32)
         engine = SegmentEngine(bundle, scheduler, clock=lambda: 0.0)
         with engine._changed:  # both requests are there when its thread looks
-            engine.submit(inputs[early], ["early"], sink, deadline_ms)
-            engine.submit(inputs[late], range(len(late)), sink)
+            submit_each(engine, inputs[early], ["early"], sink, deadline_ms)
+            submit_each(engine, inputs[late], range(len(late)), sink)
         assert done.wait(20)
         engine.stop()
         return handed
@@ -488,14 +541,14 @@ def test_the_thread_outlives_errors_of_those_who_listen(
     engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 1e-4, 16),) * 3, overhead=1e-4, most=16))
     engine.statistics.listener = broken
     with engine._changed:
-        engine.submit(inputs, range(4), broken)
-        engine.submit(inputs, range(4), sink)
-    engine.submit(inputs, range(4), sink)
+        submit_each(engine, inputs, range(4), broken)
+        submit_each(engine, inputs, range(4), sink)
+    submit_each(engine, inputs, range(4), sink)
     assert done.wait(20) and engine.alive
     engine.stop()
     assert sum(engine.statistics.answered) == 12
     messages = {record.getMessage().split(" of exit")[0] for record in caplog.records}
-    assert any("results could not be handed over" in message for message in messages)
+    assert any(message.startswith("the results of ") for message in messages)
     assert any(message.startswith("the score ") for message in messages)
 
 
