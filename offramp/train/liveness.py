@@ -31,7 +31,7 @@ class Liveness:
             while True:
                 connection = self.server.accept()[0]
                 connection.setblocking(False)
-                _keep_alive(connection)
+                keep_alive(connection)
                 self.ranks[connection] = None
         ranks = set()
         for connection in [*self.ranks]:
@@ -73,7 +73,8 @@ def connect(host: str, port: int, rank: int) -> socket.socket:
     return connection
 
 
-def _keep_alive(connection: socket.socket) -> None:
+def keep_alive(connection: socket.socket) -> None:
+    """Let the system report a connection as closed once the other machine is lost, as `KEEPALIVE` says."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
         if option := getattr(socket, name, None):  # macOS has other names

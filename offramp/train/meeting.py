@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from offramp.lookup import with_parameters
 from offramp.train.interrupt import Preempted
 from offramp.train.launcher import Place, place_of
-from offramp.train.liveness import Liveness, connect
+from offramp.train.liveness import Liveness, connect, keep_alive
 from offramp.train.lost import ConnectionLost
 from offramp.train.meeting_store import PAUSE, later, opened
 
@@ -63,6 +63,7 @@ class Meeting:
             return
         self.store = opened(self.place, self.note, time.monotonic() + patience)
         self.connection = socket.create_connection(self.place.address, 30)
+        keep_alive(self.connection)
         self.ends = select.poll()
         self.ends.register(self.connection, select.POLLIN)
         if self._add(f"came/{self.place.rank}") > 1:
@@ -210,11 +211,25 @@ class Meeting:
         return int(self._ask("add", key, number))
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        """Call the store, unless who keeps it has ended: PyTorch would print the calls in which it notices that."""
+        """Call the store, unless who keeps it has ended: PyTorch would print the calls in which it notices that.
+
+        The call is made in a thread of its own: if the other machine is lost, it does not return for many minutes.
+        """
+        answers: list[Any] = []
+
+        def call() -> None:
+            with suppress(RuntimeError):
+                answers.append(getattr(self.store, method)(*arguments))
+
         with self.lock:
             if not self.ends.poll(0):
-                with suppress(RuntimeError):
-                    return getattr(self.store, method)(*arguments)
+                calling = threading.Thread(target=call, daemon=True)
+                calling.start()
+                calling.join(PAUSE)
+                while calling.is_alive() and not self.ends.poll(0):
+                    calling.join(PAUSE)
+        if answers:
+            return answers[0]
         raise OtherFailed("the first process of this run ended: see what it said, then start all of them again")
 
 

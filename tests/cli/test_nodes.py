@@ -220,6 +220,15 @@ def hosts() -> Iterator[list[list[str]]]:
         yield [["ip", "netns", "exec", name] for name in names]
 
 
+SLOW = """
+import dataclasses, os, pathlib, time
+from offramp.data import digits
+def build(request):
+    if os.environ["NODE_RANK"] == "0":
+        time.sleep(600)
+    pathlib.Path("waiting").touch()
+    return digits.build(dataclasses.replace(request, path=""))
+"""
 PROGRAM = "from offramp.cli import main\nmain()\n"
 
 
@@ -261,6 +270,26 @@ def test_two_hosts_train_as_one_process_and_one_process_goes_on(
     ran = forked.run_offramp(*words, "--out", "two", "--resume", cwd=tmp_path)
     assert ran[0].returncode == 0 and "continuing at epoch" in ran[0].stderr, ran
     torch.testing.assert_close(load_file(tmp_path / "two/last.safetensors"), one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.full
+def test_a_first_host_that_is_cut_off_before_the_first_step_is_missed(tmp_path: Path, hosts: list[list[str]]) -> None:
+    """No packet says that it is gone; it would read its data for ten minutes."""
+    (tmp_path / "slow_digits.py").write_text(SLOW)
+    words = ["train", *NET, "--data", "python:slow_digits", "--method", "joint", "--device", "cpu", "--nodes", "2"]
+    first, other = on_both(hosts, tmp_path, [*words, "--out", "run"])
+    try:
+        for _ in range(600):
+            if (tmp_path / "waiting").exists():
+                break
+            time.sleep(0.1)
+        subprocess.run([*hosts[0], "ip", "link", "set", "eth0", "down"], check=True)
+        assert other.wait(180) == 1
+    finally:
+        first.kill()
+        first.wait()
+    said = (tmp_path / "said1").read_text().splitlines()
+    assert said[-1].startswith("offramp: the first process of this run ended"), said
 
 
 @pytest.mark.full
