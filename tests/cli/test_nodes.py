@@ -286,8 +286,9 @@ def test_a_first_host_that_is_cut_off_before_the_first_step_is_missed(tmp_path: 
         subprocess.run([*hosts[0], "ip", "link", "set", "eth0", "down"], check=True)
         assert other.wait(180) == 1
     finally:
-        first.kill()
-        first.wait()
+        for process in (first, other):
+            process.kill()
+            process.wait()
     said = (tmp_path / "said1").read_text().splitlines()
     assert said[-1].startswith("offramp: the first process of this run ended"), said
 
