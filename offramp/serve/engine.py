@@ -103,7 +103,7 @@ def _held_until(sample: Sample, now: int | float) -> int | float:
 
 
 def _first_due(exited: Sequence[tuple[Sample, int | float]], following: Work) -> int | float:
-    """When the first of these results must be handed over; those whose requests have samples in the batch, are not."""
+    """When the first of these results must be handed over; those of requests with samples in the batch wait."""
     continuing = {sample.payload.request for sample in following.samples}
     return min((until for sample, until in exited if sample.payload.request not in continuing), default=math.inf)
 

@@ -70,15 +70,17 @@ async def live(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Whether the server answers requests."""
     context = context_of(request)
-    return Response(status_code=200 if context.ready and context.models.open else 503)
+    answering = bool(context.models.open) and all(version.predictor.ready for version in context.models.all())
+    return Response(status_code=200 if context.ready and answering else 503)
 
 
-@router.get("/v2/models/{model}/ready", responses=responses(MODEL, 404))
-@router.get("/v2/models/{model}/versions/{version}/ready", responses=responses(MODEL, 404))
-async def model_ready(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+@router.get("/v2/models/{model}/ready", responses=responses(MODEL, 404, 503))
+@router.get("/v2/models/{model}/versions/{version}/ready", responses=responses(MODEL, 404, 503))
+async def model_ready(request: Request, response: Response, model: str, version: str | None = None) -> dict[str, Any]:
     """Whether a model answers requests."""
-    context_of(request).models.get(model, version)
-    return {"name": model, "ready": True}
+    answering = context_of(request).models.get(model, version).predictor.ready
+    response.status_code = 200 if answering else 503
+    return {"name": model, "ready": answering}
 
 
 @router.get("/v2/models/{model}", responses=responses(MODEL, 404))

@@ -49,7 +49,11 @@ class Predictor(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether it can answer."""
+        """Whether it can answer; if not, the process must be started again."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers now."""
 
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many samples would not fit now."""

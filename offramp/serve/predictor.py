@@ -155,6 +155,11 @@ class AsyncPredictor:
         """Whether the computing threads are running."""
         return self.engine.alive
 
+    @property
+    def ready(self) -> bool:
+        """The same: what is alive answers."""
+        return self.alive
+
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many images would not fit now, `RuntimeError` if it is closed."""
         self.engine.check(samples)

@@ -1,7 +1,6 @@
 """Answers by replicas of Ray Serve: each request goes from segment to segment until it exits. Runs without torch."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ PATIENCE = 120.0
 """Seconds in which a request whose replicas are lost is sent again; a node's loss is noticed after some of them."""
 PAUSE = 0.1
 NOT_READY = 10.0
-"""Seconds after which a request that no replica answers makes the server not ready; it is sent again all the same."""
+"""Seconds without a word of any replica after which a server with unanswered requests is not ready."""
 RETRY_AFTER = 1.0
 
 
@@ -47,15 +46,14 @@ class RayPredictor:
         self.bundle, self.handles, self.options = bundle, tuple(handles), options
         self.statistics = Statistics(bundle.policy.exits, len(bundle.segments))
         self.waiting = [0] * len(handles)
-        self._closed, self._unanswered = False, 0
-        self._failing = dict[object, float]()
+        self.alive = True
+        self._unanswered, self._heard = 0, time.perf_counter()
         self._decoder, self._close = ImageDecoder(bundle.manifest.preprocessing), close
 
     @property
-    def alive(self) -> bool:
-        """Whether replicas answer: it is open, and no request has been sent again for `NOT_READY` seconds."""
-        since = min(self._failing.values(), default=math.inf)
-        return not self._closed and time.perf_counter() - since < NOT_READY
+    def ready(self) -> bool:
+        """Whether replicas answer: requests that wait have heard of one in the last `NOT_READY` seconds."""
+        return self.alive and (not self._unanswered or time.perf_counter() - self._heard < NOT_READY)
 
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many images would not fit now."""
@@ -71,6 +69,8 @@ class RayPredictor:
         milliseconds = self.options.deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
         deadline = None if milliseconds is None else time.perf_counter() + milliseconds / 1000
         self.check(len(inputs))
+        if not self._unanswered:  # nothing was to be heard
+            self._heard = time.perf_counter()
         self._unanswered += len(inputs)
         try:
             most = self.options.max_batch
@@ -82,32 +82,25 @@ class RayPredictor:
 
     def close(self, finish: bool = True) -> None:
         """Delete the deployments; all requests are answered before a version is closed."""
-        self._closed = True
+        self.alive = False
         self._decoder.close()
         self._close()
 
     async def _answer(self, inputs: NDArray[np.float32], deadline: float | None) -> list[Result]:
-        began, request = time.perf_counter(), object()
-        try:
-            results = await self._attempts(inputs, deadline, request)
-        finally:
-            self._failing.pop(request, None)
-        self._count(results, time.perf_counter() - began)
-        return results
-
-    async def _attempts(self, inputs: NDArray[np.float32], deadline: float | None, request: object) -> list[Result]:
-        """Send the inputs of a request until replicas have answered."""
         began = time.perf_counter()
         while True:
             try:
-                return await self._pass(inputs, deadline)
+                results = await self._pass(inputs, deadline)
+                break
             except (RayError, RayServeException) as error:
                 mistake = isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RayServeException)
                 if mistake or time.perf_counter() - began > PATIENCE:
                     reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                    return [Failed(f"no replica answers: {reason[0]}")] * len(inputs)
-                self._failing.setdefault(request, time.perf_counter())
+                    results = [Failed(f"no replica answers: {reason[0]}")] * len(inputs)
+                    break
                 await asyncio.sleep(PAUSE)
+        self._count(results, time.perf_counter() - began)
+        return results
 
     async def _pass(self, inputs: NDArray[np.float32], deadline: float | None) -> list[Result]:
         """One attempt, from the first segment on."""
@@ -144,6 +137,7 @@ class RayPredictor:
         try:
             async with asyncio.timeout(seconds):
                 passed: Passed | Broken = await response
+            self._heard = time.perf_counter()
             return passed
         except TimeoutError:
             response.cancel()

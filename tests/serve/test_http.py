@@ -422,6 +422,19 @@ def held(bundle: Bundle, ready: threading.Event) -> Bundle:
     return replace(bundle, segments=(segment, *bundle.segments[1:]))
 
 
+def test_a_server_that_does_not_answer_now_is_alive_and_not_ready(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statuses() -> list[int]:
+        return [client.get(f"/v2/{path}").status_code for path in ("health/ready", "models/digits/ready")]
+
+    assert statuses() == [200, 200]
+    monkeypatch.setattr(AsyncPredictor, "ready", property(lambda _: False))
+    assert statuses() == [503, 503] and client.get("/v2/health/live").status_code == 200
+    assert client.get("/v2/models/digits/ready").json() == {"name": "digits", "ready": False}
+    assert client.get("/v2/models/none/ready").status_code == 404
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Lets a test choose how bundles are opened: `opened["with"] = function`."""

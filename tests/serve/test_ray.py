@@ -94,26 +94,43 @@ def test_answers_are_those_of_the_bundle_though_replicas_are_lost(bundle: Bundle
     assert sum(asked.statistics.batches[2].counts) < sum(asked.statistics.batches[0].counts)
 
 
-def test_it_is_ready_unless_a_request_has_no_answer_for_long(
-    bundle: Bundle, inputs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [{"losses": 10**6}, {"delay": 10**6}], ids=["lost", "silent"])
+def test_it_is_not_ready_while_no_replica_answers(
+    bundle: Bundle, inputs: np.ndarray, monkeypatch: pytest.MonkeyPatch, how: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(ray_predictor, "NOT_READY", 0.25)
-    first = Near(bundle, 0, losses=1000)
-    asked = predictor(bundle, first, Near(bundle, 1), Near(bundle, 2))
-    seen = list[bool]()
+    now = 0.0
+    monkeypatch.setattr(ray_predictor, "time", SimpleNamespace(perf_counter=lambda: now))
+    second = Near(bundle, 1)
+    asked = predictor(bundle, Near(bundle, 0), second, Near(bundle, 2))
+    hard = int(np.flatnonzero(bundle.answer(inputs).exit > 0)[0])
+    second.losses, second.delay = how.get("losses", 0), how.get("delay", 0)
 
     async def ask() -> None:
-        request = asyncio.create_task(asked.infer(inputs[:1]))
-        while asked.alive:
-            seen.append(True)
-            await asyncio.sleep(0.01)
-        first.losses = 0
-        assert isinstance((await request)[0], SampleResult)
+        nonlocal now
+        now = 100.0
+        request = asyncio.create_task(asked.infer(inputs[[hard]]))
+        await asyncio.sleep(0)
+        assert asked.ready  # though it has heard of no replica for long: nothing was asked
+        now = 105.0
+        while not asked.waiting[1]:
+            await asyncio.sleep(0)
+        now = 114.0  # the first segment has answered at 105
+        assert asked.ready
+        now = 116.0
+        await asyncio.sleep(0.2)
+        if "losses" in how:  # it is sent again from the first segment on, whose replica answers
+            assert asked.ready
+            asked.handles[0].losses = 10**6
+            await asyncio.sleep(0.2)
+            now = 127.0
+        assert not asked.ready and asked.alive
+        request.cancel()
+        await asyncio.wait([request])
 
     asyncio.run(ask())
-    assert seen and asked.alive
+    assert asked.ready  # nothing waits
     asked.close()
-    assert not asked.alive
+    assert not asked.ready and not asked.alive
 
 
 def test_a_full_queue_a_deadline_and_a_segment_that_fails(
