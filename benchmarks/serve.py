@@ -5,9 +5,9 @@ of `serve_servers.py` receives open-loop Poisson load (`serve_load.py`): request
 the servers of offramp, of one tensor, which needs no decoding. Measured are the highest rate at which the 99th
 percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
 half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
-servers are paused (SIGSTOP). With --rounds, they also answer a closed loop in turn, so many times: the ratios of its
-rates are more precise than those of the searches. Ray Serve, which cannot be paused, is measured last. Requests use the
-Open Inference Protocol: files (--files) are in base64 in JSON, tensors are binary.
+servers are paused (SIGSTOP). With --rounds N, the rates of a closed loop are measured as well, N times in turn; within
+a run, their ratios vary less than those of the searches. Ray Serve, which cannot be paused, is measured last. Requests
+use the Open Inference Protocol: files (--files) are in base64 in JSON, tensors are binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.

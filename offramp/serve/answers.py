@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from offramp.bundle.predict import Prediction
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import StepPolicy
-from offramp.serve.engine import SampleResult
+from offramp.serve.requests import SampleResult
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:

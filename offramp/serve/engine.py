@@ -5,42 +5,19 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.read import Bundle
-from offramp.early_exit.runtime import Answer, Stepper
+from offramp.early_exit.runtime import Stepper
+from offramp.serve.requests import Failed, Request, Result, Sink, Ticket, sample_result
 from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
 from offramp.serve.sample_queue import Sample
 from offramp.serve.scheduler import Decision, Scheduler, Work
 from offramp.serve.statistics import Statistics
 
-
-class SampleResult(NamedTuple):
-    """The result of one sample.
-
-    Attributes:
-        logits: (C,), as the policy gives them.
-        exit: counted from 0 among all exits.
-        score: at that exit.
-        ms: time in the network, every batch's shared equally.
-        late: whether it was answered at its deadline, before the policy let it exit.
-    """
-
-    logits: NDArray[np.float32]
-    exit: int
-    score: int | float
-    ms: int | float
-    late: bool
-
-
-class Failed(Exception):
-    """A segment failed; the message says which and why."""
-
-
-Result = SampleResult | Failed
 LOG = logging.getLogger(__name__)
 QUICK = 2e-3
 """Seconds in all segments: a request that takes less may run in its caller's thread."""
@@ -51,48 +28,6 @@ send their next requests, which, on a shared core, interrupts the segments."""
 OVERHEAD = 1e-3
 """Seconds that a batch is assumed to take in addition to its segment: choosing and collecting its samples, distributing
 its results, waking other threads. It is an upper estimate, so that batches of fast segments are large enough."""
-Sink = Callable[[Sequence[tuple[Any, list[Result]]]], None]
-"""Takes the results of some requests, with the keys that they were submitted under; called in the engine's thread."""
-
-
-class Request:
-    """What the engine keeps of a request: who waits for it, and the results of its samples so far."""
-
-    __slots__ = ("key", "left", "results", "sink", "submitted")
-
-    def __init__(self, key: Any, sink: Sink, samples: int, submitted: int | float) -> None:
-        self.key, self.sink, self.submitted = key, sink, submitted
-        self.left, self.results = samples, dict[int, Result]()
-
-    def add(self, place: int, result: Result) -> bool:
-        """Keep the result of one sample; whether all are there."""
-        self.results[place] = result
-        self.left -= 1
-        return not self.left
-
-    def all(self) -> list[Result]:
-        """The results of all samples, in their order."""
-        return [self.results[place] for place in range(len(self.results))]
-
-
-class Ticket:
-    """What the engine keeps of a sample: the request that it belongs to, where its data are, the result so far."""
-
-    __slots__ = ("best", "ms", "place", "request", "row")
-
-    def __init__(self, request: Request, place: int, row: SampleRow) -> None:
-        self.request, self.place, self.row = request, place, row
-        self.ms = 0.0
-        self.best: tuple[Answer, int] | None = None
-
-    def outcome(self, late: bool) -> SampleResult:
-        """Its result at the last exit that it passed."""
-        assert self.best is not None
-        return _outcome(*self.best, self.ms, late)
-
-
-def _outcome(answer: Answer, index: int, ms: int | float, late: bool) -> SampleResult:
-    return SampleResult(answer.logits[index], int(answer.exit[index]), float(answer.score[index]), ms, late)
 
 
 def _held_until(sample: Sample, now: int | float) -> int | float:
@@ -186,7 +121,7 @@ class SegmentEngine:
             self.statistics.failed += 1
             return _failed(error)
         assert stepper.answer is not None
-        outcome = _outcome(stepper.answer, 0, 1000 * (passed - began), not stepper.done)
+        outcome = sample_result(stepper.answer, 0, 1000 * (passed - began), not stepper.done)
         self.statistics.answer(outcome.exit, outcome.late, passed - began, outcome.score)
         return outcome
 

@@ -11,12 +11,12 @@ from offramp import __version__
 from offramp.images import BadImage
 from offramp.serve.answers import probabilities
 from offramp.serve.documents import INFER, MODEL, SERVER, responses
-from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed
 from offramp.serve.large_json import NUMBER, effort
 from offramp.serve.models import Version
 from offramp.serve.protocol import EXTENSIONS, LENGTH, InferRequest, metadata, parse, render
 from offramp.serve.receive import Received, context_of, converted, decoded, full, outcomes, stacked
+from offramp.serve.requests import SampleResult
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 

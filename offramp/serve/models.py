@@ -19,12 +19,12 @@ from offramp.bundle.read import Bundle
 from offramp.lookup import ParameterError
 from offramp.serve.costs import CostCurve
 from offramp.serve.drift import DriftMonitor, reference
-from offramp.serve.engine import Result
 from offramp.serve.errors import unknown
 from offramp.serve.feedback import Feedback
 from offramp.serve.logs import Log
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import AsyncPredictor
+from offramp.serve.requests import Result
 from offramp.serve.scheduler import QueueFull
 from offramp.serve.statistics import Statistics, no_listener
 from offramp.serve.versions import open_versions
@@ -49,11 +49,11 @@ class Predictor(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether it can answer; if not, the process must be started again."""
+        """Whether it can answer; if not, the process must be restarted."""
 
     @property
     def ready(self) -> bool:
-        """Whether it answers now."""
+        """Whether it answers requests now."""
 
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many samples would not fit now."""

@@ -15,10 +15,10 @@ from offramp.serve import large_json
 from offramp.serve.answers import all_exits, prediction, probabilities, top
 from offramp.serve.bodies import FormPart, multipart
 from offramp.serve.documents import FEEDBACK, FEEDBACK_FORM, FORM, PREDICTIONS, responses
-from offramp.serve.engine import SampleResult
 from offramp.serve.errors import malformed, too_large
 from offramp.serve.models import Version
 from offramp.serve.receive import Received, beside, context_of, converted, decoded, full, known_query, outcomes, stacked
+from offramp.serve.requests import SampleResult
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted, unicode_only
 

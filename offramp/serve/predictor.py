@@ -19,8 +19,9 @@ from offramp.images import BadImage, open_image
 from offramp.lookup import ParameterError
 from offramp.serve.answers import prediction
 from offramp.serve.costs import CostCurve
-from offramp.serve.engine import OVERHEAD, Failed, Result, SampleResult, SegmentEngine, Sink
+from offramp.serve.engine import OVERHEAD, SegmentEngine
 from offramp.serve.measure import measure
+from offramp.serve.requests import Failed, Result, SampleResult, Sink
 from offramp.serve.scheduler import Scheduler
 from offramp.serve.statistics import Statistics
 
@@ -157,7 +158,7 @@ class AsyncPredictor:
 
     @property
     def ready(self) -> bool:
-        """The same: what is alive answers."""
+        """Whether it answers requests now: as `alive`."""
         return self.alive
 
     def check(self, samples: int) -> None:

@@ -12,10 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from offramp.bundle.read import Bundle
-from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.options import ServeOptions
 from offramp.serve.predictor import ImageDecoder, check_deadline
 from offramp.serve.ray_segment import Broken, Passed, RequestInput
+from offramp.serve.requests import Failed, Result, SampleResult
 from offramp.serve.rows import SegmentInput
 from offramp.serve.scheduler import QueueFull
 from offramp.serve.statistics import Statistics
@@ -24,7 +24,7 @@ PATIENCE = 120.0
 """Seconds in which a request whose replicas are lost is sent again; a node's loss is noticed after some of them."""
 PAUSE = 0.1
 NOT_READY = 10.0
-"""Seconds without a word of any replica after which a server with unanswered requests is not ready."""
+"""Seconds without a response of any replica after which a server with unanswered requests is not ready."""
 RETRY_AFTER = 1.0
 
 
@@ -47,13 +47,13 @@ class RayPredictor:
         self.statistics = Statistics(bundle.policy.exits, len(bundle.segments))
         self.waiting = [0] * len(handles)
         self.alive = True
-        self._unanswered, self._heard = 0, time.perf_counter()
+        self._unanswered, self._last_response = 0, time.perf_counter()
         self._decoder, self._close = ImageDecoder(bundle.manifest.preprocessing), close
 
     @property
     def ready(self) -> bool:
-        """Whether replicas answer: requests that wait have heard of one in the last `NOT_READY` seconds."""
-        return self.alive and (not self._unanswered or time.perf_counter() - self._heard < NOT_READY)
+        """Whether replicas answer: while requests wait, the last response is at most `NOT_READY` seconds old."""
+        return self.alive and (not self._unanswered or time.perf_counter() - self._last_response < NOT_READY)
 
     def check(self, samples: int) -> None:
         """Raise `QueueFull` if a request of this many images would not fit now."""
@@ -69,8 +69,8 @@ class RayPredictor:
         milliseconds = self.options.deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
         deadline = None if milliseconds is None else time.perf_counter() + milliseconds / 1000
         self.check(len(inputs))
-        if not self._unanswered:  # nothing was to be heard
-            self._heard = time.perf_counter()
+        if not self._unanswered:  # until now, no response was to come
+            self._last_response = time.perf_counter()
         self._unanswered += len(inputs)
         try:
             most = self.options.max_batch
@@ -137,7 +137,7 @@ class RayPredictor:
         try:
             async with asyncio.timeout(seconds):
                 passed: Passed | Broken = await response
-            self._heard = time.perf_counter()
+            self._last_response = time.perf_counter()
             return passed
         except TimeoutError:
             response.cancel()

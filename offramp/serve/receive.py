@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 from offramp.images import BadImage
 from offramp.lookup import nearest
 from offramp.serve.bodies import declared, read_body, unread
-from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.errors import RequestError, busy, malformed
 from offramp.serve.large_json import LARGE
 from offramp.serve.models import Version
+from offramp.serve.requests import Failed, Result, SampleResult
 from offramp.serve.scheduler import QueueFull
 from offramp.text import quoted
 

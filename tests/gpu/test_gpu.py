@@ -209,8 +209,8 @@ def test_a_bundle_is_served(tmp_path: Path, runtime: str) -> None:
     from offramp.bundle.read import open_bundle
     from offramp.runs.export import export
     from offramp.runs.train import train
-    from offramp.serve.engine import SampleResult
     from offramp.serve.predictor import AsyncPredictor
+    from offramp.serve.requests import SampleResult
 
     if reason := absent(runtime):
         pytest.skip(f"{runtime} is {reason}")

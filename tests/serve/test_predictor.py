@@ -23,9 +23,10 @@ from offramp.cli import main
 from offramp.early_exit.policy import ExitPolicy
 from offramp.serve import rows
 from offramp.serve.costs import CostCurve, linear
-from offramp.serve.engine import Failed, SampleResult, SegmentEngine
+from offramp.serve.engine import SegmentEngine
 from offramp.serve.measure import measure
 from offramp.serve.predictor import AsyncPredictor, check_inputs
+from offramp.serve.requests import Failed, SampleResult
 from offramp.serve.rows import SampleRow, SegmentInput, gather
 from offramp.serve.scheduler import QueueFull, Scheduler
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from offramp.bundle.read import Bundle
-from offramp.serve.engine import Failed, Result, SampleResult
 from offramp.serve.models import CanGiveUp, Models
 from offramp.serve.options import ServeOptions
+from offramp.serve.requests import Failed, Result, SampleResult
 from offramp.serve.scheduler import QueueFull
 
 pytest.importorskip("ray.serve")
