@@ -6,8 +6,10 @@ the servers of offramp, of one tensor, which needs no decoding. Measured are the
 percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
 half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
 servers are paused (SIGSTOP). With --rounds N, the rates of a closed loop are measured as well, N times in turn; within
-a run, their ratios vary less than those of the searches. Ray Serve, which cannot be paused, is measured last. Requests
-use the Open Inference Protocol: files (--files) are in base64 in JSON, tensors are binary.
+a run, their ratios vary less than those of the searches. The same server is up to 4 % slower or faster from one start
+to the next, and slower if it is the first one to start: --starts N starts all servers N times, each time another one
+first. Ray Serve, which cannot be paused, is measured last. Requests use the Open Inference Protocol: files (--files)
+are in base64 in JSON, tensors are binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.
@@ -192,9 +194,12 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: floa
     alone = ["ray"] if "ray" in kinds else []
     parts = len(together) * (sum(probes) + 2 + options.rounds), len(alone) * (probes[0] + 2 + options.rounds)
     left = end - time.monotonic() - 15 * len(alone)
-    if together:
-        share = left * parts[0] / sum(parts)
-        yield from loads(machine, folder, together, probes, options, time.monotonic() + share)
+    first_end = time.monotonic() + left * parts[0] / sum(parts)
+    for start in range(options.starts if together else 0):
+        begins, shift = time.monotonic(), start % len(together)
+        until = begins + (first_end - begins) / (options.starts - start)
+        for result in loads(machine, folder, together[shift:] + together[:shift], probes, options, until):
+            yield {**result, "start": start}
     if alone:
         yield from loads(machine, folder, alone, probes[:1], options, end)
 
@@ -215,6 +220,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--probes", default="5,3,3", help="rates that each search tries, comma-separated; 0: none")
     parser.add_argument("--rounds", type=int, default=0, help="of a closed loop, at least 2; default: none")
+    parser.add_argument("--starts", type=int, default=1, help="of the servers, in another order each time")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended, in addition to standard output")
     parser.add_argument("--json", action="store_true", help="as always")
     options = parser.parse_args(words)
@@ -224,6 +230,8 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"unknown requests {min(unknown)}: there are {', '.join(serve_networks.REQUESTS)}")
     if options.rounds == 1 or options.rounds < 0:
         parser.error(f"--rounds must be at least 2, or 0 for none, got {options.rounds}")
+    if options.starts < 1:
+        parser.error(f"--starts must be at least 1, got {options.starts}")
     machine, results = Machine(), list[dict[str, Any]]()
     with TemporaryDirectory() as temporary:
         with machine.on_server_cores():  # it measures the segments

@@ -15,6 +15,7 @@ c. the plain network with dynamic batching in the same scheduler: all images are
 
 import argparse
 import json
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -57,11 +58,17 @@ def rebatched(requests: Sequence[Request], costs: Sequence[CostCurve], most: int
             now = requests[index].arrival
             continue
         now += costs[work.segment](len(work.samples))
-        staying = [n for n, s in enumerate(work.samples) if requests[s.payload].leaves > work.segment + 1]
-        answered, decision = scheduler.proceed(work, staying, now)
-        for sample in answered:
+        rest = [sample for sample in work.samples if requests[sample.payload].leaves > work.segment + 1]
+        leaving = [sample for sample in work.samples if sample not in rest]
+        for sample in leaving:
             latencies[sample.payload] = now - requests[sample.payload].arrival
-        work = decision.work
+        segment = work.segment + 1
+        if rest and scheduler.continues(segment, len(rest), math.inf, now):
+            scheduler.finish(Work(work.segment, leaving), ())
+            work = Work(segment, rest)
+        else:
+            scheduler.finish(Work(work.segment, leaving + rest), range(len(leaving), len(work.samples)))
+            work = None
 
 
 def whole_batches(requests: Sequence[Request], costs: Sequence[CostCurve], most: int) -> list[float]:

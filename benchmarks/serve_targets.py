@@ -9,8 +9,8 @@ from typing import Any
 def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any]:
     """One line of ratios of the highest rates, without those whose cases were not measured.
 
-    `closed_loop` are the same ratios of rates in a closed loop: medians over rounds, with the standard error of their
-    mean.
+    Of several starts of the servers, rates are medians. `closed_loop` are the same ratios of rates in a closed loop:
+    medians over all rounds, with the standard error of their mean.
 
     Targets: `speedup_share` at least 0.9, `rebatched_vs_whole` and `plain_vs_others` at least 1, `overhead_ms` at most
     0.3, `grown` (memory at the end relative to that after the first kind of requests) about 1.
@@ -30,7 +30,7 @@ def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict
     }
     loads = [each for each in results if "highest_rate" in each]
     for name in dict.fromkeys(each["requests"] for each in loads):
-        rate = {each["case"]: each["highest_rate"] for each in loads if each["requests"] == name}
+        rate = _medians([each for each in loads if each["requests"] == name])
         early, whole, plain = (next((rate[case] for case in rate if case.startswith(f"({x})")), None) for x in "abc")
         others = [value for case, value in rate.items() if case.startswith("(d)") and value]
         ratios = {
@@ -43,8 +43,10 @@ def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict
             "plain_vs_others": _ratio(plain, max(others, default=None)),
         }
         line[name] = {name: value for name, value in ratios.items() if value is not None}
-    for each in (each for each in results if "closed_loop_rates" in each):
-        line.setdefault(each["requests"], {})["closed_loop"] = _closed_loop(each["closed_loop_rates"], promised)
+    loops = [each for each in results if "closed_loop_rates" in each]
+    for name in dict.fromkeys(each["requests"] for each in loops):
+        starts = [each["closed_loop_rates"] for each in loops if each["requests"] == name]
+        line.setdefault(name, {})["closed_loop"] = _closed_loop(starts, promised)
     overheads = [each for each in results if each["case"] == "overhead per request: plain"]
     line["overhead_ms"] = {each["requests"]: each["cpu_overhead_ms"] for each in overheads}
     line["overhead_without_decoding_ms"] = {
@@ -55,8 +57,21 @@ def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict
     return line
 
 
-def _closed_loop(rates: Mapping[str, Sequence[float]], promised: float) -> dict[str, list[float]]:
-    """Ratios of rates (the median over rounds, the standard error of the mean), by name."""
+def _medians(loads: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The highest rate of every server, by case; those for which the bound held at no rate are left out."""
+    by_case: dict[str, list[float]] = {each["case"]: [] for each in loads}
+    for each in loads:
+        if each["highest_rate"] is not None:
+            by_case[each["case"]].append(each["highest_rate"])
+    return {case: median(rates) for case, rates in by_case.items() if rates}
+
+
+def _closed_loop(starts: Sequence[Mapping[str, Sequence[float]]], promised: float) -> dict[str, list[float]]:
+    """Ratios of rates (the median over all rounds, the standard error of the mean), by name.
+
+    Args:
+        starts: the rates of every round by server, of each start of the servers.
+    """
     pairs = {
         "speedup": ("rebatched", "plain", 1.0),
         "speedup_share": ("rebatched", "plain", promised),
@@ -64,8 +79,9 @@ def _closed_loop(rates: Mapping[str, Sequence[float]], promised: float) -> dict[
     }
     line = {}
     for name, (one, other, divisor) in pairs.items():
-        if one in rates and other in rates:
-            ratios = [first / second / divisor for first, second in zip(rates[one], rates[other], strict=True)]
+        both = [(rates[one], rates[other]) for rates in starts if one in rates and other in rates]
+        ratios = [first / second / divisor for pair in both for first, second in zip(*pair, strict=True)]
+        if ratios:
             line[name] = [median(ratios), stdev(ratios) / sqrt(len(ratios))]
     return line
 

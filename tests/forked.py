@@ -6,6 +6,7 @@ interpreter, launchers), use `subprocess`.
 """
 
 import contextlib
+import faulthandler
 import fcntl
 import gc
 import multiprocessing
@@ -37,6 +38,8 @@ PRELOAD = [
     *("offramp.train.more_epochs", "offramp.train.prepare"),
 ]
 """Python skips without a word what it cannot import here: tests/test_forked.py asks whether all are there."""
+WHERE = signal.SIGUSR2
+"""At which a process prints where its threads are."""
 SHARED = "OFFRAMP_TESTS_FORKSERVER"
 """The variable with the address of the process that workers of pytest-xdist share."""
 
@@ -52,8 +55,8 @@ class Ran(NamedTuple):
 class Program:
     """A running process, with the part of `subprocess.Popen` that tests need."""
 
-    def __init__(self, process: BaseProcess) -> None:
-        self.process = process
+    def __init__(self, process: BaseProcess, err: Path | None = None) -> None:
+        self.process, self.err = process, err
         assert process.pid is not None
         self.pid: int = process.pid
 
@@ -69,7 +72,11 @@ class Program:
     def wait(self, timeout: float = 300) -> int:
         """Wait for its end and return the exit status."""
         self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running after {timeout} s"
+        if self.process.exitcode is None:
+            self.send_signal(WHERE)
+            self.process.join(2)
+            where = (self.err.read_text()[-5000:] if self.err else "") or "it says nothing"
+            raise AssertionError(f"still running after {timeout} s: {where}")
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
@@ -251,7 +258,7 @@ def _start(
     server = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
     process = context.Process(target=_enter, args=(target, *values, server))
     process.start()
-    return Program(process)
+    return Program(process, err or out)
 
 
 def share() -> None:
@@ -306,6 +313,7 @@ def _enter(
         os.close(descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     _settle(cwd, env, path)
+    faulthandler.register(WHERE)
     target(*words)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,12 @@ class Bundle:
         return answer(self.segments_for(len(inputs)), self.policy, inputs)
 
     def segments_for(self, batch: int) -> tuple[ArraySegment, ...]:
-        """The segments for a batch of this size; of a batch of one, states are valid only until the next call."""
+        """The segments for a batch of this size; those for a batch of one may return empty states (`single_state`)."""
         return self._single.segments() if batch == 1 and not self.begin else self.segments
+
+    def single_state(self, passed: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """State and carry after so many of the segments for a batch of one, which this thread has run last."""
+        return self._single.state(passed)
 
     def predict(self, images: Iterable[Path | str], *, batch_size: int = 1) -> "Iterator[Prediction]":
         """Label, probability and exit of every image file, in order; files in folders in the order of names.

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from offramp.bundle.sessions import LOGITS, ArraySegment, OnnxSegment
 from offramp.text import one_line
 
+State = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""State and carry."""
+
 
 class SingleImage:
     """Segments for batches of one, with memory for each thread that runs them."""
@@ -25,7 +28,7 @@ class SingleImage:
     def segments(self) -> tuple[ArraySegment, ...]:
         """The segments, bound to memory of this thread if all of them run in ONNX Runtime; else unchanged.
 
-        They must run in order, from the first one on; the states that they return are empty.
+        They must run in order, from the first one on; the states that they return are empty (`state` has them).
 
         Raises:
             ValueError: if a segment fails, or gives tensors of other shapes than its entry in the manifest says.
@@ -34,20 +37,28 @@ class SingleImage:
         if len(onnx) < len(self.unbound):
             return self.unbound
         if not hasattr(self.per_thread, "segments"):
-            self.per_thread.segments = _bound(onnx)
+            self.per_thread.segments, self.per_thread.between = _bound(onnx)
         bound: tuple[ArraySegment, ...] = self.per_thread.segments
         return bound
 
+    def state(self, passed: int) -> State:
+        """A copy of what this thread's bound segments have written for segment number `passed`: its state and carry."""
+        states, carries = self.per_thread.between[passed - 1]
+        return tuple(value.numpy() for value in states), tuple(value.numpy() for value in carries)
 
-def _bound(segments: Sequence[OnnxSegment]) -> tuple[ArraySegment, ...]:
-    """Each segment reads what the one before it has written; they run once, on zeros, which checks their shapes."""
+
+def _bound(segments: Sequence[OnnxSegment]) -> tuple[tuple[ArraySegment, ...], tuple[State, ...]]:
+    """The segments, and ONNX Runtime's values after each of them: its state and carry, which the next one reads.
+
+    The segments run once, on zeros, which checks their shapes.
+    """
     import onnxruntime
 
     (port,) = segments[0].spec.takes_state
     state: Any = np.zeros((1, *port.shape), port.dtype)
     carry: Any = ()
     inputs = [onnxruntime.OrtValue.ortvalue_from_numpy(state)]
-    bound: list[ArraySegment] = []
+    bound, between = list[ArraySegment](), list[State]()
     for segment in segments:
         state, carry, logits = segment(state, carry)
         outputs = [onnxruntime.OrtValue.ortvalue_from_numpy(each) for each in (logits, *state, *carry)]
@@ -59,7 +70,8 @@ def _bound(segments: Sequence[OnnxSegment]) -> tuple[ArraySegment, ...]:
             binding.bind_ortvalue_output(name, value)
         bound.append(_runner(segment, binding, outputs[0], None if bound else inputs[0]))
         inputs = outputs[1:]
-    return tuple(bound)
+        between.append((tuple(inputs[: len(state)]), tuple(inputs[len(state) :])))
+    return tuple(bound), tuple(between)
 
 
 def _runner(segment: OnnxSegment, binding: Any, logits: Any, image: Any) -> ArraySegment:

@@ -13,34 +13,18 @@ from numpy.typing import NDArray
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Stepper
 from offramp.serve.requests import Failed, Request, Result, Sink, Ticket, sample_result
-from offramp.serve.rows import SampleRow, SegmentInput, gather, run_segment
+from offramp.serve.rows import SampleRow, SegmentInput
+from offramp.serve.running import HeldSamples, RunningBatch
 from offramp.serve.sample_queue import Sample
-from offramp.serve.scheduler import Decision, Scheduler, Work
+from offramp.serve.scheduler import Scheduler, Work
 from offramp.serve.statistics import Statistics
 
 LOG = logging.getLogger(__name__)
 QUICK = 2e-3
 """Seconds in all segments: a request that takes less may run in its caller's thread."""
-HELD, HELD_SHARE = 5e-3, 0.25
-"""For how long results may wait for those of the rest of their batch, if it continues at once: so many seconds, or this
-share of the time since they were submitted, if it is longer. Handing them over wakes the event loop, and the clients
-send their next requests, which, on a shared core, interrupts the segments."""
 OVERHEAD = 1e-3
 """Seconds that a batch is assumed to take in addition to its segment: choosing and collecting its samples, distributing
 its results, waking other threads. It is an upper estimate, so that batches of fast segments are large enough."""
-
-
-def _held_until(sample: Sample, now: int | float) -> int | float:
-    """When the result of a sample that exits now must be handed over at the latest."""
-    request: Request = sample.payload.request
-    until = now + max(HELD, HELD_SHARE * (now - request.submitted))
-    return until if sample.deadline is None else min(until, sample.deadline)
-
-
-def _first_due(exited: Sequence[tuple[Sample, int | float]], following: Work) -> int | float:
-    """When the first of these results must be handed over; those of requests with samples in the batch wait."""
-    continuing = {sample.payload.request for sample in following.samples}
-    return min((until for sample, until in exited if sample.payload.request not in continuing), default=math.inf)
 
 
 def _failed(error: Exception) -> Failed:
@@ -156,10 +140,11 @@ class SegmentEngine:
             thread.join()
 
     def _loop(self) -> None:
+        held = HeldSamples()
         while True:
             with self._changed:
-                decision = self.scheduler.next(self.clock())
-                if not decision.late and decision.work is None:
+                late, work = self.scheduler.next(self.clock())
+                if not late and work is None and not held.samples:
                     if self._stopping and not self.scheduler.unanswered:
                         self._changed.notify_all()
                         return
@@ -167,64 +152,56 @@ class SegmentEngine:
                     self._changed.wait()
                     self._idle -= 1
                     continue
-            self._deliver(decision.late, late=True)
-            if decision.work is not None:
-                self._run(decision.work)
+            self._deliver(late, late=True)
+            if work is None:
+                self._deliver(held.take(), late=False)
+            else:
+                if held.due < self.clock() + self.scheduler.costs[work.segment](len(work.samples)):
+                    self._deliver(held.take(), late=False)
+                self._run(work, held)
 
-    def _run(self, work: Work) -> None:
-        """Run a batch, and what remains of it for as long as it continues at once."""
-        following: Work | None = work
-        entering: SegmentInput | None = None
-        exited = list[tuple[Sample, int | float]]()
-        while following is not None:
-            leaving, decision, entering = self._run_segment(following, entering)
-            following, now = decision.work, self.clock()
-            self._deliver(decision.late, late=True)
-            exited += [(sample, _held_until(sample, now)) for sample in leaving]
-            if following is None or self._ends(following) > _first_due(exited, following):
-                self._deliver([sample for sample, _ in exited], late=False)
-                exited = []
+    def _run(self, work: Work, held: HeldSamples) -> None:
+        """Run a batch, and what remains of it for as long as it continues at once; `held` takes those that exit."""
+        batch = RunningBatch(self.bundle, work)
+        while (ends := self._advance(batch)) is not None:
+            if min(held.due, batch.due) < ends:
+                self._deliver([*held.take(), *batch.complete()], late=False)
+        continuing = batch.continuing()
+        staying = continuing if batch.error is None else []
+        if staying:
+            batch.leave(staying)
+        with self._changed:
+            self.scheduler.finish(Work(batch.segment - 1, work.samples), staying)
+            if staying and self.scheduler.workers > 1:
+                self._changed.notify()
+        held.add(batch.exited(continuing), self.clock())
+        if batch.error is not None:
+            self._fail([work.samples[index] for index in continuing], batch.error)
 
-    def _ends(self, work: Work) -> int | float:
-        """When a batch that starts now is expected to end."""
-        return self.clock() + self.scheduler.costs[work.segment](len(work.samples))
-
-    def _run_segment(
-        self, work: Work, entering: SegmentInput | None
-    ) -> tuple[list[Sample], Decision, SegmentInput | None]:
-        """Run one segment on a batch; `entering` is its input if it continues.
+    def _advance(self, batch: RunningBatch) -> int | float | None:
+        """Run one segment on a batch.
 
         Returns:
-            The samples that exit, the scheduler's decision, and the input of the batch that continues.
+            When the next one is expected to end, if the rest of the batch passes it at once; else None.
         """
-        began = self.clock()
+        began, samples = self.clock(), batch.size
         try:
-            if entering is None:
-                entering = gather([sample.payload.row for sample in work.samples])
-            stepper, onward = run_segment(
-                self.bundle.policy, self.bundle.segments[work.segment], work.segment, entering
-            )
+            batch.advance()
         except Exception as error:  # whatever a runtime raises: the batch has failed, the server keeps running
-            self._fail(work, error)
-            return [], Decision([], None), None
-        now, staying = self.clock(), stepper.alive.tolist()
-        self.statistics.ran(work.segment, len(work.samples), now - began)
-        assert stepper.answer is not None
-        for index, sample in enumerate(work.samples):
-            sample.payload.ms += 1000 * (now - began) / len(work.samples)
-            sample.payload.best = stepper.answer, index
+            batch.error = error
+            return None
+        now = self.clock()
+        self.statistics.ran(batch.segment, samples, now - began)
+        if batch.passed(began, now):
+            return None
         with self._changed:
-            leaving, decision = self.scheduler.proceed(work, staying, now)
-            if staying and decision.work is None:  # they wait in a queue
-                for place, index in enumerate(staying):
-                    work.samples[index].payload.row = SampleRow(onward, place)
-                if self.scheduler.workers > 1:
-                    self._changed.notify()
-        return leaving, decision, onward
+            if not self.scheduler.continues(batch.segment, batch.size, batch.deadline, now):
+                return None
+            late = self.scheduler.late_before(batch.segment, batch.size, now)
+        self._deliver(late, late=True)
+        return now + self.scheduler.costs[batch.segment](batch.size)
 
-    def _fail(self, work: Work, error: Exception) -> None:
-        with self._changed:
-            samples = self.scheduler.finish(work, ())
+    def _fail(self, samples: Sequence[Sample], error: Exception) -> None:
         self.statistics.failed += len(samples)
         failed = _failed(error)
         self._hand_over([(sample.payload, failed) for sample in samples])

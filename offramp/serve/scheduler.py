@@ -7,9 +7,9 @@ Samples wait in one queue per segment. Of all queues, the one with the largest p
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
   samples gather before a segment for which large batches pay, and run at once where they do not.
 
-The samples of a batch that do not exit enter the next queue, except if they cost, by themselves, at most `WAITS` times
-as much as in the best batch: then they pass the next segment at once, without the overhead of a new batch and without
-waiting, which would delay the request that they belong to.
+The samples of a batch that do not exit enter the next queue, except if nobody else waits, or if they cost, by
+themselves, at most `WAITS` times as much as in the best batch: then they pass the next segment at once, without the
+overhead of a new batch and without waiting, which would delay the request that they belong to.
 
 This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
 link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
@@ -73,13 +73,16 @@ class Scheduler:
     ) -> None:
         self.costs = tuple(costs)
         self.capacity, self.workers = capacity, workers
-        self._batches = [curve.plus(overhead) for curve in costs]
-        self.useful = tuple(curve.useful(most) for curve in self._batches)
+        batches = [curve.plus(overhead) for curve in costs]
+        self.useful = tuple(curve.useful(most) for curve in batches)
         self.unanswered = 0
-        self._alone = [curve(1) for curve in self._batches]
-        self._each = [curve(size) / size for curve, size in zip(self._batches, self.useful)]
+        # By segment and size of the batch, looked up many times: its seconds, and whether it is about as cheap as any.
+        sizes = range(1, max(self.useful) + 1)
+        self._seconds = [[0.0, *map(curve, sizes)] for curve in batches]
+        limits = [WAITS * curve.lowest(most) for curve in costs]
+        self._cheap = [[False, *(curve(n) <= limit * n for n in sizes)] for curve, limit in zip(costs, limits)]
+        self._each = [seconds[size] / size for seconds, size in zip(self._seconds, self.useful)]
         self._path = sum(self._each)
-        self._lowest = [curve.lowest(most) for curve in costs]
         self._queues = [SampleQueue() for _ in costs]
 
     @property
@@ -131,61 +134,53 @@ class Scheduler:
         if not samples:  # all of its samples would have come too late
             more = self.next(now)
             return Decision(late + more.late, more.work)
-        return self._decide(Work(segment, samples), late, now)
+        return Decision(late + self.late_before(segment, len(samples), now), Work(segment, samples))
+
+    def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
+        """Whether the rest of a batch passes its next segment at once: it need not wait, and delays nobody too long.
+
+        It need not wait if nobody else does, or if by itself it is about as cheap as the best batch. A driver that runs
+        it at once first answers the samples of `late_before`; else it calls `finish`.
+
+        Args:
+            segment: the next one.
+            samples: how many continue.
+            deadline: the earliest of theirs, in seconds; infinite if there is none.
+        """
+        alone = not any(map(len, self._queues))
+        if not alone and (len(self._queues[segment]) or not self._cheap[segment][samples]):
+            return False
+        ends = now + self._seconds[segment][samples]
+        return ends <= deadline and not self._too_late_for_new_ones(now, ends)
+
+    def late_before(self, segment: int, samples: int, now: int | float) -> list[Sample]:
+        """Remove and return the samples that would be late after this batch, to be answered before it runs."""
+        if self.workers > 1:  # another one may still run them in time
+            return []
+        return self._drop_late(now + self._seconds[segment][samples])
 
     def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
-        """The samples of a batch that has run and exit; the others (their indices in it) continue."""
-        leaving, rest = self._leave(work, staying)
-        self._queue(rest)
-        return leaving
+        """The samples of a batch that has run and exit; the others (their indices in it) wait for the next segment.
 
-    def proceed(self, work: Work, staying: Iterable[int], now: int | float) -> tuple[list[Sample], Decision]:
-        """As `finish`, for the worker that has run the batch: the samples that exit, and what it does next.
-
-        The decision has work if the samples that continue pass the next segment at once, as one batch.
+        Args:
+            work: with the last segment that it has passed.
         """
-        leaving, rest = self._leave(work, staying)
-        onward = Work(work.segment + 1, rest)
-        if rest and self._continues(onward, now):
-            return leaving, self._decide(onward, [], now)
-        self._queue(rest)
-        return leaving, Decision([], None)
+        staying_set = set(staying)
+        leaving = list[Sample]()
+        for index, sample in enumerate(work.samples):
+            if index in staying_set:
+                sample.passed = work.segment + 1
+                self._queues[sample.passed].add(sample)
+            else:
+                leaving.append(sample)
+        self.unanswered -= len(leaving)
+        return leaving
 
     def clear(self) -> list[Sample]:
         """Remove all samples that wait."""
         samples = [queue.pop() for queue in self._queues for _ in range(len(queue))]
         self.unanswered -= len(samples)
         return samples
-
-    def _leave(self, work: Work, staying: Iterable[int]) -> tuple[list[Sample], list[Sample]]:
-        """The samples of a batch that exit, and the others, which have passed one more segment."""
-        staying_set = set(staying)
-        leaving, rest = list[Sample](), list[Sample]()
-        for index, sample in enumerate(work.samples):
-            (rest if index in staying_set else leaving).append(sample)
-        for sample in rest:
-            sample.passed = work.segment + 1
-        self.unanswered -= len(leaving)
-        return leaving, rest
-
-    def _queue(self, samples: Iterable[Sample]) -> None:
-        for sample in samples:
-            self._queues[sample.passed].add(sample)
-
-    def _continues(self, work: Work, now: int | float) -> bool:
-        """Whether the rest of a batch is about as cheap by itself as in the best one, and delays nobody too long."""
-        queue, size = self._queues[work.segment], len(work.samples)
-        if len(queue) or self.costs[work.segment](size) > WAITS * self._lowest[work.segment] * size:
-            return False
-        ends = now + self._batches[work.segment](size)
-        in_time = all(sample.deadline is None or ends <= sample.deadline for sample in work.samples)
-        return in_time and not self._too_late_for_new_ones(now, ends)
-
-    def _decide(self, work: Work, late: list[Sample], now: int | float) -> Decision:
-        """Run this batch; samples that would be late after it are answered before."""
-        if self.workers == 1:  # nothing else runs before this batch ends
-            late = late + self._drop_late(now + self._batches[work.segment](len(work.samples)))
-        return Decision(late, work)
 
     def _too_late_for_new_ones(self, now: int | float, ends: int | float) -> bool:
         """Whether samples that have no answer yet would miss their deadline, did they run at `ends` instead of now."""
@@ -202,19 +197,19 @@ class Scheduler:
 
     def _cost(self, segment: int) -> int | float:
         """Seconds of the batch that this segment would run now."""
-        return self._batches[segment](max(1, min(len(self._queues[segment]), self.useful[segment])))
+        return self._seconds[segment][max(1, min(len(self._queues[segment]), self.useful[segment]))]
 
     def _weight(self, segment: int, now: int | float) -> int | float:
         queue = self._queues[segment]
         batch = min(len(queue), self.useful[segment])
-        return queue.first.pressure(now) * self._each[segment] * batch / self._batches[segment](batch)
+        return queue.first.pressure(now) * self._each[segment] * batch / self._seconds[segment][batch]
 
     def _take(self, segment: int, now: int | float, late: list[Sample]) -> list[Sample]:
         """The next batch of a segment; samples with an answer that this batch would delay too long become late."""
         queue = self._queues[segment]
         batch = [queue.pop() for _ in range(min(len(queue), self.useful[segment]))]
         if segment:
-            ends = now + self._batches[segment](len(batch))
+            ends = now + self._seconds[segment][len(batch)]
             cut = [sample for sample in batch if sample.deadline is not None and sample.deadline < ends]
             self.unanswered -= len(cut)
             late += cut
@@ -228,7 +223,7 @@ class Scheduler:
         """
         late = []
         for segment, queue in enumerate(self._queues[1:], 1):
-            while queue.deadline < start + self._alone[segment]:
+            while queue.deadline < start + self._seconds[segment][1]:
                 late.append(queue.pop_dated())
         self.unanswered -= len(late)
         return late

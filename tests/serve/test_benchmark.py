@@ -23,6 +23,8 @@ def test_every_case_has_its_lines(
 
     out = tmp_path / "serve.jsonl"
     words = ["--network", "tiny", "--width", "8", "--probes", "2,1", "--rounds", "2", "--minutes", "0.2"]
+    starts = 2 if "whole" in cases else 1
+    words += ["--starts", str(starts)]
     serve.main([*words, "--cases", cases, "--out", str(out)])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert capsys.readouterr().out.splitlines() == out.read_text().splitlines()
@@ -30,7 +32,7 @@ def test_every_case_has_its_lines(
     assert {(line["requests"], line["images"]) for line in loads} >= {("bodies-1", 1), ("bodies-4", 4)}
     assert all(line["at_half"]["answered"] for line in loads)
     kinds = set(cases.split(",")) & set(serve.CASES)
-    assert len(loads) == 2 * len(kinds) + len(kinds & set(serve.OWN))
+    assert len(loads) == starts * (2 * len(kinds) + len(kinds & set(serve.OWN)))
     assert all(line["about"]["versions"] and line["about"]["cores"] for line in lines)
     if "overhead" in cases:
         overhead = [line for line in lines if line["case"].startswith("overhead")]
@@ -50,24 +52,44 @@ def test_ratios_of_a_closed_loop_are_those_of_its_rounds(monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(BENCHMARKS)
     from serve_targets import compare
 
-    rates = {"rebatched": [10.0, 24.0, 33.0], "whole": [10.0, 20.0, 30.0], "plain": [5.0, 10.0, 15.0]}
-    results = [{"case": "closed loop", "requests": "tensors", "closed_loop_rates": rates}]
+    rates = {"rebatched": [10.0, 24.0], "whole": [10.0, 20.0], "plain": [5.0, 10.0]}
+    again = {"rebatched": [33.0], "whole": [30.0], "plain": [15.0]}
+    results = [{"case": "closed loop", "requests": "tensors", "closed_loop_rates": each} for each in (rates, again)]
     line = compare(results, {"promised_speedup": 2.0, "decode_ms": 0.5, "plain_ms": 1.0})["tensors"]["closed_loop"]
     error = 0.1 / 3**0.5
     assert line["rebatched_vs_whole"] == pytest.approx([1.1, error])
     assert line["speedup"] == pytest.approx([2.2, 2 * error]) and line["speedup_share"] == pytest.approx([1.1, error])
 
 
-@pytest.mark.parametrize("rounds", ["1", "-2"])
-def test_a_closed_loop_has_at_least_two_rounds(
-    rounds: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_highest_rate_of_several_starts_is_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from serve_targets import compare
+
+    rates = {"(a)": [10.0, 30.0, 12.0], "(b)": [None, 8.0, None], "(c)": [None, None, None]}
+    results = [
+        {"case": case, "requests": "tensors", "highest_rate": rate} for case, each in rates.items() for rate in each
+    ]
+    line = compare(results, {"promised_speedup": 2.0, "decode_ms": 0.5, "plain_ms": 1.0})["tensors"]
+    assert line == {"rebatched_vs_whole": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--rounds 1", "--rounds must be at least 2, or 0 for none, got 1"),
+        ("--rounds -2", "--rounds must be at least 2, or 0 for none, got -2"),
+        ("--starts 0", "--starts must be at least 1, got 0"),
+    ],
+)
+def test_a_number_of_rounds_or_starts_that_makes_no_sense(
+    words: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import serve
 
     with pytest.raises(SystemExit):
-        serve.main(["--cases", "plain", "--rounds", rounds])
-    assert f"--rounds must be at least 2, or 0 for none, got {rounds}" in capsys.readouterr().err
+        serve.main(["--cases", "plain", *words.split()])
+    assert says in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,8 +201,9 @@ def never(bundle: Bundle) -> Bundle:
     return replace(bundle, policy=ExitPolicy(thresholds=(1e8,) * 3, enabled=(True,) * 3))
 
 
-def test_answers_leave_as_soon_as_their_exit_lets_them(bundle: Bundle, pixels: np.ndarray, costs: Costs) -> None:
+def test_answers_leave_as_soon_as_their_exit_lets_them(bundle: Bundle, pixels: np.ndarray) -> None:
     """While the second segment is held up, samples that exited at the first are answered already."""
+    costs = (linear(1e-3, 1e-5, 16), linear(1.0, 1e-5, 16), linear(1e-3, 1e-5, 16))
     inputs, ready = bundle.manifest.preprocessing.normalise(pixels[:40]), threading.Event()
     exits = bundle.answer(inputs).exit
     early, late = int(np.flatnonzero(exits == 0)[0]), int(np.flatnonzero(exits > 0)[0])

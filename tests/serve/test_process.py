@@ -22,13 +22,13 @@ from offramp.early_exit.policy import ExitPolicy
 ROOT = Path(__file__).parents[2]
 ALONE = (ROOT / "tests/conftest.py").read_text().split('ALONE = """')[1].split('"""')[0]
 SLOW = """
-import time, offramp.serve.rows as rows
-run = rows.run_segment
-import offramp.serve.engine as engine
-def slow(*words):
+import time
+from offramp.serve.running import RunningBatch
+advance = RunningBatch.advance
+def slow(batch):
     time.sleep(0.7)
-    return run(*words)
-engine.run_segment = slow
+    advance(batch)
+RunningBatch.advance = slow
 """
 
 

@@ -1,7 +1,9 @@
 """The scheduler on a simulated clock: which segment runs on whom, exactly; nobody starves, deadlines are kept."""
 
 import importlib.util
+import math
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,18 @@ CPU = (linear(0.001, 1.0, 8), linear(0.001, 1.0, 8))  # a call costs nothing bes
 
 def payloads(samples: list[Any]) -> list[Any]:
     return [sample.payload for sample in samples]
+
+
+def proceed(scheduler: Scheduler, work: Work, staying: Iterable[int], now: float) -> tuple[list[Any], Decision]:
+    """What a driver does after a segment: the samples that exit, and what it is to do at once."""
+    rest = [work.samples[index] for index in staying]
+    leaving = [sample for sample in work.samples if sample not in rest]
+    segment, deadline = work.segment + 1, min((s.deadline for s in rest if s.deadline is not None), default=math.inf)
+    if rest and scheduler.continues(segment, len(rest), deadline, now):
+        assert scheduler.finish(Work(work.segment, leaving), ()) == leaving
+        return leaving, Decision(scheduler.late_before(segment, len(rest), now), Work(segment, rest))
+    assert sorted(map(id, scheduler.finish(work, staying))) == sorted(map(id, leaving))
+    return leaving, Decision([], None)
 
 
 def ran(scheduler: Scheduler, now: float) -> tuple[int, list[Any]] | None:
@@ -90,44 +104,49 @@ class TestContinuing:
     def test_it_continues_at_once_where_batches_gain_nothing(self) -> None:
         scheduler = Scheduler(CPU, overhead=0.2, most=8)
         scheduler.submit("abcde", 0.0)
-        leaving, decision = scheduler.proceed(self.first(scheduler), [0, 2], 4.2)
+        leaving, decision = proceed(scheduler, self.first(scheduler), [0, 2], 4.2)
         assert payloads(leaving) == ["b", "d"] and decision.work is not None and not decision.late
         assert (decision.work.segment, payloads(decision.work.samples)) == (1, ["a", "c"])
-        assert [sample.passed for sample in decision.work.samples] == [1, 1]
         assert scheduler.waiting == [1, 0] and scheduler.unanswered == 3
-        leaving, decision = scheduler.proceed(decision.work, [], 6.2)
+        leaving, decision = proceed(scheduler, decision.work, [], 6.2)
         assert payloads(leaving) == ["a", "c"] and decision.work is None and scheduler.unanswered == 1
 
     def test_it_waits_where_large_batches_pay(self) -> None:
         scheduler = Scheduler(GPU, most=8)
+        scheduler.submit("abcdefghi", 0.0)
+        leaving, decision = proceed(scheduler, self.first(scheduler), [1, 4], 1.08)
+        assert len(leaving) == 6 and decision == ([], None) and scheduler.waiting == [1, 2]
+
+    def test_it_does_not_wait_if_nobody_else_does(self) -> None:
+        scheduler = Scheduler(GPU, most=8)
         scheduler.submit("abcdefgh", 0.0)
-        leaving, decision = scheduler.proceed(self.first(scheduler), [1, 4], 1.08)
-        assert len(leaving) == 6 and decision == ([], None) and scheduler.waiting == [0, 2]
+        leaving, decision = proceed(scheduler, self.first(scheduler), [1, 4], 1.08)
+        assert len(leaving) == 6 and decision.work is not None and payloads(decision.work.samples) == ["b", "e"]
 
     @pytest.mark.parametrize(("fixed", "at_once"), [(0.3, True), (0.5, False)])
     def test_it_waits_only_for_what_is_worth_it(self, fixed: float, at_once: bool) -> None:
         curve = linear(fixed, 1.0, 8)  # alone 1.25 or 1.41 times as much per sample as in a batch of eight
         scheduler = Scheduler((curve, curve), overhead=0.2, most=8)
-        scheduler.submit("abcdefgh", 0.0)
-        assert (scheduler.proceed(self.first(scheduler), [0], 9.0)[1].work is not None) is at_once
+        scheduler.submit("abcdefghi", 0.0)
+        assert (proceed(scheduler, self.first(scheduler), [0], 9.0)[1].work is not None) is at_once
 
     def test_it_continues_as_a_full_batch_everywhere(self) -> None:
         scheduler = Scheduler(GPU, most=8)
-        scheduler.submit("abcdefgh", 0.0)
-        assert scheduler.proceed(self.first(scheduler), range(8), 1.08)[1].work is not None
+        scheduler.submit("abcdefghi", 0.0)
+        assert proceed(scheduler, self.first(scheduler), range(8), 1.08)[1].work is not None
 
     def test_it_joins_others_that_wait(self) -> None:
         scheduler = Scheduler(CPU, most=8)
         scheduler.submit("a", 0.0)
         scheduler.finish(self.first(scheduler), [0])
         scheduler.submit("b", -9.0)
-        decision = scheduler.proceed(self.first(scheduler), [0], 1.0)[1]
+        decision = proceed(scheduler, self.first(scheduler), [0], 1.0)[1]
         assert decision.work is None and scheduler.waiting == [0, 2]
 
     def test_one_that_would_be_late_waits_to_be_answered(self) -> None:
         scheduler = Scheduler(CPU, most=8)
         scheduler.submit("a", 0.0, deadline=2.0)
-        assert scheduler.proceed(self.first(scheduler), [0], 1.1)[1].work is None
+        assert proceed(scheduler, self.first(scheduler), [0], 1.1)[1].work is None
         assert payloads(scheduler.next(1.1).late) == ["a"]
 
     def test_others_that_it_would_make_late_are_answered_first(self) -> None:
@@ -136,7 +155,7 @@ class TestContinuing:
         work = self.first(scheduler)
         scheduler.finish(Work(1, work.samples), [0])  # a waits for the third segment
         scheduler.submit("b", -9.0)
-        decision = scheduler.proceed(self.first(scheduler), [0], 2.0)[1]  # until 3.001, after which a is late
+        decision = proceed(scheduler, self.first(scheduler), [0], 2.0)[1]  # until 3.001, after which a is late
         assert payloads(decision.late) == ["a"] and decision.work is not None and decision.work.segment == 1
 
     def test_new_ones_come_first_if_their_deadline_hangs_on_it(self) -> None:
@@ -144,7 +163,7 @@ class TestContinuing:
         scheduler.submit("a", 0.0)
         work = self.first(scheduler)
         scheduler.submit("b", 0.5, deadline=2.5)
-        assert scheduler.proceed(work, [0], 1.0)[1].work is None
+        assert proceed(scheduler, work, [0], 1.0)[1].work is None
         assert ran(scheduler, 1.0) == (0, ["b"])
 
 
@@ -289,7 +308,6 @@ def test_everyone_is_answered_once_and_no_batch_is_too_large(seed: int, segments
         if decision.work is not None:
             segment, samples = decision.work
             assert 0 < len(samples) <= most
-            assert all(sample.passed == segment for sample in samples)
             running.append((now + costs[segment](len(samples)), decision.work))
 
     while len(answers) < sent:
@@ -305,7 +323,7 @@ def test_everyone_is_answered_once_and_no_batch_is_too_large(seed: int, segments
             running.remove((ends, work))
             last = work.segment == segments - 1
             staying = [] if last else [n for n in range(len(work.samples)) if rng.random() < 0.5]
-            leaving, decision = scheduler.proceed(work, staying, now)
+            leaving, decision = proceed(scheduler, work, staying, now)
             for sample in leaving:
                 assert sample.payload not in answers
                 answers[sample.payload] = work.segment + 1
