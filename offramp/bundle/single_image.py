@@ -44,7 +44,7 @@ class SingleImage:
     def state(self, passed: int) -> State:
         """A copy of what this thread's bound segments have written for segment number `passed`: its state and carry."""
         states, carries = self.per_thread.between[passed - 1]
-        return tuple(value.numpy() for value in states), tuple(value.numpy() for value in carries)
+        return tuple(_copy(value) for value in states), tuple(_copy(value) for value in carries)
 
 
 def _bound(segments: Sequence[OnnxSegment]) -> tuple[tuple[ArraySegment, ...], tuple[State, ...]]:
@@ -90,6 +90,11 @@ def _runner(segment: OnnxSegment, binding: Any, logits: Any, image: Any) -> Arra
             segment.session.run_with_iobinding(binding)
         except Exception as error:  # its exceptions share no base class
             raise ValueError(f"{segment.spec.file} failed in ONNX Runtime: {one_line(str(error), 300)}") from None
-        return (), (), logits.numpy()  # a copy
+        return (), (), logits.numpy()  # until the next call, which a policy's `step` allows for
 
     return run
+
+
+def _copy(value: Any) -> NDArray[Any]:
+    """What a value of ONNX Runtime holds now; its own `numpy()` may be the same memory."""
+    return np.array(value.numpy())

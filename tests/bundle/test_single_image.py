@@ -32,6 +32,21 @@ def test_one_image_is_answered_as_by_arrays_in_every_thread(exported: Any) -> No
     assert len({int(result.exit[0]) for result in results}) > 1
 
 
+def test_the_state_between_two_segments_is_a_copy(exported: Any) -> None:
+    bundle, (first, second) = open_bundle(exported.folder), images(exported, 2)
+    segments = bundle.segments_for(1)
+    assert len(segments) > 2 and segments[0](first, ())[:2] == ((), ())
+    expected = bundle.segments[0](first, ())
+    state, carry = bundle.single_state(1)
+    segments[0](second, ())
+    segments[1]((), ())
+    for got, wanted in zip((*state, *carry), (*expected[0], *expected[1]), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    expected = bundle.segments[1](*bundle.segments[0](second, ())[:2])
+    for got, wanted in zip(sum(bundle.single_state(2), ()), (*expected[0], *expected[1]), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_copy_with_other_segments_computes_with_those(exported: Any) -> None:
     bundle, (inputs,) = open_bundle(exported.folder), images(exported, 1)
     bundle.answer(inputs)

@@ -26,9 +26,11 @@ from offramp.serve.costs import CostCurve, linear
 from offramp.serve.engine import SegmentEngine
 from offramp.serve.measure import measure
 from offramp.serve.predictor import AsyncPredictor, check_inputs
-from offramp.serve.requests import Failed, SampleResult
+from offramp.serve.requests import Failed, Request, SampleResult, Ticket
 from offramp.serve.rows import SampleRow, SegmentInput, gather
-from offramp.serve.scheduler import QueueFull, Scheduler
+from offramp.serve.running import RunningBatch
+from offramp.serve.sample_queue import Sample
+from offramp.serve.scheduler import QueueFull, Scheduler, Work
 
 Costs = tuple[CostCurve, ...]
 
@@ -451,6 +453,55 @@ def test_results_of_old_requests_are_held_for_longer(bundle: Bundle, pixels: np.
         return len(handed)
 
     assert calls(0.0) == len(set(bundle.answer(inputs).exit.tolist())) > 1 and calls(10.0) == 1
+
+
+@pytest.mark.parametrize(("age", "calls"), [(0.0, [8, 8, 8]), (10.0, [24]), (0.7, [16, 8])])
+def test_results_are_held_for_the_next_batch(bundle: Bundle, pixels: np.ndarray, age: float, calls: list[int]) -> None:
+    """All exit at the first exit, in batches of eight that take 0.16 s: a quarter of 0.7 s is long enough for one."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:24])
+    handed, done, now = list[int](), threading.Event(), [0.0]
+
+    def sink(results: Any) -> None:
+        handed.append(len(results))
+        if sum(handed) == len(inputs):
+            done.set()
+
+    def segment(state: Any, carry: Any) -> Any:
+        now[0] += 0.16
+        return bundle.segments[0](state, carry)
+
+    easy = ExitPolicy(thresholds=(0.0,) * 3, enabled=(True,) * 3)
+    asked = replace(bundle, policy=easy, segments=(segment, *bundle.segments[1:]))
+    engine = SegmentEngine(asked, Scheduler((linear(1e-9, 2e-2, 8),) * 3, most=8, overhead=1.0), clock=lambda: now[0])
+    with engine._changed:
+        submit_each(engine, inputs, range(24), sink)
+        now[0] = age
+    assert done.wait(20)
+    engine.stop()
+    assert handed == calls
+
+
+def test_an_image_that_ran_alone_may_wait_for_others(bundle: Bundle, pixels: np.ndarray) -> None:
+    """Its state was in memory for single images, which the next one overwrites."""
+    inputs = bundle.manifest.preprocessing.normalise(pixels[:3])
+    requests = [Request(row, lambda _: None, 1, 0.0) for row in range(3)]
+    tickets = [Ticket(each, 0, SampleRow(SegmentInput(inputs[row][None]), 0)) for row, each in enumerate(requests)]
+    samples = [Sample(ticket, 0.0, None) for ticket in tickets]
+    for sample in samples:
+        alone = RunningBatch(never(bundle), Work(0, [sample]))
+        alone.advance()
+        assert not alone.passed(0.0, 0.5) and alone.continuing() == [0] and alone.exited([0]) == []
+        alone.leave([0])
+    together = RunningBatch(never(bundle), Work(1, samples))
+    for segment in (1, 2):
+        together.advance()
+        assert together.passed(1.0, 1.3) is (segment == 2)
+    assert together.exited([]) == samples and together.continuing() == []
+    expected = never(bundle).answer(inputs)
+    for row, ticket in enumerate(tickets):
+        result = ticket.outcome(late=False)
+        np.testing.assert_allclose(result.logits, expected.logits[row], rtol=1e-5, atol=1e-5)
+        assert result.exit == 2 and result.ms == pytest.approx(500 + 2 * 300 / 3)
 
 
 def test_the_results_of_a_request_are_handed_over_together_in_its_order(bundle: Bundle, pixels: np.ndarray) -> None:
