@@ -6,10 +6,10 @@ the servers of offramp, of one tensor, which needs no decoding. Measured are the
 percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
 half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
 servers are paused (SIGSTOP). With --rounds N, the rates of a closed loop are measured as well, N times in turn; within
-a run, their ratios vary less than those of the searches. The same server is up to 4 % slower or faster from one start
-to the next, and slower if it is the first one to start: --starts N starts all servers N times, each time another one
-first. Ray Serve, which cannot be paused, is measured last. Requests use the Open Inference Protocol: files (--files)
-are in base64 in JSON, tensors are binary.
+a run, their ratios vary less than those of the searches, but the same server is some percent faster or slower from one
+start to the next: --starts N starts all servers N times, each time another one first. Ray Serve, which cannot be
+paused, is measured last. Requests use the Open Inference Protocol: files (--files) are in base64 in JSON, tensors are
+binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.

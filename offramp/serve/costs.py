@@ -1,7 +1,7 @@
 """What a segment costs for every batch size, and the largest batch that is worth waiting for. Runs without torch."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 USEFUL = 1.05
 """A batch is large enough if its cost per sample is at most this many times the lowest."""
@@ -14,12 +14,14 @@ class CostCurve:
     Attributes:
         sizes: batch sizes in ascending order; the first is 1.
         seconds: of a whole batch of each size.
+        overhead: seconds that every batch takes in addition, whatever its size.
     Raises:
         ValueError: if the sizes do not ascend from 1 or a time is not positive.
     """
 
     sizes: tuple[int, ...]
     seconds: tuple[int | float, ...]
+    overhead: int | float = 0.0
 
     def __post_init__(self) -> None:
         ascending = all(one < other for one, other in zip(self.sizes, self.sizes[1:]))
@@ -29,19 +31,19 @@ class CostCurve:
             raise ValueError(f"a cost curve needs positive times, got {self.seconds}")
 
     def __call__(self, batch: int) -> int | float:
-        """Seconds of a batch; beyond the largest size measured, proportional to it."""
+        """Seconds of a batch; beyond the largest size measured, proportional to it but for the overhead."""
         if batch >= self.sizes[-1]:
-            return self.seconds[-1] * batch / self.sizes[-1]
+            return self.overhead + self.seconds[-1] * batch / self.sizes[-1]
         above = bisect_left(self.sizes, batch)
         if self.sizes[above] == batch:
-            return self.seconds[above]
+            return self.overhead + self.seconds[above]
         low, high = self.sizes[above - 1], self.sizes[above]
         share = (batch - low) / (high - low)
-        return (1 - share) * self.seconds[above - 1] + share * self.seconds[above]
+        return self.overhead + (1 - share) * self.seconds[above - 1] + share * self.seconds[above]
 
     def plus(self, seconds: int | float) -> "CostCurve":
         """The same with so many more seconds for each batch, whatever its size."""
-        return CostCurve(self.sizes, tuple(each + seconds for each in self.seconds))
+        return replace(self, overhead=self.overhead + seconds)
 
     def lowest(self, most: int) -> int | float:
         """The least seconds per sample of a batch of at most `most` samples."""
@@ -53,7 +55,8 @@ class CostCurve:
         return min(size for size in self._up_to(most) if self(size) / size <= USEFUL * lowest)
 
     def _up_to(self, most: int) -> list[int]:
-        return [size for size in (*self.sizes, most) if size <= most]
+        """The sizes that were measured, and larger ones: of these, each takes a smaller share of the overhead."""
+        return [size for size in sorted({*self.sizes, *powers(most)}) if size <= most]
 
 
 def linear(fixed: int | float, each: int | float, most: int) -> CostCurve:

@@ -76,6 +76,7 @@ class Scheduler:
         batches = [curve.plus(overhead) for curve in costs]
         self.useful = tuple(curve.useful(most) for curve in batches)
         self.unanswered = 0
+        self._deadlines = False  # whether one of those that are not answered may have one: most servers have none
         # By segment and size of the batch, looked up many times: its seconds, and whether it is about as cheap as any.
         sizes = range(1, max(self.useful) + 1)
         self._seconds = [[0.0, *map(curve, sizes)] for curve in batches]
@@ -119,6 +120,7 @@ class Scheduler:
             for index, payload in enumerate(payloads)
         ]
         self.check(len(samples))
+        self._deadlines = deadline is not None or (self._deadlines and self.unanswered > 0)
         self.unanswered += len(samples)
         for sample in samples:
             self._queues[0].add(sample)
@@ -147,15 +149,17 @@ class Scheduler:
             samples: how many continue.
             deadline: the earliest of theirs, in seconds; infinite if there is none.
         """
-        alone = not any(map(len, self._queues))
-        if not alone and (len(self._queues[segment]) or not self._cheap[segment][samples]):
+        waits = len(self._queues[segment]) or not self._cheap[segment][samples]
+        if waits and any(map(len, self._queues)):
             return False
+        if not self._deadlines:
+            return True
         ends = now + self._seconds[segment][samples]
         return ends <= deadline and not self._too_late_for_new_ones(now, ends)
 
     def late_before(self, segment: int, samples: int, now: int | float) -> list[Sample]:
         """Remove and return the samples that would be late after this batch, to be answered before it runs."""
-        if self.workers > 1:  # another one may still run them in time
+        if self.workers > 1 or not self._deadlines:  # another one may still run them in time
             return []
         return self._drop_late(now + self._seconds[segment][samples])
 

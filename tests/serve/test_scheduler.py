@@ -52,7 +52,10 @@ def test_cost_curves() -> None:
     assert powers(1) == (1,) and powers(8) == (1, 2, 4, 8) and powers(9) == (1, 2, 4, 8, 9)
     assert linear(1.0, 0.01, 64).useful(64) == 64 and linear(0.001, 1.0, 64).useful(64) == 1
     assert linear(1.0, 0.01, 64).useful(16) == 16
-    assert curve.plus(0.5) == CostCurve((1, 4), (1.5, 3.0))
+    dearer = curve.plus(0.5)
+    assert [dearer(size) for size in (1, 2, 4, 8)] == [1.5, 2.0, 3.0, 5.5] and dearer.plus(0.5)(8) == 6.0
+    flat = CostCurve((1, 2, 4), (1.0, 2.0, 4.0))  # larger batches were not measured, because they bring nothing
+    assert flat.useful(32) == 1 and flat.plus(1.0).useful(32) == 16  # 17/16 is within 5 % of 33/32
     for sizes, seconds in (((2,), (1.0,)), ((1, 1), (1.0, 1.0)), ((1,), (0.0,)), ((), ()), ((1, 2), (1.0,))):
         with pytest.raises(ValueError, match="a cost curve needs"):
             CostCurve(sizes, seconds)
