@@ -455,8 +455,13 @@ def test_results_of_old_requests_are_held_for_longer(bundle: Bundle, pixels: np.
     assert calls(0.0) == len(set(bundle.answer(inputs).exit.tolist())) > 1 and calls(10.0) == 1
 
 
-@pytest.mark.parametrize(("age", "calls"), [(0.0, [8, 8, 8]), (10.0, [24]), (0.7, [16, 8])])
-def test_results_are_held_for_the_next_batch(bundle: Bundle, pixels: np.ndarray, age: float, calls: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("age", "deadline_ms", "calls"),
+    [(0.0, None, [8, 8, 8]), (10.0, None, [24]), (0.7, None, [16, 8]), (10.0, 10200.0, [8, 8, 8])],
+)
+def test_results_are_held_for_the_next_batch(
+    bundle: Bundle, pixels: np.ndarray, age: float, deadline_ms: float | None, calls: list[int]
+) -> None:
     """All exit at the first exit, in batches of eight that take 0.16 s: a quarter of 0.7 s is long enough for one."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:24])
     handed, done, now = list[int](), threading.Event(), [0.0]
@@ -474,7 +479,7 @@ def test_results_are_held_for_the_next_batch(bundle: Bundle, pixels: np.ndarray,
     asked = replace(bundle, policy=easy, segments=(segment, *bundle.segments[1:]))
     engine = SegmentEngine(asked, Scheduler((linear(1e-9, 2e-2, 8),) * 3, most=8, overhead=1.0), clock=lambda: now[0])
     with engine._changed:
-        submit_each(engine, inputs, range(24), sink)
+        submit_each(engine, inputs, range(24), sink, deadline_ms)
         now[0] = age
     assert done.wait(20)
     engine.stop()
