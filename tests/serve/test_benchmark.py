@@ -65,7 +65,7 @@ def test_the_highest_rate_of_several_starts_is_the_median(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(BENCHMARKS)
     from serve_targets import compare
 
-    rates = {"(a)": [10.0, 30.0, 12.0], "(b)": [None, 8.0, None], "(c)": [None, None, None]}
+    rates = {"(a)": [10.0, 12.0, 30.0], "(b)": [None, 8.0, None], "(c)": [None, None, None]}
     results = [
         {"case": case, "requests": "tensors", "highest_rate": rate} for case, each in rates.items() for rate in each
     ]
