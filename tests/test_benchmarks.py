@@ -112,7 +112,9 @@ def test_gpu_all_keeps_every_figure_and_no_part_takes_the_time_of_others(
 def test_gpu_all_keeps_every_figure_when_it_is_interrupted(
     gpu_all: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    out, before = tmp_path / "gpu.json", signal.getsignal(signal.SIGTERM)
+    out = tmp_path / "gpu.json"
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts in the background
 
     def stopped(plan: Any) -> Iterator[dict[str, Any]]:
         yield {"ratios": {"graph / plain": 6.5}}
@@ -120,9 +122,12 @@ def test_gpu_all_keeps_every_figure_when_it_is_interrupted(
 
     parts = {"steps": stopped, "cifar": lambda plan: iter([{"200_epochs_estimated_minutes": 6.0}])}
     monkeypatch.setattr(gpu_all, "PARTS", parts)
-    with pytest.raises(SystemExit) as end:
-        gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "1", "--out", str(out)])
-    signal.signal(signal.SIGTERM, before)
+    try:
+        with pytest.raises(SystemExit) as end:
+            gpu_all.main(["--device", "cpu", "--tiny", "--minutes", "1", "--out", str(out)])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
     ended = json.loads(out.read_text())
     assert end.value.code == 130 and ended["interrupted"] and "cifar" not in ended
     assert ended["steps"].pop("seconds") < 60
