@@ -54,7 +54,7 @@ class Bundle:
         return self._single.segments() if batch == 1 and not self.begin else self.segments
 
     def single_state(self, passed: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """State and carry after so many of the segments for a batch of one, which this thread has run last."""
+        """Copies of state and carry after `passed` segments for a batch of one, as last run in this thread."""
         return self._single.state(passed)
 
     def predict(self, images: Iterable[Path | str], *, batch_size: int = 1) -> "Iterator[Prediction]":

@@ -42,7 +42,7 @@ class SingleImage:
         return bound
 
     def state(self, passed: int) -> State:
-        """A copy of what this thread's bound segments have written for segment number `passed`: its state and carry."""
+        """Copies of state and carry after the first `passed` bound segments, as last run in this thread."""
         states, carries = self.per_thread.between[passed - 1]
         return tuple(_copy(value) for value in states), tuple(_copy(value) for value in carries)
 

@@ -161,7 +161,7 @@ class SegmentEngine:
                 self._run(work, held)
 
     def _run(self, work: Work, held: HeldSamples) -> None:
-        """Run a batch, and what remains of it for as long as it continues at once; `held` takes those that exit."""
+        """Run a batch through all segments that it passes without waiting; exited samples are added to `held`."""
         batch = RunningBatch(self.bundle, work)
         while (ends := self._advance(batch)) is not None:
             if min(held.due, batch.due) < ends:
@@ -169,12 +169,12 @@ class SegmentEngine:
         continuing = batch.continuing()
         staying = continuing if batch.error is None else []
         if staying:
-            batch.leave(staying)
+            batch.store()
         with self._changed:
             self.scheduler.finish(Work(batch.segment - 1, work.samples), staying)
             if staying and self.scheduler.workers > 1:
                 self._changed.notify()
-        held.add(batch.exited(continuing), self.clock())
+        held.add(batch.exited(), self.clock())
         if batch.error is not None:
             self._fail([work.samples[index] for index in continuing], batch.error)
 
@@ -182,7 +182,7 @@ class SegmentEngine:
         """Run one segment on a batch.
 
         Returns:
-            When the next one is expected to end, if the rest of the batch passes it at once; else None.
+            When the next segment is expected to end, if the remaining samples pass it at once; otherwise None.
         """
         began, samples = self.clock(), batch.size
         try:

@@ -1,7 +1,7 @@
-"""Batches that run, and the results that wait for others. Runs without torch."""
+"""Batches that are being computed, and results that are held to be returned together. Runs without torch."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Stepper, resume
@@ -11,22 +11,21 @@ from offramp.serve.sample_queue import Sample
 from offramp.serve.scheduler import Work
 
 HELD, HELD_SHARE = 5e-3, 0.25
-"""For how long results wait for others while the thread computes without a pause: for the next batch, at most this
-share of the time since they were submitted; for the rest of their own batch, at least so many seconds. Handing them
-over wakes the event loop, and the clients send their next requests, which, on a shared core, interrupts the segments,
-and costs less for several requests at once."""
+"""Limits of the time that results are held while batches follow each other: `HELD_SHARE` of the time since the request
+was submitted; for the remaining segments of their own batch, `HELD` seconds if that is longer. Returning results wakes
+the event loop and interrupts the segments on a shared core, which costs less for several requests together."""
 
 
 class RunningBatch:
-    """A batch on its way, with one stepper for all segments that it passes without waiting.
+    """A batch in computation, with one stepper for all segments that it passes without waiting.
 
     Attributes:
-        samples: those that it began with.
-        segment: the number of the next segment, counted from 0.
-        size: how many samples continue.
-        deadline: the earliest of theirs, in seconds; infinite if none has one.
-        due: when the results of those that have exited must be handed over; infinite if none has, or all were returned.
-        error: why it ended, if a segment failed.
+        samples: all samples of the batch, exited ones included.
+        segment: number of the next segment, counted from 0.
+        size: number of samples that have not exited.
+        deadline: their earliest deadline, in seconds; infinite if there is none.
+        due: time in seconds at which results of exited samples must be returned; infinite if none are pending.
+        error: the exception of the segment that failed, if one has.
     """
 
     def __init__(self, bundle: Bundle, work: Work) -> None:
@@ -36,12 +35,12 @@ class RunningBatch:
         self.error: Exception | None = None
         self._segments = bundle.segments if self.segment else bundle.segments_for(self.size)
         self._stepper: Stepper | None = None
-        self._ms = dict[int, int | float]()  # in the network until each exit, since this batch began
+        self._ms = dict[int, int | float]()  # by exit: milliseconds per sample in the network, up to this exit
         self._spent: int | float = 0.0
         self._taken = set[int]()
 
     def advance(self) -> None:
-        """Run the next segment on the samples that continue; raises whatever the runtime raises."""
+        """Run the next segment on the samples that have not exited; raises whatever the runtime raises."""
         if self._stepper is None:
             entering = gather([sample.payload.row for sample in self.samples])
             policy = self.bundle.policy
@@ -49,7 +48,7 @@ class RunningBatch:
         self._stepper.advance(self._segments[self.segment])
 
     def passed(self, began: int | float, now: int | float) -> bool:
-        """Record when the segment ran, in seconds, of which all samples have equal shares; whether all have exited."""
+        """Record the start and end of the segment, in seconds; returns whether all samples have exited."""
         stepper = self._stepper
         assert stepper is not None
         self._spent += 1000 * (now - began) / self.size
@@ -66,14 +65,14 @@ class RunningBatch:
         return False
 
     def continuing(self) -> list[int]:
-        """The places in `samples` of those that have not exited."""
+        """Indices in `samples` of the samples that have not exited."""
         if self._stepper is None or self._stepper.answer is None:
             return list(range(len(self.samples)))
         alive: list[int] = self._stepper.alive.tolist()
         return alive
 
     def complete(self) -> list[Sample]:
-        """The samples that have exited, of requests without samples that continue; each only once."""
+        """Exited samples of requests that have no remaining sample in this batch, if not returned before."""
         self.due = math.inf
         continuing = set(self.continuing())
         requests = {self.samples[index].payload.request for index in continuing}
@@ -83,13 +82,14 @@ class RunningBatch:
             if index not in continuing and sample.payload.request not in requests
         )
 
-    def exited(self, continuing: Collection[int]) -> list[Sample]:
-        """The samples that have exited, except those that `complete` has returned."""
-        staying = set(continuing)
-        return self._take(index for index in range(len(self.samples)) if index not in staying)
+    def exited(self) -> list[Sample]:
+        """Exited samples that `complete` has not returned."""
+        continuing = set(self.continuing())
+        return self._take(index for index in range(len(self.samples)) if index not in continuing)
 
-    def leave(self, continuing: Collection[int]) -> None:
-        """Store the states of the samples that continue, and their results so far, for another batch."""
+    def store(self) -> None:
+        """Store state and last prediction of every sample that has not exited, for another batch."""
+        continuing = self.continuing()
         self._take(continuing)
         stepper = self._stepper
         assert stepper is not None
@@ -101,7 +101,7 @@ class RunningBatch:
             self.samples[index].payload.row = SampleRow(onward, place)
 
     def _take(self, indices: Iterable[int]) -> list[Sample]:
-        """These samples, with their results so far, except those that were taken before."""
+        """Store the last prediction of these samples, and return them, without those taken before."""
         stepper = self._stepper
         if stepper is None or stepper.answer is None:
             return []
@@ -117,10 +117,11 @@ class RunningBatch:
 
 
 class HeldSamples:
-    """Samples that have exited, whose results wait for those of the batches that follow.
+    """Exited samples whose results are held, to be returned together with those of the following batches.
 
     Attributes:
-        due: when the results of all must be handed over, in seconds; infinite if there are none.
+        samples: in the order in which they exited.
+        due: time in seconds at which the results must be returned; infinite if there are none.
     """
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ class HeldSamples:
         self.due: int | float = math.inf
 
     def add(self, samples: Iterable[Sample], now: int | float) -> None:
-        """Hold samples that have exited now."""
+        """Add samples that have just exited."""
         for sample in samples:
             self.samples.append(sample)
             request: Request = sample.payload.request
@@ -136,7 +137,7 @@ class HeldSamples:
             self.due = min(self.due, due if sample.deadline is None else min(due, sample.deadline))
 
     def take(self) -> list[Sample]:
-        """All samples, which it then no longer holds."""
+        """Remove and return all samples."""
         samples, self.samples, self.due = self.samples, [], math.inf
         return samples
 

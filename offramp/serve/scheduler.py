@@ -76,8 +76,7 @@ class Scheduler:
         batches = [curve.plus(overhead) for curve in costs]
         self.useful = tuple(curve.useful(most) for curve in batches)
         self.unanswered = 0
-        self._deadlines = False  # whether one of those that are not answered may have one: most servers have none
-        # By segment and size of the batch, looked up many times: its seconds, and whether it is about as cheap as any.
+        # Tables by segment and batch size: seconds, and whether the cost per sample is within `WAITS` of the lowest.
         sizes = range(1, max(self.useful) + 1)
         self._seconds = [[0.0, *map(curve, sizes)] for curve in batches]
         limits = [WAITS * curve.lowest(most) for curve in costs]
@@ -120,7 +119,6 @@ class Scheduler:
             for index, payload in enumerate(payloads)
         ]
         self.check(len(samples))
-        self._deadlines = deadline is not None or (self._deadlines and self.unanswered > 0)
         self.unanswered += len(samples)
         for sample in samples:
             self._queues[0].add(sample)
@@ -139,35 +137,37 @@ class Scheduler:
         return Decision(late + self.late_before(segment, len(samples), now), Work(segment, samples))
 
     def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
-        """Whether the rest of a batch passes its next segment at once: it need not wait, and delays nobody too long.
+        """Whether the samples of a batch that do not exit pass the next segment at once, instead of entering its queue.
 
-        It need not wait if nobody else does, or if by itself it is about as cheap as the best batch. A driver that runs
-        it at once first answers the samples of `late_before`; else it calls `finish`.
+        They do if no other sample waits, or if their cost per sample is close to the lowest, unless a deadline would be
+        missed. Then the driver answers the samples of `late_before` and runs the segment; otherwise it calls `finish`.
 
         Args:
-            segment: the next one.
-            samples: how many continue.
-            deadline: the earliest of theirs, in seconds; infinite if there is none.
+            segment: number of the next segment.
+            samples: number of samples that continue.
+            deadline: their earliest deadline, in seconds; infinite if there is none.
+            now: in seconds.
         """
         waits = len(self._queues[segment]) or not self._cheap[segment][samples]
         if waits and any(map(len, self._queues)):
             return False
-        if not self._deadlines:
-            return True
         ends = now + self._seconds[segment][samples]
         return ends <= deadline and not self._too_late_for_new_ones(now, ends)
 
     def late_before(self, segment: int, samples: int, now: int | float) -> list[Sample]:
-        """Remove and return the samples that would be late after this batch, to be answered before it runs."""
-        if self.workers > 1 or not self._deadlines:  # another one may still run them in time
+        """Remove and return the waiting samples that would miss their deadline because of this batch."""
+        if self.workers > 1:  # another one may still run them in time
             return []
         return self._drop_late(now + self._seconds[segment][samples])
 
     def finish(self, work: Work, staying: Iterable[int]) -> list[Sample]:
-        """The samples of a batch that has run and exit; the others (their indices in it) wait for the next segment.
+        """Report a batch that has run.
 
         Args:
-            work: with the last segment that it has passed.
+            work: the samples, with the number of the last segment that they passed.
+            staying: indices of the samples that enter the queue of the next segment.
+        Returns:
+            The samples that have exited.
         """
         staying_set = set(staying)
         leaving = list[Sample]()

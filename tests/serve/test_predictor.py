@@ -495,13 +495,13 @@ def test_an_image_that_ran_alone_may_wait_for_others(bundle: Bundle, pixels: np.
     for sample in samples:
         alone = RunningBatch(never(bundle), Work(0, [sample]))
         alone.advance()
-        assert not alone.passed(0.0, 0.5) and alone.continuing() == [0] and alone.exited([0]) == []
-        alone.leave([0])
+        assert not alone.passed(0.0, 0.5) and alone.continuing() == [0] and alone.exited() == []
+        alone.store()
     together = RunningBatch(never(bundle), Work(1, samples))
     for segment in (1, 2):
         together.advance()
         assert together.passed(1.0, 1.3) is (segment == 2)
-    assert together.exited([]) == samples and together.continuing() == []
+    assert together.exited() == samples and together.continuing() == []
     expected = never(bundle).answer(inputs)
     for row, ticket in enumerate(tickets):
         result = ticket.outcome(late=False)
