@@ -10,10 +10,10 @@ from offramp.serve.rows import SampleRow, SegmentInput, gather
 from offramp.serve.sample_queue import Sample
 from offramp.serve.scheduler import Work
 
-HELD, HELD_SHARE = 5e-3, 0.25
-"""Limits of the time that results are held while batches follow each other: `HELD_SHARE` of the time since the request
-was submitted; for the remaining segments of their own batch, `HELD` seconds if that is longer. Returning results wakes
-the event loop and interrupts the segments on a shared core, which costs less for several requests together."""
+HELD, HELD_SHARE = 1e-2, 0.25
+"""Results are held while batches follow each other, for at most `HELD` seconds and at most this share of the time since
+the request was submitted. Returning results wakes the event loop and interrupts the segments on a shared core, which
+costs less for several requests together; longer times would be part of the highest latencies."""
 
 
 class RunningBatch:
@@ -59,7 +59,7 @@ class RunningBatch:
         before, self.size = self.size, len(stepper.alive)
         if self.size < before:
             submitted = max(sample.payload.request.submitted for sample in self.samples)
-            self.due = min(self.due, now + max(HELD, HELD_SHARE * (now - submitted)), self.deadline)
+            self.due = min(self.due, _held_until(submitted, now), self.deadline)
             if self.deadline < math.inf:
                 self.deadline = _earliest(self.samples[index] for index in self.continuing())
         return False
@@ -133,13 +133,17 @@ class HeldSamples:
         for sample in samples:
             self.samples.append(sample)
             request: Request = sample.payload.request
-            due = now + HELD_SHARE * (now - request.submitted)
+            due = _held_until(request.submitted, now)
             self.due = min(self.due, due if sample.deadline is None else min(due, sample.deadline))
 
     def take(self) -> list[Sample]:
         """Remove and return all samples."""
         samples, self.samples, self.due = self.samples, [], math.inf
         return samples
+
+
+def _held_until(submitted: int | float, now: int | float) -> int | float:
+    return now + min(HELD, HELD_SHARE * (now - submitted))
 
 
 def _earliest(samples: Iterable[Sample]) -> int | float:

@@ -7,9 +7,9 @@ Samples wait in one queue per segment. Of all queues, the one with the largest p
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
   samples gather before a segment for which large batches pay, and run at once where they do not.
 
-The samples of a batch that do not exit enter the next queue, except if nobody else waits, or if they cost, by
-themselves, at most `WAITS` times as much as in the best batch: then they pass the next segment at once, without the
-overhead of a new batch and without waiting, which would delay the request that they belong to.
+The samples of a batch that do not exit enter the next queue, except if nobody else waits, or if a larger batch would
+save little (`WAITS`, `SAVES`): then they pass the next segment at once, without the overhead of a new batch and without
+waiting, which would delay the request that they belong to.
 
 This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
 link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 from offramp.serve.costs import CostCurve
 from offramp.serve.sample_queue import Sample, SampleQueue
 
-WAITS = 1.3
-"""The rest of a batch waits for other samples if it costs more than this many times what it would in the best batch.
-Lower values delay the last images of requests with several; higher ones cost throughput where large batches pay."""
+WAITS, SAVES = 1.3, 3e-4
+"""The rest of a batch waits for other samples if it costs more than `WAITS` times what it would in the best batch, and
+if the difference is more than `SAVES` seconds, because a new batch costs about as much on a CPU. Lower values delay the
+last images of requests with several; higher ones cost throughput where large batches pay."""
 
 
 class QueueFull(Exception):
@@ -49,6 +50,11 @@ class Decision(NamedTuple):
 
     late: list[Sample]
     work: Work | None
+
+
+def _cheap(seconds: int | float, best: int | float) -> bool:
+    """Whether a batch costs little more than its samples would in the best batch."""
+    return seconds <= max(WAITS * best, best + SAVES)
 
 
 class Scheduler:
@@ -76,11 +82,11 @@ class Scheduler:
         batches = [curve.plus(overhead) for curve in costs]
         self.useful = tuple(curve.useful(most) for curve in batches)
         self.unanswered = 0
-        # Tables by segment and batch size: seconds, and whether the cost per sample is within `WAITS` of the lowest.
+        # Tables by segment and batch size: seconds, and whether a larger batch would save little.
         sizes = range(1, max(self.useful) + 1)
         self._seconds = [[0.0, *map(curve, sizes)] for curve in batches]
-        limits = [WAITS * curve.lowest(most) for curve in costs]
-        self._cheap = [[False, *(curve(n) <= limit * n for n in sizes)] for curve, limit in zip(costs, limits)]
+        best = [curve.lowest(most) for curve in costs]
+        self._cheap = [[False, *(_cheap(curve(n), n * each) for n in sizes)] for curve, each in zip(costs, best)]
         self._each = [seconds[size] / size for seconds, size in zip(self._seconds, self.useful)]
         self._path = sum(self._each)
         self._queues = [SampleQueue() for _ in costs]
@@ -139,8 +145,8 @@ class Scheduler:
     def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
         """Whether the samples of a batch that do not exit pass the next segment at once, instead of entering its queue.
 
-        They do if no other sample waits, or if their cost per sample is close to the lowest, unless a deadline would be
-        missed. Then the driver answers the samples of `late_before` and runs the segment; otherwise it calls `finish`.
+        They do if no other sample waits, or if a larger batch would save little, unless a deadline would be missed. Then
+        the driver answers the samples of `late_before` and runs the segment; otherwise it calls `finish`.
 
         Args:
             segment: number of the next segment.
