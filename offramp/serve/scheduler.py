@@ -145,8 +145,8 @@ class Scheduler:
     def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
         """Whether the samples of a batch that do not exit pass the next segment at once, instead of entering its queue.
 
-        They do if no other sample waits, or if a larger batch would save little, unless a deadline would be missed. Then
-        the driver answers the samples of `late_before` and runs the segment; otherwise it calls `finish`.
+        They do if no other sample waits, or if a larger batch would save little, unless a deadline would be missed.
+        Then the driver answers the samples of `late_before` and runs the segment; otherwise it calls `finish`.
 
         Args:
             segment: number of the next segment.

@@ -408,11 +408,13 @@ def test_survivors_of_different_requests_share_a_batch(bundle: Bundle, pixels: n
     assert seen == [1, 11]
 
 
-@pytest.mark.parametrize(("each", "together"), [(1e-4, True), (1.0, False)])
-def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarray, each: float, together: bool) -> None:
-    """Where large batches gain nothing: results come together if the rest takes milliseconds, else exit by exit."""
+@pytest.mark.parametrize(("age", "each", "together"), [(10.0, 1e-4, True), (0.0, 1e-4, False), (10.0, 2e-2, False)])
+def test_the_rest_of_a_batch_continues_at_once(
+    bundle: Bundle, pixels: np.ndarray, age: float, each: float, together: bool
+) -> None:
+    """Results come together if the rest takes at most 10 ms and a quarter of the age of the request."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
-    expected, calls, done = bundle.answer(inputs), list[list[Any]](), threading.Event()
+    expected, calls, done, now = bundle.answer(inputs), list[list[Any]](), threading.Event(), 0.0
     assert len(set(expected.exit.tolist())) > 1
 
     def sink(results: Any) -> None:
@@ -420,8 +422,11 @@ def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarra
         if sum(map(len, calls)) == len(inputs):
             done.set()
 
-    engine = SegmentEngine(bundle, Scheduler((linear(1e-9, each, 16),) * 3, overhead=each, most=16))
-    submit_each(engine, inputs, range(len(inputs)), sink)
+    scheduler = Scheduler((linear(1e-9, each, 16),) * 3, overhead=each, most=16)
+    engine = SegmentEngine(bundle, scheduler, clock=lambda: now)
+    with engine._changed:
+        submit_each(engine, inputs, range(len(inputs)), sink)
+        now = age
     assert done.wait(20)
     engine.stop()
     results = {key: result for call in calls for key, (result,) in call}
@@ -431,38 +436,20 @@ def test_the_rest_of_a_batch_continues_at_once(bundle: Bundle, pixels: np.ndarra
     assert sum(counts[0].counts) == 1 and len(calls) == (1 if together else len(set(expected.exit.tolist())))
 
 
-def test_results_of_old_requests_are_held_for_longer(bundle: Bundle, pixels: np.ndarray) -> None:
-    """The rest of the batch is expected to take 0.4 s: more than 5 ms, less than a quarter of ten seconds."""
-    inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
-
-    def calls(age: float) -> int:
-        handed, done, now = list[int](), threading.Event(), 0.0
-
-        def sink(results: Any) -> None:
-            handed.append(len(results))
-            if sum(handed) == len(inputs):
-                done.set()
-
-        costs = (linear(1e-9, 2e-2, 16),) * 3
-        engine = SegmentEngine(bundle, Scheduler(costs, overhead=2e-2, most=16), clock=lambda: now)
-        with engine._changed:
-            submit_each(engine, inputs, range(len(inputs)), sink)
-            now = age
-        assert done.wait(20)
-        engine.stop()
-        return len(handed)
-
-    assert calls(0.0) == len(set(bundle.answer(inputs).exit.tolist())) > 1 and calls(10.0) == 1
-
-
 @pytest.mark.parametrize(
-    ("age", "deadline_ms", "calls"),
-    [(0.0, None, [8, 8, 8]), (10.0, None, [24]), (0.7, None, [16, 8]), (10.0, 10200.0, [8, 8, 8])],
+    ("age", "ms", "deadline_ms", "calls"),
+    [
+        (0.0, 1.6, None, [8, 8, 8]),
+        (0.007, 1.6, None, [16, 8]),
+        (10.0, 1.6, None, [24]),
+        (10.0, 1.6, 10002.0, [8, 8, 8]),
+        (10.0, 16.0, None, [8, 8, 8]),
+    ],
 )
 def test_results_are_held_for_the_next_batch(
-    bundle: Bundle, pixels: np.ndarray, age: float, deadline_ms: float | None, calls: list[int]
+    bundle: Bundle, pixels: np.ndarray, age: float, ms: float, deadline_ms: float | None, calls: list[int]
 ) -> None:
-    """All exit at the first exit, in batches of eight that take 0.16 s: a quarter of 0.7 s is long enough for one."""
+    """All exit at the first exit, in batches of eight: a quarter of 7 ms is long enough for one batch of 1.6 ms."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:24])
     handed, done, now = list[int](), threading.Event(), [0.0]
 
@@ -472,12 +459,13 @@ def test_results_are_held_for_the_next_batch(
             done.set()
 
     def segment(state: Any, carry: Any) -> Any:
-        now[0] += 0.16
+        now[0] += ms / 1000
         return bundle.segments[0](state, carry)
 
     easy = ExitPolicy(thresholds=(0.0,) * 3, enabled=(True,) * 3)
     asked = replace(bundle, policy=easy, segments=(segment, *bundle.segments[1:]))
-    engine = SegmentEngine(asked, Scheduler((linear(1e-9, 2e-2, 8),) * 3, most=8, overhead=1.0), clock=lambda: now[0])
+    scheduler = Scheduler((linear(1e-9, ms / 8000, 8),) * 3, most=8, overhead=1.0)
+    engine = SegmentEngine(asked, scheduler, clock=lambda: now[0])
     with engine._changed:
         submit_each(engine, inputs, range(24), sink, deadline_ms)
         now[0] = age
@@ -562,7 +550,7 @@ def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.nda
     early, late = np.flatnonzero(exits == 0)[:1], np.flatnonzero(exits > 0)[:16]
 
     def calls(deadline_ms: float) -> list[int]:
-        handed, done = list[int](), threading.Event()
+        handed, done, now = list[int](), threading.Event(), 0.0
 
         def sink(results: Any) -> None:
             handed.append(len(results))
@@ -570,15 +558,16 @@ def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.nda
                 done.set()
 
         scheduler = Scheduler((linear(1e-9, 1e-4, 32),) * 3, overhead=1e-4, most=32)
-        engine = SegmentEngine(bundle, scheduler, clock=lambda: 0.0)
+        engine = SegmentEngine(bundle, scheduler, clock=lambda: now)
         with engine._changed:  # both requests are there when its thread looks
             submit_each(engine, inputs[early], ["early"], sink, deadline_ms)
             submit_each(engine, inputs[late], range(len(late)), sink)
+            now = 10.0
         assert done.wait(20)
         engine.stop()
         return handed
 
-    assert calls(1.0)[0] == 1 and calls(1000.0)[0] > 1
+    assert calls(10001.0)[0] == 1 and calls(11000.0)[0] > 1
 
 
 def test_the_thread_outlives_errors_of_those_who_listen(

@@ -133,6 +133,13 @@ class TestContinuing:
         scheduler.submit("abcdefghi", 0.0)
         assert (proceed(scheduler, self.first(scheduler), [0], 9.0)[1].work is not None) is at_once
 
+    @pytest.mark.parametrize(("fixed", "at_once"), [(2.5e-4, True), (5e-4, False)])
+    def test_it_does_not_wait_for_less_than_a_batch_costs(self, fixed: float, at_once: bool) -> None:
+        curve = linear(fixed, 1e-5, 8)  # a larger batch would save up to 0.2 or 0.4 ms, much more than 30 %
+        scheduler = Scheduler((curve, curve), overhead=1e-3, most=8)
+        scheduler.submit("abcdefghi", 0.0)
+        assert (proceed(scheduler, self.first(scheduler), [0], 9.0)[1].work is not None) is at_once
+
     def test_it_continues_as_a_full_batch_everywhere(self) -> None:
         scheduler = Scheduler(GPU, most=8)
         scheduler.submit("abcdefghi", 0.0)
