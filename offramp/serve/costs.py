@@ -3,8 +3,9 @@
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-USEFUL = 1.05
-"""A batch is large enough if its cost per sample is at most this many times the lowest."""
+USEFUL = 1.1
+"""A batch is large enough if its cost per sample is at most this many times the lowest: all samples of a batch wait for
+it, so that larger batches, which save little, raise the highest latencies."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import numpy as np
 
 from offramp.bundle.predict import check_batch
 from offramp.bundle.read import Bundle
-from offramp.serve.costs import USEFUL, CostCurve, powers
+from offramp.serve.costs import CostCurve, powers
 from offramp.serve.rows import SegmentInput, run_segment
 
 ROUNDS, WARM = 5, 0.03
 """Rounds through all segments: at least so many, and up to four times as many until each segment has run for so many
 seconds on average: in ONNX Runtime, the first ten calls or so take longer."""
+SATURATED = 1.05
+"""Larger batches are not measured if the last two sizes saved less than this factor."""
 LIMIT = 0.5
 """Seconds of one batch through all segments after which no larger batch is measured."""
 
@@ -42,7 +44,7 @@ def _saturated(sizes: list[int], times: list[list[int | float]]) -> bool:
         return False
     each = [[second / size for second in row] for size, row in zip(sizes, times)]
     before = [min(column) for column in zip(*each[:-2])]
-    return all(min(column) * USEFUL > lowest for column, lowest in zip(zip(*each[-2:]), before))
+    return all(min(column) * SATURATED > lowest for column, lowest in zip(zip(*each[-2:]), before))
 
 
 def _seconds(bundle: Bundle, size: int) -> list[int | float]:

@@ -422,7 +422,7 @@ def test_the_rest_of_a_batch_continues_at_once(
         if sum(map(len, calls)) == len(inputs):
             done.set()
 
-    scheduler = Scheduler((linear(1e-9, each, 16),) * 3, overhead=each, most=16)
+    scheduler = Scheduler((linear(1e-9, each, 16),) * 3, overhead=4 * each, most=16)
     engine = SegmentEngine(bundle, scheduler, clock=lambda: now)
     with engine._changed:
         submit_each(engine, inputs, range(len(inputs)), sink)
@@ -528,7 +528,7 @@ def test_results_wait_for_the_rest_of_their_request_that_continues(bundle: Bundl
     """A request of sixteen images, whose rest takes 0.4 seconds, is answered at its end only: in one call."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
     deliveries, done = list[int](), threading.Event()
-    engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 2e-2, 16),) * 3, overhead=2e-2, most=16), clock=lambda: 0.0)
+    engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 2e-2, 16),) * 3, overhead=8e-2, most=16), clock=lambda: 0.0)
     deliver = engine._deliver
 
     def counting(samples: Any, late: bool) -> None:
@@ -557,7 +557,7 @@ def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.nda
             if sum(handed) == 1 + len(late):
                 done.set()
 
-        scheduler = Scheduler((linear(1e-9, 1e-4, 32),) * 3, overhead=1e-4, most=32)
+        scheduler = Scheduler((linear(1e-9, 1e-4, 32),) * 3, overhead=4e-4, most=32)
         engine = SegmentEngine(bundle, scheduler, clock=lambda: now)
         with engine._changed:  # both requests are there when its thread looks
             submit_each(engine, inputs[early], ["early"], sink, deadline_ms)
