@@ -7,7 +7,8 @@ percentile of the latency (`steady_p99_ms`) stays below a bound, as the median o
 half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
 servers are paused (SIGSTOP). With --rounds N, the rates of a closed loop are measured as well, N times in turn; within
 a run, their ratios vary less than those of the searches, but the same server is some percent faster or slower from one
-start to the next: --starts N starts all servers N times, each time another one first. Ray Serve, which cannot be
+start to the next: --starts N starts all servers N times, each time another one first and with other requests. Loads of
+a few seconds tell little about a 99th percentile: give more --minutes for more --probes and --starts. Ray Serve, which cannot be
 paused, is measured last. Requests use the Open Inference Protocol: files (--files) are in base64 in JSON, tensors are
 binary.
 
@@ -148,9 +149,15 @@ def takers(name: str, servers: Mapping[str, Served]) -> dict[str, Served]:
 
 
 def loads(
-    machine: Machine, folder: Path, kinds: Sequence[str], probes: Sequence[int], options: argparse.Namespace, end: float
+    machine: Machine,
+    folder: Path,
+    kinds: Sequence[str],
+    probes: Sequence[int],
+    options: argparse.Namespace,
+    end: float,
+    start: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """The highest rates of some servers, measured in turn until about `end`."""
+    """The highest rates of some servers, measured in turn until about `end`; every start has requests of its own."""
     with ExitStack() as stack:
         servers, held = {}, {}
         for kind in kinds:
@@ -169,7 +176,8 @@ def loads(
             about = {"requests": name, "images": serve_networks.REQUESTS[name]}
             bodies, some = folder / f"{name}.json", takers(name, servers)
             if any(probes):
-                for kind, result in highest_rates(machine, some, bodies, options.bound_ms, seconds, probes):
+                seed = start * (len(probes) + 1)
+                for kind, result in highest_rates(machine, some, bodies, options.bound_ms, seconds, probes, seed):
                     yield {"case": CASES[kind], **about, "bound_ms": options.bound_ms, "seconds": seconds, **result}
             if options.rounds:
                 rates = closed_loops(machine, some, bodies, seconds, options.rounds)
@@ -198,7 +206,7 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: floa
     for start in range(options.starts if together else 0):
         begins, shift = time.monotonic(), start % len(together)
         until = begins + (first_end - begins) / (options.starts - start)
-        for result in loads(machine, folder, together[shift:] + together[:shift], probes, options, until):
+        for result in loads(machine, folder, together[shift:] + together[:shift], probes, options, until, start):
             yield {**result, "start": start}
     if alone:
         yield from loads(machine, folder, alone, probes[:1], options, end)

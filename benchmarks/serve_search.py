@@ -57,7 +57,13 @@ class Search:
 
 
 def highest_rates(
-    machine: Machine, servers: Mapping[str, Served], bodies: Path, bound: float, seconds: float, probes: Sequence[int]
+    machine: Machine,
+    servers: Mapping[str, Served],
+    bodies: Path,
+    bound: float,
+    seconds: float,
+    probes: Sequence[int],
+    first_seed: int = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each server, the highest rate with p99 below the bound, and the latency at half of it.
 
@@ -66,13 +72,14 @@ def highest_rates(
         bound: of `steady_p99_ms`; no request may fail.
         seconds: of every load.
         probes: how many rates each of the searches tries; all servers get the same requests in one search.
+        first_seed: of the first search; each further one has the next.
     """
 
     def measured(kind: str, **options: Any) -> dict[str, Any]:
         return load_one(machine, servers[kind], bodies, seconds=seconds, **options)
 
     searches = {kind: Search(measured(kind, clients=CLIENTS), bound) for kind in servers}
-    for seed, count in enumerate(probes):
+    for seed, count in enumerate(probes, first_seed):
         for search in searches.values():
             search.begin()
         for _ in range(count):
@@ -81,7 +88,7 @@ def highest_rates(
         for search in searches.values():
             search.end()
     for kind, search in searches.items():
-        half = measured(kind, rate=(search.highest or search.low) / 2, seed=len(probes))
+        half = measured(kind, rate=(search.highest or search.low) / 2, seed=first_seed + len(probes))
         results = {"closed_loop": search.closed, "at_highest": search.best, "at_half": half}
         yield kind, {"highest_rate": search.highest, "rates": search.rates, **results}
 
