@@ -8,9 +8,9 @@ half of that rate. Servers are measured in turn at every rate, with the same req
 servers are paused (SIGSTOP). With --rounds N, the rates of a closed loop are measured as well, N times in turn; within
 a run, their ratios vary less than those of the searches, but the same server is some percent faster or slower from one
 start to the next: --starts N starts all servers N times, each time another one first and with other requests. Loads of
-a few seconds tell little about a 99th percentile: give more --minutes for more --probes and --starts. Ray Serve, which cannot be
-paused, is measured last. Requests use the Open Inference Protocol: files (--files) are in base64 in JSON, tensors are
-binary.
+a few seconds tell little about a 99th percentile: give more --minutes for more --probes and --starts. Ray Serve, which
+cannot be paused, is measured last. Requests use the Open Inference Protocol: files (--files) are in base64 in JSON,
+tensors are binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.

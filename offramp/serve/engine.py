@@ -14,7 +14,7 @@ from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Stepper
 from offramp.serve.requests import Failed, Request, Result, Sink, Ticket, sample_result
 from offramp.serve.rows import SampleRow, SegmentInput
-from offramp.serve.running import HeldSamples, RunningBatch
+from offramp.serve.running import RunningBatch
 from offramp.serve.sample_queue import Sample
 from offramp.serve.scheduler import Scheduler, Work
 from offramp.serve.statistics import Statistics
@@ -140,11 +140,10 @@ class SegmentEngine:
             thread.join()
 
     def _loop(self) -> None:
-        held = HeldSamples()
         while True:
             with self._changed:
                 late, work = self.scheduler.next(self.clock())
-                if not late and work is None and not held.samples:
+                if not late and work is None:
                     if self._stopping and not self.scheduler.unanswered:
                         self._changed.notify_all()
                         return
@@ -153,19 +152,15 @@ class SegmentEngine:
                     self._idle -= 1
                     continue
             self._deliver(late, late=True)
-            if work is None:
-                self._deliver(held.take(), late=False)
-            else:
-                if held.due < self.clock() + self.scheduler.costs[work.segment](len(work.samples)):
-                    self._deliver(held.take(), late=False)
-                self._run(work, held)
+            if work is not None:
+                self._run(work)
 
-    def _run(self, work: Work, held: HeldSamples) -> None:
-        """Run a batch through all segments that it passes without waiting; exited samples are added to `held`."""
+    def _run(self, work: Work) -> None:
+        """Run a batch through all segments that it passes without waiting, and return the results of exited samples."""
         batch = RunningBatch(self.bundle, work)
         while (ends := self._advance(batch)) is not None:
-            if min(held.due, batch.due) < ends:
-                self._deliver([*held.take(), *batch.complete()], late=False)
+            if batch.due < ends:
+                self._deliver(batch.complete(), late=False)
         continuing = batch.continuing()
         staying = continuing if batch.error is None else []
         if staying:
@@ -174,7 +169,7 @@ class SegmentEngine:
             self.scheduler.finish(Work(batch.segment - 1, work.samples), staying)
             if staying and self.scheduler.workers > 1:
                 self._changed.notify()
-        held.add(batch.exited(), self.clock())
+        self._deliver(batch.exited(), late=False)
         if batch.error is not None:
             self._fail([work.samples[index] for index in continuing], batch.error)
 

@@ -1,19 +1,20 @@
-"""Batches that are being computed, and results that are held to be returned together. Runs without torch."""
+"""Batches that are being computed. Runs without torch."""
 
 import math
 from collections.abc import Iterable
 
 from offramp.bundle.read import Bundle
 from offramp.early_exit.runtime import Stepper, resume
-from offramp.serve.requests import Request, Ticket
+from offramp.serve.requests import Ticket
 from offramp.serve.rows import SampleRow, SegmentInput, gather
 from offramp.serve.sample_queue import Sample
 from offramp.serve.scheduler import Work
 
 HELD, HELD_SHARE = 1e-2, 0.25
-"""Results are held while batches follow each other, for at most `HELD` seconds and at most this share of the time since
-the request was submitted. Returning results wakes the event loop and interrupts the segments on a shared core, which
-costs less for several requests together; longer times would be part of the highest latencies."""
+"""Results of exited samples are held while the rest of their batch continues at once, for at most `HELD` seconds and at
+most this share of the time since the request was submitted. Returning results wakes the event loop and interrupts the
+segments on a shared core, which costs less for several requests together. Results are not held for the next batch,
+which would save time, too, but would raise the highest latencies."""
 
 
 class RunningBatch:
@@ -59,7 +60,7 @@ class RunningBatch:
         before, self.size = self.size, len(stepper.alive)
         if self.size < before:
             submitted = max(sample.payload.request.submitted for sample in self.samples)
-            self.due = min(self.due, _held_until(submitted, now), self.deadline)
+            self.due = min(self.due, now + min(HELD, HELD_SHARE * (now - submitted)), self.deadline)
             if self.deadline < math.inf:
                 self.deadline = _earliest(self.samples[index] for index in self.continuing())
         return False
@@ -114,36 +115,6 @@ class RunningBatch:
                 ticket.ms += self._ms[exits[index]]
                 taken.append(self.samples[index])
         return taken
-
-
-class HeldSamples:
-    """Exited samples whose results are held, to be returned together with those of the following batches.
-
-    Attributes:
-        samples: in the order in which they exited.
-        due: time in seconds at which the results must be returned; infinite if there are none.
-    """
-
-    def __init__(self) -> None:
-        self.samples = list[Sample]()
-        self.due: int | float = math.inf
-
-    def add(self, samples: Iterable[Sample], now: int | float) -> None:
-        """Add samples that have just exited."""
-        for sample in samples:
-            self.samples.append(sample)
-            request: Request = sample.payload.request
-            due = _held_until(request.submitted, now)
-            self.due = min(self.due, due if sample.deadline is None else min(due, sample.deadline))
-
-    def take(self) -> list[Sample]:
-        """Remove and return all samples."""
-        samples, self.samples, self.due = self.samples, [], math.inf
-        return samples
-
-
-def _held_until(submitted: int | float, now: int | float) -> int | float:
-    return now + min(HELD, HELD_SHARE * (now - submitted))
 
 
 def _earliest(samples: Iterable[Sample]) -> int | float:
