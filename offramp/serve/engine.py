@@ -156,7 +156,7 @@ class SegmentEngine:
                 self._run(work)
 
     def _run(self, work: Work) -> None:
-        """Run a batch through all segments that it passes without waiting, and return the results of exited samples."""
+        """Run a batch through all segments that it passes without waiting; exited samples are answered."""
         batch = RunningBatch(self.bundle, work)
         while (ends := self._advance(batch)) is not None:
             if batch.due < ends:

@@ -14,7 +14,7 @@ ROUNDS, WARM = 5, 0.03
 """Rounds through all segments: at least so many, and up to four times as many until each segment has run for so many
 seconds on average: in ONNX Runtime, the first ten calls or so take longer."""
 SATURATED = 1.05
-"""Larger batches are not measured if the last two sizes saved less than this factor."""
+"""No larger batch is measured if the last two sizes have not divided any cost per sample by at least this factor."""
 LIMIT = 0.5
 """Seconds of one batch through all segments after which no larger batch is measured."""
 

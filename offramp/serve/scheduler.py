@@ -26,8 +26,8 @@ from offramp.serve.sample_queue import Sample, SampleQueue
 
 WAITS, SAVES = 1.3, 3e-4
 """The rest of a batch waits for other samples if it costs more than `WAITS` times what it would in the best batch, and
-if the difference is more than `SAVES` seconds, because a new batch costs about as much on a CPU. Lower values delay the
-last images of requests with several; higher ones cost throughput where large batches pay."""
+if the difference is more than `SAVES` seconds; on a CPU, waiting for less did not pay. Lower values delay the last
+images of requests with several; higher ones cost throughput where large batches pay."""
 
 
 class QueueFull(Exception):
@@ -145,8 +145,9 @@ class Scheduler:
     def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
         """Whether the samples of a batch that do not exit pass the next segment at once, instead of entering its queue.
 
-        They do if no other sample waits, or if a larger batch would save little, unless a deadline would be missed.
-        Then the driver answers the samples of `late_before` and runs the segment; otherwise it calls `finish`.
+        They do if no other sample waits, or if a larger batch would save little, unless a deadline would be missed. If
+        this returns True, the caller must answer the samples that `late_before` returns and run the segment; if False,
+        it must call `finish`.
 
         Args:
             segment: number of the next segment.
