@@ -3,14 +3,13 @@
 All servers are measured in one run, over loopback. The plain network also runs in LitServe and Ray Serve. Every server
 of `serve_servers.py` receives open-loop Poisson load (`serve_load.py`): requests of one image file, of four, and, for
 the servers of offramp, of one tensor, which needs no decoding. Measured are the highest rate at which the 99th
-percentile of the latency (`steady_p99_ms`) stays below a bound, as the median of several searches, and the latency at
-half of that rate. Servers are measured in turn at every rate, with the same requests at the same times, while the other
-servers are paused (SIGSTOP). With --rounds N, the rates of a closed loop are measured as well, N times in turn; within
-a run, their ratios vary less than those of the searches, but the same server is some percent faster or slower from one
-start to the next: --starts N starts all servers N times, each time another one first and with other requests. Loads of
-a few seconds tell little about a 99th percentile: give more --minutes for more --probes and --starts. Ray Serve, which
-cannot be paused, is measured last. Requests use the Open Inference Protocol: files (--files) are in base64 in JSON,
-tensors are binary.
+percentile of the latency (`steady_p99_ms`) stays below a bound (`serve_search.py`), the latency at half of that rate,
+and the rate of a closed loop. Servers are measured in turn, with the same requests at the same times, while the other
+servers are paused (SIGSTOP). The same server is some percent faster or slower from one start to the next: --starts N
+starts all servers N times, each time another one first and with other requests. Loads should last 10 s at least
+(`seconds` in the lines): give enough --minutes for the --probes, --rounds and --starts. Ray Serve, which cannot be
+paused, is measured last. Requests use the Open Inference Protocol: files (--files) are in base64 in JSON, tensors are
+binary.
 
 The load generator is a process of its own on a core of its own, the last one; servers get all other cores. On a machine
 with one core, they share it, and the numbers mean little. Every line records this under `cores`.
@@ -47,7 +46,7 @@ from typing import Any
 
 import serve_networks
 from serve_processes import HERE, Machine, Served, cpu, load, memory, segment_seconds, serving
-from serve_search import closed_loops, highest_rates
+from serve_search import STEPS, highest_rates
 from serve_targets import compare
 
 CASES = {
@@ -148,11 +147,16 @@ def takers(name: str, servers: Mapping[str, Served]) -> dict[str, Served]:
     return {kind: server for kind, server in servers.items() if kind in OWN or name != "tensors"}
 
 
+def loads_of(options: argparse.Namespace) -> int:
+    """How many loads `highest_rates` gives one server."""
+    count: int = 2 + options.probes + (len(STEPS) + 1) * options.rounds
+    return count
+
+
 def loads(
     machine: Machine,
     folder: Path,
     kinds: Sequence[str],
-    probes: Sequence[int],
     options: argparse.Namespace,
     end: float,
     start: int = 0,
@@ -170,18 +174,15 @@ def loads(
             held[kind] = [memory(servers[kind].process)]
             servers[kind].pause()
         names = [name for name in options.requests.split(",") if takers(name, servers)]
-        count = sum(len(takers(name, servers)) for name in names) * (sum(probes) + 2 + options.rounds)
+        count = sum(len(takers(name, servers)) for name in names) * loads_of(options)
         seconds = max(0.5, (end - time.monotonic()) / max(1, count) - 0.5)
+        seed = start * (len(STEPS) * options.rounds + 1)
         for name in names:
-            about = {"requests": name, "images": serve_networks.REQUESTS[name]}
+            about = {"requests": name, "images": serve_networks.REQUESTS[name], "bound_ms": options.bound_ms}
             bodies, some = folder / f"{name}.json", takers(name, servers)
-            if any(probes):
-                seed = start * (len(probes) + 1)
-                for kind, result in highest_rates(machine, some, bodies, options.bound_ms, seconds, probes, seed):
-                    yield {"case": CASES[kind], **about, "bound_ms": options.bound_ms, "seconds": seconds, **result}
-            if options.rounds:
-                rates = closed_loops(machine, some, bodies, seconds, options.rounds)
-                yield {"case": "closed loop", **about, "seconds": seconds, "closed_loop_rates": rates}
+            more = (options.bound_ms, seconds, options.probes, options.rounds, seed)
+            for kind, result in highest_rates(machine, some, bodies, *more):
+                yield {"case": CASES[kind], **about, "seconds": seconds, **result}
             for kind in servers:
                 held[kind].append(memory(servers[kind].process))
         for kind in [kind for kind in servers if kind in OWN]:  # the others consist of several processes
@@ -190,7 +191,7 @@ def loads(
 
 def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
     """All results, one after the other; the loads use the time that the other parts leave."""
-    kinds, probes = options.cases.split(","), [int(word) for word in options.probes.split(",")]
+    kinds = options.cases.split(",")
     if "overhead" in kinds:
         yield from overhead(machine, folder, options)
     if "hop" in kinds:
@@ -200,16 +201,15 @@ def cases(machine: Machine, folder: Path, options: argparse.Namespace, end: floa
         yield soak(machine, folder, options.minutes)
     together = [kind for kind in CASES if kind in kinds and kind != "ray"]
     alone = ["ray"] if "ray" in kinds else []
-    parts = len(together) * (sum(probes) + 2 + options.rounds), len(alone) * (probes[0] + 2 + options.rounds)
     left = end - time.monotonic() - 15 * len(alone)
-    first_end = time.monotonic() + left * parts[0] / sum(parts)
+    first_end = time.monotonic() + left * len(together) / max(1, len(together + alone))
     for start in range(options.starts if together else 0):
         begins, shift = time.monotonic(), start % len(together)
         until = begins + (first_end - begins) / (options.starts - start)
-        for result in loads(machine, folder, together[shift:] + together[:shift], probes, options, until, start):
+        for result in loads(machine, folder, together[shift:] + together[:shift], options, until, start):
             yield {**result, "start": start}
     if alone:
-        yield from loads(machine, folder, alone, probes[:1], options, end)
+        yield from loads(machine, folder, alone, options, end)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -226,8 +226,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--files", choices=("png", "jpeg"), default="png", help="kind of the image files; jpeg has a quality of 90"
     )
-    parser.add_argument("--probes", default="5,3,3", help="rates that each search tries, comma-separated; 0: none")
-    parser.add_argument("--rounds", type=int, default=0, help="of a closed loop, at least 2; default: none")
+    parser.add_argument("--probes", type=int, default=3, help="rates that are tried to find the range of the loads")
+    parser.add_argument("--rounds", type=int, default=1, help="of loads at three rates and of a closed loop")
     parser.add_argument("--starts", type=int, default=1, help="of the servers, in another order each time")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended, in addition to standard output")
     parser.add_argument("--json", action="store_true", help="as always")
@@ -236,10 +236,9 @@ def main(words: Sequence[str] | None = None) -> None:
     check_packages(options.cases.split(","))
     if unknown := set(options.requests.split(",")) - set(serve_networks.REQUESTS):
         parser.error(f"unknown requests {min(unknown)}: there are {', '.join(serve_networks.REQUESTS)}")
-    if options.rounds == 1 or options.rounds < 0:
-        parser.error(f"--rounds must be at least 2, or 0 for none, got {options.rounds}")
-    if options.starts < 1:
-        parser.error(f"--starts must be at least 1, got {options.starts}")
+    for name in ("probes", "rounds", "starts"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     machine, results = Machine(), list[dict[str, Any]]()
     with TemporaryDirectory() as temporary:
         with machine.on_server_cores():  # it measures the segments

@@ -4,9 +4,8 @@ Every request is sent at its planned time, on an idle connection or on a new one
 answers; so the load does not decrease if a server falls behind. With the same seed, the requests and the order and
 proportions of their times are the same at every rate.
 
-`p99_ms` is the 99th percentile over all requests. For `steady_p99_ms`, the planned times are divided into five equal
-parts; it is the median of the 99th percentiles of the last three: a pause of the machine affects one of these, a server
-that falls behind all.
+`p99_ms` is the 99th percentile over all requests; `steady_p99_ms` over those that are due after the first fifth of the
+load, in which the queues of the server fill.
 
 Started by `benchmarks/serve.py`, on a core of its own.
 """
@@ -14,12 +13,10 @@ Started by `benchmarks/serve.py`, on a core of its own.
 import argparse
 import asyncio
 import json
-import math
 import random
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 MOST = 400
@@ -110,14 +107,8 @@ def percentile(values: list[float], share: float) -> float | None:
 
 def steady_p99(client: Client, seconds: float) -> float | None:
     """Milliseconds; see the module."""
-    if not client.due:
-        return None
-    begin, fifths = min(client.due), list[list[float]]([[] for _ in range(5)])
-    for due, latency in zip(client.due, client.latencies):
-        fifths[min(4, int(5 * (due - begin) / seconds))].append(latency)
-    late = [percentile(each, 0.99) for each in fifths[2:]]
-    middle = median(math.inf if each is None else each for each in late)
-    return middle if middle < math.inf else None
+    begin = min(client.due, default=0.0) + seconds / 5
+    return percentile([latency for due, latency in zip(client.due, client.latencies) if due >= begin], 0.99)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
