@@ -42,6 +42,35 @@ def submit_each(engine: SegmentEngine, inputs: np.ndarray, keys: Iterable[Any], 
             engine.submit(row[None], key, *more)
 
 
+class Calls:
+    """A sink for results: what every call handed over."""
+
+    def __init__(self, wanted: int) -> None:
+        self.each, self.wanted, self._done = list[list[Any]](), wanted, threading.Event()
+
+    def __call__(self, results: Any) -> None:
+        self.each.append(list(results))
+        if sum(self.sizes) == self.wanted:
+            self._done.set()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of requests of every call."""
+        return [len(call) for call in self.each]
+
+    @property
+    def results(self) -> dict[Any, list[Any]]:
+        """Results of every request, by its key; none came twice."""
+        pairs = [pair for call in self.each for pair in call]
+        results = dict(pairs)
+        assert len(results) == len(pairs)
+        return results
+
+    def wait(self) -> None:
+        """Until the results of all requests are there."""
+        assert self._done.wait(20)
+
+
 def assert_same(outcome: SampleResult, bundle: Bundle, inputs: np.ndarray) -> None:
     """An outcome is that of the bundle for this input alone, unless its score lies at a threshold."""
     alone = bundle.answer(inputs[None])
@@ -414,48 +443,36 @@ def test_the_rest_of_a_batch_continues_at_once(
 ) -> None:
     """Results come together if the rest takes at most 10 ms and a quarter of the age of the request."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:16])
-    expected, calls, done, now = bundle.answer(inputs), list[list[Any]](), threading.Event(), 0.0
+    expected, calls, now = bundle.answer(inputs), Calls(len(inputs)), 0.0
     assert len(set(expected.exit.tolist())) > 1
-
-    def sink(results: Any) -> None:
-        calls.append(list(results))
-        if sum(map(len, calls)) == len(inputs):
-            done.set()
-
     scheduler = Scheduler((linear(1e-9, each, 16),) * 3, overhead=4 * each, most=16)
     engine = SegmentEngine(bundle, scheduler, clock=lambda: now)
     with engine._changed:
-        submit_each(engine, inputs, range(len(inputs)), sink)
+        submit_each(engine, inputs, range(len(inputs)), calls)
         now = age
-    assert done.wait(20)
+    calls.wait()
     engine.stop()
-    results = {key: result for call in calls for key, (result,) in call}
+    results = {key: result for key, (result,) in calls.results.items()}
     assert [results[row].exit for row in range(len(inputs))] == expected.exit.tolist()
     assert np.abs(np.stack([results[row].logits for row in range(len(inputs))]) - expected.logits).max() < 1e-5
     counts = engine.statistics.batches
-    assert sum(counts[0].counts) == 1 and len(calls) == (1 if together else len(set(expected.exit.tolist())))
+    assert sum(counts[0].counts) == 1 and len(calls.each) == (1 if together else len(set(expected.exit.tolist())))
 
 
 @pytest.mark.parametrize("age", [0.0, 10.0])
 def test_results_are_not_held_for_the_next_batch(bundle: Bundle, pixels: np.ndarray, age: float) -> None:
     """All exit at the first exit, in three batches of eight that take 0.8 ms."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:24])
-    handed, done, now = list[int](), threading.Event(), 0.0
-
-    def sink(results: Any) -> None:
-        handed.append(len(results))
-        if sum(handed) == len(inputs):
-            done.set()
-
+    calls, now = Calls(len(inputs)), 0.0
     asked = replace(bundle, policy=ExitPolicy(thresholds=(0.0,) * 3, enabled=(True,) * 3))
     scheduler = Scheduler((linear(1e-9, 1e-4, 8),) * 3, most=8, overhead=1.0)
     engine = SegmentEngine(asked, scheduler, clock=lambda: now)
     with engine._changed:
-        submit_each(engine, inputs, range(24), sink)
+        submit_each(engine, inputs, range(24), calls)
         now = age
-    assert done.wait(20)
+    calls.wait()
     engine.stop()
-    assert handed == [8, 8, 8]
+    assert calls.sizes == [8, 8, 8]
 
 
 def test_an_image_that_ran_alone_may_wait_for_others(bundle: Bundle, pixels: np.ndarray) -> None:
@@ -484,28 +501,20 @@ def test_an_image_that_ran_alone_may_wait_for_others(bundle: Bundle, pixels: np.
 def test_the_results_of_a_request_are_handed_over_together_in_its_order(bundle: Bundle, pixels: np.ndarray) -> None:
     """Its images exit at different exits, in small batches, between the images of other requests."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:24])
-    expected, calls, done = bundle.answer(inputs), dict[str, list[Any]](), threading.Event()
-
-    def sink(results: Any) -> None:
-        for key, each in results:
-            assert key not in calls
-            calls[key] = each
-        if len(calls) == 3:
-            done.set()
-
+    expected = bundle.answer(inputs)
     for workers in (1, 2):
-        calls.clear()
-        done.clear()
+        calls = Calls(3)
         engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 1.0, 5),) * 3, overhead=1.0, most=5, workers=workers))
         parts = {"a": slice(0, 12), "b": slice(12, 13), "c": slice(13, 24)}
         with engine._changed:
             for key, rows in parts.items():
-                engine.submit(inputs[rows], key, sink)
-        assert done.wait(20)
+                engine.submit(inputs[rows], key, calls)
+        calls.wait()
         engine.stop()
         for key, rows in parts.items():
-            assert [result.exit for result in calls[key]] == expected.exit[rows].tolist()
-            assert np.abs(np.stack([result.logits for result in calls[key]]) - expected.logits[rows]).max() < 1e-5
+            results = calls.results[key]
+            assert [result.exit for result in results] == expected.exit[rows].tolist()
+            assert np.abs(np.stack([result.logits for result in results]) - expected.logits[rows]).max() < 1e-5
 
 
 def test_results_wait_for_the_rest_of_their_request_that_continues(bundle: Bundle, pixels: np.ndarray) -> None:
@@ -533,25 +542,19 @@ def test_a_result_is_not_held_beyond_its_deadline(bundle: Bundle, pixels: np.nda
     exits = bundle.answer(inputs).exit
     early, late = np.flatnonzero(exits == 0)[:1], np.flatnonzero(exits > 0)[:16]
 
-    def calls(deadline_ms: float) -> list[int]:
-        handed, done, now = list[int](), threading.Event(), 0.0
-
-        def sink(results: Any) -> None:
-            handed.append(len(results))
-            if sum(handed) == 1 + len(late):
-                done.set()
-
+    def handed(deadline_ms: float) -> list[int]:
+        calls, now = Calls(1 + len(late)), 0.0
         scheduler = Scheduler((linear(1e-9, 1e-4, 32),) * 3, overhead=4e-4, most=32)
         engine = SegmentEngine(bundle, scheduler, clock=lambda: now)
         with engine._changed:  # both requests are there when its thread looks
-            submit_each(engine, inputs[early], ["early"], sink, deadline_ms)
-            submit_each(engine, inputs[late], range(len(late)), sink)
+            submit_each(engine, inputs[early], ["early"], calls, deadline_ms)
+            submit_each(engine, inputs[late], range(len(late)), calls)
             now = 10.0
-        assert done.wait(20)
+        calls.wait()
         engine.stop()
-        return handed
+        return calls.sizes
 
-    assert calls(10001.0)[0] == 1 and calls(11000.0)[0] > 1
+    assert handed(10001.0)[0] == 1 and handed(11000.0)[0] > 1
 
 
 def test_the_thread_outlives_errors_of_those_who_listen(
@@ -559,23 +562,19 @@ def test_the_thread_outlives_errors_of_those_who_listen(
 ) -> None:
     """A closed event loop, and a score that a test of drift cannot take; other requests get their results."""
     inputs = bundle.manifest.preprocessing.normalise(pixels[:4])
-    answered, done = list[Any](), threading.Event()
+    calls = Calls(2 * len(inputs))
 
     def broken(*_: Any) -> None:
         raise RuntimeError("Event loop is closed")
-
-    def sink(results: Any) -> None:
-        answered.extend(results)
-        if len(answered) == 2 * len(inputs):
-            done.set()
 
     engine = SegmentEngine(bundle, Scheduler((linear(1e-9, 1e-4, 16),) * 3, overhead=1e-4, most=16))
     engine.statistics.listener = broken
     with engine._changed:
         submit_each(engine, inputs, range(4), broken)
-        submit_each(engine, inputs, range(4), sink)
-    submit_each(engine, inputs, range(4), sink)
-    assert done.wait(20) and engine.alive
+        submit_each(engine, inputs, range(4), calls)
+    submit_each(engine, inputs, range(4, 8), calls)
+    calls.wait()
+    assert engine.alive
     engine.stop()
     assert sum(engine.statistics.answered) == 12
     messages = {record.getMessage().split(" of exit")[0] for record in caplog.records}
