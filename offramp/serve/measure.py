@@ -1,6 +1,7 @@
 """Measures the segments of a bundle at several batch sizes, as the server runs them. Runs without torch."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ from offramp.bundle.read import Bundle
 from offramp.serve.costs import CostCurve, powers
 from offramp.serve.rows import SegmentInput, run_segment
 
-ROUNDS, WARM = 5, 0.03
-"""Rounds through all segments: at least so many, and up to four times as many until each segment has run for so many
-seconds on average: in ONNX Runtime, the first ten calls or so take longer."""
+PASSES = 3
+"""Passes over all batch sizes, each of which keeps its shortest times: a period in which the machine is slow thus
+affects all sizes, instead of making one of them look expensive."""
+ROUNDS, WARM = 3, 0.01
+"""Rounds of a pass through all segments: at least so many, and up to four times as many until each segment has run for
+so many seconds on average: in ONNX Runtime, the first ten calls or so take longer."""
 SATURATED = 1.05
 """No larger batch is measured if the last two sizes have not divided any cost per sample by at least this factor."""
 LIMIT = 0.5
@@ -28,14 +32,15 @@ def measure(bundle: Bundle, most: int) -> tuple[CostCurve, ...]:
         ParameterError: if a batch of that size needs too much memory.
     """
     check_batch(bundle, most, "max_batch")
-    sizes: list[int] = []
-    times: list[list[int | float]] = []
+    batches, times = dict[int, list[SegmentInput]](), list[list[int | float]]()
     for size in powers(most):
-        sizes.append(size)
-        times.append(_seconds(bundle, size))
-        if sum(times[-1]) > LIMIT or _saturated(sizes, times):
+        batches[size] = _inputs(bundle, size)
+        times.append(_seconds(bundle, batches[size]))
+        if sum(times[-1]) > LIMIT or _saturated(list(batches), times):
             break
-    return tuple(CostCurve(tuple(sizes), seconds) for seconds in zip(*times))
+    for _ in range(PASSES - 1):
+        times = [list(map(min, before, _seconds(bundle, each))) for before, each in zip(times, batches.values())]
+    return tuple(CostCurve(tuple(batches), seconds) for seconds in zip(*times))
 
 
 def _saturated(sizes: list[int], times: list[list[int | float]]) -> bool:
@@ -47,18 +52,21 @@ def _saturated(sizes: list[int], times: list[list[int | float]]) -> bool:
     return all(min(column) * SATURATED > lowest for column, lowest in zip(zip(*each[-2:]), before))
 
 
-def _seconds(bundle: Bundle, size: int) -> list[int | float]:
-    """Seconds of every segment for one batch size: the lowest of several runs, which other work disturbs least.
+def _inputs(bundle: Bundle, size: int) -> list[SegmentInput]:
+    """What every segment takes, for a batch of which no sample exits."""
+    noise = np.random.default_rng(0).integers(0, 256, (size, *bundle.manifest.preprocessing.shape), np.uint8)
+    inputs = [SegmentInput(bundle.manifest.preprocessing.normalise(noise))]
+    for passed, segment in enumerate(bundle.segments[:-1]):
+        inputs.append(_onward(bundle, segment, passed, inputs[-1]))
+    return inputs
+
+
+def _seconds(bundle: Bundle, inputs: Sequence[SegmentInput]) -> list[int | float]:
+    """Seconds of every segment for one batch: the lowest of several rounds, which other work disturbs least.
 
     The segments run in turn, as in the server: a segment that runs again at once finds its weights in the processor's
     caches, and small batches, which read them more often for as many samples, seem cheaper than they are.
     """
-    shape = bundle.manifest.preprocessing.shape
-    noise = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
-    entering = SegmentInput(bundle.manifest.preprocessing.normalise(noise))
-    inputs = [entering]
-    for passed, segment in enumerate(bundle.segments[:-1]):
-        inputs.append(_onward(bundle, segment, passed, inputs[-1]))
     rounds: list[list[int | float]] = []
     while len(rounds) < ROUNDS or (len(rounds) < 4 * ROUNDS and sum(map(sum, rounds)) < WARM * len(inputs)):
         rounds.append([_timed(bundle, passed, each) for passed, each in enumerate(inputs)])

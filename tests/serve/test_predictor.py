@@ -628,6 +628,19 @@ def test_segments_are_measured_in_turn_as_the_server_runs_them(bundle: Bundle) -
     assert len(ran) > 15 and ran == ([0, 1] + [0, 1, 2] * len(ran))[: len(ran)]
 
 
+def test_a_slow_period_does_not_make_a_batch_size_look_expensive(bundle: Bundle) -> None:
+    ran: list[int] = []
+
+    def segment(state: Any, carry: Any) -> Any:
+        ran.append(len(state))
+        if len(state) == 4 and ran.count(4) <= 4:  # once for the inputs of the next segment, then three rounds
+            time.sleep(0.1)
+        return bundle.segments[0](state, carry)
+
+    curves = measure(replace(bundle, segments=(segment, *bundle.segments[1:])), 8)
+    assert curves[0].sizes == (1, 2, 4, 8) and curves[0](4) < 0.1
+
+
 def test_rows_of_one_block_stay_one_block() -> None:
     entering = SegmentInput((np.arange(6).reshape(3, 2),), (np.arange(3),), {"total": np.arange(3)})
     assert gather([SampleRow(entering, index) for index in range(3)]) is entering
