@@ -7,9 +7,10 @@ Samples wait in one queue per segment. Of all queues, the one with the largest p
 - the efficiency of its batch: the lowest cost per sample of that segment, divided by that of the batch that waits. So
   samples gather before a segment for which large batches pay, and run at once where they do not.
 
-The samples of a batch that do not exit enter the next queue, except if nobody else waits, or if a larger batch would
-save little (`WAITS`, `SAVES`): then they pass the next segment at once, without the overhead of a new batch and without
-waiting, which would delay the request that they belong to.
+The samples of a batch that do not exit pass the next segment at once, unless others already wait for it, or unless
+waiting pays: it does if the time that a larger batch saves, for each of the samples that wait anywhere, exceeds the
+time by which the next first batch would delay these. So the more samples wait, and the larger the batches that pay, the
+more often new batches are formed at the exits.
 
 This is the rule of largest weighted delay first (Andrews et al., Providing quality of service over a shared wireless
 link, IEEE Communications Magazine 39(2), 2001), with the efficiency of a batch as the rate of service. Within a queue,
@@ -24,10 +25,9 @@ from typing import Any, NamedTuple
 from offramp.serve.costs import CostCurve
 from offramp.serve.sample_queue import Sample, SampleQueue
 
-WAITS, SAVES = 1.3, 3e-4
-"""The rest of a batch waits for other samples if it costs more than `WAITS` times what it would in the best batch, and
-if the difference is more than `SAVES` seconds; on a CPU, waiting for less did not pay. Lower values delay the last
-images of requests with several; higher ones cost throughput where large batches pay."""
+NEW_BATCH = 3e-4
+"""Seconds that one more batch costs, measured on a CPU: waiting has to save more. `overhead`, for the sizes of batches,
+is an upper estimate."""
 
 
 class QueueFull(Exception):
@@ -50,11 +50,6 @@ class Decision(NamedTuple):
 
     late: list[Sample]
     work: Work | None
-
-
-def _cheap(seconds: int | float, best: int | float) -> bool:
-    """Whether a batch costs little more than its samples would in the best batch."""
-    return seconds <= max(WAITS * best, best + SAVES)
 
 
 class Scheduler:
@@ -82,11 +77,11 @@ class Scheduler:
         batches = [curve.plus(overhead) for curve in costs]
         self.useful = tuple(curve.useful(most) for curve in batches)
         self.unanswered = 0
-        # Tables by segment and batch size: seconds, and whether a larger batch would save little.
+        # Tables by segment and batch size: seconds, and what the same samples would save in the best batch.
         sizes = range(1, max(self.useful) + 1)
         self._seconds = [[0.0, *map(curve, sizes)] for curve in batches]
         best = [curve.lowest(most) for curve in costs]
-        self._cheap = [[False, *(_cheap(curve(n), n * each) for n in sizes)] for curve, each in zip(costs, best)]
+        self._saving = [[0.0, *(curve(n) - n * each - NEW_BATCH for n in sizes)] for curve, each in zip(costs, best)]
         self._each = [seconds[size] / size for seconds, size in zip(self._seconds, self.useful)]
         self._path = sum(self._each)
         self._queues = [SampleQueue() for _ in costs]
@@ -145,9 +140,9 @@ class Scheduler:
     def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
         """Whether the samples of a batch that do not exit pass the next segment at once, instead of entering its queue.
 
-        They do if no other sample waits, or if a larger batch would save little, unless a deadline would be missed. If
-        this returns True, the caller must answer the samples that `late_before` returns and run the segment; if False,
-        it must call `finish`.
+        They do if no other sample waits for it and waiting does not pay, unless a deadline would be missed. If this
+        returns True, the caller must answer the samples that `late_before` returns and run the segment; if False, it
+        must call `finish`.
 
         Args:
             segment: number of the next segment.
@@ -155,8 +150,7 @@ class Scheduler:
             deadline: their earliest deadline, in seconds; infinite if there is none.
             now: in seconds.
         """
-        waits = len(self._queues[segment]) or not self._cheap[segment][samples]
-        if waits and any(map(len, self._queues)):
+        if len(self._queues[segment]) or self._waiting_pays(segment, samples):
             return False
         ends = now + self._seconds[segment][samples]
         return ends <= deadline and not self._too_late_for_new_ones(now, ends)
@@ -192,6 +186,10 @@ class Scheduler:
         samples = [queue.pop() for queue in self._queues for _ in range(len(queue))]
         self.unanswered -= len(samples)
         return samples
+
+    def _waiting_pays(self, segment: int, samples: int) -> bool:
+        """Whether a larger batch saves all who wait more time than these samples lose by waiting for it."""
+        return self._saving[segment][samples] * sum(map(len, self._queues)) > samples * self._cost(0)
 
     def _too_late_for_new_ones(self, now: int | float, ends: int | float) -> bool:
         """Whether samples that have no answer yet would miss their deadline, did they run at `ends` instead of now."""
