@@ -46,7 +46,7 @@ from typing import Any
 
 import serve_networks
 from serve_processes import HERE, Machine, Served, cpu, load, memory, segment_seconds, serving
-from serve_search import STEPS, highest_rates
+from serve_search import highest_rates, loads_per_server
 from serve_targets import compare
 
 CASES = {
@@ -147,12 +147,6 @@ def takers(name: str, servers: Mapping[str, Served]) -> dict[str, Served]:
     return {kind: server for kind, server in servers.items() if kind in OWN or name != "tensors"}
 
 
-def loads_of(options: argparse.Namespace) -> int:
-    """How many loads `highest_rates` gives one server."""
-    count: int = 2 + options.probes + (len(STEPS) + 1) * options.rounds
-    return count
-
-
 def loads(
     machine: Machine,
     folder: Path,
@@ -174,13 +168,12 @@ def loads(
             held[kind] = [memory(servers[kind].process)]
             servers[kind].pause()
         names = [name for name in options.requests.split(",") if takers(name, servers)]
-        count = sum(len(takers(name, servers)) for name in names) * loads_of(options)
+        count = sum(len(takers(name, servers)) for name in names) * loads_per_server(options.probes, options.rounds)
         seconds = max(0.5, (end - time.monotonic()) / max(1, count) - 0.5)
-        seed = start * (len(STEPS) * options.rounds + 1)
         for name in names:
             about = {"requests": name, "images": serve_networks.REQUESTS[name], "bound_ms": options.bound_ms}
             bodies, some = folder / f"{name}.json", takers(name, servers)
-            more = (options.bound_ms, seconds, options.probes, options.rounds, seed)
+            more = (options.bound_ms, seconds, options.probes, options.rounds, 1000 * start)
             for kind, result in highest_rates(machine, some, bodies, *more):
                 yield {"case": CASES[kind], **about, "seconds": seconds, **result}
             for kind in servers:

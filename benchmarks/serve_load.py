@@ -4,8 +4,8 @@ Every request is sent at its planned time, on an idle connection or on a new one
 answers; so the load does not decrease if a server falls behind. With the same seed, the requests and the order and
 proportions of their times are the same at every rate.
 
-`p99_ms` is the 99th percentile over all requests; `steady_p99_ms` over those that are due after the first fifth of the
-load, in which the queues of the server fill.
+`p99_ms` is the 99th percentile of the latency of all requests, `steady_p99_ms` that of the requests planned after the
+first fifth of the load, during which the queues of the server fill.
 
 Started by `benchmarks/serve.py`, on a core of its own.
 """

@@ -134,6 +134,11 @@ def highest_rates(
         yield kind, {**results, "loads": search.loads, "closed_loop_rates": closed[kind], "at_half": half}
 
 
+def loads_per_server(probes: int, rounds: int) -> int:
+    """How many loads `highest_rates` gives each server, closed loops included."""
+    return 1 + probes + rounds * (1 + len(STEPS)) + 1
+
+
 def load_one(machine: Machine, server: Served, bodies: Path, **options: Any) -> dict[str, Any]:
     """What the load generator measured on a paused server, which runs meanwhile."""
     server.resume()

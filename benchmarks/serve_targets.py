@@ -8,7 +8,7 @@ from typing import Any
 
 
 def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of ratios of the highest rates, without those whose cases were not measured.
+    """One line of ratios of the highest rates, without those whose cases were not measured or never kept the bound.
 
     Ratios are taken load by load, and in `closed_loop` round by round. Each has its median over all starts of the
     servers, the standard error of the mean, and the median of every start.
@@ -29,13 +29,14 @@ def compare(results: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict
         "promised_with_decoding": with_decoding,
         "decode_ms": decode,
     }
-    loads = [each for each in results if each.get("highest_rate") is not None]
+    loads = [each for each in results if "highest_rate" in each]
     for name in dict.fromkeys(each["requests"] for each in loads):
         some = [each for each in loads if each["requests"] == name]
         divisors = {"speedup": 1.0, "speedup_share": promised}
         if name != "tensors":
             divisors["speedup_share_with_decoding"] = with_decoding
-        line[name] = _ratios(some, "rates", divisors)
+        kept = [each for each in some if each["highest_rate"] is not None]
+        line[name] = _ratios(kept, "rates", divisors)
         line[name]["closed_loop"] = _ratios(some, "closed_loop_rates", divisors)
     overheads = [each for each in results if each["case"] == "overhead per request: plain"]
     line["overhead_ms"] = {each["requests"]: each["cpu_overhead_ms"] for each in overheads}

@@ -26,8 +26,8 @@ from offramp.serve.costs import CostCurve
 from offramp.serve.sample_queue import Sample, SampleQueue
 
 NEW_BATCH = 3e-4
-"""Seconds that one more batch costs, measured on a CPU: waiting has to save more. `overhead`, for the sizes of batches,
-is an upper estimate."""
+"""Seconds that one more batch is estimated to cost: waiting has to save more. (`overhead`, from which the sizes of
+batches follow, is an upper estimate.)"""
 
 
 class QueueFull(Exception):
@@ -140,9 +140,8 @@ class Scheduler:
     def continues(self, segment: int, samples: int, deadline: int | float, now: int | float) -> bool:
         """Whether the samples of a batch that do not exit pass the next segment at once, instead of entering its queue.
 
-        They do if no other sample waits for it and waiting does not pay, unless a deadline would be missed. If this
-        returns True, the caller must answer the samples that `late_before` returns and run the segment; if False, it
-        must call `finish`.
+        They do if no other sample waits for it and waiting does not pay, unless a deadline would be missed. The caller
+        then answers the samples that `late_before` returns and runs the segment; otherwise, it calls `finish`.
 
         Args:
             segment: number of the next segment.

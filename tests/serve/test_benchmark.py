@@ -96,6 +96,7 @@ def test_a_server_that_never_kept_the_bound_has_no_ratio(monkeypatch: pytest.Mon
     line = compare(results, COSTS)["tensors"]
     assert set(line) == {"rebatched_vs_whole", "closed_loop"}
     assert line["rebatched_vs_whole"]["by_start"] == [1.25, 1.5]
+    assert line["closed_loop"]["speedup"]["by_start"] == [1.0]
 
 
 def test_the_plain_network_is_compared_with_the_best_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
