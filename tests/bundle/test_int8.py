@@ -22,7 +22,7 @@ GOAL = {"goal": {"risk": 0.3, "delta": None}, "plain": {"macs": 10**9}}
 
 
 @pytest.fixture(scope="module")
-def quantised(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(exported: Any, integer_kernels: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle `made` in int8; nobody may change its files."""
     folder = tmp_path_factory.mktemp("int8") / "b"
     data = dataclasses.replace(exported.data, fit=Fit(8, 10))

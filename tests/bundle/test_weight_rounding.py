@@ -80,7 +80,9 @@ def test_layers_that_are_not_understood_are_left_alone() -> None:
     assert not weight_rounding._is_layer(onnx.helper.make_node("Add", ["x", "w"], ["y"]))
 
 
-def test_segments_are_closer_to_float32_and_blocks_are_whole(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_closer_to_float32_and_blocks_are_whole(
+    exported: Any, integer_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = [content(exported.folder, exported.manifest, spec.file) for spec in exported.manifest.parts[:1]]
     spec, source = exported.manifest.parts[0], exported.data.splits["cal"].source
     inputs = exported.manifest.preprocessing.normalise(source.batch(exported.data.splits["cal"].indices[:64]))
