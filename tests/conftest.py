@@ -16,7 +16,7 @@ FLAGS = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") els
 if "avx512f" not in FLAGS:  # see "Known problems" in docs/reliability.md: networks of tests are narrow enough
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 
-import pytest
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "nets")]  # for `forked` and `shape_checks`; networks of tests
